@@ -1,0 +1,1 @@
+"""Data-free quantization in JAX."""

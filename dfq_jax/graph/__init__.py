@@ -1,0 +1,1 @@
+"""The network as data: operators, graph, evaluator, queries, rewrites, blocks."""

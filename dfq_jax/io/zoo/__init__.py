@@ -1,0 +1,1 @@
+"""Named architectures, one short builder each."""

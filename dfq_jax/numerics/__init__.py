@@ -1,0 +1,1 @@
+"""Array mathematics only: rounding, grids, ranges."""

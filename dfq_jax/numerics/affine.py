@@ -1,0 +1,174 @@
+"""Uniform ("affine") grids: codes `q`, scale `s`, zero point `z`, value `s (q - z)`.
+
+Formulas: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 2; division by the
+scale, rounding half to even and saturation are those of ONNX QuantizeLinear. An array of scales
+has the rank of the tensor it quantizes, with size 1 along every axis that shares a scale.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+SMALLEST_SCALE = 1e-12
+"""Below this a float32 scale and its reciprocal stop being safe to multiply."""
+
+DEAD_SCALE = 1e-6
+"""Scale given to a channel whose values are all zero: any positive number represents it exactly."""
+
+BIAS_LIMIT = 2.0**30
+"""Largest bias code allowed; the other half of int32 is left to the accumulated products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The static half of a quantizer: which integers exist.
+
+    Attributes:
+      bits: 2..8.
+      symmetric: True: zero point 0 and signed codes -(2^(b-1)-1)..2^(b-1)-1 (the narrow range).
+        False: unsigned codes 0..2^b-1 with a zero point.
+      axis: the axis with one scale per index (`-1` for output channels), None for one scale.
+    """
+
+    bits: int
+    symmetric: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless 2 <= bits <= 8."""
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"a grid needs 2 <= bits <= 8, got {self.bits}.")
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code."""
+        return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Storage type of codes and zero points."""
+        return np.dtype(np.int8 if self.symmetric else np.uint8)
+
+    def reduced_axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of an `ndim`-dimensional tensor that share one scale."""
+        return tuple(i for i in range(ndim) if self.axis is None or i != self.axis % ndim)
+
+
+class Affine(NamedTuple):
+    """The traced half of a quantizer.
+
+    Attributes:
+      scale: float32, positive; rank of the tensor or 0.
+      zero_point: in the storage dtype of the grid; shape of `scale`.
+    """
+
+    scale: Float[Array, "..."]
+    zero_point: Int[Array, "..."]
+
+
+def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Rounds half to even; the gradient passes as if it were the identity."""
+    return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+
+def from_range(lo: Float[Array, "..."], hi: Float[Array, "..."], grid: Grid) -> Affine:
+    """The affine parameters that cover [lo, hi].
+
+    Args:
+      lo: lower ends, any finite value; extended to include 0.
+      hi: upper ends, same shape; extended to include 0.
+      grid: the integers to use.
+
+    Returns:
+      Scales and zero points in the shape of `lo`. Empty and denormal ranges get `DEAD_SCALE`, so a
+      scale is always finite and positive.
+    """
+    lo, hi = jnp.minimum(lo, 0.0), jnp.maximum(hi, 0.0)
+    scale = (jnp.maximum(-lo, hi) if grid.symmetric else hi - lo) / grid.qmax
+    scale = jnp.where(scale > SMALLEST_SCALE, scale, DEAD_SCALE).astype(jnp.float32)
+    if grid.symmetric:
+        zero_point = jnp.zeros_like(scale)
+    else:
+        zero_point = jnp.clip(jnp.round(-lo / scale), grid.qmin, grid.qmax)
+    return Affine(scale, zero_point.astype(grid.dtype))
+
+
+def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The smallest and largest representable values, in the units of the tensor."""
+    zero_point = affine.zero_point.astype(jnp.float32)
+    return (grid.qmin - zero_point) * affine.scale, (grid.qmax - zero_point) * affine.scale
+
+
+def quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Int[Array, "..."]:
+    """Codes of `x` in the storage dtype: `clip(round(x / s) + z, qmin, qmax)`."""
+    zero_point = affine.zero_point.astype(jnp.float32)
+    q = jnp.round(x / affine.scale) + zero_point
+    return jnp.clip(q, grid.qmin, grid.qmax).astype(grid.dtype)
+
+
+def dequantize(q: Int[Array, "..."], affine: Affine) -> Float[Array, "..."]:
+    """Values of codes: `(q - z) s`."""
+    zero_point = affine.zero_point.astype(jnp.float32)
+    return (q.astype(jnp.float32) - zero_point) * affine.scale
+
+
+def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[Array, "..."]:
+    """`dequantize(quantize(x))` in floats, differentiable.
+
+    Args:
+      x: any shape that `affine.scale` broadcasts against.
+      affine: scale and zero point.
+      grid: the integers to use.
+
+    Returns:
+      Same shape. The gradient is 1 inside the range and 0 outside (clipped straight-through);
+      with respect to `scale` it is that of LSQ (Esser et al. 2020, Eq. 3).
+    """
+    zero_point = affine.zero_point.astype(jnp.float32)
+    q = jnp.clip(round_ste(x / affine.scale) + zero_point, grid.qmin, grid.qmax)
+    return (q - zero_point) * affine.scale
+
+
+def bias_scale(
+    input_scale: Float[Array, ""], kernel_scale: Float[Array, "..."]
+) -> Float[Array, " chan"]:
+    """Scale of an int32 bias: exactly the float32 product `x_scale * w_scale`, per channel."""
+    return (input_scale * kernel_scale).reshape(-1)
+
+
+def guard_bias_overflow(
+    kernel: Affine, input_scale: Float[Array, ""], bias: Float[Array, " chan"]
+) -> Affine:
+    """Raises kernel scales until every bias code fits into half of int32.
+
+    A channel of tiny weights with a large bias would otherwise overflow int32 at run time.
+
+    Args:
+      kernel: affine parameters of the kernel, channels last.
+      input_scale: scale of the layer's input.
+      bias: float bias, one per channel.
+
+    Returns:
+      `kernel` with scales `>= |bias| / (input_scale * 2**30)`; unchanged where that held already.
+    """
+    least = (jnp.abs(bias) / (input_scale * BIAS_LIMIT)).reshape(
+        (1,) * (kernel.scale.ndim - 1) + (-1,)
+    )
+    return Affine(jnp.maximum(kernel.scale, least), kernel.zero_point)
+
+
+def quantize_bias(
+    bias: Float[Array, " chan"], input_scale: Float[Array, ""], kernel_scale: Float[Array, "..."]
+) -> Int[Array, " chan"]:
+    """int32 codes of a bias at scale `input_scale * kernel_scale`, zero point 0."""
+    q = jnp.round(bias / bias_scale(input_scale, kernel_scale))
+    return jnp.clip(q, -BIAS_LIMIT, BIAS_LIMIT).astype(jnp.int32)

@@ -1,0 +1,61 @@
+"""Closed forms of clipped normal variables: what an activation does to Gaussian pre-activations."""
+
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from dfq_jax.types import Moments
+
+
+def clipped_normal(moments: Moments, ceiling: float | None) -> Moments:
+    """Mean and variance of `clip(X, 0, ceiling)` for X normal with `moments`, per channel.
+
+    Args:
+      moments: mean and variance of the normal variables; variance 0 is a constant.
+      ceiling: upper cap, None for ReLU.
+
+    Returns:
+      Moments of the clipped variables.
+
+    Reference:
+      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
+      section 4.2.1 and appendix C (the mean); the second moment by the same integration.
+    """
+    mean = moments.mean
+    std = jnp.sqrt(jnp.maximum(moments.var, 1e-20))
+    a = -mean / std
+    b = jnp.full_like(a, jnp.inf) if ceiling is None else (ceiling - mean) / std
+    inside = norm.cdf(b) - norm.cdf(a)
+    density_gap = norm.pdf(a) - norm.pdf(b)
+    top = 0.0 if ceiling is None else ceiling
+    above = 1 - norm.cdf(b)
+    first = std * density_gap + mean * inside + top * above
+    b_density = jnp.where(jnp.isinf(b), 0.0, jnp.where(jnp.isinf(b), 0.0, b) * norm.pdf(b))
+    inner = inside + a * norm.pdf(a) - b_density  # E[Z^2; a < Z < b]
+    second = std**2 * inner + 2 * mean * std * density_gap + mean**2 * inside + top**2 * above
+    return Moments(first, jnp.maximum(second - first**2, 0.0))
+
+
+def normal_range(
+    moments: Moments, sigmas: float, ceiling: float | None = None, rectified: bool = False
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Range of a tensor from its channel moments: `mean -/+ sigmas * std`, widest channel.
+
+    Args:
+      moments: per channel, before the activation.
+      sigmas: how many standard deviations to keep (DFQ: 6).
+      ceiling: cap of the activation.
+      rectified: whether negative values are cut to 0.
+
+    Returns:
+      Lower and upper end, scalars.
+
+    Reference:
+      Nagel et al. 2019, section 5 ("activation range ... beta +/- n gamma").
+    """
+    std = jnp.sqrt(moments.var)
+    hi = jnp.max(moments.mean + sigmas * std)
+    lo = jnp.min(moments.mean - sigmas * std)
+    if ceiling is not None:
+        hi = jnp.minimum(hi, ceiling)
+    return (jnp.zeros_like(lo) if rectified else lo), hi

@@ -1,0 +1,1 @@
+"""Optimisation: the one training loop and its schedules."""

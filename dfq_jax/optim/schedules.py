@@ -1,0 +1,60 @@
+"""Learning-rate rules that react to the loss, as optax transforms that live inside the scan."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+
+class PlateauState(NamedTuple):
+    """Factor in force, best loss so far, steps since it improved."""
+
+    scale: Float[Array, ""]
+    best: Float[Array, ""]
+    bad: Int[Array, ""]
+
+
+def reduce_on_plateau(
+    *, factor: float = 0.1, patience: int = 100, threshold: float = 1e-4, floor: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """Scales updates down whenever the loss has stopped improving.
+
+    A step is bad unless `loss < best * (1 - threshold)`. After `patience + 1` bad steps in a row
+    the scale is multiplied by `factor`, effective from the next step, and the count restarts.
+
+    Args:
+      factor: in (0, 1).
+      patience: bad steps tolerated.
+      threshold: relative improvement that counts.
+      floor: smallest scale, relative to the initial learning rate.
+
+    Returns:
+      A transform whose `update` needs `value=loss`.
+
+    Raises:
+      ValueError: if `factor` is not in (0, 1).
+
+    Reference:
+      `torch.optim.lr_scheduler.ReduceLROnPlateau` in mode "min" with relative threshold.
+    """
+    if not 0 < factor < 1:
+        raise ValueError(f"reduce_on_plateau() needs 0 < factor < 1, got {factor}.")
+
+    def init(params) -> PlateauState:
+        del params
+        return PlateauState(jnp.ones(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, **extra):
+        del params
+        value = extra["value"]
+        updates = jax.tree.map(lambda u: u * state.scale, updates)
+        improved = value < state.best * (1 - threshold)
+        bad = jnp.where(improved, 0, state.bad + 1)
+        fire = bad > patience
+        scale = jnp.where(fire, jnp.maximum(state.scale * factor, floor), state.scale)
+        best = jnp.where(improved, value, state.best)
+        return updates, PlateauState(scale, best, jnp.where(fire, 0, bad))
+
+    return optax.GradientTransformationExtraArgs(init, update)

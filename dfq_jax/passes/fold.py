@@ -1,0 +1,58 @@
+"""Folds batch norm into the layer before it."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm
+from dfq_jax.graph.query import consumers, only_consumer
+from dfq_jax.graph.rewrite import bypass, drop_params, with_params
+from dfq_jax.types import Moments
+
+
+def fold_batch_norm(model: Model) -> Model:
+    """Every batch norm that is the only reader of a convolution or linear layer becomes part of it.
+
+    Args:
+      model: any network.
+
+    Returns:
+      The same function with fewer nodes; `moments` of each folded layer hold the mean and
+      variance its output had in training: `beta` and `gamma^2 var / (var + eps)`.
+
+    Reference:
+      Jacob et al. 2018, "Quantization and Training of Neural Networks ...", section 3.2; the kept
+      moments are those of Nagel et al. 2019, section 4.2.1.
+    """
+    readers = consumers(model.graph)
+    new_params, moments, gone = {}, {}, []
+    for node in model.graph.nodes:
+        if not isinstance(node.op, WEIGHTED):
+            continue
+        norm = only_consumer(model.graph, readers, node.name)
+        if norm is None or not isinstance(norm.op, BatchNorm):
+            continue
+        new_params[node.name], moments[node.name] = folded(model, node, norm, norm.op.eps)
+        gone.append(norm.name)
+    model = with_params(model, new_params)
+    return dataclasses.replace(
+        model,
+        graph=bypass(model.graph, gone),
+        params=drop_params(model.params, gone),
+        moments={**model.moments, **moments},
+    )
+
+
+def folded(
+    model: Model, layer: Node, norm: Node, eps: float
+) -> tuple[dict[str, Float[Array, "..."]], Moments]:
+    """New slots of `layer` with `norm` folded in, and the moments of its output."""
+    slots, bn = model.params[layer.name], model.params[norm.name]
+    scale = bn.get("scale", jnp.ones_like(bn["mean"]))
+    beta = bn.get("bias", jnp.zeros_like(bn["mean"]))
+    gain = scale / jnp.sqrt(bn["var"] + eps)
+    bias = slots.get("bias", jnp.zeros_like(bn["mean"]))
+    new = {"kernel": slots["kernel"] * gain, "bias": (bias - bn["mean"]) * gain + beta}
+    return new, Moments(beta, gain**2 * bn["var"])

@@ -1,0 +1,1 @@
+"""What is quantized and how: plans, calibration, simulation, integer arithmetic."""

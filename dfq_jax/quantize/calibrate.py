@@ -1,0 +1,150 @@
+"""Chooses scales and zero points: kernels from themselves, activations from images or moments."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.evaluate import Slots, Tensor, evaluate
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.affine import Affine, guard_bias_overflow
+from dfq_jax.numerics.ranges import Histogram, activation_affine, extend, weight_affine
+from dfq_jax.quantize.plan import Plan, Site, Spec
+from dfq_jax.quantize.simulate import QParams, QuantizedModel
+
+Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+def calibrate(
+    model: Model, plan: Plan, images: Float[Array, "n h w c"], *, batch: int = 16
+) -> QuantizedModel:
+    """Fits every grid of a plan.
+
+    Two passes over the images: extremes first, then histograms between them, so memory holds one
+    batch of one network whatever the number of images.
+
+    Args:
+      model: folded float network.
+      plan: what to quantize.
+      images: normalised calibration images.
+      batch: images per forward pass.
+
+    Returns:
+      The network with its scales and zero points; kernels are not rounded yet.
+
+    Raises:
+      PlanError: if there is no image.
+    """
+    if images.shape[0] == 0:
+        raise PlanError("calibrate() needs at least one image.")
+    batch = min(batch, images.shape[0])
+    ranges: Ranges | None = None
+    for x in batches(images, batch):
+        ranges = observe_ranges(model, plan, x, ranges)
+    histograms: Mapping[str, Histogram] | None = None
+    for x in batches(images, batch):
+        histograms = observe_histograms(model, plan, x, ranges, histograms)
+    edges = fit_edges(plan, histograms or {})
+    return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
+
+
+def batches(images: Float[Array, "n h w c"], size: int):
+    """Consecutive batches of one static size; the last one overlaps its predecessor if need be."""
+    count = images.shape[0]
+    for start in range(0, count, size):
+        first = min(start, count - size)
+        yield images[first : first + size]
+
+
+def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
+    """{tensor: its float values}, one entry per group of sites."""
+    wanted = {sites[0]: tensor for tensor, sites in plan.groups}
+    found: dict[str, Tensor] = {}
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        for index, value in enumerate(args):
+            tensor = wanted.get(Site(node.name, f"input{index}"))
+            if tensor is not None:
+                found[tensor] = value
+        return slots, args
+
+    evaluate(model, x, hook=hook)
+    return found
+
+
+@partial(jax.jit, static_argnames="plan")
+def observe_ranges(model: Model, plan: Plan, x: Tensor, before: Ranges | None) -> Ranges:
+    """{tensor: (smallest, largest value)} over `x` and everything observed before."""
+    ranges = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
+    if before is None:
+        return ranges
+    return {
+        t: (jnp.minimum(lo, before[t][0]), jnp.maximum(hi, before[t][1]))
+        for t, (lo, hi) in ranges.items()
+    }
+
+
+@partial(jax.jit, static_argnames="plan")
+def observe_histograms(
+    model: Model,
+    plan: Plan,
+    x: Tensor,
+    ranges: Ranges,
+    before: Mapping[str, Histogram] | None,
+) -> Mapping[str, Histogram]:
+    """{tensor: histogram} over `x` and everything observed before."""
+    return {
+        t: extend(None if before is None else before[t], v, *ranges[t])
+        for t, v in capture(model, plan, x).items()
+    }
+
+
+def fit_edges(plan: Plan, histograms: Mapping[str, Histogram]) -> dict[Site, Affine]:
+    """Scales of every edge; sites of one group share theirs."""
+    table, fitted = plan.table, {}
+    for tensor, sites in plan.groups:
+        affine = fit_activation(histograms[tensor], table[sites[0]])
+        fitted |= dict.fromkeys(sites, affine)
+    return fitted
+
+
+@partial(jax.jit, static_argnames="spec")
+def fit_activation(histogram: Histogram, spec: Spec) -> Affine:
+    """Scale and zero point of one activation tensor."""
+    return activation_affine(histogram, spec.grid, spec.observer)
+
+
+@partial(jax.jit, static_argnames="spec")
+def fit_kernel(kernel: Tensor, spec: Spec) -> Affine:
+    """Scales and zero points of one kernel."""
+    return weight_affine(kernel, spec.grid, spec.observer)
+
+
+def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[Site, Affine]:
+    """Scales of every kernel, raised where a bias would overflow int32."""
+    fitted = {}
+    for node in weighted_nodes(model.graph):
+        site, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        spec = plan.spec(site)
+        if spec is None:
+            continue
+        slots = model.params[node.name]
+        affine = fit_kernel(slots["kernel"], spec)
+        if "bias" in slots and data in edges:
+            affine = guard_bias_overflow(affine, edges[data].scale, slots["bias"])
+        fitted[site] = affine
+    return fitted
+
+
+def refit_kernels(quantized: QuantizedModel) -> QuantizedModel:
+    """The same network with kernel scales fitted anew, after a pass changed kernels or biases."""
+    edges = {s: a for s, a in quantized.qparams.items() if s.argument is not None}
+    kernels = fit_kernels(quantized.model, quantized.plan, edges)
+    return QuantizedModel(quantized.model, quantized.plan, {**edges, **kernels})
+
+
+__all__ = ["QParams", "batches", "calibrate", "capture", "refit_kernels"]

@@ -1,0 +1,224 @@
+"""What is quantized, and how: a frozen table resolved once from a scheme, a preset and rules.
+
+A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`. Every edge is a site
+except those into a ReLU or batch norm, which the operator before them absorbs; all edges that
+carry the values of one tensor share one grid, so a deployed file quantizes each tensor once.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, get_args
+
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Flatten, MaxPool, Pad, Relu, Slice
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.ranges import Lp, Observer
+
+LayerPreset = Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"]
+LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
+DEFAULT_OBSERVER = Lp(2.4)
+
+
+class Site(NamedTuple):
+    """Where a quantizer sits: `slot` is `kernel` or `input{i}`."""
+
+    node: str
+    slot: str
+
+    @property
+    def argument(self) -> int | None:
+        """Argument index of an edge, None for a parameter slot."""
+        return int(self.slot[5:]) if self.slot.startswith("input") else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How one site is quantized: its grid and how the grid's range is found."""
+
+    grid: Grid
+    observer: Observer = DEFAULT_OBSERVER
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """Bits of weights and activations, as written `w4a8`."""
+
+    weight_bits: int
+    activation_bits: int
+
+    def __str__(self) -> str:
+        """`w{bits}a{bits}`."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Bits for the layers whose name matches a glob; the last matching rule wins.
+
+    Attributes:
+      pattern: shell-style glob over node names, e.g. `layer1.*`.
+      weight_bits: bits of the kernel, None to leave as resolved.
+      input_bits: bits of the layer's input tensor, None to leave as resolved.
+      keep_float: leave the layer in float altogether.
+    """
+
+    pattern: str
+    weight_bits: int | None = None
+    input_bits: int | None = None
+    keep_float: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The resolved table.
+
+    Attributes:
+      entries: every quantized site with its spec, in execution order.
+      groups: {tensor: sites sharing its grid} as a tuple of pairs.
+      scheme: as asked for.
+      layers: name of the layer preset.
+    """
+
+    entries: tuple[tuple[Site, Spec], ...]
+    groups: tuple[tuple[str, tuple[Site, ...]], ...]
+    scheme: Scheme
+    layers: LayerPreset
+
+    def spec(self, site: Site) -> Spec | None:
+        """The spec of a site, None where it stays float."""
+        return self.table.get(site)
+
+    @property
+    def table(self) -> dict[Site, Spec]:
+        """`entries` as a dict."""
+        return dict(self.entries)
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Reads `w{2..8}a{2..8}`.
+
+    Raises:
+      PlanError: on anything else.
+    """
+    match = re.fullmatch(r"w([2-8])a([2-8])", text.strip().lower())
+    if match is None:
+        raise PlanError(f"scheme {text!r} is not w{{2..8}}a{{2..8}}; w8a8 and w4a8 are common.")
+    return Scheme(int(match[1]), int(match[2]))
+
+
+def weight_spec(bits: int) -> Spec:
+    """Per-output-channel weights: symmetric int8 at 8 bits, with a zero point below."""
+    return Spec(Grid(bits, symmetric=bits == 8, axis=-1))
+
+
+def activation_spec(bits: int) -> Spec:
+    """One unsigned grid with a zero point for a whole tensor."""
+    return Spec(Grid(bits))
+
+
+def resolve(
+    graph: Graph,
+    scheme: Scheme,
+    layers: LayerPreset = "qdrop_8bit_ends",
+    rules: Iterable[Rule] = (),
+) -> Plan:
+    """The plan for a network without batch norms left to fold.
+
+    Args:
+      graph: the folded network.
+      scheme: bits of weights and activations.
+      layers: which layers stay at 8 bits. `zsq_all_low`: none, only tensors after a ReLU are
+        quantized; `qdrop_8bit_ends`: first and last kernels and the last layer's input at 8 bits;
+        `brecq_8bit_ends_second`: also the input of the second layer.
+      rules: exceptions by name.
+
+    Returns:
+      The resolved plan.
+
+    Raises:
+      PlanError: if a rule matches no layer, a preset is unknown, or nothing is left to quantize.
+    """
+    if layers not in LAYER_PRESETS:
+        raise PlanError(f"layer preset {layers!r} is none of {', '.join(LAYER_PRESETS)}.")
+    bits = layer_bits(weighted_nodes(graph), scheme, layers)
+    for rule in rules:
+        apply_rule(bits, rule)
+    if not bits:
+        raise PlanError("no layer is left to quantize: the rules keep all of them in float.")
+    kernels = [(Site(name, "kernel"), weight_spec(w)) for name, (w, _) in bits.items()]
+    groups = tensor_groups(graph, only_rectified=layers == "zsq_all_low")
+    edges, kept = [], []
+    for tensor, sites in groups.items():
+        wanted = [bits[s.node][1] for s in sites if s.node in bits]
+        if layers == "zsq_all_low" and not wanted:
+            continue
+        spec = activation_spec(max(wanted, default=8))
+        edges += [(site, spec) for site in sites]
+        kept.append((tensor, tuple(sites)))
+    return Plan(tuple(kernels + edges), tuple(kept), scheme, layers)
+
+
+def layer_bits(
+    nodes: tuple[Node, ...], scheme: Scheme, layers: LayerPreset
+) -> dict[str, tuple[int, int]]:
+    """{layer: (weight bits, input bits)} of a preset."""
+    w, a = scheme.weight_bits, scheme.activation_bits
+    bits = {n.name: (w, a) for n in nodes}
+    if layers != "zsq_all_low" and nodes:
+        bits[nodes[0].name] = bits[nodes[-1].name] = (8, 8)
+        if layers == "brecq_8bit_ends_second" and len(nodes) > 2:
+            bits[nodes[1].name] = (w, 8)
+    return bits
+
+
+def apply_rule(bits: dict[str, tuple[int, int]], rule: Rule) -> None:
+    """Applies one rule to the table of bits, in place.
+
+    Raises:
+      PlanError: if its pattern matches no layer.
+    """
+    matched = fnmatch.filter(bits, rule.pattern)
+    if not matched:
+        near = difflib.get_close_matches(rule.pattern, bits, n=3, cutoff=0.0)
+        raise PlanError(f"rule {rule.pattern!r} matches no layer; nearest: {', '.join(near)}.")
+    for name in matched:
+        if rule.keep_float:
+            del bits[name]
+        else:
+            w, a = bits[name]
+            bits[name] = (rule.weight_bits or w, rule.input_bits or a)
+
+
+def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:
+    """{tensor: edges that carry its values}, in execution order.
+
+    Pooling by maximum, slicing, zero padding and flattening make no new values, so edges behind
+    them belong to the tensor before them.
+    """
+    origin = {name: name for name in graph.inputs}
+    rectified: set[str] = set()
+    groups: dict[str, list[Site]] = {}
+    for node in graph.nodes:
+        same = isinstance(node.op, MaxPool | Flatten | Slice) or (
+            isinstance(node.op, Pad) and node.op.value == 0
+        )
+        origin[node.name] = origin[node.inputs[0]] if same else node.name
+        if isinstance(node.op, Relu):
+            rectified.add(node.name)
+        if isinstance(node.op, Relu | BatchNorm):
+            continue
+        for index, source in enumerate(node.inputs):
+            groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
+    if only_rectified:
+        readers = {n.name for n in graph.nodes if isinstance(n.op, WEIGHTED)}
+        groups = {
+            t: kept
+            for t, sites in groups.items()
+            if t in rectified and (kept := [s for s in sites if s.node in readers])
+        }
+    return groups

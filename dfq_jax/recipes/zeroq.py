@@ -1,0 +1,42 @@
+"""ZeroQ: images whose every sample matches the batch-norm statistics.
+
+Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 and released code.
+"""
+
+import optax
+
+from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.synthesis.pixels import gaussian, nearly_black
+from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
+
+
+def zeroq(
+    *, steps: int = 500, batch: int = 32, learning_rate: float = 0.5, dark_start: bool = True
+) -> Recipe:
+    """ZeroQ's distilled images.
+
+    Args:
+      steps: Adam steps.
+      batch: images optimised together (they do not interact).
+      learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 100 steps.
+      dark_start: start from almost black noise, as released, instead of N(0, 1).
+
+    Returns:
+      The recipe.
+    """
+    floor = 1e-4 / learning_rate
+    return Recipe(
+        name="zeroq",
+        settings={"learning_rate": learning_rate, "dark_start": dark_start},
+        steps=steps,
+        batch=batch,
+        init=nearly_black if dark_start else gaussian,
+        terms=(
+            Term("batch norm", 1.0, batch_norm_match),
+            Term("image", 1.0, image_statistics),
+        ),
+        optimizer=lambda factor: optax.chain(
+            optax.adam(learning_rate * factor), reduce_on_plateau(patience=100, floor=floor)
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Images from the network alone: targets, loss terms, parametrisations."""

@@ -1,0 +1,56 @@
+"""Images as free pixels: units, initial values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
+
+Images = Float[Array, "b h w c"]
+
+
+def natural_moments(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of natural images per channel, on pixels in [0, 1]."""
+    if channels == 3:
+        return np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return np.full(channels, 0.449, np.float32), np.full(channels, 0.226, np.float32)
+
+
+def to_natural(images: Images, contract: InputContract) -> Images:
+    """Network input to units in which natural images have mean 0 and std 1 per channel.
+
+    For a network that takes ImageNet normalisation this is the identity.
+    """
+    mean, std = natural_moments(contract.channels)
+    scale = np.array(contract.std, np.float32) / std
+    shift = (np.array(contract.mean, np.float32) - mean) / std
+    return images * scale + shift
+
+
+def from_natural(natural: Images, contract: InputContract) -> Images:
+    """The inverse of `to_natural`."""
+    mean, std = natural_moments(contract.channels)
+    scale = std / np.array(contract.std, np.float32)
+    shift = (mean - np.array(contract.mean, np.float32)) / np.array(contract.std, np.float32)
+    return natural * scale + shift
+
+
+def nearly_black(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
+    """ZeroQ's start: integers 0..254, centred and divided by 5418.75; std about 0.0136.
+
+    Reference:
+      ZeroQ, released code: 5418.75 is the variance of the uniform distribution over -128..127.
+    """
+    noise = jax.random.randint(key, shape, 0, 255).astype(jnp.float32)
+    return (noise - 127.5) / 5418.75
+
+
+def gaussian(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
+    """Standard normal noise, the start in the papers' text."""
+    return jax.random.normal(key, shape)
+
+
+def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
+    """Uniform noise in [0, 1), the start in DSG's released code."""
+    return jax.random.uniform(key, shape)

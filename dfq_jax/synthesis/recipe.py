@@ -1,0 +1,41 @@
+"""A synthesis method as a value: what is optimised, what it should match, and how."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.synthesis.targets import Targets
+from dfq_jax.synthesis.terms import Term
+
+
+class Recipe(NamedTuple):
+    """Everything a paper on image synthesis decides.
+
+    Attributes:
+      name: of the method.
+      settings: hyper-parameters as plain JSON data; recorded in the images' provenance.
+      steps: optimisation steps per batch.
+      batch: images optimised together.
+      init: (key, shape) -> variables, in natural units for free pixels.
+      terms: the objective.
+      optimizer: learning-rate factor -> optax transform; the factor is halved after divergence.
+      prepare: (model, targets, key) -> what all batches share, e.g. tolerances; run once.
+      condition: (key, batch, classes) -> what one batch is conditioned on, e.g. labels.
+      render: variables -> images in natural units.
+      per_layer: round the batch up to a multiple of the number of batch norms.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    steps: int
+    batch: int
+    init: Callable[[Key[Array, ""], tuple[int, ...]], PyTree]
+    terms: tuple[Term, ...]
+    optimizer: Callable[[float], optax.GradientTransformation]
+    prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = lambda *_: ()
+    condition: Callable[[Key[Array, ""], int, int], PyTree] = lambda *_: ()
+    render: Callable[[PyTree], Float[Array, "b h w c"]] = lambda x: x
+    per_layer: bool = False

@@ -1,0 +1,123 @@
+"""What synthetic images must match: batch-norm statistics, and how a batch measures up to them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.evaluate import Tensor, evaluate
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import batch_norms
+
+
+class Stats(NamedTuple):
+    """Per-sample statistics of one tensor over its positions.
+
+    Attributes:
+      mean: Float[b c].
+      var: biased variance, Float[b c].
+      positions: how many values each statistic summarises (static).
+    """
+
+    mean: Float[Array, "b c"]
+    var: Float[Array, "b c"]
+    positions: int
+
+
+class Target(NamedTuple):
+    """Moments one batch norm recorded, and which of its channels can be trusted."""
+
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+    usable: Bool[Array, " c"]
+
+
+Targets = Mapping[str, Target]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unusable:
+    """A batch norm whose statistics say nothing, wholly or in part."""
+
+    node: str
+    channels: int
+    of: int
+    reason: str
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        return f"{self.node}: {self.channels} of {self.of} channels excluded ({self.reason})"
+
+
+def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable, ...]]:
+    """Targets from every batch norm of an unfolded network.
+
+    Channels with a variance that is zero, negative or not finite are masked; layers that were
+    never trained (all means 0, all variances 1) or have no channel left are dropped.
+
+    Args:
+      model: network with its batch norms in place.
+
+    Returns:
+      {batch norm node: target}, and what was excluded.
+
+    Raises:
+      UnsupportedModelError: if no usable statistics are left, as in a network without batch norm.
+    """
+    targets: dict[str, Target] = {}
+    excluded: list[Unusable] = []
+    for node in batch_norms(model.graph):
+        slots = model.params[node.name]
+        mean, var = np.asarray(slots["mean"]), np.asarray(slots["var"])
+        usable = np.isfinite(mean) & np.isfinite(var) & (var > 0)
+        if np.all(mean == 0) and np.all(var == 1):
+            excluded.append(Unusable(node.name, mean.size, mean.size, "never updated in training"))
+            continue
+        if not usable.all():
+            bad = int((~usable).sum())
+            excluded.append(Unusable(node.name, bad, mean.size, "variance not positive"))
+        if usable.any():
+            safe = np.where(usable, var, 1.0).astype(np.float32)
+            centre = np.where(usable, mean, 0.0).astype(np.float32)
+            targets[node.name] = Target(*map(jnp.asarray, (centre, safe, usable)))
+    if not targets:
+        count = len(batch_norms(model.graph))
+        raise UnsupportedModelError(
+            f"synthesis from batch-norm statistics is not available for this network: it has "
+            f"{count} batch norms, none with usable statistics. Calibrate with images of your own "
+            "(--images), or re-export the network with its batch norms in place."
+        )
+    return targets, tuple(excluded)
+
+
+def sample_stats(x: Tensor, centre: Float[Array, " c"]) -> Stats:
+    """Mean and variance of each sample and channel, in one pass over `x`.
+
+    Moments are taken about `centre`, a value close to the mean, which keeps
+    `E[x^2] - E[x]^2` from cancelling.
+
+    Args:
+      x: activations, Float[b ... c].
+      centre: any constants per channel; the batch norm's mean is ideal.
+
+    Returns:
+      Statistics over all axes but the first and last, float32.
+    """
+    shifted = x.astype(jnp.float32) - centre
+    axes = tuple(range(1, x.ndim - 1))
+    first = jnp.mean(shifted, axes)
+    second = jnp.mean(shifted * shifted, axes)
+    positions = x.size // (x.shape[0] * x.shape[-1])
+    return Stats(first + centre, jnp.maximum(second - first**2, 0.0), positions)
+
+
+def observe(
+    model: Model, targets: Targets, images: Float[Array, "b h w c"]
+) -> tuple[Tensor, dict[str, Stats]]:
+    """One forward pass: logits, and statistics of the input of every targeted batch norm."""
+    outputs, taps = evaluate(model, images, taps=tuple(targets))
+    return outputs[0], {k: sample_stats(v, targets[k].mean) for k, v in taps.items()}
