@@ -63,6 +63,12 @@ class InputContract:
         return len(self.mean)
 
     @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value a normalised pixel can have, over all channels."""
+        ends = [((p - m) / s) for m, s in zip(self.mean, self.std, strict=True) for p in (0, 1)]
+        return min(ends), max(ends)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         return self.height, self.width, self.channels

@@ -1,6 +1,7 @@
 """What every test runs under: 8 host devices, strict dtype promotion, 32-bit numbers."""
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,27 @@ def resnet20(shared: Path) -> Any:
     from dfq_jax.io.load import load
 
     return load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
+
+
+@pytest.fixture(scope="session")
+def nets() -> Any:
+    """The module `tests/nets.py`: hand-built networks and a NumPy evaluator."""
+    path = Path(__file__).with_name("nets.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_net(nets: Any) -> Any:
+    """`Model`: a small residual network with its batch norms in place; see `nets.tiny`."""
+    return nets.tiny()
+
+
+@pytest.fixture(scope="session")
+def mixed_net(nets: Any) -> Any:
+    """`Model`: the operators that `tiny_net` lacks; see `nets.mixed`."""
+    return nets.mixed()

@@ -85,22 +85,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> bytes:
+    name = show(path, 300)
     try:
         if path.is_dir():
-            raise CheckpointError(f"{path} is a directory; name the checkpoint file in it.")
+            raise CheckpointError(f"{name} is a directory; name the checkpoint file in it.")
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist; check the path.")
+            raise CheckpointError(f"{name} does not exist; check the path.")
         if not path.is_file():
-            raise CheckpointError(f"{path} is no regular file; copy the checkpoint to one.")
+            raise CheckpointError(f"{name} is no regular file; copy the checkpoint to one.")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{show(path, 300)} cannot be read: {show(error)}; check the path and its permissions."
+            f"{name} cannot be read: {show(error)}; check the path and its permissions."
         ) from error
     except MemoryError as error:
-        raise ResourceError(f"{path} does not fit into memory.") from error
+        raise ResourceError(f"{name} does not fit into memory.") from error
     if not data:
-        raise CheckpointError(f"{path} is empty; download or save it again.")
+        raise CheckpointError(f"{name} is empty; download or save it again.")
     return data
 
 

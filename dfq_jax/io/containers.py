@@ -19,6 +19,7 @@ NEVER = ("optim", "sched", "scaler", "amp", "grad", "loss", "criterion", "rng", 
 PREFIXES = ("module", "_orig_mod", "_forward_module", "model", "net", "network", "state_dict")
 COUNTERS = ("n_averaged",)  # torch.optim.swa_utils keeps it beside `module.*`
 MAX_DEPTH = 4
+MAX_WRAPPERS = 16
 
 T = TypeVar("T")
 
@@ -87,7 +88,10 @@ def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, .
       The same values under shorter names, and one note per removal.
     """
     result, notes = dict(tensors), []
-    while prefix := _shared_prefix(name for name in result if name not in COUNTERS):
+    for _ in range(MAX_WRAPPERS):
+        prefix = _shared_prefix(name for name in result if name not in COUNTERS)
+        if prefix is None:
+            break
         counters = [name for name in COUNTERS if name in result]
         notes += [f"ignored {name} (a counter)" for name in counters]
         result = {k.removeprefix(prefix): v for k, v in result.items() if k not in counters}
@@ -96,7 +100,8 @@ def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, .
 
 
 def _shared_prefix(names: Iterable[str]) -> str | None:
-    heads = {name.partition(".")[0] if not name.endswith(".") else "" for name in names}
+    parts = [name.partition(".") for name in names]
+    heads = {head if rest else "" for head, _, rest in parts}
     head = heads.pop() if len(heads) == 1 else ""
     return head + "." if head in PREFIXES else None
 

@@ -22,9 +22,7 @@ T = TypeVar("T")
 
 def graph_to_json(graph: Graph) -> dict[str, Any]:
     """A graph as `{"inputs", "outputs", "nodes": [{"name", "op", "fields", "inputs"}]}`."""
-    nodes = [
-        {"name": n.name, "inputs": list(n.inputs), **tagged("op", n.op)} for n in graph.nodes
-    ]
+    nodes = [{"name": n.name, "inputs": list(n.inputs), **tagged("op", n.op)} for n in graph.nodes]
     return {"inputs": list(graph.inputs), "outputs": list(graph.outputs), "nodes": nodes}
 
 
@@ -36,9 +34,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
     """
 
     def read() -> Graph:
-        nodes = (
-            Node(n["name"], untagged("op", n, OPS), tuple(n["inputs"])) for n in data["nodes"]
-        )
+        nodes = (Node(n["name"], untagged("op", n, OPS), tuple(n["inputs"])) for n in data["nodes"])
         return Graph(tuple(nodes), tuple(data["inputs"]), tuple(data["outputs"]))
 
     return checked("graph", read)

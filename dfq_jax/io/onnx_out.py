@@ -15,7 +15,7 @@ from dfq_jax.graph.ops import Flatten, Linear
 from dfq_jax.graph.query import consumers, output_shapes
 from dfq_jax.io.onnx_builder import FOUR_BITS, OnnxBuilder, first_free, printable
 from dfq_jax.io.onnx_nodes import NCHW, Order, add_operator
-from dfq_jax.io.onnx_qdq import add_pairs, add_slots, quantized_edges
+from dfq_jax.io.onnx_qdq import add_pairs, add_slots, quantized_edges, without_idle_ceiling
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.types import InputContract
@@ -95,7 +95,8 @@ def export(
         order = orders.get(node.inputs[0]) if isinstance(node.op, Linear) else None
         slots = add_slots(b, model, quantized, node, rank, order)
         keeps_nhwc = rank == 4 and node.name not in orders
-        add_operator(b, node, args, names[node.name], slots, rank, keeps_nhwc)
+        computed = without_idle_ceiling(graph, node, edges)
+        add_operator(b, computed, args, names[node.name], slots, rank, keeps_nhwc)
         read |= add_pairs(b, edges, node.name, names[node.name], node)
     return assemble(b, model, names, shapes, metadata)
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 
 from dfq_jax.errors import ExportError
-from dfq_jax.graph.graph import Model, Node
-from dfq_jax.graph.ops import BatchNorm, Flatten, MaxPool, Pad, Slice
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import BatchNorm, Flatten, MaxPool, Pad, Relu, Slice
+from dfq_jax.graph.query import consumers
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
 from dfq_jax.io.onnx_nodes import Order, kernel_layout
 from dfq_jax.numerics.affine import Affine, Grid, bias_scale, quantize, quantize_bias
@@ -95,6 +97,22 @@ def moves_codes(producer: Node | None, edge: Edge, edges: tuple[Edge, ...]) -> b
     return moves and any(site in e.sites and e.key[1:] == edge.key[1:] for e in edges)
 
 
+def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> Node:
+    """The node, less its ceiling where quantizing its output saturates there anyway.
+
+    Nothing but quantized readers may see the tensor. Runtimes merge a plain ReLU into the integer
+    convolution before it, but not every clip.
+    """
+    if not isinstance(node.op, Relu) or node.op.ceiling is None or node.name in graph.outputs:
+        return node
+    mine = [e for e in edges if e.tensor == node.name]
+    seen = {site for e in mine for site in e.sites}
+    ceiling = jnp.float32(node.op.ceiling)
+    readers = {Site(n.name, f"input{i}") for n, i in consumers(graph)[node.name]}
+    idle = all(int(quantize(ceiling, e.affine, e.grid)) == e.grid.qmax for e in mine)
+    return dataclasses.replace(node, op=Relu()) if idle and readers <= seen else node
+
+
 def add_pair(b: OnnxBuilder, edge: Edge, value: str, saturate: bool) -> str:
     """Adds one quantize/dequantize pair and returns the value its readers read."""
     affine = (
@@ -139,7 +157,7 @@ def add_slots(
     if isinstance(node.op, BatchNorm):
         slots.setdefault("scale", np.ones_like(slots["mean"]))
         slots.setdefault("bias", np.zeros_like(slots["mean"]))
-    for slot, array in slots.items():
+    for slot, array in sorted(slots.items()):
         integers = None if quantized is None else integer_slot(quantized, node.name, slot)
         stored = array if integers is None else integers.codes
         if slot == "kernel":
@@ -214,7 +232,7 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
 
 
 def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
-    """Adds integers, output channels first, with their DequantizeLinear; returns the float value."""
+    """Adds integers, output channels first, and their DequantizeLinear; returns its output."""
     scale, zero_point = integers.scale, integers.zero_point
     per_tensor = scale.size == 1
     if per_tensor:

@@ -71,7 +71,7 @@ class PickleStream:
         """
         found = dict.fromkeys(self._machine.globals)
         if after is not None:
-            found |= dict.fromkeys(hidden_globals(self._machine.data[after:]))
+            found |= dict.fromkeys(hidden_globals(self._machine.data[after : after + HIDDEN_BYTES]))
         refuse_code(self._machine.where, [str(g) for g in found if means_code(g.module, g.name)])
 
     def finish(self) -> None:

@@ -17,6 +17,9 @@ from dfq_jax.types import InputContract
 NEEDED = ((21, (1, 18)), (19, (1, 15)), (17, (1, 12)), (0, (1, 10)))
 """(opset, first ONNX Runtime that runs it), newest first."""
 
+FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+"""Processor flags that decide how fast, and how, 8-bit products are computed."""
+
 File = str | Path | bytes
 
 
@@ -135,3 +138,19 @@ def read_onnx(file: File) -> onnx.ModelProto:
 def label(file: File) -> str:
     """How messages call the file."""
     return "the ONNX model" if isinstance(file, bytes) else str(file)
+
+
+def cpu_features(path: str | Path = "/proc/cpuinfo") -> tuple[str, ...]:
+    """Those of `FEATURES` this processor has; empty where the system does not tell."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    flags = set(next(lines, "").partition(":")[2].split())
+    return tuple(f for f in FEATURES if f in flags)
+
+
+def saturation_risk(features: tuple[str, ...]) -> bool:
+    """Whether products of unsigned and signed bytes may saturate at 16 bits, as without VNNI."""
+    return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(features)

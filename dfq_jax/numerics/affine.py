@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 SMALLEST_SCALE = 1e-12
 """Below this a float32 scale and its reciprocal stop being safe to multiply."""
@@ -72,7 +72,7 @@ class Affine(NamedTuple):
     """
 
     scale: Float[Array, "..."]
-    zero_point: Int[Array, "..."]
+    zero_point: Integer[Array, "..."]
 
 
 def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -108,14 +108,14 @@ def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array
     return (grid.qmin - zero_point) * affine.scale, (grid.qmax - zero_point) * affine.scale
 
 
-def quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Int[Array, "..."]:
+def quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Integer[Array, "..."]:
     """Codes of `x` in the storage dtype: `clip(round(x / s) + z, qmin, qmax)`."""
     zero_point = affine.zero_point.astype(jnp.float32)
     q = jnp.round(x / affine.scale) + zero_point
     return jnp.clip(q, grid.qmin, grid.qmax).astype(grid.dtype)
 
 
-def dequantize(q: Int[Array, "..."], affine: Affine) -> Float[Array, "..."]:
+def dequantize(q: Integer[Array, "..."], affine: Affine) -> Float[Array, "..."]:
     """Values of codes: `(q - z) s`."""
     zero_point = affine.zero_point.astype(jnp.float32)
     return (q.astype(jnp.float32) - zero_point) * affine.scale
@@ -134,8 +134,10 @@ def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
       with respect to `scale` it is that of LSQ (Esser et al. 2020, Eq. 3).
     """
     zero_point = affine.zero_point.astype(jnp.float32)
-    q = jnp.clip(round_ste(x / affine.scale) + zero_point, grid.qmin, grid.qmax)
-    return (q - zero_point) * affine.scale
+    steps, lo, hi = x / affine.scale, grid.qmin - zero_point, grid.qmax - zero_point
+    # clipped before rounding, without the halved gradient that jnp.clip gives at its bounds
+    inside = jnp.where(steps < lo, lo, jnp.where(steps > hi, hi, steps))
+    return round_ste(inside) * affine.scale
 
 
 def bias_scale(

@@ -37,15 +37,14 @@ def clipped_normal(moments: Moments, ceiling: float | None) -> Moments:
 
 
 def normal_range(
-    moments: Moments, sigmas: float, ceiling: float | None = None, rectified: bool = False
+    moments: Moments, sigmas: float, *, rectified: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Range of a tensor from its channel moments: `mean -/+ sigmas * std`, widest channel.
 
     Args:
-      moments: per channel, before the activation.
+      moments: mean and variance per channel.
       sigmas: how many standard deviations to keep (DFQ: 6).
-      ceiling: cap of the activation.
-      rectified: whether negative values are cut to 0.
+      rectified: whether the tensor is known to be nonnegative.
 
     Returns:
       Lower and upper end, scalars.
@@ -54,8 +53,5 @@ def normal_range(
       Nagel et al. 2019, section 5 ("activation range ... beta +/- n gamma").
     """
     std = jnp.sqrt(moments.var)
-    hi = jnp.max(moments.mean + sigmas * std)
-    lo = jnp.min(moments.mean - sigmas * std)
-    if ceiling is not None:
-        hi = jnp.minimum(hi, ceiling)
+    lo, hi = jnp.min(moments.mean - sigmas * std), jnp.max(moments.mean + sigmas * std)
     return (jnp.zeros_like(lo) if rectified else lo), hi

@@ -157,7 +157,8 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
 
 def percentile_range(hist: Histogram, percent: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The range holding the central `percent` of the mass, to the width of one bin."""
-    share = jnp.cumsum(hist.counts) / jnp.maximum(jnp.sum(hist.counts), 1.0)
+    below = jnp.cumsum(hist.counts)
+    share = below / jnp.maximum(below[-1], 1.0)  # a separate sum would round differently
     one_sided = hist.lo >= 0
     outside = (100 - percent) / 100
     low = jnp.where(one_sided, 0.0, outside / 2)

@@ -11,6 +11,7 @@ from dfq_jax.graph.ops import (
     Add,
     AvgPool,
     Conv2d,
+    Flatten,
     GlobalAvgPool,
     MaxPool,
     Pad,
@@ -18,7 +19,7 @@ from dfq_jax.graph.ops import (
     Slice,
 )
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.numerics.gaussian import clipped_normal
+from dfq_jax.numerics.gaussian import clipped_normal, normal_range
 from dfq_jax.types import Moments
 
 
@@ -54,6 +55,45 @@ def propagated(node: Node, inputs: list[Moments]) -> Moments | None:
             return Moments(jnp.pad(inputs[0].mean, widths[-1]), jnp.pad(inputs[0].var, widths[-1]))
         case _:
             return None
+
+
+Range = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
+    """{tensor: (lo, hi)} that batch-norm statistics predict, `mean -/+ sigmas * std` at the widest.
+
+    A rectified tensor takes the range of its input, clipped; pooling by maximum, slicing and zero
+    padding keep ranges; sums and means use the moments of their results.
+
+    Args:
+      model: folded network with moments.
+      sigmas: how many standard deviations to cover.
+
+    Returns:
+      Ranges of all tensors whose moments are known.
+
+    Reference:
+      Nagel et al. 2019, section 5 (n = 6).
+    """
+    known = expected_moments(model)
+    ranges: dict[str, Range] = {}
+    for node in model.graph.nodes:
+        inherited = ranges.get(node.inputs[0])
+        match node.op:
+            case Relu(ceiling) if inherited is not None:
+                lo, hi = inherited
+                ranges[node.name] = jnp.clip(lo, 0.0, ceiling), jnp.clip(hi, 0.0, ceiling)
+            case MaxPool() | Slice() | Pad() | Flatten() if inherited is not None:
+                ranges[node.name] = inherited
+            case _ if node.name in known:
+                rectified = isinstance(node.op, AvgPool | GlobalAvgPool) and (
+                    inherited is not None and bool(inherited[0] >= 0)
+                )
+                ranges[node.name] = normal_range(known[node.name], sigmas, rectified=rectified)
+            case _:
+                pass
+    return ranges
 
 
 def correct_biases_analytically(

@@ -11,16 +11,21 @@ from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.affine import Affine, guard_bias_overflow
+from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
 from dfq_jax.numerics.ranges import Histogram, activation_affine, extend, weight_affine
 from dfq_jax.quantize.plan import Plan, Site, Spec
-from dfq_jax.quantize.simulate import QParams, QuantizedModel
+from dfq_jax.quantize.simulate import QuantizedModel
 
 Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 def calibrate(
-    model: Model, plan: Plan, images: Float[Array, "n h w c"], *, batch: int = 16
+    model: Model,
+    plan: Plan,
+    images: Float[Array, "n h w c"] | None,
+    *,
+    expected: Ranges | None = None,
+    batch: int = 16,
 ) -> QuantizedModel:
     """Fits every grid of a plan.
 
@@ -30,15 +35,27 @@ def calibrate(
     Args:
       model: folded float network.
       plan: what to quantize.
-      images: normalised calibration images.
+      images: normalised calibration images; None to rely on `expected` alone.
+      expected: ranges known without images. Grids of 8 bits cover them in addition to what the
+        images show: a wide 8-bit range costs little, a clipped one much. Narrower grids use them
+        only where there are no images.
       batch: images per forward pass.
 
     Returns:
       The network with its scales and zero points; kernels are not rounded yet.
 
     Raises:
-      PlanError: if there is no image.
+      PlanError: if a tensor has neither images nor an expected range.
     """
+    histograms = None if images is None else histograms_of(model, plan, images, batch)
+    edges = fit_edges(model, plan, histograms, expected or {})
+    return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
+
+
+def histograms_of(
+    model: Model, plan: Plan, images: Float[Array, "n h w c"], batch: int
+) -> Mapping[str, Histogram]:
+    """{tensor: histogram of its values over all images}."""
     if images.shape[0] == 0:
         raise PlanError("calibrate() needs at least one image.")
     batch = min(batch, images.shape[0])
@@ -47,9 +64,8 @@ def calibrate(
         ranges = observe_ranges(model, plan, x, ranges)
     histograms: Mapping[str, Histogram] | None = None
     for x in batches(images, batch):
-        histograms = observe_histograms(model, plan, x, ranges, histograms)
-    edges = fit_edges(plan, histograms or {})
-    return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
+        histograms = observe_histograms(model, plan, x, ranges or {}, histograms)
+    return histograms or {}
 
 
 def batches(images: Float[Array, "n h w c"], size: int):
@@ -103,13 +119,38 @@ def observe_histograms(
     }
 
 
-def fit_edges(plan: Plan, histograms: Mapping[str, Histogram]) -> dict[Site, Affine]:
-    """Scales of every edge; sites of one group share theirs."""
+def fit_edges(
+    model: Model, plan: Plan, histograms: Mapping[str, Histogram] | None, expected: Ranges
+) -> dict[Site, Affine]:
+    """Scales of every edge; sites of one group share theirs.
+
+    The range of an image needs no estimate: its pixels are 0..255 and the contract says the rest.
+    """
     table, fitted = plan.table, {}
     for tensor, sites in plan.groups:
-        affine = fit_activation(histograms[tensor], table[sites[0]])
+        spec = table[sites[0]]
+        if tensor in model.graph.inputs:
+            lo, hi = model.contract.value_range
+            affine = from_range(jnp.asarray(lo), jnp.asarray(hi), spec.grid)
+        elif histograms is None:
+            if tensor not in expected:
+                raise PlanError(
+                    f"no batch-norm statistics predict the range of {tensor!r}; "
+                    "calibrate it with images."
+                )
+            affine = from_range(*expected[tensor], spec.grid)
+        else:
+            affine = fit_activation(histograms[tensor], spec)
+            if tensor in expected and spec.grid.bits == 8:
+                affine = widened(affine, expected[tensor], spec)
         fitted |= dict.fromkeys(sites, affine)
     return fitted
+
+
+def widened(affine: Affine, expected: tuple[Tensor, Tensor], spec: Spec) -> Affine:
+    """The grid extended to cover an expected range as well."""
+    lo, hi = covers(affine, spec.grid)
+    return from_range(jnp.minimum(lo, expected[0]), jnp.maximum(hi, expected[1]), spec.grid)
 
 
 @partial(jax.jit, static_argnames="spec")
@@ -145,6 +186,3 @@ def refit_kernels(quantized: QuantizedModel) -> QuantizedModel:
     edges = {s: a for s, a in quantized.qparams.items() if s.argument is not None}
     kernels = fit_kernels(quantized.model, quantized.plan, edges)
     return QuantizedModel(quantized.model, quantized.plan, {**edges, **kernels})
-
-
-__all__ = ["QParams", "batches", "calibrate", "capture", "refit_kernels"]

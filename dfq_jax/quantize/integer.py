@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from dfq_jax.graph.evaluate import Slots, Tensor, apply_op, evaluate
 from dfq_jax.graph.graph import Node
@@ -48,7 +48,7 @@ def integer_node(
     return total.astype(jnp.float32) * bias_scale(qparams[data].scale, qparams[kernel].scale)
 
 
-def centred(codes: Int[Array, "..."], affine: Affine) -> Int[Array, "..."]:
+def centred(codes: Integer[Array, "..."], affine: Affine) -> Int[Array, "..."]:
     """Codes less their zero point, int32."""
     return codes.astype(jnp.int32) - affine.zero_point.astype(jnp.int32)
 

@@ -1,5 +1,8 @@
 """Small random networks that exercise every operator and shape of edge."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,8 @@ from dfq_jax.graph.ops import (
     Relu,
     Slice,
 )
+from dfq_jax.io.onnx_out import quantized_onnx, serialize
+from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme, resolve
@@ -153,9 +158,18 @@ def images(model: Model, count: int = 8, seed: int = 0):
     return jax.random.normal(jax.random.key(seed), (count, *model.contract.shape))
 
 
-def quantize(
-    model: Model, scheme: str = "w8a8", layers: LayerPreset = "qdrop_8bit_ends"
+@functools.cache
+def quantized(
+    net: str, scheme: str = "w8a8", layers: LayerPreset = "qdrop_8bit_ends"
 ) -> QuantizedModel:
-    """The folded network, calibrated on normal images."""
-    model = fold_batch_norm(model)
-    return calibrate(model, resolve(model.graph, parse_scheme(scheme), layers), images(model))
+    """A network of `NETS`, folded and calibrated on normal images."""
+    model = fold_batch_norm(NETS[net]())
+    plan = resolve(model.graph, parse_scheme(scheme), layers)
+    entries = tuple((s, dataclasses.replace(spec, observer=MinMax())) for s, spec in plan.entries)
+    return calibrate(model, dataclasses.replace(plan, entries=entries), images(model))
+
+
+@functools.cache
+def integer_file(net: str, scheme: str = "w8a8", layers: LayerPreset = "qdrop_8bit_ends") -> bytes:
+    """The bytes of the quantized network as ONNX."""
+    return serialize(quantized_onnx(quantized(net, scheme, layers)))

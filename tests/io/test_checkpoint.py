@@ -210,6 +210,7 @@ def test_prefixes_must_be_shared_by_all():
     assert strip_prefixes({"model.a": 1, "b": 2}) == ({"model.a": 1, "b": 2}, ())
     assert strip_prefixes({"model.": 1}) == ({"model.": 1}, ())
     assert strip_prefixes({"model": 1}) == ({"model": 1}, ())
+    assert strip_prefixes({"model.model": 1})[0] == {"model": 1}
     assert strip_prefixes({}) == ({}, ())
     assert strip_prefixes({"module.a": 1, "n_averaged": 2})[0] == {"a": 1}
 
@@ -252,7 +253,7 @@ def test_unreadable_paths(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(tmp_path / ("x" * 5000))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"a\\x00b"):
         read_checkpoint("a\0b")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="no regular file"):

@@ -1,0 +1,219 @@
+"""The output folder: an integer network with everything needed to run, check and reproduce it."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfq_jax.errors import DataError, ExportError, UsageError
+from dfq_jax.files import sha256_of
+from dfq_jax.graph.graph import Model
+from dfq_jax.io.graph_json import (
+    contract_from_json,
+    contract_to_json,
+    graph_from_json,
+    graph_to_json,
+    plan_from_json,
+    plan_to_json,
+)
+from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
+from dfq_jax.io.output_folder import (
+    FAILED,
+    FLOAT,
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    SCHEMA_VERSION,
+    TENSORS,
+    check_output_folder,
+    is_plain,
+    read_manifest,
+    replace_all,
+)
+from dfq_jax.io.quantized_tensors import codes, pack, unpack
+from dfq_jax.quantize.simulate import QuantizedModel
+
+PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
+
+__all__ = ["Artifact", "check_output_folder", "codes", "load_artifact", "save_artifact"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A loaded output folder.
+
+    Attributes:
+      quantized: the network; its kernels are the dequantized codes.
+      manifest: the content of manifest.json.
+      folder: where it lies.
+    """
+
+    quantized: QuantizedModel
+    manifest: dict[str, Any]
+    folder: Path
+
+    @property
+    def failed(self) -> bool:
+        """Whether the network was saved although it must not be called a success."""
+        return self.manifest["status"] == "failed"
+
+    @property
+    def onnx_path(self) -> Path:
+        """The integer network for ONNX Runtime."""
+        return self.folder / (FAILED if self.failed else MODEL)
+
+    @property
+    def float_path(self) -> Path:
+        """The float network for ONNX Runtime."""
+        return self.folder / FLOAT
+
+
+def save_artifact(
+    folder: str | Path,
+    quantized: QuantizedModel,
+    *,
+    float_model: Model,
+    images_provenance: Mapping[str, Any],
+    report: Mapping[str, Any],
+    preset: str | None = None,
+    seed: int | None = None,
+    source: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    force: bool = False,
+    failed: bool = False,
+) -> dict[str, Any]:
+    """Writes a quantized network and all that belongs to it.
+
+    Args:
+      folder: absent, empty, or holding an artifact, which is replaced.
+      quantized: the network.
+      float_model: what it came from, for comparison.
+      images_provenance: where the calibration images came from, plain data.
+      report: how far it can be trusted, plain data.
+      preset: name of the settings used.
+      seed: of everything random.
+      source: of the weights: file name and SHA-256, plain data.
+      files: further files by name, e.g. the report as HTML.
+      force: also write into a folder that holds other files; they stay.
+      failed: save the network under a name that says it is no success.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UsageError: if the folder must not be written to.
+      ResourceError: if the disk is full; what was there before is intact.
+      ExportError: if ONNX cannot express the network.
+    """
+    folder, extra = Path(folder), dict(files or {})
+    model_name = FAILED if failed else MODEL
+    if clash := {MANIFEST, MODEL, FAILED, FLOAT, TENSORS} & set(extra):
+        raise UsageError(f"extra files may not be called {sorted(clash)}.")
+    check_output_folder(folder, force, names=(model_name, FLOAT, TENSORS, *extra))
+    facts = {"dfq.version": versions()["dfq-jax"], "dfq.weights_sha256": fingerprint(float_model)}
+    content = {
+        model_name: serialize(quantized_onnx(quantized, metadata=facts)),
+        FLOAT: serialize(float_onnx(float_model, metadata=facts)),
+        TENSORS: pack(quantized),
+        **extra,
+    }
+    manifest = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "status": "failed" if failed else "ok",
+        "scheme": str(quantized.plan.scheme),
+        "layers": quantized.plan.layers,
+        "preset": preset,
+        "seed": seed,
+        "source": dict(source or {}),
+        "weights_sha256": facts["dfq.weights_sha256"],
+        "versions": versions(),
+        "images": dict(images_provenance),
+        "report": dict(report),
+        "contract": contract_to_json(quantized.model.contract),
+        "graph": graph_to_json(quantized.model.graph),
+        "plan": plan_to_json(quantized.plan),
+        "files": {name: described(data) for name, data in content.items()},
+    }
+    content[MANIFEST] = as_json(manifest)
+    replace_all(folder, content)
+    return manifest
+
+
+def as_json(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as a file.
+
+    Raises:
+      ExportError: if provenance or report hold anything but plain data.
+    """
+    try:
+        return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"the manifest takes plain, finite JSON data only: {error}") from error
+
+
+def described(data: bytes) -> dict[str, Any]:
+    """Size and hash of a file's content."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of what took part, `python` included."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over names, shapes and values of all parameters."""
+    digest = hashlib.sha256()
+    for name in sorted(model.params):
+        for slot in sorted(model.params[name]):
+            array = np.asarray(model.params[name][slot], "<f4")
+            digest.update(f"{name}\0{slot}\0{array.shape}\0".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load_artifact(folder: str | Path) -> Artifact:
+    """Reads an output folder and checks every file in it.
+
+    Raises:
+      DataError: naming the file that is missing, damaged or from another version.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        check_file(folder, name, expected)
+    contract = contract_from_json(manifest["contract"])
+    graph, plan = graph_from_json(manifest["graph"]), plan_from_json(manifest["plan"])
+    data = (folder / TENSORS).read_bytes()
+    params, qparams = unpack(data, graph, plan, folder / TENSORS)
+    return Artifact(QuantizedModel(Model(graph, params, contract), plan, qparams), manifest, folder)
+
+
+def check_file(folder: Path, name: str, expected: Any) -> None:
+    """Raises DataError unless the file has the size and hash the manifest gives."""
+    if not is_plain(name) or not isinstance(expected, dict):
+        raise DataError(f"{folder / MANIFEST} lists {name!r}, which is no plain file.")
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        damaged = size != expected.get("bytes") or sha256_of(path) != expected.get("sha256")
+    except OSError as error:
+        raise DataError(f"artifact file {path} is missing or unreadable: {error}") from error
+    if damaged:
+        raise DataError(
+            f"artifact file {path} is not what was saved: {size} bytes, expected "
+            f"{expected.get('bytes')}, or another content. Quantize again."
+        )

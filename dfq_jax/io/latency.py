@@ -1,0 +1,116 @@
+"""How long one batch takes in ONNX Runtime: the float network against the integer one."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from dfq_jax.errors import UsageError
+from dfq_jax.io.onnx_builder import FOUR_BITS
+from dfq_jax.io.runtime import File, cpu_features, onnxruntime, open_session, read_onnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Median times on this machine.
+
+    Attributes:
+      float_ms: of the float network.
+      int_ms: of the integer network.
+      batch: images at a time.
+      threads: of ONNX Runtime.
+      runs: how many times each was timed.
+      runtime: version of ONNX Runtime.
+      features: what this processor has for 8-bit products.
+      warnings: what the user should know, in sentences.
+    """
+
+    float_ms: float
+    int_ms: float
+    batch: int
+    threads: int
+    runs: int
+    runtime: str
+    features: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> float:
+        """Float time over integer time."""
+        return self.float_ms / self.int_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"speedup": self.speedup, **dataclasses.asdict(self)}
+
+
+def bench(
+    float_onnx: File,
+    int_onnx: File,
+    *,
+    batch: int = 1,
+    threads: int = 2,
+    runs: int = 50,
+    warmup: int = 5,
+) -> Latency:
+    """Times both networks in turn, so that disturbances of the machine hit both.
+
+    Args:
+      float_onnx: path or bytes of the float network.
+      int_onnx: path or bytes of the integer network.
+      batch: images at a time.
+      threads: of ONNX Runtime.
+      runs: timed runs of each.
+      warmup: untimed runs of each before.
+
+    Returns:
+      Median milliseconds and what explains them.
+
+    Raises:
+      UsageError: if `batch`, `threads` or `runs` is below 1, or `warmup` below 0.
+      ImportError: if ONNX Runtime is not installed.
+    """
+    if min(batch, threads, runs) < 1 or warmup < 0:
+        raise UsageError(
+            f"bench() needs batch, threads and runs >= 1 and warmup >= 0, got {batch}, {threads}, "
+            f"{runs} and {warmup}."
+        )
+    sessions = [open_session(f, optimize=True, threads=threads) for f in (float_onnx, int_onnx)]
+    feeds = [random_feed(session, batch) for session in sessions]
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(warmup + runs):
+        for session, inputs, spent in zip(sessions, feeds, times, strict=True):
+            start = time.perf_counter()
+            session.run(None, inputs)
+            if index >= warmup:
+                spent.append(1000 * (time.perf_counter() - start))
+    float_ms, int_ms = map(statistics.median, times)
+    features = cpu_features()
+    stored = read_onnx(int_onnx).graph.initializer
+    four_bits = any(t.data_type in FOUR_BITS for t in stored)
+    notes = warnings(float_ms, int_ms, features, four_bits)
+    version = onnxruntime().__version__
+    return Latency(float_ms, int_ms, batch, threads, runs, version, features, notes)
+
+
+def random_feed(session: Any, batch: int) -> dict[str, np.ndarray]:
+    """Normal noise in the shape of the session's input."""
+    source = session.get_inputs()[0]
+    shape = (batch, *source.shape[1:])
+    return {source.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
+
+
+def warnings(
+    float_ms: float, int_ms: float, features: tuple[str, ...], four_bits: bool
+) -> tuple[str, ...]:
+    """What to tell the user about the measured times."""
+    if int_ms <= float_ms:
+        return ()
+    notes = [f"The integer network is slower here: {int_ms:.2f} ms against {float_ms:.2f} ms."]
+    if four_bits:
+        notes.append("ONNX Runtime computes layers with 4-bit weights in float on processors.")
+    if features and not any("vnni" in f or f.startswith(("amx", "asimd", "i8")) for f in features):
+        notes.append("This processor has no instructions for 8-bit products (VNNI, AMX).")
+    return tuple(notes)

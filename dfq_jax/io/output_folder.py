@@ -1,0 +1,162 @@
+"""What may be written into an output folder, and how a new artifact replaces an old one.
+
+Files are staged in a sub-folder and moved into place one by one, the manifest last, so a folder
+with a manifest is a whole one. Nothing that is not listed in our own manifest is ever removed.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfq_jax.errors import DataError, UsageError
+from dfq_jax.files import disk_errors, sync_folder, write_atomically
+
+FORMAT = "dfq_jax artifact"
+SCHEMA_VERSION = 1
+MANIFEST, MODEL, FAILED = "manifest.json", "model.onnx", "model.failed.onnx"
+FLOAT, TENSORS = "float.onnx", "model.safetensors"
+PARTIAL = ".partial-"
+LARGEST_MANIFEST = 64 << 20
+
+
+def check_output_folder(
+    folder: str | Path, force: bool = False, names: tuple[str, ...] = ()
+) -> None:
+    """Whether an artifact may be saved there; to be asked before the long work starts.
+
+    Args:
+      folder: absent, empty or with an artifact in it; anything else with `force` only.
+      force: accept other files beside ours.
+      names: files that will be written.
+
+    Raises:
+      UsageError: naming what is in the way.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose a folder to write to.")
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {folder}: {existing} is read-only for you.")
+    if not folder.is_dir():
+        return
+    ours = {MANIFEST, *listed(folder)} if is_artifact(folder) else set()
+    foreign = sorted(
+        p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(PARTIAL)
+    )
+    written = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS, *names}
+    if clash := sorted(written & set(foreign)):
+        raise UsageError(
+            f"{folder} holds {', '.join(clash)}, not written by dfq_jax as they are; files of "
+            f"others are never replaced. Choose another folder, or move them."
+        )
+    if foreign and not ours and not force:
+        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        raise UsageError(
+            f"{folder} is not empty and holds no artifact, but {', '.join(foreign[:5])}{more}. "
+            f"Choose another folder, or pass --force to write beside them."
+        )
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder holds a manifest of ours, in whatever state its other files are."""
+    try:
+        return read_manifest(folder)["format"] == FORMAT
+    except DataError:
+        return False
+
+
+def listed(folder: Path) -> tuple[str, ...]:
+    """Plain file names that the folder's manifest lists."""
+    return tuple(name for name in read_manifest(folder)["files"] if is_plain(name))
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can only mean a file directly in the folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def replace_all(folder: Path, content: Mapping[str, bytes]) -> None:
+    """Stages every file, then moves them into place in order, then removes our outdated ones."""
+    if bad := [name for name in content if not is_plain(name)]:
+        raise UsageError(f"artifact files need plain names, got {bad}.")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with staging(folder) as stage:
+        for name, data in content.items():
+            write_atomically(stage / name, data)
+        outdated = set(listed(folder)) - set(content) if is_artifact(folder) else set()
+        with disk_errors(folder):
+            for name in content:
+                os.replace(stage / name, folder / name)
+            for name in outdated:
+                (folder / name).unlink(missing_ok=True)
+            sync_folder(folder)
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """An empty folder inside `folder`, gone afterwards; those of killed runs are removed, too.
+
+    Raises:
+      UsageError: if another process is writing there.
+    """
+    for stale in folder.glob(f"{PARTIAL}*"):
+        owner = stale.name.removeprefix(PARTIAL).partition("-")[0]
+        if owner.isdecimal() and int(owner) != os.getpid() and is_running(int(owner)):
+            raise UsageError(f"process {owner} is writing to {folder}; wait for it to finish.")
+        shutil.rmtree(stale, ignore_errors=True)
+    stage = folder / f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
+    with disk_errors(stage):
+        stage.mkdir()
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of that number exists on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+      DataError: if there is none, or not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise DataError(f"{path} is larger than any manifest.")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{folder} holds no artifact: cannot read {MANIFEST} ({error.strerror}). "
+            f"Folders written by `dfq quantize` have one."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of a dfq_jax artifact.")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {manifest.get('schema_version')!r}, this version reads "
+            f"{SCHEMA_VERSION}. Quantize again, or install the version that wrote it."
+        )
+    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "status": str}
+    if wrong := [k for k, kind in needed.items() if not isinstance(manifest.get(k), kind)]:
+        raise DataError(f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type.")
+    return manifest

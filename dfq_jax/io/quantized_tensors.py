@@ -1,0 +1,140 @@
+"""A quantized network's numbers as .safetensors: integer codes, scales, zero points.
+
+Keys are `{node}.{slot}`, with `{node}.{slot}_scale` and `{node}.{slot}_zero_point` for every site
+of the plan. Kernels are HWIO or (in, out) codes; a bias is int32 where its layer is integer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array
+
+from dfq_jax.errors import DataError
+from dfq_jax.graph.graph import Graph
+from dfq_jax.numerics.affine import Affine, bias_scale, dequantize, quantize, quantize_bias
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.simulate import QuantizedModel
+
+Tables = tuple[dict[str, dict[str, Array]], dict[Site, Affine]]
+NEIGHBOURS = 2
+"""How many float32 neighbours away from `code * scale` the value of a code may lie."""
+
+
+def codes(quantized: QuantizedModel) -> dict[Site, np.ndarray]:
+    """{site: integers} of every quantized kernel, and of every bias that is int32.
+
+    Biases appear under `Site(layer, "bias")`.
+    """
+    table, qparams, params = quantized.plan.table, quantized.qparams, quantized.model.params
+    found = {}
+    for site, spec in table.items():
+        if site.argument is None:
+            kernel = params[site.node][site.slot]
+            found[site] = np.asarray(quantize(kernel, qparams[site], spec.grid))
+            data = Site(site.node, "input0")
+            if data in table and "bias" in params[site.node]:
+                scales = qparams[data].scale, qparams[site].scale
+                bias = quantize_bias(params[site.node]["bias"], *scales)
+                found[Site(site.node, "bias")] = np.asarray(bias)
+    return found
+
+
+def pack(quantized: QuantizedModel) -> bytes:
+    """The network's numbers as the bytes of a .safetensors file."""
+    integers = codes(quantized)
+    tensors = {
+        f"{node}.{slot}": integers.get(Site(node, slot), np.asarray(value))
+        for node, slots in quantized.model.params.items()
+        for slot, value in slots.items()
+    }
+    for site in quantized.plan.table:
+        affine = quantized.qparams[site]
+        tensors[f"{site.node}.{site.slot}_scale"] = np.asarray(affine.scale)
+        tensors[f"{site.node}.{site.slot}_zero_point"] = np.asarray(affine.zero_point)
+    return safetensors.numpy.save({k: np.array(v, order="C") for k, v in tensors.items()})
+
+
+def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
+    """Parameters and scales that `pack` wrote; kernels and biases are dequantized.
+
+    Args:
+      data: content of the file.
+      graph: of the network.
+      plan: what is quantized.
+      path: for messages.
+
+    Returns:
+      ({node: {slot: array}}, {site: scale and zero point}). Rounding the parameters to their grids
+      gives the stored codes again, bit by bit.
+
+    Raises:
+      DataError: if a tensor is missing, of a wrong type or not finite.
+    """
+    try:
+        tensors = safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    qparams = {site: read_affine(tensors, site, plan, path) for site in plan.table}
+    params: dict[str, dict[str, Array]] = {}
+    nodes = {n.name for n in graph.nodes}
+    for key, value in tensors.items():
+        node, _, slot = key.rpartition(".")
+        if node not in nodes:
+            raise DataError(f"{path} holds {key!r}, but the network has no node {node!r}.")
+        params.setdefault(node, {})[slot] = jnp.asarray(value)
+    for site, spec in plan.table.items():
+        if site.argument is None:
+            slots = params.get(site.node, {})
+            dequantize_slots(slots, site, qparams, spec.grid.dtype, path)
+    return params, qparams
+
+
+def read_affine(tensors: dict[str, Any], site: Site, plan: Plan, path: Path) -> Affine:
+    """Takes scale and zero point of a site out of `tensors`."""
+    stem = f"{site.node}.{site.slot}"
+    found = [tensors.pop(f"{stem}_{part}", None) for part in ("scale", "zero_point")]
+    scale, zero_point = found
+    wanted = plan.table[site].grid.dtype
+    if scale is None or zero_point is None:
+        raise DataError(f"{path} is incomplete: no scale or zero point for {stem}.")
+    positive = scale.dtype == np.float32 and np.isfinite(scale).all() and (scale > 0).all()
+    if not positive or zero_point.dtype != wanted:
+        raise DataError(
+            f"{path}: {stem} needs finite, positive float32 scales and {wanted} zero points."
+        )
+    return Affine(jnp.asarray(scale), jnp.asarray(zero_point))
+
+
+def dequantize_slots(
+    slots: dict[str, Array], site: Site, qparams: dict[Site, Affine], dtype: np.dtype, path: Path
+) -> None:
+    """Replaces a kernel's codes, and its bias's where it is int32, by their values, in place."""
+    kernel = slots.get(site.slot)
+    if kernel is None or kernel.dtype != dtype:
+        raise DataError(f"{path} is incomplete: no {dtype} codes for {site.node}.{site.slot}.")
+    slots[site.slot] = dequantize(kernel, qparams[site])
+    data = Site(site.node, "input0")
+    if "bias" in slots and data in qparams:
+        if slots["bias"].dtype != np.int32:
+            raise DataError(f"{path}: the bias of {site.node} is not int32.")
+        slots["bias"] = value_of_bias(slots["bias"], qparams[data], qparams[site])
+
+
+def value_of_bias(bias: Array, data: Affine, kernel: Affine) -> Array:
+    """The float32 bias that rounds to these codes.
+
+    The product of code and scale is that number, or one of its neighbours where codes exceed
+    float32's 24 bits of precision.
+    """
+    scales = data.scale, kernel.scale
+    found = product = bias.astype(jnp.float32) * bias_scale(*scales)
+    for end in (jnp.inf, -jnp.inf):
+        near = product
+        for _ in range(NEIGHBOURS):
+            near = jnp.nextafter(near, jnp.float32(end))
+            found = jnp.where(quantize_bias(found, *scales) == bias, found, near)
+    return found

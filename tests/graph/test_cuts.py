@@ -1,0 +1,93 @@
+import chex
+import jax
+import numpy as np
+import pytest
+
+from dfq_jax.graph.cuts import blocks, canonical, single_live_cuts
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import WEIGHTED, Add, BatchNorm, Relu
+from dfq_jax.passes.fold import fold_batch_norm
+
+
+def alive_after(graph, index):
+    """Tensors made by the first `index + 1` nodes that something later still needs."""
+    made = {*graph.inputs, *(n.name for n in graph.nodes[: index + 1])}
+    needed = {i for n in graph.nodes[index + 1 :] for i in n.inputs} | set(graph.outputs)
+    return made & needed
+
+
+@pytest.mark.parametrize("name", ["tiny_net", "mixed_net"])
+def test_cuts_by_definition(name, request):
+    graph = request.getfixturevalue(name).graph
+    wanted = [n.name for i, n in enumerate(graph.nodes) if alive_after(graph, i) == {n.name}]
+    assert single_live_cuts(graph) == tuple(wanted)
+
+
+def test_cuts_respect_residuals_and_returned_tensors(tiny_net):
+    cuts = single_live_cuts(tiny_net.graph)
+    assert cuts[:4] == ("conv1", "bn1", "relu1", "add")
+    graph = tiny_net.graph
+    returned = Graph(graph.nodes, graph.inputs, ("relu1", "fc"))
+    assert single_live_cuts(returned) == ("conv1", "bn1", "relu1")
+
+
+def test_block_contents(tiny_net):
+    pieces = blocks(tiny_net.graph)
+    assert [b.names for b in pieces] == [
+        ("conv1", "bn1", "relu1"),
+        ("depthwise", "bn2", "relu2", "project", "bn3", "add", "relu3", "maxpool"),
+        ("conv2", "bn4", "relu4", "pool"),
+        ("fc",),
+    ]
+    assert [b.graph.inputs for b in pieces] == [("images",), ("relu1",), ("maxpool",), ("pool",)]
+
+
+def test_a_first_piece_without_weights_joins_the_next():
+    nodes = (Node("r", Relu(), ("x",)), Node("s", Add(), ("r", "r")), Node("t", Relu(), ("s",)))
+    assert [b.names for b in blocks(Graph(nodes, ("x",), ("t",)))] == [("r", "s", "t")]
+
+
+@pytest.mark.parametrize("name", ["tiny_net", "mixed_net"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_blocks_partition_the_network(name, folded, nets, request):
+    model = request.getfixturevalue(name)
+    model = fold_batch_norm(model) if folded else model
+    pieces = blocks(model.graph)
+    assert sum((b.graph.nodes for b in pieces), ()) == model.graph.nodes
+    for block in pieces:
+        assert len(block.graph.inputs) == len(block.graph.outputs) == 1
+        assert any(isinstance(n.op, WEIGHTED) for n in block.graph.nodes)
+        assert not isinstance(block.graph.nodes[0].op, Relu | BatchNorm | Add)
+    x = nets.images(model, 2)
+    through = x
+    for block in pieces:
+        through = nets.run(canonical(block, model), through)
+    np.testing.assert_allclose(through, nets.run(model, x), rtol=1e-5, atol=1e-5)
+
+
+def test_canonical_carries_parameters_and_moments(tiny_net):
+    model = fold_batch_norm(tiny_net)
+    piece = canonical(blocks(model.graph)[1], model)
+    assert piece.graph.inputs == ("x0",)
+    assert [n.name for n in piece.graph.nodes] == [f"n{i}" for i in range(6)]
+    assert piece.graph["n3"].inputs == ("n2", "x0")
+    assert set(piece.params) == set(piece.moments) == {"n0", "n2"}
+    assert piece.params["n2"]["kernel"] is model.params["project"]["kernel"]
+    assert piece.moments["n0"] is model.moments["depthwise"]
+    assert piece.contract == model.contract
+
+
+def test_equal_blocks_share_one_program(nets):
+    b = nets.Builder(nets.tiny().contract)
+    x = b.conv("stem", "images", 4)
+    for i in range(3):
+        y = b.op(f"relu{i}", Relu(), b.conv(f"first{i}", x, 4))
+        x = b.op(f"add{i}", Add(), b.conv(f"second{i}", y, 4), x)
+    model = b.done(b.linear("fc", x, 2))
+    pieces = [canonical(piece, model) for piece in blocks(model.graph)[1:4]]
+    assert pieces[0].graph == pieces[1].graph == pieces[2].graph
+    run = jax.jit(chex.assert_max_traces(lambda m, x: evaluate(m, x)[0][0], n=1))
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+    outputs = [np.asarray(run(m, x)) for m in pieces]
+    assert not np.allclose(outputs[0], outputs[1])

@@ -1,0 +1,154 @@
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfq_jax.errors import DataError
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    Pad,
+    Relu,
+    Slice,
+)
+from dfq_jax.io.graph_json import (
+    OPS,
+    contract_from_json,
+    contract_to_json,
+    graph_from_json,
+    graph_to_json,
+    plan_from_json,
+    plan_to_json,
+)
+from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.ranges import Lp, MinMax, Percentile
+from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
+from dfq_jax.types import InputContract
+
+
+class Call(NamedTuple):
+    """A value still to be built: the type checks of the dataclasses draw random numbers, which
+    strategies must not.
+    """
+
+    make: Callable
+    args: tuple
+
+
+def later(make: Callable, *args: st.SearchStrategy) -> st.SearchStrategy:
+    return st.builds(Call, st.just(make), st.tuples(*args))
+
+
+def built(value: Any) -> Any:
+    if isinstance(value, Call):
+        return value.make(*map(built, value.args))
+    return tuple(map(built, value)) if isinstance(value, tuple | list) else value
+
+
+SIZE = st.integers(1, 9)
+PAIR = st.tuples(SIZE, SIZE)
+PADS = st.tuples(PAIR, PAIR)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+STEP = st.tuples(st.integers(-5, 5), st.none() | st.integers(-5, 5), st.sampled_from((-2, 1, 3)))
+OP = st.one_of(
+    later(Conv2d, PAIR, PADS, SIZE, PAIR),
+    later(BatchNorm, NUMBER),
+    later(Relu, st.none() | NUMBER),
+    later(MaxPool, PAIR, PAIR, PADS),
+    later(AvgPool, PAIR, PAIR, PADS, st.booleans()),
+    later(Slice, st.tuples(STEP, STEP)),
+    later(Pad, st.tuples(PAIR, PAIR, PAIR), NUMBER),
+    st.sampled_from((Linear(), Add(), GlobalAvgPool(), Flatten())),
+)
+SITE = later(Site, st.text(), st.sampled_from(("kernel", "input0", "input1")))
+GRID = later(Grid, st.integers(2, 8), st.booleans(), st.none() | st.integers(-1, 3))
+OBSERVER = st.one_of(st.just(MinMax()), later(Percentile, st.floats(51, 100)), later(Lp, NUMBER))
+PLAN = later(
+    Plan,
+    st.lists(st.tuples(SITE, later(Spec, GRID, OBSERVER)), max_size=4),
+    st.lists(st.tuples(st.text(), st.lists(SITE, max_size=3)), max_size=3),
+    later(Scheme, st.integers(2, 8), st.integers(2, 8)),
+    st.sampled_from(LAYER_PRESETS),
+)
+
+
+NODES = st.lists(st.tuples(st.text(), OP, st.integers(0, 99)), max_size=6)
+
+
+def graph_of(nodes) -> Graph:
+    """Nodes of unique names, each reading an earlier one."""
+    names, kept = ["images"], []
+    for name, op, source in nodes:
+        if name not in names:
+            kept.append(Node(name, built(op), (names[source % len(names)],)))
+            names.append(name)
+    return Graph(tuple(kept), ("images",), (names[-1],))
+
+
+def through_text(data):
+    return json.loads(json.dumps(data, allow_nan=False))
+
+
+@given(NODES)
+def test_graphs_survive_a_round_trip(nodes):
+    graph = graph_of(nodes)
+    assert graph_from_json(through_text(graph_to_json(graph))) == graph
+
+
+@given(PLAN)
+def test_plans_survive_a_round_trip(spec):
+    plan = built(spec)
+    found = plan_from_json(through_text(plan_to_json(plan)))
+    assert found == plan
+    assert hash(found) == hash(plan)
+
+
+@given(SIZE, SIZE, st.none() | SIZE, st.booleans())
+def test_contracts_survive_a_round_trip(height, width, resize, assumed):
+    contract = InputContract(height, width, (0.1,), (0.3,), resize, "bicubic", assumed)
+    data = {**contract_to_json(contract), "layout": "NCHW"}
+    assert contract_from_json(through_text(data)) == contract
+
+
+def test_every_operator_is_known():
+    assert len(OPS) == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"op": "Softmax"}, "'Softmax' is no op; known are Conv2d"),
+        ({"fields": {"ceiling": 1.0, "floor": 0}}, "floor"),
+        ({"fields": None}, "NoneType"),
+        ({"inputs": ["absent"]}, "not defined before it"),
+    ],
+)
+def test_damaged_graphs_are_data_errors(change, message):
+    graph = Graph((Node("relu", Relu(), ("x",)),), ("x",), ("relu",))
+    data = graph_to_json(graph)
+    data["nodes"][0] |= change
+    with pytest.raises(DataError, match=message):
+        graph_from_json(data)
+    with pytest.raises(DataError, match="missing 'nodes'"):
+        graph_from_json({})
+
+
+def test_damaged_plans_and_contracts_are_data_errors():
+    plan = Plan(((Site("a", "kernel"), Spec(Grid(4))),), (), Scheme(4, 8), "zsq_all_low")
+    data = plan_to_json(plan)
+    with pytest.raises(DataError, match="2 <= bits <= 8"):
+        plan_from_json({**data, "sites": [{**data["sites"][0], "grid": {"bits": 9}}]})
+    with pytest.raises(DataError, match="layer preset"):
+        plan_from_json({**data, "layers": "all"})
+    with pytest.raises(DataError, match="positive size"):
+        contract_from_json({"height": 0, "width": 3})

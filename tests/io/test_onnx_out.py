@@ -1,0 +1,261 @@
+import collections
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+
+from dfq_jax.errors import ExportError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Add, Conv2d, Linear, Relu, Slice
+from dfq_jax.io.onnx_builder import pack_nibbles, printable, tensor
+from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize, value_names
+from dfq_jax.io.quantized_tensors import codes
+from dfq_jax.io.runtime import open_session, run
+from dfq_jax.io.verify import simulated
+from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.quantize.plan import Plan, Scheme, Site, Spec
+from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.types import InputContract
+
+NETS = ("residual", "option_a", "vgg", "odd", "extreme")
+CASES = (
+    ("residual", "w8a8", "qdrop_8bit_ends"),
+    ("residual", "w4a4", "brecq_8bit_ends_second"),
+    ("option_a", "w3a3", "qdrop_8bit_ends"),
+    ("vgg", "w4a8", "zsq_all_low"),
+    ("odd", "w5a6", "qdrop_8bit_ends"),
+    ("extreme", "w2a2", "qdrop_8bit_ends"),
+)
+
+
+def kinds(proto):
+    return collections.Counter(n.op_type for n in proto.graph.node)
+
+
+def optimized(data, tmp_path):
+    """What ONNX Runtime makes of the file."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnx.load_model(tmp_path / "optimized.onnx")
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("optimize", [False, True])
+def test_float_export_computes_the_network(onnx_nets, net, optimize):
+    model = onnx_nets.NETS[net]()
+    x = onnx_nets.images(model, 3)
+    want = np.asarray(jax.jit(evaluate)(model, x)[0][0])
+    found = run(open_session(serialize(float_onnx(model)), optimize=optimize), x)
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("net", "scheme", "layers"), CASES)
+@pytest.mark.parametrize("optimize", [False, True])
+def test_quantized_export_computes_the_simulation(onnx_nets, net, scheme, layers, optimize):
+    q = onnx_nets.quantized(net, scheme, layers)
+    x = onnx_nets.images(q.model, 8)
+    want = np.asarray(simulated(q, x))
+    found = run(open_session(onnx_nets.integer_file(net, scheme, layers), optimize=optimize), x)
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-6 * np.abs(want).max())
+
+
+def test_the_onnx_reference_evaluator_agrees(onnx_nets):
+    q = onnx_nets.quantized("extreme", "w2a2", "qdrop_8bit_ends")
+    x = np.asarray(onnx_nets.images(q.model, 2))
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("extreme", "w2a2"))
+    session = onnx.reference.ReferenceEvaluator(proto)
+    found = session.run(None, {"images": x.transpose(0, 3, 1, 2)})[0]
+    np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
+
+
+def test_onnxruntime_makes_every_layer_an_integer_kernel(onnx_nets, tmp_path):
+    found = kinds(optimized(onnx_nets.integer_file("residual"), tmp_path))
+    assert found["QLinearConv"] == 7
+    assert found["QLinearAdd"] == 2
+    assert found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "Relu", "Clip", "DequantizeLinear"} & set(found)
+    assert found["QuantizeLinear"] == 1  # the images
+
+
+def test_low_bit_activations_keep_integer_kernels(onnx_nets, tmp_path):
+    found = kinds(optimized(onnx_nets.integer_file("residual", "w5a6"), tmp_path))
+    assert found["QLinearConv"] == 7
+    assert found["QGemm"] == 1
+
+
+def test_float_inputs_of_integer_weights_stay_exact(onnx_nets, tmp_path):
+    found = kinds(optimized(onnx_nets.integer_file("vgg", "w4a8", "zsq_all_low"), tmp_path))
+    assert not [k for k in found if k.startswith(("MatMulNBits", "DynamicQuantize", "MatMulInt"))]
+
+
+@pytest.mark.parametrize(("net", "scheme", "layers"), CASES)
+def test_one_pair_per_tensor_shared_by_its_readers(onnx_nets, net, scheme, layers):
+    q = onnx_nets.quantized(net, scheme, layers)
+    proto = onnx.load_model_from_string(onnx_nets.integer_file(net, scheme, layers))
+    quantized = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    graph = q.model.graph
+    edges = [s for s in q.plan.table if s.argument is not None]
+    read = {graph[s.node].inputs[s.argument] for s in edges}
+    assert len({n.input[0] for n in quantized}) == len(quantized) == len(read)
+    assert all(n.domain == "" for n in proto.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "opset", "types"),
+    [("w8a8", 17, {"INT8"}), ("w5a6", 17, {"INT8"}), ("w4a4", 21, {"INT8", "UINT4"})],
+)
+def test_kernels_are_integers_in_raw_data(onnx_nets, scheme, opset, types):
+    layers = "brecq_8bit_ends_second" if scheme == "w4a4" else "qdrop_8bit_ends"
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("residual", scheme, layers))
+    assert proto.opset_import[0].version == opset
+    stored = {t.name: t for t in proto.graph.initializer}
+    kernels = [t for name, t in stored.items() if name.endswith(".kernel.codes")]
+    assert {onnx.TensorProto.DataType.Name(t.data_type) for t in kernels} == types
+    assert all(t.raw_data and not t.int32_data and not t.float_data for t in stored.values())
+    for t in kernels:
+        bits = 4 if t.data_type == onnx.TensorProto.UINT4 else 8
+        assert len(t.raw_data) == -(-int(np.prod(t.dims)) * bits // 8)
+    scales = [t for name, t in stored.items() if name.endswith("scale")]
+    assert all(len(t.dims) <= 1 and (onnx.numpy_helper.to_array(t) > 0).all() for t in scales)
+
+
+def test_bias_scale_is_the_float32_product(onnx_nets):
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("residual"))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    want = stored["images.scale"] * stored["conv1.kernel.scale"]
+    np.testing.assert_array_equal(stored["conv1.bias.scale"], want)
+    assert stored["conv1.bias.codes"].dtype == np.int32
+    assert not stored["conv1.bias.zero_point"].any()
+
+
+def test_dead_channels_and_huge_biases_stay_in_range(onnx_nets):
+    q = onnx_nets.quantized("extreme")
+    bias = codes(q)[Site("conv1", "bias")].astype(np.int64)
+    assert np.abs(bias).max() <= 2**30
+    assert np.isfinite(np.asarray(q.qparams[Site("conv1", "kernel")].scale)).all()
+    x = onnx_nets.images(q.model, 8)
+    want = np.asarray(simulated(q, x))
+    for optimize in (False, True):
+        found = run(open_session(onnx_nets.integer_file("extreme"), optimize=optimize), x)
+        np.testing.assert_allclose(found, want, atol=1e-2)
+
+
+def test_the_integer_file_is_small(onnx_nets):
+    n = onnx_nets.Net(7)
+    x = n.op("relu", Relu(), n.conv("wide", "images", 3, 128))
+    model = n.finish(n.conv("wider", x, 128, 512))
+    edges = [(Site(s, "input0"), Spec(Grid(8))) for s in ("wide", "wider")]
+    kernels = [(Site(s, "kernel"), Spec(Grid(8, True, -1))) for s in ("wide", "wider")]
+    plan = Plan(tuple(kernels + edges), (), Scheme(8, 8), "qdrop_8bit_ends")
+    one = Affine(jnp.float32(0.1), jnp.uint8(3))
+    per = lambda s: Affine(jnp.full((1, 1, 1, s), 0.01), jnp.zeros((1, 1, 1, s), jnp.int8))
+    qparams = {s: one for s, _ in edges} | {kernels[0][0]: per(128), kernels[1][0]: per(512)}
+    small = len(serialize(quantized_onnx(QuantizedModel(model, plan, qparams))))
+    assert small <= 0.30 * len(serialize(float_onnx(model)))
+
+
+def test_metadata_states_the_contract_and_the_scheme(onnx_nets):
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("residual"))
+    facts = {p.key: p.value for p in proto.metadata_props}
+    contract = json.loads(facts["dfq.contract"])
+    assert contract["layout"] == "NCHW"
+    assert contract["height"] == 16
+    assert "pixel / 255" in contract["formula"]
+    assert facts["dfq.scheme"] == "w8a8"
+    assert facts["dfq.layers"] == "qdrop_8bit_ends"
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["N", 3, 16, 16]
+    assert [o.name for o in proto.graph.output] == ["logits"]
+
+
+def test_export_is_deterministic(onnx_nets):
+    q = onnx_nets.quantized("residual")
+    assert serialize(quantized_onnx(q)) == onnx_nets.integer_file("residual")
+
+
+def test_hostile_names_are_escaped_and_kept_apart():
+    names = ("a\nb", "a\\nb", "images.codes", "logits", "\x1b[31m", "last")
+    nodes, x = [], "images"
+    for name in names:
+        nodes.append(Node(name, Relu(), (x,)))
+        x = name
+    graph = Graph(tuple(nodes), ("images",), (x,))
+    found = value_names(graph)
+    assert len(set(found.values())) == len(found)
+    assert found["a\nb"] == "a\\nb"
+    assert found["logits"] == "logits_2"
+    assert all(v.isprintable() for v in found.values())
+    model = Model(graph, {}, InputContract(4, 4))
+    edge = Site("a\nb", "input0")
+    plan = Plan(((edge, Spec(Grid(8))),), (), Scheme(8, 8), "zsq_all_low")
+    q = QuantizedModel(model, plan, {edge: Affine(jnp.float32(1), jnp.uint8(0))})
+    proto = quantized_onnx(q)
+    assert len({n.name for n in proto.graph.node}) == len(proto.graph.node)
+    assert printable("%s <b>") == "%s <b>"
+
+
+def test_what_onnx_cannot_express_is_an_export_error():
+    contract = InputContract(4, 4)
+    flat = Graph((Node("fc", Linear(), ("x",)),), ("x",), ("fc",))
+    twice = Graph((Node("add", Add(), ("x", "y")),), ("x", "y"), ("add",))
+    with pytest.raises(ExportError, match="one input"):
+        float_onnx(Model(twice, {}, contract))
+    with pytest.raises(ExportError, match="its own input"):
+        float_onnx(Model(Graph((), ("x",), ("x",)), {}, contract))
+    model = Model(flat, {"fc": {"kernel": jnp.ones((3, 2))}}, contract)
+    edge, kernel = Site("fc", "input0"), Site("fc", "kernel")
+    plan = Plan(((edge, Spec(Grid(8, symmetric=True))),), (), Scheme(8, 8), "zsq_all_low")
+    affine = Affine(jnp.float32(1), jnp.int8(0))
+    with pytest.raises(ExportError, match="input0 of 'fc'"):
+        quantized_onnx(QuantizedModel(model, plan, {edge: affine}))
+    plan = Plan(((kernel, Spec(Grid(8, True, 0))),), (), Scheme(8, 8), "zsq_all_low")
+    affine = Affine(jnp.ones((3, 1)), jnp.zeros((3, 1), jnp.int8))
+    with pytest.raises(ExportError, match="kernel of 'fc' has scales of shape"):
+        quantized_onnx(QuantizedModel(model, plan, {kernel: affine}))
+
+
+def test_a_full_slice_and_a_linear_layer_over_pixels():
+    bounds = ((0, None, 1),) * 4
+    nodes = (Node("s", Slice(bounds), ("x",)), Node("fc", Linear(), ("s",)))
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    model = Model(Graph(nodes, ("x",), ("fc",)), {"fc": {"kernel": kernel}}, InputContract(4, 6))
+    x = np.random.default_rng(1).normal(size=(2, 4, 6, 3)).astype(np.float32)
+    found = run(open_session(serialize(float_onnx(model)), optimize=True), x)
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), x @ np.asarray(kernel), atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[1, 15, 7], [-8, 7, -1, 0]])
+def test_nibbles_are_packed_low_first(values):
+    array = np.array(values, np.int8)
+    packed = np.frombuffer(pack_nibbles(array), np.uint8)
+    assert packed[0] == (values[0] & 15) | (values[1] & 15) << 4
+    kind = onnx.TensorProto.INT4 if min(values) < 0 else onnx.TensorProto.UINT4
+    found = onnx.numpy_helper.to_array(tensor("t", array, kind))
+    np.testing.assert_array_equal(found.astype(np.int8), array)
+
+
+def test_per_tensor_kernels_are_exported():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3, 4)), jnp.float32)
+    graph = Graph((Node("conv", Conv2d(), ("x",)),), ("x",), ("conv",))
+    params = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
+    model = Model(graph, params, InputContract(5, 5))
+    edge, slot = Site("conv", "input0"), Site("conv", "kernel")
+    plan = Plan(
+        ((slot, Spec(Grid(8, True))), (edge, Spec(Grid(8)))), (), Scheme(8, 8), "zsq_all_low"
+    )
+    scale = Affine(jnp.full((1, 1, 1, 1), 0.02), jnp.zeros((1, 1, 1, 1), jnp.int8))
+    q = QuantizedModel(model, plan, {slot: scale, edge: Affine(jnp.float32(0.03), jnp.uint8(128))})
+    x = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype(np.float32)
+    for optimize in (False, True):
+        found = run(open_session(serialize(quantized_onnx(q)), optimize=optimize), x)
+        want = np.asarray(simulated(q, x)).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(found, want, atol=1e-5)

@@ -1,0 +1,89 @@
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+
+from dfq_jax.errors import DataError, UsageError
+from dfq_jax.io import verify as module
+from dfq_jax.io.verify import verify
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.quantize.plan import Site
+from dfq_jax.quantize.simulate import QuantizedModel
+
+CASES = (
+    ("residual", "w8a8", "qdrop_8bit_ends"),
+    ("vgg", "w4a8", "zsq_all_low"),
+    ("odd", "w5a6", "qdrop_8bit_ends"),
+    ("extreme", "w2a2", "qdrop_8bit_ends"),
+)
+
+
+@pytest.mark.parametrize(("net", "scheme", "layers"), CASES)
+def test_all_ways_to_run_a_network_agree(onnx_nets, net, scheme, layers):
+    q = onnx_nets.quantized(net, scheme, layers)
+    x = onnx_nets.images(q.model, 13, seed=3)
+    done = []
+    found = verify(
+        q,
+        onnx_nets.integer_file(net, scheme, layers),
+        x,
+        batch=8,
+        on_batch=lambda n, total: done.append((n, total)),
+    )
+    assert done == [(8, 13), (13, 13)]
+    assert found.passed
+    assert found.agreement == 1.0
+    assert all(c.simulator_equal > 0.9995 for c in found.layers)
+    assert all(c.integer_equal > 0.9995 for c in found.layers)
+    assert found.layers[0].count == 13 * np.prod(q.model.contract.shape) or layers == "zsq_all_low"
+    assert [e.runner for e in found.ends] == ["integer", "onnxruntime off", "onnxruntime on"]
+    assert json.loads(json.dumps(found.to_dict()))["passed"] is True
+
+
+def test_a_wrong_scale_shows_in_its_layer_only(onnx_nets):
+    """The same codes, read with another scale."""
+    q = onnx_nets.quantized("residual")
+    site = Site("conv3", "kernel")
+    params = {**q.model.params, "conv3": dict(q.model.params["conv3"])}
+    params["conv3"]["kernel"] = params["conv3"]["kernel"] * 1.1
+    model = dataclasses.replace(q.model, params=params)
+    affine = Affine(q.qparams[site].scale * 1.1, q.qparams[site].zero_point)
+    other = QuantizedModel(model, q.plan, {**q.qparams, site: affine})
+    found = verify(other, onnx_nets.integer_file("residual"), onnx_nets.images(q.model, 8))
+    assert not found.passed
+    assert {c.tensor for c in found.layers if c.simulator_steps > 1} == {"conv3"}
+    assert {c.tensor for c in found.layers if c.integer_steps > 1} == {"conv3"}
+
+
+def test_files_of_other_networks_are_refused(onnx_nets):
+    q = onnx_nets.quantized("residual")
+    x = onnx_nets.images(q.model, 2)
+    with pytest.raises(DataError, match=r"not in the file"):
+        verify(q, onnx_nets.integer_file("extreme"), x)
+    with pytest.raises(UsageError, match="at least one image"):
+        verify(q, onnx_nets.integer_file("residual"), x[:0])
+
+
+def test_processors_that_saturate_are_named(onnx_nets, monkeypatch):
+    monkeypatch.setattr(module, "cpu_features", lambda: ("avx2",))
+    q = onnx_nets.quantized("extreme", "w2a2")
+    found = verify(q, onnx_nets.integer_file("extreme", "w2a2"), onnx_nets.images(q.model, 2))
+    assert "saturate" in found.warnings[0]
+
+
+def test_differences_are_counted_in_steps(onnx_nets):
+    """A file whose first bias is off by many codes, so that only its own layer shows it."""
+    q = onnx_nets.quantized("extreme", "w2a2")
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("extreme", "w2a2"))
+    scale = {t.name: t for t in proto.graph.initializer}["relu1.scale"]
+    step = float(onnx.numpy_helper.to_array(scale))
+    params = {**q.model.params, "conv1": dict(q.model.params["conv1"])}
+    params["conv1"]["bias"] = params["conv1"]["bias"] + jnp.float32(2 * step)
+    shifted = dataclasses.replace(q, model=dataclasses.replace(q.model, params=params))
+    found = verify(shifted, proto.SerializeToString(), onnx_nets.images(q.model, 4))
+    steps = {c.tensor: (c.simulator_steps, c.integer_steps) for c in found.layers}
+    assert steps.pop("relu1") == (2, 2)
+    assert set(steps.values()) == {(0, 0)}
