@@ -1,1 +1,44 @@
-"""Data-free quantization in JAX."""
+"""Data-free quantization: a trained checkpoint in, a verified integer model out, no data needed."""
+
+from dfq_jax.api import (
+    Result,
+    bench,
+    evaluate,
+    export,
+    load,
+    predict,
+    quantize,
+    synthesize,
+    verify,
+)
+from dfq_jax.errors import DfqError
+from dfq_jax.graph.graph import Graph, Model, Node, compose
+from dfq_jax.graph.query import describe
+from dfq_jax.quantize.plan import Plan, Rule
+from dfq_jax.quantize.simulate import QuantizedModel, simulate
+from dfq_jax.types import ImageSet, InputContract, Moments
+
+__all__ = [
+    "DfqError",
+    "Graph",
+    "ImageSet",
+    "InputContract",
+    "Model",
+    "Moments",
+    "Node",
+    "Plan",
+    "QuantizedModel",
+    "Result",
+    "Rule",
+    "bench",
+    "compose",
+    "describe",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "quantize",
+    "simulate",
+    "synthesize",
+    "verify",
+]

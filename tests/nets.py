@@ -175,6 +175,14 @@ def tiny(seed: int = 0, size: int = 8) -> Model:
     return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
 
 
+def stem(seed: int = 0) -> Model:
+    """The smallest network with two batch norms, for whatever compiles often."""
+    b = Builder(InputContract(6, 6), seed)
+    x = b.op("relu1", Relu(), b.bn("bn1", b.conv("conv1", "images", 4, stride=2)))
+    x = b.op("relu2", Relu(), b.bn("bn2", b.conv("conv2", x, 5, kernel=1)))
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
 def mixed() -> Model:
     """What `tiny` lacks: groups, dilation, uneven padding, other pooling, slices, flattening."""
     b = Builder(InputContract(9, 7), 3)

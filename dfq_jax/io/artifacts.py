@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_jax.errors import DataError, ExportError, UsageError
+from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.graph_json import (
@@ -112,23 +112,15 @@ def save_artifact(
       ExportError: if ONNX cannot express the network.
     """
     folder, extra = Path(folder), dict(files or {})
-    model_name = FAILED if failed else MODEL
-    if clash := {MANIFEST, MODEL, FAILED, FLOAT, TENSORS} & set(extra):
-        raise UsageError(f"extra files may not be called {sorted(clash)}.")
-    check_output_folder(folder, force, names=(model_name, FLOAT, TENSORS, *extra))
+    check_output_folder(folder, force, names=tuple(extra))
     facts = {"dfq.version": versions()["dfq-jax"], "dfq.weights_sha256": fingerprint(float_model)}
-    content = {
-        model_name: serialize(quantized_onnx(quantized, metadata=facts)),
-        FLOAT: serialize(float_onnx(float_model, metadata=facts)),
-        TENSORS: pack(quantized),
-        **extra,
-    }
+    name = FAILED if failed else MODEL
+    content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
+    content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts)), **extra}
     manifest = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "status": "failed" if failed else "ok",
-        "scheme": str(quantized.plan.scheme),
-        "layers": quantized.plan.layers,
         "preset": preset,
         "seed": seed,
         "source": dict(source or {}),
@@ -136,14 +128,22 @@ def save_artifact(
         "versions": versions(),
         "images": dict(images_provenance),
         "report": dict(report),
+        **structure(quantized),
+        "files": {name: described(data) for name, data in content.items()},
+    }
+    replace_all(folder, {**content, MANIFEST: as_json(manifest)})
+    return manifest
+
+
+def structure(quantized: QuantizedModel) -> dict[str, Any]:
+    """The part of a manifest from which, with the tensors, the network is rebuilt."""
+    return {
+        "scheme": str(quantized.plan.scheme),
+        "layers": quantized.plan.layers,
         "contract": contract_to_json(quantized.model.contract),
         "graph": graph_to_json(quantized.model.graph),
         "plan": plan_to_json(quantized.plan),
-        "files": {name: described(data) for name, data in content.items()},
     }
-    content[MANIFEST] = as_json(manifest)
-    replace_all(folder, content)
-    return manifest
 
 
 def as_json(manifest: Mapping[str, Any]) -> bytes:

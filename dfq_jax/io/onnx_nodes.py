@@ -104,14 +104,8 @@ def add_operator(  # noqa: C901 - one case per operator
             b.add("Flatten", name, (x,), output, axis=1)
         case Slice(bounds):
             add_slice(b, bounds, name, x, output)
-        case Pad(widths, value):
-            widths = in_nchw(widths)
-            pads = [before for before, _ in widths] + [after for _, after in widths]
-            inputs = (
-                b.constant(f"{name}.pads", np.array(pads, np.int64)),
-                b.constant(f"{name}.value", np.array(value, np.float32)),
-            )
-            b.add("Pad", name, (x, *inputs), output)
+        case Pad():
+            add_pad(b, node.op, name, x, output)
         case _:
             assert_never(node.op)
 
@@ -166,6 +160,15 @@ def add_pool(b: OnnxBuilder, op: MaxPool | AvgPool, name: str, x: str, output: s
     else:
         whole = int(op.count_padding)
         b.add("AveragePool", name, (x,), output, count_include_pad=whole, **windows)
+
+
+def add_pad(b: OnnxBuilder, op: Pad, name: str, x: str, output: str) -> None:
+    """Adds constant padding: all widths before, then all widths after."""
+    widths = in_nchw(op.widths)
+    pads = [before for before, _ in widths] + [after for _, after in widths]
+    amounts = b.constant(f"{name}.pads", np.array(pads, np.int64))
+    value = b.constant(f"{name}.value", np.array(op.value, np.float32))
+    b.add("Pad", name, (x, amounts, value), output)
 
 
 def add_slice(b: OnnxBuilder, bounds: tuple, name: str, x: str, output: str) -> None:

@@ -12,7 +12,8 @@ from dfq_jax.graph.ops import BatchNorm, Flatten, MaxPool, Pad, Relu, Slice
 from dfq_jax.graph.query import consumers
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
 from dfq_jax.io.onnx_nodes import Order, kernel_layout
-from dfq_jax.numerics.affine import Affine, Grid, bias_scale, quantize, quantize_bias
+from dfq_jax.io.quantized_tensors import to_bias_codes, to_codes
+from dfq_jax.numerics.affine import Affine, Grid, bias_scale
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -109,7 +110,7 @@ def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> N
     seen = {site for e in mine for site in e.sites}
     ceiling = jnp.float32(node.op.ceiling)
     readers = {Site(n.name, f"input{i}") for n, i in consumers(graph)[node.name]}
-    idle = all(int(quantize(ceiling, e.affine, e.grid)) == e.grid.qmax for e in mine)
+    idle = all(int(to_codes(ceiling, e.affine, grid=e.grid)) == e.grid.qmax for e in mine)
     return dataclasses.replace(node, op=Relu()) if idle and readers <= seen else node
 
 
@@ -198,7 +199,7 @@ def integer_slot(quantized: QuantizedModel, layer: str, slot: str) -> Integers |
         return integer_kernel(quantized, kernel)
     if slot == "bias" and kernel in table and data in table:
         scales = quantized.qparams[data].scale, quantized.qparams[kernel].scale
-        codes = np.asarray(quantize_bias(quantized.model.params[layer]["bias"], *scales))
+        codes = np.asarray(to_bias_codes(quantized.model.params[layer]["bias"], *scales))
         scale = np.asarray(bias_scale(*scales))
         return Integers(codes, scale, np.zeros(scale.shape, np.int32))
     return None
@@ -214,7 +215,8 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
       ExportError: if scales run along another axis than output channels.
     """
     grid, affine = quantized.plan.table[site].grid, quantized.qparams[site]
-    codes = np.asarray(quantize(quantized.model.params[site.node][site.slot], affine, grid))
+    kernel = quantized.model.params[site.node][site.slot]
+    codes = np.asarray(to_codes(kernel, affine, grid=grid))
     scale = np.asarray(affine.scale).reshape(-1)
     if scale.size not in (1, codes.shape[-1]):
         raise ExportError(

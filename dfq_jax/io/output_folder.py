@@ -20,6 +20,7 @@ FORMAT = "dfq_jax artifact"
 SCHEMA_VERSION = 1
 MANIFEST, MODEL, FAILED = "manifest.json", "model.onnx", "model.failed.onnx"
 FLOAT, TENSORS = "float.onnx", "model.safetensors"
+OWN_FILES = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS}
 PARTIAL = ".partial-"
 LARGEST_MANIFEST = 64 << 20
 
@@ -32,12 +33,14 @@ def check_output_folder(
     Args:
       folder: absent, empty or with an artifact in it; anything else with `force` only.
       force: accept other files beside ours.
-      names: files that will be written.
+      names: files that will be written beside our own.
 
     Raises:
       UsageError: naming what is in the way.
     """
     folder = Path(folder)
+    if reserved := OWN_FILES & set(names):
+        raise UsageError(f"extra files may not be called {sorted(reserved)}.")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose a folder to write to.")
     existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
@@ -49,8 +52,7 @@ def check_output_folder(
     foreign = sorted(
         p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(PARTIAL)
     )
-    written = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS, *names}
-    if clash := sorted(written & set(foreign)):
+    if clash := sorted((OWN_FILES | set(names)) & set(foreign)):
         raise UsageError(
             f"{folder} holds {', '.join(clash)}, not written by dfq_jax as they are; files of "
             f"others are never replaced. Choose another folder, or move them."

@@ -7,6 +7,7 @@ of the plan. Kernels are HWIO or (in, out) codes; a bias is int32 where its laye
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -20,6 +21,13 @@ from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
 Tables = tuple[dict[str, dict[str, Array]], dict[Site, Affine]]
+to_codes = jax.jit(quantize, static_argnames="grid")
+"""`numerics.affine.quantize`, compiled once for each shape."""
+to_bias_codes = jax.jit(quantize_bias)
+"""`numerics.affine.quantize_bias`, compiled once for each shape."""
+from_codes = jax.jit(dequantize)
+"""`numerics.affine.dequantize`, compiled once for each shape."""
+
 NEIGHBOURS = 2
 """How many float32 neighbours away from `code * scale` the value of a code may lie."""
 
@@ -34,11 +42,11 @@ def codes(quantized: QuantizedModel) -> dict[Site, np.ndarray]:
     for site, spec in table.items():
         if site.argument is None:
             kernel = params[site.node][site.slot]
-            found[site] = np.asarray(quantize(kernel, qparams[site], spec.grid))
+            found[site] = np.asarray(to_codes(kernel, qparams[site], grid=spec.grid))
             data = Site(site.node, "input0")
             if data in table and "bias" in params[site.node]:
                 scales = qparams[data].scale, qparams[site].scale
-                bias = quantize_bias(params[site.node]["bias"], *scales)
+                bias = to_bias_codes(params[site.node]["bias"], *scales)
                 found[Site(site.node, "bias")] = np.asarray(bias)
     return found
 
@@ -116,7 +124,7 @@ def dequantize_slots(
     kernel = slots.get(site.slot)
     if kernel is None or kernel.dtype != dtype:
         raise DataError(f"{path} is incomplete: no {dtype} codes for {site.node}.{site.slot}.")
-    slots[site.slot] = dequantize(kernel, qparams[site])
+    slots[site.slot] = from_codes(kernel, qparams[site])
     data = Site(site.node, "input0")
     if "bias" in slots and data in qparams:
         if slots["bias"].dtype != np.int32:
@@ -124,6 +132,7 @@ def dequantize_slots(
         slots["bias"] = value_of_bias(slots["bias"], qparams[data], qparams[site])
 
 
+@jax.jit
 def value_of_bias(bias: Array, data: Affine, kernel: Affine) -> Array:
     """The float32 bias that rounds to these codes.
 

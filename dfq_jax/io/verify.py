@@ -37,7 +37,7 @@ from dfq_jax.quantize.integer import integer_node, integer_predict
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel, simulate, simulation_hook
 
-BATCH = 16
+BATCH = 8
 MOST_STEPS = 1
 LEAST_AGREEMENT = 0.99
 SATURATION = (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.optim.state import StateStore
 
@@ -30,6 +30,7 @@ class FitState(NamedTuple):
     x: PyTree
     opt: PyTree
     step: Int[Array, ""]
+    loss: Float[Array, ""]
     best: Float[Array, ""]
     best_step: Int[Array, ""]
     diverged_at: Int[Array, ""]
@@ -43,12 +44,14 @@ class FitResult(NamedTuple):
       history: {"loss", part names}: one value a step of this process, in order.
       status: how the run ended.
       steps: steps taken in all, resumed ones included; the failing one if it diverged.
+      loss: at the last step, also where this process took none because the run was over.
     """
 
     x: PyTree
     history: Mapping[str, np.ndarray]
     status: Status
     steps: int
+    loss: float
 
 
 def fit(
@@ -87,15 +90,14 @@ def fit(
     """
     if steps < 1 or chunk < 1:
         raise ValueError(f"fit() needs steps and chunk >= 1, got {steps} and {chunk}.")
-    transform = optax.with_extra_args_support(optimizer)
-    state = start_state(x, transform)
+    state = start_state(x, optimizer)
     if store is not None:
         state = store.load(state)
-    length = chunk_length(steps, chunk)
+    length = chunk_length(max(steps - int(state.step), 1), chunk)
     history: list[Mapping[str, Array]] = []
     try:
         while not ended(state, steps, patience):
-            state, metrics = run_chunk(state, context, key, objective, transform, length)
+            state, metrics = run_chunk(state, context, key, objective, optimizer, length)
             jax.block_until_ready(state)
             history.append(metrics)
             if store is not None:
@@ -112,9 +114,9 @@ def fit(
 def start_state(x: PyTree, optimizer: optax.GradientTransformation) -> FitState:
     """The state before the first step; `x` is copied."""
     never = jnp.full((), -1, jnp.int32)
-    zero = jnp.zeros((), jnp.int32)
-    x = jax.tree.map(jnp.copy, x)
-    return FitState(x, optimizer.init(x), zero, jnp.full((), jnp.inf), zero, never)
+    zero, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32)
+    x = jax.tree.map(lambda v: jnp.array(v, v.dtype), x)  # not weakly typed: one trace serves all
+    return FitState(x, optimizer.init(x), zero, infinite, infinite, zero, never)
 
 
 def chunk_length(steps: int, at_most: int) -> int:
@@ -135,23 +137,26 @@ def run_chunk(
     context: PyTree,
     key: Key[Array, ""],
     objective: Objective,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: optax.GradientTransformation,
     length: int,
 ) -> tuple[FitState, Mapping[str, Array]]:
-    """`length` steps; after a non-finite loss the state stands still."""
+    """`length` steps; after a loss or step that is not finite the state stands still."""
+    update = optax.with_extra_args_support(optimizer).update
 
     def one(s: FitState, _):
         step_key = jax.random.fold_in(key, s.step)
         (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(s.x, context, step_key)
-        updates, opt = optimizer.update(grads, s.opt, s.x, value=loss)
-        x = optax.apply_updates(s.x, updates)
-        sound = jnp.isfinite(loss) & (s.diverged_at < 0)
+        with jax.numpy_dtype_promotion("standard"):  # Adam raises floats to integer powers
+            updates, opt = update(grads, s.opt, s.x, value=loss)
+            x = optax.apply_updates(s.x, updates)
+        sound = jnp.isfinite(loss) & all_finite(x) & (s.diverged_at < 0)
         keep = lambda new, old: jnp.where(sound, new, old)
         improved = loss < s.best * (1 - 1e-4)
         new = FitState(
             jax.tree.map(keep, x, s.x),
             jax.tree.map(keep, opt, s.opt),
             s.step + 1,
+            loss,
             jnp.where(sound & improved, loss, s.best),
             jnp.where(sound & improved, s.step, s.best_step),
             jnp.where(sound | (s.diverged_at >= 0), s.diverged_at, s.step),
@@ -159,6 +164,11 @@ def run_chunk(
         return new, {"loss": loss, **parts}
 
     return jax.lax.scan(one, state, length=length)
+
+
+def all_finite(x: PyTree) -> Bool[Array, ""]:
+    """Whether no leaf holds a NaN or infinity."""
+    return jax.tree.reduce(lambda sound, v: sound & jnp.all(jnp.isfinite(v)), x, jnp.array(True))
 
 
 def result(state: FitState, history: list[Mapping[str, Array]], steps: int) -> FitResult:
@@ -170,6 +180,6 @@ def result(state: FitState, history: list[Mapping[str, Array]], steps: int) -> F
     )
     failed = int(state.diverged_at)
     if failed >= 0:
-        return FitResult(state.x, joined, "diverged", failed)
+        return FitResult(state.x, joined, "diverged", failed, float(state.loss))
     status: Status = "finished" if int(state.step) >= steps else "stopped early"
-    return FitResult(state.x, joined, status, int(state.step))
+    return FitResult(state.x, joined, status, int(state.step), float(state.loss))

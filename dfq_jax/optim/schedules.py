@@ -44,7 +44,9 @@ def reduce_on_plateau(
 
     def init(params) -> PlateauState:
         del params
-        return PlateauState(jnp.ones(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+        return PlateauState(
+            jnp.ones(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
+        )
 
     def update(updates, state, params=None, **extra):
         del params
@@ -53,7 +55,8 @@ def reduce_on_plateau(
         improved = value < state.best * (1 - threshold)
         bad = jnp.where(improved, 0, state.bad + 1)
         fire = bad > patience
-        scale = jnp.where(fire, jnp.maximum(state.scale * factor, floor), state.scale)
+        lower = jnp.maximum(state.scale * factor, jnp.minimum(floor, state.scale))
+        scale = jnp.where(fire, lower, state.scale)
         best = jnp.where(improved, value, state.best)
         return updates, PlateauState(scale, best, jnp.where(fire, 0, bad))
 

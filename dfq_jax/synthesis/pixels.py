@@ -1,9 +1,11 @@
 """Images as free pixels: units, initial values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
 
@@ -54,3 +56,18 @@ def gaussian(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
 def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
     """Uniform noise in [0, 1), the start in DSG's released code."""
     return jax.random.uniform(key, shape)
+
+
+def to_pixels(
+    images: Float[Any, "n h w c"], contract: InputContract
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Network input as the 8-bit pixels a camera would deliver; what is out of range clips."""
+    mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
+    pixels = np.asarray(images, np.float32) * std + mean
+    return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "n h w c"], contract: InputContract) -> Images:
+    """8-bit pixels as network input."""
+    mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
+    return jnp.asarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.errors import DivergedError
@@ -26,12 +27,16 @@ RESTARTS = 3
 
 
 class Job(NamedTuple):
-    """The static side of a run; one objective serves all batches, so it compiles once."""
+    """The static side of a run; its functions serve all batches, so they compile once.
+
+    `optimizers` holds one transform per attempt, each at half the learning rate of the last.
+    """
 
     model: Model
     recipe: Recipe
     targets: Targets
     objective: Objective
+    optimizers: tuple[optax.GradientTransformation, ...]
     size: int
 
 
@@ -100,12 +105,17 @@ def synthesize_images(
     Raises:
       ValueError: if n < 1.
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
+      UsageError: if `state_folder` belongs to a run with another fingerprint.
       UnsupportedModelError: if the network has no usable batch-norm statistics.
     """
     if n < 1:
         raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
     targets, excluded = batch_norm_targets(model)
-    job = Job(model, recipe, targets, build_objective(recipe), batch_size(recipe, n, len(targets)))
+    optimizers = tuple(recipe.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
+    size = batch_size(recipe, n, len(targets))
+    job = Job(model, recipe, targets, build_objective(recipe), optimizers, size)
+    if state_folder is not None:
+        StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
     count = -(-n // job.size)
     images, losses = [], []
@@ -117,7 +127,7 @@ def synthesize_images(
                 store = StateStore(state_folder / f"batch_{index}", fingerprint or {})
             report = partial(report_batch, on_progress, index, count, recipe.steps)
             fitted = fit_batch(job, shared, jax.random.fold_in(key, index), chunk, report, store)
-            batch, loss = rendered(job, fitted.x), float(fitted.history["loss"][-1])
+            batch, loss = rendered(job, fitted.x), fitted.loss
             if done is not None and store is not None:
                 save_batch(done, batch, loss)
                 store.remove()
@@ -190,12 +200,12 @@ def fit_batch(
     context = Context(model, job.targets, shared, recipe.condition(label_key, job.size, classes))
     x = recipe.init(init_key, (job.size, *model.contract.shape))
     failed_at = 0
-    for attempt in range(RESTARTS + 1):
+    for attempt, optimizer in enumerate(job.optimizers):
         result = fit(
             job.objective,
             x,
             context,
-            optimizer=recipe.optimizer(0.5**attempt),
+            optimizer=optimizer,
             steps=recipe.steps,
             key=step_key,
             chunk=chunk,

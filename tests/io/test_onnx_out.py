@@ -1,5 +1,6 @@
 import collections
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_the_onnx_reference_evaluator_agrees(onnx_nets):
     q = onnx_nets.quantized("extreme", "w2a2", "qdrop_8bit_ends")
     x = np.asarray(onnx_nets.images(q.model, 2))
     proto = onnx.load_model_from_string(onnx_nets.integer_file("extreme", "w2a2"))
-    session = onnx.reference.ReferenceEvaluator(proto)
+    session: Any = onnx.reference.ReferenceEvaluator(proto)
     found = session.run(None, {"images": x.transpose(0, 3, 1, 2)})[0]
     np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
 

@@ -40,9 +40,7 @@ def skewed(model, first, second, factors):
     factors = jnp.asarray(factors, jnp.float32)
     moments = model.moments[first]
     moved = type(moments)(moments.mean * factors, moments.var * factors**2)
-    model = type(model)(
-        model.graph, model.params, model.contract, {**model.moments, first: moved}
-    )
+    model = type(model)(model.graph, model.params, model.contract, {**model.moments, first: moved})
     return with_params(
         model,
         {
@@ -88,9 +86,7 @@ def test_chain_keeps_its_function_and_balances(chain, nets):
     first, middle = ranges(kernels["expand"], -1), ranges(kernels["depthwise"], -1)
     np.testing.assert_allclose(first, middle, rtol=1e-3)
     np.testing.assert_allclose(middle, ranges(kernels["project"], -2), rtol=1e-3)
-    np.testing.assert_allclose(
-        ranges(kernels["project"], -1), ranges(kernels["fc"], -2), rtol=1e-3
-    )
+    np.testing.assert_allclose(ranges(kernels["project"], -1), ranges(kernels["fc"], -2), rtol=1e-3)
 
 
 def test_a_triple_meets_at_the_geometric_mean(nets):

@@ -99,18 +99,18 @@ def test_expected_ranges_cover_what_happens(tiny_net, nets):
     predicted = {k: (float(a), float(b)) for k, (a, b) in expected_ranges(model).items()}
     truth = nets.forward(model, nets.images(model, 64, seed=4))
     for name, (lo, hi) in predicted.items():
-        assert lo <= truth[name].min() + 1e-6, name
-        assert truth[name].max() <= hi + 1e-6, name
+        outside = (truth[name] < lo - 1e-6) | (truth[name] > hi + 1e-6)
+        assert outside.mean() < 1e-3, name
     conv = model.moments["conv1"]
-    std = np.sqrt(np.asarray(conv.var))
-    assert predicted["conv1"][0] == pytest.approx(np.min(conv.mean - 6 * std), rel=1e-5)
-    assert predicted["conv1"][1] == pytest.approx(np.max(conv.mean + 6 * std), rel=1e-5)
+    mean, std = np.asarray(conv.mean), np.sqrt(np.asarray(conv.var))
+    assert predicted["conv1"][0] == pytest.approx(np.min(mean - 6 * std), rel=1e-5)
+    assert predicted["conv1"][1] == pytest.approx(np.max(mean + 6 * std), rel=1e-5)
     assert predicted["relu1"] == (0, predicted["conv1"][1])
     assert predicted["relu2"] == (0, min(6.0, predicted["depthwise"][1]))
     assert predicted["maxpool"] == predicted["relu3"]
     assert predicted["pool"][0] == 0
     narrow = expected_ranges(model, sigmas=1.0)["conv1"]
-    assert float(narrow[1]) == pytest.approx(np.max(conv.mean + std), rel=1e-5)
+    assert float(narrow[1]) == pytest.approx(np.max(mean + std), rel=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

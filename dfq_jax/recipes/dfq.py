@@ -1,0 +1,87 @@
+"""DFQ: quantization without images, from batch-norm statistics and the weights alone.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction": fold,
+equalize, take activation ranges from the moments, correct biases. Images, where there are some,
+refine ranges and biases.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.graph import Model, compose
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.affine import fake_quantize
+from dfq_jax.passes.equalize import equalize_cross_layer
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.moments import correct_biases_analytically, expected_ranges
+from dfq_jax.quantize.calibrate import calibrate, refit_kernels
+from dfq_jax.quantize.correct import correct_biases
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Site, resolve
+from dfq_jax.quantize.simulate import QuantizedModel
+
+
+class Quantized(NamedTuple):
+    """A quantized network and the float one it was made from, node for node the same."""
+
+    quantized: QuantizedModel
+    reference: Model
+
+
+def dfq(
+    model: Model,
+    images: Float[Array, "n h w c"] | None,
+    scheme: Scheme,
+    *,
+    layers: LayerPreset = "qdrop_8bit_ends",
+    rules: Iterable[Rule] = (),
+    equalize: bool = True,
+    sigmas: float = 6.0,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Quantized:
+    """Quantizes a network.
+
+    Args:
+      model: network with its batch norms in place.
+      images: normalised synthetic images for ranges and empirical bias correction; None for the
+        analytic forms of both.
+      scheme: bits.
+      layers: which layers stay at 8 bits.
+      rules: exceptions by name.
+      equalize: cross-layer equalization before quantization.
+      sigmas: standard deviations that 8-bit ranges cover beyond what images show.
+      on_stage: told what is being done.
+
+    Returns:
+      The quantized network and its float reference.
+
+    Raises:
+      PlanError: if the plan does not fit the network, or ranges are unknown without images.
+    """
+    on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
+    prepare = compose(fold_batch_norm, equalize_cross_layer) if equalize else fold_batch_norm
+    reference = prepare(model)
+    plan = resolve(reference.graph, scheme, layers, rules)
+    on_stage("calibrating ranges")
+    expected = expected_ranges(reference, sigmas=sigmas)
+    quantized = calibrate(reference, plan, images, expected=expected)
+    on_stage("correcting biases")
+    if images is None:
+        corrected = correct_biases_analytically(reference, rounded_kernels(quantized))
+        quantized = QuantizedModel(corrected, plan, quantized.qparams)
+    else:
+        quantized = correct_biases(quantized, images)
+    return Quantized(refit_kernels(quantized), reference)
+
+
+def rounded_kernels(quantized: QuantizedModel) -> dict[str, Float[Array, "..."]]:
+    """{layer: kernel on its grid}, for every layer with a quantized kernel."""
+    plan, rounded = quantized.plan, {}
+    for node in weighted_nodes(quantized.model.graph):
+        site = Site(node.name, "kernel")
+        spec = plan.spec(site)
+        if spec is not None:
+            kernel = quantized.model.params[node.name]["kernel"]
+            rounded[node.name] = fake_quantize(kernel, quantized.qparams[site], spec.grid)
+    return rounded

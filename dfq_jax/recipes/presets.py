@@ -1,0 +1,57 @@
+"""What `--method` and `--preset` mean; the one place where names become recipes."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from dfq_jax.errors import UsageError
+from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.types import InputContract
+
+Method = Literal["best", "dsg", "zeroq"]
+METHODS: tuple[str, ...] = get_args(Method)
+Preset = Literal["fast", "balanced", "best"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+
+SMALL_IMAGE = 64 * 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBudget:
+    """How many images a preset makes for itself, and how."""
+
+    method: str
+    n: int
+    steps: int
+
+
+def image_budget(preset: str, contract: InputContract) -> ImageBudget:
+    """The images of a preset for networks that read such images.
+
+    Raises:
+      UsageError: for an unknown preset.
+    """
+    small = contract.height * contract.width <= SMALL_IMAGE
+    match preset:
+        case "fast":
+            return ImageBudget("zeroq", 64, 100) if small else ImageBudget("zeroq", 16, 20)
+        case "balanced" | "best":
+            return ImageBudget("dsg", 256, 500) if small else ImageBudget("dsg", 64, 100)
+        case _:
+            raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
+
+
+def recipe_for(method: str, steps: int | None = None, batch: int | None = None) -> Recipe:
+    """The synthesis recipe of a method, with its steps and batch replaced where given.
+
+    Raises:
+      UsageError: for an unknown method, or steps or batch below 1.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is none of {', '.join(METHODS)}.")
+    for name, value in (("steps", steps), ("batch", batch)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}.")
+    recipe = zeroq() if method == "zeroq" else dsg()
+    return recipe._replace(steps=steps or recipe.steps, batch=batch or recipe.batch)

@@ -1,0 +1,81 @@
+"""The report as one HTML file that opens anywhere."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment
+
+from dfq_jax.report.analyze import Report
+from dfq_jax.report.grid import grid_png
+from dfq_jax.types import ImageSet
+
+TEMPLATE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>dfq report</title>
+<style>
+body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:right}
+td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #888}
+tr:nth-child(even) td{background:#f4f4f4}.bad{color:#b00020;font-weight:600}.ok{color:#0a7d33}
+img{max-width:100%;border:1px solid #ccc}
+</style>
+<h1>Quantization report</h1>
+<p class="{{ 'ok' if report.passed else 'bad' }}">
+{% if report.passed %}The integer network agrees with the float network on
+{{ '%.1f' % (100 * report.agreement) }} % of {{ report.images }} held-out synthetic images.
+{% else %}FAILED: the integer network agrees with the float network on only
+{{ '%.1f' % (100 * report.agreement) }} % of {{ report.images }} held-out synthetic images.
+{% endif %}</p>
+<table>
+{% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
+</table>
+<p>Agreement and SQNR are measured on images made from the network itself. They tell a broken
+result from a sound one; they are not an accuracy on real data.</p>
+<h2>Layers</h2>
+<table><tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
+<th>weights</th><th>SQNR dB</th></tr>
+{% for x in report.layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
+<td>{{ x.weight_bits or 'float' }}</td><td>{{ x.input_bits or 'float' }}</td>
+<td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
+<td>{{ '%.1f' % x.sqnr }}</td></tr>{% endfor %}
+</table>
+<h2>Synthesized images</h2>
+<img alt="synthesized images" src="data:image/png;base64,{{ grid }}">
+</html>
+"""
+
+
+def report_html(
+    report: Report,
+    images: ImageSet,
+    settings: Mapping[str, Any],
+    verification: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The report as a page; every name that comes from the network is escaped.
+
+    Args:
+      report: how far the result can be trusted.
+      images: what it was calibrated and judged with.
+      settings: the resolved configuration.
+      verification: what the comparison with ONNX Runtime found, as plain data.
+
+    Returns:
+      UTF-8 HTML with everything inside.
+    """
+    contract = images.contract
+    facts: list[tuple[str, object]] = [
+        ("input", f"{contract.height} x {contract.width} x {contract.channels}, RGB"),
+        ("normalisation", f"(pixel / 255 - {contract.mean}) / {contract.std}"),
+        ("integer share of multiply-accumulates", f"{100 * report.coverage:.1f} %"),
+        ("average bits a weight", f"{report.average_bits:.2f}"),
+        ("SQNR of the output", f"{report.sqnr:.1f} dB"),
+        *settings.items(),
+    ]
+    if verification is not None:
+        facts += [
+            ("largest difference to ONNX Runtime", f"{verification['most_steps']} steps"),
+            ("same top class as ONNX Runtime", f"{100 * verification['agreement']:.1f} %"),
+        ]
+    page = Environment(autoescape=True).from_string(TEMPLATE)
+    grid = base64.b64encode(grid_png(images)).decode()
+    return page.render(report=report, facts=facts, grid=grid).encode()

@@ -1,0 +1,155 @@
+"""What a person reads: `rich` on a terminal, plain lines in a pipe; results apart from logs."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dfq_jax.report.analyze import Report
+from dfq_jax.synthesis.run import Progress as Step
+
+LOG_EVERY = 5.0
+
+
+class Terminal:
+    """Where a command writes.
+
+    `quiet` (for `--json`) keeps stdout for the one JSON object; logs always go to stderr.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Opens stdout and stderr as they are now."""
+        self.out, self.log = Console(highlight=False), Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.logged_at = 0.0
+        self.started = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line of result."""
+        if not self.quiet:
+            self.out.print(Text(printable(text)), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """One line of log."""
+        self.log.print(Text(printable(text), style="dim"), soft_wrap=True)
+
+    def stage(self, text: str) -> None:
+        """One line saying what begins now, with the seconds since the start."""
+        self.note(f"[{time.perf_counter() - self.started:6.1f} s] {text}")
+
+    def every(self, text: str) -> None:
+        """A log line, at most one every few seconds."""
+        if time.monotonic() - self.logged_at > LOG_EVERY:
+            self.logged_at = time.monotonic()
+            self.stage(text)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return round(time.perf_counter() - self.started, 2)
+
+    def error(self, text: str) -> None:
+        """One message of failure."""
+        self.log.print(Text("error: ", style="bold red") + Text(printable(text)), soft_wrap=True)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; aligned plain columns where stdout is not a terminal."""
+        if self.quiet:
+            return
+        if self.out.is_terminal:
+            table = Table(title=title, title_justify="left", box=None, header_style="bold")
+            for index, name in enumerate(header):
+                table.add_column(name, justify="left" if index == 0 else "right")
+            for row in rows:
+                table.add_row(*(Text(printable(cell)) for cell in row))
+            self.out.print(table)
+            return
+        if title:
+            self.say(title)
+        for line in aligned([header, *rows]):
+            self.say(line)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[None]:
+        """A progress bar for the synthesis inside."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[parts]}"),
+        )
+        bar = Progress(*columns, console=self.log, transient=True)
+        with bar if self.log.is_terminal else contextlib.nullcontext():
+            self.bar = bar if self.log.is_terminal else None
+            try:
+                yield
+            finally:
+                self.bar, self.task = None, None
+
+    def step(self, at: Step) -> None:
+        """Shows how far synthesis is."""
+        done, total = at.batch * at.steps + at.step, at.batches * at.steps
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in at.parts.items())
+        if self.bar is not None:
+            if self.task is None:
+                self.task = self.bar.add_task("synthesizing", total=total, parts="")
+            self.bar.update(self.task, completed=done, parts=parts)
+        else:
+            self.every(f"synthesizing {done}/{total} steps: {parts}")
+
+
+def printable(text: str) -> str:
+    """Text without control characters, so that no layer name can steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with columns of equal width, the first to the left, others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def layer_rows(report: Report) -> list[list[str]]:
+    """The per-layer table: name, bits, share of work, fidelity."""
+    total = max(sum(x.macs for x in report.layers), 1)
+    return [
+        [
+            x.name,
+            x.kind,
+            f"{x.weight_bits or 'float'}/{x.input_bits or 'float'}",
+            f"{100 * x.macs / total:.1f} %",
+            f"{x.params:,}",
+            f"{x.sqnr:.1f}",
+        ]
+        for x in report.layers
+    ]
+
+
+LAYER_HEADER = ("layer", "operator", "bits w/a", "of MACs", "weights", "SQNR dB")
+
+
+def coverage_line(report: Report) -> str:
+    """What was quantized, weighted by work, and what stays float."""
+    count = sum(x.integer for x in report.layers)
+    line = (
+        f"quantized {count}/{len(report.layers)} layers ({100 * report.coverage:.1f} % of MACs, "
+        f"{100 * report.weight_coverage:.1f} % of weights, "
+        f"{report.average_bits:.2f} bits a weight on average)"
+    )
+    left = [x.name for x in report.layers if not x.integer]
+    if left:
+        line += f"; float: {', '.join(left[:5])}" + (", …" if len(left) > 5 else "")
+    return line

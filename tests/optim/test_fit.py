@@ -1,0 +1,211 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dfq_jax.optim.fit import fit
+from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.state import StateStore
+
+KEY = jax.random.key(0)
+START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
+CENTRE = jnp.array([1.0, 1.0])
+
+
+def noisy(x, centre, key):
+    """A quadratic whose curvature is drawn anew at every step."""
+    weight = 1 + 0.5 * jax.random.uniform(key)
+    near = jnp.sum((x["a"] - centre) ** 2)
+    return weight * near + x["b"] ** 2, {"near": near, "weight": weight}
+
+
+def climb(x, context, key):
+    """Goes up by one a step of `sgd(1.0)`; NaN beyond `context`."""
+    del key
+    return jnp.where(x > context, jnp.nan, -x), {}
+
+
+def flat(x, context, key):
+    """Nothing to improve."""
+    del context, key
+    return 0.0 * x + 2.0, {}
+
+
+ADAM = optax.adam(0.1)
+SGD = optax.sgd(1.0)
+
+
+def run(objective=noisy, x=START, context=CENTRE, optimizer=ADAM, steps=12, **how):
+    return fit(objective, x, context, optimizer=optimizer, steps=steps, key=KEY, **how)
+
+
+def test_equals_a_plain_loop():
+    found = run(steps=12, chunk=4)
+    x, losses, weights = START, [], []
+    state = ADAM.init(x)
+    for step in range(12):
+        key = jax.random.fold_in(KEY, step)
+        (loss, parts), grads = jax.value_and_grad(noisy, has_aux=True)(x, CENTRE, key)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = ADAM.update(grads, state, x)
+        x = optax.apply_updates(x, updates)
+        losses.append(float(loss))
+        weights.append(float(parts["weight"]))
+    for name, value in x.items():
+        np.testing.assert_allclose(found.x[name], value, rtol=1e-5)
+    assert set(found.history) == {"loss", "near", "weight"}
+    np.testing.assert_allclose(found.history["loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(found.history["weight"], weights, rtol=1e-6)
+    assert len(set(weights)) == 12
+    assert (found.status, found.steps) == ("finished", 12)
+    assert found.loss == pytest.approx(losses[-1], rel=1e-5)
+    assert START["a"].tolist() == [3, -2]  # left untouched
+
+
+def test_visits_the_host_after_equal_chunks():
+    visits = []
+    found = run(steps=12, chunk=5, on_chunk=lambda step, m: visits.append((step, dict(m))))
+    assert [step for step, _ in visits] == [4, 8, 12]
+    for step, metrics in visits:
+        assert metrics == {k: pytest.approx(float(v[step - 1])) for k, v in found.history.items()}
+        assert all(type(v) is float for v in metrics.values())
+
+
+def test_chunks_do_not_change_the_result():
+    whole, pieces = run(chunk=12), run(chunk=1)
+    np.testing.assert_allclose(whole.x["a"], pieces.x["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_impossible_arguments(steps):
+    with pytest.raises(ValueError, match=rf"needs steps and chunk >= 1, got {steps} and 25"):
+        run(steps=steps)
+    with pytest.raises(ValueError, match=rf"needs steps and chunk >= 1, got 3 and {steps}"):
+        run(steps=3, chunk=steps)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_second_call_reuses_the_program(plain):
+    traces = []
+
+    def counted(x, context, key):
+        traces.append(1)
+        return noisy(x, context, key)
+
+    optimizer = optax.GradientTransformation(ADAM.init, ADAM.update) if plain else ADAM
+    first = run(counted, optimizer=optimizer, steps=4, chunk=4)
+    seen = len(traces)
+    second = run(counted, context=CENTRE + 1, optimizer=optimizer, steps=12, chunk=4)
+    assert len(traces) == seen  # neither between runs nor between chunks
+    assert not np.allclose(first.x["a"], second.x["a"])
+
+
+def test_patience_counts_steps_without_improvement():
+    found = run(flat, jnp.array(0.0), (), SGD, steps=20, chunk=1, patience=3)
+    assert (found.status, found.steps) == ("stopped early", 4)
+    assert found.history["loss"].tolist() == [2] * 4
+    patient = run(flat, jnp.array(0.0), (), SGD, steps=20, chunk=1, patience=30)
+    assert (patient.status, patient.steps) == ("finished", 20)
+    moving = run(climb, jnp.array(1.0), 100.0, SGD, steps=20, chunk=1, patience=1)
+    assert moving.status == "finished"
+
+
+def test_divergence_stops_and_keeps_the_last_finite_point():
+    found = run(climb, jnp.array(0.0), 2.5, SGD, steps=12, chunk=6)
+    assert (found.status, found.steps) == ("diverged", 3)
+    assert float(found.x) == 3
+    assert found.history["loss"].shape == (6,)
+    assert np.isnan(found.history["loss"][3:]).all()
+    assert found.history["loss"][:3].tolist() == [0, -1, -2]
+
+
+def steep(x, context, key):
+    """A finite loss whose slope is NaN at 2."""
+    del context, key
+    return -x + 0.0 * jnp.sqrt(2.0 - x), {}
+
+
+def test_a_slope_that_is_not_finite_is_divergence_too():
+    found = run(steep, jnp.array(0.0), (), SGD, steps=8, chunk=4)
+    assert (found.status, found.steps) == ("diverged", 2)
+    assert float(found.x) == 2
+
+
+def test_plateau_rules_see_the_loss():
+    rule = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=1))
+    slope = lambda x, context, key: (jnp.minimum(-x, context) + 1e-9 * x, {})
+    found = run(slope, jnp.array(0.0), 100.0, rule, steps=4)
+    assert float(found.x) == pytest.approx(4)
+    still = lambda x, context, key: (x - jax.lax.stop_gradient(x), {})
+    found = run(still, jnp.array(0.0), (), rule, steps=6)
+    # the first loss is the best; then two bad steps, half the rate, two bad steps, a quarter
+    assert float(found.x) == pytest.approx(-(1 + 1 + 1 + 0.5 + 0.5 + 0.25))
+
+
+PLATEAU = optax.chain(optax.adam(0.3), reduce_on_plateau(factor=0.3, patience=2))
+
+
+def crash_at(where, error):
+    def on_chunk(step, metrics):
+        if step == where:
+            raise error
+
+    return on_chunk
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, PLATEAU], ids=["adam", "plateau"])
+def test_killed_and_resumed_gives_the_same_bits(optimizer, tmp_path):
+    how = {"optimizer": optimizer, "steps": 30, "chunk": 5, "patience": 25}
+    whole = run(**how)
+    store = StateStore(tmp_path, {}, every_seconds=0.0)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(**how, store=store, on_chunk=crash_at(15, RuntimeError("power cut")))
+    assert store.steps() == [15]
+    resumed = run(**how, store=StateStore(tmp_path, {}, every_seconds=0.0))
+    for name in START:
+        np.testing.assert_array_equal(resumed.x[name], whole.x[name])
+    np.testing.assert_array_equal(resumed.history["loss"], whole.history["loss"][15:])
+    assert (resumed.status, resumed.steps, resumed.loss) == ("finished", 30, whole.loss)
+
+
+def test_patience_survives_a_kill(tmp_path):
+    how = {"objective": flat, "x": jnp.array(0.0), "context": (), "optimizer": SGD}
+    how |= {"steps": 20, "chunk": 1, "patience": 5}
+    with pytest.raises(RuntimeError, match="power cut"):
+        on_chunk = crash_at(4, RuntimeError("power cut"))
+        run(**how, store=StateStore(tmp_path, {}, 0.0), on_chunk=on_chunk)
+    resumed = run(**how, store=StateStore(tmp_path, {}, 0.0))
+    assert (resumed.status, resumed.steps) == ("stopped early", 6)
+    assert len(resumed.history["loss"]) == 2
+
+
+def test_interrupt_saves_and_is_passed_on(tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        run(steps=12, chunk=4, store=store, on_chunk=crash_at(8, KeyboardInterrupt()))
+    assert store.steps() == [8]
+    resumed = run(steps=12, chunk=4, store=StateStore(tmp_path, {}))
+    assert resumed.history["loss"].shape == (4,)
+    np.testing.assert_array_equal(resumed.x["a"], run(steps=12, chunk=4).x["a"])
+
+
+def test_a_finished_state_is_a_result(tmp_path):
+    whole = run(steps=8, chunk=4, store=StateStore(tmp_path, {}, every_seconds=0.0))
+    again = run(steps=8, chunk=4, store=StateStore(tmp_path, {}, every_seconds=0.0))
+    assert (again.status, again.steps, again.loss) == ("finished", 8, whole.loss)
+    assert dict(again.history) == {}
+    np.testing.assert_array_equal(again.x["a"], whole.x["a"])
+
+
+def test_resuming_with_other_chunks_takes_no_step_too_many(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            steps=10,
+            chunk=2,
+            store=StateStore(tmp_path, {}),
+            on_chunk=crash_at(2, KeyboardInterrupt()),
+        )
+    resumed = run(steps=10, chunk=5, store=StateStore(tmp_path, {}))
+    assert resumed.steps == 10
+    np.testing.assert_allclose(resumed.x["a"], run(steps=10).x["a"], rtol=1e-6)

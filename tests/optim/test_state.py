@@ -1,0 +1,105 @@
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.errors import UsageError
+from dfq_jax.optim.fit import start_state
+from dfq_jax.optim.state import StateStore
+
+STATE = {"x": jnp.arange(3.0), "step": jnp.array(7, jnp.int32), "nested": (jnp.ones((2, 2)), ())}
+BLANK = {"x": jnp.zeros(3), "step": jnp.array(0, jnp.int32), "nested": (jnp.zeros((2, 2)), ())}
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a["x"], b["x"])
+    np.testing.assert_array_equal(a["nested"][0], b["nested"][0])
+    assert int(a["step"]) == int(b["step"])
+    assert a["step"].dtype == np.int32
+
+
+def test_saves_and_loads(tmp_path):
+    store = StateStore(tmp_path / "new" / "run", {"seed": 1})
+    assert store.steps() == []
+    assert store.load(BLANK) is BLANK
+    store.save(7, STATE, force=True)
+    same(StateStore(tmp_path / "new" / "run", {"seed": 1}).load(BLANK), STATE)
+
+
+def test_keeps_only_the_latest(tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=0.0)
+    for step in (9, 10, 100):
+        store.save(step, {**STATE, "step": jnp.array(step, jnp.int32)})
+    assert store.steps() == [100]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fingerprint.json", "step_100"]
+    assert int(store.load(BLANK)["step"]) == 100
+
+
+def test_saves_no_more_often_than_asked(tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=1e6)
+    store.save(1, STATE)
+    assert store.steps() == []
+    store.save(2, STATE, force=True)
+    store.save(3, STATE)
+    assert store.steps() == [2]
+    store.save(2, BLANK, force=True)  # that step is safe already
+    same(store.load(BLANK), STATE)
+
+
+def test_loads_the_latest_when_a_kill_left_two(tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=0.0)
+    store.save(9, STATE)
+    (tmp_path / "step_9").rename(tmp_path / "kept")
+    store.save(10, {**STATE, "x": jnp.full(3, 5.0)})
+    (tmp_path / "kept").rename(tmp_path / "step_9")
+    assert store.steps() == [9, 10]
+    assert store.load(BLANK)["x"].tolist() == [5, 5, 5]
+
+
+def test_survives_half_a_save(tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=0.0)
+    store.save(3, STATE)
+    left = tmp_path / "step_4.orbax-checkpoint-tmp-123"
+    left.mkdir()
+    (left / "half").write_bytes(b"\0")
+    again = StateStore(tmp_path, {}, every_seconds=0.0)
+    assert again.steps() == [3]
+    same(again.load(BLANK), STATE)
+    again.save(4, {**STATE, "step": jnp.array(4, jnp.int32)})
+    assert int(again.load(BLANK)["step"]) == 4
+
+
+def test_refuses_another_run_and_names_the_fields(tmp_path):
+    StateStore(tmp_path, {"seed": 1, "steps": 500, "weights": "ab", "size": (8, 8)})
+    StateStore(tmp_path, {"seed": 1, "steps": 500, "weights": "ab", "size": [8, 8]})
+    message = (
+        f"{re.escape(str(tmp_path))} holds the state of a different run:\n"
+        r"  batch: saved None, now 4\n  seed: saved 1, now 2\n  steps: saved 500, now None\n"
+        r"Finish that run .* delete the folder"
+    )
+    with pytest.raises(UsageError, match=message):
+        StateStore(tmp_path, {"seed": 2, "weights": "ab", "size": (8, 8), "batch": 4})
+    assert json.loads((tmp_path / "fingerprint.json").read_text())["seed"] == 1
+
+
+def test_remove(tmp_path):
+    store = StateStore(tmp_path / "run", {})
+    store.save(1, STATE, force=True)
+    store.remove()
+    assert not (tmp_path / "run").exists()
+    store.remove()  # twice is fine
+
+
+def test_start_state_copies(tmp_path):
+    import optax
+
+    x = {"a": jnp.ones(2)}
+    state = start_state(x, optax.with_extra_args_support(optax.adam(0.1)))
+    assert state.x["a"] is not x["a"]
+    store = StateStore(tmp_path, {})
+    store.save(0, state, force=True)
+    loaded = store.load(state)
+    assert type(loaded) is type(state)
+    assert float(loaded.best) == np.inf

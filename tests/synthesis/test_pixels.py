@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.synthesis.pixels import (
+    from_natural,
+    gaussian,
+    natural_moments,
+    nearly_black,
+    to_natural,
+    uniform,
+)
+from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
+
+KEY = jax.random.key(0)
+OTHER = InputContract(2, 3, (0.5, 0.4, 0.3), (0.5, 0.25, 1.0))
+
+
+def test_imagenet_networks_take_natural_units():
+    x = jax.random.normal(KEY, (2, 4, 5, 3))
+    contract = InputContract(4, 5)
+    np.testing.assert_allclose(to_natural(x, contract), x, rtol=1e-6)
+    np.testing.assert_allclose(from_natural(x, contract), x, rtol=1e-6)
+
+
+def test_units_go_through_pixels():
+    x = jax.random.normal(KEY, (2, 2, 3, 3))
+    pixels = np.asarray(x) * OTHER.std + OTHER.mean
+    wanted = (pixels - IMAGENET_MEAN) / np.array(IMAGENET_STD)
+    np.testing.assert_allclose(to_natural(x, OTHER), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("contract", [OTHER, InputContract(2, 3, (0.13,), (0.3,))], ids=str)
+def test_units_invert(contract):
+    x = jax.random.normal(KEY, (2, 2, 3, contract.channels))
+    there = to_natural(x, contract)
+    assert not np.allclose(there, x, atol=0.1)
+    np.testing.assert_allclose(from_natural(there, contract), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        to_natural(from_natural(x, contract), contract), x, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_natural_moments():
+    assert natural_moments(3)[0] == pytest.approx(IMAGENET_MEAN)
+    assert natural_moments(3)[1] == pytest.approx(IMAGENET_STD)
+    grey, spread = natural_moments(1)
+    assert grey == pytest.approx(np.mean(IMAGENET_MEAN), abs=1e-3)
+    assert spread == pytest.approx(np.mean(IMAGENET_STD), abs=1e-3)
+
+
+def test_nearly_black():
+    x = nearly_black(KEY, (8, 32, 32, 3))
+    assert 0.0130 <= float(x.std()) <= 0.0142
+    levels = np.unique(np.round(np.asarray(x, np.float64) * 5418.75 + 127.5, 3))
+    np.testing.assert_array_equal(levels, np.arange(255))
+    assert x.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("init", "mean", "std", "ends"),
+    [(gaussian, 0, 1, (-9, 9)), (uniform, 0.5, 12**-0.5, (0, 1))],
+)
+def test_noise(init, mean, std, ends):
+    x = init(KEY, (8, 32, 32, 3))
+    assert float(x.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(x.std()) == pytest.approx(std, abs=0.02)
+    assert ends[0] <= float(x.min())
+    assert float(x.max()) < ends[1]
+    np.testing.assert_array_equal(x, init(KEY, (8, 32, 32, 3)))
+    assert not jnp.array_equal(x, init(jax.random.key(1), (8, 32, 32, 3)))

@@ -1,0 +1,235 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dfq_jax.errors import DivergedError, UnsupportedModelError, UsageError
+from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.synthesis.pixels import from_natural, gaussian
+from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.run import batch_size, synthesize_images
+from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
+from dfq_jax.types import InputContract
+
+KEY = jax.random.key(5)
+
+
+def recipe(**changes):
+    base = Recipe(
+        name="small",
+        settings={},
+        steps=6,
+        batch=2,
+        init=gaussian,
+        terms=(Term("bn", 1.0, batch_norm_match), Term("image", 0.5, image_statistics)),
+        optimizer=lambda factor: optax.chain(
+            optax.adam(0.1 * factor), reduce_on_plateau(factor=0.5, patience=1)
+        ),
+    )
+    return base._replace(**changes)
+
+
+def crash_at(batch, step, error):
+    """A progress callback that fails once the run gets there."""
+
+    def on_progress(p):
+        if (p.batch, p.step) == (batch, step):
+            raise error
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def net(nets):
+    return nets.stem()
+
+
+@pytest.fixture(scope="module")
+def whole(net):
+    """Five images in batches of two, never interrupted."""
+    return synthesize_images(net, recipe(), 5, KEY, chunk=2)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.images, b.images)
+    assert a.losses == b.losses
+
+
+def test_as_many_images_as_asked_for(whole, net):
+    assert whole.images.shape == (5, 6, 6, 3)
+    assert len(whole.losses) == 3
+    assert whole.excluded == ()
+    pairs = itertools.combinations(np.asarray(whole.images), 2)
+    assert all(np.abs(a - b).max() > 0.1 for a, b in pairs)
+
+
+def test_equal_keys_give_equal_images(whole, net):
+    fewer = synthesize_images(net, recipe(), 3, KEY, chunk=2)
+    np.testing.assert_array_equal(fewer.images, whole.images[:3])
+    assert fewer.losses == whole.losses[:2]
+    other = synthesize_images(net, recipe(), 2, jax.random.key(6), chunk=2)
+    assert not np.allclose(other.images, fewer.images[:2])
+
+
+def test_losses_are_those_of_the_last_step(net):
+    """With a frozen optimizer every step has the loss of the start."""
+    still = recipe(optimizer=lambda factor: optax.sgd(0.0))
+    found = synthesize_images(net, still, 2, KEY)
+    moved = synthesize_images(net, recipe(steps=30), 2, KEY)
+    init_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)[0]
+    np.testing.assert_array_equal(found.images, gaussian(init_key, (2, 6, 6, 3)))
+    assert moved.losses[0] < found.losses[0]
+
+
+def test_one_program_for_all_batches_and_chunks(net):
+    traces = []
+
+    def counted(o):
+        traces.append(1)
+        return batch_norm_match(o)
+
+    one = recipe(terms=(Term("bn", 1.0, counted),))
+    synthesize_images(net, one, 2, KEY, chunk=6)
+    once = len(traces)
+    synthesize_images(net, one, 6, KEY, chunk=2)
+    assert len(traces) == 2 * once
+
+
+def test_progress(net):
+    seen = []
+    synthesize_images(net, recipe(), 3, KEY, chunk=3, on_progress=seen.append)
+    assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [
+        (0, 2, 3, 6),
+        (0, 2, 6, 6),
+        (1, 2, 3, 6),
+        (1, 2, 6, 6),
+    ]
+    for p in seen:
+        assert set(p.parts) == {"loss", "bn", "image"}
+        total = p.parts["bn"] + 0.5 * p.parts["image"]
+        assert p.parts["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "step"), [(0, 2), (1, 4), (2, 6)], ids=lambda v: str(v)
+)
+def test_resumes_bit_for_bit(batch, step, whole, net, tmp_path):
+    stop = crash_at(batch, step, KeyboardInterrupt())
+    how = {"chunk": 2, "state_folder": tmp_path, "fingerprint": {"seed": 5}}
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+    seen = []
+    again = synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how)
+    same(again, whole)
+    left = [(b, s) for b in range(3) for s in (2, 4, 6) if (b, s) > (batch, step)]
+    assert [(p.batch, p.step) for p in seen] == left
+
+
+def test_finished_batches_survive_any_crash(whole, net, tmp_path):
+    stop = crash_at(2, 2, RuntimeError("power cut"))
+    how = {"chunk": 2, "state_folder": tmp_path}
+    with pytest.raises(RuntimeError, match="power cut"):
+        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+    seen = []
+    same(synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how), whole)
+    assert {p.batch for p in seen} == {2}
+
+
+def test_state_of_another_run_is_refused(net, tmp_path):
+    """Also when the crash came exactly between two batches."""
+    one = recipe(steps=2)
+    synthesize_images(net, one, 2, KEY, state_folder=tmp_path, fingerprint={"seed": 5})
+    with pytest.raises(UsageError, match=r"different run:\n  seed: saved 5, now 6"):
+        synthesize_images(
+            net,
+            one,
+            4,
+            jax.random.key(6),
+            state_folder=tmp_path,
+            fingerprint={"seed": 6},
+        )
+
+
+def climber(limit, factors):
+    """Goes up by the learning rate at each step; NaN beyond `limit`."""
+
+    def term(o):
+        top = jnp.max(o.natural)
+        return jnp.where(top > limit, jnp.nan, -jnp.mean(o.natural) * o.natural.size)
+
+    def optimizer(factor):
+        factors.append(factor)
+        return optax.sgd(factor)
+
+    return recipe(
+        steps=4,
+        init=lambda key, shape: jnp.zeros(shape),
+        terms=(Term("climb", 1.0, term),),
+        optimizer=optimizer,
+    )
+
+
+def test_divergence_restarts_at_half_the_rate(net):
+    found = synthesize_images(net, climber(1.2, []), 2, KEY)
+    np.testing.assert_allclose(found.images, 1.0, rtol=1e-5)  # 4 steps of 1/4
+
+
+def test_divergence_at_every_rate_is_an_error(net):
+    factors = []
+    message = (
+        r"small: the loss became NaN or infinite at step 1 in each of 4 attempts, "
+        r"the last at 1/8 of the learning rate\. .*fewer --steps"
+    )
+    with pytest.raises(DivergedError, match=message):
+        synthesize_images(net, climber(0.01, factors), 2, KEY)
+    assert factors == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_prepare_condition_and_render_reach_the_terms(net):
+    contract = InputContract(6, 6, (0.5, 0.4, 0.3), (0.5, 0.25, 1.0))
+    model = type(net)(net.graph, net.params, contract)
+    seen = {}
+
+    def term(o):
+        seen.update(shared=o.shared, labels=o.labels.shape, logits=o.logits.shape)
+        return jnp.sum((o.natural - o.shared) ** 2) + 0.0 * jnp.sum(o.images)
+
+    full = recipe(
+        steps=40,
+        terms=(Term("pull", 1.0, term),),
+        optimizer=lambda factor: optax.sgd(0.1),
+        init=lambda key, shape: {"latent": gaussian(key, shape)},
+        render=lambda x: 2 * x["latent"],
+        prepare=lambda m, targets, key: jnp.float32(len(targets) / 4),
+        condition=lambda key, size, classes: jnp.zeros((size, classes)),
+    )
+    found = synthesize_images(model, full, 3, KEY)
+    assert (seen["labels"], seen["logits"]) == ((2, 5), (2, 5))
+    wanted = from_natural(jnp.full((3, 6, 6, 3), 0.5), contract)
+    np.testing.assert_allclose(found.images, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "n", "layers", "per_layer", "size"),
+    [
+        (32, 100, 4, False, 32),
+        (32, 5, 4, False, 5),
+        (40, 100, 4, True, 40),
+        (40, 100, 7, True, 42),
+        (40, 3, 4, True, 4),
+        (2, 1, 20, True, 20),
+    ],
+)
+def test_batch_sizes(batch, n, layers, per_layer, size):
+    assert batch_size(recipe(batch=batch, per_layer=per_layer), n, layers) == size
+
+
+def test_impossible_requests(net):
+    with pytest.raises(ValueError, match=r"synthesize_images\(\) needs n >= 1, got 0"):
+        synthesize_images(net, recipe(), 0, KEY)
+    with pytest.raises(UnsupportedModelError, match="it has 0 batch norms"):
+        synthesize_images(fold_batch_norm(net), recipe(), 1, KEY)
