@@ -34,6 +34,7 @@ from dfq_jax.recipes.presets import Preset, image_budget, recipe_for
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.report.html import report_html
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
+from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run import Progress, synthesize_images
 from dfq_jax.types import ImageSet, InputContract
 
@@ -101,7 +102,28 @@ def synthesize(
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
     recipe = recipe_for(method, steps, batch)
-    provenance = {
+    facts = provenance(model, recipe, n, key)
+    start = time.perf_counter()
+    made = synthesize_images(
+        model,
+        recipe,
+        n,
+        jax.random.key(key),
+        on_progress=on_progress,
+        state_folder=state_folder,
+        fingerprint=facts,
+    )
+    outcome = {
+        "final_losses": list(made.losses),
+        "excluded": [str(u) for u in made.excluded],
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    return ImageSet(made.images, model.contract, {**facts, **outcome})
+
+
+def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]:
+    """What a set of images depends on; a saved state is usable only if all of it is equal."""
+    return {
         "method": recipe.name,
         "settings": dict(recipe.settings),
         "steps": recipe.steps,
@@ -113,22 +135,6 @@ def synthesize(
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
         "device": jax.devices()[0].platform,
     }
-    start = time.perf_counter()
-    made = synthesize_images(
-        model,
-        recipe,
-        n,
-        jax.random.key(key),
-        on_progress=on_progress,
-        state_folder=state_folder,
-        fingerprint=provenance,
-    )
-    outcome = {
-        "final_losses": list(made.losses),
-        "excluded": [str(u) for u in made.excluded],
-        "seconds": round(time.perf_counter() - start, 2),
-    }
-    return ImageSet(made.images, model.contract, {**provenance, **outcome})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,29 +234,21 @@ def quantize(
 
     Args:
       model: network with its batch norms in place.
-      images: calibration images; None to synthesize what the preset asks for. A quarter of them
-        is held out to judge the result.
+      images: calibration images, a quarter of them held out; None to synthesize them.
       scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (a handful of images, no long optimisation), `balanced` (diverse images) or
-        `best` (the same until learned rounding arrives).
+      preset: `fast` (a handful of images), `balanced` (many, diverse) or `best` (the same today).
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice.
       rules: bits of particular layers.
       key: seed of everything random.
-      on_stage: told what is being done.
-      on_progress: told how synthesis advances.
+      on_stage: told what is being done; on_progress: how synthesis advances.
       state_folder: keeps synthesis state here and resumes from it.
 
-    Returns:
-      The quantized network, its report and its images.
-
     Raises:
-      PlanError: for a bad scheme, preset or rule.
-      UsageError: if the images do not satisfy the network's input contract.
+      UsageError: for a bad scheme, preset or rule, or images of another input contract.
       UnsupportedModelError: if images are needed and cannot be synthesized.
     """
-    bits = parse_scheme(scheme)
-    budget = image_budget(preset, model.contract)
+    bits, budget = parse_scheme(scheme), image_budget(preset, model.contract)
     if images is None:
         chosen = method or budget.method
         on_stage(f"synthesizing {budget.n} images ({chosen})")

@@ -15,6 +15,7 @@ LAYERS = (
     {"io", "data", "report"},
     {"recipes"},
     {"api"},
+    {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 )

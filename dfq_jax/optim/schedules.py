@@ -16,6 +16,14 @@ class PlateauState(NamedTuple):
     bad: Int[Array, ""]
 
 
+def adam_with_plateau(
+    learning_rate: float, *, patience: int, floor: float, factor: float = 0.1
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose rate falls by `factor` on plateaus, to `floor` at the least (both absolute)."""
+    rule = reduce_on_plateau(factor=factor, patience=patience, floor=floor / learning_rate)
+    return optax.chain(optax.adam(learning_rate), rule)
+
+
 def reduce_on_plateau(
     *, factor: float = 0.1, patience: int = 100, threshold: float = 1e-4, floor: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:

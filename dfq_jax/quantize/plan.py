@@ -145,9 +145,11 @@ def resolve(
     """
     if layers not in LAYER_PRESETS:
         raise PlanError(f"layer preset {layers!r} is none of {', '.join(LAYER_PRESETS)}.")
-    bits = layer_bits(weighted_nodes(graph), scheme, layers)
+    preset = layer_bits(weighted_nodes(graph), scheme, layers)
+    ruled = dict(preset)
     for rule in rules:
-        apply_rule(bits, rule)
+        apply_rule(ruled, preset, rule)
+    bits = {name: ruled[name] for name in preset if name in ruled}
     if not bits:
         raise PlanError("no layer is left to quantize: the rules keep all of them in float.")
     kernels = [(Site(name, "kernel"), weight_spec(w)) for name, (w, _) in bits.items()]
@@ -155,7 +157,8 @@ def resolve(
     edges, kept = [], []
     for tensor, sites in groups.items():
         wanted = [bits[s.node][1] for s in sites if s.node in bits]
-        if layers == "zsq_all_low" and not wanted:
+        kept_float = any(s.node in preset for s in sites)  # once nobody wanted bits for it
+        if not wanted and (kept_float or layers == "zsq_all_low"):
             continue
         spec = activation_spec(max(wanted, default=8))
         edges += [(site, spec) for site in sites]
@@ -176,21 +179,28 @@ def layer_bits(
     return bits
 
 
-def apply_rule(bits: dict[str, tuple[int, int]], rule: Rule) -> None:
+def apply_rule(
+    bits: dict[str, tuple[int, int]], preset: dict[str, tuple[int, int]], rule: Rule
+) -> None:
     """Applies one rule to the table of bits, in place.
+
+    Args:
+      bits: of every layer that is quantized, as ruled so far.
+      preset: of all layers; a layer that an earlier rule kept in float comes back with these.
+      rule: the rule.
 
     Raises:
       PlanError: if its pattern matches no layer.
     """
-    matched = fnmatch.filter(bits, rule.pattern)
+    matched = fnmatch.filter(preset, rule.pattern)
     if not matched:
-        near = difflib.get_close_matches(rule.pattern, bits, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(rule.pattern, preset, n=3, cutoff=0.0)
         raise PlanError(f"rule {rule.pattern!r} matches no layer; nearest: {', '.join(near)}.")
     for name in matched:
         if rule.keep_float:
-            del bits[name]
+            bits.pop(name, None)
         else:
-            w, a = bits[name]
+            w, a = bits.get(name, preset[name])
             bits[name] = (rule.weight_bits or w, rule.input_bits or a)
 
 

@@ -7,18 +7,15 @@ Generation" (sample correlation inhibition).
 
 from typing import Literal
 
-import jax
-import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.schedules import adam_with_plateau
 from dfq_jax.synthesis.pixels import gaussian, uniform
-from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.recipe import Recipe, random_labels
 from dfq_jax.synthesis.slack import slack_margins
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import (
-    Observed,
     Slack,
     Term,
     correlation,
@@ -63,50 +60,48 @@ def dsg(
     Returns:
       The recipe.
     """
-    code = variant == "code"
-    factor = (4.0 if code else 2.0) if enhance else 1.0
+    settings = {
+        "variant": variant,
+        "learning_rate": learning_rate,
+        "quantile": quantile,
+        "noise_images": noise_images,
+        "slack": slack,
+        "enhance": enhance,
+        "inhibit": inhibit,
+    }
 
-    def prepare(model: Model, targets: Targets, key: Key[Array, ""]) -> Slack:
+    def tolerances(model: Model, targets: Targets, key: Key[Array, ""]) -> Slack | None:
+        if not slack:
+            return None
         return slack_margins(model, targets, key, quantile=quantile, count=noise_images)
 
-    def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
-        return jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)
+    factor = {"paper": 2.0, "code": 4.0}[variant] if enhance else 1.0
+    return Recipe(
+        name="dsg",
+        settings=settings,
+        steps=steps,
+        batch=batch,
+        init=uniform if variant == "code" else gaussian,
+        terms=dsg_terms(variant, factor, inhibit),
+        optimizer=lambda scale: adam_with_plateau(learning_rate * scale, patience=260, floor=1e-4),
+        prepare=tolerances,
+        condition=random_labels,
+        per_layer=True,
+    )
 
-    def aligned(o: Observed) -> Float[Array, ""]:
-        return enhanced(layer_losses(o, o.shared if slack else None), factor)
 
+def dsg_terms(variant: Variant, factor: float, inhibit: float) -> tuple[Term, ...]:
+    """The objective: slack match, image statistics, decorrelation, and the code's extra terms."""
     terms = [
-        Term("slack match", 1.0, aligned),
+        Term("slack match", 1.0, lambda o: enhanced(layer_losses(o, o.shared), factor)),
         Term("image", 1.0, image_statistics),
     ]
     if inhibit > 0:
         terms.append(Term("correlation", inhibit, lambda o: correlation(o.natural)))
-    if code:
+    if variant == "code":
         terms += [
             Term("cross-entropy", 2.0, lambda o: cross_entropy(o.logits, o.labels)),
             Term("variation", 0.01, lambda o: total_variation(o.natural)),
             Term("norm", 0.01, lambda o: image_norm(o.natural)),
         ]
-    floor = 1e-4 / learning_rate
-    return Recipe(
-        name="dsg",
-        settings={
-            "variant": variant,
-            "learning_rate": learning_rate,
-            "quantile": quantile,
-            "noise_images": noise_images,
-            "slack": slack,
-            "enhance": enhance,
-            "inhibit": inhibit,
-        },
-        steps=steps,
-        batch=batch,
-        init=uniform if code else gaussian,
-        terms=tuple(terms),
-        optimizer=lambda scale: optax.chain(
-            optax.adam(learning_rate * scale), reduce_on_plateau(patience=260, floor=floor)
-        ),
-        prepare=prepare,
-        condition=random_labels,
-        per_layer=True,
-    )
+    return tuple(terms)

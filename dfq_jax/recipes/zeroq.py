@@ -3,9 +3,7 @@
 Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 and released code.
 """
 
-import optax
-
-from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.schedules import adam_with_plateau
 from dfq_jax.synthesis.pixels import gaussian, nearly_black
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
@@ -25,7 +23,6 @@ def zeroq(
     Returns:
       The recipe.
     """
-    floor = 1e-4 / learning_rate
     return Recipe(
         name="zeroq",
         settings={"learning_rate": learning_rate, "dark_start": dark_start},
@@ -36,7 +33,5 @@ def zeroq(
             Term("batch norm", 1.0, batch_norm_match),
             Term("image", 1.0, image_statistics),
         ),
-        optimizer=lambda factor: optax.chain(
-            optax.adam(learning_rate * factor), reduce_on_plateau(patience=100, floor=floor)
-        ),
+        optimizer=lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4),
     )

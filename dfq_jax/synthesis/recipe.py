@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -39,3 +40,8 @@ class Recipe(NamedTuple):
     condition: Callable[[Key[Array, ""], int, int], PyTree] = lambda *_: ()
     render: Callable[[PyTree], Float[Array, "b h w c"]] = lambda x: x
     per_layer: bool = False
+
+
+def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
+    """One-hot labels, uniform over classes: a `condition` for class-conditional recipes."""
+    return jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)

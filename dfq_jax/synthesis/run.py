@@ -120,23 +120,36 @@ def synthesize_images(
     count = -(-n // job.size)
     images, losses = [], []
     for index in range(count):
-        done = None if state_folder is None else state_folder / f"batch_{index}.npz"
-        if done is None or not done.exists():
-            store = None
-            if state_folder is not None:
-                store = StateStore(state_folder / f"batch_{index}", fingerprint or {})
-            report = partial(report_batch, on_progress, index, count, recipe.steps)
-            fitted = fit_batch(job, shared, jax.random.fold_in(key, index), chunk, report, store)
-            batch, loss = rendered(job, fitted.x), fitted.loss
-            if done is not None and store is not None:
-                save_batch(done, batch, loss)
-                store.remove()
-        else:
-            with np.load(done, allow_pickle=False) as saved:
-                batch, loss = jnp.asarray(saved["images"]), float(saved["loss"])
+        report = partial(report_batch, on_progress, index, count, recipe.steps)
+        batch_key = jax.random.fold_in(key, index)
+        name = None if state_folder is None else state_folder / f"batch_{index}"
+        batch, loss = make_batch(job, shared, batch_key, chunk, report, name, fingerprint or {})
         images.append(batch)
         losses.append(loss)
     return Synthesized(jnp.concatenate(images)[:n], tuple(losses), excluded)
+
+
+def make_batch(
+    job: Job,
+    shared: PyTree,
+    key: Key[Array, ""],
+    chunk: int,
+    report: Callable[[int, Metrics], None],
+    name: Path | None,
+    fingerprint: dict,
+) -> tuple[Float[Array, "b h w c"], float]:
+    """One batch and its final loss: read back if finished earlier, resumed if begun earlier."""
+    if name is None:
+        fitted = fit_batch(job, shared, key, chunk, report, None)
+        return rendered(job, fitted.x), fitted.loss
+    store = StateStore(name, fingerprint)
+    done = name.with_suffix(".npz")
+    if not done.exists():
+        fitted = fit_batch(job, shared, key, chunk, report, store)
+        save_batch(done, rendered(job, fitted.x), fitted.loss)
+        store.clear()
+    with np.load(done, allow_pickle=False) as saved:
+        return jnp.asarray(saved["images"]), float(saved["loss"])
 
 
 def report_batch(

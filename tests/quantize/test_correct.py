@@ -1,0 +1,84 @@
+import jax
+import numpy as np
+import pytest
+
+from dfq_jax.graph.evaluate import apply_node, evaluate
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.correct import correct_biases, mean_shifts
+from dfq_jax.quantize.plan import Rule, Scheme, Site, resolve
+from dfq_jax.quantize.simulate import simulation_hook
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_net, nets):
+    """Three bits, so that means shift a lot; one layer kept in float, one without a bias."""
+    model = fold_batch_norm(tiny_net)
+    plan = resolve(model.graph, Scheme(3, 3), rules=[Rule("project", keep_float=True)])
+    params = {k: dict(v) for k, v in model.params.items()}
+    del params["depthwise"]["bias"]
+    model = type(model)(model.graph, params, model.contract, model.moments)
+    return calibrate(model, plan, nets.images(model, 8))
+
+
+def outputs(model, x, hook=None):
+    """{layer: its output} of one forward pass."""
+    seen = {}
+
+    def apply(node, slots, args):
+        seen[node.name] = apply_node(node, slots, args)
+        return seen[node.name]
+
+    evaluate(model, x, hook=hook, apply=apply)
+    return {n.name: seen[n.name] for n in weighted_nodes(model.graph)}
+
+
+@jax.jit
+def shifts(reference, quantized, x):
+    """{layer: mean output error per channel}."""
+    hook = simulation_hook(quantized.plan, quantized.qparams)
+    exact, rough = outputs(reference, x), outputs(quantized.model, x, hook)
+    return {k: (rough[k] - v).mean(tuple(range(v.ndim - 1))) for k, v in exact.items()}
+
+
+def test_every_layer_keeps_its_mean(quantized, nets):
+    x = nets.images(quantized.model, 8)
+    before = shifts(quantized.model, quantized, x)
+    corrected = correct_biases(quantized, x)
+    after = shifts(quantized.model, corrected, x)
+    for name in before:
+        if name == "project":
+            step = 1e-5  # a float layer has a float bias
+        else:
+            data, kernel = (quantized.qparams[Site(name, s)] for s in ("input0", "kernel"))
+            step = float(data.scale) * float(kernel.scale.max())
+        assert np.abs(np.asarray(after[name])).max() <= 0.51 * step + 1e-5, name
+    assert max(np.abs(np.asarray(v)).max() for v in before.values()) > 0.05
+
+
+def test_only_biases_change(quantized, nets):
+    corrected = correct_biases(quantized, nets.images(quantized.model, 8))
+    assert corrected.plan is quantized.plan
+    assert corrected.qparams is quantized.qparams
+    for name, slots in quantized.model.params.items():
+        assert corrected.model.params[name]["kernel"] is slots["kernel"]
+        assert "bias" in corrected.model.params[name]
+    assert "bias" not in quantized.model.params["depthwise"]
+
+
+def test_the_first_shift_by_hand(quantized, nets):
+    """Upstream of the first layer there is nothing, so its shift needs no propagation."""
+    x = nets.images(quantized.model, 8)
+    found = mean_shifts(quantized, x)
+    assert set(found) == {"conv1", "depthwise", "project", "conv2", "fc"}
+    wanted = shifts(quantized.model, quantized, x)["conv1"]
+    np.testing.assert_allclose(found["conv1"], wanted, atol=1e-6)
+
+
+def test_finer_grids_shift_less(quantized, nets):
+    x = nets.images(quantized.model, 8)
+    fine = calibrate(quantized.model, resolve(quantized.model.graph, Scheme(8, 8)), x)
+    small, large = mean_shifts(fine, x), mean_shifts(quantized, x)
+    worst = lambda shifts: max(np.abs(np.asarray(v)).max() for v in shifts.values())
+    assert worst(small) < worst(large) / 5

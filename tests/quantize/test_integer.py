@@ -1,0 +1,106 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Node
+from dfq_jax.graph.ops import Conv2d
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.integer import integer_node, integer_predict, integer_sum
+from dfq_jax.quantize.plan import LAYER_PRESETS, Rule, Scheme, Site, resolve
+from dfq_jax.quantize.simulate import argument_hook, simulate, simulation_hook
+
+
+def calibrated(model, nets, scheme, layers="qdrop_8bit_ends", rules=()):
+    model = fold_batch_norm(model)
+    return calibrate(model, resolve(model.graph, scheme, layers, rules), nets.images(model, 4))
+
+
+def inputs_of_layers(quantized, x, integer):
+    """{tensor group: what is read there, on its grid}."""
+    model, table, qparams = quantized.model, quantized.plan.table, quantized.qparams
+    edges = [sites[0] for _, sites in quantized.plan.groups]
+    hook = (argument_hook if integer else simulation_hook)(quantized.plan, qparams)
+    apply = {"apply": partial(integer_node, quantized)} if integer else {}
+    seen = {}
+
+    def recording(node, slots, args):
+        slots, args = hook(node, slots, args)
+        for i, value in enumerate(args):
+            site = Site(node.name, f"input{i}")
+            if site in edges:
+                affine = qparams[site]
+                seen[site] = value / affine.scale + affine.zero_point.astype(jnp.float32)
+        return slots, args
+
+    (logits,), _ = evaluate(model, x, hook=recording, **apply)
+    assert set(seen) == set(edges) <= set(table)
+    return seen, logits
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8, 8), Scheme(4, 4)], ids=str)
+@pytest.mark.parametrize("name", ["tiny_net", "mixed_net"])
+def test_codes_of_every_layer_are_those_of_the_simulation(scheme, name, nets, request):
+    quantized = calibrated(request.getfixturevalue(name), nets, scheme)
+    x = nets.images(quantized.model, 4, seed=3)
+    run = jax.jit(inputs_of_layers, static_argnames="integer")
+    exact, logits = run(quantized, x, integer=True)
+    rough, simulated = run(quantized, x, integer=False)
+    for site, codes in exact.items():
+        gap = np.abs(np.asarray(codes) - np.asarray(rough[site]))
+        assert gap.max() < 1.01, site
+        assert np.mean(gap > 0.5) < 0.01, site
+    np.testing.assert_array_equal(logits, integer_predict(quantized, x))
+    size = np.abs(np.asarray(simulated)).max()
+    np.testing.assert_allclose(logits, simulated, atol=0.03 * size)
+
+
+@pytest.mark.parametrize("layers", LAYER_PRESETS)
+def test_presets_and_float_layers(layers, tiny_net, nets):
+    quantized = calibrated(tiny_net, nets, Scheme(5, 5), layers, [Rule("project", keep_float=True)])
+    x = nets.images(quantized.model, 4, seed=3)
+    ours, rough = integer_predict(quantized, x), jax.jit(simulate)(quantized, x)
+    gap = np.abs(np.asarray(ours) - np.asarray(rough))
+    assert np.median(gap) < 1e-4
+    assert gap.max() < 0.1 * np.abs(np.asarray(rough)).max()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_layer_in_int64(bias, tiny_net, nets):
+    """The sum of code products, the bias code, and one rescaling."""
+    quantized = calibrated(tiny_net, nets, Scheme(4, 8))
+    node = quantized.model.graph["conv2"]
+    slots = dict(quantized.model.params["conv2"])
+    if not bias:
+        del slots["bias"]
+    data, kernel = (quantized.qparams[Site("conv2", s)] for s in ("input0", "kernel"))
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (2, 4, 4, 6))
+    x = jnp.asarray((codes - int(data.zero_point)) * np.float32(data.scale), jnp.float32)
+    ours = integer_node(quantized, node, slots, (x,))
+    w_scale = np.asarray(kernel.scale)
+    w = np.asarray(slots["kernel"]) / w_scale
+    z = np.asarray(kernel.zero_point, np.int64)
+    w = np.clip(np.round(w) + z, 0, 15).astype(np.int64) - z
+    total = nets.conv(codes - int(data.zero_point), w, node.op.strides, node.op.padding)
+    step = (np.asarray(data.scale) * w_scale).ravel()
+    if bias:
+        total = total + np.round(np.asarray(slots["bias"]) / step).astype(np.int64)
+    np.testing.assert_array_equal(ours, total.astype(np.float32) * step)
+
+
+def test_sums_are_integers(tiny_net):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.integers(-255, 256, (1, 3, 3, 4)), jnp.int32)
+    w = jnp.asarray(rng.integers(-127, 128, (3, 3, 1, 4)), jnp.int32)
+    node = Node("n", Conv2d(groups=4), ("x",))
+    total = integer_sum(node, x, w)
+    assert total.dtype == np.int32
+    wanted = (np.asarray(x, np.int64)[0] * np.asarray(w, np.int64)[:, :, 0]).sum((0, 1))
+    np.testing.assert_array_equal(total[0, 0, 0], wanted)
+    assert len(weighted_nodes(tiny_net.graph)) == 5

@@ -1,0 +1,116 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.plan import LAYER_PRESETS, Rule, Scheme, Site, resolve
+from dfq_jax.quantize.simulate import simulate, snap_bias
+
+RULES = [Rule("project", keep_float=True)]
+
+
+def numpy_simulation(quantized, x, nets):
+    """The network in float64 with every site rounded by hand."""
+    table, qparams = quantized.plan.table, quantized.qparams
+
+    def snap(site, x):
+        if site not in table:
+            return x
+        grid, scale = table[site].grid, np.asarray(qparams[site].scale, np.float64)
+        z = np.asarray(qparams[site].zero_point, np.float64)
+        return (np.clip(np.round(x / scale) + z, grid.qmin, grid.qmax) - z) * scale
+
+    def slots(node, p):
+        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        p = {**p, **({"kernel": snap(kernel, p["kernel"])} if "kernel" in p else {})}
+        if kernel in table and data in table and "bias" in p:
+            step = np.float64(qparams[data].scale) * np.asarray(qparams[kernel].scale).ravel()
+            p["bias"] = np.round(p["bias"] / step) * step
+        return p
+
+    edge = lambda node, i, x: snap(Site(node.name, f"input{i}"), x)
+    return nets.forward(quantized.model, x, edge, slots)
+
+
+@pytest.mark.parametrize("layers", LAYER_PRESETS)
+@pytest.mark.parametrize("rules", [[], RULES], ids=["all", "one float"])
+def test_equals_a_numpy_forward(layers, rules, tiny_net, nets):
+    model = fold_batch_norm(tiny_net)
+    plan = resolve(model.graph, Scheme(5, 6), layers, rules)
+    quantized = calibrate(model, plan, nets.images(model, 4))
+    x = nets.images(model, 3, seed=9)
+    ours = np.asarray(jax.jit(simulate)(quantized, x))
+    truth = numpy_simulation(quantized, x, nets)["fc"]
+    # float32 may put a value on the other side of a rounding boundary: one step of the last layer
+    assert np.median(np.abs(ours - truth)) < 1e-4 * np.abs(truth).max()
+    np.testing.assert_allclose(ours, truth, atol=0.05 * np.abs(truth).max())
+    exact = np.asarray(nets.run(model, x))
+    assert np.abs(ours - exact).max() > 1e-3 * np.abs(exact).max()
+
+
+def test_operators_of_the_mixed_network(mixed_net, nets):
+    quantized = calibrate(
+        mixed_net, resolve(mixed_net.graph, Scheme(8, 8)), nets.images(mixed_net, 4)
+    )
+    x = nets.images(mixed_net, 3, seed=9)
+    truth = numpy_simulation(quantized, x, nets)["fc"]
+    ours = np.asarray(jax.jit(simulate)(quantized, x))
+    np.testing.assert_allclose(ours, truth, atol=0.02 * np.abs(truth).max())
+    assert np.median(np.abs(ours - truth)) < 1e-4 * np.abs(truth).max()
+
+
+def test_more_bits_come_closer(tiny_net, nets):
+    model = fold_batch_norm(tiny_net)
+    x = nets.images(model, 8)
+    exact = np.asarray(nets.run(model, x))
+    errors = []
+    for bits in (3, 5, 8):
+        plan = resolve(model.graph, Scheme(bits, bits), "zsq_all_low")
+        ours = np.asarray(jax.jit(simulate)(calibrate(model, plan, x), x))
+        errors.append(np.abs(ours - exact).mean())
+    assert errors[2] < errors[1] / 2
+    assert errors[1] < errors[0] / 2
+
+
+def test_biases_sit_on_the_product_grid():
+    data = Affine(jnp.float32(0.5), jnp.uint8(3))
+    kernel = Affine(jnp.array([[0.25, 0.5]]), jnp.zeros((1, 2), jnp.int8))
+    assert snap_bias(jnp.array([0.2, 0.4]), data, kernel).tolist() == [0.25, 0.5]
+    assert snap_bias(jnp.array([-0.2, -0.9]), data, kernel).tolist() == [-0.25, -1.0]
+
+
+def test_biases_of_half_quantized_layers_stay_float(tiny_net, nets):
+    """The first layer of `zsq_all_low` reads float images."""
+    model = fold_batch_norm(tiny_net)
+    plan = resolve(model.graph, Scheme(2, 8), "zsq_all_low")
+    quantized = calibrate(model, plan, nets.images(model, 2))
+    x = jnp.zeros((1, 8, 8, 3))
+    shifted = with_params(model, {"fc": {"bias": model.params["fc"]["bias"] + 1e-4}})
+    moved = simulate(type(quantized)(shifted, plan, quantized.qparams), x)
+    np.testing.assert_allclose(moved - simulate(quantized, x), 1e-4, rtol=1e-2)
+
+
+def test_gradients_flow_through_the_grids(tiny_net, nets):
+    model = fold_batch_norm(tiny_net)
+    quantized = calibrate(model, resolve(model.graph, Scheme(8, 8)), nets.images(model, 4))
+    x = nets.images(model, 2)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(simulate(quantized, x)[:, 0])))(x)
+    exact = jax.jit(jax.grad(lambda x: jnp.sum(nets.run(model, x)[:, 0])))(x)
+    cosine = jnp.sum(slope * exact) / jnp.sqrt(jnp.sum(slope**2) * jnp.sum(exact**2))
+    assert float(cosine) > 0.9
+
+
+def test_new_scales_do_not_retrace(tiny_net, nets):
+    model = fold_batch_norm(tiny_net)
+    quantized = calibrate(model, resolve(model.graph, Scheme(8, 8)), nets.images(model, 2))
+    chex.clear_trace_counter()
+    run = jax.jit(chex.assert_max_traces(simulate, n=1))
+    x = nets.images(model, 2)
+    run(quantized, x)
+    wider = {k: a._replace(scale=a.scale * 2) for k, a in quantized.qparams.items()}
+    assert not np.allclose(run(type(quantized)(model, quantized.plan, wider), x), run(quantized, x))
