@@ -241,7 +241,8 @@ def quantize(
       method: how to synthesize, instead of the preset's choice.
       rules: bits of particular layers.
       key: seed of everything random.
-      on_stage: told what is being done; on_progress: how synthesis advances.
+      on_stage: told what is being done.
+      on_progress: told how synthesis advances.
       state_folder: keeps synthesis state here and resumes from it.
 
     Raises:
@@ -262,6 +263,7 @@ def quantize(
             state_folder=state_folder,
         )
     check_contract(images, model.contract)
+    images = deliverable(images)
     seen, probes = split_probes(images)
     made = dfq(model, seen.images, bits, layers=layers, rules=rules, on_stage=on_stage)
     on_stage("judging on held-out images")
@@ -275,6 +277,12 @@ def quantize(
         "held out": len(probes) if probes is not seen else 0,
     }
     return Result(made.quantized, model, images, probes, report, settings)
+
+
+def deliverable(images: ImageSet) -> ImageSet:
+    """The images a camera could deliver: 8-bit pixels. What lies outside is clipped."""
+    pixels = to_pixels(images.images, images.contract)
+    return dataclasses.replace(images, images=from_pixels(pixels, images.contract))
 
 
 def split_probes(images: ImageSet) -> tuple[ImageSet, ImageSet]:

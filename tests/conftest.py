@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", False)
 
+STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -40,6 +42,19 @@ def define_torchvision_operators() -> Any:
 TORCHVISION_OPERATORS = define_torchvision_operators()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--time-limit SECONDS`, for runs that must end in time."""
+    text = "leave out tests that would begin later than so many seconds after the start"
+    parser.addoption("--time-limit", type=float, default=float("inf"), help=text)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves out what does not fit."""
+    limit = item.config.getoption("--time-limit")
+    if time.monotonic() - STARTED > limit:
+        pytest.skip(f"left out: the time limit of {limit:.0f} s is over")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of development data and checkpoints beside the repository."""
@@ -56,16 +71,91 @@ def resnet20(shared: Path) -> Any:
     return load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
 
 
-@pytest.fixture(scope="session")
-def nets() -> Any:
-    """The module `tests/nets.py`: hand-built networks and a NumPy evaluator."""
-    path = Path(__file__).with_name("nets.py")
+CORE = {"graph", "numerics", "passes", "optim", "synthesis", "quantize", "recipes"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves the many tiny programs of the core unoptimized: compiling them is what takes time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in CORE)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def module_beside(name: str) -> Any:
+    """The module in a file of this folder."""
+    path = Path(__file__).with_name(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def nets() -> Any:
+    """The module `tests/nets.py`: hand-built networks and a NumPy evaluator."""
+    return module_beside("nets.py")
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Any:
+    """The module `tests/checkpoints.py`: files of small networks to give to `dfq`."""
+    return module_beside("checkpoints.py")
+
+
+class Ran(NamedTuple):
+    """How a run of `dfq` ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """The one JSON object of stdout."""
+        assert self.code == 0, self.err
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def dfq(checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs `dfq` in this process, with the architecture `small` added."""
+
+    def run(*arguments: object) -> Ran:
+        from dfq_jax.cli import main
+
+        capsys.readouterr()
+        with checkpoints.registered(), pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        assert isinstance(caught.value.code, int)
+        return Ran(caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `net.safetensors` (of `small`), `images.npz` and the output folder `out`."""
+    from dfq_jax.cli import main
+
+    folder = tmp_path_factory.mktemp("made")
+    net = checkpoints.write(folder / "net.safetensors")
+    images, out = folder / "images.npz", folder / "out"
+    common = (str(net), "--arch", checkpoints.SMALL)
+    short = ("-n", "8", "--steps", "5", "--method", "zeroq")
+    with checkpoints.registered():
+        for line in (
+            ("synthesize", *common, "-o", str(images), *short),
+            ("quantize", *common, "-o", str(out), "--images", str(images)),
+        ):
+            with pytest.raises(SystemExit) as caught:
+                main(list(line))
+            assert caught.value.code == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

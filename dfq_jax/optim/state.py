@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from orbax.checkpoint import v1 as ocp
 
 from dfq_jax.errors import UsageError
+from dfq_jax.files import write_atomically
 
 State = TypeVar("State")
 
@@ -43,7 +44,7 @@ class StateStore:
             refuse_other_run(self.folder, json.loads(note.read_text()), wanted)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(wanted, indent=1, sort_keys=True))
+            write_atomically(note, json.dumps(wanted, indent=1, sort_keys=True).encode())
 
     def steps(self) -> list[int]:
         """Steps with a complete state, ascending."""

@@ -3,7 +3,8 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, Relu
@@ -12,6 +13,7 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.types import Moments
 
 Kernel = Float[Array, "..."]
+Carry = tuple[Model, Float[Array, ""], Int[Array, ""]]
 
 
 def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1e-3) -> Model:
@@ -33,14 +35,20 @@ def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1
       Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Eq. 11.
     """
     pairs = equalizable_pairs(model)
-    for _ in range(sweeps):
-        largest = 0.0
+    if not pairs:
+        return model
+
+    def sweep(carry: Carry) -> Carry:
+        swept, _, count = carry
+        largest = jnp.zeros(())
         for first, second in pairs:
-            model, change = equalize_in(model, first, second)
-            largest = max(largest, change)
-        if largest < tolerance:
-            break
-    return model
+            swept, change = equalize_in(swept, first, second)
+            largest = jnp.maximum(largest, change)
+        return swept, largest, count + 1
+
+    unsettled = lambda carry: (carry[1] > tolerance) & (carry[2] < sweeps)
+    start = (model, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    return lax.while_loop(unsettled, sweep, start)[0]
 
 
 def equalizable_pairs(model: Model) -> tuple[tuple[Node, Node], ...]:
@@ -65,7 +73,7 @@ def joins(model: Model, consumer: Node) -> bool:
     return kernel.shape[2] == 1 and kernel.shape[3] == consumer.op.groups
 
 
-def equalize_in(model: Model, first: Node, second: Node) -> tuple[Model, float]:
+def equalize_in(model: Model, first: Node, second: Node) -> tuple[Model, Float[Array, ""]]:
     """Equalizes one pair; also returns how far its multipliers were from 1."""
     a, b = model.params[first.name], model.params[second.name]
     depthwise = isinstance(second.op, Conv2d) and second.op.groups > 1
@@ -78,7 +86,7 @@ def equalize_in(model: Model, first: Node, second: Node) -> tuple[Model, float]:
         mean, var = model.moments[first.name]
         rescaled = {**model.moments, first.name: Moments(mean / s, var / s**2)}
         model = dataclasses.replace(model, moments=rescaled)
-    return model, float(jnp.max(jnp.abs(jnp.log(s))))
+    return model, jnp.max(jnp.abs(jnp.log(s)))
 
 
 def equalize_pair(

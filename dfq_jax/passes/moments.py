@@ -78,18 +78,20 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     """
     known = expected_moments(model)
     ranges: dict[str, Range] = {}
+    nonnegative: set[str] = set()
     for node in model.graph.nodes:
-        inherited = ranges.get(node.inputs[0])
+        source = node.inputs[0]
+        keeps_sign = not isinstance(node.op, (*WEIGHTED, Add))
+        if isinstance(node.op, Relu) or (keeps_sign and source in nonnegative):
+            nonnegative.add(node.name)
         match node.op:
-            case Relu(ceiling) if inherited is not None:
-                lo, hi = inherited
+            case Relu(ceiling) if source in ranges:
+                lo, hi = ranges[source]
                 ranges[node.name] = jnp.clip(lo, 0.0, ceiling), jnp.clip(hi, 0.0, ceiling)
-            case MaxPool() | Slice() | Pad() | Flatten() if inherited is not None:
-                ranges[node.name] = inherited
+            case MaxPool() | Slice() | Pad() | Flatten() if source in ranges:
+                ranges[node.name] = ranges[source]
             case _ if node.name in known:
-                rectified = isinstance(node.op, AvgPool | GlobalAvgPool) and (
-                    inherited is not None and bool(inherited[0] >= 0)
-                )
+                rectified = node.name in nonnegative
                 ranges[node.name] = normal_range(known[node.name], sigmas, rectified=rectified)
             case _:
                 pass

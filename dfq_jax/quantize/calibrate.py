@@ -181,8 +181,13 @@ def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[
     return fitted
 
 
-def refit_kernels(quantized: QuantizedModel) -> QuantizedModel:
-    """The same network with kernel scales fitted anew, after a pass changed kernels or biases."""
-    edges = {s: a for s, a in quantized.qparams.items() if s.argument is not None}
-    kernels = fit_kernels(quantized.model, quantized.plan, edges)
-    return QuantizedModel(quantized.model, quantized.plan, {**edges, **kernels})
+def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
+    """The same network with kernel scales raised where a new bias would overflow int32."""
+    qparams = dict(quantized.qparams)
+    for node in weighted_nodes(quantized.model.graph):
+        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        slots = quantized.model.params[node.name]
+        if kernel in qparams and data in qparams and "bias" in slots:
+            scale = qparams[data].scale
+            qparams[kernel] = guard_bias_overflow(qparams[kernel], scale, slots["bias"])
+    return QuantizedModel(quantized.model, quantized.plan, qparams)

@@ -6,8 +6,10 @@ refine ranges and biases.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 from dfq_jax.graph.graph import Model, compose
@@ -16,7 +18,7 @@ from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.passes.equalize import equalize_cross_layer
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.moments import correct_biases_analytically, expected_ranges
-from dfq_jax.quantize.calibrate import calibrate, refit_kernels
+from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Site, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
@@ -44,8 +46,8 @@ def dfq(
 
     Args:
       model: network with its batch norms in place.
-      images: normalised synthetic images for ranges and empirical bias correction; None for the
-        analytic forms of both.
+      images: normalised synthetic images that refine ranges and biases; None to rely on the
+        batch-norm statistics alone.
       scheme: bits.
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
@@ -61,18 +63,23 @@ def dfq(
     """
     on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
     prepare = compose(fold_batch_norm, equalize_cross_layer) if equalize else fold_batch_norm
-    reference = prepare(model)
+    reference = jax.jit(prepare)(model)
     plan = resolve(reference.graph, scheme, layers, rules)
     on_stage("calibrating ranges")
-    expected = expected_ranges(reference, sigmas=sigmas)
+    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
     quantized = calibrate(reference, plan, images, expected=expected)
     on_stage("correcting biases")
-    if images is None:
-        corrected = correct_biases_analytically(reference, rounded_kernels(quantized))
-        quantized = QuantizedModel(corrected, plan, quantized.qparams)
-    else:
-        quantized = correct_biases(quantized, images)
-    return Quantized(refit_kernels(quantized), reference)
+    quantized = corrected_analytically(quantized)
+    if images is not None:
+        quantized = correct_biases(quantized, reference, images)
+    return Quantized(guard_biases(quantized), reference)
+
+
+@jax.jit
+def corrected_analytically(quantized: QuantizedModel) -> QuantizedModel:
+    """The network with biases corrected for the rounding of its kernels."""
+    model = correct_biases_analytically(quantized.model, rounded_kernels(quantized))
+    return QuantizedModel(model, quantized.plan, quantized.qparams)
 
 
 def rounded_kernels(quantized: QuantizedModel) -> dict[str, Float[Array, "..."]]:

@@ -1,9 +1,10 @@
 """What `--method` and `--preset` mean; the one place where names become recipes."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dfq_jax.errors import UsageError
+from dfq_jax.recipes.best import best
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
@@ -53,5 +54,11 @@ def recipe_for(method: str, steps: int | None = None, batch: int | None = None) 
     for name, value in (("steps", steps), ("batch", batch)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}.")
-    recipe = zeroq() if method == "zeroq" else dsg()
-    return recipe._replace(steps=steps or recipe.steps, batch=batch or recipe.batch)
+    given: dict[str, Any] = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
+    match method:
+        case "zeroq":
+            return zeroq(**given)
+        case "dsg":
+            return dsg(**given)
+        case _:
+            return best(**given)

@@ -58,6 +58,32 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
     return jax.random.uniform(key, shape)
 
 
+def pink(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
+    """Noise with the 1/f amplitude spectrum of natural images; mean 0, std 1 per channel.
+
+    Channels share most of their variation, as the colours of a scene do.
+
+    Reference:
+      Field 1987, "Relations between the statistics of natural images and the response properties
+      of cortical cells" (the spectrum).
+    """
+    b, h, w, c = shape
+    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None])
+    falloff = 1 / jnp.maximum(frequency, 1 / max(h, w))
+    spectrum = jnp.fft.rfft2(jax.random.normal(key, (b, c + 1, h, w))) * falloff
+    noise = jnp.fft.irfft2(spectrum, (h, w)).astype(jnp.float32)
+    mixed = jnp.moveaxis(noise[:, :c] * 0.2 + noise[:, c:], 1, 3)
+    centred = mixed - jnp.mean(mixed, (1, 2), keepdims=True)
+    return centred / (jnp.std(centred, (1, 2), keepdims=True) + 1e-6)
+
+
+def clip_to_pixels(natural: Images, contract: InputContract) -> Images:
+    """Natural units clipped to what pixels 0..255 can be; the gradient passes unchanged."""
+    mean, std = natural_moments(contract.channels)
+    clipped = jnp.clip(natural, -mean / std, (1 - mean) / std)
+    return natural + jax.lax.stop_gradient(clipped - natural)
+
+
 def to_pixels(
     images: Float[Any, "n h w c"], contract: InputContract
 ) -> UInt8[np.ndarray, "n h w c"]:

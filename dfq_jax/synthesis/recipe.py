@@ -26,7 +26,8 @@ class Recipe(NamedTuple):
       prepare: (model, targets, key) -> what all batches share, e.g. tolerances; run once.
       condition: (key, batch, classes) -> what one batch is conditioned on, e.g. labels.
       render: variables -> images in natural units.
-      per_layer: round the batch up to a multiple of the number of batch norms.
+      per_layer: round the batch to a multiple of the number of batch norms.
+      bounded: show the network only pixels in 0..255; the clip passes gradients unchanged.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Recipe(NamedTuple):
     condition: Callable[[Key[Array, ""], int, int], PyTree] = lambda *_: ()
     render: Callable[[PyTree], Float[Array, "b h w c"]] = lambda x: x
     per_layer: bool = False
+    bounded: bool = False
 
 
 def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:

@@ -18,10 +18,11 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.optim.fit import FitResult, Metrics, Objective, fit
 from dfq_jax.optim.state import StateStore
-from dfq_jax.synthesis.pixels import from_natural
+from dfq_jax.synthesis.pixels import clip_to_pixels, from_natural
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.targets import Targets, Unusable, batch_norm_targets, observe
 from dfq_jax.synthesis.terms import Observed, weighted
+from dfq_jax.types import InputContract
 
 RESTARTS = 3
 
@@ -173,7 +174,13 @@ def save_batch(path: Path, images: Float[Array, "b h w c"], loss: float) -> None
 
 def rendered(job: Job, x: PyTree) -> Float[Array, "b h w c"]:
     """Variables to network input."""
-    return from_natural(job.recipe.render(x), job.model.contract)
+    return from_natural(render(job.recipe, x, job.model.contract), job.model.contract)
+
+
+def render(recipe: Recipe, x: PyTree, contract: InputContract) -> Float[Array, "b h w c"]:
+    """Variables to images in natural units, kept to possible pixels where the recipe says so."""
+    natural = recipe.render(x)
+    return clip_to_pixels(natural, contract) if recipe.bounded else natural
 
 
 def batch_size(recipe: Recipe, n: int, layers: int) -> int:
@@ -187,7 +194,7 @@ def build_objective(recipe: Recipe) -> Objective:
     """The objective of a recipe as `fit` wants it; build it once per run."""
 
     def objective(x: PyTree, context: Context, key: Key[Array, ""]):
-        natural = recipe.render(x)
+        natural = render(recipe, x, context.model.contract)
         images = from_natural(natural, context.model.contract)
         logits, stats = observe(context.model, context.targets, images)
         observed = Observed(

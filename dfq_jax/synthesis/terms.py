@@ -109,6 +109,24 @@ def batch_norm_match(observed: Observed) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(layer_losses(observed), axis=1))
 
 
+def relative_batch_match(observed: Observed) -> Float[Array, ""]:
+    """Squared gaps of batch mean and deviation in units of the recorded deviation.
+
+    Channels averaged, layers summed: every layer counts alike, whatever its width and scale.
+
+    Reference:
+      Yin et al. 2020, "Dreaming to Distill", Eq. 4, for the granularity; the units are ours.
+    """
+    total = jnp.zeros(())
+    for name, target in observed.targets.items():
+        stats = observed.stats[name]
+        mean = jnp.mean(stats.mean, axis=0)
+        var = jnp.mean(stats.var + (stats.mean - mean) ** 2, axis=0)
+        mean_gap, std_gap = distances(mean, jnp.sqrt(var + EPS), target)
+        total = total + jnp.mean((mean_gap**2 + std_gap**2) / (target.var + EPS))
+    return total
+
+
 def image_statistics(observed: Observed) -> Float[Array, ""]:
     """Squared distance of each image's channel mean and std to 0 and 1, natural units.
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, reduce_on_plateau
 
 
 def scales(rule, losses):
@@ -71,6 +71,20 @@ def test_factor_must_shrink(factor):
         ValueError, match=rf"reduce_on_plateau\(\) needs 0 < factor < 1, got {factor}"
     ):
         reduce_on_plateau(factor=factor)
+
+
+def test_adam_with_plateau_has_an_absolute_floor():
+    """Adam's steps for a constant slope have the size of the learning rate."""
+    rule = adam_with_plateau(0.02, patience=1, floor=0.003, factor=0.5)
+    one = jnp.ones(())
+    with jax.numpy_dtype_promotion("standard"):
+        state, sizes = rule.init(one), []
+        step = jax.jit(lambda state: rule.update(one, state, one, value=one))
+        for _ in range(9):
+            update, state = step(state)
+            sizes.append(-float(update))
+    wanted = [0.02] * 3 + [0.01] * 2 + [0.005] * 2 + [0.003] * 2
+    np.testing.assert_allclose(sizes, wanted, rtol=1e-4)
 
 
 def test_scales_every_leaf():

@@ -71,6 +71,20 @@ def test_survives_half_a_save(tmp_path):
     assert int(again.load(BLANK)["step"]) == 4
 
 
+def test_a_kill_leaves_no_half_fingerprint(tmp_path, monkeypatch):
+    """Which no later run could read."""
+
+    def power_cut(*args):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            StateStore(tmp_path, {"seed": 1})
+    assert list(tmp_path.iterdir()) == []
+    StateStore(tmp_path, {"seed": 1})
+
+
 def test_refuses_another_run_and_names_the_fields(tmp_path):
     StateStore(tmp_path, {"seed": 1, "steps": 500, "weights": "ab", "size": (8, 8)})
     StateStore(tmp_path, {"seed": 1, "steps": 500, "weights": "ab", "size": [8, 8]})
@@ -84,12 +98,15 @@ def test_refuses_another_run_and_names_the_fields(tmp_path):
     assert json.loads((tmp_path / "fingerprint.json").read_text())["seed"] == 1
 
 
-def test_remove(tmp_path):
-    store = StateStore(tmp_path / "run", {})
+def test_clearing_keeps_the_fingerprint(tmp_path):
+    store = StateStore(tmp_path, {"seed": 1})
     store.save(1, STATE, force=True)
-    store.remove()
-    assert not (tmp_path / "run").exists()
-    store.remove()  # twice is fine
+    store.clear()
+    assert store.steps() == []
+    assert store.load(BLANK) is BLANK
+    store.clear()  # twice is fine
+    with pytest.raises(UsageError, match="seed: saved 1, now 2"):
+        StateStore(tmp_path, {"seed": 2})
 
 
 def test_start_state_copies(tmp_path):

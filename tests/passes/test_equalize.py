@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.ops import Flatten, Relu
+from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize
 from dfq_jax.numerics.ranges import MinMax, weight_affine
-from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.equalize import equalizable_pairs, equalize_cross_layer, equalize_pair
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.types import InputContract

@@ -1,12 +1,14 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.graph.evaluate import apply_node, evaluate
 from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.correct import correct_biases, mean_shifts
+from dfq_jax.quantize.correct import correct_biases, mean_gap, mean_shifts
 from dfq_jax.quantize.plan import Rule, Scheme, Site, resolve
 from dfq_jax.quantize.simulate import simulation_hook
 
@@ -45,7 +47,7 @@ def shifts(reference, quantized, x):
 def test_every_layer_keeps_its_mean(quantized, nets):
     x = nets.images(quantized.model, 8)
     before = shifts(quantized.model, quantized, x)
-    corrected = correct_biases(quantized, x)
+    corrected = correct_biases(quantized, quantized.model, x, shrink=False)
     after = shifts(quantized.model, corrected, x)
     for name in before:
         if name == "project":
@@ -58,7 +60,7 @@ def test_every_layer_keeps_its_mean(quantized, nets):
 
 
 def test_only_biases_change(quantized, nets):
-    corrected = correct_biases(quantized, nets.images(quantized.model, 8))
+    corrected = correct_biases(quantized, quantized.model, nets.images(quantized.model, 8))
     assert corrected.plan is quantized.plan
     assert corrected.qparams is quantized.qparams
     for name, slots in quantized.model.params.items():
@@ -70,7 +72,7 @@ def test_only_biases_change(quantized, nets):
 def test_the_first_shift_by_hand(quantized, nets):
     """Upstream of the first layer there is nothing, so its shift needs no propagation."""
     x = nets.images(quantized.model, 8)
-    found = mean_shifts(quantized, x)
+    found = mean_shifts(quantized, quantized.model, x, shrink=False)
     assert set(found) == {"conv1", "depthwise", "project", "conv2", "fc"}
     wanted = shifts(quantized.model, quantized, x)["conv1"]
     np.testing.assert_allclose(found["conv1"], wanted, atol=1e-6)
@@ -79,6 +81,38 @@ def test_the_first_shift_by_hand(quantized, nets):
 def test_finer_grids_shift_less(quantized, nets):
     x = nets.images(quantized.model, 8)
     fine = calibrate(quantized.model, resolve(quantized.model.graph, Scheme(8, 8)), x)
-    small, large = mean_shifts(fine, x), mean_shifts(quantized, x)
+    small, large = (mean_shifts(q, q.model, x, shrink=False) for q in (fine, quantized))
     worst = lambda shifts: max(np.abs(np.asarray(v)).max() for v in shifts.values())
     assert worst(small) < worst(large) / 5
+
+
+def test_the_reference_says_what_is_right(quantized, nets):
+    """Biases that were corrected before are judged by the float network, not by themselves."""
+    x = nets.images(quantized.model, 8)
+    bias = quantized.model.params["fc"]["bias"]
+    off = with_params(quantized.model, {"fc": {"bias": bias + 3.0}})
+    moved = type(quantized)(off, quantized.plan, quantized.qparams)
+    fixed = [
+        correct_biases(q, quantized.model, x, shrink=False).model.params["fc"]["bias"]
+        for q in (moved, quantized)
+    ]
+    np.testing.assert_allclose(fixed[0], fixed[1], atol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 2, 4), (6, 4)])
+def test_shrinkage_by_the_standard_error(shape):
+    rng = np.random.default_rng(0)
+    gap = rng.normal(size=shape) + np.array([0.0, 0.1, 1.0, 10.0])
+    by_image = gap.reshape(6, -1, 4).mean(1)
+    mean, error = by_image.mean(0), by_image.std(0, ddof=1) / 6**0.5
+    gap = jnp.asarray(gap, jnp.float32)
+    np.testing.assert_allclose(mean_gap(gap, False), mean, rtol=1e-4)
+    factor = np.maximum(1 - (error / mean) ** 2, 0)
+    np.testing.assert_allclose(mean_gap(gap, True), mean * factor, rtol=1e-3, atol=1e-6)
+    assert factor[0] < 0.9 < 0.99 < factor[3]
+
+
+def test_one_image_cannot_judge_itself():
+    assert mean_gap(jnp.ones((1, 2, 2, 3)), True).tolist() == [0, 0, 0]
+    assert mean_gap(jnp.ones((1, 2, 2, 3)), False).tolist() == [1, 1, 1]
+    assert mean_gap(jnp.zeros((4, 3)), True).tolist() == [0, 0, 0]

@@ -171,7 +171,9 @@ def test_the_last_matching_rule_wins(graph):
 
 
 def test_a_layer_kept_in_float_reads_floats(graph):
-    plan = resolve(graph, W4A3, rules=[Rule("fc", keep_float=True), Rule("depth*", keep_float=True)])
+    plan = resolve(
+        graph, W4A3, rules=[Rule("fc", keep_float=True), Rule("depth*", keep_float=True)]
+    )
     assert set(kernel_bits(plan)) == {"conv1", "project", "conv2"}
     assert edge_bits(plan) == {
         k: v for k, v in EDGES.items() if k not in ("fc.0", "depthwise.0", "add.1")

@@ -5,10 +5,12 @@ import pytest
 
 from dfq_jax.synthesis.pixels import (
     from_natural,
+    from_pixels,
     gaussian,
     natural_moments,
     nearly_black,
     to_natural,
+    to_pixels,
     uniform,
 )
 from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
@@ -48,6 +50,18 @@ def test_natural_moments():
     grey, spread = natural_moments(1)
     assert grey == pytest.approx(np.mean(IMAGENET_MEAN), abs=1e-3)
     assert spread == pytest.approx(np.mean(IMAGENET_STD), abs=1e-3)
+
+
+def test_camera_pixels_round_and_clip():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 3, 3)).astype(np.uint8)
+    x = from_pixels(pixels, OTHER)
+    np.testing.assert_allclose(x, (pixels / 255 - OTHER.mean) / np.array(OTHER.std), atol=1e-6)
+    np.testing.assert_array_equal(to_pixels(x, OTHER), pixels)
+    assert x.dtype == np.float32
+    wild = jnp.full((1, 2, 3, 3), 9.0).at[0, 0].set(-9.0)
+    assert np.unique(to_pixels(wild, OTHER)).tolist() == [0, 255]
+    between = from_pixels(pixels, OTHER) + 0.4 / 255 / np.array(OTHER.std, np.float32)
+    np.testing.assert_array_equal(to_pixels(between, OTHER), pixels)
 
 
 def test_nearly_black():

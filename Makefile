@@ -1,0 +1,41 @@
+# make demo    quantize a real ImageNet network in a fresh environment
+# make test    the fast tests (PYTEST_FLAGS='-m slow' for the long ones)
+# make lint    format, lint and types
+# make bench   the numbers of docs/RESULTS.md and the speed of single steps
+# make clean   remove what the targets above made
+
+PYTHON ?= python3
+DEMO_VENV ?= .venv
+VENV ?= .venv-dev
+PYTEST_FLAGS ?=
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/dfq quantize efficientnet_lite0 -o out/
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest benchmarks --benchmark-only $(PYTEST_FLAGS)
+
+clean:
+	rm -rf .venv .venv-dev out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# The stamps: nothing is installed twice while what they depend on stays the same.
+$(DEMO_VENV)/.installed: pyproject.toml $(shell find dfq_jax -name '*.py')
+	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet '.[demo]'
+	touch $@
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
+	touch $@

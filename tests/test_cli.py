@@ -1,0 +1,475 @@
+"""Every verb, flag, JSON key and exit code of the command line."""
+
+import errno
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dfq_jax import cli, commands
+from dfq_jax.io.artifacts import load_artifact
+from dfq_jax.io.images import load_images
+from dfq_jax.recipes.presets import ImageBudget
+
+VERBS = ("inspect", "synthesize", "quantize", "evaluate", "verify", "bench")
+FLAGS = {
+    "inspect": ("--arch", "--size", "--json"),
+    "synthesize": (
+        *("--output", "-o", "--n", "-n", "--method", "--size", "--steps", "--batch", "--devices"),
+        *("--seed", "--preview", "--arch", "--json", "best", "dsg", "zeroq"),
+    ),
+    "quantize": (
+        *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
+        *("--seed", "--arch", "--size", "--force", "--json", "fast", "balanced", "best"),
+        *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
+    ),
+    "evaluate": ("--data", "--limit", "--arch", "--size", "--json"),
+    "verify": ("--json",),
+    "bench": ("--runs", "--json"),
+}
+ESCAPE = "\x1b"
+
+
+@pytest.fixture
+def net(made):
+    """The arguments that name the network."""
+    return made / "net.safetensors", "--arch", "small"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """20 images in 5 class folders, and a zip archive of them."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for index in range(20):
+            path = root / "images" / f"class {index % 5}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+            archive.write(path, path.relative_to(root / "images"))
+    return root
+
+
+def plain(result):
+    assert ESCAPE not in result.out + result.err
+    return result
+
+
+# help and usage
+
+
+def test_help_says_how_to_begin(dfq):
+    found = plain(dfq("--help"))
+    assert (found.code, found.err) == (0, "")
+    assert "dfq quantize efficientnet_lite0 -o out/" in found.out
+    assert all(verb in found.out for verb in VERBS)
+    assert dfq().out == found.out
+    assert max(map(len, found.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_names_every_flag(dfq, verb):
+    found = plain(dfq(verb, "--help"))
+    assert (found.code, found.err) == (0, "")
+    words = set(re.findall(r"[\w-]+", found.out))
+    assert set(FLAGS[verb]) <= words
+
+
+def test_version(dfq):
+    found = dfq("--version")
+    assert (found.code, found.out) == (0, "0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("squash net.pth", "squash"),
+        ("inspect", "MODEL"),
+        ("inspect net.pth --colour", "--colour"),
+        ("synthesize net.pth", "--output"),
+        ("synthesize net.pth -o i.npz --method magic", "magic"),
+        ("synthesize net.pth -o i.npz -n many", "many"),
+        ("quantize net.pth", "--output"),
+        ("quantize net.pth -o out --preset slow", "slow"),
+        ("quantize net.pth -o out --layers all", "all"),
+        ("evaluate net.pth", "--data"),
+        ("verify", "OUT"),
+        ("bench out --runs few", "few"),
+    ],
+)
+def test_wrong_usage_exits_2(dfq, line, message):
+    found = plain(dfq(*line.split()))
+    assert (found.code, found.out) == (2, "")
+    assert message in found.err
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("quantize NET -o OUT --scheme w9a8", 2, "scheme 'w9a8' is not w{2..8}a{2..8}"),
+        ("quantize NET -o OUT --budget 4.5bits", 3, "--budget (mixed precision) is not supported"),
+        ("quantize NET -o NET", 2, "is a file; choose a folder"),
+        ("quantize NET -o OUT --images DIR/none.npz", 2, "no image set at"),
+        ("quantize NET -o OUT --seed -1", 2, "seed must be 0..4294967295, got -1."),
+        ("synthesize NET -o DIR/i.npz --seed 4294967296", 2, "got 4294967296."),
+        ("synthesize NET -o DIR/i.png", 2, "give a .npz file in an existing folder"),
+        ("synthesize NET -o DIR/none/i.npz", 2, "give a .npz file in an existing folder"),
+        ("synthesize NET -o DIR/i.npz --preview DIR/none/i.png", 2, "its folder does not exist"),
+        ("synthesize NET -o DIR/i.npz --devices 2", 2, "--devices 2: this version"),
+        ("synthesize NET -o DIR/i.npz -n 0", 2, "n >= 1, got 0"),
+        ("synthesize NET -o DIR/i.npz --steps 0", 2, "steps must be at least 1, got 0"),
+        ("synthesize NET -o DIR/i.npz --batch -1", 2, "batch must be at least 1, got -1"),
+        ("synthesize NET -o DIR/i.npz --size 0", 2, "an image size is at least 1 pixel"),
+        ("evaluate NET --data DIR/none", 2, "the path does not exist"),
+        ("evaluate DIR --data DIR", 2, "holds no artifact: cannot read manifest.json"),
+        ("verify DIR", 2, "holds no artifact: cannot read manifest.json"),
+        ("bench DIR", 2, "holds no artifact: cannot read manifest.json"),
+    ],
+)
+def test_senseless_requests_are_refused_before_any_work(dfq, made, tmp_path, line, code, message):
+    words = {"NET": [made / "net.safetensors", "--arch", "small"], "OUT": [tmp_path / "out"]}
+    verb, first, *rest = line.split()
+    given = [*words.get(first, [tmp_path])]
+    for word in rest:
+        given.append(given[0] if word == "NET" else tmp_path / "out" if word == "OUT" else word)
+    found = plain(dfq(verb, *(str(g).replace("DIR", str(tmp_path)) for g in given)))
+    assert (found.code, found.out) == (code, "")
+    assert message in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# inspect
+
+
+def test_inspect(dfq, net):
+    found = plain(dfq("inspect", *net))
+    assert found.code == 0
+    assert "conv1: conv2d(" in found.out.lower().replace(" = ", ": ") or "conv1" in found.out
+    assert "1,503 values, 36,348 multiply-accumulates an image" in found.out
+    assert "4 of 4 batch norms usable for synthesis" in found.out
+    assert "input 8x8 RGB, (pixel/255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)" in found.out
+    assert "read net.safetensors as small" in found.err
+
+
+def test_inspect_json(dfq, net):
+    found = dfq("inspect", *net, "--size", 16, "--json")
+    assert set(found.data) == {
+        *("architecture", "source", "sha256", "values", "macs", "nodes", "batch_norms"),
+        *("usable_batch_norms", "contract", "notes"),
+    }
+    assert found.data["architecture"] == "small"
+    assert found.data["source"] == "net.safetensors"
+    assert (found.data["contract"]["height"], found.data["contract"]["width"]) == (16, 16)
+    assert "read net.safetensors" in found.err
+
+
+# synthesize
+
+
+def test_synthesize(dfq, net, tmp_path):
+    out, preview = tmp_path / "bilder ü.npz", tmp_path / "grid.png"
+    how = ("-n", 3, "--steps", 2, "--batch", 2, "--method", "zeroq", "--seed", 5, "--size", 10)
+    found = plain(dfq("synthesize", *net, "-o", out, *how, "--preview", preview))
+    assert found.code == 0
+    assert re.fullmatch(r"3 images by zeroq in [\d.]+ s: .*bilder ü\.npz\n", found.out)
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, preview.name}
+    images = load_images(out)
+    assert images.images.shape == (3, 10, 10, 3)
+    assert PIL.Image.open(preview).format == "PNG"
+    with np.load(out, allow_pickle=False) as raw:
+        assert raw["images"].dtype == np.float32
+    facts = dict(images.provenance)
+    assert [facts[k] for k in ("method", "steps", "batch", "n", "seed")] == ["zeroq", 2, 2, 3, 5]
+    assert len(facts["final_losses"]) == 2
+    assert facts["excluded"] == []
+
+
+def test_synthesize_json(dfq, net, tmp_path):
+    out = tmp_path / "i.npz"
+    how = ("-n", 2, "--steps", 2, "--method", "zeroq")
+    found = plain(dfq("synthesize", *net, "--output", out, *how, "--json"))
+    assert set(found.data) == {"images", "n", "provenance"}
+    assert (found.data["images"], found.data["n"]) == (str(out), 2)
+    assert found.data["provenance"] == load_images(out).provenance
+    assert "synthesizing 2/2 steps" in found.err
+
+
+# quantize
+
+
+def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tmp_path):
+    images, out = made / "images.npz", tmp_path / "out"
+    found = plain(dfq("quantize", *net, "-o", out, "--images", images))
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert lines[0].split() == "layer operator bits w/a of MACs weights SQNR dB".split()
+    assert lines[1].startswith("conv1      Conv2d         8/8   38.0 %      216 ")
+    assert "small w8a8, layers qdrop_8bit_ends" in lines
+    assert lines[8].startswith("quantized 5/5 layers (100.0 % of MACs, 100.0 % of weights")
+    assert re.search(r"^on disk 0\.01 MB -> 0\.01 MB \([\d.]+ %\)$", found.out, re.M)
+    assert "of 2 held-out synthetic images" in found.out
+    assert "(not an accuracy)" in found.out
+    assert "verified against ONNX Runtime" in found.out
+    assert lines[-1] == f"saved: {out / 'model.onnx'}"
+    assert {p.name for p in out.iterdir()} == {
+        *("model.onnx", "float.onnx", "model.safetensors", "report.html", "manifest.json"),
+        "probe.npz",
+    }
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    for stage in ("folding batch norms", "calibrating", "correcting", "judging", "verifying"):
+        assert stage in found.err
+
+
+def test_quantize_json_and_the_same_bytes_every_time(dfq, net, made, tmp_path):
+    out = tmp_path / "a folder" / "größe"
+    found = dfq("quantize", *net, "-o", out, "--images", made / "images.npz", "--json")
+    assert set(found.data) == {
+        *("status", "out", "model", "scheme", "layers", "bytes_float", "bytes_int", "report"),
+        "seconds",
+    }
+    assert found.data["status"] == "ok"
+    assert found.data["model"] == str(out / "model.onnx")
+    assert found.data["bytes_int"] == (out / "model.onnx").stat().st_size
+    assert found.data["bytes_float"] == (out / "float.onnx").stat().st_size
+    assert found.data["report"]["verification"]["passed"] is True
+    for name in ("model.onnx", "float.onnx", "model.safetensors", "probe.npz", "report.html"):
+        assert (out / name).read_bytes() == (made / "out" / name).read_bytes()
+    manifest = load_artifact(out).manifest
+    assert manifest["source"]["name"] == "net.safetensors"
+    assert manifest["source"]["architecture"] == "small"
+    assert len(manifest["source"]["sha256"]) == 64
+    assert (manifest["preset"], manifest["seed"]) == ("fast", 0)
+    assert manifest["images"]["method"] == "zeroq"
+    assert manifest["report"] == found.data["report"]
+
+
+def test_presets_make_their_own_images(dfq, net, monkeypatch, tmp_path):
+    asked = []
+
+    def budget(preset, contract):
+        asked.append((preset, contract.shape))
+        return ImageBudget("zeroq", 8, 2)
+
+    monkeypatch.setattr("dfq_jax.api.image_budget", budget)
+    out = tmp_path / "out"
+    line = ("quantize", *net, "-o", out, "--preset", "balanced", "--seed", 3, "--scheme", "w8a8")
+    found = dfq(*line, "--layers", "brecq_8bit_ends_second", "--json")
+    manifest = load_artifact(out).manifest
+    assert asked == [("balanced", (8, 8, 3))]
+    assert "synthesizing 8 images (zeroq)" in found.err
+    assert (manifest["preset"], manifest["seed"]) == ("balanced", 3)
+    assert manifest["layers"] == found.data["layers"] == "brecq_8bit_ends_second"
+    assert [manifest["images"][k] for k in ("method", "n", "steps", "seed")] == ["zeroq", 8, 2, 3]
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_without_onnx_runtime_a_network_is_saved_unverified(dfq, net, made, monkeypatch, tmp_path):
+    def missing(*_):
+        raise ImportError("this needs ONNX Runtime: pip install dfq-jax[runtime]")
+
+    monkeypatch.setattr("dfq_jax.api.compare_runtimes", missing)
+    line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
+    found = dfq(*line, "--json")
+    assert found.data["report"]["verification"] is None
+    assert "not verified: this needs ONNX Runtime" in found.err
+    gone = dfq("verify", tmp_path / "out")
+    assert (gone.code, gone.out) == (2, "")
+    assert "pip install dfq-jax[runtime]" in gone.err
+
+
+# evaluate, verify, bench
+
+
+@pytest.mark.onnx
+def test_evaluate_runs_networks_folders_and_files(dfq, net, made, data):
+    images = ("--data", data / "images", "--json")
+    found = dfq("evaluate", *net, *images).data
+    assert set(found) == {"top1", "top5", "n"}
+    assert (found["n"], found["top5"]) == (20, 1.0)
+    assert 0 <= found["top1"] <= 1
+    assert dfq("evaluate", made / "out" / "float.onnx", *images).data == found
+    whole = dfq("evaluate", made / "out", *images).data
+    assert whole == dfq("evaluate", made / "out" / "model.onnx", *images).data
+    assert whole == dfq("evaluate", made / "out", "--data", data / "images.zip", "--json").data
+    assert abs(whole["top1"] - found["top1"]) <= 0.1
+    assert dfq("evaluate", made / "out", *images, "--limit", 7).data["n"] == 7
+    said = plain(dfq("evaluate", made / "out", "--data", data / "images.zip"))
+    assert said.out == f"top-1 {100 * whole['top1']:.2f} %, top-5 100.00 % of 20\n"
+
+
+def test_evaluate_refuses_files_and_data_that_do_not_fit(dfq, net, made, data, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"no model")
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "one" / "only" / "a.png")
+    for model, where, message in (
+        ([tmp_path / "net.onnx"], data / "images", "cannot read"),
+        ([tmp_path / "none.onnx"], data / "images", "there is no file"),
+        (net, tmp_path / "one", "network has 5 outputs"),
+        (net, made / "net.safetensors", "neither a folder nor a readable zip archive"),
+        (net, "tfds:no_such_data_set", "no_such_data_set"),
+    ):
+        found = dfq("evaluate", *model, "--data", where)
+        assert (found.code, found.out) == (2, ""), found.err
+        assert message in found.err
+    assert dfq("evaluate", *net, "--data", data / "images", "--limit", 0).code == 2
+
+
+@pytest.mark.onnx
+def test_verify(dfq, made):
+    found = plain(dfq("verify", made / "out"))
+    assert found.code == 0
+    assert found.out.startswith("against ONNX Runtime, optimisations off\ntensor ")
+    assert "onnxruntime on: logits within" in found.out
+    assert "\nverified against ONNX Runtime" in found.out
+    data = dfq("verify", made / "out", "--json").data
+    assert {"passed", "most_steps", "agreement", "layers", "ends", "images"} <= set(data)
+    assert data["passed"] is True
+    assert data["most_steps"] <= 1
+    assert data["images"] == 2
+    assert [e["runner"] for e in data["ends"]] == ["integer", "onnxruntime off", "onnxruntime on"]
+
+
+@pytest.mark.onnx
+def test_bench(dfq, made):
+    found = plain(dfq("bench", made / "out", "--runs", 2))
+    assert found.code == 0
+    assert re.search(r"^float32 +[\d.]+\nw8a8 +[\d.]+\n", found.out, re.M)
+    assert re.search(r"the integer network is [\d.]+x as fast", found.out)
+    data = dfq("bench", made / "out", "--runs", 2, "--json").data
+    assert {"float_ms", "int_ms", "speedup", "batch", "threads", "runs", "runtime"} <= set(data)
+    assert (data["batch"], data["runs"]) == (1, 2)
+    none = dfq("bench", made / "out", "--runs", 0)
+    assert (none.code, none.out) == (2, "")
+    assert "runs >= 1" in none.err
+
+
+# models that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("net.pt2", 3, ".pt2 files are not supported yet"),
+        ("net.onnx", 3, ".onnx files are not supported yet"),
+        ("net.pth --arch resnet56", 3, "Did you mean resnet56_cifar"),
+        ("none.pth --arch resnet18", 2, "there is no file"),
+        ("resnet18", 2, "is an architecture without weights"),
+        ("efficientnet_lite0 --arch resnet18", 2, "leave out arch='resnet18'"),
+        ("net.pth --arch resnet20_cifar", 2, "no checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["inspect", "synthesize", "quantize", "evaluate"])
+def test_models_that_cannot_be_read(dfq, tmp_path, monkeypatch, verb, line, code, message):
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".pt2", ".onnx", ".pth"):
+        (tmp_path / f"net{suffix}").write_bytes(b"whatever")
+    if verb == "evaluate" and line == "net.onnx":
+        code, message = 2, "cannot read net.onnx as ONNX"
+    more = {"synthesize": "-o i.npz", "quantize": "-o out", "evaluate": "--data ."}
+    found = plain(dfq(verb, *line.split(), *more.get(verb, "").split()))
+    assert (found.code, found.out) == (code, "")
+    assert found.err.startswith("error: ")
+    assert message in found.err
+    assert not (tmp_path / "out").exists()
+
+
+# what a run ends with
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 5, "error: out of memory; use fewer images or a smaller --batch."),
+        (RuntimeError("RESOURCE_EXHAUSTED: 8 GB"), 5, "error: out of device memory; use a smaller"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 5, "No space left on device: 'x'"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "Read-only file system: 'x'"),
+        (ImportError("install dfq-jax[data]"), 2, "error: install dfq-jax[data]"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(dfq, monkeypatch, error, code, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(commands, "inspect_model", fail)
+    found = dfq("inspect", "net.pth")
+    assert (found.code, found.out) == (code, "")
+    assert message in found.err
+
+
+def test_faults_of_the_program_itself_are_not_hidden(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(commands, "inspect_model", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["inspect", "net.pth"])
+
+
+# as a program
+
+
+def program(*arguments, **how):
+    """`dfq` as installed."""
+    line = [sys.executable, "-m", "dfq_jax", *map(str, arguments)]
+    return subprocess.run(line, check=False, capture_output=True, text=True, timeout=120, **how)
+
+
+def test_console_script_and_module():
+    script = os.path.join(os.path.dirname(sys.executable), "dfq")
+    if not os.path.exists(script):
+        pytest.skip("needs the installed console script")
+    found = subprocess.run(
+        [script, "--version"], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert found.stdout == program("--version").stdout == "0.1.0\n"
+
+
+def test_json_is_all_there_is_on_stdout(checkpoints, tmp_path):
+    net = checkpoints.write(tmp_path / "n.safetensors", checkpoints.tensors("resnet20_cifar"))
+    found = program("inspect", net, "--arch", "resnet20_cifar", "--json")
+    assert found.returncode == 0
+    assert json.loads(found.stdout)["architecture"] == "resnet20_cifar"
+    assert ESCAPE not in found.stdout + found.stderr
+    closed = subprocess.run(
+        f"'{sys.executable}' -m dfq_jax inspect '{net}' --arch resnet20_cifar | head -n 1;"
+        "echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert closed.stdout.splitlines()[-1] == "0"
+    assert "Broken" not in closed.stderr
+    assert "Traceback" not in closed.stderr
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_colours_on_a_terminal_only_where_wanted(colour):
+    ours, theirs = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color"} | ({} if colour else {"NO_COLOR": "1"})
+    line = [sys.executable, "-m", "dfq_jax", "inspect", "no.pth"]
+    with subprocess.Popen(line, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while process.poll() is None or not shown.endswith(b"\n"):
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:
+                break
+    os.close(ours)
+    assert process.returncode == 2
+    assert b"there is no file 'no.pth'" in shown
+    assert (b"\x1b[1;31m" in shown) is colour
+    assert (b"31m" in shown) is colour
