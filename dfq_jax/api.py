@@ -1,15 +1,12 @@
 """The public functions: load, predict, synthesize, quantize, evaluate, verify, bench, export."""
 
-import dataclasses
 import importlib.metadata
-import io
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.data.accuracy import Accuracy
@@ -19,7 +16,8 @@ from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts import Artifact, fingerprint, load_artifact, save_artifact
+from dfq_jax.io.artifacts import Artifact, fingerprint, load_artifact
+from dfq_jax.io.images import NOT_AN_NPZ
 from dfq_jax.io.latency import Latency
 from dfq_jax.io.latency import bench as time_both
 from dfq_jax.io.load import load as load_file
@@ -31,15 +29,11 @@ from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.presets import Preset, image_budget, recipe_for
-from dfq_jax.report.analyze import Report, analyze
-from dfq_jax.report.html import report_html
-from dfq_jax.synthesis.pixels import from_pixels, to_pixels
+from dfq_jax.report.analyze import analyze
+from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run import Progress, synthesize_images
 from dfq_jax.types import ImageSet, InputContract
-
-PROBE = "probe.npz"
-MOST_PROBES = 16
 
 Stage = Callable[[str], None]
 
@@ -101,6 +95,7 @@ def synthesize(
     """
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
+    check_seed(key)
     recipe = recipe_for(method, steps, batch)
     facts = provenance(model, recipe, n, key)
     start = time.perf_counter()
@@ -121,6 +116,16 @@ def synthesize(
     return ImageSet(made.images, model.contract, {**facts, **outcome})
 
 
+def check_seed(key: int) -> None:
+    """Refuses seeds that would not fit, and so repeat those of others.
+
+    Raises:
+      UsageError: unless `key` is a whole number of 32 bits.
+    """
+    if not 0 <= key < 2**32:
+        raise UsageError(f"a seed must be 0..{2**32 - 1}, got {key}.")
+
+
 def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]:
     """What a set of images depends on; a saved state is usable only if all of it is equal."""
     return {
@@ -135,85 +140,6 @@ def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
         "device": jax.devices()[0].platform,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A quantized network with its trust report.
-
-    Attributes:
-      quantized: the network.
-      float_model: what it came from.
-      images: all images, synthesized or given.
-      probes: the images that judged the result.
-      report: how far to trust it.
-      settings: the resolved configuration, plain data.
-    """
-
-    quantized: QuantizedModel
-    float_model: Model
-    images: ImageSet
-    probes: ImageSet
-    report: Report
-    settings: Mapping[str, Any]
-
-    def verify(self) -> Verification:
-        """Compares simulator, integer function and ONNX Runtime on the probes."""
-        file = serialize(quantized_onnx(self.quantized))
-        return compare_runtimes(self.quantized, file, probe_images(self.probe_bytes, self.contract))
-
-    @property
-    def contract(self) -> InputContract:
-        """The input contract of the network."""
-        return self.float_model.contract
-
-    @property
-    def probe_bytes(self) -> bytes:
-        """Up to 16 probes as 8-bit pixels in an `.npz`, kept to verify the network again."""
-        buffer = io.BytesIO()
-        pixels = to_pixels(self.probes.images[:MOST_PROBES], self.contract)
-        np.savez_compressed(buffer, pixels=pixels)
-        return buffer.getvalue()
-
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        source: Mapping[str, Any] | None = None,
-        verification: Verification | None = None,
-        force: bool = False,
-    ) -> dict[str, Any]:
-        """Writes the output folder; a collapsed network as `model.failed.onnx`.
-
-        Args:
-          folder: absent, empty, or an earlier output of ours.
-          source: where the weights came from, plain data.
-          verification: what `verify` found, to be kept in the report.
-          force: also write beside files of others.
-
-        Returns:
-          The manifest.
-
-        Raises:
-          UsageError: if the folder must not be written to.
-          ResourceError: if the disk is full.
-        """
-        report = {**self.report.to_dict(), "settings": dict(self.settings)}
-        found = None if verification is None else verification.to_dict()
-        page = report_html(self.report, self.images, self.settings, found)
-        return save_artifact(
-            folder,
-            self.quantized,
-            float_model=self.float_model,
-            images_provenance=self.images.provenance,
-            report={**report, "verification": found},
-            preset=str(self.settings["preset"]),
-            seed=int(self.settings["seed"]),
-            source=source,
-            files={"report.html": page, PROBE: self.probe_bytes},
-            force=force,
-            failed=not self.report.passed,
-        )
 
 
 def quantize(
@@ -250,59 +176,30 @@ def quantize(
       UnsupportedModelError: if images are needed and cannot be synthesized.
     """
     bits, budget = parse_scheme(scheme), image_budget(preset, model.contract)
+    check_seed(key)
     if images is None:
-        chosen = method or budget.method
-        on_stage(f"synthesizing {budget.n} images ({chosen})")
-        images = synthesize(
-            model,
-            budget.n,
-            method=chosen,
-            key=key,
-            steps=budget.steps,
-            on_progress=on_progress,
-            state_folder=state_folder,
-        )
-    check_contract(images, model.contract)
-    images = deliverable(images)
+        chosen, n, steps = method or budget.method, budget.n, budget.steps
+        on_stage(f"synthesizing {n} images ({chosen})")
+        follow = {"on_progress": on_progress, "state_folder": state_folder}
+        images = synthesize(model, n, method=chosen, key=key, steps=steps, **follow)
+    images = deliverable(images, model.contract)
     seen, probes = split_probes(images)
-    made = dfq(model, seen.images, bits, layers=layers, rules=rules, on_stage=on_stage)
-    on_stage("judging on held-out images")
+    made = dfq(
+        model,
+        seen.images,
+        bits,
+        layers=layers,
+        rules=rules,
+        statistics_suffice=preset == "fast",
+        on_stage=on_stage,
+    )
+    probes = probes if made.used_images else images
+    on_stage(f"judging on {len(probes)} held-out images")
     report = analyze(made.reference, made.quantized, probes.images)
-    settings = {
-        "scheme": str(bits),
-        "preset": preset,
-        "layers": layers,
-        "seed": key,
-        "images": f"{len(images)} ({images.provenance.get('method', 'given')})",
-        "held out": len(probes) if probes is not seen else 0,
-    }
+    settings = {"scheme": str(bits), "preset": preset, "layers": layers, "seed": key}
+    settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
+    settings["held out"] = len(probes) if probes is not seen else 0
     return Result(made.quantized, model, images, probes, report, settings)
-
-
-def deliverable(images: ImageSet) -> ImageSet:
-    """The images a camera could deliver: 8-bit pixels. What lies outside is clipped."""
-    pixels = to_pixels(images.images, images.contract)
-    return dataclasses.replace(images, images=from_pixels(pixels, images.contract))
-
-
-def split_probes(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Three quarters to calibrate with, one to judge by; fewer than 4 images do both."""
-    return images.split(len(images) // 4) if len(images) >= 4 else (images, images)
-
-
-def check_contract(images: ImageSet, contract: InputContract) -> None:
-    """Refuses images made for another input.
-
-    Raises:
-      UsageError: naming the first field that differs.
-    """
-    for field in ("height", "width", "mean", "std"):
-        given, wanted = getattr(images.contract, field), getattr(contract, field)
-        if given != wanted:
-            raise UsageError(
-                f"the images were made for {field} {given}, the network reads {wanted}; "
-                "synthesize them from this network."
-            )
 
 
 def evaluate(
@@ -365,15 +262,14 @@ def verify(folder: str | Path) -> Verification:
       ImportError: if ONNX Runtime is not installed.
     """
     artifact = load_artifact(folder)
-    probes = (artifact.folder / PROBE).read_bytes()
     contract = artifact.quantized.model.contract
-    return compare_runtimes(artifact.quantized, artifact.onnx_path, probe_images(probes, contract))
-
-
-def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"]:
-    """Network input from the bytes of a probe file."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-        return from_pixels(saved["pixels"], contract)
+    try:
+        probes = probe_images((artifact.folder / PROBE).read_bytes(), contract)
+    except (*NOT_AN_NPZ, OSError) as error:
+        raise DataError(
+            f"{artifact.folder / PROBE} does not hold the images to verify with: {error}"
+        ) from error
+    return compare_runtimes(artifact.quantized, artifact.onnx_path, probes)
 
 
 def bench(folder: str | Path, *, runs: int = 50) -> Latency:

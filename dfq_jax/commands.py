@@ -39,11 +39,10 @@ def read_model(model: str, arch: str | None, size: int | None, terminal: Termina
 
 def contract_line(contract: InputContract) -> str:
     """The input contract in words."""
-    colours = "RGB" if contract.channels == 3 else f"{contract.channels} channels"
     assumed = " (assumed: the checkpoint does not say)" if contract.assumed else ""
     rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
     return (
-        f"input {contract.height}x{contract.width} {colours}, (pixel/255 - "
+        f"input {contract.height}x{contract.width} {contract.colours}, (pixel/255 - "
         f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}"
     )
 
@@ -100,8 +99,10 @@ def synthesize_to(
         raise UsageError(f"--devices {devices}: this version synthesizes on one device.")
     if output.suffix != ".npz" or not output.absolute().parent.is_dir():
         raise UsageError(f"-o {output}: give a .npz file in an existing folder.")
+    if preview is not None and not preview.absolute().parent.is_dir():
+        raise UsageError(f"--preview {preview}: its folder does not exist.")
     loaded = read_model(model, arch, size, terminal)
-    state = output.with_name(f".{output.name}.run")
+    state = state_folder(output)
     with terminal.progress():
         images = api.synthesize(
             loaded.model,
@@ -120,6 +121,12 @@ def synthesize_to(
     made = images.provenance
     terminal.say(f"{n} images by {made['method']} in {made['seconds']} s: {output}")
     emit(terminal, {"images": str(output), "n": n, "provenance": dict(made)})
+
+
+def state_folder(output: Path) -> Path:
+    """Where a run keeps what it needs to resume: beside its output."""
+    output = output.resolve()
+    return output.with_name(f".{output.name}.run")
 
 
 def remove_state(folder: Path) -> None:
@@ -152,7 +159,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     parse_scheme(options.scheme)
     check_output_folder(options.output, options.force)
     loaded = read_model(options.model, options.arch, options.size, terminal)
-    state = options.output.absolute().with_name(f".{options.output.name}.run")
+    state = state_folder(options.output)
     with terminal.progress():
         result = api.quantize(
             loaded.model,
@@ -172,7 +179,8 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     manifest = result.save(
         options.output, source=source, verification=verification, force=options.force
     )
-    remove_state(state)
+    if options.images is None:
+        remove_state(state)
     show_result(result, verification, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(

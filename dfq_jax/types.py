@@ -1,6 +1,7 @@
 """The small value types that cross every layer: input contract, moments, image sets."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -63,6 +64,11 @@ class InputContract:
         return len(self.mean)
 
     @property
+    def colours(self) -> str:
+        """The channels in words."""
+        return "RGB" if self.channels == 3 else f"{self.channels} channels"
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest value a normalised pixel can have, over all channels."""
         ends = [((p - m) / s) for m, s in zip(self.mean, self.std, strict=True) for p in (0, 1)]
@@ -106,3 +112,8 @@ class ImageSet:
 def tree_bytes(tree: object) -> int:
     """Bytes held by all arrays of a pytree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def finite_or_none(x: float) -> float | None:
+    """For JSON, which has neither NaN nor infinity."""
+    return x if math.isfinite(x) else None

@@ -1,4 +1,4 @@
-"""Hand-built networks with trained-looking statistics, and a float64 NumPy evaluator to judge by."""
+"""Hand-built networks with realistic statistics, and a float64 NumPy evaluator to judge by."""
 
 from collections.abc import Callable
 

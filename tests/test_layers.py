@@ -14,6 +14,7 @@ LAYERS = (
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},
     {"recipes"},
+    {"result"},
     {"api"},
     {"commands"},
     {"cli"},

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +12,12 @@ from dfq_jax.errors import DataError
 from dfq_jax.files import write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
 from dfq_jax.types import ImageSet
+
+NOT_AN_NPZ = (
+    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
 
 
 def save_images(path: str | Path, images: ImageSet) -> None:
@@ -40,20 +47,27 @@ def load_images(path: str | Path) -> ImageSet:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
             images = saved["images"]
             contract = contract_from_json(json.loads(str(saved["contract"])))
             provenance = json.loads(str(saved["provenance"]))
     except FileNotFoundError:
         raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*NOT_AN_NPZ, OSError) as error:
         raise DataError(
             f"{path} is not an image set of dfq_jax ({error}); make one with `dfq synthesize`."
         ) from None
-    if images.ndim != 4 or images.dtype != np.float32 or images.shape[1:] != contract.shape:
+    if not isinstance(provenance, dict):
+        raise DataError(f"{path} says {provenance!r} about its making; synthesize the images anew.")
+    if (
+        images.ndim != 4
+        or len(images) == 0
+        or images.dtype != np.float32
+        or images.shape[1:] != contract.shape
+    ):
         raise DataError(
             f"{path} holds {images.dtype} {images.shape}, its contract says float32 "
-            f"(n, {', '.join(map(str, contract.shape))})."
+            f"(n, {', '.join(map(str, contract.shape))}), n >= 1."
         )
     if not np.isfinite(images).all():
         raise DataError(f"{path} holds NaN or infinite pixels; synthesize the images anew.")

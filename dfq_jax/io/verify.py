@@ -36,6 +36,7 @@ from dfq_jax.numerics.affine import dequantize, quantize
 from dfq_jax.quantize.integer import integer_node, integer_predict
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel, simulate, simulation_hook
+from dfq_jax.types import finite_or_none
 
 BATCH = 8
 MOST_STEPS = 1
@@ -123,7 +124,11 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         found = {name: getattr(self, name) for name in ("passed", "most_steps", "agreement")}
-        return {**found, **dataclasses.asdict(self)}
+        ends = [
+            {**dataclasses.asdict(end), "difference": finite_or_none(end.difference)}
+            for end in self.ends
+        ]
+        return {**found, **dataclasses.asdict(self), "ends": ends}
 
 
 def verify(

@@ -1,7 +1,5 @@
 """Empirical bias correction: the mean shift quantization causes, measured on images and removed."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,7 +16,7 @@ def correct_biases(
     reference: Model,
     images: Float[Array, "n h w c"],
     *,
-    shrink: bool = True,
+    significance: float = 3.0,
 ) -> QuantizedModel:
     """Removes from every bias the mean output error of its layer.
 
@@ -29,18 +27,19 @@ def correct_biases(
       quantized: a calibrated network; its biases may be corrected already, analytically.
       reference: the float network whose outputs are right, node for node the same.
       images: normalised images, all in one batch.
-      shrink: scale each correction by `[1 - (standard error / correction)^2]_+`, the standard error
-        taken over images. A few images measure some shifts well and others not at all; without
-        this, 16 images can do more harm than good in a deep network.
+      significance: scales each correction by `[1 - (significance * error / correction)^2]_+`, the
+        standard error taken over images; 0 applies all in full. Noise in one layer's correction is
+        an error of every later layer: without this, 16 images do a deep network more harm than
+        good.
 
     Returns:
       The same network with `b -= mean(y_quantized - y_float)` per channel.
 
     Reference:
-      Nagel et al. 2019, appendix D (empirical bias correction); the shrinkage is the positive-part
-      James-Stein rule, our addition.
+      Nagel et al. 2019, appendix D (empirical bias correction); the shrinkage, of James-Stein
+      type, is our addition.
     """
-    shifts = mean_shifts(quantized, reference, images, shrink=shrink)
+    shifts = mean_shifts(quantized, reference, images, significance=significance)
     params = quantized.model.params
     biases = {}
     for name, shift in shifts.items():
@@ -49,13 +48,13 @@ def correct_biases(
     return QuantizedModel(with_params(quantized.model, biases), quantized.plan, quantized.qparams)
 
 
-@partial(jax.jit, static_argnames="shrink")
+@jax.jit
 def mean_shifts(
     quantized: QuantizedModel,
     reference: Model,
     images: Float[Array, "n h w c"],
     *,
-    shrink: bool,
+    significance: float | Float[Array, ""],
 ) -> dict[str, Float[Array, " chan"]]:
     """{layer: mean over images and positions of (y_quantized - y_float)}, upstream ones removed."""
     model = quantized.model
@@ -70,7 +69,7 @@ def mean_shifts(
         stored, snapped = hook(node, slots, tuple(rough[i] for i in node.inputs))
         out = apply_op(node.op, stored, *snapped)
         if isinstance(node.op, WEIGHTED):
-            shift = mean_gap(out - exact[node.name], shrink)
+            shift = mean_gap(out - exact[node.name], significance)
             nothing = jnp.zeros_like(shift)
             better = {**slots, "bias": slots.get("bias", nothing) - shift}
             better, _ = hook(node, better, ())  # biases have grids too, coarse ones at low bits
@@ -80,14 +79,11 @@ def mean_shifts(
     return shifts
 
 
-def mean_gap(gap: Float[Array, "n ... chan"], shrink: bool) -> Float[Array, " chan"]:
-    """Mean over all but channels, shrunk by its standard error over images where asked."""
+def mean_gap(
+    gap: Float[Array, "n ... chan"], significance: float | Float[Array, ""]
+) -> Float[Array, " chan"]:
+    """Mean over all but channels, shrunk as far as its standard error over images demands."""
     by_image = jnp.mean(gap, axis=tuple(range(1, gap.ndim - 1)))
     mean = jnp.mean(by_image, axis=0)
-    if not shrink:
-        return mean
-    count = by_image.shape[0]
-    if count < 2:
-        return jnp.zeros_like(mean)  # one image says nothing about its own error
-    noise = jnp.var(by_image, axis=0) / (count - 1)
+    noise = significance**2 * jnp.var(by_image, axis=0) / max(by_image.shape[0] - 1, 1)
     return mean * jnp.maximum(1.0 - noise / jnp.maximum(mean**2, 1e-30), 0.0)

@@ -2,12 +2,13 @@
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction": fold,
 equalize, take activation ranges from the moments, correct biases. Images, where there are some,
-refine ranges and biases.
+refine ranges. They correct biases only on request: the noise in means over a few images
+accumulates from layer to layer, and in deep networks of few bits does more harm than good.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -20,15 +21,24 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.moments import correct_biases_analytically, expected_ranges
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Site, resolve
+from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
+
+BiasCorrection = Literal["analytic", "empirical", "both"]
 
 
 class Quantized(NamedTuple):
-    """A quantized network and the float one it was made from, node for node the same."""
+    """A quantized network and the float one it was made from, node for node the same.
+
+    Attributes:
+      quantized: the network.
+      reference: folded and equalized, in float.
+      used_images: whether calibration or bias correction looked at the images.
+    """
 
     quantized: QuantizedModel
     reference: Model
+    used_images: bool
 
 
 def dfq(
@@ -39,20 +49,24 @@ def dfq(
     layers: LayerPreset = "qdrop_8bit_ends",
     rules: Iterable[Rule] = (),
     equalize: bool = True,
+    bias: BiasCorrection = "analytic",
     sigmas: float = 6.0,
+    statistics_suffice: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Quantized:
     """Quantizes a network.
 
     Args:
       model: network with its batch norms in place.
-      images: normalised synthetic images that refine ranges and biases; None to rely on the
-        batch-norm statistics alone.
+      images: normalised synthetic images; None to rely on the batch-norm statistics alone.
       scheme: bits.
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
       equalize: cross-layer equalization before quantization.
+      bias: how biases are corrected; a network without moments always empirically.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
+      statistics_suffice: leave images aside where the statistics predict every range and all
+        grids of activations have 8 bits.
       on_stage: told what is being done.
 
     Returns:
@@ -67,12 +81,22 @@ def dfq(
     plan = resolve(reference.graph, scheme, layers, rules)
     on_stage("calibrating ranges")
     expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
+    known = {*expected, *reference.graph.inputs}
+    if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
+        images = None
     quantized = calibrate(reference, plan, images, expected=expected)
     on_stage("correcting biases")
-    quantized = corrected_analytically(quantized)
-    if images is not None:
+    if bias != "empirical":
+        quantized = corrected_analytically(quantized)
+    if images is not None and (bias != "analytic" or not reference.moments):
         quantized = correct_biases(quantized, reference, images)
-    return Quantized(guard_biases(quantized), reference)
+    return Quantized(guard_biases(quantized), reference, images is not None)
+
+
+def predicted(plan: Plan, tensor: str, sites: tuple[Site, ...], known: set[str]) -> bool:
+    """Whether a tensor's range is known and wide enough a grid to take it as it is."""
+    spec = plan.spec(sites[0])
+    return tensor in known and (spec is None or spec.grid.bits == 8)
 
 
 @jax.jit

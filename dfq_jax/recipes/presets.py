@@ -36,9 +36,9 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
     small = contract.height * contract.width <= SMALL_IMAGE
     match preset:
         case "fast":
-            return ImageBudget("zeroq", 64, 100) if small else ImageBudget("zeroq", 16, 20)
+            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 16, 20)
         case "balanced" | "best":
-            return ImageBudget("dsg", 256, 500) if small else ImageBudget("dsg", 64, 100)
+            return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 98, 100)
         case _:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 

@@ -15,6 +15,7 @@ from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs, weighted_nodes
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
+from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
 """Agreement with the float network below which a result is never called a success."""
@@ -109,11 +110,6 @@ def share(layers: tuple[LayerReport, ...], what: str) -> float:
     """Share of `what` that belongs to integer layers."""
     total = sum(getattr(layer, what) for layer in layers)
     return sum(getattr(layer, what) for layer in layers if layer.integer) / max(total, 1)
-
-
-def finite_or_none(x: float) -> float | None:
-    """JSON has no infinity."""
-    return x if math.isfinite(x) else None
 
 
 def analyze(

@@ -64,7 +64,7 @@ def report_html(
     """
     contract = images.contract
     facts: list[tuple[str, object]] = [
-        ("input", f"{contract.height} x {contract.width} x {contract.channels}, RGB"),
+        ("input", f"{contract.height} x {contract.width}, {contract.colours}"),
         ("normalisation", f"(pixel / 255 - {contract.mean}) / {contract.std}"),
         ("integer share of multiply-accumulates", f"{100 * report.coverage:.1f} %"),
         ("average bits a weight", f"{report.average_bits:.2f}"),

@@ -15,6 +15,22 @@ from dfq_jax.synthesis.run import Progress as Step
 LOG_EVERY = 5.0
 
 
+class Results(Console):
+    """Stdout. Without a reader the command ends; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise BrokenPipeError
+
+
+class Log(Console):
+    """Stderr. Without a reader the work goes on; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        self.quiet = True
+
+
 class Terminal:
     """Where a command writes.
 
@@ -23,7 +39,7 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Opens stdout and stderr as they are now."""
-        self.out, self.log = Console(highlight=False), Console(stderr=True, highlight=False)
+        self.out, self.log = Results(highlight=False), Log(stderr=True, highlight=False)
         self.quiet = quiet
         self.bar: Progress | None = None
         self.task: TaskID | None = None
@@ -62,12 +78,13 @@ class Terminal:
         """A table; aligned plain columns where stdout is not a terminal."""
         if self.quiet:
             return
+        rows = [[one_line(cell) for cell in row] for row in rows]
         if self.out.is_terminal:
             table = Table(title=title, title_justify="left", box=None, header_style="bold")
             for index, name in enumerate(header):
                 table.add_column(name, justify="left" if index == 0 else "right")
             for row in rows:
-                table.add_row(*(Text(printable(cell)) for cell in row))
+                table.add_row(*map(Text, row))
             self.out.print(table)
             return
         if title:
@@ -110,6 +127,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def one_line(text: str) -> str:
+    """Printable text in which even line breaks are escaped: a name."""
+    return printable(text).replace("\n", "\\n")
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with columns of equal width, the first to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -149,7 +171,7 @@ def coverage_line(report: Report) -> str:
         f"{100 * report.weight_coverage:.1f} % of weights, "
         f"{report.average_bits:.2f} bits a weight on average)"
     )
-    left = [x.name for x in report.layers if not x.integer]
+    left = [one_line(x.name) for x in report.layers if not x.integer]
     if left:
         line += f"; float: {', '.join(left[:5])}" + (", …" if len(left) > 5 else "")
     return line

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,13 +38,21 @@ ADAM = optax.adam(0.1)
 SGD = optax.sgd(1.0)
 
 
-def run(objective=noisy, x=START, context=CENTRE, optimizer=ADAM, steps=12, **how):
+def run(
+    objective: Any = noisy,
+    x: Any = START,
+    context: Any = CENTRE,
+    optimizer: optax.GradientTransformation = ADAM,
+    steps: int = 12,
+    **how: Any,
+):
     return fit(objective, x, context, optimizer=optimizer, steps=steps, key=KEY, **how)
 
 
 def test_equals_a_plain_loop():
     found = run(steps=12, chunk=4)
-    x, losses, weights = START, [], []
+    x: Any = START
+    losses, weights = [], []
     state = ADAM.init(x)
     for step in range(12):
         key = jax.random.fold_in(KEY, step)
@@ -172,8 +182,8 @@ def test_killed_and_resumed_gives_the_same_bits(optimizer, tmp_path):
 def test_patience_survives_a_kill(tmp_path):
     how = {"objective": flat, "x": jnp.array(0.0), "context": (), "optimizer": SGD}
     how |= {"steps": 20, "chunk": 1, "patience": 5}
+    on_chunk = crash_at(4, RuntimeError("power cut"))
     with pytest.raises(RuntimeError, match="power cut"):
-        on_chunk = crash_at(4, RuntimeError("power cut"))
         run(**how, store=StateStore(tmp_path, {}, 0.0), on_chunk=on_chunk)
     resumed = run(**how, store=StateStore(tmp_path, {}, 0.0))
     assert (resumed.status, resumed.steps) == ("stopped early", 6)

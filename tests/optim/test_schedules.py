@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,8 @@ def test_scales_every_leaf():
     rule = reduce_on_plateau(factor=0.5, patience=0)
     state = rule.init(())
     tree = {"a": jnp.ones(2), "b": jnp.array(3.0)}
+    update: Any = tree
     for _ in range(3):
-        update, state = rule.update(tree, state, value=jnp.float32(1))
+        update, state = rule.update(tree, state, None, value=jnp.float32(1))
     assert update["a"].tolist() == [0.5, 0.5]
     assert float(update["b"]) == 1.5

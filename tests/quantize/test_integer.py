@@ -5,20 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.evaluate import apply_node, evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.integer import integer_node, integer_predict, integer_sum
-from dfq_jax.quantize.plan import Rule, Scheme, Site, resolve
+from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import argument_hook, simulate, simulation_hook
 
-
-def calibrated(model, nets, scheme, layers="qdrop_8bit_ends", rules=()):
-    model = fold_batch_norm(model)
-    return calibrate(model, resolve(model.graph, scheme, layers, rules), nets.images(model, 4))
+MIXED = ("qdrop_8bit_ends", "", "mixed")
 
 
 def inputs_of_layers(quantized, x, integer):
@@ -26,7 +21,7 @@ def inputs_of_layers(quantized, x, integer):
     model, table, qparams = quantized.model, quantized.plan.table, quantized.qparams
     edges = [sites[0] for _, sites in quantized.plan.groups]
     hook = (argument_hook if integer else simulation_hook)(quantized.plan, qparams)
-    apply = {"apply": partial(integer_node, quantized)} if integer else {}
+    apply = partial(integer_node, quantized) if integer else apply_node
     seen = {}
 
     def recording(node, slots, args):
@@ -38,16 +33,16 @@ def inputs_of_layers(quantized, x, integer):
                 seen[site] = value / affine.scale + affine.zero_point.astype(jnp.float32)
         return slots, args
 
-    (logits,), _ = evaluate(model, x, hook=recording, **apply)
+    (logits,), _ = evaluate(model, x, hook=recording, apply=apply)
     assert set(seen) == set(edges) <= set(table)
     return seen, logits
 
 
 @pytest.mark.parametrize(
-    ("scheme", "name"), [(Scheme(8, 8), "tiny_net"), (Scheme(4, 4), "mixed_net")], ids=str
+    "wanted", [("w8a8",), ("w5a6", "qdrop_8bit_ends", "project"), ("w8a8", *MIXED)], ids=str
 )
-def test_codes_of_every_layer_are_those_of_the_simulation(scheme, name, nets, request):
-    quantized = calibrated(request.getfixturevalue(name), nets, scheme)
+def test_codes_of_every_layer_are_those_of_the_simulation(wanted, nets, calibrated):
+    quantized = calibrated(*wanted)
     x = nets.images(quantized.model, 4, seed=3)
     run = jax.jit(inputs_of_layers, static_argnames="integer")
     exact, logits = run(quantized, x, integer=True)
@@ -61,9 +56,9 @@ def test_codes_of_every_layer_are_those_of_the_simulation(scheme, name, nets, re
     np.testing.assert_allclose(logits, simulated, atol=0.03 * size)
 
 
-@pytest.mark.parametrize("layers", ["zsq_all_low", "qdrop_8bit_ends"])
-def test_presets_and_float_layers(layers, tiny_net, nets):
-    quantized = calibrated(tiny_net, nets, Scheme(5, 5), layers, [Rule("project", keep_float=True)])
+def test_float_images_and_sums(nets, calibrated):
+    """`zsq_all_low` quantizes neither the image nor what the last layer reads."""
+    quantized = calibrated("w5a6", "zsq_all_low")
     x = nets.images(quantized.model, 4, seed=3)
     ours, rough = integer_predict(quantized, x), jax.jit(simulate)(quantized, x)
     gap = np.abs(np.asarray(ours) - np.asarray(rough))
@@ -72,22 +67,23 @@ def test_presets_and_float_layers(layers, tiny_net, nets):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_layer_in_int64(bias, tiny_net, nets):
+def test_one_layer_in_int64(bias, nets, calibrated):
     """The sum of code products, the bias code, and one rescaling."""
-    quantized = calibrated(tiny_net, nets, Scheme(4, 8))
+    quantized = calibrated("w5a6", "qdrop_8bit_ends", "project")
     node = quantized.model.graph["conv2"]
     slots = dict(quantized.model.params["conv2"])
     if not bias:
         del slots["bias"]
     data, kernel = (quantized.qparams[Site("conv2", s)] for s in ("input0", "kernel"))
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 256, (2, 4, 4, 6))
+    codes = rng.integers(0, 64, (2, 4, 4, 6))
     x = jnp.asarray((codes - int(data.zero_point)) * np.float32(data.scale), jnp.float32)
-    ours = integer_node(quantized, node, slots, (x,))
+    ours = jax.jit(lambda q, s, x: integer_node(q, node, s, (x,)))(quantized, slots, x)
     w_scale = np.asarray(kernel.scale)
     w = np.asarray(slots["kernel"]) / w_scale
     z = np.asarray(kernel.zero_point, np.int64)
-    w = np.clip(np.round(w) + z, 0, 15).astype(np.int64) - z
+    w = np.clip(np.round(w) + z, 0, 31).astype(np.int64) - z
+    assert isinstance(node.op, Conv2d)
     total = nets.conv(codes - int(data.zero_point), w, node.op.strides, node.op.padding)
     step = (np.asarray(data.scale) * w_scale).ravel()
     if bias:

@@ -85,11 +85,13 @@ def test_presets_choose_bits(layers, graph):
 
 def test_kinds_of_grids(graph):
     plan = resolve(graph, W4A3)
-    assert plan.spec(Site("conv1", "kernel")).grid == Grid(8, symmetric=True, axis=-1)
-    assert plan.spec(Site("conv2", "kernel")).grid == Grid(4, axis=-1)
-    assert plan.spec(Site("conv1", "input0")).grid == Grid(8)
-    assert plan.spec(Site("conv2", "input0")).grid == Grid(3)
+    table = plan.table
+    assert table[Site("conv1", "kernel")].grid == Grid(8, symmetric=True, axis=-1)
+    assert table[Site("conv2", "kernel")].grid == Grid(4, axis=-1)
+    assert table[Site("conv1", "input0")].grid == Grid(8)
+    assert table[Site("conv2", "input0")].grid == Grid(3)
     assert {spec.observer for _, spec in plan.entries} == {Lp(2.4)}
+    assert plan.spec(Site("conv2", "kernel")) == table[Site("conv2", "kernel")]
     assert plan.spec(Site("relu1", "input0")) is None  # its input is never stored
     assert hash(plan) == hash(resolve(graph, W4A3))
 

@@ -119,9 +119,8 @@ def spread(model, images):
 
 
 def test_images_are_more_diverse_than_zeroqs(model):
-    how = {"steps": 60, "batch": 8}
-    diverse = synthesize_images(model, dsg(**how, noise_images=16), 8, KEY, chunk=60)
-    strict = synthesize_images(model, zeroq(**how, dark_start=False), 8, KEY, chunk=60)
+    diverse = synthesize_images(model, dsg(steps=60, batch=8, noise_images=16), 8, KEY, chunk=60)
+    strict = synthesize_images(model, zeroq(steps=60, batch=8, dark_start=False), 8, KEY, chunk=60)
     assert diverse.images.shape == strict.images.shape == (8, 6, 6, 3)
     assert spread(model, diverse.images) > 1.3 * spread(model, strict.images)
     shared = dsg(noise_images=16).prepare(

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dfq_jax.recipes.zeroq import zeroq
@@ -146,7 +147,7 @@ def test_rate_falls_to_the_floor_and_halves_after_divergence():
     """Adam's first step has the size of the learning rate; plateaus cut it to 1e-4 at least."""
     params, slope = jnp.zeros(()), jnp.ones(())
     for factor in (1.0, 0.5):
-        rule = zeroq(learning_rate=0.5).optimizer(factor)
+        rule = optax.with_extra_args_support(zeroq(learning_rate=0.5).optimizer(factor))
         state = rule.init(params)
         step = jax.jit(lambda state, rule=rule: rule.update(slope, state, params, value=slope))
         with jax.numpy_dtype_promotion("standard"):

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_quantiles_of_the_gaps_of_noise(tiny_net, nets, margins):
 
 def test_tolerances_grow_with_the_quantile(margins):
     levels = [margins(quantile=q) for q in (0.3, 0.9, 1.0)]
-    for low, high in zip(levels, levels[1:], strict=False):
+    for low, high in itertools.pairwise(levels):
         for name in SOURCES:
             assert all(float(a) < float(b) for a, b in zip(low[name], high[name], strict=True))
 

@@ -1,0 +1,79 @@
+"""Data-free quantization, judged on labelled images in ONNX Runtime.
+
+Every row is a fresh `dfq quantize`, then `dfq evaluate` of what it wrote. Seconds and memory are
+those of the whole `dfq quantize` process, verification included.
+"""
+
+import artifacts
+import common
+from artifacts import NETWORKS, Run
+from common import Column, Row
+
+TABLES = {
+    "ptq": (
+        Column("network", "network"),
+        Column("scheme", "scheme"),
+        Column("layers", "layers preset"),
+        Column("preset", "preset"),
+        Column("seed", "seed"),
+        Column("float_top1", "FP32 top-1 %", ".2fx100"),
+        Column("top1", "top-1 %", ".2fx100"),
+        Column("agreement", "agreement %", ".1fx100"),
+        Column("sqnr", "SQNR dB", ".1f"),
+        Column("seconds", "s", ".0f"),
+        Column("peak_mib", "peak MiB", ".0f"),
+        Column("note", "note"),
+    )
+}
+
+
+def main() -> None:
+    """Quantizes and judges the chosen networks."""
+    parser = common.parser(__doc__)
+    artifacts.add_arguments(parser, presets="fast,balanced", seeds="0,1,2")
+    parser.add_argument("--limit", type=int, help="judge by so many images only")
+    args = parser.parse_args()
+    limit = () if args.limit is None else ("--limit", args.limit)
+    runs, reason = artifacts.available(args, artifacts.chosen(args))
+    rows: list[Row] = []
+    float_top1: dict[str, float] = {}
+    for run in runs:
+        made = run.quantize(args.shared)
+        found: Row = {"table": "ptq", **run._asdict(), "note": made.failure}
+        rows.append(found)
+        if made.failure:
+            common.log(made.failure)
+            continue
+        judge = ("--data", args.shared / NETWORKS[run.network].data, *limit)
+        if run.network not in float_top1:
+            float_top1[run.network] = top1(run, judge, "float.onnx")
+        found |= measured(made, run, judge) | {"float_top1": float_top1[run.network]}
+        common.log(", ".join(f"{c.heading} {c.text(found)}" for c in TABLES["ptq"][5:]))
+    common.finish(args, TABLES, rows, reason)
+
+
+def measured(made: artifacts.Ran, run: Run, judge: tuple[object, ...]) -> Row:
+    """What a finished `dfq quantize` says, and how its network does on real images."""
+    report = made.data["report"]
+    return {
+        "top1": top1(run, judge),
+        "agreement": report["agreement"],
+        "sqnr": report["sqnr"],
+        "bytes_float": made.data["bytes_float"],
+        "bytes_int": made.data["bytes_int"],
+        "seconds": round(made.seconds, 1),
+        "peak_mib": round(made.peak_mib),
+        "note": "collapsed" if made.code == artifacts.COLLAPSED else None,
+    }
+
+
+def top1(run: Run, judge: tuple[object, ...], file: str = "") -> float:
+    """Top-1 accuracy of the network in a folder, or of one file in it, in ONNX Runtime."""
+    found = artifacts.dfq("evaluate", run.folder / file, *judge)
+    if found.failure:
+        raise SystemExit(found.failure)
+    return found.data["top1"]
+
+
+if __name__ == "__main__":
+    main()

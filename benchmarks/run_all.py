@@ -1,0 +1,50 @@
+"""Runs every benchmark, keeps its JSON in build/bench/, and updates docs/RESULTS.md.
+
+`ptq` comes first: `verify` and `latency` reuse what it quantized. A script that fails does not stop
+the others.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+
+SCRIPTS = ("lowering", "import_accuracy", "ptq", "verify", "latency")
+
+
+def main() -> None:
+    """Runs the chosen scripts, each in a new process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    known = common.choices(SCRIPTS)
+    parser.add_argument("--only", type=known, default=SCRIPTS, help=", ".join(SCRIPTS))
+    parser.add_argument("--shared", type=Path, default=common.SHARED, help="development data")
+    args = parser.parse_args()
+    common.BUILD.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in args.only if not succeeded(name, args.shared)]
+    subprocess.run([sys.executable, beside("update_results")], check=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def beside(name: str) -> str:
+    """The path of another script."""
+    return str(Path(__file__).with_name(f"{name}.py"))
+
+
+def succeeded(name: str, shared: Path) -> bool:
+    """Runs one script; its result replaces the last one only if it comes to an end."""
+    common.log(f"== {name}")
+    start = time.perf_counter()
+    line = [sys.executable, beside(name), "--json", "--shared", str(shared)]
+    ran = subprocess.run(line, stdout=subprocess.PIPE, text=True)
+    common.log(f"== {name}: exit {ran.returncode} after {time.perf_counter() - start:.0f} s")
+    if ran.returncode == 0:
+        (common.BUILD / f"{name}.json").write_text(ran.stdout, encoding="utf-8")
+    return ran.returncode == 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Writes the numbers of build/bench/*.json into the marked tables of docs/RESULTS.md.
+
+A table lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; a table that no result file has
+rows for stays as it is.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import common
+from common import DASH, Column
+
+RESULTS = common.ROOT / "docs" / "RESULTS.md"
+MARKED = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites the file, or says that it is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=common.BUILD, help="of the result files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to rewrite")
+    args = parser.parse_args()
+    found: dict[str, str] = {}
+    for file in sorted(args.folder.glob("*.json")):
+        found |= rendered(json.loads(file.read_text(encoding="utf-8")))
+    before = args.results.read_text(encoding="utf-8")
+    after = MARKED.sub(lambda m: m[1] + found.get(m[2], inside(m)) + m[3], before)
+    args.results.write_text(after, encoding="utf-8")
+    marked = {m[2] for m in MARKED.finditer(before)}
+    common.log(f"{args.results.name}: {', '.join(sorted(marked & found.keys())) or 'nothing new'}")
+    if homeless := sorted(found.keys() - marked):
+        raise SystemExit(f"no place is marked for {', '.join(homeless)}")
+
+
+def inside(match: re.Match[str]) -> str:
+    """What lies between two markers now."""
+    return match[0][len(match[1]) : -len(match[3])]
+
+
+def rendered(facts: Mapping[str, Any]) -> dict[str, str]:
+    """{name of a table: Markdown} for the tables of a result file that have rows."""
+    made = {}
+    for name, columns in facts["tables"].items():
+        rows = [row for row in facts["rows"] if row["table"] == name]
+        if rows:
+            made[name] = markdown([Column(*column) for column in columns], rows) + origin(facts)
+    return made
+
+
+def markdown(columns: list[Column], rows: list[dict[str, Any]]) -> str:
+    """A table; columns without any value are left out."""
+    columns = [c for c in columns if any(c.text(row) != DASH for row in rows)]
+    lines = [[c.heading for c in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[c.text(row) for c in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def origin(facts: Mapping[str, Any]) -> str:
+    """Command, date, machine and versions in one paragraph."""
+    machine = facts["machine"]
+    features = ", ".join(machine["instructions"]) or "no known 8-bit instructions"
+    hardware = f"{machine['cpu']}, {machine['cores']} cores ({features})"
+    memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
+    versions = ", ".join(f"{n} {v}" for n, v in facts["versions"].items() if v != "absent")
+    missing = f" Incomplete: {facts['reason']}." if facts["reason"] else ""
+    return (
+        f"\n`{facts['command']}`, {facts['date']}; {hardware}{memory}, {machine['os']}; "
+        f"{versions}.{missing}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

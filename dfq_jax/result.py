@@ -1,0 +1,148 @@
+"""What `quantize` returns: the network, how far to trust it, and how to keep it."""
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import UsageError
+from dfq_jax.graph.graph import Model
+from dfq_jax.io.artifacts import save_artifact
+from dfq_jax.io.onnx_out import quantized_onnx, serialize
+from dfq_jax.io.verify import Verification
+from dfq_jax.io.verify import verify as compare_runtimes
+from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.report.analyze import Report
+from dfq_jax.report.html import report_html
+from dfq_jax.synthesis.pixels import from_pixels, to_pixels
+from dfq_jax.types import ImageSet, InputContract
+
+PROBE = "probe.npz"
+MOST_PROBES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A quantized network with its trust report.
+
+    Attributes:
+      quantized: the network.
+      float_model: what it came from.
+      images: all images, synthesized or given.
+      probes: the images that judged the result.
+      report: how far to trust it.
+      settings: the resolved configuration, plain data.
+    """
+
+    quantized: QuantizedModel
+    float_model: Model
+    images: ImageSet
+    probes: ImageSet
+    report: Report
+    settings: Mapping[str, Any]
+
+    def verify(self) -> Verification:
+        """Compares simulator, integer function and ONNX Runtime on the probes."""
+        file = serialize(quantized_onnx(self.quantized))
+        return compare_runtimes(self.quantized, file, probe_images(self.probe_bytes, self.contract))
+
+    @property
+    def contract(self) -> InputContract:
+        """The input contract of the network."""
+        return self.float_model.contract
+
+    @property
+    def probe_bytes(self) -> bytes:
+        """Up to 16 probes as 8-bit pixels in an `.npz`, kept to verify the network again."""
+        buffer = io.BytesIO()
+        pixels = to_pixels(self.probes.images[:MOST_PROBES], self.contract)
+        np.savez_compressed(buffer, pixels=pixels)
+        return buffer.getvalue()
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        source: Mapping[str, Any] | None = None,
+        verification: Verification | None = None,
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Writes the output folder; a collapsed network as `model.failed.onnx`.
+
+        Args:
+          folder: absent, empty, or an earlier output of ours.
+          source: where the weights came from, plain data.
+          verification: what `verify` found, to be kept in the report.
+          force: also write beside files of others.
+
+        Returns:
+          The manifest.
+
+        Raises:
+          UsageError: if the folder must not be written to.
+          ResourceError: if the disk is full.
+        """
+        report = {**self.report.to_dict(), "settings": dict(self.settings)}
+        found = None if verification is None else verification.to_dict()
+        page = report_html(self.report, self.images, self.settings, found)
+        return save_artifact(
+            folder,
+            self.quantized,
+            float_model=self.float_model,
+            images_provenance=self.images.provenance,
+            report={**report, "verification": found},
+            preset=str(self.settings["preset"]),
+            seed=int(self.settings["seed"]),
+            source=source,
+            files={"report.html": page, PROBE: self.probe_bytes},
+            force=force,
+            failed=not self.report.passed,
+        )
+
+
+def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"]:
+    """Network input from the bytes of a probe file.
+
+    Raises:
+      ValueError: if it holds other than pixels of such images, or one of `NOT_AN_NPZ`.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+        pixels = saved["pixels"]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != contract.shape:
+        raise ValueError(f"found {pixels.dtype} {pixels.shape}, expected uint8 {contract.shape}")
+    return from_pixels(pixels, contract)
+
+
+def deliverable(images: ImageSet, contract: InputContract) -> ImageSet:
+    """The images as a camera could deliver them: 8-bit pixels, values outside clipped.
+
+    Raises:
+      UsageError: if they were made for another input contract.
+    """
+    check_contract(images, contract)
+    pixels = to_pixels(images.images, contract)
+    return dataclasses.replace(images, images=from_pixels(pixels, contract))
+
+
+def split_probes(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Three quarters to calibrate with, one to judge by; fewer than 4 images do both."""
+    return images.split(len(images) // 4) if len(images) >= 4 else (images, images)
+
+
+def check_contract(images: ImageSet, contract: InputContract) -> None:
+    """Refuses images made for another input.
+
+    Raises:
+      UsageError: naming the first field that differs.
+    """
+    for field in ("height", "width", "mean", "std"):
+        given, wanted = getattr(images.contract, field), getattr(contract, field)
+        if given != wanted:
+            raise UsageError(
+                f"the images were made for {field} {given}, the network reads {wanted}; "
+                "synthesize them from this network."
+            )
