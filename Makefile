@@ -1,7 +1,7 @@
 # make demo    quantize a real ImageNet network in a fresh environment
 # make test    the fast tests (PYTEST_FLAGS='-m slow' for the long ones)
 # make lint    format, lint and types
-# make bench   the numbers of docs/RESULTS.md and the speed of single steps
+# make bench   the numbers of docs/RESULTS.md
 # make clean   remove what the targets above made
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest benchmarks --benchmark-only $(PYTEST_FLAGS)
+	$(VENV)/bin/python benchmarks/run_all.py
 
 clean:
 	rm -rf .venv .venv-dev out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks

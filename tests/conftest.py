@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leaves out what does not fit."""
-    limit = item.config.getoption("--time-limit")
+    limit = float(item.config.getoption("--time-limit"))
     if time.monotonic() - STARTED > limit:
         pytest.skip(f"left out: the time limit of {limit:.0f} s is over")
 
@@ -134,7 +134,8 @@ def dfq(checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., R
         with checkpoints.registered(), pytest.raises(SystemExit) as caught:
             main([str(a) for a in arguments])
         assert isinstance(caught.value.code, int)
-        return Ran(caught.value.code, *capsys.readouterr())
+        wrote = capsys.readouterr()
+        return Ran(caught.value.code, wrote.out, wrote.err)
 
     return run
 

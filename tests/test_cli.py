@@ -235,12 +235,22 @@ def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tm
     found = plain(dfq("quantize", *net, "-o", out, "--images", images))
     assert found.code == 0
     lines = found.out.splitlines()
-    assert lines[0].split() == "layer operator bits w/a of MACs weights SQNR dB".split()
+    assert lines[0].split() == [
+        "layer",
+        "operator",
+        "bits",
+        "w/a",
+        "of",
+        "MACs",
+        "weights",
+        "SQNR",
+        "dB",
+    ]
     assert lines[1].split()[:6] == ["conv1", "Conv2d", "8/8", "38.0", "%", "216"]
     assert "small w8a8, layers qdrop_8bit_ends" in lines
     assert lines[8].startswith("quantized 5/5 layers (100.0 % of MACs, 100.0 % of weights")
     assert re.search(r"^on disk 0\.01 MB -> 0\.01 MB \([\d.]+ %\)$", found.out, re.M)
-    assert "of 2 held-out synthetic images" in found.out
+    assert re.search(r"^agreement with the float network [\d.]+ % of \d held-out", found.out, re.M)
     assert "(not an accuracy)" in found.out
     assert "verified against ONNX Runtime" in found.out
     assert lines[-1] == f"saved: {out / 'model.onnx'}"
@@ -299,7 +309,8 @@ def test_without_onnx_runtime_a_network_is_saved_unverified(dfq, net, made, monk
     def missing(*_):
         raise ImportError("this needs ONNX Runtime: pip install dfq-jax[runtime]")
 
-    monkeypatch.setattr(api, "compare_runtimes", missing)
+    for place in ("dfq_jax.api", "dfq_jax.result"):
+        monkeypatch.setattr(f"{place}.compare_runtimes", missing)
     line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
     found = dfq(*line, "--json")
     assert found.data["report"]["verification"] is None
@@ -357,7 +368,7 @@ def test_verify(dfq, made):
     assert {"passed", "most_steps", "agreement", "layers", "ends", "images"} <= set(data)
     assert data["passed"] is True
     assert data["most_steps"] <= 1
-    assert data["images"] == 2
+    assert 2 <= data["images"] <= 8
     assert [e["runner"] for e in data["ends"]] == ["integer", "onnxruntime off", "onnxruntime on"]
 
 

@@ -63,7 +63,9 @@ class Attack:
 @pytest.mark.parametrize("after_tensors", [False, True])
 def test_pickles_that_run_code_are_refused(dfq, tmp_path, verb, after_tensors):
     canary, path = tmp_path / "canary", tmp_path / "net.pth"
-    content = {"state_dict": {"a": 1.0}, "more": Attack(canary)} if after_tensors else Attack(canary)
+    content = (
+        {"state_dict": {"a": 1.0}, "more": Attack(canary)} if after_tensors else Attack(canary)
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/data.pkl", pickle.dumps(content, protocol=2))
         archive.writestr("net/version", "3\n")
@@ -232,7 +234,9 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
     assert done.code in (0, 4)
     rows = {line.split()[0]: line.split()[2] for line in done.out.splitlines()[1:6]}
     expected = ("8/8", "4/8", "4/8", "4/8", "8/8")
-    assert rows == dict(zip(("conv1", "depthwise", "project", "conv2", "fc"), expected, strict=True))
+    assert rows == dict(
+        zip(("conv1", "depthwise", "project", "conv2", "fc"), expected, strict=True)
+    )
     manifest = load_artifact(tmp_path / "out").manifest
     assert (manifest["scheme"], manifest["layers"]) == ("w4a8", "brecq_8bit_ends_second")
     assert "input 32x32 1 channels, (pixel/255 - (0.5)) / (0.5) (assumed" in done.out
@@ -391,7 +395,7 @@ def pixels(path):
 def whole(made, tmp_path_factory):
     """What a run gives that nobody stopped."""
     child = Child(tmp_path_factory.mktemp("whole"), made / "net.safetensors")
-    code, out, err = child.end()
+    code, _, err = child.end()
     assert code == 0, err
     assert not child.state.exists()
     return pixels(child.output)

@@ -49,11 +49,11 @@ def load_images(path: str | Path) -> ImageSet:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
             images = saved["images"]
-            contract = contract_from_json(json.loads(str(saved["contract"])))
-            provenance = json.loads(str(saved["provenance"]))
+            about, provenance = (json.loads(str(saved[k])) for k in ("contract", "provenance"))
+        contract = contract_from_json(about)
     except FileNotFoundError:
         raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
-    except (*NOT_AN_NPZ, OSError) as error:
+    except (*NOT_AN_NPZ, OSError, DataError) as error:
         raise DataError(
             f"{path} is not an image set of dfq_jax ({error}); make one with `dfq synthesize`."
         ) from None

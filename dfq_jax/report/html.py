@@ -8,6 +8,7 @@ from jinja2 import Environment
 
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.grid import grid_png
+from dfq_jax.report.terminal import one_line
 from dfq_jax.types import ImageSet
 
 TEMPLATE = """<!doctype html>
@@ -76,6 +77,7 @@ def report_html(
             ("largest difference to ONNX Runtime", f"{verification['most_steps']} steps"),
             ("same top class as ONNX Runtime", f"{100 * verification['agreement']:.1f} %"),
         ]
-    page = Environment(autoescape=True).from_string(TEMPLATE)
+    shown = lambda value: one_line(value) if isinstance(value, str) else value
+    page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
     grid = base64.b64encode(grid_png(images)).decode()
     return page.render(report=report, facts=facts, grid=grid).encode()

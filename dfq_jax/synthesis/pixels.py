@@ -70,7 +70,9 @@ def pink(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
     b, h, w, c = shape
     frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None])
     falloff = 1 / jnp.maximum(frequency, 1 / max(h, w))
-    spectrum = jnp.fft.rfft2(jax.random.normal(key, (b, c + 1, h, w))) * falloff
+    spectrum = jnp.fft.rfft2(jax.random.normal(key, (b, c + 1, h, w))) * falloff.astype(
+        jnp.complex64
+    )
     noise = jnp.fft.irfft2(spectrum, (h, w)).astype(jnp.float32)
     mixed = jnp.moveaxis(noise[:, :c] * 0.2 + noise[:, c:], 1, 3)
     centred = mixed - jnp.mean(mixed, (1, 2), keepdims=True)

@@ -47,7 +47,7 @@ def shifts(reference, quantized, x):
 def test_every_layer_keeps_its_mean(quantized, nets):
     x = nets.images(quantized.model, 8)
     before = shifts(quantized.model, quantized, x)
-    corrected = correct_biases(quantized, quantized.model, x, shrink=False)
+    corrected = correct_biases(quantized, quantized.model, x, significance=0.0)
     after = shifts(quantized.model, corrected, x)
     for name in before:
         if name == "project":
@@ -72,7 +72,7 @@ def test_only_biases_change(quantized, nets):
 def test_the_first_shift_by_hand(quantized, nets):
     """Upstream of the first layer there is nothing, so its shift needs no propagation."""
     x = nets.images(quantized.model, 8)
-    found = mean_shifts(quantized, quantized.model, x, shrink=False)
+    found = mean_shifts(quantized, quantized.model, x, significance=0.0)
     assert set(found) == {"conv1", "depthwise", "project", "conv2", "fc"}
     wanted = shifts(quantized.model, quantized, x)["conv1"]
     np.testing.assert_allclose(found["conv1"], wanted, atol=1e-6)
@@ -81,7 +81,7 @@ def test_the_first_shift_by_hand(quantized, nets):
 def test_finer_grids_shift_less(quantized, nets):
     x = nets.images(quantized.model, 8)
     fine = calibrate(quantized.model, resolve(quantized.model.graph, Scheme(8, 8)), x)
-    small, large = (mean_shifts(q, q.model, x, shrink=False) for q in (fine, quantized))
+    small, large = (mean_shifts(q, q.model, x, significance=0.0) for q in (fine, quantized))
     worst = lambda shifts: max(np.abs(np.asarray(v)).max() for v in shifts.values())
     assert worst(small) < worst(large) / 5
 
@@ -93,7 +93,7 @@ def test_the_reference_says_what_is_right(quantized, nets):
     off = with_params(quantized.model, {"fc": {"bias": bias + 3.0}})
     moved = type(quantized)(off, quantized.plan, quantized.qparams)
     fixed = [
-        correct_biases(q, quantized.model, x, shrink=False).model.params["fc"]["bias"]
+        correct_biases(q, quantized.model, x, significance=0.0).model.params["fc"]["bias"]
         for q in (moved, quantized)
     ]
     np.testing.assert_allclose(fixed[0], fixed[1], atol=0.1)
@@ -106,13 +106,14 @@ def test_shrinkage_by_the_standard_error(shape):
     by_image = gap.reshape(6, -1, 4).mean(1)
     mean, error = by_image.mean(0), by_image.std(0, ddof=1) / 6**0.5
     gap = jnp.asarray(gap, jnp.float32)
-    np.testing.assert_allclose(mean_gap(gap, False), mean, rtol=1e-4)
-    factor = np.maximum(1 - (error / mean) ** 2, 0)
-    np.testing.assert_allclose(mean_gap(gap, True), mean * factor, rtol=1e-3, atol=1e-6)
-    assert factor[0] < 0.9 < 0.99 < factor[3]
+    np.testing.assert_allclose(mean_gap(gap, 0.0), mean, rtol=1e-4)
+    for significance in (1.0, 3.0):
+        factor = np.maximum(1 - (significance * error / mean) ** 2, 0)
+        shrunk = mean_gap(gap, significance)
+        np.testing.assert_allclose(shrunk, mean * factor, rtol=1e-3, atol=1e-6)
+    assert factor[0] == 0 < 0.9 < factor[3]
 
 
-def test_one_image_cannot_judge_itself():
-    assert mean_gap(jnp.ones((1, 2, 2, 3)), True).tolist() == [0, 0, 0]
-    assert mean_gap(jnp.ones((1, 2, 2, 3)), False).tolist() == [1, 1, 1]
-    assert mean_gap(jnp.zeros((4, 3)), True).tolist() == [0, 0, 0]
+def test_nothing_to_estimate_an_error_from():
+    assert mean_gap(jnp.ones((1, 2, 2, 3)), 3.0).tolist() == [1, 1, 1]
+    assert mean_gap(jnp.zeros((4, 3)), 3.0).tolist() == [0, 0, 0]

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from dfq_jax.synthesis.pixels import (
+    clip_to_pixels,
     from_natural,
     from_pixels,
     gaussian,
     natural_moments,
     nearly_black,
+    pink,
     to_natural,
     to_pixels,
     uniform,
@@ -62,6 +64,29 @@ def test_camera_pixels_round_and_clip():
     assert np.unique(to_pixels(wild, OTHER)).tolist() == [0, 255]
     between = from_pixels(pixels, OTHER) + 0.4 / 255 / np.array(OTHER.std, np.float32)
     np.testing.assert_array_equal(to_pixels(between, OTHER), pixels)
+
+
+def test_clipping_to_pixels_passes_gradients_on():
+    contract = InputContract(1, 2)
+    x = jnp.array([[[[-9.0, 0.0, 9.0], [0.5, -9.0, 0.5]]]])
+    clipped = clip_to_pixels(x, contract)
+    pixels = np.asarray(clipped) * IMAGENET_STD + IMAGENET_MEAN
+    wanted = [[0, 0.456, 1], [0.485 + 0.1145, 0, 0.406 + 0.1125]]
+    np.testing.assert_allclose(pixels[0, 0], wanted, atol=1e-6)
+    slope = jax.grad(lambda x: jnp.sum(clip_to_pixels(x, contract) * 3))(x)
+    assert np.unique(slope).tolist() == [3]
+
+
+def test_pink_noise_has_the_spectrum_of_natural_images():
+    x = np.asarray(jax.jit(pink, static_argnums=1)(KEY, (16, 32, 32, 3)))
+    np.testing.assert_allclose(x.mean((1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std((1, 2)), 1, atol=1e-4)
+    power = (np.abs(np.fft.fft2(x, axes=(1, 2))) ** 2).mean((0, 3))
+    along = np.arange(1, 12)
+    slope = np.polyfit(np.log(along), np.log(power[0, along] + power[along, 0]), 1)[0]
+    assert slope == pytest.approx(-2, abs=0.4)
+    channels = np.corrcoef(x.reshape(-1, 3).T)
+    assert 0.9 < channels[0, 1] < 0.99
 
 
 def test_nearly_black():

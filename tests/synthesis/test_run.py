@@ -211,6 +211,25 @@ def test_prepare_condition_and_render_reach_the_terms(net):
     np.testing.assert_allclose(found.images, wanted, atol=1e-4)
 
 
+def test_bounded_images_are_possible_pixels(net):
+    """What comes back and what the network saw; the variables themselves may leave the range."""
+    tops = []
+
+    def term(o):
+        jax.debug.callback(lambda v: tops.append(float(v)), jnp.max(jnp.abs(o.natural)))
+        return -jnp.mean(o.natural) * 100.0
+
+    wild = recipe(terms=(Term("up", 1.0, term),), optimizer=lambda factor: optax.sgd(1.0))
+    bounded = synthesize_images(net, wild._replace(bounded=True), 2, KEY)
+    pixels = np.asarray(bounded.images) * net.contract.std + net.contract.mean
+    assert pixels.max() == pytest.approx(1, abs=1e-5)
+    assert pixels.min() >= -1e-5
+    jax.effects_barrier()
+    assert max(tops) < 2.7
+    free = synthesize_images(net, wild, 2, KEY)
+    assert float(free.images.max()) > 2.7
+
+
 @pytest.mark.parametrize(
     ("batch", "n", "layers", "per_layer", "size"),
     [

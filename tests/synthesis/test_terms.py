@@ -17,6 +17,7 @@ from dfq_jax.synthesis.terms import (
     image_norm,
     image_statistics,
     layer_losses,
+    relative_batch_match,
     sample_stats_of,
     total_variation,
     unbiased_std,
@@ -102,6 +103,22 @@ def test_statistics_are_matched_by_each_sample_not_by_the_batch():
     stats = {"bn": Stats(f32([[1.0] * 3, [-1.0] * 3]), jnp.full((2, 3), 1.5), 4)}
     o = observed(stats, {"bn": target(np.zeros(3), np.full(3, 2.0))})
     assert float(batch_norm_match(o)) == pytest.approx(3, rel=1e-5)
+
+
+def test_relative_match_of_the_whole_batch():
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(3, 4, 5, 6)) * rng.uniform(0.5, 2, 6) + rng.normal(size=(3, 1, 1, 6))
+    stats = {"bn": Stats(f32(x.mean((1, 2))), f32(x.var((1, 2))), 20)}
+    mean, var = rng.normal(size=6), rng.uniform(0.5, 2, 6)
+    usable = np.array([True] * 5 + [False])
+    gaps = (x.mean((0, 1, 2)) - mean) ** 2 + (x.std((0, 1, 2)) - np.sqrt(var)) ** 2
+    wanted = (gaps / var * usable).mean()
+    one = target(mean, var, usable)
+    assert float(relative_batch_match(observed(stats, {"bn": one}))) == pytest.approx(
+        wanted, rel=1e-4
+    )
+    both = observed(stats | {"again": stats["bn"]}, {"bn": one, "again": one})
+    assert float(relative_batch_match(both)) == pytest.approx(2 * wanted, rel=1e-4)
 
 
 def test_gradients_point_away_from_the_target():

@@ -1,0 +1,133 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dfq_jax.errors import PlanError
+from dfq_jax.quantize.plan import Rule, Site, parse_scheme
+from dfq_jax.quantize.simulate import simulate
+from dfq_jax.recipes.dfq import dfq, rounded_kernels
+from dfq_jax.report.analyze import analyze
+
+
+@pytest.fixture(scope="module")
+def images(tiny_net, nets):
+    return nets.images(tiny_net, 8) * 0.7
+
+
+@pytest.fixture(scope="module")
+def from_statistics(tiny_net):
+    return dfq(tiny_net, None, parse_scheme("w8a8"))
+
+
+@pytest.fixture(scope="module")
+def from_images(tiny_net, images):
+    return dfq(tiny_net, images, parse_scheme("w8a8"))
+
+
+def scores(nets, model, images):
+    return nets.forward(model, images)[model.graph.outputs[0]]
+
+
+def test_the_reference_computes_what_the_network_computes(tiny_net, images, nets, from_statistics):
+    wanted = scores(nets, tiny_net, images)
+    found = scores(nets, from_statistics.reference, images)
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_it_is_equalized_unless_told_otherwise(nets):
+    model, scheme = nets.stem(), parse_scheme("w8a8")
+    images = nets.images(model, 4)
+    wanted = scores(nets, model, images)
+    for equalize in (True, False):
+        reference = dfq(model, None, scheme, equalize=equalize).reference
+        first, second = (np.abs(reference.params[n]["kernel"]) for n in ("conv1", "conv2"))
+        ratio = first.max((0, 1, 2)) / second.max((0, 1, 3))
+        assert np.allclose(ratio, 1, rtol=1e-3) is equalize
+        assert np.abs(scores(nets, reference, images) - wanted).max() <= 1e-5 * abs(wanted).max()
+
+
+@pytest.mark.parametrize("made", ["from_statistics", "from_images"])
+def test_eight_bits_are_close_with_and_without_images(made, request, images):
+    found = request.getfixturevalue(made)
+    assert found.used_images is (made == "from_images")
+    assert found.quantized.model.graph == found.reference.graph
+    report = analyze(found.reference, found.quantized, images)
+    assert report.coverage == 1.0
+    assert report.agreement >= 0.75
+    assert report.sqnr > 18
+
+
+def test_fewer_bits_are_worse(tiny_net, images, from_images):
+    low = dfq(tiny_net, images, parse_scheme("w3a8"))
+    coarse = analyze(low.reference, low.quantized, images)
+    fine = analyze(from_images.reference, from_images.quantized, images)
+    assert coarse.sqnr < fine.sqnr - 3
+
+
+def test_biases_differ_from_the_reference_and_kernels_do_not(from_images):
+    model, reference = from_images.quantized.model, from_images.reference
+    for name, slots in reference.params.items():
+        np.testing.assert_array_equal(slots["kernel"], model.params[name]["kernel"])
+    moved = [
+        np.abs(np.asarray(slots["bias"] - model.params[name]["bias"])).max()
+        for name, slots in reference.params.items()
+    ]
+    assert max(moved) > 0
+
+
+def test_statistics_suffice_for_eight_bits_only(tiny_net, images, from_statistics):
+    eight = dfq(tiny_net, images, parse_scheme("w8a8"), statistics_suffice=True)
+    assert not eight.used_images
+    for site, affine in eight.quantized.qparams.items():
+        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.qparams[site].scale)
+    low = dfq(tiny_net, images, parse_scheme("w8a4"), layers="zsq_all_low", statistics_suffice=True)
+    assert low.used_images
+
+
+def test_rules_presets_and_stages(tiny_net):
+    said = []
+    found = dfq(
+        tiny_net,
+        None,
+        parse_scheme("w4a8"),
+        layers="qdrop_8bit_ends",
+        rules=[Rule("project", keep_float=True), Rule("conv2", weight_bits=5)],
+        on_stage=said.append,
+    )
+    bits = {
+        s.node: spec.grid.bits for s, spec in found.quantized.plan.entries if s.slot == "kernel"
+    }
+    assert bits == {"conv1": 8, "depthwise": 4, "conv2": 5, "fc": 8}
+    assert [s.split()[0] for s in said] == ["folding", "calibrating", "correcting"]
+    assert "equalizing" in said[0]
+    with pytest.raises(PlanError, match="nothing"):
+        dfq(tiny_net, None, parse_scheme("w8a8"), rules=[Rule("nothing.*", weight_bits=4)])
+
+
+def test_without_images_unknown_ranges_are_an_error(mixed_net):
+    with pytest.raises(PlanError, match="images"):
+        dfq(mixed_net, None, parse_scheme("w8a8"))
+
+
+def test_rounded_kernels_lie_on_their_grids(from_statistics):
+    found = from_statistics.quantized
+    rounded = rounded_kernels(found)
+    assert set(rounded) == {"conv1", "depthwise", "project", "conv2", "fc"}
+    for name, kernel in rounded.items():
+        codes = np.asarray(kernel / found.qparams[Site(name, "kernel")].scale)
+        assert np.abs(codes - np.rint(codes)).max() < 1e-3
+        assert np.abs(codes).max() <= 128
+
+
+def test_large_biases_keep_their_codes_small(tiny_net, nets, images):
+    params = {k: dict(v) for k, v in tiny_net.params.items()}
+    params["fc"]["kernel"] = params["fc"]["kernel"].at[:, 1].multiply(1e-9)
+    params["fc"]["bias"] = params["fc"]["bias"].at[1].set(50.0)
+    model = dataclasses.replace(tiny_net, params=params)
+    found = dfq(model, None, parse_scheme("w8a8"))
+    scale = np.asarray(found.quantized.qparams[Site("fc", "kernel")].scale)
+    data = np.asarray(found.quantized.qparams[Site("fc", "input0")].scale)
+    bias = np.asarray(found.quantized.model.params["fc"]["bias"])
+    assert (np.abs(bias / (scale.reshape(-1) * data)) < 2**31).all()
+    assert np.asarray(simulate(found.quantized, images))[:, 1] == pytest.approx(50, rel=1e-3)

@@ -1,0 +1,129 @@
+import dataclasses
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
+from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.report.analyze import LayerReport, Report, analyze, decibels
+
+
+@pytest.fixture(scope="module")
+def reference(nets):
+    return fold_batch_norm(nets.tiny())
+
+
+@pytest.fixture(scope="module")
+def images(reference, nets):
+    return nets.images(reference, 10, seed=3)
+
+
+@pytest.fixture(scope="module")
+def quantized(reference, images):
+    plan = resolve(reference.graph, parse_scheme("w8a8"), "qdrop_8bit_ends", ())
+    return calibrate(reference, plan, images)
+
+
+def with_slots(quantized, name, **slots):
+    model = quantized.model
+    params = {**model.params, name: {**model.params[name], **slots}}
+    return dataclasses.replace(quantized, model=dataclasses.replace(model, params=params))
+
+
+def test_a_good_network(reference, quantized, images):
+    report = analyze(reference, quantized, images)
+    assert [x.name for x in report.layers] == ["conv1", "depthwise", "project", "conv2", "fc"]
+    assert {(x.weight_bits, x.input_bits, x.integer) for x in report.layers} == {(8, 8, True)}
+    assert [x.kind for x in report.layers] == ["Conv2d"] * 4 + ["Linear"]
+    assert [x.params for x in report.layers] == [162, 54, 36, 432, 40]
+    assert [x.macs for x in report.layers] == [10368, 3456, 2304, 1728, 40]
+    assert (report.coverage, report.weight_coverage, report.average_bits) == (1.0, 1.0, 8.0)
+    assert (report.images, report.finite, report.passed) == (10, True, True)
+    assert all(15 < x.sqnr < 60 for x in report.layers)
+    assert report.sqnr > 15
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert set(data) == {
+        *("agreement", "held_out_images", "output_sqnr_db", "finite", "passed", "coverage_macs"),
+        *("coverage_params", "average_weight_bits", "layers"),
+    }
+    assert data["layers"][0]["macs"] == 10368
+
+
+def test_noise_is_counted_against_numpy(reference, quantized, images, nets):
+    """A bias of fc off by one: its error energy is 1 in every class."""
+    exact = QuantizedModel(quantized.model, empty_plan(), {})
+    shifted = with_slots(exact, "fc", bias=exact.model.params["fc"]["bias"] + 1)
+    report = analyze(reference, shifted, images)
+    scores = nets.forward(reference, images)["fc"]
+    assert report.sqnr == pytest.approx(10 * math.log10((scores**2).mean()), abs=1e-4)
+    assert [x.sqnr for x in report.layers[:4]] == [math.inf] * 4
+    assert report.agreement == 1.0
+
+
+def empty_plan():
+    return Plan((), (), Scheme(8, 8), "qdrop_8bit_ends")
+
+
+def test_a_network_left_in_float(reference, images):
+    report = analyze(reference, QuantizedModel(reference, empty_plan(), {}), images)
+    assert (report.coverage, report.weight_coverage, report.average_bits) == (0.0, 0.0, 32.0)
+    assert report.agreement == 1.0
+    assert report.sqnr == math.inf
+    assert report.to_dict()["output_sqnr_db"] is None
+    assert report.to_dict()["layers"][0]["sqnr"] is None
+
+
+def test_layers_left_in_float_lower_the_coverage(reference, images):
+    rules = [Rule("conv2", keep_float=True)]
+    plan = resolve(reference.graph, parse_scheme("w4a8"), "zsq_all_low", rules)
+    report = analyze(reference, calibrate(reference, plan, images), images)
+    inner = {x.name: x for x in report.layers}
+    assert (inner["conv2"].weight_bits, inner["conv2"].integer) == (None, False)
+    assert inner["project"].weight_bits == 4
+    assert report.coverage == pytest.approx(sum(x.macs for x in report.layers if x.integer) / 17896)
+    assert report.weight_coverage == pytest.approx(1 - 432 / 724)
+    assert report.average_bits == pytest.approx((432 * 32 + 292 * 4) / 724)
+
+
+def test_batches_do_not_change_the_verdict(reference, quantized, images):
+    whole, parts = (analyze(reference, quantized, images, batch=b) for b in (10, 4))
+    assert (parts.agreement, parts.images) == (whole.agreement, 10)
+    assert parts.sqnr == pytest.approx(whole.sqnr, abs=1)
+
+
+def test_a_collapsed_network_does_not_pass(reference, quantized, images, nets):
+    scores = np.zeros(5, np.float32)
+    winners = np.argmax(nets.forward(reference, images)["fc"], axis=-1)
+    scores[np.setdiff1d(np.arange(5), winners)[0]] = 100
+    report = analyze(reference, with_slots(quantized, "fc", bias=jnp.asarray(scores)), images)
+    assert report.agreement == 0.0
+    assert not report.passed
+    assert report.to_dict()["passed"] is False
+
+
+def test_scores_that_are_not_finite_do_not_pass(reference, quantized, images):
+    bias = jnp.full(5, jnp.inf)
+    exact = QuantizedModel(quantized.model, empty_plan(), {})
+    report = analyze(reference, with_slots(exact, "fc", bias=bias), images)
+    assert not report.finite
+    assert not report.passed
+    assert math.isnan(report.sqnr)
+    assert report.to_dict()["output_sqnr_db"] is None
+
+
+def test_decibels():
+    assert decibels(np.array([100.0, 1.0])) == pytest.approx(20)
+    assert decibels(np.array([0.0, 0.0])) == math.inf
+    assert decibels(np.array([0.0, 1.0])) == pytest.approx(-300)
+    assert math.isnan(decibels(np.array([np.nan, 1.0])))
+
+
+def test_a_report_without_layers():
+    report = Report((), 1.0, 1, 10.0, True)
+    assert (report.coverage, report.weight_coverage, report.average_bits) == (0, 0, 0)
+    assert LayerReport("a", "Conv2d", 8, None, 1, 1, 1.0).integer is False

@@ -1,0 +1,77 @@
+import base64
+import io
+import math
+import re
+
+import jax.numpy as jnp
+import PIL.Image
+import pytest
+
+from dfq_jax.report.analyze import LayerReport, Report
+from dfq_jax.report.html import report_html
+from dfq_jax.types import ImageSet, InputContract
+
+NASTY = "<script>alert('x')</script>\x1b[31m\n\"&%s{{ 7 * 7 }}"
+
+
+def page_of(report, channels=3, **how):
+    contract = InputContract(8, 6, mean=(0.5,) * channels, std=(0.25,) * channels)
+    images = ImageSet(jnp.zeros((2, 8, 6, channels)), contract)
+    settings = how.pop("settings", {"scheme": "w8a8", "seed": 3})
+    return report_html(report, images, settings, **how).decode()
+
+
+@pytest.fixture
+def report():
+    layers = (
+        LayerReport("conv1", "Conv2d", 8, 8, 1_234_567, 432, 31.25),
+        LayerReport(NASTY, "Linear", None, None, 10, 20, math.inf),
+    )
+    return Report(layers, 0.75, 4, 28.66, True)
+
+
+def test_the_page_says_what_matters(report):
+    page = page_of(report)
+    assert page.startswith("<!doctype html>")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "agrees with the float network on 75.0 % of 4 held-out synthetic images" in text
+    assert "they are not an accuracy on real data" in text
+    for fact in (
+        "input 8 x 6, RGB",
+        "normalisation (pixel / 255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)",
+        "integer share of multiply-accumulates 100.0 %",
+        "SQNR of the output 28.7 dB",
+        "scheme w8a8",
+        "seed 3",
+        "conv1 Conv2d 8 8 1,234,567 432 31.2",
+        "Linear float float 10 20 inf",
+    ):
+        assert fact in text
+    assert 'class="ok"' in page
+
+
+def test_names_cannot_add_to_the_page(report):
+    page = page_of(report, settings={NASTY: NASTY})
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+    assert "{{ 7 * 7 }}" in page
+    assert "\x1b" not in page
+    assert "\\x1b[31m\\n&#34;&amp;%s" in page
+
+
+def test_the_page_is_whole(report):
+    page = page_of(report)
+    assert not re.search(r"https?://|<link|<iframe", page)
+    (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    with PIL.Image.open(io.BytesIO(base64.b64decode(picture))) as shown:
+        assert shown.format == "PNG"
+
+
+def test_failure_and_verification_are_told(report):
+    failed = Report(report.layers, 0.25, 4, math.nan, False)
+    page = page_of(failed, channels=1, verification={"most_steps": 1, "agreement": 0.985})
+    assert 'class="bad"' in page
+    assert "FAILED: the integer network agrees with the float network on only\n25.0 %" in page
+    assert "<td>input</td><td>8 x 6, 1 channels</td>" in page
+    assert "<td>largest difference to ONNX Runtime</td><td>1 steps</td>" in page
+    assert "<td>same top class as ONNX Runtime</td><td>98.5 %</td>" in page

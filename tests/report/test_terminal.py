@@ -1,0 +1,163 @@
+import io
+import math
+import re
+
+import pytest
+
+from dfq_jax.report import terminal as module
+from dfq_jax.report.analyze import LayerReport, Report
+from dfq_jax.report.terminal import (
+    LAYER_HEADER,
+    Log,
+    Results,
+    Terminal,
+    aligned,
+    coverage_line,
+    layer_rows,
+    one_line,
+    printable,
+)
+from dfq_jax.synthesis.run import Progress
+
+NASTY = "a\x1b[31mb\x9bc\u202ed\r\n[bold]e[/bold] %s\0\x07"
+
+
+def report(*names, bits: int | None = 8):
+    layers = tuple(LayerReport(n, "Conv2d", bits, bits, 100, 50, 30.0) for n in names)
+    return Report(layers, 1.0, 4, 30.0, True)
+
+
+def on_screen(monkeypatch):
+    """A terminal whose both streams are coloured screens."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    made, out, log = Terminal(), io.StringIO(), io.StringIO()
+    made.out = Results(file=out, force_terminal=True, width=90, color_system="standard")
+    made.log = Log(file=log, force_terminal=True, width=90, color_system="standard")
+    return made, out, log
+
+
+def test_control_characters_are_shown_not_obeyed():
+    assert printable(NASTY) == ("a\\x1b[31mb\\x9bc\\u202ed\\r\n[bold]e[/bold] %s\\x00\\x07")
+    assert printable("größe … 模型") == "größe … 模型"
+    assert printable("\udcff") == "\\udcff"
+    assert one_line("a\nb") == "a\\nb"
+
+
+def test_results_and_logs_are_apart(capsys):
+    made = Terminal()
+    made.say(NASTY)
+    made.note(NASTY)
+    made.stage("begins")
+    made.error(NASTY)
+    out, err = capsys.readouterr()
+    assert out == printable(NASTY) + "\n"
+    lines = err.split("\n")
+    assert lines[:2] == printable(NASTY).split("\n")
+    assert re.fullmatch(r"\[ {3}0\.\d s\] begins", lines[2])
+    assert lines[3].startswith("error: a\\x1b[31mb")
+
+
+def test_quiet_keeps_stdout_for_the_json(capsys):
+    made = Terminal(quiet=True)
+    made.say("text")
+    made.table("title", ("a",), [["b"]])
+    made.note("log")
+    assert capsys.readouterr() == ("", "log\n")
+
+
+def test_long_lines_are_not_broken_in_a_pipe(capsys):
+    Terminal().say("x" * 500)
+    assert capsys.readouterr().out == "x" * 500 + "\n"
+
+
+def test_tables_are_plain_columns_in_a_pipe(capsys):
+    Terminal().table("title", ("name", "n"), [["a\nb\x1b", "1,000"], ["c", "2"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["title", "name          n", "a\\nb\\x1b  1,000", "c             2"]
+
+
+def test_tables_on_a_screen_show_names_as_they_are(monkeypatch):
+    made, out, _ = on_screen(monkeypatch)
+    made.table("title", ("name", "n"), [[NASTY, "1"], ["c", "2"]])
+    shown = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
+    assert one_line(NASTY) in shown
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+
+
+def test_columns():
+    assert aligned([("a", "b"), ("long", "1"), ("x", "100")]) == [
+        "a       b",
+        "long    1",
+        "x     100",
+    ]
+
+
+def test_progress_in_a_pipe_is_a_line_every_few_seconds(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    made = Terminal()
+    with made.progress():
+        for step in range(1, 13):
+            now[0] += 1
+            made.step(Progress(1, 3, step, 20, {"loss": 0.12345, "prior": 2.0}))
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.findall(r"synthesizing (\d+)/60 steps", line) for line in lines] == [["21"], ["27"]]
+    assert lines[0].endswith("steps: loss 0.1235, prior 2")
+
+
+def test_progress_on_a_screen_is_a_bar_that_goes_away(monkeypatch):
+    made, out, log = on_screen(monkeypatch)
+    with made.progress():
+        made.step(Progress(0, 2, 5, 20, {"loss": 0.5}))
+        made.step(Progress(1, 2, 20, 20, {"loss": 0.25}))
+        assert made.bar is not None
+        made.bar.refresh()
+    assert made.bar is None
+    assert "40/40 steps" in log.getvalue()
+    assert "loss 0.25" in log.getvalue()
+    assert out.getvalue() == ""
+
+
+def test_rows_of_layers():
+    rows = layer_rows(
+        Report(
+            (
+                LayerReport("conv1", "Conv2d", 8, 4, 300, 1234, 31.27),
+                LayerReport("fc", "Linear", None, None, 100, 5, math.inf),
+            ),
+            *(1.0, 4, 30.0, True),
+        )
+    )
+    assert rows == [
+        ["conv1", "Conv2d", "8/4", "75.0 %", "1,234", "31.3"],
+        ["fc", "Linear", "float/float", "25.0 %", "5", "inf"],
+    ]
+    assert len(LAYER_HEADER) == len(rows[0])
+    assert layer_rows(Report((), 1.0, 1, 1.0, True)) == []
+
+
+def test_coverage_is_weighted_by_work():
+    assert coverage_line(report("a", "b")) == (
+        "quantized 2/2 layers (100.0 % of MACs, 100.0 % of weights, 8.00 bits a weight on average)"
+    )
+    names = [f"layer{i}\n" for i in range(7)]
+    assert coverage_line(report(*names, bits=None)) == (
+        "quantized 0/7 layers (0.0 % of MACs, 0.0 % of weights, 32.00 bits a weight on average); "
+        "float: layer0\\n, layer1\\n, layer2\\n, layer3\\n, layer4\\n, …"
+    )
+
+
+class Gone(io.StringIO):
+    def write(self, _):
+        raise BrokenPipeError
+
+
+def test_without_a_reader_results_end_the_command_and_logs_do_not():
+    with pytest.raises(BrokenPipeError):
+        Results(file=Gone()).print("x")
+    log = Log(file=Gone())
+    log.print("x")
+    log.print("y")
+    assert log.quiet

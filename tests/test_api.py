@@ -1,0 +1,248 @@
+"""The Python API: what `import dfq_jax as dfq` offers."""
+
+import dataclasses
+import inspect
+import io
+import json
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import PIL.Image
+import pytest
+
+import dfq_jax as dfq
+from dfq_jax import api
+from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
+from dfq_jax.io.images import load_images
+from dfq_jax.io.runtime import open_session, run
+from dfq_jax.recipes.presets import ImageBudget
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints, made):
+    with checkpoints.registered():
+        return dfq.load(made / "net.safetensors", arch="small")
+
+
+@pytest.fixture(scope="module")
+def images(made):
+    return load_images(made / "images.npz")
+
+
+@pytest.fixture(scope="module")
+def result(model, images):
+    return dfq.quantize(model, images)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "images.zip"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(10):
+            file = path.with_name(f"{index}.png")
+            PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+            archive.write(file, f"{index % 5}/{index}.png")
+    return path
+
+
+def test_everything_public_is_there_and_explained():
+    assert sorted(dfq.__all__) == dfq.__all__
+    for name in dfq.__all__:
+        assert inspect.getdoc(getattr(dfq, name)), name
+    for name in ("load", "predict", "synthesize", "quantize", "evaluate", "verify", "export"):
+        assert name in dfq.__all__
+
+
+def test_predict_is_the_network(model, images, nets):
+    found = dfq.predict(model, images.images)
+    wanted = nets.forward(model, images.images)["fc"]
+    assert found.shape == (8, 5)
+    assert np.abs(np.asarray(found) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_five_lines(model, images, made, tmp_path):
+    """Loading and quantizing in Python gives the files that the command line wrote."""
+    result = dfq.quantize(model, images, scheme="w8a8")
+    manifest = result.save(tmp_path / "out")
+    assert manifest["status"] == "ok"
+    assert manifest["source"] == {}
+    for name in ("model.onnx", "float.onnx", "model.safetensors", "probe.npz"):
+        assert (tmp_path / "out" / name).read_bytes() == (made / "out" / name).read_bytes()
+    assert dfq.verify(tmp_path / "out").passed
+    assert result.contract == model.contract
+
+
+def test_synthesis_tells_where_images_come_from(model):
+    seen = []
+    found = dfq.synthesize(
+        model, n=3, method="zeroq", key=7, steps=2, batch=2, on_progress=seen.append
+    )
+    assert found.images.shape == (3, 8, 8, 3)
+    assert found.contract == model.contract
+    facts = json.loads(json.dumps(found.provenance))
+    assert set(facts) == {
+        *("method", "settings", "steps", "batch", "n", "seed", "weights_sha256", "size"),
+        *("versions", "device", "final_losses", "excluded", "seconds"),
+    }
+    assert [facts[k] for k in ("method", "steps", "batch", "n", "seed")] == ["zeroq", 2, 2, 3, 7]
+    assert facts["size"] == [8, 8, 3]
+    assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [(0, 2, 2, 2), (1, 2, 2, 2)]
+    assert seen[-1].parts["loss"] == facts["final_losses"][-1]
+    again = dfq.synthesize(model, n=3, method="zeroq", key=7, steps=2, batch=2)
+    np.testing.assert_array_equal(again.images, found.images)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"n": 0}, "n >= 1, got 0"),
+        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": -3}, "batch must be at least 1"),
+        ({"key": -1}, "a seed must be 0..4294967295, got -1"),
+        ({"key": 2**32}, "got 4294967296"),
+    ],
+)
+def test_senseless_synthesis(model, how, message):
+    with pytest.raises(UsageError, match=message):
+        dfq.synthesize(model, **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"scheme": "int8"}, "scheme 'int8' is not"),
+        ({"rules": [dfq.Rule("nothing", weight_bits=4)]}, "nothing"),
+        ({"key": -1}, "a seed must be"),
+    ],
+)
+def test_senseless_quantization(model, images, how, message):
+    with pytest.raises(UsageError, match=message):
+        dfq.quantize(model, images, **how)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 16}, "made for height 16, the network reads 8"),
+        ({"width": 4}, "made for width 4, the network reads 8"),
+        ({"mean": (0.5,) * 3}, r"made for mean \(0.5, 0.5, 0.5\), the network reads \(0.485"),
+        ({"std": (0.5,) * 3}, r"made for std \(0.5, 0.5, 0.5\)"),
+    ],
+)
+def test_images_of_another_contract_are_refused(model, change, message):
+    contract = dataclasses.replace(model.contract, **change)
+    with pytest.raises(UsageError, match=message):
+        dfq.quantize(model, dfq.ImageSet(jnp.zeros((4, *contract.shape)), contract))
+
+
+def test_without_images_the_preset_makes_them(model, monkeypatch):
+    asked, said = [], []
+
+    def made(model, n, **how):
+        asked.append((n, how))
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(api, "synthesize", made)
+    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("zeroq", 8, 5))
+    for method in (None, "dsg"):
+        with pytest.raises(DivergedError, match="stop here"):
+            dfq.quantize(model, method=method, key=3, on_stage=said.append)
+    assert [(n, how["method"], how["steps"], how["key"]) for n, how in asked] == [
+        (8, "zeroq", 5, 3),
+        (8, "dsg", 5, 3),
+    ]
+    assert said == ["synthesizing 8 images (zeroq)", "synthesizing 8 images (dsg)"]
+
+
+def test_the_report_and_settings_of_a_result(result):
+    assert result.report.passed
+    assert result.report.coverage == 1.0
+    assert result.settings["scheme"] == "w8a8"
+    assert result.settings["preset"] == "fast"
+    assert result.settings["layers"] == "qdrop_8bit_ends"
+    assert result.settings["images"] == "8 (zeroq)"
+    assert len(result.probes) == result.report.images
+    json.dumps(dict(result.settings))
+
+
+@pytest.mark.onnx
+def test_a_result_verifies_itself(result):
+    found = result.verify()
+    assert found.passed
+    assert found.images == min(16, len(result.probes))
+    with np.load(io.BytesIO(result.probe_bytes)) as saved:
+        assert saved["pixels"].dtype == np.uint8
+
+
+@pytest.mark.onnx
+def test_export(model, result, images, tmp_path):
+    float_file, int_file = tmp_path / "float.onnx", tmp_path / "int.onnx"
+    dfq.export(model, float_file)
+    dfq.export(result.quantized, int_file)
+    wanted = np.asarray(dfq.predict(model, images.images))
+    scores = run(open_session(float_file, optimize=True), images.images)
+    assert np.abs(scores - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    operators = {n.op_type for n in onnx.load(int_file).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    scores = run(open_session(int_file, optimize=False), images.images)
+    assert np.abs(scores - wanted).max() <= 0.2 * np.abs(wanted).max()
+
+
+@pytest.mark.onnx
+def test_evaluate(model, made, data):
+    seen = []
+    found = dfq.evaluate(model, str(data), batch=4, on_batch=lambda *at: seen.append(at[:2]))
+    assert (found.n, found.top5) == (10, 1.0)
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert dfq.evaluate(made / "out" / "float.onnx", str(data)) == found
+    whole = dfq.evaluate(str(made / "out"), str(data))
+    assert dfq.evaluate(made / "out" / "model.onnx", str(data)) == whole
+    assert dfq.evaluate(model, str(data), limit=5).n == 5
+
+
+def test_evaluate_needs_to_know_the_normalisation(made, data, tmp_path):
+    proto = onnx.load(made / "out" / "float.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "bare.onnx")
+    with pytest.raises(DataError, match=r"bare\.onnx does not say how its input is normalised"):
+        dfq.evaluate(tmp_path / "bare.onnx", str(data))
+
+
+def test_verify_needs_probes(made, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    manifest = json.loads((made / "out" / "manifest.json").read_text())
+    del manifest["files"]["probe.npz"]
+    for name in manifest["files"]:
+        (out / name).write_bytes((made / "out" / name).read_bytes())
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"probe\.npz does not hold the images to verify with"):
+        dfq.verify(out)
+
+
+@pytest.mark.onnx
+def test_bench(made):
+    found = dfq.bench(made / "out", runs=2)
+    assert found.runs == 2
+    assert found.speedup == pytest.approx(found.float_ms / found.int_ms)
+    with pytest.raises(UsageError, match="runs >= 1"):
+        dfq.bench(made / "out", runs=0)
+
+
+def test_errors_have_one_parent():
+    for kind in (DataError, DivergedError, UnsupportedModelError, UsageError):
+        assert issubclass(kind, dfq.DfqError)
+    with pytest.raises(dfq.DfqError, match="there is no file"):
+        dfq.load("none.pth")
+
+
+def test_the_real_network_from_its_checkpoint(resnet20, shared):
+    loaded = dfq.load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
+    assert loaded.graph == resnet20.model.graph
+    text = dfq.describe(loaded)
+    assert text.splitlines()[0] == "images: input 32x32x3"
+    assert "linear = Linear() <- avg_pool : 10" in text
