@@ -16,6 +16,8 @@ from cyclopts import App, CycloptsError, Parameter
 from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
 
+INTERRUPTED = 130
+
 HELP = """Turns a trained network into a small integer model that runs, without any data.
 
 Start with:  dfq quantize efficientnet_lite0 -o out/
@@ -165,7 +167,7 @@ def guarded(run: Callable[[], object]) -> int:
     except MemoryError:
         return failed("out of memory; use fewer images or a smaller --batch.", 5)
     except KeyboardInterrupt:
-        return failed("interrupted; the same command continues where this one stopped.", 130)
+        return failed("interrupted; the same command continues where this one stopped.", INTERRUPTED)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return failed(f"out of device memory; use a smaller --batch. ({error})", 5)
@@ -180,9 +182,14 @@ def failed(message: str, code: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `dfq`."""
+    """Entry point of `dfq`; `argv` is for callers in Python, None for the program itself."""
     tokens = sys.argv[1:] if argv is None else argv
-    raise SystemExit(guarded(lambda: app(tokens, exit_on_error=False, print_error=True)))
+    code = guarded(lambda: app(tokens, exit_on_error=False, print_error=True))
+    if code == INTERRUPTED and argv is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # XLA may be at work still, and crash while Python takes itself apart
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -88,4 +87,4 @@ def write(path: Path, values: Mapping[str, np.ndarray] | None = None) -> Path:
 
 if __name__ == "__main__":
     with registered():
-        main(sys.argv[1:])
+        main()

@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leaves out what does not fit."""
-    limit = float(item.config.getoption("--time-limit"))
+    limit = item.config.option.time_limit
     if time.monotonic() - STARTED > limit:
         pytest.skip(f"left out: the time limit of {limit:.0f} s is over")
 

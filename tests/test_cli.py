@@ -18,6 +18,7 @@ from dfq_jax import api, cli, commands
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.recipes.presets import ImageBudget
+from dfq_jax.report.terminal import LAYER_HEADER
 from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet
 
@@ -235,17 +236,7 @@ def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tm
     found = plain(dfq("quantize", *net, "-o", out, "--images", images))
     assert found.code == 0
     lines = found.out.splitlines()
-    assert lines[0].split() == [
-        "layer",
-        "operator",
-        "bits",
-        "w/a",
-        "of",
-        "MACs",
-        "weights",
-        "SQNR",
-        "dB",
-    ]
+    assert re.split("  +", lines[0]) == list(LAYER_HEADER)
     assert lines[1].split()[:6] == ["conv1", "Conv2d", "8/8", "38.0", "%", "216"]
     assert "small w8a8, layers qdrop_8bit_ends" in lines
     assert lines[8].startswith("quantized 5/5 layers (100.0 % of MACs, 100.0 % of weights")

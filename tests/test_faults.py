@@ -370,13 +370,17 @@ class Child:
         )
 
     def stop(self, number, when):
-        """Sends a signal once `when()` holds; returns the exit code and what was said."""
+        """Sends a signal once it has begun and `when()` holds; see `end`."""
+        assert self.process.stderr is not None
+        first = self.process.stderr.readline()
         while self.process.poll() is None and not when():
             time.sleep(0.002)
         self.process.send_signal(number)
-        return self.end()
+        code, out, err = self.end()
+        return code, out, first + err
 
     def end(self):
+        """The exit code, and what stdout and stderr say."""
         out, err = self.process.communicate(timeout=180)
         return self.process.returncode, out, err
 
@@ -401,35 +405,48 @@ def whole(made, tmp_path_factory):
     return pixels(child.output)
 
 
-def resumes(folder, made, whole):
-    child = Child(folder, made / "net.safetensors")
+def ends(child, whole):
+    """The run gets to its end, with the images of an uninterrupted one and nothing else."""
     code, _, err = child.end()
     assert code == 0, err
     assert pixels(child.output) == whole
-    assert not child.state.exists()
-    assert [p.name for p in folder.iterdir() if not p.name.startswith(".tmp-")] == ["images.npz"]
+    names = [p.name for p in child.folder.iterdir() if not p.name.startswith(".tmp-")]
+    assert names == ["images.npz"]
 
 
-def test_an_interrupted_run_says_so_keeps_its_state_and_resumes(made, whole, dfq, tmp_path):
-    child = Child(tmp_path / "a run", made / "net.safetensors")
-    code, out, err = child.stop(signal.SIGINT, child.begun)
+def test_a_run_stopped_in_every_way_says_so_and_resumes(made, whole, dfq, tmp_path):
+    """A full disk, Ctrl-C and a kill, each in turn; then with other settings; then to the end."""
+    folder, net = tmp_path / "a run", made / "net.safetensors"
+    full = Child(folder, net, before="ulimit -S -f 1; ")
+    code, out, err = full.end()
+    assert (code, out) == (5, ""), err
+    assert "File too large" in err
+    assert "Traceback" not in err
+    interrupted = Child(folder, net)
+    code, out, err = interrupted.stop(signal.SIGINT, interrupted.begun)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in err
-    assert child.begun()
-    assert not child.output.exists()
-    other = dfq(*child.line, "--seed", "1")
+    assert interrupted.begun()
+    killed = Child(folder, net)
+    code, _, _ = killed.stop(signal.SIGKILL, lambda: killed.begun(2))
+    assert code == -signal.SIGKILL
+    assert not killed.output.exists()
+    other = dfq(*killed.line, "--seed", "1")
     assert (other.code, other.out) == (2, "")
     assert "holds the state of a different run:\n  seed: saved 0, now 1\n" in other.err
-    resumes(tmp_path / "a run", made, whole)
+    ends(Child(folder, net), whole)
 
 
-def test_a_killed_run_resumes(made, whole, tmp_path):
-    child = Child(tmp_path / "run", made / "net.safetensors")
-    code, _, _ = child.stop(signal.SIGKILL, child.begun)
-    assert code == -signal.SIGKILL
-    assert not child.output.exists()
-    resumes(tmp_path / "run", made, whole)
+def waited(seconds):
+    """Whether so much time has passed since the first question."""
+    asked = []
+
+    def enough():
+        asked.append(time.monotonic())
+        return asked[-1] - asked[0] >= seconds
+
+    return enough
 
 
 @pytest.mark.slow
@@ -439,8 +456,8 @@ def test_runs_stopped_anywhere_resume(made, whole, tmp_path, number):
     rng, folder = np.random.default_rng(number), tmp_path / "run"
     for attempt in range(40):
         child = Child(folder, made / "net.safetensors")
-        end = time.monotonic() + 0.3 * attempt + rng.uniform(0, 0.6)
-        code, _, err = child.stop(number, lambda end=end: time.monotonic() > end)
+        wait = 0.3 * attempt + rng.uniform(0, 0.6)
+        code, _, err = child.stop(number, waited(wait))
         assert code in (0, 130, -number), err
         if child.output.exists():
             assert pixels(child.output) == whole
@@ -448,13 +465,4 @@ def test_runs_stopped_anywhere_resume(made, whole, tmp_path, number):
             break
     else:
         pytest.fail("no run ended")
-    resumes(folder, made, whole)
-
-
-def test_a_disk_that_fills_up_during_synthesis_loses_nothing(made, whole, tmp_path):
-    child = Child(tmp_path / "run", made / "net.safetensors", before="ulimit -S -f 1; ")
-    code, out, err = child.end()
-    assert (code, out) == (5, ""), err
-    assert "File too large" in err
-    assert "Traceback" not in err
-    resumes(tmp_path / "run", made, whole)
+    ends(Child(folder, made / "net.safetensors"), whole)

@@ -38,7 +38,7 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
         case "fast":
             return ImageBudget("best", 64, 100) if small else ImageBudget("best", 16, 20)
         case "balanced" | "best":
-            return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 98, 100)
+            return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 48, 100)
         case _:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 

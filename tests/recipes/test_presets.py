@@ -33,9 +33,9 @@ def test_steps_and_batch_replace_those_of_the_method(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("magic",), "^method 'magic' is none of best, dsg, zeroq\\.$"),
-        (("dsg", 0), "^steps must be at least 1, got 0\\.$"),
-        (("dsg", None, -2), "^batch must be at least 1, got -2\\.$"),
+        (("magic",), r"^method 'magic' is none of best, dsg, zeroq\.$"),
+        (("dsg", 0), r"^steps must be at least 1, got 0\.$"),
+        (("dsg", None, -2), r"^batch must be at least 1, got -2\.$"),
     ],
 )
 def test_senseless_requests(arguments, message):
@@ -56,11 +56,10 @@ def test_fast_is_the_least_work():
     work = lambda preset, contract: (b := image_budget(preset, contract)).n * b.steps
     for contract in (SMALL, LARGE):
         assert work("fast", contract) < work("balanced", contract) <= work("best", contract)
-    assert work("fast", LARGE) * LARGE.height**2 <= 400 * LARGE.height**2
 
 
 def test_an_unknown_preset():
-    with pytest.raises(UsageError, match="^preset 'slow' is none of fast, balanced, best\\.$"):
+    with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
         image_budget("slow", SMALL)
 
 
