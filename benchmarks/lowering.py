@@ -21,7 +21,7 @@ from common import Column, Row
 
 THREADS = 2
 STEPS = 5
-PATIENCE = 20.0
+PATIENCE = 8.0
 LEAST_ROUNDS = 3
 KINDS = ("forward", "input", "full")
 LAYOUTS = ("contiguous", "channels_last")

@@ -167,7 +167,7 @@ def guarded(run: Callable[[], object]) -> int:
     except MemoryError:
         return failed("out of memory; use fewer images or a smaller --batch.", 5)
     except KeyboardInterrupt:
-        return failed("interrupted; the same command continues where this one stopped.", INTERRUPTED)
+        return failed("interrupted; the same command resumes.", INTERRUPTED)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return failed(f"out of device memory; use a smaller --batch. ({error})", 5)

@@ -29,7 +29,8 @@ def exact_product(
 
     Args:
       x: int32 codes less their zero point, |x| <= 255.
-      w: int32 codes less their zero point, |w| <= 255.
+      w: int32 codes less their zero point, |w| <= 127; up to 255 for at most 33,025 terms, above
+        which the int32 sum itself could overflow.
       product: a convolution or matrix product (highest precision on accelerators).
       reduction: how many terms each output sums.
 
