@@ -36,7 +36,7 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
     small = contract.height * contract.width <= SMALL_IMAGE
     match preset:
         case "fast":
-            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 16, 20)
+            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 16)
         case "balanced" | "best":
             return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 48, 100)
         case _:
