@@ -48,7 +48,7 @@ def test_senseless_requests(arguments, message):
 def test_presets_ask_for_images_some_method_makes(preset, contract):
     budget = image_budget(preset, contract)
     assert budget.method in METHODS
-    assert budget.n >= 16
+    assert budget.n >= 12  # fast judges by all of them
     assert recipe_for(budget.method, budget.steps).steps == budget.steps
 
 
