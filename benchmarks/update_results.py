@@ -67,6 +67,7 @@ def origin(facts: Mapping[str, Any]) -> str:
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
     versions = ", ".join(f"{n} {v}" for n, v in facts["versions"].items() if v != "absent")
     missing = f" Incomplete: {facts['reason']}." if facts["reason"] else ""
+    missing += f" Note: {facts['note']}." if facts.get("note") else ""
     return (
         f"\n`{facts['command']}`, {facts['date']}; {hardware}{memory}, {machine['os']}; "
         f"{versions}.{missing}\n"
