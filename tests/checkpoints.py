@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dfq_jax.cli import main
-from dfq_jax.graph.evaluate import apply_op
+from dfq_jax.graph.semantics import apply_op
 from dfq_jax.io.zoo import catalog
 from dfq_jax.io.zoo.builder import Builder
 from dfq_jax.types import InputContract

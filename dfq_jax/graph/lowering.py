@@ -3,7 +3,7 @@
 On CPU, XLA runs depthwise convolutions 10-20 times slower than need be and 1x1 convolutions 2-4
 times: there, shifted multiply-adds and matrix products win. And inside a `lax.scan` it leaves the
 fast path for any convolution whose kernel is not laid out HWIO, which is what the gradient with
-respect to the input asks for: written with an explicitly transposed kernel it runs 3-9 times
+respect to the input asks for: written with an explicitly transposed kernel it runs 2-9 times
 faster. GPU and TPU keep XLA's own choices. `benchmarks/lowering.py` has the measurements.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from dfq_jax.graph.ops import Conv2d, Pads
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads
 
 Images = Shaped[Array, "n h w cin"]
 Kernel = Shaped[Array, "kh kw cin_per_group cout"]
@@ -41,6 +41,39 @@ def convolve(
     if special is None:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=special, default=native)
+
+
+def convolve_transposed(
+    x: Images, kernel: Kernel, op: ConvTranspose2d, precision: lax.Precision | None = None
+) -> Output:
+    """Transposed convolution of `x` with `kernel`, without bias: each pixel paints one kernel.
+
+    Args:
+      x: activations, NHWC.
+      kernel: HWIO; input channels are `cin / op.groups`.
+      op: strides, padding, groups, dilation and extra rows and columns.
+      precision: as in `lax.conv_general_dilated`; matters on accelerators only.
+
+    Returns:
+      The transposed convolution, `(h - 1) * stride - padding + dilation * (kh - 1) + extra + 1`
+      rows high, in the dtype of `x`.
+    """
+    reach = [d * (k - 1) for d, k in zip(op.dilation, kernel.shape[:2], strict=True)]
+    padding = [
+        (r - low, r - high + extra)
+        for r, (low, high), extra in zip(reach, op.padding, op.extra, strict=True)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        jnp.flip(kernel, (0, 1)),
+        (1, 1),
+        padding,
+        lhs_dilation=op.strides,
+        rhs_dilation=op.dilation,
+        feature_group_count=op.groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
 
 def cpu_special_case(

@@ -1,11 +1,13 @@
 """The canonical operators: a closed union of small frozen dataclasses.
 
-Activations are NHWC, convolution kernels HWIO, linear kernels (in, out). Adding an operator means:
-a class here, a case in `evaluate.apply_op`, a case in `io/onnx_nodes.py`; the type checker points
-at every `match` that misses it.
+Images are NHWC, convolution kernels HWIO, linear kernels (in, out); axes count from the batch, 0.
+An operator has a class here, its meaning in `graph/semantics.py` and its ONNX form in
+`io/onnx_nodes.py`; the type checker points at every `match` that misses it, and
+`docs/ADDING_AN_OP.md` tells the rest.
 """
 
 import dataclasses
+from typing import Literal
 
 Pair = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -22,14 +24,54 @@ class Conv2d:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ConvTranspose2d:
+    """Transposed convolution: `padding` is cut from the full result, `extra` added at its end.
+
+    Slots: kernel Float[kh kw cin/groups cout] as it is applied to one input pixel (not flipped),
+    optional bias Float[cout].
+    """
+
+    strides: Pair = (1, 1)
+    padding: Pads = ((0, 0), (0, 0))
+    groups: int = 1
+    dilation: Pair = (1, 1)
+    extra: Pair = (0, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Linear:
     """Matrix product over the last axis. Slots: kernel Float[in out], optional bias Float[out]."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MatMul:
+    """Matrix product of two tensors over their last two axes, the others broadcast.
+
+    With `transposed` the second one is given as (…, columns, inner).
+    """
+
+    transposed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchNorm:
     """Inference-time batch norm. Slots: mean, var Float[c], optional scale, bias Float[c]."""
 
+    eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Normalisation over the last axis. Optional slots: scale, bias Float[c]."""
+
+    eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """Normalisation over positions and groups of channels. Optional slots: scale, bias Float[c]."""
+
+    groups: int
     eps: float = 1e-5
 
 
@@ -41,17 +83,107 @@ class Relu:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LeakyRelu:
+    """x where positive, `slope * x` elsewhere."""
+
+    slope: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PRelu:
+    """x where positive, `slope * x` elsewhere. Slot: slope Float[c] or Float[1]."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """Values limited to [low, high]; None leaves an end open."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+Curve = Literal[
+    "sigmoid",
+    "tanh",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "hard_sigmoid",
+    "hard_swish",
+    "mish",
+    "softplus",
+    "elu",
+    "exp",
+    "sqrt",
+    "abs",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Activation:
+    """An elementwise curve without parameters, by its usual name.
+
+    `gelu` is exact, `gelu_tanh` its approximation; `hard_sigmoid` is `relu6(x + 3) / 6`.
+    """
+
+    curve: Curve
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scale:
+    """`factor * x + offset` with two numbers."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Power:
+    """x ** exponent."""
+
+    exponent: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Softmax:
+    """Softmax along one axis."""
+
+    axis: int = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Add:
-    """Elementwise sum of two tensors of one shape."""
+    """Elementwise sum; axes of size 1 broadcast."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sub:
+    """Elementwise difference; axes of size 1 broadcast."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mul:
+    """Elementwise product; axes of size 1 broadcast."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Div:
+    """Elementwise quotient; axes of size 1 broadcast."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Maximum:
+    """Elementwise maximum; axes of size 1 broadcast."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MaxPool:
-    """Maximum over windows; padding never wins."""
+    """Maximum over windows; padding never wins, and may be negative (a crop)."""
 
     window: Pair
     strides: Pair
     padding: Pads = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,13 +197,48 @@ class AvgPool:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AdaptiveAvgPool:
+    """Mean over `size` windows that cover the image evenly; they overlap where they must."""
+
+    size: Pair
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class GlobalAvgPool:
-    """Mean over height and width: Float[n h w c] -> Float[n c]."""
+    """Mean over height and width: Float[n h w c] -> Float[n c], or Float[n 1 1 c]."""
+
+    keepdims: bool = False
+
+
+Reduction = Literal["mean", "sum", "max", "l2"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reduce:
+    """Mean, sum, maximum or Euclidean norm over some axes."""
+
+    kind: Reduction
+    axes: tuple[int, ...]
+    keepdims: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flatten:
     """All axes but the first into one, in NHWC order (importers permute the next kernel)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reshape:
+    """The same values in row-major order as (n, *shape)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transpose:
+    """Axes in another order; `order[i]` is the axis that becomes axis i, and `order[0]` is 0."""
+
+    order: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,29 +249,80 @@ class Slice:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Concat:
+    """Tensors joined along one axis; one of a single row serves every image of the batch."""
+
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Axes of size 1 repeated to (n, *shape)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pad:
-    """Constant padding, (before, after) for each axis."""
+    """Padding, (before, after) for each axis, with a constant, or with what the image shows."""
 
     widths: tuple[tuple[int, int], ...]
     value: float = 0.0
+    mode: Literal["constant", "reflect", "edge"] = "constant"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resize:
+    """Height and width resampled.
+
+    Output pixel i reads the input at `(i + 0.5) / scale - 0.5` (`half_pixel`), `i / scale`
+    (`asymmetric`) or so that the corners meet (`align_corners`), clamped to the image. `nearest`
+    takes the pixel below with `asymmetric`, else the closest one (halves upward).
+    """
+
+    size: Pair
+    scale: tuple[float, float]
+    method: Literal["nearest", "bilinear"] = "nearest"
+    coordinates: Literal["half_pixel", "asymmetric", "align_corners"] = "asymmetric"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor of its own, the same for every image. Slot: value Float[1 ...]."""
+
+
+Weighted = Conv2d | ConvTranspose2d | Linear
+Norm = BatchNorm | LayerNorm | GroupNorm
+Pointwise = Relu | LeakyRelu | PRelu | Clip | Activation | Scale | Power
+Combine = Add | Sub | Mul | Div | Maximum
+Pool = MaxPool | AvgPool | AdaptiveAvgPool | GlobalAvgPool
+Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad
 Op = (
-    Conv2d
-    | Linear
-    | BatchNorm
-    | Relu
-    | Add
-    | MaxPool
-    | AvgPool
-    | GlobalAvgPool
-    | Flatten
-    | Slice
-    | Pad
+    Weighted
+    | MatMul
+    | Norm
+    | Pointwise
+    | Softmax
+    | Combine
+    | Pool
+    | Reduce
+    | Arrange
+    | Resize
+    | Constant
 )
 
-WEIGHTED = (Conv2d, Linear)
+WEIGHTED = (Conv2d, ConvTranspose2d, Linear)
 """Operators with a `kernel` slot: what quantization, folding and pruning act on."""
 
-SAME_VALUES = (MaxPool, Flatten, Slice, Relu)
-"""Operators whose outputs are among their inputs (or a clip of them): they need no new scale."""
+
+def keeps_values(op: Op) -> bool:
+    """Whether every output value of `op` is one of its input's values (or 0): no new scale."""
+    match op:
+        case MaxPool() | Flatten() | Reshape() | Transpose() | Slice() | Broadcast():
+            return True
+        case Pad(_, value, mode):
+            return value == 0 or mode != "constant"
+        case Resize(method="nearest"):
+            return True
+        case _:
+            return False

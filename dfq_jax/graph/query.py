@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dfq_jax.errors import GraphError
-from dfq_jax.graph.evaluate import apply_op
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
+from dfq_jax.graph.semantics import apply_op
 
 
 def consumers(graph: Graph) -> dict[str, tuple[tuple[Node, int], ...]]:

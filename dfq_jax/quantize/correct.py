@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Tensor, apply_op
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.graph.semantics import Tensor, apply_op
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
 
 

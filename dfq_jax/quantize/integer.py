@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_op, evaluate
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve
 from dfq_jax.graph.ops import Conv2d
+from dfq_jax.graph.semantics import Slots, Tensor, apply_op
 from dfq_jax.numerics.affine import Affine, bias_scale, quantize, quantize_bias
 from dfq_jax.numerics.integer import exact_product
 from dfq_jax.quantize.plan import Site

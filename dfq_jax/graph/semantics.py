@@ -1,0 +1,252 @@
+"""What every operator computes, in float, on NHWC arrays."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from dfq_jax.graph.lowering import convolve, convolve_transposed
+from dfq_jax.graph.ops import (
+    Activation,
+    AdaptiveAvgPool,
+    Add,
+    Arrange,
+    AvgPool,
+    BatchNorm,
+    Broadcast,
+    Clip,
+    Combine,
+    Concat,
+    Constant,
+    Conv2d,
+    ConvTranspose2d,
+    Curve,
+    Div,
+    Flatten,
+    GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    MatMul,
+    Maximum,
+    MaxPool,
+    Mul,
+    Norm,
+    Op,
+    Pad,
+    Pointwise,
+    Power,
+    PRelu,
+    Reduce,
+    Relu,
+    Reshape,
+    Resize,
+    Scale,
+    Slice,
+    Softmax,
+    Sub,
+    Transpose,
+    Weighted,
+)
+from dfq_jax.graph.windows import pooled, resized
+
+Tensor = Shaped[Array, "..."]
+Slots = Mapping[str, Tensor]
+
+
+def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case per family
+    """The output of an operator.
+
+    Args:
+      op: what to compute.
+      p: its parameters by slot.
+      *xs: its arguments, batch first.
+
+    Returns:
+      The result, in the dtype of the arguments.
+    """
+    match op:
+        case Conv2d() | ConvTranspose2d() | Linear():
+            return weighted(op, p, xs[0])
+        case MatMul(transposed):
+            return xs[0] @ (jnp.swapaxes(xs[1], -1, -2) if transposed else xs[1])
+        case BatchNorm() | LayerNorm() | GroupNorm():
+            return normalised(op, p, xs[0])
+        case Relu() | LeakyRelu() | PRelu() | Clip() | Activation() | Scale() | Power():
+            return pointwise(op, p, xs[0])
+        case Softmax(axis):
+            return jax.nn.softmax(xs[0], axis=axis)
+        case Add() | Sub() | Mul() | Div() | Maximum():
+            return combined(op, *xs)
+        case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
+            return pooled(op, xs[0])
+        case Reduce():
+            return reduced(op, xs[0])
+        case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():
+            return arranged(op, *xs)
+        case Resize():
+            return resized(op, xs[0])
+        case Constant():
+            return p["value"]
+        case _:
+            assert_never(op)
+
+
+def weighted(op: Weighted, p: Slots, x: Tensor) -> Tensor:
+    """A layer with a kernel, and its bias where it has one."""
+    match op:
+        case Conv2d():
+            y = convolve(x, p["kernel"], op)
+        case ConvTranspose2d():
+            y = convolve_transposed(x, p["kernel"], op)
+        case Linear():
+            y = x @ p["kernel"]
+        case _:
+            assert_never(op)
+    return y + p["bias"] if "bias" in p else y
+
+
+def normalised(op: Norm, p: Slots, x: Tensor) -> Tensor:
+    """`(x - mean) / sqrt(var + eps) * scale + bias`, with recorded or present statistics."""
+    match op:
+        case BatchNorm(eps):
+            gain = lax.rsqrt(p["var"] + eps)  # one multiply-add per element
+            gain = gain * p["scale"] if "scale" in p else gain
+            shift = -p["mean"] * gain
+            return x * gain + (shift + p["bias"] if "bias" in p else shift)
+        case LayerNorm(eps):
+            return scaled(p, standardised(x, (-1,), eps))
+        case GroupNorm(groups, eps):
+            split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+            return scaled(p, standardised(split, (1, 3), eps).reshape(x.shape))
+        case _:
+            assert_never(op)
+
+
+def standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    """`x` with mean 0 and variance 1 over `axes`."""
+    centred = x - jnp.mean(x, axis=axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
+
+
+def scaled(p: Slots, x: Tensor) -> Tensor:
+    """`x * scale + bias`, each where there is one."""
+    x = x * p["scale"] if "scale" in p else x
+    return x + p["bias"] if "bias" in p else x
+
+
+def pointwise(op: Pointwise, p: Slots, x: Tensor) -> Tensor:
+    """A function of each element alone."""
+    match op:
+        case Relu(ceiling):
+            return jnp.clip(x, 0.0, ceiling)
+        case LeakyRelu(slope):
+            return jnp.where(x > 0, x, slope * x)
+        case PRelu():
+            return jnp.where(x > 0, x, p["slope"] * x)
+        case Clip(low, high):
+            return jnp.clip(x, low, high)
+        case Activation(curve):
+            return bent(curve, x)
+        case Scale(factor, offset):
+            x = x * factor if factor != 1.0 else x
+            return x + offset if offset != 0.0 else x
+        case Power(exponent):
+            return x ** (int(exponent) if exponent.is_integer() else exponent)
+        case _:
+            assert_never(op)
+
+
+def bent(curve: Curve, x: Tensor) -> Tensor:  # noqa: C901 - one case per curve
+    """The activation called `curve`."""
+    match curve:
+        case "sigmoid":
+            return jax.nn.sigmoid(x)
+        case "tanh":
+            return jnp.tanh(x)
+        case "silu":
+            return jax.nn.silu(x)
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "hard_sigmoid":
+            return jnp.clip(x + 3.0, 0.0, 6.0) / 6.0
+        case "hard_swish":
+            return x * (jnp.clip(x + 3.0, 0.0, 6.0) / 6.0)
+        case "mish":
+            return x * jnp.tanh(jax.nn.softplus(x))
+        case "softplus":
+            return jax.nn.softplus(x)
+        case "elu":
+            return jax.nn.elu(x)
+        case "exp":
+            return jnp.exp(x)
+        case "sqrt":
+            return jnp.sqrt(x)
+        case "abs":
+            return jnp.abs(x)
+        case _:
+            assert_never(curve)
+
+
+def combined(op: Combine, a: Tensor, b: Tensor) -> Tensor:
+    """Two tensors, element by element."""
+    match op:
+        case Add():
+            return a + b
+        case Sub():
+            return a - b
+        case Mul():
+            return a * b
+        case Div():
+            return a / b
+        case Maximum():
+            return jnp.maximum(a, b)
+        case _:
+            assert_never(op)
+
+
+def reduced(op: Reduce, x: Tensor) -> Tensor:
+    """One value for all positions along `op.axes`."""
+    match op.kind:
+        case "mean":
+            return jnp.mean(x, axis=op.axes, keepdims=op.keepdims)
+        case "sum":
+            return jnp.sum(x, axis=op.axes, keepdims=op.keepdims)
+        case "max":
+            return jnp.max(x, axis=op.axes, keepdims=op.keepdims)
+        case "l2":
+            return jnp.sqrt(jnp.sum(x * x, axis=op.axes, keepdims=op.keepdims))
+        case _:
+            assert_never(op.kind)
+
+
+def arranged(op: Arrange, *xs: Tensor) -> Tensor:
+    """Values moved, dropped, repeated or put beside others."""
+    x = xs[0]
+    match op:
+        case Flatten():
+            return x.reshape(x.shape[0], -1)
+        case Reshape(shape):
+            return x.reshape(x.shape[0], *shape)
+        case Transpose(order):
+            return jnp.transpose(x, order)
+        case Slice(bounds):
+            return x[tuple(slice(*b) for b in bounds)]
+        case Concat(axis):
+            rows = max(part.shape[0] for part in xs)
+            parts = [jnp.broadcast_to(part, (rows, *part.shape[1:])) for part in xs]
+            return jnp.concatenate(parts, axis=axis)
+        case Broadcast(shape):
+            return jnp.broadcast_to(x, (x.shape[0], *shape))
+        case Pad(widths, value, "constant"):
+            return jnp.pad(x, widths, constant_values=value)
+        case Pad(widths, _, mode):
+            return jnp.pad(x, widths, mode=mode)
+        case _:
+            assert_never(op)

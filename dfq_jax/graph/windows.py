@@ -1,0 +1,134 @@
+"""Pooling and resampling: operators that read neighbourhoods of pixels."""
+
+from collections.abc import Callable
+from typing import assert_never
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from dfq_jax.graph.ops import (
+    AdaptiveAvgPool,
+    AvgPool,
+    GlobalAvgPool,
+    MaxPool,
+    Pads,
+    Pair,
+    Pool,
+    Resize,
+)
+
+Images = Shaped[Array, "n h w c"]
+Smaller = Shaped[Array, "n oh ow c"]
+
+
+def pooled(op: Pool, x: Images) -> Shaped[Array, "n ..."]:
+    """The pooling `op` of `x`."""
+    match op:
+        case MaxPool(window, strides, padding, dilation):
+            return over_windows(x, -jnp.inf, lax.max, window, strides, padding, dilation)
+        case AvgPool():
+            return average_pool(op, x)
+        case AdaptiveAvgPool((height, width)):
+            rows, columns = (
+                jnp.asarray(even_windows(size, out), x.dtype)
+                for size, out in zip(x.shape[1:3], (height, width), strict=True)
+            )
+            return jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns)
+        case GlobalAvgPool(keepdims):
+            return jnp.mean(x, axis=(1, 2), keepdims=keepdims)
+        case _:
+            assert_never(op)
+
+
+def over_windows(
+    x: Images,
+    start: float,
+    combine: Callable,
+    window: Pair,
+    strides: Pair,
+    padding: Pads,
+    dilation: Pair = (1, 1),
+) -> Smaller:
+    """Reduction over spatial windows."""
+    return lax.reduce_window(
+        x,
+        start,
+        combine,
+        (1, *window, 1),
+        (1, *strides, 1),
+        ((0, 0), *padding, (0, 0)),
+        window_dilation=(1, *dilation, 1),
+    )
+
+
+def average_pool(op: AvgPool, x: Images) -> Smaller:
+    """Mean over windows, dividing by the window or by the pixels actually covered."""
+    total = over_windows(x, 0.0, lax.add, op.window, op.strides, op.padding)
+    if op.count_padding:
+        return total / (op.window[0] * op.window[1])
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    return total / over_windows(ones, 0.0, lax.add, op.window, op.strides, op.padding)
+
+
+def even_windows(size: int, out: int) -> Float[np.ndarray, "out size"]:
+    """The averaging matrix of adaptive pooling: window i is floor(i s / o) .. ceil((i + 1) s / o).
+
+    Args:
+      size: pixels along the axis.
+      out: windows along it.
+
+    Returns:
+      Weights, rows summing to 1.
+    """
+    matrix = np.zeros((out, size), np.float32)
+    for i in range(out):
+        first, last = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, first:last] = 1 / (last - first)
+    return matrix
+
+
+def resized(op: Resize, x: Images) -> Smaller:
+    """`x` resampled to `op.size`."""
+    for axis in (1, 2):
+        size, out, scale = x.shape[axis], op.size[axis - 1], op.scale[axis - 1]
+        if op.method == "nearest":
+            x = jnp.take(x, nearest(op, size, out, scale), axis=axis)
+            continue
+        low, weight = neighbours(op, size, out, scale)
+        share = jnp.asarray(weight, x.dtype).reshape(-1, *(1,) * (3 - axis))
+        below = jnp.take(x, low, axis=axis)
+        above = jnp.take(x, np.minimum(low + 1, size - 1), axis=axis)
+        x = below * (1 - share) + above * share
+    return x
+
+
+def nearest(op: Resize, size: int, out: int, scale: float) -> Int[np.ndarray, " out"]:
+    """The input pixel each output pixel copies."""
+    at = coordinates(op, size, out, scale)
+    index = np.floor(at if op.coordinates == "asymmetric" else at + np.float32(0.5))
+    return np.clip(index, 0, size - 1).astype(np.int32)
+
+
+def neighbours(
+    op: Resize, size: int, out: int, scale: float
+) -> tuple[Int[np.ndarray, " out"], Float[np.ndarray, " out"]]:
+    """The input pixel below each output pixel, and the share of the one above it."""
+    at = np.clip(coordinates(op, size, out, scale), 0, size - 1)
+    low = np.floor(at)
+    return low.astype(np.int32), (at - low).astype(np.float32)
+
+
+def coordinates(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, " out"]:
+    """Where each output pixel lies in the input, in float32 as runtimes compute it."""
+    i = np.arange(out, dtype=np.float32)
+    match op.coordinates:
+        case "half_pixel":
+            return ((i + np.float32(0.5)) / np.float32(scale) - np.float32(0.5)).astype(np.float32)
+        case "asymmetric":
+            return (i / np.float32(scale)).astype(np.float32)
+        case "align_corners":
+            return (i * np.float32((size - 1) / max(out - 1, 1))).astype(np.float32)
+        case _:
+            assert_never(op.coordinates)

@@ -1,0 +1,72 @@
+"""A traced network as a frontend read it, before it becomes a `Graph`.
+
+`.pt2`, ONNX and live modules all become a `Program`: calls in order, in the source's own operators
+and axis order (NCHW), with every weight as an array. `io/importing` turns it into a `Graph`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Ref(NamedTuple):
+    """A use of a tensor (or of a traced number) by its name."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """What the network is fed.
+
+    Attributes:
+      name: of the tensor.
+      shape: in the source's axis order; None where the size is free and has no hint.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """One operation.
+
+    Attributes:
+      target: the source's operator, e.g. `aten.conv2d.default` or `onnx.Conv`.
+      args: positional arguments (ONNX inputs; None where left out). A `Ref` reads a tensor;
+        everything else is a literal: numbers, strings, arrays, None, and tuples of these.
+      kwargs: arguments by name (all of them in `.pt2`, attributes in ONNX). The first tensor of
+        an ATen operator, `self` or `input` there, is called `x`.
+      outputs: names it defines; None for one nobody reads.
+      path: where the network's author would look: module path, or ONNX node name; may be empty.
+    """
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[str | None, ...]
+    path: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """A network in the operators of its source.
+
+    Attributes:
+      inputs: what it is fed, without weights.
+      arrays: {tensor: read-only array}: parameters, buffers and constants.
+      paths: {tensor: parameter path} of those arrays that have one, e.g. `layer1.0.conv1.weight`.
+      calls: in execution order; every `Ref` names an input, an array, or an earlier output.
+      outputs: names of the results.
+      notes: what the user should know, one line each.
+    """
+
+    inputs: tuple[Input, ...]
+    arrays: Mapping[str, np.ndarray]
+    paths: Mapping[str, str]
+    calls: tuple[Call, ...]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
