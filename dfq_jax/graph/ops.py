@@ -116,6 +116,7 @@ Curve = Literal[
     "exp",
     "sqrt",
     "abs",
+    "erf",
 ]
 
 

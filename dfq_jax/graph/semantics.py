@@ -190,6 +190,8 @@ def bent(curve: Curve, x: Tensor) -> Tensor:  # noqa: C901 - one case per curve
             return jnp.sqrt(x)
         case "abs":
             return jnp.abs(x)
+        case "erf":
+            return jax.scipy.special.erf(x)
         case _:
             assert_never(curve)
 

@@ -1,0 +1,1 @@
+"""From a traced program, in the axis order of its source, to a canonical NHWC graph."""

@@ -1,0 +1,421 @@
+"""PyTorch's operators (ATen): what each becomes. Arguments are named as ATen names them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.ops import (
+    Activation,
+    Add,
+    Combine,
+    ConvTranspose2d,
+    Curve,
+    Div,
+    LeakyRelu,
+    Maximum,
+    Mul,
+    Power,
+    Sub,
+)
+from dfq_jax.io.importing import arrange, layers, pointwise, pools
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.values import Value
+
+Array = np.ndarray
+Ints = Sequence[int]
+Size = Sequence[int] | int
+
+
+def needs(condition: bool, message: str) -> None:
+    """Raises UnsupportedModelError unless a condition on the arguments holds."""
+    if not condition:
+        raise UnsupportedModelError(message)
+
+
+def convolution(
+    b: Builder,
+    x: Value,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    transposed: bool = False,
+    output_padding: Size = 0,
+    groups: int = 1,
+) -> Value:
+    """conv1d, conv2d, conv_transpose1d, conv_transpose2d and convolution."""
+    needs(isinstance(weight, np.ndarray), "its kernel is computed by the network.")
+    rank = weight.ndim
+    needs(rank in (3, 4), f"its kernel has {rank} axes; only 1-d and 2-d ones are supported.")
+    strides, dilations = layers.pair(stride, rank, 1), layers.pair(dilation, rank, 1)
+    if isinstance(padding, str):
+        kernel = (1, *weight.shape[2:]) if rank == 3 else weight.shape[2:]
+        pads = same_padding(padding, kernel, dilations)
+    else:
+        pads = layers.pads(padding, rank)
+    if not transposed:
+        return layers.convolution(b, x, weight, bias, strides, pads, dilations, groups)
+    extra = layers.pair(output_padding, rank, 0)
+    op = ConvTranspose2d(strides, pads, groups, dilations, extra)
+    return layers.transposed_convolution(b, x, weight, bias, op)
+
+
+def same_padding(mode: str, kernel: Ints, dilation: Ints) -> layers.Pads:
+    """`valid` pads nothing; `same` keeps the size, the odd pixel at the end."""
+    if mode == "valid":
+        return pools.NO_PADS
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+
+
+def transposed_convolution(
+    b: Builder,
+    x: Value,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Value:
+    """conv_transpose1d, conv_transpose2d."""
+    given = (stride, padding, dilation)
+    return convolution(b, x, weight, bias, *given, True, output_padding, groups)
+
+
+def plain_convolution(
+    b: Builder,
+    x: Value,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Value:
+    """conv1d, conv2d."""
+    return convolution(b, x, weight, bias, stride, padding, dilation, groups=groups)
+
+
+def linear(b: Builder, x: Value, weight: Any, bias: Array | None = None) -> Value:
+    """Linear layer; a kernel that the network computes makes a matrix product."""
+    if isinstance(x, Value) and isinstance(weight, np.ndarray):
+        return layers.linear(b, x, weight, bias)
+    turned = arrange.swapped(weight, -1, -2) if isinstance(weight, Value) else weight.T
+    y = layers.matmul(b, x, turned)
+    return y if bias is None else pointwise.combined(b, Add(), y, bias)
+
+
+def addmm(b: Builder, x: Any, mat1: Any, mat2: Any, beta: float = 1, alpha: float = 1) -> Value:
+    """beta * x + alpha * mat1 @ mat2."""
+    needs(beta == 1 and alpha == 1, f"beta {beta} and alpha {alpha} are supported as 1 only.")
+    if isinstance(mat2, np.ndarray) and isinstance(x, np.ndarray) and x.ndim == 1:
+        return layers.linear(b, mat1, mat2.T, x)
+    return pointwise.combined(b, Add(), layers.matmul(b, mat1, mat2), x)
+
+
+def batch_norm(
+    b: Builder,
+    x: Value,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """Batch norm with recorded statistics."""
+    if training or running_mean is None or running_var is None:
+        raise UnsupportedModelError(
+            "batch norm in training mode, or without recorded statistics; "
+            "call model.eval() before exporting."
+        )
+    return layers.batch_norm(b, x, weight, bias, running_mean, running_var, eps)
+
+
+def layer_norm(
+    b: Builder,
+    x: Value,
+    normalized_shape: Ints,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Value:
+    """Normalisation over the last axes."""
+    return layers.layer_norm(b, x, len(normalized_shape), weight, bias, eps)
+
+
+def group_norm(
+    b: Builder,
+    x: Value,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """Normalisation over groups of channels."""
+    return layers.group_norm(b, x, num_groups, weight, bias, eps)
+
+
+def instance_norm(
+    b: Builder,
+    x: Value,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """Normalisation of each channel of each image; with recorded statistics a batch norm."""
+    if not use_input_stats and running_mean is not None and running_var is not None:
+        return layers.batch_norm(b, x, weight, bias, running_mean, running_var, eps)
+    return layers.group_norm(b, x, x.shape[1], weight, bias, eps)
+
+
+def curve(name: Curve, b: Builder, x: Value) -> Value:
+    """An activation without parameters."""
+    return pointwise.mapped(b, Activation(name), x)
+
+
+def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
+    """GELU, exact or by tanh."""
+    return curve("gelu" if approximate == "none" else "gelu_tanh", b, x)
+
+
+def elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    """ELU with the usual numbers."""
+    needs((alpha, scale, input_scale) == (1, 1, 1), f"alpha {alpha} is supported as 1 only.")
+    return curve("elu", b, x)
+
+
+def softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    """log(1 + exp(x))."""
+    needs(beta == 1 and threshold >= 15, f"beta {beta}, threshold {threshold}.")
+    return curve("softplus", b, x)
+
+
+def relu(b: Builder, x: Value) -> Value:
+    """ReLU."""
+    return pointwise.limited(b, x, 0, None)
+
+
+def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
+    """Leaky ReLU."""
+    return pointwise.mapped(b, LeakyRelu(float(negative_slope)), x)
+
+
+def hardtanh(b: Builder, x: Value, min_val: float = -1, max_val: float = 1) -> Value:
+    """Limits; ReLU6 among them."""
+    return pointwise.limited(b, x, min_val, max_val)
+
+
+def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
+    """Limits that are numbers."""
+    needs(
+        not isinstance(min, Value | Array) and not isinstance(max, Value | Array), "tensor limits."
+    )
+    return pointwise.limited(b, x, min, max)
+
+
+def prelu(b: Builder, x: Value, weight: Array) -> Value:
+    """Leaky ReLU with learned slopes."""
+    return pointwise.parametric_relu(b, x, weight)
+
+
+def binary(op: Combine, b: Builder, x: Any, other: Any, alpha: float = 1) -> Value:
+    """add, sub, mul, div, maximum, with tensors or numbers."""
+    if alpha != 1:
+        scaled = isinstance(other, Value)
+        other = pointwise.affine(b, other, alpha) if scaled else other * alpha
+    return pointwise.combined(b, op, x, other)
+
+
+def divided(b: Builder, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
+    """Quotient, not rounded."""
+    needs(rounding_mode is None, f"rounding mode {rounding_mode!r}.")
+    return pointwise.combined(b, Div(), x, other)
+
+
+def reversed_sub(b: Builder, x: Value, other: Any, alpha: float = 1) -> Value:
+    """other - alpha * x."""
+    return pointwise.combined(b, Add(), pointwise.affine(b, x, -float(alpha)), other)
+
+
+def power(b: Builder, x: Value, exponent: Any) -> Value:
+    """x ** number."""
+    needs(isinstance(exponent, int | float), "an exponent that is no number.")
+    return pointwise.mapped(b, Power(float(exponent)), x)
+
+
+def softmax(b: Builder, x: Value, dim: int, dtype: Any = None, half_to_float: bool = False):
+    """Softmax along one axis."""
+    return pointwise.softmax(b, x, dim)
+
+
+def max_pool(
+    b: Builder,
+    x: Value,
+    kernel_size: Size,
+    stride: Size = (),
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    """max_pool1d, max_pool2d."""
+    rank = len(x.dims)
+    window = layers.pair(kernel_size, rank, 1)
+    strides = layers.pair(stride or kernel_size, rank, 1)
+    dilations = layers.pair(dilation, rank, 1)
+    pads = layers.pads(padding, rank)
+    return pools.max_pool(b, x, window, strides, pads, dilations, ceil_mode)
+
+
+def max_pool_with_indices(b: Builder, x: Value, *given: Any, **named: Any) -> tuple[Value, None]:
+    """The maximum; nobody may read the indices."""
+    return max_pool(b, x, *given, **named), None
+
+
+def avg_pool(
+    b: Builder,
+    x: Value,
+    kernel_size: Size,
+    stride: Size = (),
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    """avg_pool1d, avg_pool2d."""
+    rank = len(x.dims)
+    return pools.avg_pool(
+        b,
+        x,
+        layers.pair(kernel_size, rank, 1),
+        layers.pair(stride or kernel_size, rank, 1),
+        layers.pads(padding, rank),
+        ceil=ceil_mode,
+        count_padding=count_include_pad,
+        divisor=divisor_override,
+    )
+
+
+def adaptive_avg_pool(b: Builder, x: Value, output_size: Size) -> Value:
+    """adaptive_avg_pool1d, adaptive_avg_pool2d."""
+    return pools.adaptive_avg_pool(b, x, listed(output_size))
+
+
+def adaptive_max_pool(b: Builder, x: Value, output_size: Size) -> tuple[Value, None]:
+    """adaptive_max_pool1d, adaptive_max_pool2d; nobody may read the indices."""
+    return pools.adaptive_max_pool(b, x, listed(output_size)), None
+
+
+def listed(size: Size) -> list[int]:
+    """A number as a list of one."""
+    return [size] if isinstance(size, int) else list(size)
+
+
+def reduction(
+    kind: Literal["mean", "sum", "max"],
+    b: Builder,
+    x: Value,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Value:
+    """mean, sum, amax over some axes."""
+    axes = () if dim is None else tuple(listed(dim))
+    needs(bool(axes), "a reduction over all axes, the batch among them.")
+    return pools.reduced(b, x, kind, axes, keepdims=keepdim)
+
+
+def vector_norm(
+    b: Builder,
+    x: Value,
+    ord: float = 2,
+    dim: Size | None = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Value:
+    """Euclidean norm over some axes."""
+    if ord != 2 or dim is None:
+        raise UnsupportedModelError(f"norm of order {ord} over axes {dim}.")
+    return pools.reduced(b, x, "l2", listed(dim), keepdims=keepdim)
+
+
+def upsample(
+    method: Literal["nearest", "bilinear"],
+    exact: bool,
+    b: Builder,
+    x: Value,
+    output_size: Any = None,
+    align_corners: bool = False,
+    scale_factors: Any = None,
+) -> Value:
+    """upsample_nearest2d, upsample_bilinear2d and the exact form of the first, `.vec` overloads."""
+    scales: Any = scale_factors or (None, None)
+    size = output_size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
+    if align_corners:
+        return pools.resized(b, x, size, (None, None), method, "align_corners")
+    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
+    return pools.resized(b, x, size, scales, method, at)
+
+
+def upsample_sized(
+    method: Literal["nearest", "bilinear"],
+    exact: bool,
+    b: Builder,
+    x: Value,
+    output_size: Any,
+    align_corners: bool = False,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Value:
+    """The overloads with one scale for each axis."""
+    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
+    scales = (None, None) if align_corners else (scales_h, scales_w)
+    place = "align_corners" if align_corners else at
+    return pools.resized(b, x, output_size, scales, method, place)
+
+
+def same(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
+    """Operators that leave values as they are at inference."""
+    return x
+
+
+def converted(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
+    """A change of float type or device; everything here is float32."""
+    wanted = str(named.get("dtype", next((g for g in given if isinstance(g, str)), "float")))
+    needs("int" not in wanted and "bool" not in wanted, f"a cast to {wanted}.")
+    return x
+
+
+def dropout(b: Builder, x: Value, p: float = 0.5, train: bool = False) -> Value:
+    """Nothing, at inference."""
+    needs(not train, "dropout in training mode; call model.eval() before exporting.")
+    return x
+
+
+CURVES: dict[str, Curve] = {
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "silu": "silu",
+    "hardswish": "hard_swish",
+    "hardsigmoid": "hard_sigmoid",
+    "mish": "mish",
+    "exp": "exp",
+    "sqrt": "sqrt",
+    "abs": "abs",
+    "erf": "erf",
+}
+BINARY: dict[str, Combine] = {"add": Add(), "sub": Sub(), "mul": Mul(), "maximum": Maximum()}

@@ -1,0 +1,166 @@
+"""The table of PyTorch's operators: {target: what it becomes}, and what they give on constants."""
+
+from functools import partial
+
+from dfq_jax.io.importing import aten, aten_views
+from dfq_jax.io.importing.aten_constants import FOLD
+from dfq_jax.io.importing.engine import Fold, Lower, Table
+
+IGNORED = (
+    "contiguous",
+    "clone",
+    "detach",
+    "detach_",
+    "alias",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "identity",
+    "feature_dropout",
+    "positive",
+)
+NAMED: dict[str, Lower] = {
+    **{name: partial(aten.curve, curve) for name, curve in aten.CURVES.items()},
+    **{name: partial(aten.binary, op) for name, op in aten.BINARY.items()},
+    **dict.fromkeys(IGNORED, aten.same),
+    "conv1d": aten.plain_convolution,
+    "conv2d": aten.plain_convolution,
+    "convolution": aten.convolution,
+    "conv_transpose1d": aten.transposed_convolution,
+    "conv_transpose2d": aten.transposed_convolution,
+    "linear": aten.linear,
+    "addmm": aten.addmm,
+    "batch_norm": aten.batch_norm,
+    "layer_norm": aten.layer_norm,
+    "group_norm": aten.group_norm,
+    "instance_norm": aten.instance_norm,
+    "relu": aten.relu,
+    "relu6": partial(aten.hardtanh, min_val=0, max_val=6),
+    "leaky_relu": aten.leaky_relu,
+    "prelu": aten.prelu,
+    "hardtanh": aten.hardtanh,
+    "clamp": aten.clamp,
+    "clip": aten.clamp,
+    "clamp_min": aten.clamp,
+    "clamp_max": lambda b, x, max: aten.clamp(b, x, None, max),
+    "gelu": aten.gelu,
+    "elu": aten.elu,
+    "softplus": aten.softplus,
+    "div": aten.divided,
+    "rsub": aten.reversed_sub,
+    "neg": lambda b, x: aten.pointwise.affine(b, x, -1.0),
+    "pow": aten.power,
+    "square": lambda b, x: aten.power(b, x, 2.0),
+    "rsqrt": lambda b, x: aten.power(b, x, -0.5),
+    "reciprocal": lambda b, x: aten.power(b, x, -1.0),
+    "softmax": aten.softmax,
+    "_softmax": aten.softmax,
+    "max_pool1d": aten.max_pool,
+    "max_pool2d": aten.max_pool,
+    "max_pool2d_with_indices": aten.max_pool_with_indices,
+    "avg_pool1d": aten.avg_pool,
+    "avg_pool2d": aten.avg_pool,
+    "adaptive_avg_pool1d": aten.adaptive_avg_pool,
+    "adaptive_avg_pool2d": aten.adaptive_avg_pool,
+    "_adaptive_avg_pool2d": aten.adaptive_avg_pool,
+    "adaptive_max_pool1d": aten.adaptive_max_pool,
+    "adaptive_max_pool2d": aten.adaptive_max_pool,
+    "mean": partial(aten.reduction, "mean"),
+    "sum": partial(aten.reduction, "sum"),
+    "amax": partial(aten.reduction, "max"),
+    "linalg_vector_norm": aten.vector_norm,
+    "dropout": aten.dropout,
+    "to": aten.converted,
+    "_to_copy": aten.converted,
+    "view": aten_views.view,
+    "reshape": aten_views.view,
+    "_unsafe_view": aten_views.view,
+    "flatten": aten_views.flatten,
+    "unflatten": aten_views.unflatten,
+    "permute": aten_views.permute,
+    "transpose": aten_views.transpose,
+    "swapaxes": aten_views.transpose,
+    "swapdims": aten_views.transpose,
+    "t": aten_views.matrix_transpose,
+    "mT": aten_views.matrix_transpose,
+    "squeeze": aten_views.squeeze,
+    "unsqueeze": aten_views.unsqueeze,
+    "slice": aten_views.sliced,
+    "select": aten_views.select,
+    "narrow": aten_views.narrow,
+    "chunk": aten_views.chunk,
+    "split": aten_views.split,
+    "split_with_sizes": aten_views.split_with_sizes,
+    "tensor_split": aten_views.tensor_split,
+    "unbind": aten_views.unbind,
+    "cat": aten_views.cat,
+    "concat": aten_views.cat,
+    "stack": aten_views.stack,
+    "expand": aten_views.expand,
+    "expand_as": aten_views.expand_as,
+    "repeat": aten_views.repeat,
+    "pad": aten_views.pad,
+    "constant_pad_nd": aten_views.pad,
+    "reflection_pad1d": aten_views.reflection_pad,
+    "reflection_pad2d": aten_views.reflection_pad,
+    "replication_pad1d": aten_views.replication_pad,
+    "replication_pad2d": aten_views.replication_pad,
+    "roll": aten_views.roll,
+    "flip": aten_views.flip,
+    "pixel_shuffle": aten_views.pixel_shuffle,
+    "pixel_unshuffle": aten_views.pixel_unshuffle,
+    "channel_shuffle": aten_views.channel_shuffle,
+    "native_channel_shuffle": aten_views.channel_shuffle,
+    "matmul": aten_views.matmul,
+    "bmm": aten_views.matmul,
+    "mm": aten_views.matmul,
+    "einsum": aten_views.einsum,
+    "scaled_dot_product_attention": aten_views.attention,
+    "sym_size": aten_views.size_of,
+    "zeros_like": aten_views.zeros_like,
+    "new_zeros": partial(aten_views.new_filled, 0.0),
+    "new_ones": partial(aten_views.new_filled, 1.0),
+    "new_full": partial(aten_views.new_filled, None),
+}
+TARGETS: dict[str, Lower] = {
+    "aten.upsample_nearest2d.vec": partial(aten.upsample, "nearest", False),
+    "aten._upsample_nearest_exact2d.vec": partial(aten.upsample, "nearest", True),
+    "aten.upsample_bilinear2d.vec": partial(aten.upsample, "bilinear", False),
+    "aten.upsample_nearest2d.default": partial(aten.upsample_sized, "nearest", False),
+    "aten._upsample_nearest_exact2d.default": partial(aten.upsample_sized, "nearest", True),
+    "aten.upsample_bilinear2d.default": partial(aten.upsample_sized, "bilinear", False),
+    "_operator.getitem": aten_views.getitem,
+    "operator.getitem": aten_views.getitem,
+}
+VIEWS = """
+view reshape flatten unflatten permute transpose swapaxes swapdims t mT squeeze unsqueeze slice
+select narrow chunk split split_with_sizes tensor_split unbind expand expand_as contiguous detach
+alias dropout feature_dropout to
+"""
+
+
+def lower(target: str) -> Lower | None:
+    """What an operator becomes: by its full name, else without overload and in-place mark."""
+    if target in TARGETS:
+        return TARGETS[target]
+    name = bare(target)
+    return NAMED.get(name) or NAMED.get(name.removesuffix("_"))
+
+
+def fold(target: str) -> Fold | None:
+    """What an operator computes on constants."""
+    name = bare(target)
+    return FOLD.get(name) or FOLD.get(name.removesuffix("_"))
+
+
+def bare(target: str) -> str:
+    """`aten.add_.Tensor` as `add_`; other targets as they are."""
+    parts = target.split(".")
+    return parts[1] if parts[0] == "aten" and len(parts) > 1 else target
+
+
+def is_view(target: str) -> bool:
+    """Whether the result shares memory with the first argument."""
+    return bare(target) in VIEWS.split()
+
+
+ATEN = Table(lower, fold, is_view)

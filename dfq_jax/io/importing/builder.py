@@ -1,0 +1,160 @@
+"""Collects the nodes of a graph, and stores values in the layouts operators ask for."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.graph import Node
+from dfq_jax.graph.ops import Constant, Flatten, Op, Reshape, Transpose
+from dfq_jax.io.importing.values import Atom, Dim, Value, atoms, extent, new_dim, sizes
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Builder:
+    """A graph under construction.
+
+    Attributes:
+      nodes: so far.
+      params: {node: {slot: array}}, float32.
+      batch: the atom of the batch, None where the program was traced with a batch of one.
+      path: what the node made next should be called: the module path of the call at work.
+    """
+
+    def __init__(self, batch: Atom | None = None) -> None:
+        """An empty graph."""
+        self.nodes: list[Node] = []
+        self.params: dict[str, dict[str, np.ndarray]] = {}
+        self.batch = batch
+        self.path = ""
+        self._taken: set[str] = set()
+        self._stored: dict[tuple[str, tuple[Dim, ...], tuple[Dim, ...]], str] = {}
+
+    def unique(self, name: str) -> str:
+        """`name`, numbered if it is taken."""
+        found, count = name, 1
+        while found in self._taken:
+            count += 1
+            found = f"{name}_{count}"
+        self._taken.add(found)
+        return found
+
+    def add(
+        self, op: Op, inputs: Sequence[str] = (), slots: Arrays | None = None, name: str = ""
+    ) -> str:
+        """Adds a node and returns its name.
+
+        Args:
+          op: what it computes.
+          inputs: stored tensors it reads.
+          slots: its parameters, converted to float32.
+          name: what to call it; by default the path of the call at work.
+        """
+        name = self.unique(name or self.path or type(op).__name__.lower())
+        self.nodes.append(Node(name, op, tuple(inputs)))
+        if slots:
+            self.params[name] = {k: as_float(v) for k, v in slots.items()}
+        return name
+
+    def constant(self, array: np.ndarray, name: str = "") -> str:
+        """Adds a tensor of its own; `array` has a leading axis of 1 for the batch."""
+        return self.add(Constant(), (), {"value": array}, name or f"{self.path}.constant")
+
+    def value(self, name: str, axes: Sequence[Dim], dims: Sequence[Dim]) -> Value:
+        """A value stored by the node `name`."""
+        return Value(name, tuple(axes), tuple(dims))
+
+    def stored(self, value: Value, layout: Sequence[Dim]) -> str:
+        """The name of a tensor that holds `value` with exactly these axes after the batch.
+
+        Args:
+          value: what to store.
+          layout: the wanted axes; together the atoms of `value` less the batch's.
+
+        Returns:
+          The tensor itself if it is stored so, else that of a reshape or transpose, made once.
+
+        Raises:
+          UnsupportedModelError: if the batch would have to leave the first axis.
+        """
+        layout = tuple(tuple(d) for d in layout)
+        if value.axes == layout:
+            return value.name
+        key = (value.name, value.axes, layout)
+        if key not in self._stored:
+            self._stored[key] = self._rearranged(value, layout)
+        return self._stored[key]
+
+    def _rearranged(self, value: Value, layout: tuple[Dim, ...]) -> str:
+        before, after = atoms(value.axes), atoms(layout)
+        if set(before) != set(after):
+            raise UnsupportedModelError(
+                f"{value.name!r} of shape {value.shape} is wanted with sizes {sizes(layout)}: the "
+                "batch would leave the first axis. Export the network with a batch of 1."
+            )
+        name, axes = value.name, value.axes
+        if before != after:
+            pieces = cut(before, axes, layout, after)
+            name = self._reshaped(name, axes, pieces)
+            wanted = sorted(pieces, key=lambda piece: after.index(piece[0]))
+            order = (0, *(1 + pieces.index(piece) for piece in wanted))
+            name = self.add(Transpose(order), (name,), name=f"{value.name}.transpose")
+            axes = tuple(wanted)
+        return self._reshaped(name, axes, layout)
+
+    def _reshaped(self, name: str, axes: tuple[Dim, ...], layout: tuple[Dim, ...]) -> str:
+        if sizes(axes) == sizes(layout):
+            return name
+        if len(layout) == 1:
+            return self.add(Flatten(), (name,), name=f"{name}.flatten")
+        return self.add(Reshape(sizes(layout)), (name,), name=f"{name}.reshape")
+
+    def remade(self, value: Value) -> Value:
+        """The value stored in row-major order of its source axes, each with one new atom."""
+        inner = [tuple(a for a in d if a is not self.batch) for d in value.dims]
+        name = self.stored(value, [d for d in inner if d])
+        fresh = [new_dim(extent(d)) for d in inner]
+        dims = [
+            (self.batch, *new) if self.batch is not None and self.batch in old else new
+            for old, new in zip(value.dims, fresh, strict=True)
+        ]
+        return Value(name, tuple(d for d in fresh if d), tuple(dims))
+
+    def inner(self, dim: Dim) -> Dim:
+        """An axis without the batch."""
+        return tuple(a for a in dim if a is not self.batch)
+
+
+def cut(
+    before: tuple[Atom, ...],
+    axes: tuple[Dim, ...],
+    layout: tuple[Dim, ...],
+    after: tuple[Atom, ...],
+) -> tuple[Dim, ...]:
+    """Stored atoms in the fewest pieces that are whole in both layouts.
+
+    Args:
+      before: atoms in stored order.
+      axes: the stored axes.
+      layout: the wanted axes.
+      after: atoms in wanted order.
+
+    Returns:
+      Pieces in stored order; a permutation of them gives the wanted order.
+    """
+    follows = dict(itertools.pairwise(after))
+    ends = {axis[-1] for axis in (*axes, *layout) if axis}
+    pieces: list[list[Atom]] = [[]]
+    for atom in before:
+        last = pieces[-1][-1] if pieces[-1] else None
+        if last is not None and (last in ends or follows.get(last) is not atom):
+            pieces.append([])
+        pieces[-1].append(atom)
+    return tuple(tuple(p) for p in pieces)
+
+
+def as_float(array: np.ndarray) -> np.ndarray:
+    """The array in float32, contiguous."""
+    return np.ascontiguousarray(array, dtype=np.float32)

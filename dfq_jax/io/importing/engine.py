@@ -1,0 +1,228 @@
+"""Turns a `Program` into a graph: one lowering function per source operator, in order."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_jax.errors import DfqError, UnsupportedModelError, UnsupportedOpError
+from dfq_jax.graph.graph import Graph
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.environment import Environment
+from dfq_jax.io.importing.tidy import tidy
+from dfq_jax.io.importing.values import Atom, Value, extent, new_dim
+from dfq_jax.io.pickle_policy import show
+from dfq_jax.io.program import Call, Program, Ref
+
+Lower = Callable[..., Any]
+"""`lower(builder, *args, **kwargs)`: the value (or values) of one call that reads some value."""
+Fold = Callable[..., Any]
+"""`fold(*args, **kwargs)`: the result of a call that reads only constants, in NumPy."""
+
+INPUT = "images"
+MOST_PATHS = 4
+
+
+class Table(NamedTuple):
+    """How the operators of one source are understood.
+
+    Attributes:
+      lower: from a target to what it becomes in a graph, None if it is unknown.
+      fold: from a target to what it computes on constants.
+      is_view: whether the result of a target shares memory with its first argument.
+    """
+
+    lower: Callable[[str], Lower | None]
+    fold: Callable[[str], Fold | None]
+    is_view: Callable[[str], bool] = lambda target: False
+
+
+class Imported(NamedTuple):
+    """A graph, its parameters, and what it is fed: (height, width, channels)."""
+
+    graph: Graph
+    params: dict[str, dict[str, np.ndarray]]
+    shape: tuple[int, int, int]
+
+
+def import_program(
+    program: Program, table: Table, *, size: tuple[int, int] | None = None
+) -> Imported:
+    """The graph of a program.
+
+    Args:
+      program: the network in the operators of its source.
+      table: what those operators mean.
+      size: (height, width) for inputs whose size is free, None for what the program says.
+
+    Returns:
+      Graph and parameters, tidied.
+
+    Raises:
+      UnsupportedOpError: listing every operator that is not in the table.
+      UnsupportedModelError: naming the call that cannot be expressed.
+    """
+    refuse_unknown(program, table)
+    shape = fed(program, size)
+    b = Builder(None if shape[0] == 1 else Atom(shape[0]))
+    b.unique(INPUT)
+    value, stored = input_value(b, shape)
+    env = Environment({**program.arrays, program.inputs[0].name: value}, table.is_view)
+    names = node_names(program)
+    for call, b.path in zip(program.calls, names, strict=True):
+        run(b, call, table, env)
+    outputs = tuple(returned(b, env[name], name) for name in program.outputs)
+    graph = tidy(Graph(tuple(b.nodes), (INPUT,), outputs))
+    used = {node.name for node in graph.nodes}
+    return Imported(graph, {n: slots for n, slots in b.params.items() if n in used}, stored)
+
+
+def refuse_unknown(program: Program, table: Table) -> None:
+    """Raises one error for all operators nobody here understands."""
+    unknown: dict[str, list[str]] = {}
+    for call in program.calls:
+        if table.lower(call.target) is None and table.fold(call.target) is None:
+            unknown.setdefault(call.target, []).append(call.path or "(no module)")
+    if not unknown:
+        return
+    lines = []
+    for target, paths in sorted(unknown.items()):
+        places = list(dict.fromkeys(paths))
+        more = f" and {len(places) - MOST_PATHS} more" if len(places) > MOST_PATHS else ""
+        where = ", ".join(show(p) for p in places[:MOST_PATHS])
+        lines.append(f"  {show(target)} x{len(paths)} at {where}{more}")
+    raise UnsupportedOpError(
+        "the network uses operators without a counterpart here (blocked: nothing was imported):\n"
+        + "\n".join(lines)
+        + "\nTo add one, see docs/ADDING_AN_OP.md; or write that part with other operators."
+    )
+
+
+def fed(program: Program, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """The shape of the one input in the source's axis order, with free sizes filled in.
+
+    Raises:
+      UnsupportedModelError: on several inputs, or a rank other than 2 to 4.
+    """
+    if len(program.inputs) != 1:
+        listed = ", ".join(f"{show(i.name)} {i.shape}" for i in program.inputs)
+        raise UnsupportedModelError(
+            f"the network has {len(program.inputs)} inputs ({listed}); only networks of one image "
+            "input can be quantized without data. Wrap it so that the others are constants."
+        )
+    shape = list(program.inputs[0].shape)
+    if not 2 <= len(shape) <= 4:
+        raise UnsupportedModelError(
+            f"its input has shape {tuple(shape)}; expected (batch, channels, height, width), "
+            "(batch, channels, length) or (batch, features)."
+        )
+    if size is not None and len(shape) == 4:
+        if None not in shape[2:] and tuple(shape[2:]) != tuple(size):
+            raise UnsupportedModelError(
+                f"the network was exported for {shape[2]} x {shape[3]} pixels, not "
+                f"{size[0]} x {size[1]}; export it again with an input of that size."
+            )
+        shape[2:] = size
+    if None in shape[1:]:
+        raise UnsupportedModelError(
+            f"its input has free sizes {tuple(shape)}; say which to use with --size."
+        )
+    return tuple(1 if s is None else s for s in shape)
+
+
+def input_value(b: Builder, shape: tuple[int, ...]) -> tuple[Value, tuple[int, int, int]]:
+    """The input as a value stored as NHWC, and (height, width, channels)."""
+    channels = new_dim(shape[1])
+    space = [new_dim(n) for n in shape[2:]]
+    axes = (*[()] * (2 - len(space)), *space, channels)
+    batch = () if b.batch is None else (b.batch,)
+    height, width, depth = (extent(d) for d in axes)
+    return Value(INPUT, axes, (batch, channels, *space)), (height, width, depth)
+
+
+def node_names(program: Program) -> list[str]:
+    """What the node of each call is called: its module, or the module and the operator."""
+    kinds: dict[str, set[str]] = {"": set()}
+    for call in program.calls:
+        kinds.setdefault(call.path, set()).add(short(call.target))
+        for i in range(1, call.path.count(".") + 1):  # modules with children have several kinds
+            kinds.setdefault(call.path.rsplit(".", i)[0], set()).add("")
+    names = []
+    for call in program.calls:
+        kind, owner = short(call.target), owner_of(call, program.paths)
+        alone = call.path and kinds[call.path] == {kind}
+        names.append(owner or (call.path if alone else f"{call.path}.{kind}".removeprefix(".")))
+    return names
+
+
+def owner_of(call: Call, paths: Mapping[str, str]) -> str:
+    """The module whose weight a call reads, empty if there is none."""
+    for argument in (*call.args, *call.kwargs.values()):
+        path = paths.get(argument.name, "") if isinstance(argument, Ref) else ""
+        for ending in (".weight", "_weight", ".running_mean"):
+            if path.endswith(ending):
+                return path.removesuffix(ending)
+    return ""
+
+
+def short(target: str) -> str:
+    """`aten.add_.Tensor` as `add`, `onnx.Conv` as `conv`."""
+    parts = target.split(".")
+    return (parts[1] if len(parts) > 1 else parts[0]).strip("_").lower()
+
+
+def run(b: Builder, call: Call, table: Table, env: Environment) -> None:
+    """Lowers one call, or computes it if all it reads is constant.
+
+    Raises:
+      UnsupportedModelError: naming it, if its arguments cannot be expressed.
+    """
+    try:
+        args = [env.resolved(a) for a in call.args]
+        kwargs = {k: env.resolved(v) for k, v in call.kwargs.items()}
+        variable = any(map(depends, (*args, *kwargs.values())))
+        function = table.lower(call.target) if variable else table.fold(call.target)
+        if function is None:
+            kind = "on values of the network" if variable else "on constants"
+            raise UnsupportedModelError(f"it is not supported {kind}.")
+        result = function(b, *args, **kwargs) if variable else function(*args, **kwargs)
+    except UnsupportedModelError as error:
+        raise type(error)(f"{described(call)}: {error}") from None
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        if isinstance(error, DfqError):
+            raise
+        raise UnsupportedModelError(
+            f"{described(call)}: arguments that are not supported: {show(error, 200)}"
+        ) from error
+    several = isinstance(result, tuple) and len(call.outputs) != 1
+    env.bind(call, result if several else (result,))
+
+
+def described(call: Call) -> str:
+    """A call as messages name it."""
+    place = f" at {show(call.path)}" if call.path else ""
+    return f"operator {show(call.target)}{place}"
+
+
+def depends(argument: Any) -> bool:
+    """Whether an argument is, or contains, a value of the network."""
+    if isinstance(argument, tuple):
+        return any(map(depends, argument))
+    return isinstance(argument, Value)
+
+
+def returned(b: Builder, value: Any, name: str) -> str:
+    """The tensor that holds an output: images NHWC, everything else in source order.
+
+    Raises:
+      UnsupportedModelError: if it does not depend on the input, or lacks the batch.
+    """
+    if not isinstance(value, Value):
+        raise UnsupportedModelError(f"output {show(name)!r} does not depend on the input.")
+    dims = value.dims
+    has_batch = bool(dims) and (extent(dims[0]) == 1 if b.batch is None else dims[0] == (b.batch,))
+    rest = dims[1:] if has_batch else dims
+    image = has_batch and len(dims) == 4
+    layout = (dims[2], dims[3], dims[1]) if image else rest
+    b.path = "output"
+    return b.stored(value, layout)

@@ -1,0 +1,189 @@
+"""Elementwise operators on values, constants and numbers, broadcast as PyTorch and NumPy do."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.ops import (
+    Add,
+    Clip,
+    Combine,
+    Div,
+    LeakyRelu,
+    Maximum,
+    Mul,
+    Op,
+    Power,
+    PRelu,
+    Relu,
+    Scale,
+    Softmax,
+    Sub,
+)
+from dfq_jax.io.importing.arrange import apart, laid_out, unsqueezed
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.values import Dim, Irregular, Value, atoms, extent, matched, new_dim
+
+Number = int | float
+LOWEST = np.float32(-1e9)
+Operand = Value | np.ndarray | int | float
+
+
+def mapped(b: Builder, op: Op, x: Value) -> Value:
+    """An elementwise operator of one value."""
+    return Value(b.add(op, (x.name,)), x.axes, x.dims)
+
+
+def limited(b: Builder, x: Value, low: Number | None, high: Number | None) -> Value:
+    """Values limited to [low, high]: a ReLU where it is one."""
+    if low == 0 and (high is None or high > 0):
+        return mapped(b, Relu(None if high is None else float(high)), x)
+    ends = (None if e is None else float(e) for e in (low, high))
+    return mapped(b, Clip(*ends), x)
+
+
+def affine(b: Builder, x: Value, factor: Number = 1.0, offset: Number = 0.0) -> Value:
+    """`factor * x + offset` with two numbers."""
+    if factor == 1 and offset == 0:
+        return x
+    return mapped(b, Scale(float(factor), float(offset)), x)
+
+
+def combined(b: Builder, op: Combine, x: Operand, y: Operand) -> Value:
+    """Two operands, at least one of them a value, element by element."""
+    x, y = plain(x), plain(y)
+    if isinstance(x, Value):
+        if isinstance(y, Value):
+            return of_values(b, op, x, y)
+        return with_array(b, op, x, y) if isinstance(y, np.ndarray) else with_number(b, op, x, y)
+    if not isinstance(y, Value):
+        raise UnsupportedModelError(f"{type(op).__name__} of two constants.")
+    if isinstance(op, Add | Mul | Maximum):
+        return combined(b, op, y, x)
+    if isinstance(op, Sub):
+        return combined(b, Add(), affine(b, y, -1.0), x)
+    return combined(b, Mul(), mapped(b, Power(-1.0), y), x)
+
+
+def plain(x: Operand) -> Operand:
+    """Constants of one element without axes of their own as numbers."""
+    if isinstance(x, np.ndarray):
+        return float(x.reshape(())) if x.size == 1 and x.ndim <= 1 else x
+    return x
+
+
+def with_number(b: Builder, op: Combine, x: Value, y: Number) -> Value:
+    """A value and a number."""
+    match op:
+        case Add():
+            return affine(b, x, offset=y)
+        case Sub():
+            return affine(b, x, offset=-y)
+        case Mul():
+            return affine(b, x, y)
+        case Div():
+            return affine(b, x, float(np.float32(1.0) / np.float32(y)))
+        case Maximum():
+            return limited(b, x, y, None)
+
+
+def with_array(b: Builder, op: Combine, x: Value, y: np.ndarray) -> Value:
+    """A value and a constant, which may have more axes or larger ones than the value."""
+    y = np.maximum(y.astype(np.float32), LOWEST)  # masks of -inf would make 0 * inf
+    while len(x.dims) < y.ndim:
+        x = unsqueezed(x, 0)
+    y = y.reshape(*(1,) * (len(x.dims) - y.ndim), *y.shape)
+    grown = [i for i, n in enumerate(y.shape) if n > 1 and extent(x.dims[i]) == 1]
+    if any(n not in (1, have) for n, have in zip(y.shape, x.shape, strict=True) if have > 1):
+        raise UnsupportedModelError(f"shapes {x.shape} and {y.shape} do not broadcast.")
+    if grown:
+        return of_values(b, op, x, as_value(b, y))
+    if y.size == 1:
+        return with_number(b, op, x, float(y.reshape(())))
+    name = b.constant(laid_out(b, y, x.dims, x.axes))
+    return Value(b.add(op, (x.name, name)), x.axes, x.dims)
+
+
+def as_value(b: Builder, array: np.ndarray) -> Value:
+    """A constant as a value of the graph; its first axis must not be a batch."""
+    dims = tuple(new_dim(n) for n in array.shape)
+    axes = tuple(d for d in dims if d)
+    return Value(b.constant(laid_out(b, array, dims, axes)), axes, dims)
+
+
+def of_values(b: Builder, op: Combine, x: Value, y: Value) -> Value:
+    """Two values, broadcast against each other."""
+    while len(x.dims) < len(y.dims):
+        x = unsqueezed(x, 0)
+    while len(y.dims) < len(x.dims):
+        y = unsqueezed(y, 0)
+    x, y = aligned(b, x, y, range(len(x.dims)))
+    dims = tuple(m if extent(m) > 1 else t for m, t in zip(x.dims, y.dims, strict=True))
+    mine, theirs = set(atoms(x.axes)), set(atoms(y.axes))
+    if theirs <= mine:
+        layout = whole(x.axes, theirs)
+    elif mine <= theirs:
+        layout = whole(y.axes, mine)
+    else:
+        layout = tuple(b.inner(d) for d in dims if b.inner(d))
+        layout = whole(whole(layout, mine), theirs)
+    names = [b.stored(v, kept(layout, have)) for v, have in ((x, mine), (y, theirs))]
+    return Value(b.add(op, names), layout, dims)
+
+
+def aligned(b: Builder, x: Value, y: Value, axes: Sequence[int]) -> tuple[Value, Value]:
+    """Both values with the same atoms along those source axes where both are larger than 1.
+
+    Raises:
+      UnsupportedModelError: if the sizes differ.
+    """
+    both = [i for i in axes if x.shape[i] > 1 and y.shape[i] > 1]
+    if any(x.shape[i] != y.shape[i] for i in both):
+        raise UnsupportedModelError(f"shapes {x.shape} and {y.shape} do not broadcast.")
+    try:
+        return matched(x, y, [(x.dims[i], y.dims[i]) for i in both])
+    except Irregular:
+        x, y = b.remade(x), b.remade(y)
+        return matched(x, y, [(x.dims[i], y.dims[i]) for i in both])
+
+
+def whole(axes: Sequence[Dim], some: set) -> tuple[Dim, ...]:
+    """Stored axes cut wherever only a part of one belongs to `some` atoms."""
+    layout: list[Dim] = []
+    for axis in axes:
+        piece: list = []
+        for atom in axis:
+            if piece and (piece[-1] in some) != (atom in some):
+                layout.append(tuple(piece))
+                piece = []
+            piece.append(atom)
+        layout.append(tuple(piece))
+    return tuple(layout)
+
+
+def kept(layout: Sequence[Dim], some: set) -> tuple[Dim, ...]:
+    """The layout of a value that has only some of the atoms: size 1 along the others."""
+    return tuple(d if all(a in some for a in d) else () for d in layout)
+
+
+def softmax(b: Builder, x: Value, axis: int) -> Value:
+    """Softmax along one axis."""
+    x, (at,) = apart(b, x, [axis])
+    return Value(b.add(Softmax(at), (x.name,)), x.axes, x.dims)
+
+
+def parametric_relu(b: Builder, x: Value, slope: np.ndarray) -> Value:
+    """PReLU with one slope, or one for each channel (axis 1)."""
+    if slope.size == 1:
+        return mapped(b, LeakyRelu(float(slope.reshape(()))), x)
+    x = channels_last(b, x)
+    return Value(b.add(PRelu(), (x.name,), {"slope": slope.reshape(-1)}), x.axes, x.dims)
+
+
+def channels_last(b: Builder, x: Value) -> Value:
+    """The value stored with its channels, source axis 1, as the last axis."""
+    if x.axes and x.axes[-1] == x.dims[1] and x.dims[1]:
+        return x
+    layout = (*(d for d in x.dims[2:]), x.dims[1])
+    return Value(b.stored(x, layout), layout, x.dims)

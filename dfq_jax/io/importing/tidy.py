@@ -1,0 +1,223 @@
+"""Makes an imported graph readable: few nodes, and the names that people use for them.
+
+Every rule keeps the function computed. What exporters spell out (`x * sigmoid(x)`) becomes the
+operator it is (SiLU); what the layout needed and no longer needs disappears.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import (
+    Activation,
+    Clip,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Mul,
+    Op,
+    Pad,
+    Relu,
+    Reshape,
+    Scale,
+    Transpose,
+)
+from dfq_jax.graph.query import consumers
+from dfq_jax.graph.rewrite import bypass
+
+Found = Mapping[str, Node]
+Rule = Callable[[Node, Found], Node | None]
+
+
+def tidy(graph: Graph) -> Graph:
+    """The same function with fewer, better known operators.
+
+    Args:
+      graph: as imported.
+
+    Returns:
+      A graph whose nodes all contribute to its outputs; parameters of dropped nodes are unused.
+    """
+    before = None
+    while graph != before:
+        before = graph
+        graph = without_dead(rewritten(graph))
+    return without_dead(pads_into_convolutions(kept_dimensions(graph)))
+
+
+def rewritten(graph: Graph) -> Graph:
+    """Every node replaced by what the first rule that knows it makes of it."""
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        better = next((new for rule in RULES if (new := rule(node, found)) is not None), node)
+        found[node.name] = better
+    return Graph(tuple(found.values()), graph.inputs, graph.outputs)
+
+
+def without_dead(graph: Graph) -> Graph:
+    """The graph less nodes that no output depends on."""
+    alive, kept = set(graph.outputs), []
+    for node in reversed(graph.nodes):
+        if node.name in alive:
+            alive.update(node.inputs)
+            kept.append(node)
+    return Graph(tuple(reversed(kept)), graph.inputs, graph.outputs)
+
+
+def made_by(found: Found, name: str, kind: type) -> Node | None:
+    """The node called `name` if its operator is of that kind."""
+    node = found.get(name)
+    return node if node is not None and isinstance(node.op, kind) else None
+
+
+def is_scale(found: Found, name: str, factor: float, offset: float) -> str | None:
+    """What a `Scale` of just these numbers reads; None if `name` is no such node."""
+    node = made_by(found, name, Scale)
+    if node is None or not isinstance(node.op, Scale):
+        return None
+    close = math.isclose(node.op.factor, factor, rel_tol=1e-5)
+    return node.inputs[0] if close and math.isclose(node.op.offset, offset, rel_tol=1e-5) else None
+
+
+def becomes(node: Node, op: Op, source: str) -> Node:
+    """The node with another operator, reading one tensor."""
+    return dataclasses.replace(node, op=op, inputs=(source,))
+
+
+def merged_scales(node: Node, found: Found) -> Node | None:
+    """Two multiply-adds in a row are one."""
+    if not isinstance(node.op, Scale):
+        return None
+    first = made_by(found, node.inputs[0], Scale)
+    if first is None or not isinstance(first.op, Scale):
+        return None
+    op = Scale(node.op.factor * first.op.factor, node.op.factor * first.op.offset + node.op.offset)
+    return becomes(node, op, first.inputs[0])
+
+
+def merged_reshapes(node: Node, found: Found) -> Node | None:
+    """Of two reshapes in a row, or two transposes, only the result counts."""
+    if isinstance(node.op, Reshape | Flatten):
+        first = made_by(found, node.inputs[0], Reshape) or made_by(found, node.inputs[0], Flatten)
+        return None if first is None else becomes(node, node.op, first.inputs[0])
+    if isinstance(node.op, Transpose):
+        first = made_by(found, node.inputs[0], Transpose)
+        if first is not None and isinstance(first.op, Transpose):
+            order = tuple(first.op.order[i] for i in node.op.order)
+            return becomes(node, Transpose(order), first.inputs[0])
+    return None
+
+
+def shifted_relu6(found: Found, name: str) -> str | None:
+    """x of `relu6(x + 3)`, None if `name` is something else."""
+    node = found.get(name)
+    if node is None or node.op not in (Relu(6.0), Clip(0.0, 6.0)):
+        return None
+    return is_scale(found, node.inputs[0], 1.0, 3.0)
+
+
+def hard_sigmoid(node: Node, found: Found) -> Node | None:
+    """relu6(x + 3) / 6."""
+    clipped = is_scale({**found, node.name: node}, node.name, 1 / 6, 0.0)
+    source = None if clipped is None else shifted_relu6(found, clipped)
+    return None if source is None else becomes(node, Activation("hard_sigmoid"), source)
+
+
+def gated(node: Node, found: Found) -> Node | None:
+    """x * sigmoid(x), x * hard_sigmoid(x)."""
+    if not isinstance(node.op, Mul):
+        return None
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        made = made_by(found, gate, Activation)
+        if made is None or made.inputs[0] != x:
+            continue
+        match made.op:
+            case Activation("sigmoid"):
+                return becomes(node, Activation("silu"), x)
+            case Activation("hard_sigmoid"):
+                return becomes(node, Activation("hard_swish"), x)
+            case _:
+                pass
+    return None
+
+
+def hard_swish(node: Node, found: Found) -> Node | None:
+    """x * relu6(x + 3) / 6, the division last."""
+    product = is_scale({**found, node.name: node}, node.name, 1 / 6, 0.0)
+    made = None if product is None else made_by(found, product, Mul)
+    for x, gate in (made.inputs, made.inputs[::-1]) if made is not None else ():
+        if shifted_relu6(found, gate) == x:
+            return becomes(node, Activation("hard_swish"), x)
+    return None
+
+
+def gelu(node: Node, found: Found) -> Node | None:
+    """0.5 x (1 + erf(x / sqrt 2)), the half wherever it is."""
+    half = is_scale({**found, node.name: node}, node.name, 0.5, 0.0)
+    outer, share = (found.get(half), 1.0) if half is not None else (node, 0.5)
+    if outer is None or not isinstance(outer.op, Mul):
+        return None
+    for left, right in (outer.inputs, outer.inputs[::-1]):
+        erf = is_scale(found, right, share, share)
+        x: str | None = left
+        if erf is None and share == 0.5:
+            erf, x = is_scale(found, right, 1.0, 1.0), is_scale(found, left, 0.5, 0.0)
+        made = None if erf is None else made_by(found, erf, Activation)
+        if x is None or made is None or made.op != Activation("erf"):
+            continue
+        if is_scale(found, made.inputs[0], 1 / math.sqrt(2), 0.0) == x:
+            return becomes(node, Activation("gelu"), x)
+    return None
+
+
+RULES: tuple[Rule, ...] = (merged_scales, merged_reshapes, hard_sigmoid, gated, hard_swish, gelu)
+
+
+def kept_dimensions(graph: Graph) -> Graph:
+    """Global pooling keeps its two axes where all its readers want them back."""
+    readers, by_name = consumers(graph), {n.name: n for n in graph.nodes}
+    pools, gone = {}, set()
+    for node in graph.nodes:
+        wanted = {r.name for r, _ in readers[node.name]}
+        restored = all(
+            isinstance(op := by_name[r].op, Reshape)
+            and len(op.shape) == 3
+            and op.shape[:2] == (1, 1)
+            for r in wanted
+        )
+        if node.op == GlobalAvgPool() and wanted and restored and node.name not in graph.outputs:
+            pools[node.name] = dataclasses.replace(node, op=GlobalAvgPool(keepdims=True))
+            gone |= wanted
+    nodes = tuple(pools.get(n.name, n) for n in graph.nodes)
+    return bypass(dataclasses.replace(graph, nodes=nodes), gone - set(graph.outputs))
+
+
+def pads_into_convolutions(graph: Graph) -> Graph:
+    """Zero padding of height and width that only convolutions read becomes theirs."""
+    readers, changed, gone = consumers(graph), {}, set()
+    for node in graph.nodes:
+        op = node.op
+        if not isinstance(op, Pad) or op.mode != "constant" or op.value != 0:
+            continue
+        spatial = len(op.widths) == 4 and op.widths[0] == op.widths[3] == (0, 0)
+        users = [r for r, _ in readers[node.name]]
+        convolutions = users and all(isinstance(r.op, Conv2d) for r in users)
+        if not spatial or not convolutions or node.name in graph.outputs:
+            continue
+        for user in users:
+            changed[user.name] = widened(user, op)
+        gone.add(node.name)
+    nodes = tuple(changed.get(n.name, n) for n in graph.nodes)
+    return bypass(dataclasses.replace(graph, nodes=nodes), gone)
+
+
+def widened(node: Node, pad: Pad) -> Node:
+    """A convolution that pads by itself what was padded before it."""
+    if not isinstance(node.op, Conv2d):
+        return node
+    rows, columns = (
+        (mine[0] + more[0], mine[1] + more[1])
+        for mine, more in zip(node.op.padding, pad.widths[1:3], strict=True)
+    )
+    return dataclasses.replace(node, op=dataclasses.replace(node.op, padding=(rows, columns)))
