@@ -80,6 +80,22 @@ class InputContract:
         return self.height, self.width, self.channels
 
 
+def plain_contract(shape: tuple[int, int, int]) -> InputContract:
+    """The contract of a network that does not say how its images are normalised, marked assumed.
+
+    Args:
+      shape: (height, width, channels).
+
+    Returns:
+      ImageNet's mean and deviation for 3 channels, else 0.5 and 0.5.
+    """
+    height, width, channels = shape
+    if channels == 3:
+        return InputContract(height, width, assumed=True)
+    half = (0.5,) * channels
+    return InputContract(height, width, half, half, assumed=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
     """Images in a network's normalised input space, with where they came from.

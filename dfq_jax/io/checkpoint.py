@@ -110,7 +110,8 @@ def _open_zip(data: bytes, where: str) -> TorchFile:
     inner = {name.partition("/")[2] for name in archive.names} | set(archive.names)
     if inner & {"archive_format", "models/model.json", "serialized_exported_program.json"}:
         raise UnsupportedModelError(
-            f"{where} is a torch.export program (.pt2), not supported yet. {WAY_OUT}"
+            f"{where} is a torch.export program, a network with its graph: rename it to end in "
+            ".pt2 and load it without an architecture."
         )
     if any(name.endswith(".npy") for name in inner):
         raise CheckpointError(f"{where} is a NumPy .npz archive; save it as .safetensors.")
@@ -144,7 +145,10 @@ def _refusal(data: bytes, path: Path, where: str) -> CheckpointError | Unsupport
             f"weights_only=False. {WAY_OUT}"
         )
     if path.suffix == ".onnx" or (data[:1] == b"\x08" and data[2:3] in b"\x12\x1a\x22\x2a\x32\x3a"):
-        return UnsupportedModelError(f"{where} is an ONNX model, not supported yet. {WAY_OUT}")
+        return UnsupportedModelError(
+            f"{where} is an ONNX model, a network with its graph: rename it to end in .onnx and "
+            "load it without an architecture."
+        )
     for start, meaning in MISTAKES:
         if data.startswith(start):
             return CheckpointError(f"{where} is {meaning}.")

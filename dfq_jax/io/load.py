@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfq_jax.errors import CheckpointError, UnsupportedModelError, UsageError
+from dfq_jax.errors import CheckpointError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.bind import COUNTER, bind
 from dfq_jax.io.checkpoint import read_checkpoint
+from dfq_jax.io.graph_files import load_graph
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
@@ -44,7 +45,7 @@ class Loaded:
 
     Attributes:
       model: the network.
-      architecture: its name in the catalog.
+      architecture: its name in the catalog, or that of the file it came with its graph in.
       notes: one line for each thing the user should know.
       source: the file it came from.
       sha256: hash of that file.
@@ -59,23 +60,32 @@ class Loaded:
     bytes: int
 
 
-def load(path_or_name: str | Path, *, arch: str | None = None, size: Size | None = None) -> Loaded:
+def load(
+    path_or_name: str | Path,
+    *,
+    arch: str | None = None,
+    size: Size | None = None,
+    no_bn_fallback: bool = False,
+) -> Loaded:
     """Reads a network.
 
     The number of classes and of input channels are those of the checkpoint.
 
     Args:
-      path_or_name: a checkpoint (`.pth`, `.th`, `.pt`, `.safetensors`), or the name of a built-in
-        architecture whose weights an installed package carries.
+      path_or_name: a network with its graph (`.pt2`, `.onnx`), a checkpoint (`.pth`, `.th`, `.pt`,
+        `.safetensors`), or the name of a built-in architecture whose weights an installed package
+        carries.
       arch: the architecture of a checkpoint, one of `zoo.catalog.names()`.
-      size: pixels the network reads, (height, width) or both at once; None for the published ones.
+      size: pixels the network reads, (height, width) or both at once; None for the published ones
+        or those of the graph.
+      no_bn_fallback: accept an ONNX file whose batch norms were folded away by its exporter.
 
     Returns:
       The model with notes and the identity of its file.
 
     Raises:
       UsageError: if there is no such file or name, or `arch` is missing or superfluous.
-      UnsupportedModelError: for an unknown `arch`, or a format that cannot be read yet.
+      UnsupportedModelError: for an unknown `arch`, or a graph that cannot be imported.
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
@@ -88,12 +98,19 @@ def load(path_or_name: str | Path, *, arch: str | None = None, size: Size | None
             raise UsageError(f"{name!r} is an architecture itself; leave out arch={arch!r}.")
         return load_checkpoint(carried_weights(name), name, size)
     if path.suffix.lower() in GRAPH_SUFFIXES:
-        raise UnsupportedModelError(
-            f"{show(path.name)}: {path.suffix} files are not supported yet. Save the weights with "
-            f"torch.save(model.state_dict(), 'net.pth') and pass that file with --arch NAME, "
-            f"where NAME is one of {', '.join(names())}."
-        )
+        if arch is not None:
+            raise UsageError(f"{show(path.name)} holds its own graph; leave out arch={arch!r}.")
+        return load_graph_file(path, size, no_bn_fallback)
     return load_checkpoint(path, arch, size)
+
+
+def load_graph_file(path: Path, size: Size | None, no_bn_fallback: bool) -> Loaded:
+    """Reads a `.pt2` or ONNX file; see `load`."""
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and min(pair) < 1:
+        raise UsageError(f"an image size is at least 1 pixel, got {pair[0]}x{pair[1]}.")
+    read = load_graph(path, size=pair, no_bn_fallback=no_bn_fallback)
+    return Loaded(read.model, path.stem, read.notes, path.name, read.sha256, read.bytes)
 
 
 def load_checkpoint(path: Path, arch: str | None, size: Size | None) -> Loaded:

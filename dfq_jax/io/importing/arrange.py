@@ -181,7 +181,7 @@ def sliced(
 
 def cut_out(b: Builder, x: Value, at: int, triple: tuple[int, int | None, int]) -> str:
     """A slice of the stored tensor along one of its axes."""
-    bounds = [WHOLE] * (1 + len(x.axes))
+    bounds: list[tuple[int, int | None, int]] = [WHOLE] * (1 + len(x.axes))
     bounds[at] = triple
     return b.add(Slice(tuple(bounds)), (x.name,))
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from dfq_jax.io.importing import aten, aten_views
+from dfq_jax.io.importing import aten, aten_pools, aten_views
 from dfq_jax.io.importing.aten_constants import FOLD
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 
@@ -54,20 +54,20 @@ NAMED: dict[str, Lower] = {
     "reciprocal": lambda b, x: aten.power(b, x, -1.0),
     "softmax": aten.softmax,
     "_softmax": aten.softmax,
-    "max_pool1d": aten.max_pool,
-    "max_pool2d": aten.max_pool,
-    "max_pool2d_with_indices": aten.max_pool_with_indices,
-    "avg_pool1d": aten.avg_pool,
-    "avg_pool2d": aten.avg_pool,
-    "adaptive_avg_pool1d": aten.adaptive_avg_pool,
-    "adaptive_avg_pool2d": aten.adaptive_avg_pool,
-    "_adaptive_avg_pool2d": aten.adaptive_avg_pool,
-    "adaptive_max_pool1d": aten.adaptive_max_pool,
-    "adaptive_max_pool2d": aten.adaptive_max_pool,
-    "mean": partial(aten.reduction, "mean"),
-    "sum": partial(aten.reduction, "sum"),
-    "amax": partial(aten.reduction, "max"),
-    "linalg_vector_norm": aten.vector_norm,
+    "max_pool1d": aten_pools.max_pool,
+    "max_pool2d": aten_pools.max_pool,
+    "max_pool2d_with_indices": aten_pools.max_pool_with_indices,
+    "avg_pool1d": aten_pools.avg_pool,
+    "avg_pool2d": aten_pools.avg_pool,
+    "adaptive_avg_pool1d": aten_pools.adaptive_avg_pool,
+    "adaptive_avg_pool2d": aten_pools.adaptive_avg_pool,
+    "_adaptive_avg_pool2d": aten_pools.adaptive_avg_pool,
+    "adaptive_max_pool1d": aten_pools.adaptive_max_pool,
+    "adaptive_max_pool2d": aten_pools.adaptive_max_pool,
+    "mean": partial(aten_pools.reduction, "mean"),
+    "sum": partial(aten_pools.reduction, "sum"),
+    "amax": partial(aten_pools.reduction, "max"),
+    "linalg_vector_norm": aten_pools.vector_norm,
     "dropout": aten.dropout,
     "to": aten.converted,
     "_to_copy": aten.converted,
@@ -122,12 +122,12 @@ NAMED: dict[str, Lower] = {
     "new_full": partial(aten_views.new_filled, None),
 }
 TARGETS: dict[str, Lower] = {
-    "aten.upsample_nearest2d.vec": partial(aten.upsample, "nearest", False),
-    "aten._upsample_nearest_exact2d.vec": partial(aten.upsample, "nearest", True),
-    "aten.upsample_bilinear2d.vec": partial(aten.upsample, "bilinear", False),
-    "aten.upsample_nearest2d.default": partial(aten.upsample_sized, "nearest", False),
-    "aten._upsample_nearest_exact2d.default": partial(aten.upsample_sized, "nearest", True),
-    "aten.upsample_bilinear2d.default": partial(aten.upsample_sized, "bilinear", False),
+    "aten.upsample_nearest2d.vec": partial(aten_pools.upsample, "nearest", False),
+    "aten._upsample_nearest_exact2d.vec": partial(aten_pools.upsample, "nearest", True),
+    "aten.upsample_bilinear2d.vec": partial(aten_pools.upsample, "bilinear", False),
+    "aten.upsample_nearest2d.default": partial(aten_pools.upsample_sized, "nearest", False),
+    "aten._upsample_nearest_exact2d.default": partial(aten_pools.upsample_sized, "nearest", True),
+    "aten.upsample_bilinear2d.default": partial(aten_pools.upsample_sized, "bilinear", False),
     "_operator.getitem": aten_views.getitem,
     "operator.getitem": aten_views.getitem,
 }

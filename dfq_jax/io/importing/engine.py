@@ -72,9 +72,7 @@ def import_program(
     for call, b.path in zip(program.calls, names, strict=True):
         run(b, call, table, env)
     outputs = tuple(returned(b, env[name], name) for name in program.outputs)
-    graph = tidy(Graph(tuple(b.nodes), (INPUT,), outputs))
-    used = {node.name for node in graph.nodes}
-    return Imported(graph, {n: slots for n, slots in b.params.items() if n in used}, stored)
+    return Imported(*tidy(Graph(tuple(b.nodes), (INPUT,), outputs), b.params), stored)
 
 
 def refuse_unknown(program: Program, table: Table) -> None:
@@ -194,8 +192,7 @@ def run(b: Builder, call: Call, table: Table, env: Environment) -> None:
         raise UnsupportedModelError(
             f"{described(call)}: arguments that are not supported: {show(error, 200)}"
         ) from error
-    several = isinstance(result, tuple) and len(call.outputs) != 1
-    env.bind(call, result if several else (result,))
+    env.bind(call, result if isinstance(result, tuple) else (result,))
 
 
 def described(call: Call) -> str:

@@ -8,13 +8,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import (
     Activation,
+    Add,
     Clip,
+    Constant,
     Conv2d,
     Flatten,
     GlobalAvgPool,
+    Linear,
     Mul,
     Op,
     Pad,
@@ -26,24 +31,30 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import bypass
 
+Slots = dict[str, np.ndarray]
+Params = Mapping[str, Slots]
 Found = Mapping[str, Node]
 Rule = Callable[[Node, Found], Node | None]
 
 
-def tidy(graph: Graph) -> Graph:
+def tidy(graph: Graph, params: Params) -> tuple[Graph, dict[str, Slots]]:
     """The same function with fewer, better known operators.
 
     Args:
       graph: as imported.
+      params: its parameters.
 
     Returns:
-      A graph whose nodes all contribute to its outputs; parameters of dropped nodes are unused.
+      A graph whose nodes all contribute to its outputs, and their parameters.
     """
     before = None
     while graph != before:
         before = graph
         graph = without_dead(rewritten(graph))
-    return without_dead(pads_into_convolutions(kept_dimensions(graph)))
+    graph = pads_into_convolutions(kept_dimensions(graph))
+    graph, params = biases_into_layers(graph, params)
+    graph = without_dead(graph)
+    return graph, {n.name: params[n.name] for n in graph.nodes if n.name in params}
 
 
 def rewritten(graph: Graph) -> Graph:
@@ -221,3 +232,34 @@ def widened(node: Node, pad: Pad) -> Node:
         for mine, more in zip(node.op.padding, pad.widths[1:3], strict=True)
     )
     return dataclasses.replace(node, op=dataclasses.replace(node.op, padding=(rows, columns)))
+
+
+def biases_into_layers(graph: Graph, params: Params) -> tuple[Graph, dict[str, Slots]]:
+    """A constant per channel added right after a layer without a bias becomes its bias."""
+    readers, by_name = consumers(graph), {n.name: n for n in graph.nodes}
+    merged, gone = dict(params), []
+    for node in graph.nodes:
+        if not isinstance(node.op, Add) or node.name in graph.outputs:
+            continue
+        for source, other in (node.inputs, node.inputs[::-1]):
+            layer, constant = by_name.get(source), by_name.get(other)
+            if layer is None or constant is None or not isinstance(constant.op, Constant):
+                continue
+            value, slots = params[other]["value"], params.get(source, {})
+            alone = len(readers[source]) == 1 and source not in graph.outputs
+            fits = alone and isinstance(layer.op, Linear | Conv2d) and "bias" not in slots
+            if fits and value.size == value.shape[-1] == slots["kernel"].shape[-1]:
+                merged[source] = {**slots, "bias": value.reshape(-1)}
+                gone.append((node.name, source))
+                break
+    for name, source in gone:
+        graph = bypass(with_first_input(graph, name, source), [name])
+    return graph, merged
+
+
+def with_first_input(graph: Graph, name: str, source: str) -> Graph:
+    """The graph with a node reading `source` alone."""
+    nodes = tuple(
+        dataclasses.replace(n, inputs=(source,)) if n.name == name else n for n in graph.nodes
+    )
+    return dataclasses.replace(graph, nodes=nodes)

@@ -1,0 +1,189 @@
+"""Networks that bring their own graph: `.pt2` archives, ONNX files, live PyTorch modules."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dfq_jax.errors import CheckpointError, UnsupportedModelError
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import BatchNorm
+from dfq_jax.graph.query import output_shapes
+from dfq_jax.io.bind import check_finite
+from dfq_jax.io.importing.aten_table import ATEN
+from dfq_jax.io.importing.engine import Imported, Table, import_program
+from dfq_jax.io.importing.onnx_table import ONNX
+from dfq_jax.io.live import program_of
+from dfq_jax.io.onnx_graph import folded_batch_norm_message, read_onnx_program
+from dfq_jax.io.pickle_policy import show
+from dfq_jax.io.program import Call, Program
+from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.types import InputContract, plain_contract
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphFile:
+    """A network read from a file that holds its graph.
+
+    Attributes:
+      model: the network.
+      notes: one line for each thing the user should know.
+      sha256: hash of the file.
+      bytes: its size.
+    """
+
+    model: Model
+    notes: tuple[str, ...]
+    sha256: str
+    bytes: int
+
+
+def load_graph(path: Path, *, size: Size | None = None, no_bn_fallback: bool = False) -> GraphFile:
+    """Reads a `.pt2` or ONNX file, recognised by content.
+
+    Args:
+      path: the file.
+      size: (height, width) where the file leaves it free.
+      no_bn_fallback: accept an ONNX file whose batch norms were folded away.
+
+    Returns:
+      The network.
+
+    Raises:
+      CheckpointError: if the file is damaged.
+      UnsupportedModelError: if it holds what cannot be imported, or lost its batch norms.
+      UnsafeInputError: if it tries to exhaust the machine or to leave its folder.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{show(path.name)} cannot be read: {show(error)}.") from error
+    where = show(path.name)
+    if data.startswith(b"PK"):
+        program, table, notes = read_pt2(data, where), ATEN, ()
+    else:
+        program, table = prepared(read_onnx_program(data, where, path.parent)), ONNX
+        notes = lost_statistics(program, where, no_bn_fallback)
+    model, more = model_of(program, table, where, size)
+    digest = hashlib.sha256(data).hexdigest()
+    return GraphFile(model, (*program.notes, *notes, *more), digest, len(data))
+
+
+def load_module(module: Any, example: Any) -> tuple[Model, tuple[str, ...]]:
+    """A live `torch.nn.Module` or `ExportedProgram` by the same path as its `.pt2` file.
+
+    Args:
+      module: the module, or what `torch.export.export` made of it.
+      example: an input tensor, or the shape of one image such as (3, 224, 224).
+
+    Returns:
+      The network, and notes for the user.
+
+    Raises:
+      ImportError: if PyTorch is not installed.
+      UnsupportedModelError: if it cannot be exported or imported.
+    """
+    where = type(module).__name__
+    program = program_of(module, example, where=where)
+    model, notes = model_of(program, ATEN, where, None)
+    return model, (*program.notes, *notes)
+
+
+def model_of(
+    program: Program, table: Table, where: str, size: Size | None
+) -> tuple[Model, tuple[str, ...]]:
+    """The network a program describes, its shapes checked, and notes on what was assumed."""
+    try:
+        imported = import_program(program, table, size=size)
+    except UnsupportedModelError as error:
+        raise type(error)(f"{where}: {error}") from None
+    check_weights(imported, where)
+    contract = plain_contract(imported.shape)
+    params = {n: {k: jnp.asarray(v) for k, v in s.items()} for n, s in imported.params.items()}
+    model = Model(imported.graph, params, contract)
+    output_shapes(model)
+    return model, (assumption(contract), *statistics(model))
+
+
+def check_weights(imported: Imported, where: str) -> None:
+    """Refuses NaN and infinite weights, by name."""
+    arrays = {f"{n}.{k}": v for n, slots in imported.params.items() for k, v in slots.items()}
+    try:
+        check_finite(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def assumption(contract: InputContract) -> str:
+    """What the file does not say about its input."""
+    mean, std = (
+        ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
+    )
+    return (
+        f"the file does not say how images are normalised; assumed (pixel / 255 - mean) / std with "
+        f"mean {mean} and std {std} for images of {contract.channels} channels, "
+        f"{contract.height} x {contract.width} pixels"
+    )
+
+
+def statistics(model: Model) -> tuple[str, ...]:
+    """A note on batch norms that never saw data."""
+    fresh = [
+        node.name
+        for node in model.graph.nodes
+        if isinstance(node.op, BatchNorm) and never_updated(model.params[node.name])
+    ]
+    if not fresh:
+        return ()
+    return (
+        f"{len(fresh)} batch norms hold mean 0 and variance 1, as if never trained "
+        f"(first: {show(fresh[0])}); they are of no use for making images",
+    )
+
+
+def never_updated(slots: Mapping[str, Any]) -> bool:
+    """Whether statistics are those a new layer starts with."""
+    return bool(np.all(np.asarray(slots["mean"]) == 0) and np.all(np.asarray(slots["var"]) == 1))
+
+
+def lost_statistics(program: Program, where: str, accept: bool) -> tuple[str, ...]:
+    """Refuses an ONNX file whose batch norms were folded away, or notes that it was accepted.
+
+    Raises:
+      UnsupportedModelError: with the command that exports it properly.
+    """
+    message = folded_batch_norm_message(program, where)
+    if message is None:
+        return ()
+    if not accept:
+        raise UnsupportedModelError(message)
+    return ("no batch-norm statistics: ranges will come from noise images; expect lower accuracy",)
+
+
+def prepared(program: Program) -> Program:
+    """An ONNX program with module paths from node names, and splits that know their outputs."""
+
+    def better(call: Call) -> Call:
+        kwargs = dict(call.kwargs)
+        if call.target == "onnx.Split":
+            kwargs["outputs"] = len(call.outputs)
+        return dataclasses.replace(call, path=module_path(call.path), kwargs=kwargs)
+
+    return dataclasses.replace(program, calls=tuple(map(better, program.calls)))
+
+
+def module_path(name: str) -> str:
+    """`layer1.0.relu` from the node name `/layer1/layer1.0/relu/Relu` of PyTorch's exporter."""
+    if "/" not in name:
+        return ""
+    path: list[str] = []
+    for part in name.strip("/").split("/")[:-1]:
+        known = ".".join(path)
+        path = [part] if known and part.startswith(f"{known}.") else [*path, part]
+    return ".".join(path)

@@ -1,0 +1,137 @@
+"""PyTorch's pooling, reductions and resampling: what each becomes."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.io.importing import layers, pools
+from dfq_jax.io.importing.aten import needs
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.values import Value
+
+Size = Sequence[int] | int
+
+
+def max_pool(
+    b: Builder,
+    x: Value,
+    kernel_size: Size,
+    stride: Size = (),
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    """max_pool1d, max_pool2d."""
+    rank = len(x.dims)
+    window = layers.pair(kernel_size, rank, 1)
+    strides = layers.pair(stride or kernel_size, rank, 1)
+    dilations = layers.pair(dilation, rank, 1)
+    pads = layers.pads(padding, rank)
+    return pools.max_pool(b, x, window, strides, pads, dilations, ceil_mode)
+
+
+def max_pool_with_indices(b: Builder, x: Value, *given: Any, **named: Any) -> tuple[Value, None]:
+    """The maximum; nobody may read the indices."""
+    return max_pool(b, x, *given, **named), None
+
+
+def avg_pool(
+    b: Builder,
+    x: Value,
+    kernel_size: Size,
+    stride: Size = (),
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    """avg_pool1d, avg_pool2d."""
+    rank = len(x.dims)
+    return pools.avg_pool(
+        b,
+        x,
+        layers.pair(kernel_size, rank, 1),
+        layers.pair(stride or kernel_size, rank, 1),
+        layers.pads(padding, rank),
+        ceil=ceil_mode,
+        count_padding=count_include_pad,
+        divisor=divisor_override,
+    )
+
+
+def adaptive_avg_pool(b: Builder, x: Value, output_size: Size) -> Value:
+    """adaptive_avg_pool1d, adaptive_avg_pool2d."""
+    return pools.adaptive_avg_pool(b, x, listed(output_size))
+
+
+def adaptive_max_pool(b: Builder, x: Value, output_size: Size) -> tuple[Value, None]:
+    """adaptive_max_pool1d, adaptive_max_pool2d; nobody may read the indices."""
+    return pools.adaptive_max_pool(b, x, listed(output_size)), None
+
+
+def listed(size: Size) -> list[int]:
+    """A number as a list of one."""
+    return [size] if isinstance(size, int) else list(size)
+
+
+def reduction(
+    kind: Literal["mean", "sum", "max"],
+    b: Builder,
+    x: Value,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Value:
+    """mean, sum, amax over some axes."""
+    axes = () if dim is None else tuple(listed(dim))
+    needs(bool(axes), "a reduction over all axes, the batch among them.")
+    return pools.reduced(b, x, kind, axes, keepdims=keepdim)
+
+
+def vector_norm(
+    b: Builder,
+    x: Value,
+    ord: float = 2,
+    dim: Size | None = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Value:
+    """Euclidean norm over some axes."""
+    if ord != 2 or dim is None:
+        raise UnsupportedModelError(f"norm of order {ord} over axes {dim}.")
+    return pools.reduced(b, x, "l2", listed(dim), keepdims=keepdim)
+
+
+def upsample(
+    method: Literal["nearest", "bilinear"],
+    exact: bool,
+    b: Builder,
+    x: Value,
+    output_size: Any = None,
+    align_corners: bool = False,
+    scale_factors: Any = None,
+) -> Value:
+    """upsample_nearest2d, upsample_bilinear2d and the exact form of the first, `.vec` overloads."""
+    scales: Any = scale_factors or (None, None)
+    size = output_size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
+    if align_corners:
+        return pools.resized(b, x, size, (None, None), method, "align_corners")
+    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
+    return pools.resized(b, x, size, scales, method, at)
+
+
+def upsample_sized(
+    method: Literal["nearest", "bilinear"],
+    exact: bool,
+    b: Builder,
+    x: Value,
+    output_size: Any,
+    align_corners: bool = False,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Value:
+    """The overloads with one scale for each axis."""
+    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
+    scales = (None, None) if align_corners else (scales_h, scales_w)
+    place = "align_corners" if align_corners else at
+    return pools.resized(b, x, output_size, scales, method, place)

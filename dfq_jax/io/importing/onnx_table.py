@@ -1,0 +1,306 @@
+"""The table of ONNX's operators, and of those that only move values."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.ops import Add, Div, Maximum, Mul, Sub
+from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.engine import Fold, Lower, Table
+from dfq_jax.io.importing.onnx_ops import constant
+from dfq_jax.io.importing.values import Value
+
+Ints = Sequence[int]
+MOST_FOLDED = 1 << 24
+"""Values a constant may have after folding."""
+
+
+def axes_of(given: Any, axes: Ints | None) -> tuple[int, ...] | None:
+    """Axes from an input or an attribute."""
+    if given is None:
+        return None if axes is None else tuple(axes)
+    return tuple(int(a) for a in constant(given, "axes").reshape(-1))
+
+
+def flatten(b: Builder, x: Value, axis: int = 1, **_: Any) -> Value:
+    """Flatten to two axes."""
+    at = axis % len(x.dims) if axis < len(x.dims) else axis
+    return arrange.viewed(b, x, (math.prod(x.shape[:at]), math.prod(x.shape[at:])))
+
+
+def reshape(b: Builder, x: Value, shape: Any, allowzero: int = 0, **_: Any) -> Value:
+    """Reshape; a 0 keeps the size at its place."""
+    wanted = [int(n) for n in constant(shape, "shape")]
+    kept = [x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(wanted)]
+    return arrange.viewed(b, x, kept)
+
+
+def transpose(b: Builder, x: Value, perm: Ints | None = None, **_: Any) -> Value:
+    """Transpose; all axes reversed by default."""
+    return arrange.permuted(x, perm if perm is not None else range(len(x.dims))[::-1])
+
+
+def squeeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None, **_: Any) -> Value:
+    """Squeeze; axes as an attribute before opset 13, as an input since."""
+    return arrange.squeezed(x, axes_of(given, axes))
+
+
+def unsqueeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None, **_: Any) -> Value:
+    """Unsqueeze; axes as an attribute before opset 13, as an input since."""
+    chosen = axes_of(given, axes) or ()
+    rank = len(x.dims) + len(chosen)
+    for axis in sorted(a % rank for a in chosen):
+        x = arrange.unsqueezed(x, axis)
+    return x
+
+
+def concat(b: Builder, *parts: Any, axis: int, **_: Any) -> Value:
+    """Concat."""
+    return arrange.joined(b, [p for p in parts if math.prod(p.shape)], axis)
+
+
+def split(
+    b: Builder,
+    x: Value,
+    given: Any = None,
+    axis: int = 0,
+    split: Ints | None = None,
+    num_outputs: int | None = None,
+    outputs: int | None = None,
+    **_: Any,
+) -> tuple[Value, ...]:
+    """Split into the given lengths, or evenly, the last one shorter."""
+    lengths = split if given is None else [int(n) for n in constant(given, "split")]
+    size, count = x.shape[axis], num_outputs or outputs
+    if lengths is None:
+        if count is None:
+            raise UnsupportedModelError("a split into an unknown number of pieces.")
+        each = -(-size // count)
+        lengths = [min(each, size - i) for i in range(0, size, each)]
+    return arrange.split(b, x, axis, list(lengths))
+
+
+def sliced(
+    b: Builder, x: Value, starts: Any, ends: Any, axes: Any = None, steps: Any = None, **_: Any
+) -> Value:
+    """Slice."""
+    rank = len(x.dims)
+    first = [int(n) for n in constant(starts, "starts")]
+    last = [int(n) for n in constant(ends, "ends")]
+    over = list(range(len(first))) if axes is None else [int(n) for n in constant(axes, "axes")]
+    step = [1] * len(first) if steps is None else [int(n) for n in constant(steps, "steps")]
+    for axis, start, end, by in zip(over, first, last, step, strict=True):
+        size = x.shape[axis % rank]
+        stop = None if end >= size or (by < 0 and end < -size) else end
+        x = arrange.sliced(b, x, axis % rank, min(start, size), stop, by)
+    return x
+
+
+def gather(b: Builder, x: Value, indices: Any, axis: int = 0, **_: Any) -> Value:
+    """Gather with constant indices: one of them, or evenly spaced ones."""
+    at, size = constant(indices, "indices"), x.shape[axis]
+    if at.ndim == 0:
+        return arrange.selected(b, x, axis, int(at))
+    index = [int(i) % size for i in at.reshape(-1)]
+    steps = {j - i for i, j in itertools.pairwise(index)} or {1}
+    if at.ndim != 1 or len(steps) != 1 or 0 in steps:
+        picked = [arrange.sliced(b, x, axis, i, i + 1) for i in index]
+        if at.ndim != 1:
+            raise UnsupportedModelError(f"gathering with indices of shape {at.shape}.")
+        return arrange.joined(b, picked, axis)
+    step = steps.pop()
+    end = index[-1] + (1 if step > 0 else -1)
+    return arrange.sliced(b, x, axis, index[0], None if end < 0 else end, step)
+
+
+def expand(b: Builder, x: Value, shape: Any, **_: Any) -> Value:
+    """Expand: NumPy's rule, sizes of 1 keep what is there."""
+    wanted = [int(n) for n in constant(shape, "shape")]
+    while len(x.dims) < len(wanted):
+        x = arrange.unsqueezed(x, 0)
+    lead = len(x.dims) - len(wanted)
+    full = [*x.shape[:lead], *(max(n, h) for n, h in zip(wanted, x.shape[lead:], strict=True))]
+    return arrange.expanded(b, x, full)
+
+
+def tile(b: Builder, x: Value, repeats: Any, **_: Any) -> Value:
+    """Tile."""
+    return aten_views.repeat(b, x, [int(n) for n in constant(repeats, "repeats")])
+
+
+def depth_to_space(b: Builder, x: Value, blocksize: int, mode: str = "DCR", **_: Any) -> Value:
+    """DepthToSpace: channels to pixels, block first (DCR) or channel first (CRD)."""
+    if mode == "CRD":
+        return aten_views.pixel_shuffle(b, x, blocksize)
+    n, c, h, w = x.shape
+    y = arrange.viewed(b, x, (n, blocksize, blocksize, c // blocksize**2, h, w))
+    y = arrange.permuted(y, (0, 3, 4, 1, 5, 2))
+    return arrange.viewed(b, y, (n, c // blocksize**2, h * blocksize, w * blocksize))
+
+
+def space_to_depth(b: Builder, x: Value, blocksize: int, **_: Any) -> Value:
+    """SpaceToDepth: pixels to channels, block first."""
+    n, c, h, w = x.shape
+    y = arrange.viewed(b, x, (n, c, h // blocksize, blocksize, w // blocksize, blocksize))
+    y = arrange.permuted(y, (0, 3, 5, 1, 2, 4))
+    return arrange.viewed(b, y, (n, c * blocksize**2, h // blocksize, w // blocksize))
+
+
+def shape_of(b: Builder, x: Value, start: int = 0, end: int | None = None, **_: Any) -> np.ndarray:
+    """Shape: known when the network is imported."""
+    return np.array(x.shape[start:end], np.int64)
+
+
+def size_of(b: Builder, x: Value, **_: Any) -> np.ndarray:
+    """Size."""
+    return np.array(math.prod(x.shape), np.int64)
+
+
+def einsum(b: Builder, *tensors: Any, equation: str, **_: Any) -> Value:
+    """Einsum of two tensors."""
+    return aten_views.einsum(b, equation, tensors)
+
+
+LOWER: dict[str, Lower] = {
+    "Conv": onnx_ops.conv,
+    "ConvTranspose": onnx_ops.conv_transpose,
+    "Gemm": onnx_ops.gemm,
+    "MatMul": onnx_ops.matmul,
+    "BatchNormalization": onnx_ops.batch_normalization,
+    "LayerNormalization": onnx_ops.layer_normalization,
+    "GroupNormalization": onnx_ops.group_normalization,
+    "InstanceNormalization": onnx_ops.instance_normalization,
+    "Relu": onnx_ops.relu,
+    "Clip": onnx_ops.clip,
+    "LeakyRelu": onnx_ops.leaky_relu,
+    "PRelu": onnx_ops.prelu,
+    "HardSigmoid": onnx_ops.hard_sigmoid,
+    "HardSwish": partial(onnx_ops.curve, "hard_swish"),
+    "Sigmoid": partial(onnx_ops.curve, "sigmoid"),
+    "Tanh": partial(onnx_ops.curve, "tanh"),
+    "Softplus": partial(onnx_ops.curve, "softplus"),
+    "Exp": partial(onnx_ops.curve, "exp"),
+    "Sqrt": partial(onnx_ops.curve, "sqrt"),
+    "Abs": partial(onnx_ops.curve, "abs"),
+    "Erf": partial(onnx_ops.curve, "erf"),
+    "Mish": onnx_ops.mish,
+    "Gelu": onnx_ops.gelu,
+    "Elu": onnx_ops.elu,
+    "Swish": onnx_ops.swish,
+    "Pow": onnx_ops.power,
+    "Reciprocal": partial(onnx_ops.raised, -1.0),
+    "Neg": onnx_ops.negated,
+    "Add": partial(onnx_ops.binary, Add()),
+    "Sum": partial(onnx_ops.binary, Add()),
+    "Sub": partial(onnx_ops.binary, Sub()),
+    "Mul": partial(onnx_ops.binary, Mul()),
+    "Div": partial(onnx_ops.binary, Div()),
+    "Max": partial(onnx_ops.binary, Maximum()),
+    "Softmax": onnx_ops.softmax,
+    "MaxPool": onnx_pools.max_pool,
+    "AveragePool": onnx_pools.average_pool,
+    "GlobalAveragePool": partial(onnx_pools.global_pool, "mean"),
+    "GlobalMaxPool": partial(onnx_pools.global_pool, "max"),
+    "ReduceMean": partial(onnx_pools.reduction, "mean"),
+    "ReduceSum": partial(onnx_pools.reduction, "sum"),
+    "ReduceMax": partial(onnx_pools.reduction, "max"),
+    "ReduceL2": partial(onnx_pools.reduction, "l2"),
+    "Resize": onnx_pools.resize,
+    "Pad": onnx_pools.pad,
+    "Identity": onnx_ops.same,
+    "Dropout": onnx_ops.same,
+    "Cast": onnx_ops.cast,
+    "Flatten": flatten,
+    "Reshape": reshape,
+    "Transpose": transpose,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Concat": concat,
+    "Split": split,
+    "Slice": sliced,
+    "Gather": gather,
+    "Expand": expand,
+    "Tile": tile,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Shape": shape_of,
+    "Size": size_of,
+    "Einsum": einsum,
+}
+FOLDED = """
+Abs Add And ArgMax Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Flatten
+Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity Less LessOrEqual Log
+MatMul Max Min Mod Mul Neg Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean ReduceMin
+ReduceProd ReduceSum Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice
+Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
+"""
+
+
+def lower(target: str) -> Lower | None:
+    """What an operator becomes."""
+    return LOWER.get(target.removeprefix("onnx.")) if target.startswith("onnx.") else None
+
+
+def fold(target: str) -> Fold | None:
+    """What an operator computes on constants."""
+    kind = target.removeprefix("onnx.")
+    return (
+        partial(reference, kind) if kind in FOLDED.split() and target.startswith("onnx.") else None
+    )
+
+
+def reference(kind: str, *inputs: Any, opset_version: int, outputs: int = 1, **attributes: Any):
+    """One node computed by ONNX's reference implementation.
+
+    Raises:
+      UnsupportedModelError: if it cannot be, or would make a tensor beyond reason.
+    """
+    if kind in ("ConstantOfShape", "Expand", "Tile", "Range"):
+        check_growth(kind, inputs)
+    names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
+    given = {n: x for n, x in zip(names, inputs, strict=True) if x is not None}
+    results = [f"y{i}" for i in range(outputs)]
+    for name, value in attributes.items():
+        if isinstance(value, np.ndarray):
+            attributes[name] = onnx.numpy_helper.from_array(value)
+    try:
+        node = onnx.helper.make_node(kind, names, results, **attributes)
+        types = list(map(any_type, given)), list(map(any_type, results))
+        graph = onnx.helper.make_graph([node], "constant", *types)
+        opset = [onnx.helper.make_opsetid("", opset_version)]
+        proto = onnx.helper.make_model(graph, opset_imports=opset)
+        found = ReferenceEvaluator(proto).run(None, given)
+    except Exception as error:  # the reference implementation raises whatever it meets
+        raise UnsupportedModelError(f"it cannot be computed on constants: {error}") from error
+    arrays = tuple(np.asarray(a) for a in found)
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def any_type(name: str) -> onnx.ValueInfoProto:
+    """A value whose type nobody states."""
+    return onnx.helper.make_empty_tensor_value_info(name)
+
+
+def check_growth(kind: str, inputs: Sequence[Any]) -> None:
+    """Refuses constants that would fill the memory."""
+    first, *rest = inputs
+    match kind:
+        case "ConstantOfShape":
+            total = math.prod(int(n) for n in first)
+        case "Range":
+            total = abs(float(rest[0] - first) / float(rest[1])) if rest[1] else 0
+        case _:
+            total = first.size * math.prod(max(int(n), 1) for n in rest[0])
+    if total > MOST_FOLDED:
+        raise UnsupportedModelError(f"it would make a constant of {total} values.")
+
+
+ONNX = Table(lower, fold)
