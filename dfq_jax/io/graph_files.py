@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
@@ -105,10 +106,32 @@ def model_of(
         raise type(error)(f"{where}: {error}") from None
     check_weights(imported, where)
     contract = plain_contract(imported.shape)
-    params = {n: {k: jnp.asarray(v) for k, v in s.items()} for n, s in imported.params.items()}
-    model = Model(imported.graph, params, contract)
-    output_shapes(model)
+    model = Model(imported.graph, on_device(imported.params), contract)
+    check_shapes(model, where)
     return model, (assumption(contract), *statistics(model))
+
+
+def on_device(params: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, jax.Array]]:
+    """The parameters as JAX arrays; each NumPy array is let go before the next one moves."""
+    moved: dict[str, dict[str, jax.Array]] = {}
+    for name in list(params):
+        slots = params.pop(name)
+        moved[name] = {slot: jax.device_put(slots.pop(slot)) for slot in list(slots)}
+    return moved
+
+
+def check_shapes(model: Model, where: str) -> None:
+    """Traces the network once.
+
+    Raises:
+      UnsupportedModelError: naming the node whose inputs do not fit it.
+    """
+    image = jax.ShapeDtypeStruct((1, *model.contract.shape), np.float32)
+    try:
+        jax.eval_shape(lambda m, x: evaluate(m, x)[0], model, image)
+    except (TypeError, ValueError) as error:
+        output_shapes(model)  # tells which node it is
+        raise UnsupportedModelError(f"{where}: {show(error, 300)}") from error
 
 
 def check_weights(imported: Imported, where: str) -> None:

@@ -1,0 +1,153 @@
+"""PyTorch networks with random weights and random batch-norm statistics, to import.
+
+Nothing is downloaded: what matters for an importer is the graph. Statistics are drawn so that
+activations stay of order one, as in a trained network.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+TORCHVISION = """
+alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161
+densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3
+efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_s
+efficientnet_v2_m efficientnet_v2_l googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet0_75
+mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf
+regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf
+regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf
+regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d
+resnext101_32x8d resnext101_64x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_s swin_b swin_v2_t swin_v2_s
+swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_l_16
+vit_l_32 vit_h_14 wide_resnet50_2 wide_resnet101_2
+"""
+TIMM = """
+mobilenetv4_conv_small efficientnet_lite0 tf_efficientnetv2_b0 ghostnet_100 hardcorenas_a
+mixnet_s fbnetc_100 semnasnet_100 lcnet_100 tinynet_a rexnet_100 resnest14d seresnet50
+skresnet18 ecaresnet26t gernet_s res2net50_26w_4s dla34 hrnet_w18_small cspresnet50 darknet53
+vovnet39a repvgg_a0 selecsls42 xception41 inception_v4 inception_resnet_v2 dpn68 nf_resnet50
+convnextv2_atto tf_mobilenetv3_small_075 mobileone_s0 regnetz_005 legacy_seresnet18
+"""
+REQUIRED = """
+resnet18 resnet50 resnext50_32x4d wide_resnet50_2 regnet_x_400mf regnet_y_400mf mobilenet_v2
+mobilenet_v3_small mobilenet_v3_large mnasnet1_0 efficientnet_b0 efficientnet_v2_s densenet121
+googlenet inception_v3 shufflenet_v2_x1_0 squeezenet1_1 vgg16 vgg16_bn alexnet convnext_tiny
+vit_b_16
+"""
+SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large")
+GROUPS = {
+    "required": (*REQUIRED.split(), *SEGMENTATION),
+    "torchvision": (*TORCHVISION.split(), *SEGMENTATION),
+    "timm": tuple(f"timm:{name}" for name in TIMM.split()),
+}
+SIZES = {"inception_v3": 299, "vit_h_14": 224, "timm:inception_v4": 299}
+SIZES |= {"timm:inception_resnet_v2": 299, "timm:xception41": 299}
+
+
+def size_of(name: str) -> int:
+    """Pixels along each side that a network is exported for."""
+    return SIZES.get(name, 224)
+
+
+def network(name: str, seed: int = 0) -> Any:
+    """The network in evaluation mode, its weights and statistics random."""
+    import torch
+
+    torch.manual_seed(seed)
+    module = build(name).eval()
+    randomise(module, seed)
+    return module
+
+
+def build(name: str) -> Any:
+    """The network as its library makes it, without weights."""
+    if name.startswith("timm:"):
+        import timm
+
+        return timm.create_model(name.removeprefix("timm:"), pretrained=False)
+    models = torchvision_models()
+    options: dict[str, Any] = {"weights": None}
+    if name in SEGMENTATION:
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    return models.get_model(name, **options)
+
+
+def torchvision_models() -> Any:
+    """`torchvision.models`, on builds whose operators for detection cannot load too."""
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        KEPT.append(library)
+        import torchvision
+    return torchvision.models
+
+
+KEPT: list[Any] = []
+"""Libraries of operators live as long as something refers to them."""
+
+
+def randomise(module: Any, seed: int) -> None:
+    """Random statistics and scales for batch norms, small noise for layers that start at zero."""
+    import torch
+
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                draw = lambda like: torch.rand(like.shape, generator=noise)
+                if part.running_mean is not None and part.running_var is not None:
+                    part.running_mean.copy_(0.2 * draw(part.running_mean) - 0.1)
+                    part.running_var.copy_(0.5 + draw(part.running_var))
+                if part.affine:
+                    part.weight.copy_(0.5 + draw(part.weight))
+                    part.bias.copy_(0.2 * draw(part.bias) - 0.1)
+        for weight in module.parameters():
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(0, 0.02, generator=noise)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and prints of exporters."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def pt2(module: Any, image: Any) -> bytes:
+    """The network as a `.pt2` archive."""
+    import torch
+
+    with quiet():
+        program = torch.export.export(module, (image,))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def onnx(module: Any, image: Any, opset: int) -> bytes:
+    """The network as ONNX, batch norms kept."""
+    import torch
+
+    buffer = io.BytesIO()
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        torch.onnx.export(
+            module,
+            (image,),
+            buffer,
+            opset_version=opset,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+            dynamo=False,
+        )
+    return buffer.getvalue()
