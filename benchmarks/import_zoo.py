@@ -47,7 +47,8 @@ CHILD = """
 import re, sys, time
 import dfq_jax
 from pathlib import Path
-held = lambda what: 1024 * int(re.search(what + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+status = lambda: Path("/proc/self/status").read_text()
+held = lambda what: 1024 * int(re.search(what + r":\\s*(\\d+)", status())[1])
 dfq_jax.load  # JAX is imported now
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 before, start = held("VmRSS"), time.perf_counter()

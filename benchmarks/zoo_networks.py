@@ -43,8 +43,12 @@ GROUPS = {
     "torchvision": (*TORCHVISION.split(), *SEGMENTATION),
     "timm": tuple(f"timm:{name}" for name in TIMM.split()),
 }
-SIZES = {"inception_v3": 299, "vit_h_14": 224, "timm:inception_v4": 299}
-SIZES |= {"timm:inception_resnet_v2": 299, "timm:xception41": 299}
+SIZES = {
+    "inception_v3": 299,
+    "timm:inception_v4": 299,
+    "timm:inception_resnet_v2": 299,
+    "timm:xception41": 299,
+}
 
 
 def size_of(name: str) -> int:
@@ -103,7 +107,7 @@ def randomise(module: Any, seed: int) -> None:
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            if isinstance(part, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 draw = lambda like: torch.rand(like.shape, generator=noise)
                 if part.running_mean is not None and part.running_var is not None:
                     part.running_mean.copy_(0.2 * draw(part.running_mean) - 0.1)
@@ -139,7 +143,7 @@ def onnx(module: Any, image: Any, opset: int) -> bytes:
     """The network as ONNX, batch norms kept."""
     import torch
 
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         torch.onnx.export(
             module,

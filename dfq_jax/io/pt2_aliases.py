@@ -34,6 +34,7 @@ VIEWS = frozenset(VIEW_NAMES.split())
 VIEWS_IN_PLACE = frozenset(
     ("detach_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_")
 )
+MOST_SLICES = 8
 # Operators that write a changed part back.
 SCATTER = {
     "aten.slice.Tensor": "aten.slice_scatter.default",
@@ -104,8 +105,8 @@ class Aliases:
         if newest in self._stale:
             raise UnsupportedModelError(
                 f"{place} reads {show(name)!r} after {show(self._stale[newest])} changed it in "
-                "place through a view of the same memory. Export without in-place operators: "
-                f"{FUNCTIONAL}."
+                "place through a view of the same memory. Write that part of the network without "
+                f"the in-place operator, or export with {FUNCTIONAL}."
             )
         return newest
 
@@ -154,18 +155,26 @@ class Aliases:
         self._stale.update(dict.fromkeys(group, call.target))
         if not made:
             return []
-        extra, new = [], made[0]
-        self._replace(changed, new)
+        self._replace(changed, made[0])
+        return self._write_back(changed, made[0], call.path, place)
+
+    def _write_back(self, changed: str, new: str, path: str, place: str) -> list[Call]:
+        """Calls that put a new part into the tensor it was sliced from, and that into its own."""
+        extra: list[Call] = []
         while changed in self._part:
+            if len(extra) == MOST_SLICES:
+                raise UnsupportedModelError(
+                    f"{place} changes a slice of over {MOST_SLICES} slices in place. Write that "
+                    "part of the network without the in-place operator."
+                )
             part = self._part[changed]
             whole = part.kwargs["x"].name
             options = {name: value for name, value in part.kwargs.items() if name != "x"}
             written = self._fresh(whole)
             arguments = {"x": Ref(whole), "src": Ref(new), **options}
-            extra.append(Call(SCATTER[part.target], (), arguments, (written,), call.path))
-            self._part[new] = Call(
-                part.target, (), {"x": Ref(written), **options}, (new,), part.path
-            )
+            extra.append(Call(SCATTER[part.target], (), arguments, (written,), path))
+            view = {"x": Ref(written), **options}
+            self._part[new] = Call(part.target, (), view, (new,), part.path)
             self._join([written, new])
             self._replace(whole, written)
             changed, new = whole, written

@@ -17,8 +17,13 @@ EVAL = f"Call model.eval() before exporting: {RESAVE}."
 
 
 class Given(NamedTuple):
-    """What a model has before its first operation; see `Program` for the fields."""
+    """What a model has before its first operation; see `Program` for the other fields.
 
+    Attributes:
+      names: of all inputs and arrays.
+    """
+
+    names: set[str]
     inputs: list[Input]
     arrays: dict[str, np.ndarray]
     paths: dict[str, str]
@@ -42,7 +47,7 @@ def read_inputs(archive: Pt2Archive) -> Given:
     where = f"{archive.where}: the model's inputs"
     module = get(archive.model, "graph_module", dict, archive.where)
     values = get(get(module, "graph", dict, where), "tensor_values", dict, where)
-    given = Given([], {}, {}, [])
+    given = Given(set(), [], {}, {}, [])
     for spec in get(get(module, "signature", dict, where), "input_specs", list, where):
         kind, fields = tagged(spec, where)
         if kind in ("parameter", "buffer", "tensor_constant"):
@@ -91,8 +96,9 @@ def _add_note(given: Given, name: str, value: Any) -> None:
 
 def _new(given: Given, record: Any, where: str) -> str:
     name = name_of(record, where)
-    if name in given.arrays or any(name == other.name for other in given.inputs):
+    if name in given.names:
         raise damaged(where, f"{show(name)} is defined twice")
+    given.names.add(name)
     return name
 
 

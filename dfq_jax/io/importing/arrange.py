@@ -13,6 +13,7 @@ from dfq_jax.io.importing.values import (
     Dim,
     Irregular,
     Value,
+    apart_from,
     atoms,
     extent,
     matched,
@@ -51,6 +52,10 @@ def full_shape(shape: Sequence[int], total: int) -> tuple[int, ...]:
 
 def in_one_axis(b: Builder, x: Value) -> Value:
     """The value stored as one axis in row-major order of its source axes."""
+    if b.batch is not None and b.batch in atoms(x.dims)[1:]:
+        raise UnsupportedModelError(
+            "a view merges other axes with the batch; export the network with a batch of 1."
+        )
     order = [a for a in atoms(x.dims) if a is not b.batch]
     name = b.stored(x, [tuple(order)])
     whole = Atom(math.prod(a.size for a in order))
@@ -105,9 +110,9 @@ def apart(b: Builder, x: Value, which: Iterable[int]) -> tuple[Value, tuple[int,
         raise UnsupportedModelError(
             "it acts along the batch; export the network with a batch of 1."
         )
-    if any(d not in x.axes for d in wanted):
-        layout = separated(x.axes, wanted)
-        layout = (*(() for d in wanted if d == () and d not in layout), *layout)
+    missing = max(wanted.count(()) - x.axes.count(()), 0)
+    if missing or any(d not in x.axes for d in wanted):
+        layout = (*[()] * missing, *separated(x.axes, wanted))
         x = Value(b.stored(x, layout), layout, x.dims)
     found: list[int] = []
     for dim in wanted:
@@ -208,14 +213,16 @@ def joined(b: Builder, parts: Sequence[Value | np.ndarray], axis: int) -> Value:
     values = [p for p in parts if isinstance(p, Value)]
     base = max(values, key=lambda v: v.shape[axis])
     axis %= len(base.dims)
-    base, (at,) = apart(b, base, [axis])
+    stored, (at,) = apart(b, base, [axis])
+    made = {id(base): stored.name}
+    base = stored
     template = base.axes
     names = []
     for part in parts:
-        if isinstance(part, Value):
-            names.append(beside(b, base, part, axis, at))
-        else:
-            names.append(constant_beside(b, base, part, axis, at))
+        if id(part) not in made:
+            put = beside if isinstance(part, Value) else constant_beside
+            made[id(part)] = put(b, base, part, axis, at)
+        names.append(made[id(part)])
     total = new_dim(sum(p.shape[axis] for p in parts))
     name = b.add(Concat(at), names)
     dims = (*base.dims[:axis], total, *base.dims[axis + 1 :])
@@ -224,11 +231,11 @@ def joined(b: Builder, parts: Sequence[Value | np.ndarray], axis: int) -> Value:
 
 def beside(b: Builder, base: Value, part: Value, axis: int, at: int) -> str:
     """`part` stored as `base` is, but for the axis along which they are joined."""
-    if part is base or part.name == base.name:
-        return part.name if part.axes == base.axes else b.stored(part, base.axes)
     others = [i for i in range(len(base.dims)) if i != axis]
     if [part.shape[i] for i in others] != [base.shape[i] for i in others]:
         raise UnsupportedModelError(f"cannot join shapes {base.shape} and {part.shape}.")
+    same = [a for i in others if base.dims[i] == part.dims[i] for a in base.dims[i]]
+    part = apart_from(part, base, same)
     try:
         mine, theirs = matched(base, part, [(base.dims[i], part.dims[i]) for i in others])
     except Irregular:

@@ -1,8 +1,4 @@
-"""PyTorch's operators on constants, in NumPy: masks, position tables, relative indices.
-
-Views are NumPy views and in-place operators change their first argument, so that code which fills
-a mask region by region works as written.
-"""
+"""PyTorch's operators on constants, in NumPy: masks, position tables, relative indices."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -76,11 +72,17 @@ def binary(function: Callable[..., Any], x: Any, other: Any, alpha: float = 1, *
     return kept_type(function, x, other)
 
 
+def scattered(x: Array, src: Any, view: Callable[[Array], Array]) -> Array:
+    """A copy of x whose part that `view` shows holds `src`."""
+    copy = np.array(x)
+    view(copy)[...] = src
+    return copy
+
+
 def in_place(function: Callable[..., Any], x: Array, *others: Any, **named: Any) -> Array:
-    """An operator that changes its first argument."""
-    target = x if x.flags.writeable else x.copy()
-    target[...] = function(target, *others, **named)
-    return target
+    """An in-place operator: the type of its first argument stays. Readers see only the result."""
+    result = np.asarray(function(x, *others, **named)).astype(x.dtype)
+    return np.broadcast_to(result, x.shape)
 
 
 def flatten(x: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
@@ -285,9 +287,15 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "unbind": lambda x, dim=0: tuple(np.moveaxis(x, dim, 0)),
     "index": indexed,
     "index_put": assigned,
+    "slice_scatter": lambda x, src, dim=0, start=None, end=None, step=1: scattered(
+        x, src, lambda v: sliced(v, dim, start, end, step)
+    ),
+    "select_scatter": lambda x, src, dim, index: scattered(
+        x, src, lambda v: np.moveaxis(v, dim, 0)[index : index + 1]
+    ),
     "index_select": lambda x, dim, index: np.take(x, index, axis=dim),
     "embedding": embedding,
-    "where": lambda condition, x, other: np.where(condition, x, other),
+    "where": lambda condition, self, other: np.where(condition, self, other),
     "masked_fill": masked,
     "flip": lambda x, dims: np.flip(x, dims),
     "roll": roll,

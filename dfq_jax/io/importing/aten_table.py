@@ -105,6 +105,8 @@ NAMED: dict[str, Lower] = {
     "replication_pad1d": aten_views.replication_pad,
     "replication_pad2d": aten_views.replication_pad,
     "roll": aten_views.roll,
+    "slice_scatter": aten_views.slice_scatter,
+    "select_scatter": aten_views.select_scatter,
     "flip": aten_views.flip,
     "pixel_shuffle": aten_views.pixel_shuffle,
     "pixel_unshuffle": aten_views.pixel_unshuffle,
@@ -131,11 +133,6 @@ TARGETS: dict[str, Lower] = {
     "_operator.getitem": aten_views.getitem,
     "operator.getitem": aten_views.getitem,
 }
-VIEWS = """
-view reshape flatten unflatten permute transpose swapaxes swapdims t mT squeeze unsqueeze slice
-select narrow chunk split split_with_sizes tensor_split unbind expand expand_as contiguous detach
-alias dropout feature_dropout to
-"""
 
 
 def lower(target: str) -> Lower | None:
@@ -158,9 +155,4 @@ def bare(target: str) -> str:
     return parts[1] if parts[0] == "aten" and len(parts) > 1 else target
 
 
-def is_view(target: str) -> bool:
-    """Whether the result shares memory with the first argument."""
-    return bare(target) in VIEWS.split()
-
-
-ATEN = Table(lower, fold, is_view)
+ATEN = Table(lower, fold)

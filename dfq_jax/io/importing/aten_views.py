@@ -187,6 +187,40 @@ def roll(b: Builder, x: Value, shifts: Any, dims: Any = ()) -> Value:
     return x
 
 
+def slice_scatter(
+    b: Builder,
+    x: Any,
+    src: Any,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Value:
+    """x with `src` in the place of x[start:end] along one axis."""
+    if step != 1:
+        raise UnsupportedModelError(f"writing into every {step}th place.")
+    size = x.shape[dim]
+    first, last, _ = slice(start, end).indices(size)
+    parts = [piece(b, x, dim, 0, first), src, piece(b, x, dim, last, size)]
+    return arrange.joined(b, [p for p in parts if p is not None], dim)
+
+
+def piece(b: Builder, x: Any, dim: int, start: int, end: int) -> Any:
+    """x[start:end] along one axis, None if that is nothing."""
+    if start >= end:
+        return None
+    if isinstance(x, Value):
+        return arrange.sliced(b, x, dim, start, end)
+    return np.take(x, range(start, end), axis=dim)
+
+
+def select_scatter(b: Builder, x: Any, src: Any, dim: int, index: int) -> Value:
+    """x with `src` in the place of x[index] along one axis."""
+    at = index % x.shape[dim]
+    grown = arrange.unsqueezed(src, dim) if isinstance(src, Value) else np.expand_dims(src, dim)
+    return slice_scatter(b, x, grown, dim, at, at + 1)
+
+
 def flip(b: Builder, x: Value, dims: Ints) -> Value:
     """Axes reversed."""
     for axis in dims:

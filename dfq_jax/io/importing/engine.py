@@ -8,7 +8,6 @@ import numpy as np
 from dfq_jax.errors import DfqError, UnsupportedModelError, UnsupportedOpError
 from dfq_jax.graph.graph import Graph
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.environment import Environment
 from dfq_jax.io.importing.tidy import tidy
 from dfq_jax.io.importing.values import Atom, Value, extent, new_dim
 from dfq_jax.io.pickle_policy import show
@@ -21,6 +20,7 @@ Fold = Callable[..., Any]
 
 INPUT = "images"
 MOST_PATHS = 4
+PYTHON = ("_operator.", "math.", "torch.sym_")
 
 
 class Table(NamedTuple):
@@ -29,12 +29,10 @@ class Table(NamedTuple):
     Attributes:
       lower: from a target to what it becomes in a graph, None if it is unknown.
       fold: from a target to what it computes on constants.
-      is_view: whether the result of a target shares memory with its first argument.
     """
 
     lower: Callable[[str], Lower | None]
     fold: Callable[[str], Fold | None]
-    is_view: Callable[[str], bool] = lambda target: False
 
 
 class Imported(NamedTuple):
@@ -67,7 +65,7 @@ def import_program(
     b = Builder(None if shape[0] == 1 else Atom(shape[0]))
     b.unique(INPUT)
     value, stored = input_value(b, shape)
-    env = Environment({**program.arrays, program.inputs[0].name: value}, table.is_view)
+    env: dict[str, Any] = {**program.arrays, program.inputs[0].name: value}
     names = node_names(program)
     for call, b.path in zip(program.calls, names, strict=True):
         run(b, call, table, env)
@@ -169,15 +167,17 @@ def short(target: str) -> str:
     return (parts[1] if len(parts) > 1 else parts[0]).strip("_").lower()
 
 
-def run(b: Builder, call: Call, table: Table, env: Environment) -> None:
+def run(b: Builder, call: Call, table: Table, env: dict[str, Any]) -> None:
     """Lowers one call, or computes it if all it reads is constant.
 
     Raises:
       UnsupportedModelError: naming it, if its arguments cannot be expressed.
     """
     try:
-        args = [env.resolved(a) for a in call.args]
-        kwargs = {k: env.resolved(v) for k, v in call.kwargs.items()}
+        args = [resolved(a, env) for a in call.args]
+        kwargs = {k: resolved(v, env) for k, v in call.kwargs.items()}
+        if call.target.startswith(PYTHON):  # these have no names to speak of
+            args, kwargs = [*args, *kwargs.values()], {}
         variable = any(map(depends, (*args, *kwargs.values())))
         function = table.lower(call.target) if variable else table.fold(call.target)
         if function is None:
@@ -192,13 +192,25 @@ def run(b: Builder, call: Call, table: Table, env: Environment) -> None:
         raise UnsupportedModelError(
             f"{described(call)}: arguments that are not supported: {show(error, 200)}"
         ) from error
-    env.bind(call, result if isinstance(result, tuple) else (result,))
+    results = result if isinstance(result, tuple) else (result,)
+    env.update({n: r for n, r in zip(call.outputs, results, strict=False) if n is not None})
 
 
 def described(call: Call) -> str:
     """A call as messages name it."""
     place = f" at {show(call.path)}" if call.path else ""
     return f"operator {show(call.target)}{place}"
+
+
+def resolved(argument: Any, env: Mapping[str, Any]) -> Any:
+    """An argument with its references looked up."""
+    if isinstance(argument, Ref):
+        if argument.name not in env:
+            raise UnsupportedModelError(f"it reads {show(argument.name)!r}, which nothing defines.")
+        return env[argument.name]
+    if isinstance(argument, tuple):
+        return tuple(resolved(a, env) for a in argument)
+    return argument
 
 
 def depends(argument: Any) -> bool:

@@ -16,10 +16,10 @@ from dfq_jax.graph.ops import (
     Pads,
     Pair,
 )
-from dfq_jax.io.importing.arrange import laid_out, unsqueezed
+from dfq_jax.io.importing.arrange import laid_out, swapped, unsqueezed
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import aligned, channels_last
-from dfq_jax.io.importing.values import Atom, Dim, Value, atoms, extent, new_dim
+from dfq_jax.io.importing.values import Dim, Value, atoms, extent, new_dim
 
 Ints = Sequence[int]
 
@@ -222,6 +222,8 @@ def group_norm(
     eps: float,
 ) -> Value:
     """Normalisation over positions and groups of channels (source axis 1)."""
+    if b.inner(x.dims[0]):
+        raise UnsupportedModelError(f"it reads shape {x.shape}, whose first axis is no batch.")
     x = channels_last(b, x)
     name = b.add(GroupNorm(groups, eps), (x.name,), optional(scale=scale, bias=bias))
     return Value(name, x.axes, x.dims)
@@ -239,11 +241,7 @@ def matmul(b: Builder, x: Value | np.ndarray, y: Value | np.ndarray) -> Value:
     if left.shape[-1] != right.shape[-2]:
         raise UnsupportedModelError(f"cannot multiply {left.shape} by {right.shape}.")
     lead = range(rank - 2)
-    left, right = aligned(b, left, right, lead)
-    swapped_right = Value(
-        right.name, right.axes, (*right.dims[:-2], right.dims[-1], right.dims[-2])
-    )
-    left, swapped_right = aligned_inner(b, left, swapped_right)
+    left, swapped_right = aligned(b, left, swapped(right, -1, -2), [*lead, rank - 1])
     k, m, n = left.dims[-1], left.dims[-2], swapped_right.dims[-2]
     both = [(b.inner(left.dims[i]), b.inner(swapped_right.dims[i])) for i in lead]
     batch = tuple(zip(*(pair for pair in both if any(pair)), strict=True)) or ((), ())
@@ -259,14 +257,6 @@ def matmul(b: Builder, x: Value | np.ndarray, y: Value | np.ndarray) -> Value:
     ]
     axes = (*(d for d in map(b.inner, dims) if d), m, n)
     return Value(b.add(MatMul(transposed), names), axes, (*dims, m, n))
-
-
-def aligned_inner(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
-    """Both values with the same atoms along their last axis, and no others in common."""
-    fresh = {a: (Atom(a.size),) for a in y.dims[-2]}  # a square product of a value with itself
-    axes = tuple(tuple(q for a in d for q in fresh.get(a, (a,))) for d in y.axes)
-    dims = tuple(tuple(q for a in d for q in fresh.get(a, (a,))) for d in y.dims)
-    return aligned(b, x, Value(y.name, axes, dims), [len(x.dims) - 1])
 
 
 def as_batched(b: Builder, x: Value | np.ndarray, rank: int) -> Value:

@@ -21,9 +21,18 @@ from dfq_jax.graph.ops import (
     Softmax,
     Sub,
 )
-from dfq_jax.io.importing.arrange import apart, laid_out, unsqueezed
+from dfq_jax.io.importing.arrange import apart, laid_out, unsqueezed, without_batch
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.values import Dim, Irregular, Value, atoms, extent, matched, new_dim
+from dfq_jax.io.importing.values import (
+    Dim,
+    Irregular,
+    Value,
+    apart_from,
+    atoms,
+    extent,
+    matched,
+    new_dim,
+)
 
 Number = int | float
 LOWEST = np.float32(-1e9)
@@ -98,6 +107,9 @@ def with_array(b: Builder, op: Combine, x: Value, y: np.ndarray) -> Value:
     if any(n not in (1, have) for n, have in zip(y.shape, x.shape, strict=True) if have > 1):
         raise UnsupportedModelError(f"shapes {x.shape} and {y.shape} do not broadcast.")
     if grown:
+        for i, dim in enumerate(x.dims):
+            if b.batch is not None and b.batch in dim and y.shape[i] > 1:
+                y = without_batch(y, i, dim, b.batch)
         return of_values(b, op, x, as_value(b, y))
     if y.size == 1:
         return with_number(b, op, x, float(y.reshape(())))
@@ -141,6 +153,8 @@ def aligned(b: Builder, x: Value, y: Value, axes: Sequence[int]) -> tuple[Value,
     both = [i for i in axes if x.shape[i] > 1 and y.shape[i] > 1]
     if any(x.shape[i] != y.shape[i] for i in both):
         raise UnsupportedModelError(f"shapes {x.shape} and {y.shape} do not broadcast.")
+    same = [a for i in both if x.dims[i] == y.dims[i] for a in x.dims[i]]
+    y = apart_from(y, x, same)
     try:
         return matched(x, y, [(x.dims[i], y.dims[i]) for i in both])
     except Irregular:
@@ -185,5 +199,6 @@ def channels_last(b: Builder, x: Value) -> Value:
     """The value stored with its channels, source axis 1, as the last axis."""
     if x.axes and x.axes[-1] == x.dims[1] and x.dims[1]:
         return x
-    layout = (*(d for d in x.dims[2:]), x.dims[1])
+    first = b.inner(x.dims[0])
+    layout = (*((first,) if first else ()), *x.dims[2:], x.dims[1])
     return Value(b.stored(x, layout), layout, x.dims)

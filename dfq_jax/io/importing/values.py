@@ -86,6 +86,16 @@ def substituted(value: Value, parts: Mapping[Atom, Dim]) -> Value:
     return dataclasses.replace(value, axes=swap(value.axes), dims=swap(value.dims))
 
 
+def apart_from(value: Value, other: Value, shared: Iterable[Atom | None]) -> Value:
+    """The same value with new atoms in place of those of `other` that are not `shared`.
+
+    Two axes of one tensor may meet as different axes (`x + x.mT`); atoms that mean the same
+    position in both values are `shared`.
+    """
+    clash = set(atoms(other.dims)) & set(atoms(value.dims)) - set(shared)
+    return substituted(value, {a: (Atom(a.size),) for a in clash})
+
+
 class Irregular(Exception):
     """Axes that cannot be regrouped without moving values into a common axis first."""
 
