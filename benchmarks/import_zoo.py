@@ -1,7 +1,7 @@
 """Imports the networks of torchvision and timm and compares them with PyTorch.
 
-Weights and batch-norm statistics are random, one image of noise is the input. Every difference is
-the largest one of any output value, over the largest output value of PyTorch.
+Weights are random, batch-norm statistics those of noise, one image of noise is the input. Every
+difference is the largest one of any output value, over the largest output value of PyTorch.
 
     pt2        through a `.pt2` archive
     onnx 17    through ONNX with its batch norms kept, opset 17; and the exporter's newest
@@ -184,7 +184,8 @@ def timed(name: str) -> Row:
     import torch
 
     size = zoo_networks.size_of(name)
-    data = zoo_networks.pt2(zoo_networks.network(name), torch.zeros(1, 3, size, size))
+    module = zoo_networks.network(name)
+    data = zoo_networks.pt2(module, torch.zeros(1, 3, size, size))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt2"
         path.write_bytes(data)

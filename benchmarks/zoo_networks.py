@@ -1,7 +1,7 @@
-"""PyTorch networks with random weights and random batch-norm statistics, to import.
+"""PyTorch networks with random weights and true batch-norm statistics, to import.
 
-Nothing is downloaded: what matters for an importer is the graph. Statistics are drawn so that
-activations stay of order one, as in a trained network.
+Nothing is downloaded: what matters for an importer is the graph. The statistics are true ones, of
+noise images, so that activations stay of order one, as in a trained network.
 """
 
 import contextlib
@@ -56,13 +56,20 @@ def size_of(name: str) -> int:
     return SIZES.get(name, 224)
 
 
-def network(name: str, seed: int = 0) -> Any:
-    """The network in evaluation mode, its weights and statistics random."""
+def network(name: str, size: int | None = None, seed: int = 0) -> Any:
+    """The network in evaluation mode, its weights random and its statistics those of noise.
+
+    Args:
+      name: of torchvision, or `timm:` and a name of timm.
+      size: pixels along each side of the noise images; None for `size_of(name)`.
+      seed: of weights and noise.
+    """
     import torch
 
     torch.manual_seed(seed)
     module = build(name).eval()
     randomise(module, seed)
+    measure_statistics(module, size or size_of(name))
     return module
 
 
@@ -101,23 +108,41 @@ KEPT: list[Any] = []
 
 
 def randomise(module: Any, seed: int) -> None:
-    """Random statistics and scales for batch norms, small noise for layers that start at zero."""
+    """Random scales and shifts for batch norms, small noise for layers that start at zero."""
     import torch
 
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-                draw = lambda like: torch.rand(like.shape, generator=noise)
-                if part.running_mean is not None and part.running_var is not None:
-                    part.running_mean.copy_(0.2 * draw(part.running_mean) - 0.1)
-                    part.running_var.copy_(0.5 + draw(part.running_var))
-                if part.affine:
-                    part.weight.copy_(0.5 + draw(part.weight))
-                    part.bias.copy_(0.2 * draw(part.bias) - 0.1)
+        for part in batch_norms(module):
+            if part.affine:
+                part.weight.copy_(0.5 + torch.rand(part.weight.shape, generator=noise))
+                part.bias.copy_(0.2 * torch.rand(part.bias.shape, generator=noise) - 0.1)
         for weight in module.parameters():
             if weight.ndim > 1 and not weight.any():
                 weight.normal_(0, 0.02, generator=noise)
+
+
+def batch_norms(module: Any) -> list[Any]:
+    """Its batch norms that record statistics."""
+    import torch
+
+    kinds = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
+    return [m for m in module.modules() if isinstance(m, kinds) and m.running_mean is not None]
+
+
+def measure_statistics(module: Any, size: int, images: int = 4) -> None:
+    """Batch norms take the statistics of a few images of noise, as training would leave them."""
+    import torch
+
+    parts = batch_norms(module)
+    for part in parts:
+        part.momentum = 1.0
+        part.train()
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        module(torch.randn(images, 3, size, size, generator=noise))
+    for part in parts:
+        part.eval()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,98 @@
+"""Quantizes networks of torchvision from their `.pt2` files and verifies them in ONNX Runtime.
+
+Weights are random, so there is no accuracy to measure: what counts is that every structure comes
+through, which share of its work runs in integers, and that what runs is what was simulated.
+Images are small, to judge many networks in little time.
+"""
+
+import argparse
+import gc
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import zoo_networks
+from common import Column, Row
+
+NETWORKS = """
+resnet18 resnet50 resnext50_32x4d wide_resnet50_2 regnet_x_400mf regnet_y_400mf mobilenet_v2
+mobilenet_v3_small mobilenet_v3_large mnasnet1_0 efficientnet_b0 densenet121 googlenet inception_v3
+shufflenet_v2_x1_0 squeezenet1_1 vgg11_bn alexnet convnext_tiny vit_b_32 swin_t
+deeplabv3_mobilenet_v3_large
+"""
+SIZES = {"inception_v3": 139, "vit_b_32": 224}
+SIZE = 96
+TABLES = {
+    "quantize_zoo": (
+        Column("network", "network"),
+        Column("size", "pixels"),
+        Column("coverage", "% of MACs in integers", ".1fx100"),
+        Column("layers", "tensors"),
+        Column("steps", "most steps apart"),
+        Column("runtime_agreement", "same top-1 in ORT %", ".1fx100"),
+        Column("passed", "verified"),
+        Column("sqnr", "output SQNR dB", ".1f"),
+        Column("seconds", "s", ".0f"),
+        Column("note", "note"),
+    )
+}
+
+
+def main() -> None:
+    """Quantizes the chosen networks."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--networks", default=",".join(NETWORKS.split()), help="names")
+    parser.add_argument("--scheme", default="w8a8")
+    args = parser.parse_args()
+    rows, failed = [], []
+    for name in common.names(args.networks):
+        rows.append(attempt(name, args))
+        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["quantize_zoo"]))
+        if rows[-1].get("note"):
+            failed.append(name)
+    common.finish(args, TABLES, rows, f"see the notes of {', '.join(failed)}" if failed else None)
+
+
+def attempt(name: str, args: argparse.Namespace) -> Row:
+    """The row of a network; of one that failed, with the reason."""
+    import jax
+
+    size = SIZES.get(name, SIZE)
+    made: Row = {"table": "quantize_zoo", "network": name, "size": size}
+    try:
+        return {**made, **row(name, size, args.scheme)}
+    except Exception as error:  # a row tells what failed, the others go on
+        return {**made, "note": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
+    finally:
+        jax.clear_caches()
+        gc.collect()
+
+
+def row(name: str, size: int, scheme: str) -> Row:
+    """What one network came to."""
+    import torch
+
+    import dfq_jax
+
+    module = zoo_networks.network(name, size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.pt2"
+        path.write_bytes(zoo_networks.pt2(module, torch.zeros(1, 3, size, size)))
+        start = time.perf_counter()
+        result: Any = dfq_jax.quantize(dfq_jax.load(path), scheme=scheme, preset="fast")
+        checked = result.verify()
+    return {
+        "coverage": result.report.coverage,
+        "layers": len(checked.layers),
+        "steps": checked.most_steps,
+        "runtime_agreement": checked.agreement,
+        "passed": str(checked.passed).lower(),
+        "sqnr": result.report.sqnr,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+if __name__ == "__main__":
+    main()
