@@ -1,11 +1,61 @@
 """Collects the parts of an ONNX graph, packs constants, keeps names apart."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
+from dfq_jax.graph.graph import Node
+from dfq_jax.io.onnx_layout import FIRST, STORED, Layout, Shape, turned
+
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One node of the network as it is written.
+
+    Attributes:
+      node: what to compute.
+      args: values it reads, those of rank 4 and above in `layout`.
+      output: value it defines, in layout `gives`.
+      slots: {slot: value} of its parameters, laid out by `io/onnx_slots.py`.
+      shapes: of its arguments, as stored.
+      result: shape of its output, as stored.
+      layout: of its arguments of rank 4 and above.
+      gives: layout of its output.
+      integer: whether its kernel is stored in integers.
+    """
+
+    node: Node
+    args: tuple[str, ...]
+    output: str
+    slots: Mapping[str, str]
+    shapes: tuple[Shape, ...]
+    result: Shape
+    layout: Layout
+    gives: Layout
+    integer: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the node that computes `output`."""
+        return printable(self.node.name)
+
+    @property
+    def rank(self) -> int:
+        """Number of axes of the first argument."""
+        return len(self.shapes[0])
+
+
+class Link(NamedTuple):
+    """One node of a chain: its kind, what it reads beside the value before, its attributes."""
+
+    kind: str
+    inputs: tuple[str, ...] = ()
+    how: Mapping[str, Any] = {}
 
 
 class OnnxBuilder:
@@ -14,14 +64,19 @@ class OnnxBuilder:
     Attributes:
       nodes: so far, in execution order.
       initializers: constants so far.
+      opset: of the graph.
     """
 
-    def __init__(self, reserved: Iterable[str]) -> None:
-        """Starts an empty graph in which the names `reserved` are spoken for."""
+    def __init__(self, images: str, reserved: Iterable[str], opset: int) -> None:
+        """Starts an empty graph that reads `images`; the names `reserved` are spoken for."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._values = set(reserved)
+        self.opset = opset
+        self._images = images
+        self._values = {images, *reserved}
         self._names: set[str] = set()
+        self._defined: set[str] = set()
+        self._known: dict[tuple[str, Any], str] = {}
 
     def fresh(self, wanted: str) -> str:
         """`wanted`, or a variation of it if a value has that name; taken from now on."""
@@ -41,7 +96,60 @@ class OnnxBuilder:
         self._names.add(name)
         node = onnx.helper.make_node(kind, list(inputs), [output], name=name, **attributes)
         self.nodes.append(node)
+        self._defined.add(output)
         return output
+
+    def defines(self, value: str) -> bool:
+        """Whether a node computes `value` already."""
+        return value in self._defined
+
+    def part(self, kind: str, name: str, inputs: Iterable[str], **attributes) -> str:
+        """Adds a node whose output is called after it, and returns that."""
+        return self.add(kind, name, inputs, self.fresh(name), **attributes)
+
+    def chain(self, name: str, x: str, links: Iterable[Link], output: str) -> str:
+        """Adds nodes that each read the one before, the last called `name`; returns `output`."""
+        links = tuple(links) or (Link("Identity"),)
+        for link in links[:-1]:
+            x = self.part(link.kind, f"{output}.{link.kind.lower()}", (x, *link.inputs), **link.how)
+        last = links[-1]
+        return self.add(last.kind, name, (x, *last.inputs), output, **last.how)
+
+    def number(self, wanted: str, value: float) -> str:
+        """Adds a float32 scalar."""
+        return self.constant(wanted, np.array(value, np.float32))
+
+    def integers(self, wanted: str, values: Iterable[int]) -> str:
+        """Adds a list of int64."""
+        return self.constant(wanted, np.array(list(values), np.int64))
+
+    def brought(self, value: str, rank: int, have: Layout, want: Layout) -> str:
+        """A value in another layout, transposed once for all its readers."""
+        if have == want:
+            return value
+        known = (value, want)
+        if known not in self._known:
+            perm = turned(tuple(range(rank)), have, want)
+            name = f"{value}.first" if want == FIRST else f"{value}.{STORED}"
+            self._known[known] = self.part("Transpose", name, (value,), perm=perm)
+        return self._known[known]
+
+    def expanded(self, value: str, shape: Iterable[int]) -> str:
+        """A value of one row, repeated for every image of the batch; `shape` is without rows."""
+        known = (value, "rows")
+        if known not in self._known:
+            sizes = self.integers(f"{value}.sizes", shape)
+            target = self.part("Concat", f"{value}.shape", (self.batch(), sizes), axis=0)
+            self._known[known] = self.part("Expand", f"{value}.rows", (value, target))
+        return self._known[known]
+
+    def batch(self) -> str:
+        """The batch size as a list of one, computed once."""
+        known = (self._images, "batch")
+        if known not in self._known:
+            name = f"{self._images}.batch"
+            self._known[known] = self.part("Shape", name, (self._images,), start=0, end=1)
+        return self._known[known]
 
 
 def first_free(wanted: str, taken: set[str]) -> str:

@@ -1,198 +1,244 @@
-"""Every operator as ONNX nodes; the only table from NHWC operators to NCHW ones."""
+"""Every operator as ONNX nodes: the only table from operators here to those of ONNX.
 
-from collections.abc import Mapping
+Families of their own are written by `io/onnx_curves.py`, `io/onnx_windows.py` and
+`io/onnx_arrange.py`.
+"""
+
 from typing import assert_never
 
 import numpy as np
 
-from dfq_jax.errors import ExportError
-from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import (
+    Activation,
+    AdaptiveAvgPool,
     Add,
     AvgPool,
     BatchNorm,
+    Broadcast,
+    Clip,
+    Combine,
+    Concat,
+    Constant,
     Conv2d,
+    ConvTranspose2d,
+    Div,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
+    LeakyRelu,
     Linear,
+    MatMul,
+    Maximum,
     MaxPool,
+    Mul,
+    Norm,
     Pad,
     Pads,
+    Pair,
+    Power,
+    PRelu,
+    Reduce,
     Relu,
+    Reshape,
+    Resize,
+    Scale,
     Slice,
+    Softmax,
+    Sub,
+    Transpose,
+    Weighted,
 )
-from dfq_jax.io.onnx_builder import OnnxBuilder, printable
+from dfq_jax.io.onnx_arrange import add_arranged
+from dfq_jax.io.onnx_builder import Link, OnnxBuilder, Step
+from dfq_jax.io.onnx_curves import add_pointwise
+from dfq_jax.io.onnx_layout import FIRST, file_axis, in_layout
+from dfq_jax.io.onnx_slots import kernel_form
+from dfq_jax.io.onnx_windows import add_pooled, add_resized, as_pads
 
-Order = tuple[int, int, int]
-NCHW = (0, 3, 1, 2)
-"""Which NHWC axis each NCHW axis is."""
-TO_END = {1: np.iinfo(np.int64).max, -1: np.iinfo(np.int64).min}
-"""Slice end that stands for "as far as it goes", by sign of the step."""
-
-
-def kernel_layout(kernel: np.ndarray, rank: int, order: Order | None) -> np.ndarray:
-    """A kernel in the layout its ONNX operator reads, output channels first.
-
-    Args:
-      kernel: HWIO of a convolution, or (in, out) of a linear layer.
-      rank: of the layer's input.
-      order: (h, w, c) where the input is a flattened image whose ONNX counterpart runs over
-        channels first, so that the kernel's rows have to follow.
-
-    Returns:
-      OIHW or (out, in). ONNX Runtime would multiply a float input with integer weights
-      laid out (in, out) in 8 bits, approximately; in this layout it computes what is written.
-    """
-    if kernel.ndim == 4:
-        return kernel.transpose(3, 2, 0, 1)
-    if rank == 4:
-        return kernel.T[:, :, None, None]
-    if order is not None:
-        kernel = kernel.reshape(*order, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-    return kernel.T
+AXES_AS_INPUT = 18
+"""First opset in which the axes of every reduction are an input."""
 
 
-def add_operator(  # noqa: C901 - one case per operator
-    b: OnnxBuilder,
-    node: Node,
-    args: tuple[str, ...],
-    output: str,
-    slots: Mapping[str, str],
-    rank: int,
-    keeps_nhwc: bool,
-) -> None:
-    """Adds the ONNX nodes that compute one node.
+def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case per family
+    """Adds the ONNX nodes that compute one node of the network.
 
     Args:
       b: receives them.
-      node: what to compute.
-      args: values it reads, in NCHW.
-      output: value it defines.
-      slots: {slot: value} of its parameters, kernels laid out by `kernel_layout`.
-      rank: of its first input.
-      keeps_nhwc: whether a `Flatten` of an image has to run in NHWC order.
-
-    Raises:
-      ExportError: if ONNX cannot express the node.
+      step: what to compute from which values.
     """
-    x, name = args[0], printable(node.name)
-    match node.op:
-        case Conv2d() | Linear():
-            add_weighted(b, node, name, x, output, slots, rank)
-        case BatchNorm(eps):
+    op = step.node.op
+    match op:
+        case Conv2d() | ConvTranspose2d() | Linear():
+            add_weighted(b, op, step)
+        case MatMul(transposed):
+            add_matmul(b, transposed, step)
+        case BatchNorm() | LayerNorm() | GroupNorm():
+            add_norm(b, op, step)
+        case Relu() | LeakyRelu() | PRelu() | Clip() | Activation() | Scale() | Power():
+            add_pointwise(b, op, step)
+        case Softmax(axis):
+            axis = file_axis(axis, step.rank, step.layout)
+            b.add("Softmax", step.name, step.args, step.output, axis=axis)
+        case Add() | Sub() | Mul() | Div() | Maximum():
+            b.add(combining(op), step.name, step.args, step.output)
+        case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
+            add_pooled(b, op, step)
+        case Reduce():
+            add_reduced(b, op, step)
+        case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():
+            add_arranged(b, op, step)
+        case Resize():
+            add_resized(b, op, step)
+        case Constant():
+            pass  # its value is a parameter
+        case _:
+            assert_never(op)
+
+
+def combining(op: Combine) -> str:
+    """The ONNX operator of two tensors."""
+    match op:
+        case Add():
+            return "Add"
+        case Sub():
+            return "Sub"
+        case Mul():
+            return "Mul"
+        case Div():
+            return "Div"
+        case Maximum():
+            return "Max"
+        case _:
+            assert_never(op)
+
+
+def add_weighted(b: OnnxBuilder, op: Weighted, step: Step) -> None:
+    """Adds a convolution or linear layer; a linear layer over pixels is a 1x1 convolution."""
+    (x,), name, output = step.args, step.name, step.output
+    parameters = [step.slots["kernel"], *([step.slots["bias"]] if "bias" in step.slots else [])]
+    match op:
+        case Conv2d(strides, padding, groups, dilation):
+            how = {"strides": strides, "pads": as_pads(padding), "dilations": dilation}
+            b.add("Conv", name, (x, *parameters), output, group=groups, **how)
+        case ConvTranspose2d(strides, _, groups, dilation):
+            x, padding, extra = widened(b, name, x, op)
+            how = {"strides": strides, "pads": as_pads(padding), "dilations": dilation}
+            how |= {"group": groups, "output_padding": extra}
+            b.add("ConvTranspose", name, (x, *parameters), output, **how)
+        case Linear():
+            add_linear(b, op, step, parameters)
+        case _:
+            assert_never(op)
+
+
+def widened(b: OnnxBuilder, name: str, x: str, op: ConvTranspose2d) -> tuple[str, Pads, Pair]:
+    """An image with enough zeros around it for a transposed convolution that ONNX lacks.
+
+    Runtimes cut no negative number of rows and add less than a stride of them; a row of zeros more
+    at the input gives a stride of them more, to cut from.
+
+    Returns:
+      The image, what to cut from the result, and what to add at its end.
+    """
+    if min(as_pads(op.padding)) >= 0 and all(
+        e < s for e, s in zip(op.extra, op.strides, strict=True)
+    ):
+        return x, op.padding, op.extra
+    before = [-(min(low, 0) // s) for (low, _), s in zip(op.padding, op.strides, strict=True)]
+    net = [high - e for (_, high), e in zip(op.padding, op.extra, strict=True)]
+    after = [-(min(cut, 0) // s) for cut, s in zip(net, op.strides, strict=True)]
+    top, left = (low + n * s for (low, _), n, s in zip(op.padding, before, op.strides, strict=True))
+    bottom, right = (cut + n * s for cut, n, s in zip(net, after, op.strides, strict=True))
+    amounts = b.integers(f"{name}.pads", (0, 0, *before, 0, 0, *after))
+    x = b.part("Pad", f"{name}.widened", (x, amounts))
+    return x, ((top, bottom), (left, right)), (0, 0)
+
+
+def add_linear(b: OnnxBuilder, op: Linear, step: Step, parameters: list[str]) -> None:
+    """Adds a linear layer."""
+    (x,), name, output = step.args, step.name, step.output
+    match kernel_form(op, step.rank, step.layout, step.integer):
+        case "convolution":
+            b.add("Conv", name, (x, *parameters), output)
+        case "columns":
+            kinds = ("MatMul", "Add")
+            links = [Link(k, (p,)) for k, p in zip(kinds, parameters, strict=False)]
+            b.chain(name, x, links, output)
+        case _ if step.rank == 2:
+            b.add("Gemm", name, (x, *parameters), output, transB=1)
+        case _:
+            rows = b.integers(f"{name}.rows", (-1, step.shapes[0][-1]))
+            shape = b.integers(f"{name}.shape", (-1, *step.result[1:]))
+            gemm = Link("Gemm", tuple(parameters), {"transB": 1})
+            b.chain(name, x, (Link("Reshape", (rows,)), gemm, Link("Reshape", (shape,))), output)
+
+
+def add_matmul(b: OnnxBuilder, transposed: bool, step: Step) -> None:
+    """Adds a product of two tensors."""
+    first, second = step.args
+    if transposed:
+        rank = len(step.shapes[1])
+        perm = (*range(rank - 2), rank - 1, rank - 2)
+        name = f"{step.output}.transposed"
+        second = b.part("Transpose", name, (second,), perm=perm)
+    b.add("MatMul", step.name, (first, second), step.output)
+
+
+def add_norm(b: OnnxBuilder, op: Norm, step: Step) -> None:
+    """Adds a normalisation."""
+    (x,), slots, name, output = step.args, step.slots, step.name, step.output
+    match op:
+        case BatchNorm(eps) if "gain" not in slots:
             vectors = (slots[s] for s in ("scale", "bias", "mean", "var"))
             b.add("BatchNormalization", name, (x, *vectors), output, epsilon=eps)
-        case Relu(None):
-            b.add("Relu", name, (x,), output)
-        case Relu(ceiling):
-            ends = (("min", 0.0), ("max", ceiling))
-            values = (b.constant(f"{name}.{k}", np.array(v, np.float32)) for k, v in ends)
-            b.add("Clip", name, (x, *values), output)
-        case Add():
-            b.add("Add", name, args, output)
-        case MaxPool() | AvgPool():
-            add_pool(b, node.op, name, x, output)
-        case GlobalAvgPool():
-            pooled = b.fresh(f"{output}.pooled")
-            b.add("GlobalAveragePool", name, (x,), pooled)
-            axes = b.constant(f"{name}.axes", np.array([2, 3], np.int64))
-            b.add("Squeeze", f"{name}.squeeze", (pooled, axes), output)
-        case Flatten():
-            if keeps_nhwc:
-                turned = b.fresh(f"{output}.nhwc")
-                x = b.add("Transpose", f"{name}.nhwc", (x,), turned, perm=(0, 2, 3, 1))
-            b.add("Flatten", name, (x,), output, axis=1)
-        case Slice(bounds):
-            add_slice(b, bounds, name, x, output)
-        case Pad():
-            add_pad(b, node.op, name, x, output)
+        case BatchNorm():
+            links = (Link("Mul", (slots["gain"],)), Link("Add", (slots["shift"],)))
+            b.chain(name, x, links, output)
+        case LayerNorm(eps):
+            scale = slots.get("scale") or b.constant(
+                f"{name}.scale", np.ones(step.result[-1], np.float32)
+            )
+            inputs = [x, scale, *([slots["bias"]] if "bias" in slots else [])]
+            b.add("LayerNormalization", name, inputs, output, axis=-1, epsilon=eps)
+        case GroupNorm():
+            add_group_norm(b, op, step)
         case _:
-            assert_never(node.op)
+            assert_never(op)
 
 
-def add_weighted(
-    b: OnnxBuilder,
-    node: Node,
-    name: str,
-    x: str,
-    output: str,
-    slots: Mapping[str, str],
-    rank: int,
-) -> None:
-    """Adds a convolution or linear layer; a linear layer over pixels is a 1x1 convolution.
+def add_group_norm(b: OnnxBuilder, op: GroupNorm, step: Step) -> None:
+    """Adds a group norm as an instance norm over groups laid out as channels.
 
-    Raises:
-      ExportError: if a linear layer reads neither vectors nor images.
+    Channels lie before positions in an image; elsewhere they are brought there and back.
     """
-    inputs = [x, slots["kernel"], *([slots["bias"]] if "bias" in slots else [])]
-    match node.op:
-        case Conv2d(strides, padding, groups, dilation):
-            b.add(
-                "Conv",
-                name,
-                inputs,
-                output,
-                strides=strides,
-                pads=as_pads(padding),
-                dilations=dilation,
-                group=groups,
-            )
-        case _ if rank == 4:
-            b.add("Conv", name, inputs, output)
-        case _ if rank == 2:
-            b.add("Gemm", name, inputs, output, transB=1)
-        case _:
-            raise ExportError(
-                f"node {node} reads a tensor of rank {rank}; ONNX export knows linear layers over "
-                f"vectors (rank 2) and over pixels (rank 4). Flatten its input first."
-            )
+    (x,), name, shape = step.args, step.name, step.result
+    last = len(shape) - 1
+    turned = step.layout != FIRST and last > 1
+    there, back = (0, last, *range(1, last)), (0, *range(2, last + 1), 1)
+    groups = b.integers(f"{name}.groups", (0, op.groups, -1))
+    sizes = b.integers(f"{name}.shape", (0, shape[last], *shape[1:last]))
+    ones = b.constant(f"{name}.ones", np.ones(op.groups, np.float32))
+    zeros = b.constant(f"{name}.zeros", np.zeros(op.groups, np.float32))
+    links = [Link("Transpose", (), {"perm": there})] if turned else []
+    links.append(Link("Reshape", (groups,)))
+    links.append(Link("InstanceNormalization", (ones, zeros), {"epsilon": op.eps}))
+    links.append(Link("Reshape", (sizes,)))
+    links += [Link("Transpose", (), {"perm": back})] if turned else []
+    for slot, kind in (("scale", "Mul"), ("bias", "Add")):
+        if slot in step.slots:
+            links.append(Link(kind, (step.slots[slot],)))
+    b.chain(name, x, links, step.output)
 
 
-def add_pool(b: OnnxBuilder, op: MaxPool | AvgPool, name: str, x: str, output: str) -> None:
-    """Adds a pooling over windows."""
-    windows = {
-        "kernel_shape": op.window,
-        "strides": op.strides,
-        "pads": as_pads(op.padding),
-    }
-    if isinstance(op, MaxPool):
-        b.add("MaxPool", name, (x,), output, **windows)
+def add_reduced(b: OnnxBuilder, op: Reduce, step: Step) -> None:
+    """Adds a reduction; its axes are an attribute or an input, as the opset has it."""
+    marked = [axis in {a % step.rank for a in op.axes} for axis in range(step.rank)]
+    axes = [i for i, is_reduced in enumerate(in_layout(marked, step.layout)) if is_reduced]
+    kind = {"mean": "ReduceMean", "sum": "ReduceSum", "max": "ReduceMax", "l2": "ReduceL2"}[op.kind]
+    keep, inputs, how = int(op.keepdims), list(step.args), {}
+    if b.opset >= AXES_AS_INPUT or op.kind == "sum":
+        inputs.append(b.integers(f"{step.name}.axes", axes))
     else:
-        whole = int(op.count_padding)
-        b.add("AveragePool", name, (x,), output, count_include_pad=whole, **windows)
-
-
-def add_pad(b: OnnxBuilder, op: Pad, name: str, x: str, output: str) -> None:
-    """Adds constant padding: all widths before, then all widths after."""
-    widths = in_nchw(op.widths)
-    pads = [before for before, _ in widths] + [after for _, after in widths]
-    amounts = b.constant(f"{name}.pads", np.array(pads, np.int64))
-    value = b.constant(f"{name}.value", np.array(op.value, np.float32))
-    b.add("Pad", name, (x, amounts, value), output)
-
-
-def add_slice(b: OnnxBuilder, bounds: tuple, name: str, x: str, output: str) -> None:
-    """Adds a slice over the axes that it really cuts."""
-    axes = [a for a, triple in enumerate(in_nchw(bounds)) if triple != (0, None, 1)]
-    if not axes:
-        b.add("Identity", name, (x,), output)
-        return
-    starts, ends, steps = [], [], []
-    for start, stop, step in (in_nchw(bounds)[a] for a in axes):
-        starts.append(start)
-        ends.append(TO_END[1 if step > 0 else -1] if stop is None else stop)
-        steps.append(step)
-    columns = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
-    values = (b.constant(f"{name}.{k}", np.array(v, np.int64)) for k, v in columns.items())
-    b.add("Slice", name, (x, *values), output)
-
-
-def in_nchw(per_axis: tuple) -> tuple:
-    """One entry per axis, reordered for NCHW where there are four of them."""
-    return tuple(per_axis[a] for a in NCHW) if len(per_axis) == 4 else per_axis
-
-
-def as_pads(padding: Pads) -> list[int]:
-    """ONNX order: top, left, bottom, right."""
-    (top, bottom), (left, right) = padding
-    return [top, left, bottom, right]
+        how["axes"] = axes
+    b.add(kind, step.name, inputs, step.output, keepdims=keep, **how)

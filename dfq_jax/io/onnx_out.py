@@ -1,32 +1,32 @@
 """Writes ONNX: the float network, and the quantized one in QDQ form.
 
-Only operators of the default domain, NCHW, batch size free. How integers get into the file is
-told in `io/onnx_qdq.py`, which nodes an operator becomes in `io/onnx_nodes.py`.
+Only operators of the default domain, batch size free; images are channels first, as
+`io/onnx_layout.py` settles. How integers get into the file is told in `io/onnx_qdq.py`, which nodes
+an operator becomes in `io/onnx_nodes.py`.
 """
 
 import json
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 
 from dfq_jax.errors import ExportError
-from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.graph.ops import Flatten, Linear
-from dfq_jax.graph.query import consumers, output_shapes
-from dfq_jax.io.onnx_builder import FOUR_BITS, OnnxBuilder, first_free, printable
-from dfq_jax.io.onnx_nodes import NCHW, Order, add_operator
-from dfq_jax.io.onnx_qdq import add_pairs, add_slots, quantized_edges, without_idle_ceiling
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import Constant
+from dfq_jax.io.onnx_builder import OnnxBuilder, Step, tensor
+from dfq_jax.io.onnx_layout import FIRST, STORED, Shape, as_filed, in_layout, turned
+from dfq_jax.io.onnx_nodes import add_operator
+from dfq_jax.io.onnx_qdq import add_pairs, add_slots, without_idle_ceiling
+from dfq_jax.io.onnx_values import INPUT, Draft, draft, quantized_edges
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
-INPUT, OUTPUT = "images", "logits"
 OPSET, OPSET_INT4 = 17, 21
 IR_VERSION = {OPSET: 8, OPSET_INT4: 10}
 LARGEST = 2**31 - 1
 """Bytes a protobuf file can have."""
-
-Shape = tuple[int, ...]
 
 
 def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -37,7 +37,8 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
       metadata: further properties to write into the file.
 
     Returns:
-      A checked model: input `images` float32 [N, c, h, w], normalised; output `logits`.
+      A checked model: input `images` float32 [N, c, h, w], normalised; output `logits`, and
+      further ones under their own names. Outputs of rank 4 are channels first.
 
     Raises:
       ExportError: if ONNX cannot express the network.
@@ -83,86 +84,88 @@ def export(
     model: Model, quantized: QuantizedModel | None, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Writes the network node by node, quantized where `quantized` says so."""
-    graph = model.graph
-    names, shapes, orders = value_names(graph), output_shapes(model), flat_orders(model)
-    b = OnnxBuilder(names.values())
-    edges = () if quantized is None else quantized_edges(quantized)
-    read: dict[Site, str] = add_pairs(b, edges, graph.inputs[0], names[graph.inputs[0]], None)
+    graph, edges = model.graph, () if quantized is None else quantized_edges(quantized)
+    drafted = draft(model, edges)
+    b = OnnxBuilder(INPUT, drafted.names, opset_of(quantized))
+    add_pairs(b, edges, drafted, graph.inputs[0], None)
     for node in graph.nodes:
-        sites = [Site(node.name, f"input{i}") for i in range(len(node.inputs))]
-        args = tuple(read.get(s, names[i]) for s, i in zip(sites, node.inputs, strict=True))
-        rank = len(shapes[node.inputs[0]])
-        order = orders.get(node.inputs[0]) if isinstance(node.op, Linear) else None
-        slots = add_slots(b, model, quantized, node, rank, order)
-        keeps_nhwc = rank == 4 and node.name not in orders
-        computed = without_idle_ceiling(graph, node, edges)
-        add_operator(b, computed, args, names[node.name], slots, rank, keeps_nhwc)
-        read |= add_pairs(b, edges, node.name, names[node.name], node)
-    return assemble(b, model, names, shapes, metadata)
+        if isinstance(node.op, Constant):
+            stored = np.asarray(model.params[node.name]["value"], np.float32)
+            filed = as_filed(stored, drafted.layouts.held[node.name])
+            b.initializers.append(tensor(drafted.held[node.name], filed))
+        else:
+            computed = without_idle_ceiling(graph, node, edges)
+            add_operator(b, as_step(b, model, quantized, computed, drafted))
+        add_pairs(b, edges, drafted, node.name, node)
+    for output, value in drafted.outputs.items():
+        add_copy(b, drafted, output, value)
+    return assemble(b, model, drafted, metadata)
 
 
-def value_names(graph: Graph) -> dict[str, str]:
-    """{tensor: name of its ONNX value}: `images`, `logits`, and the graph's own names between.
-
-    Characters that could disturb a terminal are escaped; names that meet are numbered.
-
-    Raises:
-      ExportError: unless there is one input, and every output is the result of a node.
-    """
-    if len(graph.inputs) != 1:
-        raise ExportError(f"ONNX export writes networks with one input, got {graph.inputs}.")
-    if unchanged := set(graph.outputs) & set(graph.inputs):
-        raise ExportError(f"network returns its own input {unchanged}; ONNX export cannot.")
-    names = {graph.inputs[0]: INPUT, graph.outputs[0]: OUTPUT}
-    taken = {INPUT, OUTPUT}
-    for node in graph.nodes:
-        if node.name not in names:
-            names[node.name] = first_free(printable(node.name), taken)
-            taken.add(names[node.name])
-    return names
+def opset_of(quantized: QuantizedModel | None) -> int:
+    """The opset of the file: the first with 4-bit integers where there are any."""
+    entries = () if quantized is None else quantized.plan.entries
+    narrow = any(spec.grid.bits <= 4 for site, spec in entries if site.argument is None)
+    return OPSET_INT4 if narrow else OPSET
 
 
-def flat_orders(model: Model) -> dict[str, Order]:
-    """{flatten node: (h, w, c) it reads} where ONNX may flatten channels first.
+def as_step(
+    b: OnnxBuilder,
+    model: Model,
+    quantized: QuantizedModel | None,
+    node: Node,
+    drafted: Draft,
+) -> Step:
+    """A node with its arguments brought to the layout it reads, and its parameters added."""
+    layouts, shapes = drafted.layouts, tuple(drafted.shapes[i] for i in node.inputs)
+    layout, args = layouts.read[node.name], []
+    for index, (source, shape) in enumerate(zip(node.inputs, shapes, strict=True)):
+        value = drafted.read[Site(node.name, f"input{index}")]
+        rank = len(shape)
+        args.append(b.brought(value, rank, layouts.held[source], layout) if rank >= 4 else value)
+    return Step(
+        node,
+        tuple(args),
+        drafted.held[node.name],
+        add_slots(b, model, quantized, node, len(shapes[0]), layout),
+        shapes,
+        drafted.shapes[node.name],
+        layout,
+        layouts.held[node.name],
+        quantized is not None and Site(node.name, "kernel") in quantized.plan.table,
+    )
 
-    That is so when only linear layers read it: their kernels' rows are permuted instead.
-    """
-    graph, shapes, orders = model.graph, output_shapes(model), {}
-    readers = consumers(graph)
-    for node in graph.nodes:
-        if not isinstance(node.op, Flatten) or node.name in graph.outputs:
-            continue
-        shape = shapes[node.inputs[0]]
-        if len(shape) == 4 and all(isinstance(r.op, Linear) for r, _ in readers[node.name]):
-            orders[node.name] = (shape[1], shape[2], shape[3])
-    return orders
+
+def add_copy(b: OnnxBuilder, drafted: Draft, output: str, value: str) -> None:
+    """Gives an output of the network its name and layout where it has not got them."""
+    held, rank = drafted.held[output], len(drafted.shapes[output])
+    have, want = drafted.layouts.held[output], FIRST if rank == 4 else STORED
+    if have != want:
+        perm = turned(tuple(range(rank)), have, want)
+        b.add("Transpose", value, (held,), value, perm=perm)
+    elif held != value:
+        b.add("Identity", value, (held,), value)
 
 
 def assemble(
-    b: OnnxBuilder,
-    model: Model,
-    names: Mapping[str, str],
-    shapes: Mapping[str, Shape],
-    metadata: Mapping[str, str],
+    b: OnnxBuilder, model: Model, drafted: Draft, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The finished file.
 
     Raises:
       ExportError: if the ONNX checker finds fault with it.
     """
-    graph = model.graph
-    opset = OPSET_INT4 if any(t.data_type in FOUR_BITS for t in b.initializers) else OPSET
-    returned = dict.fromkeys(graph.outputs)
+    image = value_info(INPUT, drafted.shapes[model.graph.inputs[0]])
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             b.nodes,
             "dfq_jax",
-            [value_info(INPUT, shapes[graph.inputs[0]])],
-            [value_info(names[o], shapes[o]) for o in returned],
+            [image],
+            [value_info(name, drafted.shapes[o]) for o, name in drafted.outputs.items()],
             b.initializers,
         ),
-        opset_imports=[onnx.helper.make_opsetid("", opset)],
-        ir_version=IR_VERSION[opset],
+        opset_imports=[onnx.helper.make_opsetid("", b.opset)],
+        ir_version=IR_VERSION[b.opset],
         producer_name="dfq_jax",
     )
     facts = {"dfq.contract": json.dumps(described(model.contract)), **metadata}
@@ -175,9 +178,10 @@ def assemble(
 
 
 def value_info(name: str, shape: Shape) -> onnx.ValueInfoProto:
-    """A float32 tensor in NCHW with a free batch size."""
-    sizes = [shape[a] for a in NCHW] if len(shape) == 4 else list(shape)
-    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *sizes[1:]])
+    """A float32 tensor, NCHW if it has rank 4, with a free batch size if it has several rows."""
+    rows, *sizes = in_layout(shape, FIRST if len(shape) == 4 else STORED)
+    kind = onnx.TensorProto.FLOAT
+    return onnx.helper.make_tensor_value_info(name, kind, [rows if rows == 1 else "N", *sizes])
 
 
 def described(contract: InputContract) -> dict:

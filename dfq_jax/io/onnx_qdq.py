@@ -1,6 +1,7 @@
 """Quantized tensors, kernels and biases of an ONNX graph: constants and Q/DQ nodes."""
 
 import dataclasses
+from collections.abc import Collection
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,94 +9,43 @@ import onnx
 
 from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import BatchNorm, Flatten, MaxPool, Pad, Relu, Slice
+from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu, keeps_values
 from dfq_jax.graph.query import consumers
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
-from dfq_jax.io.onnx_nodes import Order, kernel_layout
+from dfq_jax.io.onnx_layout import Layout
+from dfq_jax.io.onnx_slots import filed_slots, kernel_form, kernel_layout, output_axis
+from dfq_jax.io.onnx_values import Draft, Edge, Pair
 from dfq_jax.io.quantized_tensors import to_bias_codes, to_codes
-from dfq_jax.numerics.affine import Affine, Grid, bias_scale
+from dfq_jax.numerics.affine import bias_scale
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
 
-@dataclasses.dataclass(frozen=True)
-class Edge:
-    """One tensor quantized in one way: what a QuantizeLinear/DequantizeLinear pair stands for.
-
-    Attributes:
-      tensor: its name in the graph.
-      sites: its readers that see it quantized.
-      affine: scale and zero point, scalars.
-      grid: the codes that exist.
-    """
-
-    tensor: str
-    sites: tuple[Site, ...]
-    affine: Affine
-    grid: Grid
-
-    @property
-    def key(self) -> tuple[str, float, int, Grid]:
-        """What a pair may be shared by: tensor, scale, zero point and grid."""
-        return self.tensor, float(self.affine.scale), int(self.affine.zero_point), self.grid
-
-
-def quantized_edges(quantized: QuantizedModel) -> tuple[Edge, ...]:
-    """Every quantized tensor once for each grid it is read with, in execution order.
-
-    Raises:
-      ExportError: if a grid is not one unsigned grid for the whole tensor.
-    """
-    table, qparams = quantized.plan.table, quantized.qparams
-    found: dict[tuple[str, float, int, Grid], Edge] = {}
-    for node in quantized.model.graph.nodes:
-        for index, tensor in enumerate(node.inputs):
-            site = Site(node.name, f"input{index}")
-            if site not in table:
-                continue
-            affine, grid = qparams[site], table[site].grid
-            if grid.symmetric or affine.scale.size != 1:
-                raise ExportError(
-                    f"{site.slot} of {site.node!r} has {affine.scale.size} scales on {grid}; ONNX "
-                    f"export writes activations with one unsigned grid per tensor."
-                )
-            edge = Edge(tensor, (site,), affine, grid)
-            before = found[edge.key].sites if edge.key in found else ()
-            found[edge.key] = dataclasses.replace(edge, sites=(*before, site))
-    return tuple(found.values())
-
-
 def add_pairs(
-    b: OnnxBuilder, edges: tuple[Edge, ...], tensor: str, value: str, producer: Node | None
-) -> dict[Site, str]:
+    b: OnnxBuilder, edges: tuple[Edge, ...], drafted: Draft, tensor: str, producer: Node | None
+) -> None:
     """Adds the quantize/dequantize pairs of one tensor.
 
     Args:
       b: receives them.
       edges: of the whole network.
+      drafted: the names of all values.
       tensor: its name in the graph.
-      value: its name in the file.
       producer: the node that computes it, None for the network's input.
-
-    Returns:
-      {reader: the value it shall read}.
     """
-    read = {}
     for edge in (e for e in edges if e.tensor == tensor):
-        saturate = edge.grid.bits < 8 and not moves_codes(producer, edge, edges)
-        read |= dict.fromkeys(edge.sites, add_pair(b, edge, value, saturate))
-    return read
+        pair = drafted.pairs[edge.key]
+        if not b.defines(pair.dequantized):
+            saturate = edge.grid.bits < 8 and not moves_codes(producer, edge, edges)
+            add_pair(b, edge, drafted.held[tensor], pair, saturate)
 
 
 def moves_codes(producer: Node | None, edge: Edge, edges: tuple[Edge, ...]) -> bool:
     """Whether the producer only moves values that lie on the edge's grid already."""
-    if producer is None:
+    if producer is None or len(producer.inputs) != 1 or not keeps_values(producer.op):
         return False
-    moves = isinstance(producer.op, MaxPool | Flatten | Slice) or (
-        isinstance(producer.op, Pad) and producer.op.value == 0
-    )
     site = Site(producer.name, "input0")
-    return moves and any(site in e.sites and e.key[1:] == edge.key[1:] for e in edges)
+    return any(site in e.sites and e.key[1:] == edge.key[1:] for e in edges)
 
 
 def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> Node:
@@ -104,30 +54,33 @@ def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> N
     Nothing but quantized readers may see the tensor. Runtimes merge a plain ReLU into the integer
     convolution before it, but not every clip.
     """
-    if not isinstance(node.op, Relu) or node.op.ceiling is None or node.name in graph.outputs:
-        return node
+    match node.op:
+        case Relu(ceiling) | Clip(0.0, ceiling) if ceiling is not None:
+            top = jnp.float32(ceiling)
+        case _:
+            return node
     mine = [e for e in edges if e.tensor == node.name]
     seen = {site for e in mine for site in e.sites}
-    ceiling = jnp.float32(node.op.ceiling)
     readers = {Site(n.name, f"input{i}") for n, i in consumers(graph)[node.name]}
-    idle = all(int(to_codes(ceiling, e.affine, grid=e.grid)) == e.grid.qmax for e in mine)
-    return dataclasses.replace(node, op=Relu()) if idle and readers <= seen else node
+    idle = all(int(to_codes(top, e.affine, grid=e.grid)) == e.grid.qmax for e in mine)
+    unseen = node.name in graph.outputs or not readers <= seen
+    return node if unseen or not idle else dataclasses.replace(node, op=Relu())
 
 
-def add_pair(b: OnnxBuilder, edge: Edge, value: str, saturate: bool) -> str:
-    """Adds one quantize/dequantize pair and returns the value its readers read."""
+def add_pair(b: OnnxBuilder, edge: Edge, value: str, pair: Pair, saturate: bool) -> None:
+    """Adds one quantize/dequantize pair that defines the values of `pair`."""
+    stem = pair.codes.removesuffix(".codes")
     affine = (
-        b.constant(f"{value}.scale", as_scalar(edge.affine.scale)),
-        b.constant(f"{value}.zero_point", as_scalar(edge.affine.zero_point)),
+        b.constant(f"{stem}.scale", as_scalar(edge.affine.scale)),
+        b.constant(f"{stem}.zero_point", as_scalar(edge.affine.zero_point)),
     )
-    codes, out = b.fresh(f"{value}.codes"), b.fresh(f"{value}.dequantized")
-    b.add("QuantizeLinear", f"{value}.quantize", (value, *affine), codes)
+    codes = b.fresh(f"{stem}.unsaturated") if saturate else pair.codes
+    b.add("QuantizeLinear", f"{stem}.quantize", (value, *affine), codes)
     if saturate:
-        lowest = b.constant(f"{value}.lowest", np.array(edge.grid.qmin, np.uint8))
-        highest = b.constant(f"{value}.highest", np.array(edge.grid.qmax, np.uint8))
-        inside = b.fresh(f"{value}.saturated")
-        codes = b.add("Clip", f"{value}.saturate", (codes, lowest, highest), inside)
-    return b.add("DequantizeLinear", f"{value}.dequantize", (codes, *affine), out)
+        lowest = b.constant(f"{stem}.lowest", np.array(edge.grid.qmin, np.uint8))
+        highest = b.constant(f"{stem}.highest", np.array(edge.grid.qmax, np.uint8))
+        b.add("Clip", f"{stem}.saturate", (codes, lowest, highest), pair.codes)
+    b.add("DequantizeLinear", f"{stem}.dequantize", (pair.codes, *affine), pair.dequantized)
 
 
 def as_scalar(x) -> np.ndarray:
@@ -141,7 +94,7 @@ def add_slots(
     quantized: QuantizedModel | None,
     node: Node,
     rank: int,
-    order: Order | None,
+    layout: Layout,
 ) -> dict[str, str]:
     """Adds a node's parameters and returns {slot: value to read}.
 
@@ -150,24 +103,25 @@ def add_slots(
       model: the float network.
       quantized: the same network with its grids, None to keep all in float.
       node: whose parameters.
-      rank: of the node's first input.
-      order: as in `kernel_layout`.
+      rank: of the node's first argument.
+      layout: of that argument.
     """
     name, values = printable(node.name), {}
     slots = {k: np.asarray(v, np.float32) for k, v in model.params.get(node.name, {}).items()}
-    if isinstance(node.op, BatchNorm):
-        slots.setdefault("scale", np.ones_like(slots["mean"]))
-        slots.setdefault("bias", np.zeros_like(slots["mean"]))
-    for slot, array in sorted(slots.items()):
-        integers = None if quantized is None else integer_slot(quantized, node.name, slot)
-        stored = array if integers is None else integers.codes
-        if slot == "kernel":
-            stored = kernel_layout(stored, rank, order)
-        if integers is None:
-            values[slot] = b.constant(f"{name}.{slot}", stored)
+    integers = {} if quantized is None else integer_slots(quantized, node.name, slots)
+    if isinstance(op := node.op, Conv2d | ConvTranspose2d | Linear):
+        form = kernel_form(op, rank, layout, "kernel" in integers)
+        laid_out = lambda kernel: kernel_layout(op, kernel, form, layout)
+        slots["kernel"] = laid_out(slots["kernel"])
+        if "kernel" in integers:
+            codes = laid_out(integers["kernel"].codes)
+            axis = output_axis(form)
+            integers["kernel"] = dataclasses.replace(integers["kernel"], codes=codes, axis=axis)
+    for slot, array in sorted(filed_slots(node, slots, rank, layout).items()):
+        if slot in integers:
+            values[slot] = add_dequantized(b, f"{name}.{slot}", integers[slot])
         else:
-            integers = dataclasses.replace(integers, codes=stored)
-            values[slot] = add_dequantized(b, f"{name}.{slot}", integers)
+            values[slot] = b.constant(f"{name}.{slot}", array)
     return values
 
 
@@ -180,29 +134,33 @@ class Integers:
       scale: float32, one for all or one per output channel.
       zero_point: in the type of `codes`, shape of `scale`.
       kind: ONNX element type where NumPy's does not say it (4 bits).
+      axis: of the output channels.
     """
 
     codes: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
     kind: int | None = None
+    axis: int = 0
 
 
-def integer_slot(quantized: QuantizedModel, layer: str, slot: str) -> Integers | None:
-    """A kernel or bias as integers, None where it stays float.
+def integer_slots(
+    quantized: QuantizedModel, layer: str, slots: Collection[str]
+) -> dict[str, Integers]:
+    """The kernel and bias of a layer as integers, those of them that do not stay float.
 
     A bias is int32 where kernel and input of its layer are both quantized.
     """
-    table = quantized.plan.table
+    table, found = quantized.plan.table, {}
     kernel, data = Site(layer, "kernel"), Site(layer, "input0")
-    if slot == "kernel" and kernel in table:
-        return integer_kernel(quantized, kernel)
-    if slot == "bias" and kernel in table and data in table:
+    if kernel in table:
+        found["kernel"] = integer_kernel(quantized, kernel)
+    if "bias" in slots and kernel in table and data in table:
         scales = quantized.qparams[data].scale, quantized.qparams[kernel].scale
         codes = np.asarray(to_bias_codes(quantized.model.params[layer]["bias"], *scales))
         scale = np.asarray(bias_scale(*scales))
-        return Integers(codes, scale, np.zeros(scale.shape, np.int32))
-    return None
+        found["bias"] = Integers(codes, scale, np.zeros(scale.shape, np.int32))
+    return found
 
 
 def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
@@ -234,7 +192,7 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
 
 
 def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
-    """Adds integers, output channels first, and their DequantizeLinear; returns its output."""
+    """Adds integers and their DequantizeLinear; returns its output."""
     scale, zero_point = integers.scale, integers.zero_point
     per_tensor = scale.size == 1
     if per_tensor:
@@ -244,5 +202,5 @@ def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
         b.constant(f"{stem}.scale", scale),
         b.constant(f"{stem}.zero_point", zero_point, integers.kind),
     )
-    attributes = {} if per_tensor else {"axis": 0}
+    attributes = {} if per_tensor else {"axis": integers.axis}
     return b.add("DequantizeLinear", f"{stem}.dequantize", inputs, b.fresh(stem), **attributes)

@@ -89,8 +89,9 @@ def require_version(version: str, proto: onnx.ModelProto) -> None:
 
 
 def run(session: Any, images: Float[Any, "n h w c"]) -> Float[np.ndarray, "n ..."]:
-    """First output of a session for NHWC images."""
-    return session.run([session.get_outputs()[0].name], feed(session, images))[0]
+    """First output of a session for NHWC images; one of rank 4 comes back as NHWC too."""
+    first = session.run([session.get_outputs()[0].name], feed(session, images))[0]
+    return first.transpose(0, 2, 3, 1) if first.ndim == 4 else first
 
 
 def feed(session: Any, images: Float[Any, "n h w c"]) -> dict[str, np.ndarray]:

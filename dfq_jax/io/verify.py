@@ -7,7 +7,7 @@ scores of all four, on the same images.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
-from dfq_jax.graph.graph import Model, Node
-from dfq_jax.io.onnx_out import flat_orders, serialize, value_names
-from dfq_jax.io.onnx_qdq import Edge, quantized_edges
+from dfq_jax.graph.graph import Node
+from dfq_jax.io.onnx_layout import FIRST, STORED, as_stored
+from dfq_jax.io.onnx_out import serialize
+from dfq_jax.io.onnx_values import Draft, Edge, draft, quantized_edges
 from dfq_jax.io.runtime import (
     File,
     cpu_features,
@@ -29,13 +30,17 @@ from dfq_jax.io.runtime import (
     onnxruntime,
     open_session,
     read_onnx,
-    run,
     saturation_risk,
 )
 from dfq_jax.numerics.affine import dequantize, quantize
-from dfq_jax.quantize.integer import integer_node, integer_predict
+from dfq_jax.quantize.integer import integer_node
 from dfq_jax.quantize.plan import Site
-from dfq_jax.quantize.simulate import QuantizedModel, simulate, simulation_hook
+from dfq_jax.quantize.simulate import (
+    QuantizedModel,
+    argument_hook,
+    simulate,
+    simulation_hook,
+)
 from dfq_jax.types import finite_or_none
 
 BATCH = 8
@@ -79,8 +84,8 @@ class EndCheck:
 
     Attributes:
       runner: `integer`, `onnxruntime off` or `onnxruntime on`.
-      difference: largest absolute difference of a score.
-      agreement: share of images with the same top class.
+      difference: largest absolute difference of a score, of any output.
+      agreement: share of images (of pixels, where each has scores) with the same top class.
     """
 
     runner: str
@@ -161,29 +166,33 @@ def verify(
     if len(images) == 0:
         raise UsageError("verify() needs at least one image.")
     edges, proto = quantized_edges(quantized), read_onnx(file)
-    watched = code_values(proto, quantized.model, edges)
+    drafted = draft(quantized.model, edges)
+    watched = code_values(proto, edges, drafted)
     off = open_session(serialize(exposed(proto, watched)), optimize=False, threads=threads)
     on = open_session(file, optimize=True, threads=threads)
     indexed = tuple((site, i) for i, edge in enumerate(edges) for site in edge.sites)
-    orders = flat_orders(quantized.model)
-    steps, unequal, counts, scores = [], [], np.zeros(len(edges), np.int64), []
+    names, done = list(drafted.outputs.values()), 0
+    steps, unequal, counts, ends = [], [], np.zeros(len(edges), np.int64), []
     for valid, x in padded_batches(np.asarray(images, np.float32), batch):
-        logits, *codes = off.run([proto.graph.output[0].name, *watched], feed(off, x))
-        codes = [as_nhwc(c, orders.get(e.tensor)) for c, e in zip(codes, edges, strict=True)]
+        values = off.run([*names, *watched], feed(off, x))
+        found = dict(zip(watched, values[len(names) :], strict=True))
+        codes = [edge_codes(found, edge, drafted) for edge in edges]
         most, differing = layer_gaps(
             quantized, jnp.asarray(x), [jnp.asarray(c) for c in codes], jnp.asarray(valid), indexed
         )
         steps.append(np.asarray(most))
         unequal.append(np.asarray(differing))
         counts += [c[:valid].size for c in codes]
-        runs = (simulated(quantized, x), integer_predict(quantized, x), logits, run(on, x))
-        scores.append(np.stack([np.asarray(r)[:valid] for r in runs]))
+        ours = [outputs(quantized, x, integer=integer) for integer in (False, True)]
+        theirs = [in_nhwc(values[: len(names)]), in_nhwc(on.run(names, feed(on, x)))]
+        ends.append(end_gaps([[np.asarray(y)[:valid] for y in run] for run in (*ours, *theirs)]))
+        done += valid
         if on_batch is not None:
-            on_batch(sum(s.shape[1] for s in scores), len(images))
+            on_batch(done, len(images))
     layers = layer_checks(edges, np.stack(steps), np.stack(unequal), counts)
-    ends = end_checks(np.concatenate(scores, axis=1))
     warnings = (SATURATION,) if saturation_risk(cpu_features()) else ()
-    return Verification(layers, ends, len(images), onnxruntime().__version__, warnings)
+    runtime = onnxruntime().__version__
+    return Verification(layers, end_checks(np.stack(ends)), len(images), runtime, warnings)
 
 
 def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -195,28 +204,33 @@ def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndar
         yield len(x), np.concatenate([x, fill])
 
 
-def code_values(proto: onnx.ModelProto, model: Model, edges: tuple[Edge, ...]) -> list[str]:
-    """The value in the file that holds the codes of each edge.
+def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> list[str]:
+    """The values in the file that hold the codes of the edges, each once.
 
     Raises:
-      DataError: if the file quantizes other tensors than the network.
+      DataError: if the file quantizes or returns other tensors than the network.
     """
-    names = value_names(model.graph)
-    after = {n.input[0]: n for n in proto.graph.node if n.op_type == "Clip"}
-    pairs: dict[str, list[str]] = {}
-    for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear":
-            codes = node.output[0]
-            codes = after[codes].output[0] if codes in after else codes
-            pairs.setdefault(node.input[0], []).append(codes)
-    wanted = [pairs.get(names[edge.tensor], []) for edge in edges]
-    if not all(wanted) or len(edges) != sum(map(len, pairs.values())):
-        missing = [e.tensor for e, found in zip(edges, wanted, strict=True) if not found]
+    returned, outputs = [o.name for o in proto.graph.output], list(drafted.outputs.values())
+    if returned != outputs:
         raise DataError(
-            f"the ONNX file quantizes {sum(map(len, pairs.values()))} tensors, the network "
-            f"{len(edges)}; not in the file: {missing[:5]}. Export the network again."
+            f"the ONNX file returns {returned}, the network {outputs}. Export the network again."
         )
-    return [found.pop(0) for found in wanted]
+    wanted = {drafted.pairs[edge.key].codes: edge.tensor for edge in edges}
+    nodes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    computed = {value for n in proto.graph.node for value in n.output}
+    missing = [tensor for codes, tensor in wanted.items() if codes not in computed]
+    if missing or len(nodes) != len(wanted):
+        raise DataError(
+            f"the ONNX file quantizes {len(nodes)} tensors, the network {len(wanted)}; "
+            f"not in the file: {missing[:5]}. Export the network again."
+        )
+    return list(wanted)
+
+
+def edge_codes(found: Mapping[str, np.ndarray], edge: Edge, drafted: Draft) -> np.ndarray:
+    """The codes of an edge in the library's layout, out of {value: codes} of the file."""
+    codes = found[drafted.pairs[edge.key].codes]
+    return as_stored(codes, drafted.layouts.held[edge.tensor])
 
 
 def exposed(proto: onnx.ModelProto, values: list[str]) -> onnx.ModelProto:
@@ -228,15 +242,24 @@ def exposed(proto: onnx.ModelProto, values: list[str]) -> onnx.ModelProto:
     return copy
 
 
-def as_nhwc(codes: np.ndarray, order: tuple[int, int, int] | None) -> np.ndarray:
-    """Codes in the library's layout; `order` is (h, w, c) of an image flattened channels first."""
-    if order is not None:
-        h, w, c = order
-        return codes.reshape(-1, c, h, w).transpose(0, 2, 3, 1).reshape(codes.shape)
-    return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes
+def in_nhwc(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of the file in the library's layout."""
+    return [as_stored(v, FIRST if v.ndim == 4 else STORED) for v in values]
 
 
 simulated = jax.jit(simulate)
+
+
+@partial(jax.jit, static_argnames="integer")
+def outputs(
+    quantized: QuantizedModel, images: Float[Array, "n h w c"], *, integer: bool
+) -> tuple[Tensor, ...]:
+    """Every output of the quantized network once, simulated or computed in integers."""
+    plan, qparams = quantized.plan, quantized.qparams
+    hook = argument_hook(plan, qparams) if integer else simulation_hook(plan, qparams)
+    apply = partial(integer_node, quantized) if integer else apply_node
+    found = evaluate(quantized.model, images, hook=hook, apply=apply)[0]
+    return tuple(dict(zip(quantized.model.graph.outputs, found, strict=True)).values())
 
 
 @partial(jax.jit, static_argnames="readers")
@@ -265,7 +288,8 @@ def layer_gaps(
 
     def gap(mine: Array, theirs: Array) -> tuple[Array, Array]:
         steps = jnp.abs(mine.astype(jnp.int32) - theirs.astype(jnp.int32))
-        steps = jnp.where(counted.reshape(-1, *(1,) * (steps.ndim - 1)), steps, 0)
+        if steps.shape[0] == counted.size:  # else a constant's, of one row
+            steps = jnp.where(counted.reshape(-1, *(1,) * (steps.ndim - 1)), steps, 0)
         return jnp.max(steps), jnp.sum(steps != 0)
 
     found = [[gap(m, c) for m, c in zip(r, codes, strict=True)] for r in (simulator, integer)]
@@ -321,15 +345,30 @@ def layer_checks(
     )
 
 
-def end_checks(scores: Float[np.ndarray, "runners n classes"]) -> tuple[EndCheck, ...]:
-    """Every runner after the first compared with the first."""
+def end_gaps(runs: Sequence[Sequence[np.ndarray]]) -> Float[np.ndarray, "runners 3"]:
+    """Every runner after the first compared with the first, on one batch.
+
+    Args:
+      runs: outputs of each runner; of the first output, the last axis counts classes.
+
+    Returns:
+      Largest absolute difference of any output; how often the top class is the same; out of how
+      many decisions.
+    """
+    simulator, *others = runs
+    rows = []
+    for other in others:
+        gaps = [np.max(np.abs(a - b)) for a, b in zip(other, simulator, strict=True)]
+        same = other[0].argmax(-1) == simulator[0].argmax(-1)
+        rows.append((max(gaps), same.sum(), same.size))
+    return np.array(rows, np.float64)
+
+
+def end_checks(gaps: Float[np.ndarray, "batches runners 3"]) -> tuple[EndCheck, ...]:
+    """One entry per runner, from what `end_gaps` found in each batch."""
     names = ("integer", "onnxruntime off", "onnxruntime on")
-    simulator, *others = scores
+    differences, agreeing, decisions = gaps[..., 0].max(0), gaps[..., 1].sum(0), gaps[..., 2].sum(0)
     return tuple(
-        EndCheck(
-            name,
-            float(np.max(np.abs(other - simulator))),
-            float(np.mean(other.argmax(-1) == simulator.argmax(-1))),
-        )
-        for name, other in zip(names, others, strict=True)
+        EndCheck(name, float(differences[i]), float(agreeing[i] / decisions[i]))
+        for i, name in enumerate(names)
     )

@@ -1,27 +1,49 @@
 """Small random networks that exercise every operator and shape of edge."""
 
+import collections
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
+    Activation,
+    AdaptiveAvgPool,
     Add,
     AvgPool,
     BatchNorm,
+    Concat,
+    Constant,
     Conv2d,
+    ConvTranspose2d,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
+    LeakyRelu,
     Linear,
+    MatMul,
+    Maximum,
     MaxPool,
+    Mul,
     Pad,
+    Power,
+    PRelu,
+    Reduce,
     Relu,
+    Reshape,
+    Resize,
+    Scale,
     Slice,
+    Softmax,
+    Transpose,
 )
 from dfq_jax.io.onnx_out import quantized_onnx, serialize
+from dfq_jax.io.runtime import feed, open_session
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
@@ -30,6 +52,7 @@ from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
 ONE = ((1, 1), (1, 1))
+NO = ((0, 0), (0, 0))
 
 
 class Net:
@@ -66,6 +89,21 @@ class Net:
         if affine:
             self.params[name] |= {"scale": self.normal(chan) ** 2 + 0.3, "bias": self.normal(chan)}
         return self.op(name, BatchNorm(), x)
+
+    def constant(self, name, *shape: int, scale: float = 1.0) -> str:
+        self.params[name] = {"value": self.normal(1, *shape, scale=scale)}
+        return self.op(name, Constant())
+
+    def norm(self, name, op, x, chan) -> str:
+        self.params[name] = {"scale": self.normal(chan) ** 2 + 0.3, "bias": self.normal(chan)}
+        return self.op(name, op, x)
+
+    def upconv(self, name, x, cin, cout, groups=1) -> str:
+        self.params[name] = {
+            "kernel": self.normal(2, 2, cin // groups, cout, scale=(groups / cin) ** 0.5),
+            "bias": self.normal(cout, scale=0.3),
+        }
+        return self.op(name, ConvTranspose2d((2, 2), groups=groups), x)
 
     def linear(self, name, x, cin, cout, bias=True) -> str:
         self.params[name] = {"kernel": self.normal(cin, cout, scale=cin**-0.5)}
@@ -150,7 +188,152 @@ def extreme() -> Model:
     return n.finish(n.linear("fc", n.op("pool", GlobalAvgPool(), x), 8, 6))
 
 
-NETS = {"residual": residual, "option_a": option_a, "vgg": vgg, "odd": odd, "extreme": extreme}
+def squeeze() -> Model:
+    """Two gates: over pooled pixels by 1x1 convolutions, and over vectors by linear layers."""
+    n = Net(6)
+    x = n.op("relu1", Relu(), n.conv("conv1", "images", 3, 8))
+    g = n.op("pool1", GlobalAvgPool(keepdims=True), x)
+    g = n.op("relu2", Relu(), n.conv("down1", g, 8, 4, 1))
+    g = n.op("gate1", Activation("hard_sigmoid"), n.conv("up1", g, 4, 8, 1))
+    x = n.op("gated1", Mul(), g, x)
+    x = n.op("swish", Activation("silu"), n.conv("conv2", x, 8, 12, stride=2))
+    g = n.op("relu3", Relu(), n.linear("down2", n.op("pool2", GlobalAvgPool(), x), 12, 4))
+    g = n.op("gate2", Activation("sigmoid"), n.linear("up2", g, 4, 12))
+    x = n.op("gated2", Mul(), x, n.op("spread", Reshape((1, 1, 12)), g))
+    x = n.op("pool3", GlobalAvgPool(), n.conv("conv3", x, 12, 12))
+    return n.finish(n.linear("fc", x, 12, 5))
+
+
+def convnext() -> Model:
+    """Channels-last norms and linear layers between depthwise convolutions, scaled branches."""
+    n = Net(7)
+    x = n.norm("norm0", LayerNorm(1e-6), n.conv("stem", "images", 3, 12, 4, 4, padding=NO), 12)
+    for i in (1, 2):
+        y = n.conv(f"depthwise{i}", x, 12, 12, 3, groups=12)
+        y = n.norm(f"norm{i}", LayerNorm(1e-6), y, 12)
+        y = n.op(f"gelu{i}", Activation("gelu"), n.linear(f"wide{i}", y, 12, 24))
+        y = n.linear(f"narrow{i}", y, 24, 12)
+        y = n.op(f"branch{i}", Mul(), n.constant(f"gamma{i}", 1, 1, 12, scale=0.5), y)
+        x = n.op(f"add{i}", Add(), x, y)
+    x = n.norm("norm3", LayerNorm(1e-6), n.op("pool", GlobalAvgPool(), x), 12)
+    return n.finish(n.linear("fc", x, 12, 5))
+
+
+def transformer() -> Model:
+    """Patches, a class token, positions, attention of two heads, a class read from its token."""
+    n = Net(8)
+    x = n.op("patches", Reshape((16, 12)), n.conv("embed", "images", 3, 12, 4, 4, padding=NO))
+    x = n.op("joined", Concat(1), n.constant("token", 1, 12), x)
+    x = n.op("placed", Add(), x, n.constant("position", 17, 12, scale=0.2))
+    y = n.norm("norm1", LayerNorm(1e-6), x, 12)
+    heads = {}
+    for name in ("query", "key", "value"):
+        h = n.op(f"{name}.split", Reshape((17, 2, 6)), n.linear(name, y, 12, 12))
+        heads[name] = n.op(f"{name}.heads", Transpose((0, 2, 1, 3)), h)
+    y = n.op("scores", MatMul(transposed=True), heads["query"], heads["key"])
+    y = n.op("biased", Add(), n.op("scaled", Scale(6**-0.5), y), n.constant("bias", 2, 17, 17))
+    y = n.op("mixed", MatMul(), n.op("attention", Softmax(), y), heads["value"])
+    y = n.op("merged", Reshape((17, 12)), n.op("turned", Transpose((0, 2, 1, 3)), y))
+    x = n.op("add1", Add(), x, n.linear("project", y, 12, 12))
+    y = n.linear("mlp.wide", n.norm("norm2", LayerNorm(1e-6), x, 12), 12, 24)
+    y = n.linear("mlp.narrow", n.op("gelu", Activation("gelu_tanh"), y), 24, 12)
+    x = n.norm("norm3", LayerNorm(1e-6), n.op("add2", Add(), x, y), 12)
+    x = n.op("class", Slice(((0, None, 1), (0, 1, 1), (0, None, 1))), x)
+    return n.finish(n.linear("fc", n.op("flat", Flatten(), x), 12, 5))
+
+
+def dense() -> Model:
+    """Concatenation, then batch norms that no convolution can take up."""
+    n = Net(9)
+    x = n.conv("conv0", "images", 3, 8)
+    for i in (1, 2):
+        chan = 4 + 4 * i
+        y = n.op(f"relu{i}", Relu(), n.bn(f"bn{i}", x, chan))
+        x = n.op(f"cat{i}", Concat(3), x, n.conv(f"conv{i}", y, chan, 4))
+    x = n.op("relu3", Relu(), n.bn("bn3", x, 16))
+    x = n.op("flat", Flatten(), n.op("pool", AdaptiveAvgPool((3, 3)), x))
+    return n.finish(n.linear("fc", x, 144, 5))
+
+
+def shuffle() -> Model:
+    """Grouped convolutions, halves of channels, channels shuffled."""
+    n = Net(10)
+    x = n.op("relu1", Relu(), n.conv("conv1", "images", 3, 8))
+    half = lambda name, a, b: n.op(name, Slice((*((0, None, 1),) * 3, (a, b, 1))), x)
+    left, right = half("left", 0, 4), half("right", 4, None)
+    right = n.op("prelu", PRelu(), n.conv("conv2", right, 4, 4, groups=2))
+    n.params["prelu"] = {"slope": n.normal(4, scale=0.3)}
+    x = n.op("split", Reshape((16, 16, 2, 4)), n.op("cat", Concat(-1), left, right))
+    x = n.op("joined", Reshape((16, 16, 8)), n.op("shuffled", Transpose((0, 1, 2, 4, 3)), x))
+    x = n.op("maximum", Maximum(), n.conv("conv3", x, 8, 8), n.op("leaky", LeakyRelu(0.1), x))
+    return n.finish(n.linear("fc", n.op("pool", GlobalAvgPool(), x), 8, 5))
+
+
+def unet() -> Model:
+    """Down and up again, two ways, with skips; a map of classes and one of depths."""
+    n = Net(11)
+    top = n.op("relu1", Relu(), n.conv("conv1", "images", 3, 8))
+    x = n.op("relu2", Relu(), n.conv("conv2", n.op("down1", MaxPool((2, 2), (2, 2)), top), 8, 12))
+    low = n.op("relu3", Relu(), n.conv("conv3", n.op("down2", MaxPool((2, 2), (2, 2)), x), 12, 16))
+    up = n.op("relu4", Relu(), n.upconv("up1", low, 16, 12))
+    x = n.norm("group", GroupNorm(3), n.conv("conv4", n.op("cat1", Concat(3), up, x), 24, 12), 12)
+    x = n.op("up2", Resize((16, 16), (2.0, 2.0), "bilinear", "half_pixel"), n.op("r", Relu(), x))
+    x = n.op("relu5", Relu(), n.conv("conv5", n.op("cat2", Concat(3), x, top), 20, 8))
+    wide = n.op("up3", Resize((16, 16), (4.0, 4.0)), low)
+    depth = n.conv(
+        "depth", n.upconv("up4", n.op("half", AvgPool((2, 2), (2, 2)), wide), 16, 8, 2), 8, 1
+    )
+    return n.finish(n.conv("classes", x, 8, 4, 1), depth)
+
+
+def windows() -> Model:
+    """Attention inside windows of an image, and images of tokens back to convolutions."""
+    n = Net(12)
+    x = n.conv("embed", "images", 3, 8, 2, 2, padding=NO)
+    y = n.norm("norm1", LayerNorm(), x, 8)
+    y = n.op("cut", Reshape((2, 4, 2, 4, 8)), y)
+    y = n.op("grouped", Transpose((0, 1, 3, 2, 4, 5)), y)
+    y = n.op("tokens", Reshape((4, 16, 8)), y)
+    score = n.op("scores", MatMul(transposed=True), y, n.linear("key", y, 8, 8))
+    y = n.op("mixed", MatMul(), n.op("attention", Softmax(-1), score), y)
+    y = n.op("cut2", Transpose((0, 1, 3, 2, 4, 5)), n.op("r2", Reshape((2, 2, 4, 4, 8)), y))
+    x = n.op("add", Add(), x, n.linear("project", n.op("whole", Reshape((8, 8, 8)), y), 8, 8))
+    y = n.op("chw", Reshape((8, 64)), n.op("first", Transpose((0, 3, 1, 2)), x))
+    y = n.op("hwc", Transpose((0, 2, 3, 1)), n.op("again", Reshape((8, 8, 8)), y))
+    x = n.op("relu", Relu(), n.conv("conv", y, 8, 8))
+    x = n.op("power", Power(2.0), n.op("mean", Reduce("mean", (1, 2)), x))
+    return n.finish(n.linear("fc", x, 8, 5))
+
+
+COMPOSITES = {
+    "squeeze": squeeze,
+    "convnext": convnext,
+    "transformer": transformer,
+    "dense": dense,
+    "shuffle": shuffle,
+    "unet": unet,
+    "windows": windows,
+}
+NETS = {
+    "residual": residual,
+    "option_a": option_a,
+    "vgg": vgg,
+    "odd": odd,
+    "extreme": extreme,
+    **COMPOSITES,
+}
+
+
+def run_file(data: bytes, x, *, optimize: bool) -> list[np.ndarray]:
+    """Every output of a file, in the library's layout."""
+    session = open_session(data, optimize=optimize)
+    found = session.run(None, feed(session, x))
+    return [y.transpose(0, 2, 3, 1) if y.ndim == 4 else y for y in found]
+
+
+def kinds(proto: onnx.ModelProto) -> collections.Counter:
+    """How often each operator occurs in a file."""
+    return collections.Counter(n.op_type for n in proto.graph.node)
 
 
 def images(model: Model, count: int = 8, seed: int = 0):

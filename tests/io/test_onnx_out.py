@@ -1,4 +1,3 @@
-import collections
 import json
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 from dfq_jax.errors import ExportError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import Add, Conv2d, Linear, Relu, Slice
+from dfq_jax.graph.ops import Add, Clip, Conv2d, Linear, MatMul, Relu, Reshape, Slice, Transpose
 from dfq_jax.io.onnx_builder import pack_nibbles, printable, tensor
-from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize, value_names
+from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
+from dfq_jax.io.onnx_values import draft, quantized_edges, value_names
 from dfq_jax.io.quantized_tensors import codes
 from dfq_jax.io.runtime import open_session, run
 from dfq_jax.io.verify import simulated
@@ -32,10 +32,6 @@ CASES = (
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
 )
-
-
-def kinds(proto):
-    return collections.Counter(n.op_type for n in proto.graph.node)
 
 
 def optimized(data, tmp_path):
@@ -79,7 +75,7 @@ def test_the_onnx_reference_evaluator_agrees(onnx_nets):
 
 
 def test_onnxruntime_makes_every_layer_an_integer_kernel(onnx_nets, tmp_path):
-    found = kinds(optimized(onnx_nets.integer_file("residual"), tmp_path))
+    found = onnx_nets.kinds(optimized(onnx_nets.integer_file("residual"), tmp_path))
     assert found["QLinearConv"] == 7
     assert found["QLinearAdd"] == 2
     assert found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
@@ -88,13 +84,15 @@ def test_onnxruntime_makes_every_layer_an_integer_kernel(onnx_nets, tmp_path):
 
 
 def test_low_bit_activations_keep_integer_kernels(onnx_nets, tmp_path):
-    found = kinds(optimized(onnx_nets.integer_file("residual", "w5a6"), tmp_path))
+    found = onnx_nets.kinds(optimized(onnx_nets.integer_file("residual", "w5a6"), tmp_path))
     assert found["QLinearConv"] == 7
     assert found["QGemm"] == 1
 
 
 def test_float_inputs_of_integer_weights_stay_exact(onnx_nets, tmp_path):
-    found = kinds(optimized(onnx_nets.integer_file("vgg", "w4a8", "zsq_all_low"), tmp_path))
+    found = onnx_nets.kinds(
+        optimized(onnx_nets.integer_file("vgg", "w4a8", "zsq_all_low"), tmp_path)
+    )
     assert not [k for k in found if k.startswith(("MatMulNBits", "DynamicQuantize", "MatMulInt"))]
 
 
@@ -224,14 +222,14 @@ def test_what_onnx_cannot_express_is_an_export_error():
         quantized_onnx(QuantizedModel(model, plan, {kernel: affine}))
 
 
-def test_a_full_slice_and_a_linear_layer_over_pixels():
+def test_a_full_slice_and_a_linear_layer_over_pixels(onnx_nets):
     bounds = ((0, None, 1),) * 4
     nodes = (Node("s", Slice(bounds), ("x",)), Node("fc", Linear(), ("s",)))
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
     model = Model(Graph(nodes, ("x",), ("fc",)), {"fc": {"kernel": kernel}}, InputContract(4, 6))
     x = np.random.default_rng(1).normal(size=(2, 4, 6, 3)).astype(np.float32)
-    found = run(open_session(serialize(float_onnx(model)), optimize=True), x)
-    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), x @ np.asarray(kernel), atol=1e-5)
+    (found,) = onnx_nets.run_file(serialize(float_onnx(model)), x, optimize=True)
+    np.testing.assert_allclose(found, x @ np.asarray(kernel), atol=1e-5)
 
 
 @pytest.mark.parametrize("values", [[1, 15, 7], [-8, 7, -1, 0]])
@@ -244,7 +242,7 @@ def test_nibbles_are_packed_low_first(values):
     np.testing.assert_array_equal(found.astype(np.int8), array)
 
 
-def test_per_tensor_kernels_are_exported():
+def test_per_tensor_kernels_are_exported(onnx_nets):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3, 4)), jnp.float32)
     graph = Graph((Node("conv", Conv2d(), ("x",)),), ("x",), ("conv",))
     params = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
@@ -257,6 +255,106 @@ def test_per_tensor_kernels_are_exported():
     q = QuantizedModel(model, plan, {slot: scale, edge: Affine(jnp.float32(0.03), jnp.uint8(128))})
     x = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype(np.float32)
     for optimize in (False, True):
-        found = run(open_session(serialize(quantized_onnx(q)), optimize=optimize), x)
-        want = np.asarray(simulated(q, x)).transpose(0, 3, 1, 2)
-        np.testing.assert_allclose(found, want, atol=1e-5)
+        (found,) = onnx_nets.run_file(serialize(quantized_onnx(q)), x, optimize=optimize)
+        np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
+
+
+def dequantizer(proto: onnx.ModelProto, codes: str) -> onnx.NodeProto:
+    """The node that reads these codes."""
+    (node,) = [n for n in proto.graph.node if codes in n.input]
+    return node
+
+
+def attribute(node: onnx.NodeProto, name: str) -> int | None:
+    """An integer attribute, None where it is not given."""
+    return next((a.i for a in node.attribute if a.name == name), None)
+
+
+def test_kernels_have_their_scales_along_output_channels(onnx_nets):
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("unet"))
+    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    assert attribute(dequantizer(proto, "conv1.kernel.codes"), "axis") == 0
+    assert attribute(dequantizer(proto, "up1.kernel.codes"), "axis") == 1
+    assert stored["up1.kernel.codes"] == (16, 12, 2, 2)
+    assert stored["up1.kernel.scale"] == (12,)
+    assert attribute(dequantizer(proto, "up4.kernel.codes"), "axis") is None
+    assert stored["up4.kernel.codes"] == (16, 4, 2, 2)
+    assert stored["up4.kernel.scale"] == ()
+
+
+def test_attention_becomes_integer_kernels(onnx_nets, tmp_path):
+    found = onnx_nets.kinds(optimized(onnx_nets.integer_file("transformer"), tmp_path))
+    assert found["QGemm"] == 7  # linear layers over tokens, with their int32 biases
+    assert found["QLinearMatMul"] == 2
+    assert not {"Gemm", "MatMul", "MatMulNBits"} & set(found)
+
+
+def test_a_tensor_that_is_only_renamed_shares_the_pair_of_its_origin(onnx_nets):
+    q = onnx_nets.quantized("windows")
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("windows"))
+    edges = quantized_edges(q)
+    drafted = draft(q.model, edges)
+    tensors = {e.tensor: drafted.pairs[e.key] for e in edges}
+    assert tensors["first"] == tensors["add"]
+    written = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(written) == len(set(tensors.values())) < len(tensors)
+
+
+def affine(scale: float, zero_point: int) -> Affine:
+    """Scale and zero point of a tensor."""
+    return Affine(jnp.float32(scale), jnp.uint8(zero_point))
+
+
+def test_a_renamed_tensor_on_a_grid_of_its_own_has_a_pair_of_its_own(onnx_nets):
+    n = onnx_nets.Net(size=4)
+    x = n.conv("conv", "images", 3, 4)
+    y = n.op("turned", Transpose((0, 3, 1, 2)), x)
+    model = n.finish(n.op("scores", MatMul(transposed=True), y, y))
+    edges = {Site("turned", "input0"): affine(0.05, 100), Site("scores", "input0"): affine(0.1, 7)}
+    plan = Plan(tuple((s, Spec(Grid(8))) for s in edges), (), Scheme(8, 8), "zsq_all_low")
+    q = QuantizedModel(model, plan, edges)
+    proto = quantized_onnx(q)
+    assert onnx_nets.kinds(proto)["QuantizeLinear"] == 2
+    x = onnx_nets.images(model, 3)
+    want = np.asarray(simulated(q, x))
+    for optimize in (False, True):
+        (found,) = onnx_nets.run_file(serialize(proto), x, optimize=optimize)
+        np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("quantized_input", [False, True])
+def test_linear_layers_over_tokens_compute_the_simulation(onnx_nets, bits, quantized_input):
+    """Runtimes would multiply a float input with integer weights of a MatMul approximately."""
+    n = onnx_nets.Net(size=6)
+    x = n.linear("fc1", n.op("tokens", Reshape((9, 12)), "images"), 12, 16)
+    x = n.op("cut", Reshape((3, 3, 16)), x)
+    model = n.finish(n.linear("fc2", x, 16, 5, bias=False))
+    kernels = [Site(name, "kernel") for name in ("fc1", "fc2")]
+    edges = [Site(name, "input0") for name in ("fc1", "fc2")] if quantized_input else []
+    grid = Grid(bits, bits == 8, -1)
+    entries = [(s, Spec(grid)) for s in kernels] + [(s, Spec(Grid(8))) for s in edges]
+    plan = Plan(tuple(entries), (), Scheme(bits, 8), "zsq_all_low")
+    qparams = {s: affine(0.0313, 120) for s in edges}
+    for site in kernels:
+        chan = model.params[site.node]["kernel"].shape[1]
+        zero = jnp.full((1, chan), 0 if bits == 8 else 2 ** (bits - 1), grid.dtype)
+        steps = jnp.linspace(0.93, 1.37, chan)[None] / 2 ** (bits - 1)
+        qparams[site] = Affine(steps.astype(jnp.float32), zero)
+    q = QuantizedModel(model, plan, qparams)
+    x = onnx_nets.images(model, 3)
+    want = np.asarray(simulated(q, x))
+    for optimize in (False, True):
+        (found,) = onnx_nets.run_file(serialize(quantized_onnx(q)), x, optimize=optimize)
+        np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_clip_that_quantizing_repeats_becomes_a_relu(onnx_nets):
+    n = onnx_nets.Net(size=4)
+    x = n.op("clip", Clip(0.0, 6.0), n.conv("conv1", "images", 3, 4))
+    y = n.op("other", Clip(0.0, 3.0), n.conv("conv2", x, 4, 4))
+    model = n.finish(n.conv("conv3", y, 4, 4))
+    edges = {Site(s, "input0"): affine(6 / 255, 0) for s in ("conv2", "conv3")}
+    plan = Plan(tuple((s, Spec(Grid(8))) for s in edges), (), Scheme(8, 8), "zsq_all_low")
+    found = onnx_nets.kinds(quantized_onnx(QuantizedModel(model, plan, edges)))
+    assert (found["Relu"], found["Clip"]) == (1, 1)

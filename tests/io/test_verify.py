@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
@@ -13,11 +14,29 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimized(quick_compilation):
+    """Leaves the many small programs of this module unoptimized: compiling them takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 CASES = (
     ("residual", "w8a8", "qdrop_8bit_ends"),
     ("vgg", "w4a8", "zsq_all_low"),
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
+)
+
+
+COMPOSITES = (
+    ("squeeze", "w4a6"),
+    ("convnext", "w4a8"),
+    ("transformer", "w4a8"),
+    ("dense", "w8a8"),
+    ("shuffle", "w4a4"),
+    ("unet", "w5a6"),
+    ("windows", "w4a6"),
 )
 
 
@@ -43,6 +62,50 @@ def test_all_ways_to_run_a_network_agree(onnx_nets, net, scheme, layers):
     assert json.loads(json.dumps(found.to_dict()))["passed"] is True
 
 
+@pytest.mark.parametrize(("net", "scheme"), COMPOSITES)
+def test_all_ways_to_run_any_network_agree(onnx_nets, net, scheme):
+    q = onnx_nets.quantized(net, scheme)
+    found = verify(q, onnx_nets.integer_file(net, scheme), onnx_nets.images(q.model, 9, seed=3))
+    assert found.passed
+    assert {c.tensor for c in found.layers} >= {tensor for tensor, _ in q.plan.groups}
+    assert all(min(c.simulator_equal, c.integer_equal) > 0.999 for c in found.layers)
+    assert all(end.agreement > 0.99 for end in found.ends)
+
+
+def test_constants_count_once(onnx_nets):
+    q = onnx_nets.quantized("transformer", "w4a8")
+    file = onnx_nets.integer_file("transformer", "w4a8")
+    counts = {c.tensor: c.count for c in verify(q, file, onnx_nets.images(q.model, 9)).layers}
+    assert counts["attention"] == 9 * 2 * 17 * 17
+    assert counts["bias"] == 2 * 2 * 17 * 17  # one row, in each of two batches
+
+
+def test_every_output_is_compared(onnx_nets):
+    """The same scores, but another second output."""
+    q = onnx_nets.quantized("unet", "w5a6")
+    x = onnx_nets.images(q.model, 3)
+    params = {**q.model.params, "depth": dict(q.model.params["depth"])}
+    params["depth"]["bias"] = params["depth"]["bias"] + jnp.float32(50.0)
+    shifted = dataclasses.replace(q, model=dataclasses.replace(q.model, params=params))
+    found = verify(shifted, onnx_nets.integer_file("unet", "w5a6"), x)
+    integer, off, on = found.ends
+    assert integer.difference < 1.0
+    assert min(off.difference, on.difference) > 40.0
+    assert off.agreement > 0.99
+
+
+def test_the_top_class_of_every_pixel_counts(onnx_nets):
+    """Another bias of the first class changes the answer at some pixels, not at all."""
+    q = onnx_nets.quantized("unet", "w5a6")
+    x = onnx_nets.images(q.model, 3)
+    params = {**q.model.params, "classes": dict(q.model.params["classes"])}
+    params["classes"]["bias"] = params["classes"]["bias"].at[0].add(0.5)
+    shifted = dataclasses.replace(q, model=dataclasses.replace(q.model, params=params))
+    found = verify(shifted, onnx_nets.integer_file("unet", "w5a6"), x)
+    assert 0.3 < found.agreement < 0.99
+    assert not found.passed
+
+
 def test_a_wrong_scale_shows_in_its_layer_only(onnx_nets):
     """The same codes, read with another scale."""
     q = onnx_nets.quantized("residual")
@@ -63,6 +126,10 @@ def test_files_of_other_networks_are_refused(onnx_nets):
     x = onnx_nets.images(q.model, 2)
     with pytest.raises(DataError, match=r"not in the file"):
         verify(q, onnx_nets.integer_file("extreme"), x)
+    shown = dataclasses.replace(q.model.graph, outputs=(*q.model.graph.outputs, "add2"))
+    other = dataclasses.replace(q, model=dataclasses.replace(q.model, graph=shown))
+    with pytest.raises(DataError, match=r"returns \['logits'\], the network \['logits', 'add2'\]"):
+        verify(other, onnx_nets.integer_file("residual"), x)
     with pytest.raises(UsageError, match="at least one image"):
         verify(q, onnx_nets.integer_file("residual"), x[:0])
 
