@@ -75,11 +75,11 @@ def network(name: str, size: int | None = None, seed: int = 0) -> Any:
 
 def build(name: str) -> Any:
     """The network as its library makes it, without weights."""
+    models = torchvision_models()
     if name.startswith("timm:"):
         import timm
 
         return timm.create_model(name.removeprefix("timm:"), pretrained=False)
-    models = torchvision_models()
     options: dict[str, Any] = {"weights": None}
     if name in SEGMENTATION:
         options["weights_backbone"] = None

@@ -1,5 +1,6 @@
 """The public functions: load, predict, synthesize, quantize, evaluate, verify, bench, export."""
 
+import dataclasses
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable
@@ -28,11 +29,19 @@ from dfq_jax.io.verify import verify as compare_runtimes
 from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import dfq
-from dfq_jax.recipes.presets import Preset, image_budget, recipe_for
-from dfq_jax.report.analyze import analyze
+from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
+from dfq_jax.recipes.presets import (
+    ImageBudget,
+    Preset,
+    image_budget,
+    noise_budget,
+    recipe_for,
+)
+from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run import Progress, synthesize_images
+from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import ImageSet, InputContract
 
 Stage = Callable[[str], None]
@@ -78,9 +87,10 @@ def synthesize(
     Args:
       model: network with its batch norms in place.
       n: how many images.
-      method: `dsg` (diverse, the present `best`) or `zeroq`.
+      method: `best`, `dsg` (diverse), `zeroq` or `noise`. A network without usable batch-norm
+        statistics gets noise whatever is asked for; the provenance notes it.
       key: seed; equal seeds give equal images on one kind of device.
-      steps: optimisation steps of a batch; None for the method's own.
+      steps: optimisation steps of a batch; None for the method's own. Noise takes none.
       batch: images optimised together; None for the method's own.
       on_progress: called after every few steps.
       state_folder: keeps state here and resumes from it.
@@ -90,13 +100,14 @@ def synthesize(
 
     Raises:
       UsageError: for a bad method, n, steps or batch, or a state folder of another run.
-      UnsupportedModelError: if the network has no usable batch-norm statistics.
       DivergedError: if the optimisation diverges in spite of smaller learning rates.
     """
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
     check_seed(key)
-    recipe = recipe_for(method, steps, batch)
+    recipe, notes = recipe_for(method, steps, batch), []
+    if not recorded_statistics(model)[0]:
+        recipe, notes = recipe_for("noise", None, batch), [NO_STATISTICS]
     facts = provenance(model, recipe, n, key)
     start = time.perf_counter()
     made = synthesize_images(
@@ -108,11 +119,13 @@ def synthesize(
         state_folder=state_folder,
         fingerprint=facts,
     )
-    outcome = {
+    outcome: dict[str, Any] = {
         "final_losses": list(made.losses),
         "excluded": [str(u) for u in made.excluded],
         "seconds": round(time.perf_counter() - start, 2),
     }
+    if notes := [*notes, *made.notes]:
+        outcome["notes"] = notes
     return ImageSet(made.images, model.contract, {**facts, **outcome})
 
 
@@ -158,6 +171,9 @@ def quantize(
 ) -> Result:
     """Quantizes a network without data.
 
+    A network without usable batch-norm statistics is calibrated with noise images; its report says
+    so, with low confidence.
+
     Args:
       model: network with its batch norms in place.
       images: calibration images, a quarter of them held out; None to synthesize them.
@@ -173,15 +189,12 @@ def quantize(
 
     Raises:
       UsageError: for a bad scheme, preset or rule, or images of another input contract.
-      UnsupportedModelError: if images are needed and cannot be synthesized.
     """
     bits, budget = parse_scheme(scheme), image_budget(preset, model.contract)
     check_seed(key)
     if images is None:
-        chosen, n, steps = method or budget.method, budget.n, budget.steps
-        on_stage(f"synthesizing {n} images ({chosen})")
         follow = {"on_progress": on_progress, "state_folder": state_folder}
-        images = synthesize(model, n, method=chosen, key=key, steps=steps, **follow)
+        images = made_images(model, budget, method, key, on_stage, **follow)
     images = deliverable(images, model.contract)
     seen, probes = split_probes(images)
     made = dfq(
@@ -191,15 +204,45 @@ def quantize(
         layers=layers,
         rules=rules,
         statistics_suffice=preset == "fast",
+        noise=is_noise(images),
         on_stage=on_stage,
     )
     probes = probes if made.used_images else images
     on_stage(f"judging on {len(probes)} held-out images")
-    report = analyze(made.reference, made.quantized, probes.images)
+    report = qualified(analyze(made.reference, made.quantized, probes.images), images)
     settings = {"scheme": str(bits), "preset": preset, "layers": layers, "seed": key}
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     return Result(made.quantized, model, images, probes, report, settings)
+
+
+def made_images(
+    model: Model, budget: ImageBudget, method: str | None, key: int, on_stage: Stage, **follow: Any
+) -> ImageSet:
+    """The images of a preset; more of them where they are noise and cost nothing."""
+    chosen = method or budget.method
+    if chosen == "noise" or not recorded_statistics(model)[0]:
+        budget = noise_budget(budget)
+    named = chosen if budget.steps else budget.method
+    on_stage(f"synthesizing {budget.n} images ({named})")
+    steps = budget.steps or None
+    images = synthesize(model, budget.n, method=chosen, key=key, steps=steps, **follow)
+    for note in images.provenance.get("notes", ()):
+        on_stage(note)
+    return images
+
+
+def is_noise(images: ImageSet) -> bool:
+    """Whether images owe nothing to a network or a camera."""
+    return images.provenance.get("method") == "noise"
+
+
+def qualified(report: Report, images: ImageSet) -> Report:
+    """A report with what the making of its images says about its numbers."""
+    notes = tuple(images.provenance.get("notes", ()))
+    if not is_noise(images):
+        return dataclasses.replace(report, notes=notes)
+    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))
 
 
 def evaluate(

@@ -39,7 +39,7 @@ Arch = Annotated[str | None, Parameter(help="Architecture of a checkpoint, e.g. 
 Size = Annotated[int | None, Parameter(help="Pixels along each side; default: as published.")]
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-MethodName = Literal["best", "dsg", "zeroq"]
+MethodName = Literal["best", "dsg", "zeroq", "noise"]
 
 
 @app.command

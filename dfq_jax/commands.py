@@ -15,10 +15,18 @@ from dfq_jax.io.images import load_images, save_images
 from dfq_jax.io.load import Loaded, load
 from dfq_jax.io.verify import Verification
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
+from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import Preset
 from dfq_jax.report.grid import grid_png
-from dfq_jax.report.terminal import LAYER_HEADER, Terminal, coverage_line, layer_rows
-from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.report.terminal import (
+    LAYER_HEADER,
+    Terminal,
+    coverage_line,
+    float_line,
+    layer_rows,
+    trust_lines,
+)
+from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
 
 
@@ -51,11 +59,10 @@ def inspect_model(model: str, arch: str | None, size: int | None, terminal: Term
     """`dfq inspect`."""
     loaded = read_model(model, arch, size, terminal)
     network = loaded.model
-    try:
-        targets, excluded = batch_norm_targets(network)
-        usable, remarks = len(targets), [str(u) for u in excluded]
-    except UnsupportedModelError as error:
-        usable, remarks = 0, [str(error)]
+    targets, excluded = recorded_statistics(network)
+    usable, remarks = len(targets), [str(u) for u in excluded]
+    if not targets:
+        remarks.append(NO_STATISTICS)
     total, work = len(batch_norms(network.graph)), sum(macs(network).values())
     terminal.say(describe(network))
     terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates an image")
@@ -119,6 +126,8 @@ def synthesize_to(
         write_atomically(preview, grid_png(images))
     remove_state(state)
     made = images.provenance
+    for note in made.get("notes", ()):
+        terminal.note(f"note: {note}")
     terminal.say(f"{n} images by {made['method']} in {made['seconds']} s: {output}")
     emit(terminal, {"images": str(output), "n": n, "provenance": dict(made)})
 
@@ -218,14 +227,14 @@ def show_result(
     terminal.say("")
     terminal.say(f"{loaded.architecture} {options.scheme}, layers {options.layers}")
     terminal.say(coverage_line(report))
+    if rest := float_line(report):
+        terminal.say(rest)
     terminal.say(
         f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"
     )
     terminal.say(contract_line(result.contract))
-    terminal.say(
-        f"agreement with the float network {100 * report.agreement:.1f} % of {report.images} "
-        f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
-    )
+    for line in trust_lines(report):
+        terminal.say(line)
     if verification is not None:
         terminal.say(verification_line(verification))
     terminal.say(f"{'saved' if report.passed else 'FAILED, kept'}: {options.output / model}")

@@ -1,25 +1,50 @@
 """Hand-built networks with realistic statistics, and a float64 NumPy evaluator to judge by."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import erf, expit
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
+    Activation,
+    AdaptiveAvgPool,
     Add,
     AvgPool,
     BatchNorm,
+    Broadcast,
+    Clip,
+    Concat,
+    Constant,
     Conv2d,
+    ConvTranspose2d,
+    Div,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
+    LeakyRelu,
     Linear,
+    MatMul,
+    Maximum,
     MaxPool,
+    Mul,
     Pad,
+    Power,
+    PRelu,
+    Reduce,
     Relu,
+    Reshape,
+    Resize,
+    Scale,
     Slice,
+    Softmax,
+    Sub,
+    Transpose,
 )
 from dfq_jax.types import InputContract
 
@@ -67,29 +92,156 @@ def average(x, op):
     return total / windows(np.ones_like(x), op, 0.0).sum(0)
 
 
-def reference(op, p, *xs):  # one line per operator
+def conv_transposed(x, op, kernel):
+    """Every input pixel adds its value times the kernel to the output; then the border is cut."""
+    n, h, w, cin = x.shape
+    kh, kw, per_group, cout = kernel.shape
+    (sh, sw), (dh, dw) = op.strides, op.dilation
+    height = (h - 1) * sh + dh * (kh - 1) + 1 + op.extra[0]
+    width = (w - 1) * sw + dw * (kw - 1) + 1 + op.extra[1]
+    out = np.zeros((n, height, width, cout), x.dtype)
+    for o, c in np.ndindex(cout, per_group):
+        source = o // (cout // op.groups) * per_group + c
+        for i, j, p, q in np.ndindex(h, w, kh, kw):
+            out[:, i * sh + p * dh, j * sw + q * dw, o] += x[:, i, j, source] * kernel[p, q, c, o]
+    (top, bottom), (left, right) = op.padding
+    assert cin == per_group * op.groups
+    return out[:, top : height - bottom, left : width - right]
+
+
+def bilinear(x, op):
+    """Bilinear interpolation, `half_pixel`, one output pixel at a time."""
+    assert op.coordinates == "half_pixel"
+    for axis in (1, 2):
+        size, rows = x.shape[axis], []
+        for i in range(op.size[axis - 1]):
+            at = min(max((i + 0.5) / op.scale[axis - 1] - 0.5, 0), size - 1)
+            low = int(at)
+            below, above = x.take(low, axis), x.take(min(low + 1, size - 1), axis)
+            rows.append(below * (1 - at + low) + above * (at - low))
+        x = np.stack(rows, axis)
+    return x
+
+
+def nearest(x, op):
+    """The pixel below `i / scale`."""
+    assert op.coordinates == "asymmetric"
+    for axis in (1, 2):
+        index = np.floor(np.arange(op.size[axis - 1]) / op.scale[axis - 1]).astype(int)
+        x = x.take(index, axis)
+    return x
+
+
+def evenly(x, size):
+    """Adaptive average pooling: the mean of each window."""
+    rows, columns = (
+        [slice(i * s // o, -(-(i + 1) * s // o)) for i in range(o)]
+        for s, o in zip(x.shape[1:3], size, strict=True)
+    )
+    return np.stack([np.stack([x[:, r, c].mean((1, 2)) for c in columns], 1) for r in rows], 1)
+
+
+def normalised(x, axes, eps):
+    """Layer or group norm."""
+    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps)
+
+
+def softmax(x, axis):
+    """Softmax."""
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def joined(axis, *xs):
+    """Concatenation; a single row serves the whole batch."""
+    rows = max(len(x) for x in xs)
+    return np.concatenate([np.broadcast_to(x, (rows, *x.shape[1:])) for x in xs], axis)
+
+
+CURVES = {
+    "sigmoid": expit,
+    "tanh": np.tanh,
+    "silu": lambda x: x * expit(x),
+    "gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2,
+    "gelu_tanh": lambda x: x * expit(2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+    "exp": np.exp,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "erf": erf,
+}
+
+REDUCTIONS = {
+    "mean": np.mean,
+    "sum": np.sum,
+    "max": np.max,
+    "l2": lambda x, axis, keepdims: np.sqrt(np.sum(x**2, axis, keepdims=keepdims)),
+}
+
+
+def scaled(x, p):
+    """`x * scale + bias`, each where there is one."""
+    return x * p.get("scale", 1.0) + p.get("bias", 0.0)
+
+
+def group_norm(x, op):
+    """Standardised over positions and groups of channels."""
+    split = x.reshape(len(x), -1, op.groups, x.shape[-1] // op.groups)
+    return normalised(split, (1, 3), op.eps).reshape(x.shape)
+
+
+REFERENCE = {
+    Conv2d: lambda op, p, x: (
+        conv(x, p["kernel"], op.strides, op.padding, op.groups, op.dilation) + p.get("bias", 0.0)
+    ),
+    ConvTranspose2d: lambda op, p, x: conv_transposed(x, op, p["kernel"]) + p.get("bias", 0.0),
+    Linear: lambda op, p, x: x @ p["kernel"] + p.get("bias", 0.0),
+    MatMul: lambda op, p, a, b: a @ (b.swapaxes(-1, -2) if op.transposed else b),
+    BatchNorm: lambda op, p, x: scaled((x - p["mean"]) / np.sqrt(p["var"] + op.eps), p),
+    LayerNorm: lambda op, p, x: scaled(normalised(x, -1, op.eps), p),
+    GroupNorm: lambda op, p, x: scaled(group_norm(x, op), p),
+    Relu: lambda op, p, x: np.clip(x, 0, op.ceiling),
+    LeakyRelu: lambda op, p, x: np.where(x > 0, x, op.slope * x),
+    PRelu: lambda op, p, x: np.where(x > 0, x, p["slope"] * x),
+    Clip: lambda op, p, x: np.clip(x, op.low, op.high),
+    Activation: lambda op, p, x: CURVES[op.curve](x),
+    Scale: lambda op, p, x: op.factor * x + op.offset,
+    Power: lambda op, p, x: x**op.exponent,
+    Softmax: lambda op, p, x: softmax(x, op.axis),
+    Add: lambda op, p, a, b: a + b,
+    Sub: lambda op, p, a, b: a - b,
+    Mul: lambda op, p, a, b: a * b,
+    Div: lambda op, p, a, b: a / b,
+    Maximum: lambda op, p, a, b: np.maximum(a, b),
+    MaxPool: lambda op, p, x: windows(x, op, -np.inf).max(0),
+    AvgPool: lambda op, p, x: average(x, op),
+    AdaptiveAvgPool: lambda op, p, x: evenly(x, op.size),
+    GlobalAvgPool: lambda op, p, x: x.mean((1, 2), keepdims=op.keepdims),
+    Reduce: lambda op, p, x: REDUCTIONS[op.kind](x, axis=op.axes, keepdims=op.keepdims),
+    Flatten: lambda op, p, x: x.reshape(len(x), -1),
+    Reshape: lambda op, p, x: x.reshape(len(x), *op.shape),
+    Transpose: lambda op, p, x: x.transpose(op.order),
+    Slice: lambda op, p, x: x[tuple(slice(*b) for b in op.bounds)],
+    Concat: lambda op, p, *xs: joined(op.axis, *xs),
+    Broadcast: lambda op, p, x: np.broadcast_to(x, (len(x), *op.shape)),
+    Resize: lambda op, p, x: (nearest if op.method == "nearest" else bilinear)(x, op),
+    Constant: lambda op, p: p["value"],
+}
+
+
+def reference(op, p, *xs):
     """One operator in NumPy."""
-    x = xs[0]
-    bias = p.get("bias", 0.0)
-    if isinstance(op, Conv2d):
-        return conv(x, p["kernel"], op.strides, op.padding, op.groups, op.dilation) + bias
-    if isinstance(op, Linear):
-        return x @ p["kernel"] + bias
-    if isinstance(op, BatchNorm):
-        return (x - p["mean"]) / np.sqrt(p["var"] + op.eps) * p.get("scale", 1.0) + bias
-    if isinstance(op, Relu):
-        return np.minimum(np.maximum(x, 0), np.inf if op.ceiling is None else op.ceiling)
     if isinstance(op, Pad):
-        return np.pad(x, op.widths, constant_values=op.value)
-    simple = {
-        Add: lambda: x + xs[1],
-        MaxPool: lambda: windows(x, op, -np.inf).max(0),
-        AvgPool: lambda: average(x, op),
-        GlobalAvgPool: lambda: x.mean((1, 2)),
-        Flatten: lambda: x.reshape(len(x), -1),
-        Slice: lambda: x[tuple(slice(*b) for b in op.bounds)],
-    }
-    return simple[type(op)]()
+        if op.mode == "constant":
+            return np.pad(xs[0], op.widths, constant_values=op.value)
+        mode: Any = op.mode
+        return np.pad(xs[0], op.widths, mode=mode)
+    return REFERENCE[type(op)](op, p, *xs)
 
 
 def forward(
@@ -134,6 +286,38 @@ class Builder:
         if bias:
             slots["bias"] = self.rng.normal(size=cout) * 0.2
         return self.op(name, Conv2d((stride, stride), groups=groups, **how), x, **slots)
+
+    def constant(self, name, value) -> str:
+        """A tensor of its own."""
+        return self.op(name, Constant(), value=value)
+
+    def upscale(self, name, x, cout, kernel=2, stride=2, groups=1, **how) -> str:
+        """Transposed convolution with He-scaled weights and a bias."""
+        cin = self.seen[x].shape[-1] // groups
+        slots = {"kernel": self.rng.normal(size=(kernel, kernel, cin, cout)) * (2 / cin) ** 0.5}
+        slots["bias"] = self.rng.normal(size=cout) * 0.2
+        return self.op(name, ConvTranspose2d((stride, stride), groups=groups, **how), x, **slots)
+
+    def norm(self, name, x, op=None) -> str:
+        """Layer norm, or another norm with a scale and a bias."""
+        c = self.seen[x].shape[-1]
+        slots = {"scale": self.rng.uniform(0.5, 1.5, c), "bias": self.rng.normal(size=c) * 0.3}
+        return self.op(name, op or LayerNorm(), x, **slots)
+
+    def unit(self, name, x, cout, act=None, **how) -> str:
+        """Convolution `name`, batch norm `name.bn` and an activation `name.act`."""
+        x = self.bn(f"{name}.bn", self.conv(name, x, cout, **how))
+        return self.op(f"{name}.act", act or Relu(), x)
+
+    def shape(self, x) -> tuple[int, ...]:
+        """Shape of one row of a tensor."""
+        return self.seen[x].shape[1:]
+
+    def part(self, name, x, first, last, axis=-1) -> str:
+        """A slice along one axis."""
+        bounds: list[tuple[int, int | None, int]] = [(0, None, 1)] * self.seen[x].ndim
+        bounds[axis] = (first, last, 1)
+        return self.op(name, Slice(tuple(bounds)), x)
 
     def bn(self, name, x, affine=True) -> str:
         """Batch norm; its first scale is negative."""
@@ -196,6 +380,144 @@ def mixed() -> Model:
     x = b.op("pad", Pad(((0, 0), (0, 1), (0, 0), (1, 1))), x)
     x = b.op("relu2", Relu(6.0), b.linear("mix", x, 5))
     return b.done(b.linear("fc", b.op("flat", Flatten(), x), 4, bias=False))
+
+
+def dense(seed: int = 0) -> Model:
+    """DenseNet: concatenations, batch norms that follow them, a transition, average pooling."""
+    b = Builder(InputContract(8, 8), seed)
+    x = b.unit("stem", "images", 4)
+    for i in range(3):
+        y = b.op(f"norm{i}.act", Relu(), b.bn(f"norm{i}", x))
+        y = b.unit(f"squeeze{i}", y, 6, kernel=1)
+        x = b.op(f"join{i}", Concat(3), x, b.conv(f"grow{i}", y, 3))
+    x = b.op("norm3.act", Relu(), b.bn("norm3", x))
+    x = b.op("halve", AvgPool((2, 2), (2, 2)), b.conv("transition", x, 6, kernel=1))
+    x = b.op("norm4.act", Relu(), b.bn("norm4", x))
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
+def inception(seed: int = 0) -> Model:
+    """Branches of different depths and pools, joined; adaptive pooling; flattening."""
+    b = Builder(InputContract(9, 9), seed)
+    x = b.unit("stem", "images", 4, stride=2, padding=((0, 0), (0, 0)))
+    one = b.unit("one", x, 3, kernel=1)
+    three = b.unit("three", b.unit("before", x, 3, kernel=1), 4)
+    pooled = b.op("same", AvgPool((3, 3), (1, 1), SAME, count_padding=True), x)
+    pooled = b.unit("after", pooled, 2, kernel=1)
+    most = b.op("most", MaxPool((3, 3), (1, 1), SAME), x)
+    x = b.op("join", Concat(3), one, three, pooled, most)
+    x = b.op("even", AdaptiveAvgPool((3, 3)), b.unit("mix", x, 4, kernel=1))
+    return b.done(b.linear("fc", b.op("flat", Flatten(), x), 5))
+
+
+def shuffle(seed: int = 0) -> Model:
+    """ShuffleNet: halves, a branch, concatenation, channels shuffled by reshaping."""
+    b = Builder(InputContract(8, 8), seed)
+    x = b.unit("stem", "images", 6)
+    for i in range(2):
+        left, right = b.part(f"left{i}", x, 0, 3), b.part(f"right{i}", x, 3, None)
+        y = b.unit(f"enter{i}", right, 3, kernel=1)
+        y = b.bn(f"depthwise{i}.bn", b.conv(f"depthwise{i}", y, 3, groups=3))
+        y = b.unit(f"leave{i}", y, 3, kernel=1)
+        x = b.op(f"join{i}", Concat(3), left, y)
+        x = b.op(f"split{i}", Reshape((8, 8, 2, 3)), x)
+        x = b.op(f"swap{i}", Transpose((0, 1, 2, 4, 3)), x)
+        x = b.op(f"merge{i}", Reshape((8, 8, 6)), x)
+    return b.done(b.linear("fc", b.op("pool", Reduce("mean", (1, 2)), x), 5))
+
+
+def excite(seed: int = 0) -> Model:
+    """Squeeze and excite: gates by sigmoid and hard sigmoid, SiLU and hard swish, a residual."""
+    b = Builder(InputContract(8, 8), seed)
+    x = b.unit("stem", "images", 4, Activation("hard_swish"))
+    kinds = [(Activation("silu"), Activation("sigmoid"))]
+    kinds += [(Activation("hard_swish"), Activation("hard_sigmoid"))]
+    for i, (act, gate) in enumerate(kinds):
+        y = b.unit(f"expand{i}", x, 8, act, kernel=1)
+        y = b.unit(f"depthwise{i}", y, 8, act, groups=8)
+        g = b.op(f"pool{i}", GlobalAvgPool(keepdims=True), y)
+        g = b.op(f"reduce{i}.act", Relu(), b.conv(f"reduce{i}", g, 3, kernel=1, bias=True))
+        g = b.op(f"gate{i}", gate, b.conv(f"restore{i}", g, 8, kernel=1, bias=True))
+        y = b.op(f"excite{i}", Mul(), y, g)
+        x = b.op(f"add{i}", Add(), b.bn(f"project{i}.bn", b.conv(f"project{i}", y, 4, 1)), x)
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
+def vit(seed: int = 0) -> Model:
+    """A vision transformer of two blocks with two heads, four patches and a class token."""
+    b = Builder(InputContract(8, 8), seed)
+    x = b.conv("patches", "images", 8, kernel=4, stride=4, padding=((0, 0), (0, 0)), bias=True)
+    x = b.op("tokens", Reshape((4, 8)), x)
+    x = b.op("joined", Concat(1), b.constant("token", b.rng.normal(size=(1, 1, 8))), x)
+    x = b.op("placed", Add(), x, b.constant("places", b.rng.normal(size=(1, 5, 8)) * 0.3))
+    for i in range(2):
+        x = b.op(f"attended{i}", Add(), x, attention(b, f"attention{i}", b.norm(f"before{i}", x)))
+        y = b.linear(f"wide{i}", b.norm(f"between{i}", x), 16)
+        y = b.linear(f"narrow{i}", b.op(f"gelu{i}", Activation("gelu"), y), 8)
+        x = b.op(f"block{i}", Add(), x, y)
+    x = b.op("first", Reshape((8,)), b.part("cut", b.norm("last", x), 0, 1, axis=1))
+    return b.done(b.linear("head", x, 5))
+
+
+def attention(b: Builder, name: str, x: str) -> str:
+    """Attention with two heads among five tokens of width eight."""
+    x = b.op(f"{name}.heads", Reshape((5, 3, 2, 4)), b.linear(f"{name}.qkv", x, 24))
+    x = b.op(f"{name}.order", Transpose((0, 2, 3, 1, 4)), x)
+    q, k, v = (
+        b.op(f"{name}.{part}", Reshape((2, 5, 4)), b.part(f"{name}.{part}.cut", x, i, i + 1, 1))
+        for i, part in enumerate("qkv")
+    )
+    scores = b.op(f"{name}.scores", MatMul(True), b.op(f"{name}.scaled", Scale(0.5), q), k)
+    x = b.op(f"{name}.values", MatMul(), b.op(f"{name}.weights", Softmax(), scores), v)
+    x = b.op(f"{name}.back", Transpose((0, 2, 1, 3)), x)
+    return b.linear(f"{name}.out", b.op(f"{name}.flat", Reshape((5, 8)), x), 8)
+
+
+def convnext(seed: int = 0) -> Model:
+    """ConvNeXt: layer norms, wide depthwise convolutions, GELU, layer scale, a downsampling."""
+    b = Builder(InputContract(8, 8), seed)
+    nothing = ((0, 0), (0, 0))
+    x = b.conv("stem", "images", 4, kernel=2, stride=2, padding=nothing, bias=True)
+    x = b.norm("stem.norm", x)
+    for i in range(3):
+        if i == 2:
+            x = b.norm("down.norm", x)
+            x = b.conv("down", x, 4, kernel=2, stride=2, padding=nothing, bias=True)
+        y = b.norm(f"norm{i}", b.conv(f"depthwise{i}", x, 4, kernel=7, groups=4, bias=True))
+        y = b.op(f"gelu{i}", Activation("gelu"), b.linear(f"wide{i}", y, 12))
+        gain = b.constant(f"gain{i}", b.rng.uniform(0.2, 0.6, (1, 1, 1, 4)))
+        y = b.op(f"scaled{i}", Mul(), gain, b.linear(f"narrow{i}", y, 4))
+        x = b.op(f"add{i}", Add(), y, x)
+    x = b.norm("last", b.op("pool", GlobalAvgPool(), x))
+    return b.done(b.linear("fc", x, 5))
+
+
+def unet(seed: int = 0) -> Model:
+    """A U-Net of three scales: transposed convolution, resizing, concatenation; scores a pixel."""
+    b = Builder(InputContract(8, 8), seed)
+    fine = b.unit("fine", "images", 4, LeakyRelu(0.1))
+    middle = b.unit("middle", b.op("pool1", MaxPool((2, 2), (2, 2)), fine), 6)
+    low = b.unit("low", b.op("pool2", MaxPool((2, 2), (2, 2)), middle), 8)
+    up = b.op("up1.act", Relu(), b.bn("up1.bn", b.upscale("up1", low, 6)))
+    x = b.unit("mix1", b.op("join1", Concat(3), up, middle), 6)
+    up = b.op("up2", Resize((8, 8), (2.0, 2.0), "bilinear", "half_pixel"), x)
+    x = b.unit("mix2", b.op("join2", Concat(3), up, fine), 4)
+    up = b.upscale("up3", x, 4, kernel=3, stride=1, groups=2, padding=SAME)
+    return b.done(b.conv("scores", up, 3, kernel=1, bias=True))
+
+
+def two_heads(seed: int = 0) -> Model:
+    """One trunk, classes and a number; channels padded, PReLU, a hard limit."""
+    b = Builder(InputContract(6, 6), seed)
+    x = b.bn("stem.bn", b.conv("stem", "images", 4, stride=2))
+    x = b.op("stem.act", PRelu(), x, slope=b.rng.uniform(0.1, 0.3, 4))
+    x = b.op("limit", Clip(-1.0, 4.0), b.bn("conv.bn", b.conv("conv", x, 5)))
+    x = b.op("pool", GlobalAvgPool(), x)
+    return b.done(b.linear("classes", x, 5), b.linear("number", x, 1))
+
+
+MODERN = (dense, inception, shuffle, excite, vit, convnext, unet, two_heads)
+"""Networks of every structure the library knows beside plain residual ones."""
 
 
 def images(model: Model, count: int = 6, seed: int = 0):

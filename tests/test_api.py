@@ -17,6 +17,7 @@ from dfq_jax import api
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.images import load_images
 from dfq_jax.io.runtime import open_session, run
+from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
 from dfq_jax.recipes.presets import ImageBudget
 
 
@@ -99,7 +100,7 @@ def test_synthesis_tells_where_images_come_from(model):
     ("how", "message"),
     [
         ({"n": 0}, "n >= 1, got 0"),
-        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq"),
+        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq, noise"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": -3}, "batch must be at least 1"),
         ({"key": -1}, "a seed must be 0..4294967295, got -1"),
@@ -156,6 +157,44 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
         (8, "dsg", 5, 3),
     ]
     assert said == ["synthesizing 8 images (zeroq)", "synthesizing 8 images (dsg)"]
+
+
+def test_a_network_without_statistics_gets_noise(nets):
+    """Whatever method is asked for; with an explanation, and less confidence."""
+    model, said = nets.vit(), []
+    images = dfq.synthesize(model, n=6, method="zeroq", steps=3, key=2)
+    assert (images.provenance["method"], images.provenance["steps"]) == ("noise", 0)
+    assert images.provenance["final_losses"] == []
+    assert images.provenance["notes"] == [NO_STATISTICS]
+    json.dumps(dict(images.provenance))
+    again = dfq.synthesize(model, n=6, key=2)
+    np.testing.assert_array_equal(again.images, images.images)
+    result = dfq.quantize(model, key=2, on_stage=said.append)
+    assert said[:2] == ["synthesizing 64 images (noise)", NO_STATISTICS]
+    assert result.settings["images"] == "64 (noise)"
+    assert result.settings["held out"] == 16
+    assert (result.report.confidence, result.report.notes) == ("low", (NO_STATISTICS,))
+    assert result.report.passed
+    assert result.report.coverage == 1.0
+    data = json.loads(json.dumps(result.report.to_dict(), allow_nan=False))
+    assert (data["confidence"], data["notes"]) == ("low", [NO_STATISTICS])
+
+
+def test_noise_by_request(model):
+    images = dfq.synthesize(model, n=8, method="noise")
+    assert "notes" not in images.provenance
+    result = dfq.quantize(model, images)
+    assert (result.report.confidence, result.report.notes) == ("low", (NOISE_CHOSEN,))
+
+
+@pytest.mark.parametrize("name", ["unet", "two_heads"])
+def test_networks_that_are_no_classifiers(name, nets, monkeypatch):
+    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    result = dfq.quantize(getattr(nets, name)(), scheme="w8a8")
+    (note,) = result.report.notes
+    assert note.startswith("no class labels: the network's output is ")
+    assert result.report.confidence == "usual"
+    assert result.report.dense is (name == "unet")
 
 
 def test_the_report_and_settings_of_a_result(result):
@@ -244,5 +283,6 @@ def test_the_real_network_from_its_checkpoint(resnet20, shared):
     loaded = dfq.load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
     assert loaded.graph == resnet20.model.graph
     text = dfq.describe(loaded)
-    assert text.splitlines()[0] == "images: input 32x32x3"
-    assert "linear = Linear() <- avg_pool : 10" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["images", "input", "32x32x3"]
+    assert ["linear", "Linear", "10", "<-", "avg_pool"] in lines

@@ -21,6 +21,7 @@ from dfq_jax.files import sha256_of
 from dfq_jax.io import output_folder
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
+from dfq_jax.recipes.noise import NO_STATISTICS
 
 PROGRAM = Path(__file__).with_name("checkpoints.py")
 
@@ -176,19 +177,21 @@ def test_variances_that_are_none_are_excluded_and_counted(run, weights, tmp_path
     assert load_artifact(tmp_path / "out").manifest["files"]
 
 
-def test_networks_never_trained_can_use_images_but_make_none(run, weights, tmp_path):
+def test_networks_never_trained_get_noise_and_less_confidence(run, weights, tmp_path):
     for name in weights:
         if "running" in name:
             weights[name][...] = float(name.endswith("var"))
     found = run("inspect", weights)
     assert found.code == 0
     assert "0 of 4 batch norms usable for synthesis" in found.out
+    assert NO_STATISTICS in found.out
     assert "bn1, bn2, bn3, bn4" in found.err
-    refused = run("synthesize", weights, "-o", tmp_path / "i.npz")
-    assert (refused.code, refused.out) == (3, "")
-    assert "synthesis from batch-norm statistics is not available" in refused.err
-    assert "--images" in refused.err
-    assert {p.name for p in tmp_path.iterdir()} == {"net.safetensors"}
+    made = run("synthesize", weights, "-o", tmp_path / "i.npz", "-n", 4)
+    assert made.code == 0
+    assert "4 images by noise" in made.out
+    assert NO_STATISTICS in made.err
+    assert load_images(tmp_path / "i.npz").provenance["method"] == "noise"
+    (tmp_path / "i.npz").unlink()
     assert run("quantize", weights).code == 0
 
 

@@ -7,12 +7,13 @@ with every other block of the same structure (ResNet-50: 16 blocks, 8 programs).
 import dataclasses
 
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import WEIGHTED, Add, BatchNorm, Relu
+from dfq_jax.graph.ops import WEIGHTED, Combine, Norm, Pointwise
+from dfq_jax.graph.query import ancestors, constants, consumers
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A connected piece of a graph with one input tensor and one output tensor.
+    """A connected piece of a graph with one input tensor and, but for the last, one output tensor.
 
     Attributes:
       graph: the piece itself, under its original names.
@@ -24,7 +25,11 @@ class Block:
 
 
 def single_live_cuts(graph: Graph) -> tuple[str, ...]:
-    """Tensors after which nothing else is alive, in order; the graph's input is not listed."""
+    """Tensors after which nothing else is alive, in order; the graph's input is not listed.
+
+    What does not depend on the input needs not be kept alive: any block can have its own copy.
+    """
+    fixed = constants(graph)
     last_use = {name: -1 for name in (*graph.inputs, *(n.name for n in graph.nodes))}
     for index, node in enumerate(graph.nodes):
         for source in node.inputs:
@@ -33,6 +38,8 @@ def single_live_cuts(graph: Graph) -> tuple[str, ...]:
         last_use[name] = len(graph.nodes)
     cuts, alive = [], set(graph.inputs)
     for index, node in enumerate(graph.nodes):
+        if node.name in fixed:
+            continue
         alive.add(node.name)
         alive = {name for name in alive if last_use[name] > index}
         if alive == {node.name}:
@@ -44,21 +51,28 @@ def blocks(graph: Graph) -> tuple[Block, ...]:
     """Blocks between single-live cuts, each with at least one weighted node.
 
     A cut never separates a convolution, addition or pooling from the batch norm or activation
-    that follows it; trailing nodes without weights belong to the block before them.
+    that follows it; trailing nodes without weights belong to the block before them. Constants
+    stand in every block that reads them.
     """
-    cuts = set(single_live_cuts(graph))
+    fixed, cuts, readers = constants(graph), set(single_live_cuts(graph)), consumers(graph)
+    nodes = [n for n in graph.nodes if n.name not in fixed]
     pieces: list[list[Node]] = [[]]
-    for index, node in enumerate(graph.nodes):
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
         pieces[-1].append(node)
-        following = graph.nodes[index + 1] if index + 1 < len(graph.nodes) else None
-        if node.name in cuts and following is not None and not clings(following):
+        if following is None or node.name not in cuts:
+            continue
+        alone = all(reader.name == following.name for reader, _ in readers[node.name])
+        if not (clings(following) and alone):
             pieces.append([])
-    return tuple(as_block(piece) for piece in merge_weightless(pieces))
+    return tuple(as_block(graph, piece, fixed) for piece in merge_weightless(pieces))
 
 
 def clings(node: Node) -> bool:
-    """Whether a node belongs to the block of the node before it."""
-    return isinstance(node.op, Relu | BatchNorm | Add)
+    """Whether a node belongs to the block of the node before it, if nothing else reads that.
+
+    A norm that begins a residual branch has the branch's other end beside it, and does not.
+    """
+    return isinstance(node.op, Pointwise | Norm | Combine)
 
 
 def merge_weightless(pieces: list[list[Node]]) -> list[list[Node]]:
@@ -77,12 +91,15 @@ def has_weights(piece: list[Node]) -> bool:
     return any(isinstance(n.op, WEIGHTED) for n in piece)
 
 
-def as_block(piece: list[Node]) -> Block:
-    """A block from consecutive nodes with one tensor entering and one leaving."""
+def as_block(graph: Graph, piece: list[Node], fixed: frozenset[str]) -> Block:
+    """A block from consecutive nodes with one tensor entering, and the constants they read."""
     inside = {n.name for n in piece}
-    entering = dict.fromkeys(i for n in piece for i in n.inputs if i not in inside)
-    graph = Graph(tuple(piece), tuple(entering), (piece[-1].name,))
-    return Block(graph, tuple(n.name for n in piece))
+    needed = {name for n in piece for i in n.inputs if i in fixed for name in ancestors(graph, i)}
+    nodes = tuple(n for n in graph.nodes if n.name in inside | needed)
+    entering = dict.fromkeys(i for n in piece for i in n.inputs if i not in inside | needed)
+    later = {i for n in graph.nodes if n.name not in inside for i in n.inputs} | {*graph.outputs}
+    leaving = tuple(n.name for n in piece if n.name in later) or (piece[-1].name,)
+    return Block(Graph(nodes, tuple(entering), leaving), tuple(n.name for n in nodes))
 
 
 def canonical(block: Block, model: Model) -> Model:

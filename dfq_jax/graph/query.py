@@ -1,14 +1,17 @@
 """Questions about a network: who reads what, which shapes, how much work."""
 
+import dataclasses
 from collections.abc import Mapping
+from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
-from dfq_jax.graph.semantics import apply_op
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, ConvTranspose2d, Linear, MatMul, Op
+from dfq_jax.graph.semantics import Slots, apply_op
 
 
 def consumers(graph: Graph) -> dict[str, tuple[tuple[Node, int], ...]]:
@@ -31,6 +34,34 @@ def only_consumer(graph: Graph, readers: Mapping[str, tuple], name: str) -> Node
 def weighted_nodes(graph: Graph) -> tuple[Node, ...]:
     """Convolutions and linear layers, in execution order."""
     return tuple(n for n in graph.nodes if isinstance(n.op, WEIGHTED))
+
+
+def last_weighted(graph: Graph) -> tuple[str, ...]:
+    """For each output the last convolution or linear layer it depends on, without repetition."""
+    weighted = [n.name for n in weighted_nodes(graph)]
+    found: dict[str, None] = {}
+    for output in graph.outputs:
+        needed = ancestors(graph, output)
+        found |= dict.fromkeys([name for name in weighted if name in needed][-1:])
+    return tuple(found)
+
+
+def ancestors(graph: Graph, name: str) -> set[str]:
+    """The tensors that `name` depends on, itself included."""
+    needed = {name}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed |= set(node.inputs)
+    return needed
+
+
+def constants(graph: Graph) -> frozenset[str]:
+    """Tensors that do not depend on the graph's input."""
+    fixed: set[str] = set()
+    for node in graph.nodes:
+        if all(i in fixed for i in node.inputs):
+            fixed.add(node.name)
+    return frozenset(fixed)
 
 
 def batch_norms(graph: Graph) -> tuple[Node, ...]:
@@ -61,27 +92,44 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
 
 
 def macs(model: Model) -> dict[str, int]:
-    """{weighted node: multiply-accumulates for one image}."""
-    shapes = output_shapes(model)
-    return {
-        n.name: work(n, model.params[n.name]["kernel"].shape, shapes[n.name])
-        for n in weighted_nodes(model.graph)
-    }
+    """{layer or product of two tensors: multiply-accumulates for one image}."""
+    shapes, found = output_shapes(model), {}
+    for node in model.graph.nodes:
+        read = [shapes[i] for i in node.inputs]
+        if isinstance(node.op, WEIGHTED):
+            kernel = model.params[node.name]["kernel"].shape
+            found[node.name] = work(node, kernel, read[0], shapes[node.name])
+        elif isinstance(node.op, MatMul):
+            found[node.name] = work(node, read[1], read[0], shapes[node.name])
+    return found
 
 
-def work(node: Node, kernel: tuple[int, ...], output: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one weighted node."""
+def work(node: Node, kernel: tuple[int, ...], read: tuple[int, ...], made: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one layer for one image.
+
+    Args:
+      node: a weighted node or a product of two tensors.
+      kernel: shape of its kernel, or of its second tensor.
+      read: shape of its (first) input, batch first.
+      made: shape of its output.
+
+    Returns:
+      How many; padding counts as if it were computed.
+
+    Raises:
+      GraphError: for any other node.
+    """
     match node.op:
         case Conv2d():
-            kh, kw, cin, cout = kernel
-            return output[1] * output[2] * cout * cin * kh * kw
+            return prod(made[1:3]) * prod(kernel)
+        case ConvTranspose2d():
+            return prod(read[1:3]) * prod(kernel)
         case Linear():
-            positions = 1
-            for size in output[1:-1]:
-                positions *= size
-            return positions * kernel[0] * kernel[1]
+            return prod(made[1:-1]) * prod(kernel)
+        case MatMul():
+            return prod(made[1:]) * read[-1]
         case _:
-            raise GraphError(f"node {node} has no kernel.")
+            raise GraphError(f"node {node} multiplies nothing.")
 
 
 def parameter_count(model: Model) -> int:
@@ -90,9 +138,43 @@ def parameter_count(model: Model) -> int:
 
 
 def describe(model: Model) -> str:
-    """One line a node: name, operator, inputs and output shape."""
+    """One line a node: name, operator as far as it is unusual, output shape, what it reads."""
     shapes = output_shapes(model)
-    size = lambda name: "x".join(map(str, shapes[name][1:]))
-    lines = [f"{name}: input {size(name)}" for name in model.graph.inputs]
-    lines += [f"{n} : {size(n.name)}" for n in model.graph.nodes]
+    size = lambda name: "x".join(map(str, shapes[name][1:])) or "1"
+    rows = [(name, "input", size(name), "") for name in model.graph.inputs]
+    rows += [
+        (n.name, brief(n.op, model.params.get(n.name, {})), size(n.name), ", ".join(n.inputs))
+        for n in model.graph.nodes
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for *columns, read in rows:
+        line = "  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True))
+        lines.append((f"{line}  <- {read}" if read else line).rstrip())
     return "\n".join([*lines, f"returns {', '.join(model.graph.outputs)}"])
+
+
+PAIRS = ("strides", "padding", "dilation", "window", "size", "scale", "extra")
+"""Attributes with one value for height and one for width."""
+
+
+def brief(op: Op, slots: Slots) -> str:
+    """An operator with its kernel's window and those of its attributes that are not the usual."""
+    images = isinstance(op, Conv2d | ConvTranspose2d) and "kernel" in slots
+    told = ["x".join(map(str, slots["kernel"].shape[:2]))] if images else []
+    for field in dataclasses.fields(op):
+        value = getattr(op, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            told.append(f"{field.name}={shortened(field.name, value)}")
+    return f"{type(op).__name__}({', '.join(told)})" if told else type(op).__name__
+
+
+def shortened(name: str, value: Any) -> str:
+    """An attribute as text; of equal numbers for height and width, one speaks for both."""
+    if name == "bounds":
+        ends = [("" if v in (0, None) else str(v) for v in bound[:2]) for bound in value]
+        steps = ["" if bound[2] == 1 else f":{bound[2]}" for bound in value]
+        return f"[{', '.join(':'.join(e) + s for e, s in zip(ends, steps, strict=True))}]"
+    if name in PAIRS and all(v == value[0] for v in value):
+        return shortened(name, value[0]) if isinstance(value[0], tuple) else str(value[0])
+    return str(value)

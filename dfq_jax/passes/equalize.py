@@ -7,7 +7,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import WEIGHTED, Conv2d, Relu
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    Conv2d,
+    ConvTranspose2d,
+    LeakyRelu,
+    Op,
+    PRelu,
+    Relu,
+)
 from dfq_jax.graph.query import consumers, only_consumer, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.types import Moments
@@ -17,7 +25,7 @@ Carry = tuple[Model, Float[Array, ""], Int[Array, ""]]
 
 
 def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1e-3) -> Model:
-    """Equalizes all pairs of layers joined by nothing but a ReLU, until ranges settle.
+    """Equalizes all pairs of layers joined by nothing but a (leaky) ReLU, until ranges settle.
 
     A depthwise convolution is both the second of one pair and the first of the next, so a
     pointwise-depthwise-pointwise chain converges to three equal ranges. ReLU6 is not homogeneous:
@@ -52,31 +60,41 @@ def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1
 
 
 def equalizable_pairs(model: Model) -> tuple[tuple[Node, Node], ...]:
-    """(producer, consumer) layers with one path between them, through at most one ReLU."""
+    """(producer, consumer) layers with one path between them, through at most one activation."""
     graph: Graph = model.graph
     readers = consumers(graph)
     pairs = []
     for node in weighted_nodes(graph):
         reader = only_consumer(graph, readers, node.name)
-        if reader is not None and isinstance(reader.op, Relu) and reader.op.ceiling is None:
+        if reader is not None and homogeneous(reader.op):
             reader = only_consumer(graph, readers, reader.name)
         if reader is not None and isinstance(reader.op, WEIGHTED) and joins(model, reader):
             pairs.append((node, reader))
     return tuple(pairs)
 
 
+def homogeneous(op: Op) -> bool:
+    """Whether `f(s x) = s f(x)` for every channel and every s > 0."""
+    return isinstance(op, LeakyRelu | PRelu) or (isinstance(op, Relu) and op.ceiling is None)
+
+
 def joins(model: Model, consumer: Node) -> bool:
     """Whether the input channels of `consumer` can be rescaled: ungrouped or depthwise."""
-    if not isinstance(consumer.op, Conv2d) or consumer.op.groups == 1:
+    if groups_of(consumer) == 1:
         return True
     kernel = model.params[consumer.name]["kernel"]
-    return kernel.shape[2] == 1 and kernel.shape[3] == consumer.op.groups
+    return kernel.shape[2] == 1 and kernel.shape[3] == groups_of(consumer)
+
+
+def groups_of(node: Node) -> int:
+    """Groups of a convolution, 1 for a linear layer."""
+    return node.op.groups if isinstance(node.op, Conv2d | ConvTranspose2d) else 1
 
 
 def equalize_in(model: Model, first: Node, second: Node) -> tuple[Model, Float[Array, ""]]:
     """Equalizes one pair; also returns how far its multipliers were from 1."""
     a, b = model.params[first.name], model.params[second.name]
-    depthwise = isinstance(second.op, Conv2d) and second.op.groups > 1
+    depthwise = groups_of(second) > 1
     w1, w2, s = equalize_pair(a["kernel"], b["kernel"], depthwise=depthwise)
     new_first = {"kernel": w1}
     if "bias" in a:

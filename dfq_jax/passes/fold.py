@@ -7,20 +7,24 @@ from jaxtyping import Array, Float
 
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, BatchNorm
-from dfq_jax.graph.query import consumers, only_consumer
+from dfq_jax.graph.query import batch_norms, consumers, only_consumer
 from dfq_jax.graph.rewrite import bypass, drop_params, with_params
 from dfq_jax.types import Moments
 
 
-def fold_batch_norm(model: Model) -> Model:
+def fold_batch_norm(model: Model, *, distrusted: frozenset[str] = frozenset()) -> Model:
     """Every batch norm that is the only reader of a convolution or linear layer becomes part of it.
+
+    Transposed convolutions included. Batch norms that follow anything else stay.
 
     Args:
       model: any network.
+      distrusted: batch norms whose statistics say nothing about the network's tensors.
 
     Returns:
-      The same function with fewer nodes; `moments` of each folded layer hold the mean and
-      variance its output had in training: `beta` and `gamma^2 var / (var + eps)`.
+      The same function with fewer nodes; `moments` of each folded layer, and of each batch norm
+      that stays, hold the mean and variance its output had in training: `beta` and
+      `gamma^2 var / (var + eps)`.
 
     Reference:
       Jacob et al. 2018, "Quantization and Training of Neural Networks ...", section 3.2; the kept
@@ -34,8 +38,13 @@ def fold_batch_norm(model: Model) -> Model:
         norm = only_consumer(model.graph, readers, node.name)
         if norm is None or not isinstance(norm.op, BatchNorm):
             continue
-        new_params[node.name], moments[node.name] = folded(model, node, norm, norm.op.eps)
+        new_params[node.name] = folded(model, node, norm, norm.op.eps)
         gone.append(norm.name)
+        if norm.name not in distrusted:
+            moments[node.name] = normed_moments(model, norm, norm.op.eps)
+    for norm in batch_norms(model.graph):
+        if isinstance(norm.op, BatchNorm) and norm.name not in {*gone, *distrusted}:
+            moments[norm.name] = normed_moments(model, norm, norm.op.eps)
     model = with_params(model, new_params)
     return dataclasses.replace(
         model,
@@ -45,14 +54,20 @@ def fold_batch_norm(model: Model) -> Model:
     )
 
 
-def folded(
-    model: Model, layer: Node, norm: Node, eps: float
-) -> tuple[dict[str, Float[Array, "..."]], Moments]:
-    """New slots of `layer` with `norm` folded in, and the moments of its output."""
+def normed_moments(model: Model, norm: Node, eps: float) -> Moments:
+    """Mean and variance of the output of a batch norm, as its statistics have it."""
+    slots = model.params[norm.name]
+    mean, var = slots["mean"], slots["var"]
+    scale = slots.get("scale", jnp.ones_like(mean))
+    share = jnp.where(jnp.isfinite(var), var / (var + eps), 0.0)  # an infinite one: no output
+    return Moments(slots.get("bias", jnp.zeros_like(mean)), scale**2 * share)
+
+
+def folded(model: Model, layer: Node, norm: Node, eps: float) -> dict[str, Float[Array, "..."]]:
+    """New slots of `layer` with `norm` folded in."""
     slots, bn = model.params[layer.name], model.params[norm.name]
     scale = bn.get("scale", jnp.ones_like(bn["mean"]))
     beta = bn.get("bias", jnp.zeros_like(bn["mean"]))
     gain = scale / jnp.sqrt(bn["var"] + eps)
     bias = slots.get("bias", jnp.zeros_like(bn["mean"]))
-    new = {"kernel": slots["kernel"] * gain, "bias": (bias - bn["mean"]) * gain + beta}
-    return new, Moments(beta, gain**2 * bn["var"])
+    return {"kernel": slots["kernel"] * gain, "bias": (bias - bn["mean"]) * gain + beta}

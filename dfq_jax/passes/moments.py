@@ -1,6 +1,9 @@
 """Propagates batch-norm moments through a folded network, and corrects biases with them."""
 
 from collections.abc import Mapping
+from functools import partial
+from math import prod
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,94 +11,194 @@ from jaxtyping import Array, Float
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import (
     WEIGHTED,
+    Activation,
+    AdaptiveAvgPool,
     Add,
     AvgPool,
+    Broadcast,
+    Clip,
+    Concat,
+    Constant,
     Conv2d,
-    Flatten,
+    ConvTranspose2d,
     GlobalAvgPool,
+    LeakyRelu,
     MaxPool,
+    Mul,
+    Op,
     Pad,
+    PRelu,
+    Reduce,
     Relu,
+    Reshape,
+    Resize,
+    Scale,
     Slice,
+    Sub,
+    Transpose,
 )
+from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.numerics.gaussian import clipped_normal, normal_range
+from dfq_jax.graph.semantics import Slots, Tensor, bent
+from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
+
+Shape = tuple[int, ...]
+
+
+class Around(NamedTuple):
+    """What a node's moments depend on beside those of its inputs.
+
+    Attributes:
+      slots: its parameters.
+      read: shapes of its inputs, batch first.
+      made: shape of its output.
+      fixed: for each input whether it is the same for every image.
+    """
+
+    slots: Slots
+    read: tuple[Shape, ...]
+    made: Shape
+    fixed: tuple[bool, ...]
 
 
 def expected_moments(model: Model) -> dict[str, Moments]:
     """{tensor: mean and variance per channel} wherever batch-norm statistics determine them.
 
-    A layer that had a batch norm restarts from the recorded moments. ReLU uses the clipped normal,
-    addition adds means and (as if independent) variances, pooling and slicing keep the moments of
-    their input, which for max pooling is a lower bound of the mean.
+    Channels are the last axis. A layer that had a batch norm restarts from the recorded moments.
+    Activations take a normal variable through their curve; addition adds means and (as if
+    independent) variances; concatenation and slices of channels, and their shuffling by reshape
+    and transpose, move moments along; pooling keeps those of its input, which for max pooling is a
+    lower bound of the mean. A product of two images has none, nor has a layer norm.
     """
-    known = dict(model.moments)
+    known, shapes, fixed = dict(model.moments), output_shapes(model), constants(model.graph)
     for node in model.graph.nodes:
-        if node.name not in known and all(i in known for i in node.inputs):
-            moments = propagated(node, [known[i] for i in node.inputs])
-            if moments is not None:
-                known[node.name] = moments
-    return known
+        if node.name in known or not all(i in known for i in node.inputs):
+            continue
+        read = tuple(shapes[i] for i in node.inputs)
+        slots = model.params.get(node.name, {})
+        around = Around(slots, read, shapes[node.name], tuple(i in fixed for i in node.inputs))
+        moments = propagated(node.op, [known[i] for i in node.inputs], around)
+        if moments is not None:
+            known[node.name] = moments
+    return {name: moments for name, moments in known.items() if moments.mean.ndim == 1}
 
 
-def propagated(node: Node, inputs: list[Moments]) -> Moments | None:
-    """Moments of a node's output from those of its inputs, None if they do not determine it."""
-    match node.op:
+def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
+    """Moments of an operator's output from those of its inputs, None if they do not tell.
+
+    Moments are arrays over the last axis; between a reshape that splits channels and the one that
+    joins them, over the last axes.
+    """
+    match op:
+        case Constant():
+            value = around.slots["value"]
+            axes = tuple(range(value.ndim - 1))
+            return Moments(jnp.mean(value, axes), jnp.var(value, axes))
+        case Reshape() | Transpose() | Broadcast():
+            return rearranged(op, inputs[0], around)
+        case _ if any(m.mean.ndim != 1 for m in inputs):
+            return None
+        case Relu() | Clip() | LeakyRelu() | PRelu() | Activation() | Scale():
+            return bent_moments(op, inputs[0], around.slots)
+        case Add() | Sub() | Mul():
+            return combined(op, inputs, around.fixed)
+        case _:
+            return pooled_or_joined(op, inputs, around)
+
+
+def bent_moments(
+    op: Relu | Clip | LeakyRelu | PRelu | Activation | Scale, x: Moments, slots: Slots
+) -> Moments | None:
+    """Moments behind a function of each element alone."""
+    match op:
         case Relu(ceiling):
-            return clipped_normal(inputs[0], ceiling)
+            return clipped_normal(x, ceiling)
+        case Clip(low, high):
+            return limited_moments(x, low, high)
+        case LeakyRelu(slope):
+            return leaky_normal(x, slope)
+        case PRelu():
+            return leaky_normal(x, slots["slope"])
+        case Activation("exp" | "sqrt"):
+            return None
+        case Activation(curve):
+            return curve_of_normal(partial(bent, curve), x)
+        case Scale(factor, offset):
+            return Moments(factor * x.mean + offset, factor**2 * x.var)
+
+
+def limited_moments(x: Moments, low: float | None, high: float | None) -> Moments:
+    """Moments of a normal variable limited to [low, high]; None leaves an end open."""
+    if low is not None:
+        above = clipped_normal(Moments(x.mean - low, x.var), None if high is None else high - low)
+        return Moments(above.mean + low, above.var)
+    if high is not None:
+        below = clipped_normal(Moments(high - x.mean, x.var), None)
+        return Moments(high - below.mean, below.var)
+    return x
+
+
+def combined(op: Add | Sub | Mul, inputs: list[Moments], fixed: tuple[bool, ...]) -> Moments | None:
+    """Moments of two tensors taken together, as if independent."""
+    a, b = inputs
+    match op:
         case Add():
-            a, b = inputs
             return Moments(a.mean + b.mean, a.var + b.var)
-        case MaxPool() | AvgPool() | GlobalAvgPool():
-            return inputs[0]
-        case Slice(bounds) if bounds[-1] == (0, None, 1):
-            return inputs[0]
-        case Pad(widths, value) if value == 0:
-            return Moments(jnp.pad(inputs[0].mean, widths[-1]), jnp.pad(inputs[0].var, widths[-1]))
+        case Sub():
+            return Moments(a.mean - b.mean, a.var + b.var)
+        case Mul() if any(fixed):
+            var = a.var * b.var + a.var * b.mean**2 + b.var * a.mean**2
+            return Moments(a.mean * b.mean, var)
+        case Mul():
+            return None
+
+
+def pooled_or_joined(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
+    """Moments behind operators that mix positions, or choose among channels."""
+    x, last = inputs[0] if inputs else None, len(around.made) - 1
+    match op:
+        case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool() | Resize():
+            return x
+        case Reduce("mean" | "max", axes) if not {-1, len(around.read[0]) - 1} & set(axes):
+            return x
+        case Slice(bounds) if x is not None:
+            first, stop, step = bounds[-1]
+            return Moments(x.mean[first:stop:step], x.var[first:stop:step])
+        case Concat(axis) if axis in (-1, last):
+            means, variances = zip(*inputs, strict=True)
+            return Moments(jnp.concatenate(means), jnp.concatenate(variances))
+        case Pad(widths, value, mode) if x is not None:
+            if mode == "constant" and value == 0:
+                return Moments(jnp.pad(x.mean, widths[-1]), jnp.pad(x.var, widths[-1]))
+            return x if mode != "constant" and widths[-1] == (0, 0) else None
         case _:
             return None
 
 
-Range = tuple[Float[Array, ""], Float[Array, ""]]
+def rearranged(op: Reshape | Transpose | Broadcast, x: Moments, around: Around) -> Moments | None:
+    """Moments of the same values in another order, if the last axes still tell channels apart."""
+    kept = x.mean.ndim
+    match op:
+        case Reshape():
+            tail = next((t for t in tails(around.made) if prod(t) == x.mean.size), None)
+            return None if tail is None else each(x, lambda v: v.reshape(tail))
+        case Transpose(order):
+            first = len(order) - kept
+            moved = tuple(axis - first for axis in order[first:])
+            return each(x, lambda v: jnp.transpose(v, moved)) if min(moved) >= 0 else None
+        case Broadcast():
+            return each(x, lambda v: jnp.broadcast_to(v, around.made[-kept:]))
 
 
-def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
-    """{tensor: (lo, hi)} that batch-norm statistics predict, `mean -/+ sigmas * std` at the widest.
+def tails(shape: Shape) -> list[Shape]:
+    """The last axis, the last two, … of a shape, without the batch."""
+    return [shape[-count:] for count in range(1, len(shape))]
 
-    A rectified tensor takes the range of its input, clipped; pooling by maximum, slicing and zero
-    padding keep ranges; sums and means use the moments of their results.
 
-    Args:
-      model: folded network with moments.
-      sigmas: how many standard deviations to cover.
-
-    Returns:
-      Ranges of all tensors whose moments are known.
-
-    Reference:
-      Nagel et al. 2019, section 5 (n = 6).
-    """
-    known = expected_moments(model)
-    ranges: dict[str, Range] = {}
-    nonnegative: set[str] = set()
-    for node in model.graph.nodes:
-        source = node.inputs[0]
-        keeps_sign = not isinstance(node.op, (*WEIGHTED, Add))
-        if isinstance(node.op, Relu) or (keeps_sign and source in nonnegative):
-            nonnegative.add(node.name)
-        match node.op:
-            case Relu(ceiling) if source in ranges:
-                lo, hi = ranges[source]
-                ranges[node.name] = jnp.clip(lo, 0.0, ceiling), jnp.clip(hi, 0.0, ceiling)
-            case MaxPool() | Slice() | Pad() | Flatten() if source in ranges:
-                ranges[node.name] = ranges[source]
-            case _ if node.name in known:
-                rectified = node.name in nonnegative
-                ranges[node.name] = normal_range(known[node.name], sigmas, rectified=rectified)
-            case _:
-                pass
-    return ranges
+def each(moments: Moments, change) -> Moments:
+    """Mean and variance changed alike."""
+    return Moments(change(moments.mean), change(moments.var))
 
 
 def correct_biases_analytically(
@@ -123,10 +226,20 @@ def correct_biases_analytically(
             continue
         slots = model.params[node.name]
         gap = quantized_kernels[node.name] - slots["kernel"]
-        groups = node.op.groups if isinstance(node.op, Conv2d) else 1
-        shift = expected_output(gap, known[node.inputs[0]].mean, groups)
+        shift = mean_output(node, gap, known[node.inputs[0]].mean)
         biases[node.name] = {"bias": slots.get("bias", jnp.zeros_like(shift)) - shift}
     return with_params(model, biases)
+
+
+def mean_output(node: Node, kernel: Tensor, mean: Float[Array, " cin"]) -> Float[Array, " cout"]:
+    """Mean output of a weighted node without bias for inputs of constant `mean`."""
+    match node.op:
+        case Conv2d(groups=groups):
+            return expected_output(kernel, mean, groups)
+        case ConvTranspose2d(strides=strides, groups=groups):  # a tap reaches 1 pixel in so many
+            return expected_output(kernel, mean, groups) / prod(strides)
+        case _:
+            return expected_output(kernel, mean)
 
 
 def expected_output(

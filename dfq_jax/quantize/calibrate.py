@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import Constant
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
 from dfq_jax.numerics.ranges import Histogram, activation_affine, extend, weight_affine
@@ -45,7 +46,7 @@ def calibrate(
       The network with its scales and zero points; kernels are not rounded yet.
 
     Raises:
-      PlanError: if a tensor has neither images nor an expected range.
+      PlanError: if a tensor has neither images nor an expected range, and is no constant.
     """
     histograms = None if images is None else histograms_of(model, plan, images, batch)
     edges = fit_edges(model, plan, histograms, expected or {})
@@ -125,13 +126,18 @@ def fit_edges(
     """Scales of every edge; sites of one group share theirs.
 
     The range of an image needs no estimate: its pixels are 0..255 and the contract says the rest.
+    Nor does that of a constant: its values are there.
     """
     table, fitted = plan.table, {}
+    constants = {n.name for n in model.graph.nodes if isinstance(n.op, Constant)}
     for tensor, sites in plan.groups:
         spec = table[sites[0]]
         if tensor in model.graph.inputs:
             lo, hi = model.contract.value_range
             affine = from_range(jnp.asarray(lo), jnp.asarray(hi), spec.grid)
+        elif tensor in constants:
+            values = model.params[tensor]["value"]
+            affine = from_range(jnp.min(values), jnp.max(values), spec.grid)
         elif histograms is None:
             if tensor not in expected:
                 raise PlanError(
@@ -176,9 +182,16 @@ def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[
         slots = model.params[node.name]
         affine = fit_kernel(slots["kernel"], spec)
         if "bias" in slots and data in edges:
-            affine = guard_bias_overflow(affine, edges[data].scale, slots["bias"])
+            affine = guarded(affine, edges[data].scale, slots["bias"])
         fitted[site] = affine
     return fitted
+
+
+def guarded(kernel: Affine, scale: Tensor, bias: Tensor) -> Affine:
+    """Kernel scales raised where a bias would overflow; the largest bias decides a single scale."""
+    if kernel.scale.size == 1:
+        bias = jnp.max(jnp.abs(bias), keepdims=True)
+    return guard_bias_overflow(kernel, scale, bias)
 
 
 def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
@@ -189,5 +202,5 @@ def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
         slots = quantized.model.params[node.name]
         if kernel in qparams and data in qparams and "bias" in slots:
             scale = qparams[data].scale
-            qparams[kernel] = guard_bias_overflow(qparams[kernel], scale, slots["bias"])
+            qparams[kernel] = guarded(qparams[kernel], scale, slots["bias"])
     return QuantizedModel(quantized.model, quantized.plan, qparams)

@@ -1,8 +1,21 @@
 """What is quantized, and how: a frozen table resolved once from a scheme, a preset and rules.
 
-A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`. Every edge is a site
-except those into a ReLU or batch norm, which the operator before them absorbs; all edges that
-carry the values of one tensor share one grid, so a deployed file quantizes each tensor once.
+A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`.
+
+- Kernels of convolutions, transposed convolutions and linear layers are sites, with one scale per
+  output channel; those of grouped transposed convolutions have one scale, as ONNX demands.
+- Edges are sites, `MatMul`'s both, except
+  - into ReLU, clip and batch norm, which the operator before them absorbs;
+  - into operators without a good 8-bit form, which compute in float: layer and group norm,
+    softmax, powers, and the curves of `sites.FLOAT_CURVES`;
+  - into a sum that a layer norm reads: the residual stream of a transformer stays in float;
+  - into an operator that only moves values to such float readers.
+- Edges that carry the values of one tensor share one grid, so a deployed file quantizes each
+  tensor once. Pooling by maximum, slicing, padding, reshaping, … (`ops.keeps_values`) make no new
+  values: edges behind them belong to the tensor before them.
+- A constant that a site reads has the range of its own values.
+- The first weighted layer and the last before each output are the ends that presets keep at
+  8 bits. Edges of `MatMul` have the bits of activations, edges into other operators 8.
 """
 
 import dataclasses
@@ -10,30 +23,19 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from dfq_jax.errors import PlanError
-from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Flatten, MaxPool, Pad, Relu, Slice
-from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.ops import WEIGHTED, ConvTranspose2d, Weighted
+from dfq_jax.graph.query import last_weighted, weighted_nodes
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import Lp, Observer
+from dfq_jax.quantize.sites import Site, products, tensor_groups
 
 LayerPreset = Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"]
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
 DEFAULT_OBSERVER = Lp(2.4)
-
-
-class Site(NamedTuple):
-    """Where a quantizer sits: `slot` is `kernel` or `input{i}`."""
-
-    node: str
-    slot: str
-
-    @property
-    def argument(self) -> int | None:
-        """Argument index of an edge, None for a parameter slot."""
-        return int(self.slot[5:]) if self.slot.startswith("input") else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +113,14 @@ def parse_scheme(text: str) -> Scheme:
     return Scheme(int(match[1]), int(match[2]))
 
 
-def weight_spec(bits: int) -> Spec:
-    """Per-output-channel weights: symmetric int8 at 8 bits, with a zero point below."""
-    return Spec(Grid(bits, symmetric=bits == 8, axis=-1))
+def weight_spec(op: Weighted, bits: int) -> Spec:
+    """Per-output-channel weights: symmetric int8 at 8 bits, with a zero point below.
+
+    ONNX scales a transposed convolution along output channels *of a group*: with several groups,
+    one scale must do.
+    """
+    one_scale = isinstance(op, ConvTranspose2d) and op.groups > 1
+    return Spec(Grid(bits, symmetric=bits == 8, axis=None if one_scale else -1))
 
 
 def activation_spec(bits: int) -> Spec:
@@ -145,14 +152,18 @@ def resolve(
     """
     if layers not in LAYER_PRESETS:
         raise PlanError(f"layer preset {layers!r} is none of {', '.join(LAYER_PRESETS)}.")
-    preset = layer_bits(weighted_nodes(graph), scheme, layers)
+    preset = layer_bits(graph, scheme, layers)
     ruled = dict(preset)
     for rule in rules:
         apply_rule(ruled, preset, rule)
     bits = {name: ruled[name] for name in preset if name in ruled}
     if not bits:
         raise PlanError("no layer is left to quantize: the rules keep all of them in float.")
-    kernels = [(Site(name, "kernel"), weight_spec(w)) for name, (w, _) in bits.items()]
+    kernels = [
+        (Site(n.name, "kernel"), weight_spec(n.op, bits[n.name][0]))
+        for n in graph.nodes
+        if isinstance(n.op, WEIGHTED) and n.name in bits
+    ]
     groups = tensor_groups(graph, only_rectified=layers == "zsq_all_low")
     edges, kept = [], []
     for tensor, sites in groups.items():
@@ -166,15 +177,25 @@ def resolve(
     return Plan(tuple(kernels + edges), tuple(kept), scheme, layers)
 
 
-def layer_bits(
-    nodes: tuple[Node, ...], scheme: Scheme, layers: LayerPreset
-) -> dict[str, tuple[int, int]]:
-    """{layer: (weight bits, input bits)} of a preset."""
+def observing(plan: Plan, observer: Observer) -> Plan:
+    """The plan with another way to find the ranges of its 8-bit edges."""
+    edge = lambda site, spec: site.argument is not None and spec.grid.bits == 8
+    entries = tuple(
+        (site, dataclasses.replace(spec, observer=observer) if edge(site, spec) else spec)
+        for site, spec in plan.entries
+    )
+    return dataclasses.replace(plan, entries=entries)
+
+
+def layer_bits(graph: Graph, scheme: Scheme, layers: LayerPreset) -> dict[str, tuple[int, int]]:
+    """{layer: (weight bits, input bits)} of a preset; a product of two tensors has inputs only."""
     w, a = scheme.weight_bits, scheme.activation_bits
-    bits = {n.name: (w, a) for n in nodes}
+    bits = {n.name: (w, a) for n in products(graph)}
+    nodes = weighted_nodes(graph)
     if layers != "zsq_all_low" and nodes:
-        bits[nodes[0].name] = bits[nodes[-1].name] = (8, 8)
-        if layers == "brecq_8bit_ends_second" and len(nodes) > 2:
+        ends = (nodes[0].name, nodes[-1].name, *last_weighted(graph))
+        bits |= dict.fromkeys(ends, (8, 8))
+        if layers == "brecq_8bit_ends_second" and len(nodes) > 2 and nodes[1].name not in ends:
             bits[nodes[1].name] = (w, 8)
     return bits
 
@@ -204,31 +225,17 @@ def apply_rule(
             bits[name] = (rule.weight_bits or w, rule.input_bits or a)
 
 
-def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:
-    """{tensor: edges that carry its values}, in execution order.
-
-    Pooling by maximum, slicing, zero padding and flattening make no new values, so edges behind
-    them belong to the tensor before them.
-    """
-    origin = {name: name for name in graph.inputs}
-    rectified: set[str] = set()
-    groups: dict[str, list[Site]] = {}
-    for node in graph.nodes:
-        same = isinstance(node.op, MaxPool | Flatten | Slice) or (
-            isinstance(node.op, Pad) and node.op.value == 0
-        )
-        origin[node.name] = origin[node.inputs[0]] if same else node.name
-        if isinstance(node.op, Relu):
-            rectified.add(node.name)
-        if isinstance(node.op, Relu | BatchNorm):
+def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:
+    """{layer or product: why it does not multiply integers}, in execution order."""
+    table, reasons = plan.table, {}
+    for node in products(graph):
+        slots = [f"input{i}" for i in range(len(node.inputs))]
+        read = all(Site(node.name, slot) in table for slot in slots)
+        stored = not isinstance(node.op, WEIGHTED) or Site(node.name, "kernel") in table
+        if read and stored:
             continue
-        for index, source in enumerate(node.inputs):
-            groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
-    if only_rectified:
-        readers = {n.name for n in graph.nodes if isinstance(n.op, WEIGHTED)}
-        groups = {
-            t: kept
-            for t, sites in groups.items()
-            if t in rectified and (kept := [s for s in sites if s.node in readers])
-        }
-    return groups
+        if plan.layers == "zsq_all_low" and (stored or not isinstance(node.op, WEIGHTED)):
+            reasons[node.name] = "zsq_all_low: its input is not behind a ReLU"
+        else:
+            reasons[node.name] = "a rule keeps it in float"
+    return reasons

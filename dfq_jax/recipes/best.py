@@ -36,7 +36,7 @@ def best(
         init=pink,
         terms=(
             Term("batch norm", 1.0, relative_batch_match),
-            Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels)),
+            Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),
         ),
         optimizer=lambda scale: optax.adam(
             optax.cosine_decay_schedule(learning_rate * scale, steps)

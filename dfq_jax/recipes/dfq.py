@@ -16,13 +16,16 @@ from jaxtyping import Array, Float
 from dfq_jax.graph.graph import Model, compose
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import fake_quantize
+from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.equalize import equalize_cross_layer
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.passes.moments import correct_biases_analytically, expected_ranges
+from dfq_jax.passes.moments import correct_biases_analytically
+from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
-from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, resolve
+from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.synthesis.targets import distrusted_norms
 
 BiasCorrection = Literal["analytic", "empirical", "both"]
 
@@ -52,6 +55,7 @@ def dfq(
     bias: BiasCorrection = "analytic",
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
+    noise: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Quantized:
     """Quantizes a network.
@@ -67,6 +71,8 @@ def dfq(
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
         grids of activations have 8 bits.
+      noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
+        show, and biases stay as they are: noise is no evidence of how the network errs.
       on_stage: told what is being done.
 
     Returns:
@@ -76,21 +82,35 @@ def dfq(
       PlanError: if the plan does not fit the network, or ranges are unknown without images.
     """
     on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
-    prepare = compose(fold_batch_norm, equalize_cross_layer) if equalize else fold_batch_norm
-    reference = jax.jit(prepare)(model)
+    fold = partial(fold_batch_norm, distrusted=distrusted_norms(model))
+    reference = jax.jit(compose(fold, equalize_cross_layer) if equalize else fold)(model)
     plan = resolve(reference.graph, scheme, layers, rules)
+    blind = noise and not reference.moments
+    plan = observing(plan, MinMax()) if blind else plan
     on_stage("calibrating ranges")
     expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
     known = {*expected, *reference.graph.inputs}
     if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
         images = None
     quantized = calibrate(reference, plan, images, expected=expected)
-    on_stage("correcting biases")
+    if not blind:
+        on_stage("correcting biases")
+        quantized = corrected(quantized, reference, images, bias)
+    return Quantized(guard_biases(quantized), reference, images is not None)
+
+
+def corrected(
+    quantized: QuantizedModel,
+    reference: Model,
+    images: Float[Array, "n h w c"] | None,
+    bias: BiasCorrection,
+) -> QuantizedModel:
+    """The network with its biases corrected; without moments by images, if there are some."""
     if bias != "empirical":
         quantized = corrected_analytically(quantized)
     if images is not None and (bias != "analytic" or not reference.moments):
         quantized = correct_biases(quantized, reference, images)
-    return Quantized(guard_biases(quantized), reference, images is not None)
+    return quantized
 
 
 def predicted(plan: Plan, tensor: str, sites: tuple[Site, ...], known: set[str]) -> bool:

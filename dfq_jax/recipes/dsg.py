@@ -100,7 +100,7 @@ def dsg_terms(variant: Variant, factor: float, inhibit: float) -> tuple[Term, ..
         terms.append(Term("correlation", inhibit, lambda o: correlation(o.natural)))
     if variant == "code":
         terms += [
-            Term("cross-entropy", 2.0, lambda o: cross_entropy(o.logits, o.labels)),
+            Term("cross-entropy", 2.0, lambda o: cross_entropy(o.logits, o.labels), True),
             Term("variation", 0.01, lambda o: total_variation(o.natural)),
             Term("norm", 0.01, lambda o: image_norm(o.natural)),
         ]

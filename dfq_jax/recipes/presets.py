@@ -6,16 +6,18 @@ from typing import Any, Literal, get_args
 from dfq_jax.errors import UsageError
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.noise import noise
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import InputContract
 
-Method = Literal["best", "dsg", "zeroq"]
+Method = Literal["best", "dsg", "zeroq", "noise"]
 METHODS: tuple[str, ...] = get_args(Method)
 Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64
+NOISE_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,15 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 
 
+def noise_budget(budget: ImageBudget) -> ImageBudget:
+    """The images of a preset where they are noise, which costs nothing to make."""
+    return ImageBudget("noise", max(budget.n, NOISE_IMAGES), 0)
+
+
 def recipe_for(method: str, steps: int | None = None, batch: int | None = None) -> Recipe:
     """The synthesis recipe of a method, with its steps and batch replaced where given.
+
+    Noise takes no steps, whatever is given.
 
     Raises:
       UsageError: for an unknown method, or steps or batch below 1.
@@ -60,5 +69,8 @@ def recipe_for(method: str, steps: int | None = None, batch: int | None = None) 
             return zeroq(**given)
         case "dsg":
             return dsg(**given)
+        case "noise":
+            given.pop("steps", None)
+            return noise(**given)
         case _:
             return best(**given)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +12,37 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_node, evaluate
-from dfq_jax.graph.graph import Model, Node
-from dfq_jax.graph.ops import WEIGHTED
-from dfq_jax.graph.query import macs, weighted_nodes
-from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Activation, Op
+from dfq_jax.graph.query import macs, output_shapes
+from dfq_jax.quantize.plan import Plan, Site, float_layers
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
 from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
 """Agreement with the float network below which a result is never called a success."""
 
+LEAST_SQNR = 3.0
+"""The same for the SQNR, in dB, of a network with one score, whose agreement says little."""
+
+CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
+Confidence = Literal["usual", "low"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """One convolution or linear layer.
+    """One convolution, linear layer or product of two tensors.
 
     Attributes:
       name: node name.
       kind: operator name.
-      weight_bits: bits of the kernel, None if it stays float.
+      weight_bits: bits of the kernel, or of a product's second tensor; None if it stays float.
       input_bits: bits of its input, None if that stays float.
       macs: multiply-accumulates for one image.
-      params: number of weights.
+      params: number of weights, 0 for a product.
       sqnr: signal to quantization noise of its output in dB, errors of all layers before included.
+      reason: why it does not multiply integers, empty if it does.
     """
 
     name: str
@@ -42,6 +52,7 @@ class LayerReport:
     macs: int
     params: int
     sqnr: float
+    reason: str = ""
 
     @property
     def integer(self) -> bool:
@@ -50,15 +61,30 @@ class LayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class FloatKind:
+    """Operators of one kind that compute in float for one reason; none multiplies."""
+
+    kind: str
+    count: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The trust report of one quantized network.
 
     Attributes:
-      layers: every weighted layer in execution order.
-      agreement: share of held-out synthetic images given the float network's class.
+      layers: every layer that multiplies, in execution order.
+      agreement: share of held-out synthetic images given the float network's class; of their
+        pixels where each has a class; with one score only, whether its sign is the same.
       images: how many held-out images that is.
-      sqnr: of the network's output, in dB.
+      sqnr: of the network's (first) output, in dB.
       finite: whether every output was finite.
+      classes: scores of an image, or of a pixel.
+      dense: whether an image has more than one vector of scores.
+      in_float: what else computes in float, and why.
+      confidence: `low` where the images say little about the network.
+      notes: what a reader of the numbers should know, in sentences.
     """
 
     layers: tuple[LayerReport, ...]
@@ -66,6 +92,11 @@ class Report:
     images: int
     sqnr: float
     finite: bool
+    classes: int = 2
+    dense: bool = False
+    in_float: tuple[FloatKind, ...] = ()
+    confidence: Confidence = "usual"
+    notes: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -87,7 +118,8 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether the result may be called a success."""
-        return self.finite and self.agreement >= COLLAPSED
+        told = self.classes > 1 or self.sqnr >= LEAST_SQNR
+        return self.finite and self.agreement >= COLLAPSED and told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -100,6 +132,9 @@ class Report:
             "coverage_macs": self.coverage,
             "coverage_params": self.weight_coverage,
             "average_weight_bits": self.average_bits,
+            "confidence": self.confidence,
+            "notes": list(self.notes),
+            "in_float": [dataclasses.asdict(kind) for kind in self.in_float],
             "layers": [
                 {**dataclasses.asdict(x), "sqnr": finite_or_none(x.sqnr)} for x in self.layers
             ],
@@ -135,28 +170,69 @@ def analyze(
         agree.append(np.asarray(same)[start - last :])
         for name, pair in energies.items():
             totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-    shape = macs(reference)
-    layers = tuple(
-        layer_report(n, quantized.plan, reference, shape[n.name], decibels(totals[n.name]))
-        for n in weighted_nodes(reference.graph)
-    )
     finite = all(np.isfinite(pair).all() for pair in totals.values())
-    output = decibels(totals[reference.graph.outputs[0]])
-    agreement = float(np.concatenate(agree).mean())
-    return Report(layers, agreement, images.shape[0], output, finite)
+    output = reference.graph.outputs[0]
+    scores = output_shapes(reference)[output]
+    return Report(
+        layers=layer_reports(reference, quantized.plan, totals),
+        agreement=float(np.concatenate(agree).mean()),
+        images=images.shape[0],
+        sqnr=decibels(totals[output]),
+        finite=finite,
+        classes=scores[-1],
+        dense=len(scores) > 2,
+        in_float=float_kinds(reference.graph),
+    )
 
 
-def layer_report(node: Node, plan: Plan, model: Model, work: int, sqnr: float) -> LayerReport:
+def layer_reports(
+    reference: Model, plan: Plan, energies: Mapping[str, np.ndarray]
+) -> tuple[LayerReport, ...]:
+    """The line of every layer that multiplies."""
+    work, reasons = macs(reference), float_layers(reference.graph, plan)
+    return tuple(
+        layer_report(
+            node,
+            plan,
+            reference,
+            work[node.name],
+            decibels(energies[node.name]),
+            reasons.get(node.name, ""),
+        )
+        for node in products(reference.graph)
+    )
+
+
+def float_kinds(graph: Graph) -> tuple[FloatKind, ...]:
+    """What computes in float under every plan, counted by kind and reason."""
+    reasons = float_operators(graph)
+    kinds = [(kind_of(n.op), reasons[n.name]) for n in graph.nodes if n.name in reasons]
+    return tuple(FloatKind(kind, n, reason) for (kind, reason), n in Counter(kinds).items())
+
+
+def kind_of(op: Op) -> str:
+    """What people call an operator."""
+    if isinstance(op, Activation):
+        return CURVE_NAMES.get(op.curve, op.curve.capitalize())
+    return type(op).__name__
+
+
+def layer_report(
+    node: Node, plan: Plan, model: Model, work: int, sqnr: float, reason: str
+) -> LayerReport:
     """The line of one layer."""
-    kernel, data = plan.spec(Site(node.name, "kernel")), plan.spec(Site(node.name, "input0"))
+    slots = model.params.get(node.name, {})
+    second = "kernel" if "kernel" in slots else "input1"
+    kernel, data = plan.spec(Site(node.name, second)), plan.spec(Site(node.name, "input0"))
     return LayerReport(
         name=node.name,
         kind=type(node.op).__name__,
         weight_bits=kernel.grid.bits if kernel else None,
         input_bits=data.grid.bits if data else None,
         macs=work,
-        params=model.params[node.name]["kernel"].size,
+        params=slots["kernel"].size if "kernel" in slots else 0,
         sqnr=sqnr,
+        reason=reason,
     )
 
 
@@ -174,25 +250,28 @@ def decibels(energies: np.ndarray) -> float:
 def compare(
     reference: Model, quantized: QuantizedModel, images: Tensor
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """{tensor: (energy of signal, energy of error)}, and per image whether the classes agree."""
-    exact, rough = (
-        weighted_outputs(reference, images),
-        weighted_outputs(
-            quantized.model, images, simulation_hook(quantized.plan, quantized.qparams)
-        ),
-    )
+    """{tensor: (energy of signal, energy of error)}, and per image how far the classes agree."""
+    hook = simulation_hook(quantized.plan, quantized.qparams)
+    exact, rough = layer_outputs(reference, images), layer_outputs(quantized.model, images, hook)
     energies = {k: (jnp.sum(exact[k] ** 2), jnp.sum((exact[k] - rough[k]) ** 2)) for k in exact}
     output = reference.graph.outputs[0]
-    return energies, jnp.argmax(exact[output], -1) == jnp.argmax(rough[output], -1)
+    return energies, agreeing(exact[output], rough[output])
 
 
-def weighted_outputs(model: Model, images: Tensor, hook: Hook | None = None) -> dict[str, Tensor]:
-    """{tensor: value} for the outputs of weighted nodes and of the graph."""
+def agreeing(exact: Float[Array, "n ... k"], rough: Float[Array, "n ... k"]) -> Float[Array, " n"]:
+    """Share of each image's positions with the same highest score, or sign of the only one."""
+    choice = lambda x: x[..., 0] > 0 if x.shape[-1] == 1 else jnp.argmax(x, -1)
+    same = (choice(exact) == choice(rough)).astype(jnp.float32)
+    return jnp.mean(same.reshape(same.shape[0], -1), axis=1)
+
+
+def layer_outputs(model: Model, images: Tensor, hook: Hook | None = None) -> dict[str, Tensor]:
+    """{tensor: value} for the outputs of layers that multiply, and of the graph."""
     kept: dict[str, Tensor] = {}
 
     def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
         out = apply_node(node, slots, args)
-        if isinstance(node.op, WEIGHTED) or node.name in model.graph.outputs:
+        if isinstance(node.op, PRODUCTS) or node.name in model.graph.outputs:
             kept[node.name] = out
         return out
 

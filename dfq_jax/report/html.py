@@ -23,10 +23,12 @@ img{max-width:100%;border:1px solid #ccc}
 <h1>Quantization report</h1>
 <p class="{{ 'ok' if report.passed else 'bad' }}">
 {% if report.passed %}The integer network agrees with the float network on
-{{ '%.1f' % (100 * report.agreement) }} % of {{ report.images }} held-out synthetic images.
+{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} held-out synthetic images.
 {% else %}FAILED: the integer network agrees with the float network on only
-{{ '%.1f' % (100 * report.agreement) }} % of {{ report.images }} held-out synthetic images.
+{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} held-out synthetic images.
 {% endif %}</p>
+{% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
+{% for note in report.notes %}<p>Note: {{ note }}.</p>{% endfor %}
 <table>
 {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table>
@@ -34,11 +36,11 @@ img{max-width:100%;border:1px solid #ccc}
 result from a sound one; they are not an accuracy on real data.</p>
 <h2>Layers</h2>
 <table><tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
-<th>weights</th><th>SQNR dB</th></tr>
+<th>weights</th><th>SQNR dB</th><th>in float because</th></tr>
 {% for x in report.layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
 <td>{{ x.weight_bits or 'float' }}</td><td>{{ x.input_bits or 'float' }}</td>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
-<td>{{ '%.1f' % x.sqnr }}</td></tr>{% endfor %}
+<td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
 </table>
 <h2>Synthesized images</h2>
 <img alt="synthesized images" src="data:image/png;base64,{{ grid }}">
@@ -72,6 +74,7 @@ def report_html(
         ("SQNR of the output", f"{report.sqnr:.1f} dB"),
         *settings.items(),
     ]
+    facts += [(f"{kind.count} {kind.kind}", f"in float: {kind.reason}") for kind in report.in_float]
     if verification is not None:
         facts += [
             ("largest difference to ONNX Runtime", f"{verification['most_steps']} steps"),
@@ -80,4 +83,5 @@ def report_html(
     shown = lambda value: one_line(value) if isinstance(value, str) else value
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
     grid = base64.b64encode(grid_png(images)).decode()
-    return page.render(report=report, facts=facts, grid=grid).encode()
+    judged = f"the pixels of {report.images}" if report.dense else report.images
+    return page.render(report=report, facts=facts, grid=grid, judged=judged).encode()

@@ -171,7 +171,33 @@ def coverage_line(report: Report) -> str:
         f"{100 * report.weight_coverage:.1f} % of weights, "
         f"{report.average_bits:.2f} bits a weight on average)"
     )
-    left = [one_line(x.name) for x in report.layers if not x.integer]
+    left = [
+        one_line(x.name) + (f" ({x.reason})" if x.reason else "")
+        for x in report.layers
+        if not x.integer
+    ]
     if left:
         line += f"; float: {', '.join(left[:5])}" + (", …" if len(left) > 5 else "")
     return line
+
+
+def float_line(report: Report) -> str:
+    """What computes in float without multiplying, by reason; empty if nothing does."""
+    by_reason: dict[str, list[str]] = {}
+    for kind in report.in_float:
+        by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}")
+    groups = [f"{', '.join(kinds)} ({reason})" for reason, kinds in by_reason.items()]
+    return f"in float: {'; '.join(groups)}" if groups else ""
+
+
+def trust_lines(report: Report) -> list[str]:
+    """How far to trust the result: agreement, and what limits what it says."""
+    whose = "the pixels of " if report.dense else ""
+    what = "the sign of the output" if report.classes == 1 else "the float network"
+    lines = [
+        f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
+        f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
+    ]
+    if report.confidence == "low":
+        lines.append("LOW CONFIDENCE in these numbers")
+    return lines + [f"note: {note}" for note in report.notes]

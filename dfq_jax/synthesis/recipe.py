@@ -18,10 +18,10 @@ class Recipe(NamedTuple):
     Attributes:
       name: of the method.
       settings: hyper-parameters as plain JSON data; recorded in the images' provenance.
-      steps: optimisation steps per batch.
+      steps: optimisation steps per batch, 0 without an objective.
       batch: images optimised together.
       init: (key, shape) -> variables, in natural units for free pixels.
-      terms: the objective.
+      terms: the objective; none: the initial variables are the images.
       optimizer: learning-rate factor -> optax transform; the factor is halved after divergence.
       prepare: (model, targets, key) -> what all batches share, e.g. tolerances; run once.
       condition: (key, batch, classes) -> what one batch is conditioned on, e.g. labels.

@@ -70,11 +70,19 @@ class Progress:
 
 
 class Synthesized(NamedTuple):
-    """Images with what a report should say about their making."""
+    """Images with what a report should say about their making.
+
+    Attributes:
+      images: normalised.
+      losses: final loss of each batch; none where nothing was optimised.
+      excluded: batch norms left out.
+      notes: what was done differently than the recipe says, in sentences.
+    """
 
     images: Float[Array, "n h w c"]
     losses: tuple[float, ...]
     excluded: tuple[Unusable, ...]
+    notes: tuple[str, ...] = ()
 
 
 def synthesize_images(
@@ -111,7 +119,10 @@ def synthesize_images(
     """
     if n < 1:
         raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
+    if not recipe.terms:
+        return Synthesized(unfitted_images(model, recipe, n, key), (), ())
     targets, excluded = batch_norm_targets(model)
+    recipe, notes = suited(recipe, model)
     optimizers = tuple(recipe.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
     size = batch_size(recipe, n, len(targets))
     job = Job(model, recipe, targets, build_objective(recipe), optimizers, size)
@@ -127,7 +138,42 @@ def synthesize_images(
         batch, loss = make_batch(job, shared, batch_key, chunk, report, name, fingerprint or {})
         images.append(batch)
         losses.append(loss)
-    return Synthesized(jnp.concatenate(images)[:n], tuple(losses), excluded)
+    return Synthesized(jnp.concatenate(images)[:n], tuple(losses), excluded, notes)
+
+
+def unfitted_images(
+    model: Model, recipe: Recipe, n: int, key: Key[Array, ""]
+) -> Float[Array, "n h w c"]:
+    """The initial images of a recipe without an objective, batch by batch as ever."""
+    size = min(recipe.batch, n)
+
+    @jax.jit
+    def one(key: Key[Array, ""]) -> Float[Array, "b h w c"]:
+        x = recipe.init(key, (size, *model.contract.shape))
+        return from_natural(render(recipe, x, model.contract), model.contract)
+
+    keys = (jax.random.fold_in(key, index) for index in range(-(-n // size)))
+    return jnp.concatenate([one(k) for k in keys])[:n]
+
+
+def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe less the terms that need classes, where a network does not tell classes apart."""
+    without = [t.name for t in recipe.terms if t.classes]
+    if not without or classes_of(model) > 1:
+        return recipe, ()
+    shapes = output_shapes(model)
+    outputs = ", ".join("x".join(map(str, shapes[o][1:])) for o in model.graph.outputs)
+    note = f"no class labels: the network's output is {outputs}; without {', '.join(without)}"
+    terms = tuple(t for t in recipe.terms if not t.classes)
+    return recipe._replace(terms=terms, condition=lambda *_: ()), (note,)
+
+
+def classes_of(model: Model) -> int:
+    """How many classes a network tells apart; 0 for one that is no classifier."""
+    if len(model.graph.outputs) != 1:
+        return 0
+    shape = output_shapes(model)[model.graph.outputs[0]]
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else 0
 
 
 def make_batch(

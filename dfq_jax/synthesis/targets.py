@@ -53,8 +53,8 @@ class Unusable:
         return f"{self.node}: {self.channels} of {self.of} channels excluded ({self.reason})"
 
 
-def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable, ...]]:
-    """Targets from every batch norm of an unfolded network.
+def recorded_statistics(model: Model) -> tuple[dict[str, Target], tuple[Unusable, ...]]:
+    """What the batch norms of an unfolded network recorded, as far as it is usable.
 
     Channels with a variance that is zero, negative or not finite are masked; layers that were
     never trained (all means 0, all variances 1) or have no channel left are dropped.
@@ -63,10 +63,7 @@ def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable,
       model: network with its batch norms in place.
 
     Returns:
-      {batch norm node: target}, and what was excluded.
-
-    Raises:
-      UnsupportedModelError: if no usable statistics are left, as in a network without batch norm.
+      {batch norm node: target}, empty for a network without batch norm, and what was excluded.
     """
     targets: dict[str, Target] = {}
     excluded: list[Unusable] = []
@@ -84,6 +81,16 @@ def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable,
             safe = np.where(usable, var, 1.0).astype(np.float32)
             centre = np.where(usable, mean, 0.0).astype(np.float32)
             targets[node.name] = Target(*map(jnp.asarray, (centre, safe, usable)))
+    return targets, tuple(excluded)
+
+
+def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable, ...]]:
+    """`recorded_statistics` of a network that has some.
+
+    Raises:
+      UnsupportedModelError: if no usable statistics are left, as in a network without batch norm.
+    """
+    targets, excluded = recorded_statistics(model)
     if not targets:
         count = len(batch_norms(model.graph))
         raise UnsupportedModelError(
@@ -91,7 +98,13 @@ def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable,
             f"{count} batch norms, none with usable statistics. Calibrate with images of your own "
             "(--images), or re-export the network with its batch norms in place."
         )
-    return targets, tuple(excluded)
+    return targets, excluded
+
+
+def distrusted_norms(model: Model) -> frozenset[str]:
+    """Batch norms whose statistics say nothing in any channel."""
+    targets, _ = recorded_statistics(model)
+    return frozenset(n.name for n in batch_norms(model.graph) if n.name not in targets)
 
 
 def sample_stats(x: Tensor, centre: Float[Array, " c"]) -> Stats:

@@ -19,7 +19,7 @@ class Observed(NamedTuple):
     Attributes:
       images: what the network saw, normalised, Float[b h w c].
       natural: the same in units where natural images have mean 0 and std 1 per channel.
-      logits: Float[b classes].
+      logits: the first output: Float[b classes] for a classifier.
       stats: {batch norm: per-sample statistics of its input}.
       targets: {batch norm: recorded moments}.
       shared: what the recipe's `prepare` returned, e.g. tolerances.
@@ -29,7 +29,7 @@ class Observed(NamedTuple):
 
     images: Float[Array, "b h w c"]
     natural: Float[Array, "b h w c"]
-    logits: Float[Array, "b classes"]
+    logits: Float[Array, "b ..."]
     stats: Mapping[str, Stats]
     targets: Targets
     shared: Any
@@ -38,11 +38,19 @@ class Observed(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One part of an objective."""
+    """One part of an objective.
+
+    Attributes:
+      name: what reports call it.
+      weight: its factor.
+      fn: its value.
+      classes: whether it needs the scores of classes, which not every network has.
+    """
 
     name: str
     weight: float
     fn: Callable[[Observed], Float[Array, ""]]
+    classes: bool = False
 
 
 def weighted(

@@ -6,7 +6,8 @@ import pytest
 from dfq_jax.graph.cuts import blocks, canonical, single_live_cuts
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.graph.ops import WEIGHTED, Add, BatchNorm, Relu
+from dfq_jax.graph.ops import WEIGHTED, Add, Constant, Linear, Mul, Relu, Scale
+from dfq_jax.graph.query import constants
 from dfq_jax.passes.fold import fold_batch_norm
 
 
@@ -17,10 +18,16 @@ def alive_after(graph, index):
     return made & needed
 
 
-@pytest.mark.parametrize("name", ["tiny_net", "mixed_net"])
-def test_cuts_by_definition(name, request):
-    graph = request.getfixturevalue(name).graph
-    wanted = [n.name for i, n in enumerate(graph.nodes) if alive_after(graph, i) == {n.name}]
+NETS = ("tiny", "mixed", "dense", "inception", "shuffle", "excite", "vit", "convnext", "unet")
+
+
+@pytest.mark.parametrize("name", [*NETS, "two_heads"])
+def test_cuts_by_definition(name, nets):
+    graph = getattr(nets, name)().graph
+    fixed = constants(graph)
+    wanted = [
+        n.name for i, n in enumerate(graph.nodes) if alive_after(graph, i) - fixed == {n.name}
+    ]
     assert single_live_cuts(graph) == tuple(wanted)
 
 
@@ -48,22 +55,69 @@ def test_a_first_piece_without_weights_joins_the_next():
     assert [b.names for b in blocks(Graph(nodes, ("x",), ("t",)))] == [("r", "s", "t")]
 
 
-@pytest.mark.parametrize("name", ["tiny_net", "mixed_net"])
+@pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("folded", [False, True])
-def test_blocks_partition_the_network(name, folded, nets, request):
-    model = request.getfixturevalue(name)
+def test_blocks_partition_the_network(name, folded, nets):
+    model = getattr(nets, name)()
     model = fold_batch_norm(model) if folded else model
-    pieces = blocks(model.graph)
-    assert sum((b.graph.nodes for b in pieces), ()) == model.graph.nodes
+    pieces, fixed = blocks(model.graph), constants(model.graph)
+    moving = [n for block in pieces for n in block.graph.nodes if n.name not in fixed]
+    assert moving == [n for n in model.graph.nodes if n.name not in fixed]
+    assert {n for b in pieces for n in b.graph.nodes} == set(model.graph.nodes)
     for block in pieces:
         assert len(block.graph.inputs) == len(block.graph.outputs) == 1
         assert any(isinstance(n.op, WEIGHTED) for n in block.graph.nodes)
-        assert not isinstance(block.graph.nodes[0].op, Relu | BatchNorm | Add)
+        assert not isinstance(block.graph.nodes[0].op, Relu | Add)
     x = nets.images(model, 2)
     through = x
     for block in pieces:
         through = nets.run(canonical(block, model), through)
-    np.testing.assert_allclose(through, nets.run(model, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(through, nets.run(model, x), rtol=1e-5, atol=2e-5)
+
+
+def names_of(model):
+    return [(b.names[0], b.names[-1]) for b in blocks(fold_batch_norm(model).graph)]
+
+
+def test_blocks_of_transformers_begin_with_the_norm_of_a_branch(nets):
+    assert names_of(nets.vit()) == [
+        ("patches", "placed"),
+        ("before0", "attended0"),
+        ("between0", "block0"),
+        ("before1", "attended1"),
+        ("between1", "first"),
+        ("head", "head"),
+    ]
+    assert blocks(nets.vit().graph)[0].names == (
+        *("patches", "tokens", "token", "joined", "places", "placed"),
+    )
+
+
+def test_a_norm_without_a_branch_belongs_to_what_it_norms(nets):
+    assert names_of(nets.convnext())[:3] == [
+        ("stem", "stem.norm"),
+        ("depthwise0", "add0"),
+        ("depthwise1", "down.norm"),
+    ]
+
+
+def test_the_last_block_may_have_several_outputs(nets):
+    last = blocks(fold_batch_norm(nets.two_heads()).graph)[-1]
+    assert (last.graph.inputs, last.graph.outputs) == (("pool",), ("classes", "number"))
+
+
+def test_constants_stand_in_every_block_that_reads_them():
+    nodes = (
+        Node("c", Constant(), ()),
+        Node("d", Scale(2.0), ("c",)),
+        Node("a", Linear(), ("x",)),
+        Node("p", Mul(), ("a", "d")),
+        Node("b", Linear(), ("p",)),
+        Node("q", Mul(), ("b", "c")),
+    )
+    graph = Graph(nodes, ("x",), ("q",))
+    assert single_live_cuts(graph) == ("a", "p", "b", "q")
+    assert [b.names for b in blocks(graph)] == [("c", "d", "a", "p"), ("c", "b", "q")]
 
 
 def test_canonical_carries_parameters_and_moments(tiny_net):

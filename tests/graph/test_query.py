@@ -5,11 +5,28 @@ import pytest
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import Add, BatchNorm, Conv2d, Linear, Relu
+from dfq_jax.graph.ops import (
+    Add,
+    BatchNorm,
+    Constant,
+    Conv2d,
+    ConvTranspose2d,
+    Linear,
+    MatMul,
+    MaxPool,
+    Relu,
+    Reshape,
+    Scale,
+    Slice,
+)
 from dfq_jax.graph.query import (
+    ancestors,
     batch_norms,
+    brief,
+    constants,
     consumers,
     describe,
+    last_weighted,
     macs,
     only_consumer,
     output_shapes,
@@ -80,9 +97,49 @@ def test_multiply_accumulates_by_hand(tiny_net, mixed_net):
     assert macs(mixed_net)["conv2"] == shapes["conv2"][1] * shapes["conv2"][2] * 6 * 9 * 2
 
 
-def test_work_needs_a_kernel():
-    with pytest.raises(GraphError, match=r"node r = Relu\(.*\) <- x has no kernel"):
-        work(Node("r", Relu(), ("x",)), (1, 1), (1, 1))
+def test_work_needs_something_to_multiply():
+    with pytest.raises(GraphError, match=r"node r = Relu\(.*\) <- x multiplies nothing"):
+        work(Node("r", Relu(), ("x",)), (1, 1), (1, 1), (1, 1))
+
+
+def counted(op, kernel, read, made):
+    return work(Node("n", op, ("x",)), kernel, read, made)
+
+
+def test_work_of_products_and_transposed_convolutions():
+    assert counted(MatMul(), (9, 2, 7, 5), (9, 2, 4, 7), (9, 2, 4, 5)) == 2 * 4 * 5 * 7
+    assert counted(MatMul(True), (9, 2, 5, 7), (9, 2, 4, 7), (9, 2, 4, 5)) == 2 * 4 * 5 * 7
+    read, made = (9, 3, 5, 8), (9, 7, 11, 6)
+    assert counted(ConvTranspose2d((2, 2), groups=2), (3, 3, 4, 6), read, made) == 15 * 9 * 4 * 6
+
+
+def test_work_includes_products_of_two_tensors(nets):
+    found = macs(nets.vit())
+    assert found["attention0.scores"] == found["attention0.values"] == 2 * 5 * 5 * 4
+    assert found["attention0.qkv"] == 5 * 8 * 24
+    assert found["patches"] == 4 * 16 * 3 * 8
+    assert "attention0.weights" not in found
+    assert macs(nets.unet())["up1"] == 2 * 2 * 2 * 2 * 8 * 6
+
+
+def test_the_last_layer_of_every_output(nets, tiny_net):
+    assert last_weighted(tiny_net.graph) == ("fc",)
+    assert last_weighted(nets.two_heads().graph) == ("classes", "number")
+    nodes = (Node("a", Linear(), ("x",)), Node("b", Linear(), ("a",)), Node("r", Relu(), ("x",)))
+    assert last_weighted(Graph(nodes, ("x",), ("r", "a", "b", "a"))) == ("a", "b")
+
+
+def test_tensors_that_depend_on_no_input(nets):
+    assert constants(nets.vit().graph) == {"token", "places"}
+    nodes = (
+        Node("one", Constant(), ()),
+        Node("two", Scale(2.0), ("one",)),
+        Node("sum", Add(), ("two", "x")),
+    )
+    graph = Graph(nodes, ("x",), ("sum",))
+    assert constants(graph) == {"one", "two"}
+    assert ancestors(graph, "sum") == {"one", "two", "sum", "x"}
+    assert ancestors(graph, "two") == {"one", "two"}
 
 
 def test_parameter_count(tiny_net):
@@ -104,7 +161,38 @@ def test_describe():
         "fc": {"kernel": jnp.ones((2, 7))},
     }
     model = Model(Graph(nodes, ("images",), ("fc", "bn")), params, InputContract(4, 5))
-    lines = describe(model).splitlines()
-    assert lines[0] == "images: input 4x5x3"
-    assert lines[1] == f"{nodes[0]} : 3x4x2"
-    assert lines[3:] == ["fc = Linear() <- bn : 3x4x7", "returns fc, bn"]
+    assert describe(model).splitlines() == [
+        "images  input        4x5x3",
+        "conv    Conv2d(2x2)  3x4x2  <- images",
+        "bn      BatchNorm    3x4x2  <- conv",
+        "fc      Linear       3x4x7  <- bn",
+        "returns fc, bn",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("op", "text"),
+    [
+        (Relu(), "Relu"),
+        (Relu(6.0), "Relu(ceiling=6.0)"),
+        (Conv2d((2, 2), ((1, 1), (1, 1)), 4), "Conv2d(3x3, strides=2, padding=1, groups=4)"),
+        (Conv2d((2, 1), ((0, 1), (0, 1))), "Conv2d(3x3, strides=(2, 1), padding=(0, 1))"),
+        (MaxPool((3, 3), (2, 2)), "MaxPool(window=3, strides=2)"),
+        (Reshape((4, 4)), "Reshape(shape=(4, 4))"),
+        (
+            Slice(((0, None, 1), (0, None, 2), (1, 5, 1), (-3, None, -1))),
+            "Slice(bounds=[:, ::2, 1:5, -3::-1])",
+        ),
+    ],
+)
+def test_operators_in_brief(op, text):
+    assert brief(op, {"kernel": jnp.ones((3, 3, 1, 4))}) == text
+
+
+def test_constants_and_several_outputs_are_described(nets):
+    lines = describe(nets.vit()).splitlines()
+    assert lines[3].split() == ["token", "Constant", "1x8"]
+    assert describe(nets.two_heads()).endswith("returns classes, number")
+    scalar = Model(Graph((Node("c", Constant(), ()),), (), ("c",)), {}, InputContract(1, 1))
+    scalar = with_params(scalar, {"c": {"value": jnp.ones(1)}})
+    assert describe(scalar).splitlines()[0] == "c  Constant  1"

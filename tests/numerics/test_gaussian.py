@@ -5,7 +5,12 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dfq_jax.numerics.gaussian import clipped_normal, normal_range
+from dfq_jax.numerics.gaussian import (
+    clipped_normal,
+    curve_of_normal,
+    leaky_normal,
+    normal_range,
+)
 from dfq_jax.types import Moments
 
 clipped = jax.jit(clipped_normal, static_argnames="ceiling")
@@ -47,6 +52,56 @@ def test_against_numerical_integration(ceiling):
         first = power(1)
         assert float(ours.mean[index]) == pytest.approx(first, abs=1e-5, rel=1e-5)
         assert float(ours.var[index]) == pytest.approx(power(2) - first**2, abs=3e-5, rel=1e-4)
+
+
+def integrated(curve, mean, std):
+    """Mean and variance of a curve of a normal variable."""
+    power = lambda k: sum(
+        quad(lambda x: curve(x) ** k * norm.pdf(x, mean, std), *span, limit=200)[0]
+        for span in [(mean - 9 * std, mean), (mean, mean + 9 * std)]
+    )
+    return power(1), power(2) - power(1) ** 2
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.3, 1.0, -0.5])
+def test_leaky_slopes_against_numerical_integration(slope):
+    means, stds = [-2.0, 0.0, 0.7, 4.0], [0.5, 1.0, 2.0, 0.1]
+    ours = leaky_normal(moments(means, stds), slope)
+    for index, (mean, std) in enumerate(zip(means, stds, strict=True)):
+        first, var = integrated(lambda x: x if x > 0 else slope * x, mean, std)
+        assert float(ours.mean[index]) == pytest.approx(first, abs=1e-5, rel=1e-5)
+        assert float(ours.var[index]) == pytest.approx(var, abs=3e-5, rel=1e-4)
+
+
+def test_a_slope_of_one_changes_nothing():
+    same = leaky_normal(moments([-1.0, 3.0], [0.5, 2.0]), jnp.ones(2))
+    np.testing.assert_allclose(same.mean, [-1, 3], rtol=1e-6)
+    np.testing.assert_allclose(same.var, [0.25, 4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["silu", "tanh", "sigmoid", "gelu", "softplus"])
+def test_curves_against_numerical_integration(name):
+    exact = {
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "tanh": np.tanh,
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "gelu": lambda x: x * norm.cdf(x),
+        "softplus": lambda x: np.logaddexp(x, 0),
+    }[name]
+    curve = jnp.tanh if name == "tanh" else getattr(jax.nn, name)
+    curve = curve if name != "gelu" else lambda x: jax.nn.gelu(x, approximate=False)
+    means, stds = [-3.0, -0.3, 0.0, 1.7, 7.0], [0.05, 0.6, 2.5, 1.0, 3.0]
+    ours = jax.jit(lambda m: curve_of_normal(curve, m))(moments(means, stds))
+    for index, (mean, std) in enumerate(zip(means, stds, strict=True)):
+        first, var = integrated(exact, mean, std)
+        assert float(ours.mean[index]) == pytest.approx(first, abs=2e-4, rel=2e-4)
+        assert float(ours.var[index]) == pytest.approx(var, abs=2e-4, rel=2e-3)
+
+
+def test_a_curve_of_a_constant():
+    found = curve_of_normal(jnp.tanh, moments([0.5, -1.0], [0.0, 0.0]))
+    np.testing.assert_allclose(found.mean, np.tanh([0.5, -1.0]), rtol=1e-6)
+    np.testing.assert_allclose(found.var, 0, atol=1e-7)
 
 
 def test_constants_stay_constants():

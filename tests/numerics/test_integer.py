@@ -46,6 +46,17 @@ def test_largest_sums_are_exact(terms):
     np.testing.assert_array_equal(ours, total)
 
 
+@pytest.mark.parametrize("terms", [64, 4113, 33_025])
+def test_products_of_two_unsigned_tensors_are_exact(terms):
+    """Zero points at either end: every code at +255 or -255, as far as int32 holds the sum."""
+    for signs in (1, -1):
+        x, w = np.full((2, terms), 255), np.full((terms, 3), 255 * signs)
+        x[1, ::2] -= 1
+        w[::3, 1] -= signs
+        ours = matmul(jnp.asarray(x, jnp.int32), jnp.asarray(w, jnp.int32), terms)
+        np.testing.assert_array_equal(ours, x @ w)
+
+
 def test_convolutions_are_exact(nets):
     rng = np.random.default_rng(0)
     op = Conv2d((2, 1), ((1, 0), (1, 1)), groups=2)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.ops import Flatten, Relu
+from dfq_jax.graph.ops import Activation, Clip, Flatten, LeakyRelu, PRelu, Relu
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize
 from dfq_jax.numerics.ranges import MinMax, weight_affine
@@ -11,6 +11,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(6, 6)
+SHUFFLED = (("enter", "depthwise"), ("depthwise", "leave"))
 
 
 def names(model):
@@ -163,6 +164,51 @@ def test_what_stands_in_the_way(nets):
     for name, slots in model.params.items():
         same = np.array_equal(slots["kernel"], balanced.params[name]["kernel"])
         assert same == (name in untouched), name
+
+
+def test_what_else_commutes_with_a_positive_factor(nets):
+    b = nets.Builder(CONTRACT, seed=4)
+    x = b.op("leak", LeakyRelu(0.2), b.conv("a", "images", 4))
+    x = b.op("prelu", PRelu(), b.conv("b", x, 4), slope=b.rng.uniform(-0.3, 0.3, 4))
+    x = b.upscale("up", x, 6, kernel=3)  # dense and transposed: pair on both sides
+    x = b.upscale("alone", b.op("r", Relu(), x), 6, groups=6)  # depthwise and transposed: pair
+    x = b.upscale("grouped", x, 4, groups=2, kernel=1, stride=1)  # no pair
+    x = b.conv("c", b.op("silu", Activation("silu"), x), 4)  # no pair
+    x = b.conv("d", b.op("clip", Clip(0.0, 6.0), x), 4)  # no pair
+    model = b.done(x)
+    assert names(model) == [("a", "b"), ("b", "up"), ("up", "alone")]
+    balanced = equalize_cross_layer(model)
+    x = nets.images(model, 2)
+    wanted = np.asarray(nets.run(model, x))
+    np.testing.assert_allclose(nets.run(balanced, x), wanted, atol=1e-5 * np.abs(wanted).max())
+    kernels = {k: v["kernel"] for k, v in balanced.params.items() if "kernel" in v}
+    for first, second, axis in [("a", "b", -2), ("b", "up", -2), ("up", "alone", -1)]:
+        np.testing.assert_allclose(
+            ranges(kernels[first], -1), ranges(kernels[second], axis), rtol=2e-2
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("dense", [(f"squeeze{i}", f"grow{i}") for i in range(3)]),
+        ("inception", [("before", "three")]),
+        ("shuffle", [(f"{a}{i}", f"{b}{i}") for i in range(2) for a, b in SHUFFLED]),
+        ("excite", [("reduce0", "restore0"), ("reduce1", "restore1")]),
+        ("vit", []),
+        ("convnext", []),
+        ("unet", [("low", "up1"), ("up3", "scores")]),
+        ("two_heads", [("stem", "conv")]),
+    ],
+)
+def test_pairs_of_modern_networks(name, pairs, nets):
+    model = fold_batch_norm(getattr(nets, name)())
+    found = names(model)
+    assert found == pairs
+    balanced = equalize_cross_layer(model)
+    x = nets.images(model, 2)
+    wanted = np.asarray(nets.run(model, x))
+    np.testing.assert_allclose(nets.run(balanced, x), wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_untouched_networks_come_back_unchanged(tiny_net):

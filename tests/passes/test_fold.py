@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,7 +76,11 @@ def test_other_batch_norms_stay(mixed_net, nets):
     folded = fold_batch_norm(model)
     assert [n.name for n in batch_norms(folded.graph)] == ["one", "again", "three"]
     assert folded.graph["again"].inputs == ("plain",)
-    assert set(folded.moments) == {"plain"}
+    assert set(folded.moments) == {"plain", "one", "again", "three"}
+    slots = b.params["one"]
+    var = slots["scale"] ** 2 * slots["var"] / (slots["var"] + 1e-5)
+    np.testing.assert_allclose(folded.moments["one"].mean, slots["bias"], rtol=1e-6)
+    np.testing.assert_allclose(folded.moments["one"].var, var, rtol=1e-5)
     same_function(nets, model, folded)
 
 
@@ -95,3 +100,44 @@ def test_epsilon_is_that_of_the_norm(nets):
     folded = fold_batch_norm(model)
     same_function(nets, model, folded)
     np.testing.assert_allclose(folded.moments["conv"].var, [1e-4 / 0.1001, 1 / 1.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions(groups, nets):
+    b = nets.Builder(CONTRACT, seed=7)
+    x = b.upscale("up", b.conv("conv", "images", 4), 6, kernel=3, groups=groups, extra=(1, 0))
+    model = b.done(b.op("relu", Relu(), b.bn("bn", x)))
+    folded = fold_batch_norm(model)
+    assert [n.name for n in folded.graph.nodes] == ["conv", "up", "relu"]
+    assert set(folded.moments) == {"up"}
+    same_function(nets, model, folded)
+
+
+MODERN = ("dense", "inception", "shuffle", "excite", "vit", "convnext", "unet", "two_heads")
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_networks_keep_their_function(name, nets):
+    model = getattr(nets, name)()
+    folded = fold_batch_norm(model)
+    same_function(nets, model, folded)
+    left = [n.name for n in batch_norms(folded.graph)]
+    assert left == ([f"norm{i}" for i in range(5)] if name == "dense" else [])
+
+
+def test_distrusted_statistics_leave_no_moments(tiny_net, mixed_net):
+    folded = fold_batch_norm(tiny_net, distrusted=frozenset({"bn2", "bn4"}))
+    assert set(folded.moments) == {"conv1", "project"}
+    assert folded.graph == fold_batch_norm(tiny_net).graph
+    assert fold_batch_norm(mixed_net, distrusted=frozenset({"lone"})).moments == {}
+
+
+def test_an_infinite_variance_is_an_output_that_never_moves(nets):
+    b = nets.Builder(CONTRACT)
+    model = b.done(b.bn("bn", b.conv("conv", "images", 2)))
+    params = {**model.params, "bn": {**model.params["bn"], "var": jnp.array([jnp.inf, 1.0])}}
+    folded = fold_batch_norm(type(model)(model.graph, params, model.contract))
+    mean, var = folded.moments["conv"]
+    assert np.isfinite(mean).all()
+    assert float(var[0]) == 0
+    assert float(var[1]) > 0

@@ -13,7 +13,7 @@ from dfq_jax.quantize.simulate import QuantizedModel
 
 @pytest.fixture(scope="session")
 def calibrated(nets: Any) -> Callable[..., QuantizedModel]:
-    """Folds and calibrates `nets.tiny` or `nets.mixed`; `floats` names a layer to leave alone."""
+    """Folds and calibrates `nets.tiny` or another; `floats` names a layer to leave alone."""
     made: dict[tuple[str, ...], QuantizedModel] = {}
 
     def find(

@@ -174,3 +174,51 @@ def test_guarding_new_biases(quantized):
     assert new[3] == pytest.approx(1e8 / (float(step) * 2**30), rel=1e-5)
     assert new[3] > old[3]
     np.testing.assert_array_equal(np.delete(new, 3), np.delete(old, 3))
+
+
+def test_constants_have_their_own_range(nets):
+    model = nets.vit()
+    plan = resolve(model.graph, Scheme(8, 8))
+    quantized = calibrate(model, plan, nets.images(model, 2))
+    token = np.asarray(model.params["token"]["value"])
+    affine = quantized.qparams[Site("joined", "input0")]
+    ends = [float(v) for v in covers(affine, plan.table[Site("joined", "input0")].grid)]
+    step = float(affine.scale)
+    assert step == pytest.approx((token.max() - token.min()) / 255, rel=1e-5)
+    np.testing.assert_allclose(ends, [token.min(), token.max()], atol=step)
+
+
+@pytest.mark.parametrize("net", ["vit", "two_heads", "unet"])
+def test_networks_without_statistics_need_images(net, nets):
+    model = getattr(nets, net)()
+    plan = resolve(fold_batch_norm(model).graph, Scheme(8, 8))
+    with pytest.raises(PlanError, match="no batch-norm statistics predict the range of "):
+        calibrate(fold_batch_norm(model), plan, None)
+
+
+def test_the_largest_bias_decides_a_single_scale(nets):
+    """A grouped transposed convolution with tiny weights and a large bias."""
+    model = fold_batch_norm(nets.unet())
+    slots = model.params["up3"]
+    hard = {"kernel": slots["kernel"] * 1e-10, "bias": slots["bias"].at[2].set(70.0)}
+    model = with_params(model, {"up3": hard})
+    plan = resolve(model.graph, Scheme(8, 8))
+    quantized = calibrate(model, plan, nets.images(model, 2))
+    scale = quantized.qparams[Site("up3", "kernel")].scale
+    assert scale.shape == (1, 1, 1, 1)
+    step = quantized.qparams[Site("up3", "input0")].scale
+    codes = np.asarray(quantize_bias(hard["bias"], step, scale), np.int64)
+    assert np.abs(codes).max() == pytest.approx(2**30, rel=1e-6)
+    moved = with_params(model, {"up3": {"bias": hard["bias"] * 2}})
+    guarded = guard_biases(type(quantized)(moved, plan, quantized.qparams))
+    again = guarded.qparams[Site("up3", "kernel")].scale
+    assert float(again.ravel()[0]) == pytest.approx(2 * float(scale.ravel()[0]), rel=1e-5)
+
+
+def test_several_batches_and_outputs(nets):
+    model = fold_batch_norm(nets.two_heads())
+    plan = resolve(model.graph, Scheme(8, 8))
+    found = calibrate(model, plan, nets.images(model, 5), batch=2)
+    assert set(found.qparams) == set(plan.table)
+    shared = [found.qparams[Site(n, "input0")] for n in ("classes", "number")]
+    assert shared[0] is shared[1]

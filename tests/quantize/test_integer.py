@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.evaluate import apply_node, evaluate
-from dfq_jax.graph.graph import Node
-from dfq_jax.graph.ops import Conv2d
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear, MatMul
 from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.integer import integer_node, integer_predict, integer_sum
-from dfq_jax.quantize.plan import Site
-from dfq_jax.quantize.simulate import argument_hook, simulate, simulation_hook
+from dfq_jax.quantize.plan import Scheme, Site, resolve
+from dfq_jax.quantize.simulate import QuantizedModel, argument_hook, simulate, simulation_hook
+from dfq_jax.types import InputContract
 
+MODERN = ("dense", "inception", "shuffle", "excite", "vit", "convnext", "unet", "two_heads")
 MIXED = ("qdrop_8bit_ends", "", "mixed")
 
 
@@ -33,13 +36,22 @@ def inputs_of_layers(quantized, x, integer):
                 seen[site] = value / affine.scale + affine.zero_point.astype(jnp.float32)
         return slots, args
 
-    (logits,), _ = evaluate(model, x, hook=recording, apply=apply)
+    (logits, *_), _ = evaluate(model, x, hook=recording, apply=apply)
     assert set(seen) == set(edges) <= set(table)
     return seen, logits
 
 
 @pytest.mark.parametrize(
-    "wanted", [("w8a8",), ("w5a6", "qdrop_8bit_ends", "project"), ("w8a8", *MIXED)], ids=str
+    "wanted",
+    [
+        ("w8a8",),
+        ("w5a6", "qdrop_8bit_ends", "project"),
+        ("w8a8", *MIXED),
+        *(("w8a8", "qdrop_8bit_ends", "", net) for net in MODERN),
+        ("w4a5", "qdrop_8bit_ends", "attention0.scores", "vit"),
+        ("w4a6", "qdrop_8bit_ends", "", "unet"),
+    ],
+    ids=str,
 )
 def test_codes_of_every_layer_are_those_of_the_simulation(wanted, nets, calibrated):
     quantized = calibrated(*wanted)
@@ -101,3 +113,38 @@ def test_sums_are_integers(tiny_net):
     wanted = (np.asarray(x, np.int64)[0] * np.asarray(w, np.int64)[:, :, 0]).sum((0, 1))
     np.testing.assert_array_equal(total[0, 0, 0], wanted)
     assert len(weighted_nodes(tiny_net.graph)) == 5
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_two_tensors_in_int64(transposed):
+    """Unsigned codes with zero points on both sides."""
+    rng = np.random.default_rng(2)
+    node = Node("p", MatMul(transposed), ("a", "b"))
+    graph = Graph((node, Node("w", Linear(), ("p",))), ("a", "b"), ("w",))
+    plan = resolve(graph, Scheme(8, 8))
+    a, b = rng.integers(0, 256, (2, 3, 4, 1200)), rng.integers(0, 256, (2, 3, 1200, 5))
+    affines = [Affine(jnp.float32(0.02), jnp.uint8(255)), Affine(jnp.float32(0.07), jnp.uint8(3))]
+    values = [
+        (codes - int(q.zero_point)) * np.float32(q.scale)
+        for codes, q in zip((a, b), affines, strict=True)
+    ]
+    qparams = {Site("p", f"input{i}"): q for i, q in enumerate(affines)}
+    model = Model(graph, {}, InputContract(1, 1))
+    second = values[1].swapaxes(-1, -2) if transposed else values[1]
+    args = (jnp.asarray(values[0], jnp.float32), jnp.asarray(second, jnp.float32))
+    ours = integer_node(QuantizedModel(model, plan, qparams), node, {}, args)
+    total = (a - 255) @ (b - 3)
+    assert np.abs(total).max() > 2**24  # where float32 sums would round
+    wanted = total.astype(np.float32) * (np.float32(0.02) * np.float32(0.07))
+    np.testing.assert_array_equal(ours, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_are_exact(groups, nets):
+    rng = np.random.default_rng(groups)
+    op = ConvTranspose2d((2, 3), ((1, 0), (1, 2)), groups, (1, 2), (0, 1))
+    x = rng.integers(-255, 256, (2, 4, 3, 4))
+    w = rng.integers(-127, 128, (3, 2, 4 // groups, 6))
+    total = integer_sum(Node("t", op, ("x",)), *(jnp.asarray(v, jnp.int32) for v in (x, w)))
+    assert total.dtype == np.int32
+    np.testing.assert_array_equal(total, nets.conv_transposed(x, op, w))

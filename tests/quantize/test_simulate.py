@@ -59,6 +59,17 @@ def test_operators_of_the_mixed_network(nets, calibrated):
     assert np.median(np.abs(ours - truth)) < 1e-4 * np.abs(truth).max()
 
 
+@pytest.mark.parametrize("net", ["dense", "excite", "vit", "convnext", "unet", "two_heads"])
+def test_modern_networks_equal_a_numpy_forward(net, nets, calibrated):
+    quantized = calibrated("w8a8", net=net)
+    x = nets.images(quantized.model, 3, seed=9)
+    output = quantized.model.graph.outputs[0]
+    truth = numpy_simulation(quantized, x, nets)[output]
+    ours = np.asarray(jax.jit(simulate)(quantized, x))
+    np.testing.assert_allclose(ours, truth, atol=0.03 * np.abs(truth).max())
+    assert np.median(np.abs(ours - truth)) < 1e-3 * np.abs(truth).max()
+
+
 def test_more_bits_come_closer(nets, calibrated):
     low, high = calibrated("w5a6"), calibrated("w8a8")
     x = jnp.clip(nets.images(low.model, 3, seed=9), -1.5, 1.5)  # what pixels can say

@@ -4,7 +4,15 @@ import pytest
 
 from dfq_jax import cli
 from dfq_jax.errors import UsageError
-from dfq_jax.recipes.presets import METHODS, PRESETS, Preset, image_budget, recipe_for
+from dfq_jax.recipes.presets import (
+    METHODS,
+    PRESETS,
+    ImageBudget,
+    Preset,
+    image_budget,
+    noise_budget,
+    recipe_for,
+)
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import InputContract
 
@@ -16,15 +24,14 @@ def test_every_method_is_a_recipe(method):
     recipe = recipe_for(method)
     assert isinstance(recipe, Recipe)
     assert recipe.name == method
-    assert recipe.steps >= 1
     assert recipe.batch >= 1
-    assert recipe.terms
+    assert (recipe.steps >= 1) is bool(recipe.terms) is (method != "noise")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_and_batch_replace_those_of_the_method(method):
     published, changed = recipe_for(method), recipe_for(method, steps=7, batch=3)
-    assert (changed.steps, changed.batch) == (7, 3)
+    assert (changed.steps, changed.batch) == (0 if method == "noise" else 7, 3)
     assert (changed.name, changed.settings) == (published.name, published.settings)
     assert recipe_for(method, steps=7).batch == published.batch
     assert recipe_for(method, batch=3).steps == published.steps
@@ -33,7 +40,7 @@ def test_steps_and_batch_replace_those_of_the_method(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("magic",), r"^method 'magic' is none of best, dsg, zeroq\.$"),
+        (("magic",), r"^method 'magic' is none of best, dsg, zeroq, noise\.$"),
         (("dsg", 0), r"^steps must be at least 1, got 0\.$"),
         (("dsg", None, -2), r"^batch must be at least 1, got -2\.$"),
     ],
@@ -56,6 +63,11 @@ def test_fast_is_the_least_work():
     work = lambda preset, contract: (b := image_budget(preset, contract)).n * b.steps
     for contract in (SMALL, LARGE):
         assert work("fast", contract) < work("balanced", contract) <= work("best", contract)
+
+
+def test_noise_costs_nothing_so_there_is_more():
+    assert noise_budget(ImageBudget("best", 12, 16)) == ImageBudget("noise", 32, 0)
+    assert noise_budget(ImageBudget("dsg", 256, 250)) == ImageBudget("noise", 256, 0)
 
 
 def test_an_unknown_preset():

@@ -10,7 +10,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.report.analyze import LayerReport, Report, analyze, decibels
+from dfq_jax.report.analyze import FloatKind, LayerReport, Report, agreeing, analyze, decibels
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,9 @@ def test_a_good_network(reference, quantized, images):
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(data) == {
         *("agreement", "held_out_images", "output_sqnr_db", "finite", "passed", "coverage_macs"),
-        *("coverage_params", "average_weight_bits", "layers"),
+        *("coverage_params", "average_weight_bits", "layers", "confidence", "notes", "in_float"),
     }
+    assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
     assert data["layers"][0]["macs"] == 10368
 
 
@@ -86,6 +87,9 @@ def test_layers_left_in_float_lower_the_coverage(reference, images):
     assert (inner["conv2"].weight_bits, inner["conv2"].integer) == (None, False)
     assert inner["project"].weight_bits == 4
     assert report.coverage == pytest.approx(sum(x.macs for x in report.layers if x.integer) / 17896)
+    reasons = {x.name: x.reason for x in report.layers if not x.integer}
+    unread = "zsq_all_low: its input is not behind a ReLU"
+    assert reasons == {"conv1": unread, "conv2": "a rule keeps it in float", "fc": unread}
     assert report.weight_coverage == pytest.approx(1 - 432 / 724)
     assert report.average_bits == pytest.approx((432 * 32 + 292 * 4) / 724)
 
@@ -127,3 +131,68 @@ def test_a_report_without_layers():
     report = Report((), 1.0, 1, 10.0, True)
     assert (report.coverage, report.weight_coverage, report.average_bits) == (0, 0, 0)
     assert LayerReport("a", "Conv2d", 8, None, 1, 1, 1.0).integer is False
+
+
+def made(nets, name, **how):
+    """The report of a modern network at 8 bits, on images it was not calibrated with."""
+    model = fold_batch_norm(getattr(nets, name)())
+    plan = resolve(model.graph, parse_scheme("w8a8"), **how)
+    quantized = calibrate(model, plan, nets.images(model, 8))
+    return analyze(model, quantized, nets.images(model, 6, seed=3))
+
+
+def test_a_transformer(nets):
+    report = made(nets, "vit", rules=[Rule("attention0.scores", keep_float=True)])
+    layers = {x.name: x for x in report.layers}
+    assert len(layers) == 14
+    scores, values = layers["attention0.scores"], layers["attention0.values"]
+    assert (scores.kind, scores.params, scores.macs) == ("MatMul", 0, 200)
+    assert (scores.integer, scores.reason) == (False, "a rule keeps it in float")
+    assert (values.weight_bits, values.input_bits, values.integer) == (8, 8, True)
+    assert report.coverage == pytest.approx(1 - 200 / sum(x.macs for x in report.layers))
+    assert report.weight_coverage == 1.0
+    assert report.in_float == (
+        FloatKind("Add", 5, "residual stream"),
+        FloatKind("LayerNorm", 5, "no 8-bit form"),
+        FloatKind("Softmax", 2, "no 8-bit form"),
+        FloatKind("GELU", 2, "no 8-bit form"),
+    )
+    assert report.sqnr > 15
+    assert report.passed
+
+
+def test_batch_norms_that_stay(nets):
+    report = made(nets, "dense")
+    assert report.in_float == (FloatKind("BatchNorm", 5, "not behind a convolution"),)
+    assert report.coverage == 1.0
+
+
+def test_scores_of_pixels(nets):
+    report = made(nets, "unet")
+    assert (report.classes, report.dense, report.images) == (3, True, 6)
+    assert 0.5 < report.agreement < 1
+    assert report.to_dict()["in_float"] == []
+
+
+def test_the_first_of_several_outputs_is_judged(nets):
+    report = made(nets, "two_heads")
+    assert (report.classes, report.dense) == (5, False)
+    assert [x.name for x in report.layers] == ["stem", "conv", "classes", "number"]
+
+
+def test_agreement_of_images_pixels_and_signs():
+    exact = jnp.asarray([[1.0, 2.0], [2.0, 1.0]])
+    assert agreeing(exact, exact[::-1]).tolist() == [0, 0]
+    pixels = jnp.asarray([[[[1.0, 0.0], [0.0, 1.0]]], [[[1.0, 0.0], [1.0, 0.0]]]])
+    other = jnp.zeros_like(pixels).at[..., 1].set(0.5)
+    assert agreeing(pixels, other).tolist() == [0.5, 0]
+    one = jnp.asarray([[[1.0], [-1.0], [2.0]]])
+    np.testing.assert_allclose(agreeing(one, jnp.full_like(one, 0.1)), [2 / 3], rtol=1e-6)
+
+
+def test_a_single_score_must_also_be_close():
+    report = Report((), 1.0, 4, 2.9, True, classes=1)
+    assert not report.passed
+    assert dataclasses.replace(report, sqnr=3.1).passed
+    assert dataclasses.replace(report, classes=2).passed
+    assert not dataclasses.replace(report, sqnr=math.nan).passed

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import math
 import re
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import PIL.Image
 import pytest
 
-from dfq_jax.report.analyze import LayerReport, Report
+from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.types import ImageSet, InputContract
 
@@ -65,6 +66,24 @@ def test_the_page_is_whole(report):
     (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
     with PIL.Image.open(io.BytesIO(base64.b64decode(picture))) as shown:
         assert shown.format == "PNG"
+
+
+def test_low_confidence_floats_and_notes_are_told(report):
+    found = dataclasses.replace(
+        report,
+        layers=(dataclasses.replace(report.layers[0], reason="a <rule>"),),
+        confidence="low",
+        notes=("ranges come from <noise>",),
+        in_float=(FloatKind("LayerNorm", 12, "no 8-bit form"),),
+        dense=True,
+    )
+    page = page_of(found)
+    assert '<p class="bad">Low confidence in these numbers.</p>' in page
+    assert "<p>Note: ranges come from &lt;noise&gt;.</p>" in page
+    assert "<td>12 LayerNorm</td><td>in float: no 8-bit form</td>" in page
+    assert "<td>a &lt;rule&gt;</td>" in page
+    assert "75.0 % of the pixels of 4 held-out synthetic images" in page
+    assert "Low confidence" not in page_of(report)
 
 
 def test_failure_and_verification_are_told(report):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 import re
@@ -5,7 +6,7 @@ import re
 import pytest
 
 from dfq_jax.report import terminal as module
-from dfq_jax.report.analyze import LayerReport, Report
+from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Log,
@@ -13,9 +14,11 @@ from dfq_jax.report.terminal import (
     Terminal,
     aligned,
     coverage_line,
+    float_line,
     layer_rows,
     one_line,
     printable,
+    trust_lines,
 )
 from dfq_jax.synthesis.run import Progress
 
@@ -147,6 +150,49 @@ def test_coverage_is_weighted_by_work():
         "quantized 0/7 layers (0.0 % of MACs, 0.0 % of weights, 32.00 bits a weight on average); "
         "float: layer0\\n, layer1\\n, layer2\\n, layer3\\n, layer4\\n, …"
     )
+
+
+def test_float_layers_say_why():
+    layers = (
+        LayerReport("a", "Conv2d", None, 8, 100, 50, 30.0, "a rule keeps it in float"),
+        LayerReport("b\n", "MatMul", None, None, 100, 0, 30.0, "why not"),
+    )
+    line = coverage_line(Report(layers, 1.0, 4, 30.0, True))
+    assert line.endswith("; float: a (a rule keeps it in float), b\\n (why not)")
+
+
+def test_what_else_is_in_float():
+    assert float_line(report("a")) == ""
+    kinds = (
+        FloatKind("LayerNorm", 12, "no 8-bit form"),
+        FloatKind("BatchNorm", 3, "not behind a convolution"),
+        FloatKind("GELU", 25, "no 8-bit form"),
+    )
+    found = dataclasses.replace(report("a"), in_float=kinds)
+    assert float_line(found) == (
+        "in float: 12 LayerNorm, 25 GELU (no 8-bit form); 3 BatchNorm (not behind a convolution)"
+    )
+
+
+def test_how_far_to_trust():
+    good = report("a")
+    (line,) = trust_lines(good)
+    assert line == (
+        "agreement with the float network 100.0 % of 4 held-out synthetic images, "
+        "output SQNR 30.0 dB (not an accuracy)"
+    )
+    assert (
+        "100.0 % of the pixels of 4 held-out"
+        in trust_lines(dataclasses.replace(good, dense=True))[0]
+    )
+    single = dataclasses.replace(good, classes=1)
+    assert trust_lines(single)[0].startswith("agreement with the sign of the output 100.0 %")
+    low = dataclasses.replace(good, confidence="low", notes=("noise", "no labels"))
+    assert trust_lines(low)[1:] == [
+        "LOW CONFIDENCE in these numbers",
+        "note: noise",
+        "note: no labels",
+    ]
 
 
 class Gone(io.StringIO):

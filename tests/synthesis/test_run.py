@@ -7,11 +7,13 @@ import optax
 import pytest
 
 from dfq_jax.errors import DivergedError, UnsupportedModelError, UsageError
+from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.recipes.best import best
 from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run import batch_size, synthesize_images
+from dfq_jax.synthesis.run import batch_size, classes_of, suited, synthesize_images
 from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
 from dfq_jax.types import InputContract
 
@@ -250,3 +252,39 @@ def test_impossible_requests(net):
         synthesize_images(net, recipe(), 0, KEY)
     with pytest.raises(UnsupportedModelError, match="it has 0 batch norms"):
         synthesize_images(fold_batch_norm(net), recipe(), 1, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shown"),
+    [("unet", 0, "8x8x3"), ("two_heads", 0, "5, 1"), ("single", 0, "1"), ("stem", 5, None)],
+)
+def test_labels_are_left_out_where_there_are_no_classes(name, classes, shown, nets):
+    if name == "single":
+        b = nets.Builder(InputContract(6, 6))
+        x = b.op("pool", GlobalAvgPool(), b.unit("conv", "images", 4))
+        model = b.done(b.linear("number", x, 1))
+    else:
+        model = getattr(nets, name)()
+    assert classes_of(model) == classes
+    full = best(steps=2, batch=2)
+    fitting, notes = suited(full, model)
+    if shown is None:
+        assert (fitting, notes) == (full, ())
+        return
+    assert [t.name for t in fitting.terms] == ["batch norm"]
+    assert notes == (f"no class labels: the network's output is {shown}; without labels",)
+    made = synthesize_images(model, full, 2, KEY)
+    assert made.notes == notes
+    assert np.isfinite(made.images).all()
+    plain = recipe()
+    assert suited(plain, model) == (plain, ())  # nothing to leave out
+
+
+def test_nothing_is_optimised_without_an_objective(net):
+    plain = recipe(terms=(), steps=0, batch=2)
+    found = synthesize_images(net, plain, 5, KEY)
+    assert (found.losses, found.images.shape) == ((), (5, 6, 6, 3))
+    first = gaussian(jax.random.fold_in(KEY, 0), (2, 6, 6, 3))
+    np.testing.assert_allclose(found.images[:2], from_natural(first, net.contract), atol=1e-5)
+    folded = synthesize_images(fold_batch_norm(net), plain, 2, KEY)  # no statistics needed
+    np.testing.assert_array_equal(folded.images, found.images[:2])

@@ -6,7 +6,14 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.synthesis.targets import Unusable, batch_norm_targets, observe, sample_stats
+from dfq_jax.synthesis.targets import (
+    Unusable,
+    batch_norm_targets,
+    distrusted_norms,
+    observe,
+    recorded_statistics,
+    sample_stats,
+)
 
 
 def changed(model, name, **slots):
@@ -62,6 +69,17 @@ def test_nothing_left(tiny_net):
         batch_norm_targets(model)
     with pytest.raises(UnsupportedModelError, match="it has 0 batch norms, none with usable"):
         batch_norm_targets(fold_batch_norm(tiny_net))
+    targets, excluded = recorded_statistics(model)
+    assert targets == {}
+    assert [e.node for e in excluded] == ["bn1", "bn2", "bn3", "bn4"]
+    assert distrusted_norms(model) == {"bn1", "bn2", "bn3", "bn4"}
+
+
+def test_norms_are_distrusted_only_as_a_whole(tiny_net):
+    assert distrusted_norms(tiny_net) == frozenset()
+    model = changed(tiny_net, "bn2", mean=np.zeros(6), var=np.ones(6))
+    model = changed(model, "bn3", var=[0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert distrusted_norms(model) == {"bn2"}
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 7, 6), (4, 6)])

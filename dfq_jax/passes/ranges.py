@@ -1,0 +1,169 @@
+"""Ranges of tensors that follow from batch-norm statistics, constants and the operators alone."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.ops import (
+    Activation,
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Clip,
+    Concat,
+    Constant,
+    GlobalAvgPool,
+    LeakyRelu,
+    Maximum,
+    Mul,
+    Op,
+    Pointwise,
+    PRelu,
+    Reduce,
+    Relu,
+    Resize,
+    Scale,
+    Softmax,
+    keeps_values,
+)
+from dfq_jax.graph.query import constants
+from dfq_jax.graph.semantics import Slots, pointwise
+from dfq_jax.numerics.gaussian import normal_range
+from dfq_jax.passes.moments import expected_moments
+
+Range = tuple[Float[Array, ""], Float[Array, ""]]
+
+SAMPLES = 1025
+"""Points at which a curve is looked at to bound it."""
+
+
+def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
+    """{tensor: (lo, hi)} that batch-norm statistics predict, `mean -/+ sigmas * std` at the widest.
+
+    A function of each element alone takes the range of its input through its curve; operators that
+    make no new values keep it; sums and means use the moments of their results, means without
+    moments the range of what they average; joined tensors have the union; a tensor times a gate in
+    [0, 1] has the range of the tensor. Softmax, sigmoids, tanh and constants need no statistics.
+
+    Args:
+      model: folded network with moments.
+      sigmas: how many standard deviations to cover.
+
+    Returns:
+      Ranges of all tensors that something is known about.
+
+    Reference:
+      Nagel et al. 2019, section 5 (n = 6).
+    """
+    graph, known = model.graph, expected_moments(model)
+    rectified, tame = nonnegative(graph), constants(graph) | gates(graph)
+    low, high = (jnp.asarray(end, jnp.float32) for end in model.contract.value_range)
+    ranges: dict[str, Range] = dict.fromkeys(graph.inputs, (low, high))
+    for node in graph.nodes:
+        read = [ranges.get(i) for i in node.inputs]
+        slots = model.params.get(node.name, {})
+        found = bounds(node.op, read, slots, any(i in tame for i in node.inputs))
+        if found is None and node.name in known:
+            found = normal_range(known[node.name], sigmas, rectified=node.name in rectified)
+        if found is None and averages(node.op):
+            found = read[0]
+        if found is not None:
+            ranges[node.name] = found
+    return {name: found for name, found in ranges.items() if name not in graph.inputs}
+
+
+def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range | None:
+    """The range an operator imposes, or takes over from what it reads.
+
+    Args:
+      op: the operator.
+      read: range of each input, None where unknown.
+      slots: its parameters.
+      tame: whether one of its inputs is a constant or a gate.
+    """
+    zero, one = jnp.zeros(()), jnp.ones(())
+    source = read[0] if read else None
+    match op:
+        case Constant():
+            return jnp.min(slots["value"]), jnp.max(slots["value"])
+        case Softmax() | Activation("sigmoid" | "hard_sigmoid"):
+            return zero, one
+        case Activation("tanh"):
+            return -one, one
+        case Relu(ceiling) if source is not None:
+            return jnp.clip(source[0], 0.0, ceiling), jnp.clip(source[1], 0.0, ceiling)
+        case LeakyRelu() | PRelu() | Clip() | Scale() | Activation() if source is not None:
+            return curve_range(op, slots, source)
+        case Concat():
+            return union(read)
+        case Mul() if tame:
+            return product_range(read)
+        case _:
+            return source if keeps_values(op) else None
+
+
+def curve_range(op: Pointwise, slots: Slots, source: Range) -> Range | None:
+    """Smallest and largest value of a curve over a range."""
+    if isinstance(op, Activation) and op.curve in ("exp", "sqrt"):
+        return None
+    points = jnp.linspace(*source, SAMPLES)
+    values = pointwise(op, slots, points[:, None])
+    return jnp.min(values), jnp.max(values)
+
+
+def union(ranges: list[Range | None]) -> Range | None:
+    """The range that covers all, None if one is unknown."""
+    known = [r for r in ranges if r is not None]
+    if len(known) < len(ranges):
+        return None
+    lows, highs = zip(*known, strict=True)
+    return jnp.min(jnp.stack(lows)), jnp.max(jnp.stack(highs))
+
+
+def product_range(read: list[Range | None]) -> Range | None:
+    """The range of a product of two tensors, None if one is unknown."""
+    a, b = read
+    if a is None or b is None:
+        return None
+    ends = jnp.stack([x * y for x in a for y in b])
+    return jnp.min(ends), jnp.max(ends)
+
+
+def averages(op: Op) -> bool:
+    """Whether results lie between the values read."""
+    return isinstance(op, AvgPool | AdaptiveAvgPool | GlobalAvgPool | Resize) or (
+        isinstance(op, Reduce) and op.kind in ("mean", "max")
+    )
+
+
+def gates(graph: Graph) -> frozenset[str]:
+    """Tensors known to lie in [0, 1]: behind a sigmoid or softmax, moved or averaged."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        match node.op:
+            case Softmax() | Activation("sigmoid" | "hard_sigmoid"):
+                found.add(node.name)
+            case op if (keeps_values(op) or averages(op)) and node.inputs[0] in found:
+                found.add(node.name)
+            case _:
+                pass
+    return frozenset(found)
+
+
+def nonnegative(graph: Graph) -> frozenset[str]:
+    """Tensors that the operators before them keep from being negative."""
+    found: set[str] = set(gates(graph))
+    for node in graph.nodes:
+        inherited = all(i in found for i in node.inputs) and bool(node.inputs)
+        match node.op:
+            case Relu() | Activation("softplus" | "exp" | "sqrt" | "abs"):
+                found.add(node.name)
+            case Clip(low) if low is not None and low >= 0:
+                found.add(node.name)
+            case Add() | Mul() | Concat() | Maximum() | Clip() | PRelu() | LeakyRelu() if inherited:
+                found.add(node.name)
+            case op if inherited and (keeps_values(op) or averages(op)):
+                found.add(node.name)
+            case _:
+                pass
+    return frozenset(found)

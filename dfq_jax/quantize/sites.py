@@ -1,0 +1,146 @@
+"""Where quantizers may sit, which edges share one grid, and what computes in float anyway.
+
+The rules are those of `dfq_jax.quantize.plan`.
+"""
+
+from typing import NamedTuple
+
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    Activation,
+    Add,
+    BatchNorm,
+    Clip,
+    Curve,
+    GroupNorm,
+    LayerNorm,
+    MatMul,
+    Mul,
+    Op,
+    Power,
+    Relu,
+    Softmax,
+    Sub,
+    keeps_values,
+)
+from dfq_jax.graph.query import consumers
+
+ABSORBED = (Relu, Clip, BatchNorm)
+"""Operators that the one before them absorbs: nothing is stored between the two."""
+
+PRODUCTS = (*WEIGHTED, MatMul)
+"""Operators that multiply and accumulate: what coverage counts."""
+
+FLOAT_CURVES: frozenset[Curve] = frozenset(
+    {"gelu", "gelu_tanh", "mish", "softplus", "elu", "exp", "sqrt", "abs", "erf"}
+)
+"""Activations that runtimes have no good integer form of."""
+
+NO_FORM = "no 8-bit form"
+LONE_NORM = "not behind a convolution"
+STREAM = "residual stream"
+
+
+class Site(NamedTuple):
+    """Where a quantizer sits: `slot` is `kernel` or `input{i}`."""
+
+    node: str
+    slot: str
+
+    @property
+    def argument(self) -> int | None:
+        """Argument index of an edge, None for a parameter slot."""
+        return int(self.slot[5:]) if self.slot.startswith("input") else None
+
+
+def float_reason(op: Op) -> str | None:
+    """Why an operator computes in float wherever it stands; None if it need not."""
+    match op:
+        case LayerNorm() | GroupNorm() | Softmax() | Power():
+            return NO_FORM
+        case Activation(curve) if curve in FLOAT_CURVES:
+            return NO_FORM
+        case BatchNorm():
+            return LONE_NORM
+        case _:
+            return None
+
+
+def float_operators(graph: Graph) -> dict[str, str]:
+    """{node: reason} of the operators that compute in float under every plan, in order."""
+    stream = residual_stream(graph)
+    reasons = {n.name: STREAM if n.name in stream else float_reason(n.op) for n in graph.nodes}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def residual_stream(graph: Graph) -> frozenset[str]:
+    """Sums (and differences, products) that a layer norm reads: they stay in float.
+
+    The stream of a transformer grows from block to block, a few of its channels far more than the
+    others; on one 8-bit grid the others would vanish, and the norm would show it.
+    """
+    origin = origins(graph)
+    normed = {origin[n.inputs[0]] for n in graph.nodes if isinstance(n.op, LayerNorm)}
+    return frozenset(
+        n.name for n in graph.nodes if n.name in normed and isinstance(n.op, Add | Sub | Mul)
+    )
+
+
+def origins(graph: Graph) -> dict[str, str]:
+    """{tensor: the tensor whose values it holds}: itself, unless an operator only moves values."""
+    origin = {name: name for name in graph.inputs}
+    for node in graph.nodes:
+        moves = keeps_values(node.op) and len(node.inputs) == 1
+        origin[node.name] = origin[node.inputs[0]] if moves else node.name
+    return origin
+
+
+def idle_moves(graph: Graph, floats: dict[str, str]) -> frozenset[str]:
+    """Operators that only move values from where they are float to where they stay float."""
+    readers, idle = consumers(graph), set()
+    unread = lambda node: (
+        node.name in idle or (node.name in floats and not isinstance(node.op, BatchNorm))
+    )
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) and node.name not in graph.outputs
+        if moves and readers[node.name] and all(unread(n) for n, _ in readers[node.name]):
+            idle.add(node.name)
+    return frozenset(idle)
+
+
+def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:
+    """{tensor: edges that carry its values on a grid}, in execution order.
+
+    Args:
+      graph: the folded network.
+      only_rectified: only tensors behind a ReLU, where convolutions and linear layers read them.
+
+    Returns:
+      The groups; each shares one grid.
+    """
+    origin, floats = origins(graph), float_operators(graph)
+    skipped = idle_moves(graph, floats) | set(floats)
+    groups: dict[str, list[Site]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ABSORBED) or node.name in skipped:
+            continue
+        for index, source in enumerate(node.inputs):
+            groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
+    return behind_relu(graph, groups) if only_rectified else groups
+
+
+def behind_relu(graph: Graph, groups: dict[str, list[Site]]) -> dict[str, list[Site]]:
+    """The groups of rectified tensors, less the edges that no weighted layer reads."""
+    rectified = {n.name for n in graph.nodes if isinstance(n.op, Relu)}
+    readers = {n.name for n in graph.nodes if isinstance(n.op, WEIGHTED)}
+    return {
+        tensor: kept
+        for tensor, sites in groups.items()
+        if tensor in rectified and (kept := [s for s in sites if s.node in readers])
+    }
+
+
+def products(graph: Graph) -> tuple[Node, ...]:
+    """Convolutions, linear layers and products of two tensors, in execution order."""
+    return tuple(n for n in graph.nodes if isinstance(n.op, PRODUCTS))

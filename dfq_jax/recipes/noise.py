@@ -1,0 +1,44 @@
+"""Images for networks that recorded no statistics: noise that looks a little like photographs.
+
+VGG, ConvNeXt and vision transformers have no batch norm to say what they were trained on. Ranges
+from pink noise and dead leaves are far better than none: both have the spectrum of photographs,
+dead leaves their edges too. They are no evidence of what the network sees, so no bias is corrected
+by them, and reports say how little they prove.
+"""
+
+import optax
+
+from dfq_jax.synthesis.noise import DISCS
+from dfq_jax.synthesis.noise import noise as noise_images
+from dfq_jax.synthesis.recipe import Recipe
+
+NO_STATISTICS = (
+    "this network has no usable batch-norm statistics to make images from: its ranges come from "
+    "noise images (pink noise and dead leaves). Expect less accuracy than from statistics or real "
+    "images, and try the result on data of your own"
+)
+
+NOISE_CHOSEN = (
+    "the images are noise, as asked for: they tell little about how the network treats photographs"
+)
+
+
+def noise(*, batch: int = 32) -> Recipe:
+    """Pink noise and dead leaves in turn; nothing is optimised.
+
+    Args:
+      batch: images made at a time.
+
+    Returns:
+      The recipe.
+    """
+    return Recipe(
+        name="noise",
+        settings={"discs": DISCS},
+        steps=0,
+        batch=batch,
+        init=noise_images,
+        terms=(),
+        optimizer=lambda _: optax.identity(),
+        bounded=True,
+    )
