@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from dfq_jax.files import write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import Artifact, fingerprint, load_artifact
+from dfq_jax.io.graph_files import load_module
 from dfq_jax.io.images import NOT_AN_NPZ
 from dfq_jax.io.latency import Latency
 from dfq_jax.io.latency import bench as time_both
 from dfq_jax.io.load import load as load_file
+from dfq_jax.io.load import normalised
 from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime import contract_of, predictor
 from dfq_jax.io.verify import Verification
@@ -47,22 +49,43 @@ from dfq_jax.types import ImageSet, InputContract
 Stage = Callable[[str], None]
 
 
-def load(path_or_name: str | Path, *, arch: str | None = None, size: int | None = None) -> Model:
+def load(
+    source: Any,
+    *,
+    arch: str | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    example: Any = None,
+    no_bn_fallback: bool = False,
+) -> Model:
     """Reads a network; `dfq_jax.io.load.load` also returns notes and the identity of the file.
 
     Args:
-      path_or_name: a checkpoint (`.pth`, `.th`, `.pt`, `.safetensors`) with `arch`, or the name of
-        a built-in architecture whose weights an installed package carries.
+      source: a network with its graph (`.pt2`, `.onnx`); a checkpoint (`.pth`, `.th`, `.pt`,
+        `.safetensors`) with `arch`; the name of a built-in architecture whose weights an installed
+        package carries; or a live `torch.nn.Module` or `ExportedProgram` (extra `torch`).
       arch: name of the architecture of a checkpoint.
-      size: pixels along each side the network reads; None for the published size.
+      size: pixels along each side the network reads; None for the published or exported size.
+      mean: per channel (or one for all) of pixels in [0, 1]; together with `std`.
+      std: what images are divided by, likewise.
+      example: for a module: an input tensor, or the shape of one image such as (3, 224, 224).
+      no_bn_fallback: accept an ONNX file whose batch norms were folded away.
 
     Returns:
       The network, batch norms in place.
 
     Raises:
       DfqError: one of its children; see `dfq_jax.errors`.
+      ImportError: for a module, if PyTorch is not installed.
     """
-    return load_file(path_or_name, arch=arch, size=size).model
+    if isinstance(source, str | Path):
+        options = {"arch": arch, "size": size, "mean": mean, "std": std}
+        return load_file(source, **options, no_bn_fallback=no_bn_fallback).model
+    if arch is not None or size is not None:
+        raise UsageError("a module has its own graph and size; leave out arch and size.")
+    model, _ = load_module(source, example)
+    return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
 
 
 @jax.jit

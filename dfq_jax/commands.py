@@ -12,7 +12,7 @@ from dfq_jax.files import write_atomically
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images, save_images
-from dfq_jax.io.load import Loaded, load
+from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.verify import Verification
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
 from dfq_jax.recipes.noise import NO_STATISTICS
@@ -36,9 +36,9 @@ def emit(terminal: Terminal, data: dict[str, Any]) -> None:
         print(json.dumps(data, allow_nan=False))
 
 
-def read_model(model: str, arch: str | None, size: int | None, terminal: Terminal) -> Loaded:
+def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
     """Loads a network and logs what is worth knowing about it."""
-    loaded = load(model, arch=arch, size=size)
+    loaded = load_with(model, reading)
     terminal.stage(f"read {loaded.source} as {loaded.architecture}")
     for note in loaded.notes:
         terminal.note(f"  {note}")
@@ -55,9 +55,9 @@ def contract_line(contract: InputContract) -> str:
     )
 
 
-def inspect_model(model: str, arch: str | None, size: int | None, terminal: Terminal) -> None:
+def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     """`dfq inspect`."""
-    loaded = read_model(model, arch, size, terminal)
+    loaded = read_model(model, reading, terminal)
     network = loaded.model
     targets, excluded = recorded_statistics(network)
     usable, remarks = len(targets), [str(u) for u in excluded]
@@ -92,8 +92,7 @@ def synthesize_to(
     output: Path,
     n: int,
     method: str,
-    arch: str | None,
-    size: int | None,
+    reading: ReadOptions,
     steps: int | None,
     batch: int | None,
     seed: int,
@@ -108,7 +107,7 @@ def synthesize_to(
         raise UsageError(f"-o {output}: give a .npz file in an existing folder.")
     if preview is not None and not preview.absolute().parent.is_dir():
         raise UsageError(f"--preview {preview}: its folder does not exist.")
-    loaded = read_model(model, arch, size, terminal)
+    loaded = read_model(model, reading, terminal)
     state = state_folder(output)
     with terminal.progress():
         images = api.synthesize(
@@ -154,8 +153,7 @@ class QuantizeOptions:
     layers: str
     method: str | None
     images: Path | None
-    arch: str | None
-    size: int | None
+    reading: ReadOptions
     seed: int
     budget: str | None
     force: bool
@@ -167,7 +165,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
         raise UnsupportedModelError("--budget (mixed precision) is not supported yet.")
     parse_scheme(options.scheme)
     check_output_folder(options.output, options.force)
-    loaded = read_model(options.model, options.arch, options.size, terminal)
+    loaded = read_model(options.model, options.reading, terminal)
     state = state_folder(options.output)
     with terminal.progress():
         result = api.quantize(
@@ -264,12 +262,12 @@ def verification_line(found: Verification) -> str:
 
 
 def evaluate_on(
-    model: str, data: str, limit: int | None, arch: str | None, size: int | None, terminal: Terminal
+    model: str, data: str, limit: int | None, reading: ReadOptions, terminal: Terminal
 ) -> None:
     """`dfq evaluate`."""
     path = Path(model)
     runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and path.exists())
-    target = path if runs_in_onnx else read_model(model, arch, size, terminal).model
+    target = path if runs_in_onnx else read_model(model, reading, terminal).model
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
     found = api.evaluate(target, data, limit=limit, on_batch=progress)
     terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")

@@ -23,7 +23,7 @@ from dfq_jax.io.onnx_graph import folded_batch_norm_message, read_onnx_program
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Program
 from dfq_jax.io.pt2_graph import read_pt2
-from dfq_jax.types import InputContract, plain_contract
+from dfq_jax.types import plain_contract
 
 Size = tuple[int, int]
 
@@ -99,7 +99,7 @@ def load_module(module: Any, example: Any) -> tuple[Model, tuple[str, ...]]:
 def model_of(
     program: Program, table: Table, where: str, size: Size | None
 ) -> tuple[Model, tuple[str, ...]]:
-    """The network a program describes, its shapes checked, and notes on what was assumed."""
+    """The network a program describes, its shapes checked, and notes on its statistics."""
     try:
         imported = import_program(program, table, size=size)
     except UnsupportedModelError as error:
@@ -108,7 +108,7 @@ def model_of(
     contract = plain_contract(imported.shape)
     model = Model(imported.graph, on_device(imported.params), contract)
     check_shapes(model, where)
-    return model, (assumption(contract), *statistics(model))
+    return model, statistics(model)
 
 
 def on_device(params: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, jax.Array]]:
@@ -141,18 +141,6 @@ def check_weights(imported: Imported, where: str) -> None:
         check_finite(arrays)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
-
-
-def assumption(contract: InputContract) -> str:
-    """What the file does not say about its input."""
-    mean, std = (
-        ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
-    )
-    return (
-        f"the file does not say how images are normalised; assumed (pixel / 255 - mean) / std with "
-        f"mean {mean} and std {std} for images of {contract.channels} channels, "
-        f"{contract.height} x {contract.width} pixels"
-    )
 
 
 def statistics(model: Model) -> tuple[str, ...]:

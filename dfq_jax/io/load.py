@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
 from dfq_jax.types import InputContract
 
+Numbers = Sequence[float]
 CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".safetensors")
 GRAPH_SUFFIXES = (".pt2", ".onnx")
 GOOD_MATCH = 0.9
@@ -60,11 +61,58 @@ class Loaded:
     bytes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How to read a model.
+
+    Attributes:
+      arch: Architecture of a checkpoint, e.g. resnet18.
+      size: Pixels along each side; default as published or exported.
+      mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
+      std: Deviation images are divided by, e.g. 0.229,0.224,0.225.
+      no_bn_fallback: Accept an ONNX file whose batch norms were folded away.
+    """
+
+    arch: str | None = None
+    size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+    no_bn_fallback: bool = False
+
+
+def load_with(path_or_name: str, options: ReadOptions) -> Loaded:
+    """Reads a network as the command line asks.
+
+    Raises:
+      DfqError: as `load` does; UsageError for a mean or deviation that is no list of numbers.
+    """
+    return load(
+        path_or_name,
+        arch=options.arch,
+        size=options.size,
+        mean=numbers("--mean", options.mean),
+        std=numbers("--std", options.std),
+        no_bn_fallback=options.no_bn_fallback,
+    )
+
+
+def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of a comma-separated flag."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text!r}: give numbers, comma-separated.") from None
+
+
 def load(
     path_or_name: str | Path,
     *,
     arch: str | None = None,
     size: Size | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     no_bn_fallback: bool = False,
 ) -> Loaded:
     """Reads a network.
@@ -78,6 +126,9 @@ def load(
       arch: the architecture of a checkpoint, one of `zoo.catalog.names()`.
       size: pixels the network reads, (height, width) or both at once; None for the published ones
         or those of the graph.
+      mean: per channel (or one for all) of pixels in [0, 1], where the file does not say how its
+        images are normalised, or says it wrongly; together with `std`.
+      std: the deviation images are divided by, likewise.
       no_bn_fallback: accept an ONNX file whose batch norms were folded away by its exporter.
 
     Returns:
@@ -89,6 +140,17 @@ def load(
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
+    loaded = located(path_or_name, arch, size, no_bn_fallback)
+    contract = normalised(loaded.model.contract, mean, std)
+    model = dataclasses.replace(loaded.model, contract=contract)
+    notes = (*loaded.notes, *assumptions(contract))
+    return dataclasses.replace(loaded, model=model, notes=notes)
+
+
+def located(
+    path_or_name: str | Path, arch: str | None, size: Size | None, no_bn_fallback: bool
+) -> Loaded:
+    """Reads a network as its file has it; see `load`."""
     path = Path(path_or_name)
     if not os.path.isfile(path):  # False, not an error, for names no file could have
         name = str(path_or_name)
@@ -102,6 +164,28 @@ def load(
             raise UsageError(f"{show(path.name)} holds its own graph; leave out arch={arch!r}.")
         return load_graph_file(path, size, no_bn_fallback)
     return load_checkpoint(path, arch, size)
+
+
+def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | None) -> InputContract:
+    """The contract with the normalisation the user states.
+
+    Raises:
+      UsageError: if only one of the two is given, or they fit no image of this network.
+    """
+    if mean is None and std is None:
+        return contract
+    if mean is None or std is None:
+        raise UsageError("give mean and std together: images are (pixel / 255 - mean) / std.")
+    spread = [tuple(v) * (contract.channels if len(v) == 1 else 1) for v in (mean, std)]
+    if any(len(v) != contract.channels for v in spread):
+        raise UsageError(
+            f"mean and std need one number, or one for each of the {contract.channels} channels; "
+            f"got {len(mean)} and {len(std)}."
+        )
+    try:
+        return dataclasses.replace(contract, mean=spread[0], std=spread[1], assumed=False)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def load_graph_file(path: Path, size: Size | None, no_bn_fallback: bool) -> Loaded:
@@ -133,7 +217,7 @@ def load_checkpoint(path: Path, arch: str | None, size: Size | None) -> Loaded:
     return Loaded(
         model=model,
         architecture=arch,
-        notes=(*checkpoint.notes, *notes, *assumptions(model.contract)),
+        notes=(*checkpoint.notes, *notes),
         source=checkpoint.source,
         sha256=checkpoint.sha256,
         bytes=path.stat().st_size,
@@ -158,9 +242,12 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     """What nobody stated about the input and had to be guessed."""
     if not contract.assumed:
         return ()
+    mean, std = (
+        ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
+    )
     return (
-        f"normalisation assumed for images of {contract.channels} channels: "
-        f"mean {contract.mean[0]}, std {contract.std[0]} on pixels in [0, 1]",
+        f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "
+        f"std {std}, for {contract.channels} channels; state it with --mean and --std if it differs",
     )
 
 

@@ -16,6 +16,8 @@ from dfq_jax.numerics.affine import Affine, Grid, dequantize, from_range, quanti
 
 BINS = 4096
 CANDIDATES = 100
+HOPELESS = 16.0
+"""How far above its best an error must be for the search of a range to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +104,30 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
 
 
 def best_shrinkage(lo, hi, grid: Grid, error) -> Affine:
-    """The affine parameters of `ratio * [lo, hi]` with the least `error`, elementwise."""
+    """The affine parameters of `ratio * [lo, hi]` with the least `error`, elementwise.
 
-    def step(best, ratio):
-        affine = from_range(lo * ratio, hi * ratio, grid)
-        score = error(affine)
-        better = score < best[0]
-        pick = lambda new, old: jnp.where(better, new, old)
-        return (pick(score, best[0]), jax.tree.map(pick, affine, best[1])), None
-
+    Ratios fall from 1 in equal steps. Clipping only costs more as they do, so the search ends once
+    every element's error is hopelessly above its best.
+    """
     ratios = jnp.linspace(1.0, 1.0 / CANDIDATES, CANDIDATES, dtype=jnp.float32)
     full = from_range(lo, hi, grid)
-    (_, affine), _ = lax.scan(step, (error(full), full), ratios[1:])
-    return affine
+    first = error(full)
+
+    def step(carry):
+        index, _, least, best = carry
+        ratio = ratios[index]
+        affine = from_range(lo * ratio, hi * ratio, grid)
+        score = error(affine)
+        better = score < least
+        pick = lambda new, old: jnp.where(better, new, old)
+        return index + 1, score, pick(score, least), jax.tree.map(pick, affine, best)
+
+    def promising(carry):
+        index, score, least, _ = carry
+        return (index < CANDIDATES) & jnp.any(score <= HOPELESS * least)
+
+    start = (jnp.ones((), jnp.int32), first, first, full)
+    return lax.while_loop(promising, step, start)[3]
 
 
 def extend(
