@@ -1,7 +1,7 @@
 """Imports the networks of torchvision and timm and compares them with PyTorch.
 
-Weights are random, batch-norm statistics those of noise, one image of noise is the input. Every
-difference is the largest one of any output value, over the largest output value of PyTorch.
+Weights and batch-norm statistics are random, one image of noise is the input. Every difference is
+the largest one of any output value, over the largest output value of PyTorch.
 
     pt2        through a `.pt2` archive
     onnx 17    through ONNX with its batch norms kept, opset 17; and the exporter's newest

@@ -1,7 +1,7 @@
-"""PyTorch networks with random weights and true batch-norm statistics, to import.
+"""PyTorch networks with random weights and random batch-norm statistics, to import.
 
-Nothing is downloaded: what matters for an importer is the graph. The statistics are true ones, of
-noise images, so that activations stay of order one, as in a trained network.
+Nothing is downloaded: what matters for an importer is the graph. Statistics are drawn so that
+activations stay of order one, as in a trained network.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_
 efficientnet_v2_m efficientnet_v2_l googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet0_75
 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf
 regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf
-regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf
-regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d
-resnext101_32x8d resnext101_64x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
-shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_s swin_b swin_v2_t swin_v2_s
-swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_l_16
-vit_l_32 vit_h_14 wide_resnet50_2 wide_resnet101_2
+regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf resnet18
+resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d
+shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0
+squeezenet1_1 swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn
+vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_l_16 vit_l_32 wide_resnet50_2
+wide_resnet101_2 regnet_y_32gf vit_h_14 regnet_y_128gf
 """
 TIMM = """
 mobilenetv4_conv_small efficientnet_lite0 tf_efficientnetv2_b0 ghostnet_100 hardcorenas_a
@@ -57,19 +57,21 @@ def size_of(name: str) -> int:
 
 
 def network(name: str, size: int | None = None, seed: int = 0) -> Any:
-    """The network in evaluation mode, its weights random and its statistics those of noise.
+    """The network in evaluation mode, its weights and statistics random.
 
     Args:
       name: of torchvision, or `timm:` and a name of timm.
-      size: pixels along each side of the noise images; None for `size_of(name)`.
-      seed: of weights and noise.
+      size: if given, the statistics are those of noise images of so many pixels instead, as ranges
+        taken from them suppose.
+      seed: of weights, statistics and noise.
     """
     import torch
 
     torch.manual_seed(seed)
     module = build(name).eval()
     randomise(module, seed)
-    measure_statistics(module, size or size_of(name))
+    if size is not None:
+        measure_statistics(module, size)
     return module
 
 
@@ -108,15 +110,18 @@ KEPT: list[Any] = []
 
 
 def randomise(module: Any, seed: int) -> None:
-    """Random scales and shifts for batch norms, small noise for layers that start at zero."""
+    """Random batch norms, small noise for layers that start at zero."""
     import torch
 
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in batch_norms(module):
+            draw = lambda like: torch.rand(like.shape, generator=noise)
+            part.running_mean.copy_(0.2 * draw(part.running_mean) - 0.1)
+            part.running_var.copy_(0.5 + draw(part.running_var))
             if part.affine:
-                part.weight.copy_(0.5 + torch.rand(part.weight.shape, generator=noise))
-                part.bias.copy_(0.2 * torch.rand(part.bias.shape, generator=noise) - 0.1)
+                part.weight.copy_(0.5 + draw(part.weight))
+                part.bias.copy_(0.2 * draw(part.bias) - 0.1)
         for weight in module.parameters():
             if weight.ndim > 1 and not weight.any():
                 weight.normal_(0, 0.02, generator=noise)

@@ -89,8 +89,11 @@ def load(
 
 
 @jax.jit
-def predict(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-    """Scores of a float network for images (NHWC, normalised by `model.contract`)."""
+def predict(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+    """First output of a float network for images (NHWC, normalised by `model.contract`).
+
+    Scores Float[n classes] of a classifier; images of scores are NHWC too.
+    """
     return run_graph(model, images)[0][0]
 
 

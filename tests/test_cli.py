@@ -385,8 +385,8 @@ def test_bench(dfq, made):
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("net.pt2", 3, ".pt2 files are not supported yet"),
-        ("net.onnx", 3, ".onnx files are not supported yet"),
+        ("net.pt2", 2, "net.pt2 is no .pt2 archive"),
+        ("net.onnx", 2, "net.onnx is damaged"),
         ("net.pth --arch resnet56", 3, "Did you mean resnet56_cifar"),
         ("none.pth --arch resnet18", 2, "there is no file"),
         ("resnet18", 2, "is an architecture without weights"),

@@ -68,6 +68,11 @@ def load_graph(path: Path, *, size: Size | None = None, no_bn_fallback: bool = F
     where = show(path.name)
     if data.startswith(b"PK"):
         program, table, notes = read_pt2(data, where), ATEN, ()
+    elif path.suffix.lower() == ".pt2":
+        raise CheckpointError(
+            f"{where} is no .pt2 archive: it starts with {show(data[:8])}. Save it with "
+            "torch.export.save, or download it again."
+        )
     else:
         program, table = prepared(read_onnx_program(data, where, path.parent)), ONNX
         notes = lost_statistics(program, where, no_bn_fallback)

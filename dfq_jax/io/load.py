@@ -247,7 +247,7 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     )
     return (
         f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "
-        f"std {std}, for {contract.channels} channels; state it with --mean and --std if it differs",
+        f"std {std}, for {contract.channels} channels; state it with --mean and --std if not",
     )
 
 

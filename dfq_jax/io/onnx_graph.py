@@ -20,8 +20,10 @@ OLDEST_OPSET = 11
 DEFAULT = ("", "ai.onnx")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 MAX_INLINED = 16 << 20  # bytes of a model once its functions are written out, less tensors
+MIN_NODE = 160  # bytes that a node counts at least: reading a tiny one takes as long
 MAX_CALLS = 50  # of functions within functions
 MAX_DIM = 1 << 24
+MAX_PATH = 1000  # characters of a node's name worth keeping
 AGAIN = "Export it again."
 SUBGRAPH = "<graph>"
 PARAMETER = re.compile(r"(?=.*[A-Za-z_])[\w-]+(\.[\w-]+)+")
@@ -155,7 +157,10 @@ def _check_expansion(model: ModelProto, where: str) -> None:
     def total(nodes: Iterable[NodeProto], depth: int) -> int:
         if depth > MAX_CALLS:
             raise UnsafeInputError(f"{where} nests functions over {MAX_CALLS} deep; refused.")
-        keys = ((n.ByteSize(), _key(n.domain, n.op_type, n.overload)) for n in _all_nodes(nodes))
+        keys = (
+            (max(n.ByteSize(), MIN_NODE), _key(n.domain, n.op_type, n.overload))
+            for n in _all_nodes(nodes)
+        )
         return sum(own + (size(key, depth) if key in functions else 0) for own, key in keys)
 
     def size(key: tuple[str, ...], depth: int) -> int:
@@ -300,7 +305,9 @@ def _call(node: NodeProto, file: OnnxFile, opsets: dict[str, int], read: set[str
     names = [name or None for name in node.output]
     outputs = names[:1] + [name if name in read else None for name in names[1:]]
     args = tuple(Ref(name) if name else None for name in node.input)
-    return Call(f"{domain}.{node.op_type}", args, kwargs, tuple(outputs), _path(node))
+    path = _path(node)
+    path = path if len(path) <= MAX_PATH else ""
+    return Call(f"{domain}.{node.op_type}", args, kwargs, tuple(outputs), path)
 
 
 def _decode(attribute: AttributeProto, node: NodeProto, file: OnnxFile) -> Any:

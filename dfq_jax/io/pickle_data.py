@@ -16,9 +16,10 @@ from dfq_jax.io.pickle_values import Global, PersistentId
 
 HIDDEN_BYTES = 1 << 19  # of a damaged or trailing part that are searched for names
 HIDDEN_STARTS = 32
-HIDDEN_OPERATIONS = 50_000
+HIDDEN_OPERATIONS = 50_000  # from one start
+HIDDEN_WORK = 200_000  # operations from all starts together
 IMPORTABLE = re.compile(r"\w+(\.\w+)+")
-TEXT_NAME = re.compile(rb"[ci]([\w.]{1,100})\r?\n([\w.]{1,100})\r?\n")
+TEXT_NAME = re.compile(rb"[ci]([\w.]{1,100}+)\r?\n([\w.]{1,100}+)\r?\n")
 
 
 class PickleStream:
@@ -118,11 +119,14 @@ def hidden_globals(data: bytes) -> tuple[Global, ...]:
     """
     data = data[:HIDDEN_BYTES]
     found: dict[Global, None] = {}
+    left = HIDDEN_WORK
     starts = [0, *(match.start() for match in re.finditer(rb"\x80[\x00-\x05]", data))]
     for start in starts[:HIDDEN_STARTS]:
-        probe = Machine(data, "", start, HIDDEN_OPERATIONS)
+        probe = Machine(data, "", start, min(HIDDEN_OPERATIONS, left))
+        left -= probe.budget
         with contextlib.suppress(CheckpointError, UnsafeInputError):
             probe.load()  # where it leads nowhere, the names met on the way still count
+        left += max(probe.budget, 0)
         found.update((g, None) for g in probe.globals if IMPORTABLE.fullmatch(str(g)))
     for match in TEXT_NAME.finditer(data):
         module, name = (part.decode("latin-1") for part in match.groups())

@@ -11,6 +11,7 @@ from dfq_jax.io.pickle_values import Global, Object, PersistentId, construct, pu
 MAX_OPERATIONS = 1_500_000  # about 30,000 tensors; keeps a hostile pickle near one second
 MAX_LINE = 65_536  # bytes of one newline-terminated argument
 MAX_INT_BYTES = 255
+MAX_NAME = 1000  # characters; a file may repeat one at the cost of two bytes
 
 
 class Machine:
@@ -43,23 +44,29 @@ class Machine:
         """
         self.stack, self.outer, self.memo = [], [], {}
         try:
-            while (code := self.take(1)[0]) != STOP:
-                self._step(code)
+            self._run()
             return self.stack.pop()
         except (LookupError, OverflowError, TypeError, ValueError, struct.error) as error:
             raise self.damaged(f"{type(error).__name__}, {show(error)}") from error
 
-    def _step(self, code: int) -> None:
-        self.budget -= 1
-        if self.budget < 0:
-            raise UnsafeInputError(
-                f"{self.where} holds more than {MAX_OPERATIONS:,} pickle operations, far beyond "
-                "any state_dict. Save the weights alone, or as .safetensors."
-            )
-        operation = OPERATIONS.get(code)
-        if operation is None:
-            raise self.damaged(f"unknown operation 0x{code:02x}")
-        operation(self)
+    def _run(self) -> None:
+        data, end = self.data, len(self.data)
+        while self.pos < end:
+            code = data[self.pos]
+            self.pos += 1
+            if code == STOP:
+                return
+            self.budget -= 1
+            if self.budget < 0:
+                raise UnsafeInputError(
+                    f"{self.where} holds more than {MAX_OPERATIONS:,} pickle operations, far "
+                    "beyond any state_dict. Save the weights alone, or as .safetensors."
+                )
+            operation = OPERATIONS.get(code)
+            if operation is None:
+                raise self.damaged(f"unknown operation 0x{code:02x}")
+            operation(self)
+        raise self.damaged("1 more bytes expected, 0 left (cut short?)")
 
     def damaged(self, detail: str) -> CheckpointError:
         """The error for a pickle that makes no sense at the current position."""
@@ -101,6 +108,10 @@ class Machine:
         """Records a global, whose parts must be plain text and not something computed."""
         if type(module) is not str or type(name) is not str:
             raise UnsafeInputError(f"{self.where} computes the name of the code it wants to run.")
+        if len(module) + len(name) > MAX_NAME:
+            raise UnsafeInputError(
+                f"{self.where} refers to a name of {len(module) + len(name):,} characters; refused."
+            )
         found = Global(module, name)
         self.globals[found] = None
         return found

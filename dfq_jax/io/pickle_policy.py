@@ -4,6 +4,7 @@ Our reader imports and calls nothing, whatever a file says. This policy only dec
 refused outright: the ones that would run code in a reader less careful than ours.
 """
 
+import reprlib
 import sys
 
 from dfq_jax.errors import UnsafeInputError
@@ -73,6 +74,10 @@ CODE_NAMES = frozenset(
     )
 )
 MOST_LISTED = 20
+# A container from a file may hold itself many times over: written out, it would never end.
+BRIEF = reprlib.Repr()
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 4, 80, 80
+BRIEF.maxlist = BRIEF.maxtuple = BRIEF.maxdict = 40
 
 
 def means_code(module: str, name: str) -> bool:
@@ -100,7 +105,7 @@ def means_code(module: str, name: str) -> bool:
 
 def show(text: object, limit: int = 80) -> str:
     """A short printable form of text from an untrusted file: quoted, escaped and cut."""
-    full = str(text)
+    full = BRIEF.repr(text) if isinstance(text, list | tuple | dict) else str(text)
     return ascii(full[:limit])[1:-1] + ("..." if len(full) > limit else "")
 
 

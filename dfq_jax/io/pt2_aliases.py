@@ -97,11 +97,12 @@ class Aliases:
         Raises:
           UnsupportedModelError: if it was changed through another view of the same memory.
         """
+        older = []
         newest = name
         while newest in self._newest:
+            older.append(newest)
             newest = self._newest[newest]
-        if newest != name:
-            self._newest[name] = newest
+        self._newest.update(dict.fromkeys(older, newest))  # the next reader takes one step
         if newest in self._stale:
             raise UnsupportedModelError(
                 f"{place} reads {show(name)!r} after {show(self._stale[newest])} changed it in "

@@ -27,6 +27,7 @@ WRAPPERS = frozenset(
 )
 AUTOCAST = "higher_order.wrap_with_autocast"
 PURE = ("aten.", "_operator.", "math.", "torch.sym_")  # no effects: unread results are dropped
+MAX_PATH = 1000  # characters of a module path worth keeping
 REUSE = re.compile(r"@\d+(?=\.|$)")
 ODD_PATH = re.compile(r"[\[\]()'\"]|^_empty_nn_module_stack")
 
@@ -203,6 +204,8 @@ class _Tracer:
         if len(names) != len(values):
             raise damaged(place, f"a nested graph has {len(names)} names for {len(values)} values")
         for name, value in zip(names, values, strict=True):
+            if isinstance(value, tuple) and not isinstance(value, Ref):
+                raise damaged(place, f"a list where a nested graph takes {show(name)!r}")
             if name is not None and value is not None:
                 self._define(name, scope, place, value)
 
@@ -225,7 +228,7 @@ def _module_path(metadata: Any) -> str:
     if len(parts) < 3 or ODD_PATH.search(parts[1]):
         return ""
     path = REUSE.sub("", parts[1])
-    return check(path, str, "metadata", "a module path")
+    return check(path, str, "metadata", "a module path") if len(path) <= MAX_PATH else ""
 
 
 def _live(calls: list[Call], outputs: list[str]) -> list[Call]:

@@ -8,6 +8,7 @@ from dfq_jax.io.pickle_policy import show
 
 T = TypeVar("T")
 MAX_JSON_BYTES = 64 << 20  # some 25,000 operations with their stack traces
+MAX_JSON_VALUES = 2_000_000  # objects and lists; each takes up to 250 bytes of memory
 KIND_NAMES = {dict: "an object", list: "a list", str: "text", int: "an integer", bool: "a boolean"}
 
 
@@ -35,6 +36,11 @@ def parse_json(data: memoryview, where: str) -> dict[str, Any]:
             f"{where} holds {len(data)} bytes of JSON, more than {MAX_JSON_BYTES}; refused."
         )
 
+    content = bytes(data)
+    count = content.count(b"{") + content.count(b"[")
+    if count > MAX_JSON_VALUES:
+        raise UnsafeInputError(f"{where} has over {MAX_JSON_VALUES:,} objects and lists; refused.")
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -42,7 +48,7 @@ def parse_json(data: memoryview, where: str) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(str(data, "utf-8"), object_pairs_hook=unique)
+        value = json.loads(content.decode(), object_pairs_hook=unique)
     except RecursionError:
         raise UnsafeInputError(f"{where} is nested too deeply; refused.") from None
     except ValueError as error:
@@ -68,7 +74,8 @@ def check(value: Any, kind: type[T], where: str, what: str) -> T:
       CheckpointError: if it is of another type, or text that no encoding can write.
     """
     if type(value) is not kind:
-        raise damaged(where, f"{what} is {show(repr(value))}, not {KIND_NAMES[kind]}")
+        shown = show(repr(value) if isinstance(value, str) else value)
+        raise damaged(where, f"{what} is {shown}, not {KIND_NAMES[kind]}")
     if kind is str:
         _check_text(str(value), where, what)
     return value

@@ -11,6 +11,7 @@ from dfq_jax.errors import CheckpointError, UnsafeInputError, UnsupportedModelEr
 from dfq_jax.io.pickle_policy import show
 
 MAX_HEADER = 16 << 20  # more than 100,000 tensors
+MAX_VALUES = 1_000_000  # objects and lists in the header, three for each tensor
 MAX_RANK = 32
 MAX_SIZE = 1 << 48
 DTYPES: dict[str, type] = {
@@ -74,6 +75,8 @@ def _no_constant(text: str) -> None:
 
 
 def _parse_header(text: bytes, where: str) -> dict[str, Any]:
+    if text.count(b"{") + text.count(b"[") > MAX_VALUES:
+        raise UnsafeInputError(f"{where} has a header of over {MAX_VALUES:,} values; refused.")
     try:
         header = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from dfq_jax.io.zip_members import memory_budget
 
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 48
+MAX_KEY = 1000  # characters of a storage key; PyTorch writes numbers
 
 # Storage class and dtype names of PyTorch, bytes per element, and the NumPy type if there is one.
 KINDS: tuple[tuple[str, str, int, type | None], ...] = (
@@ -90,7 +91,7 @@ def parse_storage(reference: Any, where: str) -> Storage:
     kind, key, numel = value[1], value[2], value[4]
     if type(kind) is not Global or kind.name not in ITEM_BYTES or not kind.name:
         raise CheckpointError(f"{where}: storage of an unknown kind {describe(kind)}.")
-    if type(key) is not str or not is_count(numel):
+    if type(key) is not str or len(key) > MAX_KEY or not is_count(numel):
         raise CheckpointError(f"{where} is damaged: a storage with a bad key or size.")
     return Storage(key, kind.name, numel, _view(value[5] if len(value) == 6 else None, where))
 

@@ -10,6 +10,8 @@ from dfq_jax.errors import CheckpointError, UnsafeInputError
 from dfq_jax.io.pickle_policy import show
 
 MAX_MEMBERS = 100_000
+MAX_EXTRA = 128  # bytes that the directory adds to one member; PyTorch needs 28
+MOST_EXTRAS = 16  # members that may have more: reading that takes quadratic time
 MAX_GROWTH = 8  # unpacked bytes per byte of file; PyTorch stores, it does not compress
 GROWTH_SLACK = 1 << 20
 ENCRYPTED_OR_PATCHED = 0x1 | 0x20 | 0x40 | 0x2000
@@ -152,6 +154,15 @@ def _directory(data: bytes, where: str) -> list[zipfile.ZipInfo]:
     # Every directory entry has this signature, so the count bounds the work before it starts.
     if data.count(b"PK\x01\x02") > MAX_MEMBERS:
         raise UnsafeInputError(f"{where} holds more than {MAX_MEMBERS:,} members; refused.")
+    longer = (
+        int.from_bytes(data[found.start() + 30 : found.start() + 32], "little") > MAX_EXTRA
+        for found in re.finditer(b"PK\x01\x02", data)
+    )
+    if sum(longer) > MOST_EXTRAS:
+        raise UnsafeInputError(
+            f"{where} is a zip archive with extra fields of over {MAX_EXTRA} bytes; refused. "
+            "Repack the file."
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return archive.infolist()

@@ -79,7 +79,8 @@ def test_classes_and_channels_come_from_the_checkpoint(tmp_path):
     loaded = load(path, arch="resnet20_cifar", size=(20, 28))
     assert loaded.model.contract.shape == (20, 28, 1)
     assert loaded.notes == (
-        "normalisation assumed for images of 1 channels: mean 0.5, std 0.5 on pixels in [0, 1]",
+        "nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean 0.5, "
+        "std 0.5, for 1 channels; state it with --mean and --std if not",
     )
     assert run(loaded.model, np.zeros((2, 20, 28, 1), np.float32)).shape == (2, 3)
 
@@ -123,13 +124,15 @@ def test_unknown_arch_and_bad_size_are_told_first(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".ONNX"])
-def test_graph_files_are_not_supported_yet(suffix, tmp_path):
+def test_graph_files_hold_their_own_architecture(suffix, tmp_path):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(b"whatever")
-    message = rf"net\{suffix}: \{suffix} files are not supported yet.*state_dict.*--arch NAME"
-    with pytest.raises(UnsupportedModelError, match=message) as caught:
+    with pytest.raises(UsageError, match=r"holds its own graph; leave out arch='resnet18'"):
+        load(path, arch="resnet18")
+    with pytest.raises(UsageError, match="at least 1 pixel, got 0x0"):
+        load(path, size=0)
+    with pytest.raises(CheckpointError, match=rf"net\{suffix} is (damaged|no \.pt2 archive)"):
         load(path)
-    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Views, slices, joins and padding of values, with the axis conventions of PyTorch and NumPy."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -32,8 +33,12 @@ def viewed(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     try:
         dims, splits = regrouped(atoms(x.dims), shape, b.batch)
     except Irregular:
-        x = in_one_axis(b, x)
-        dims, splits = regrouped(atoms(x.dims), shape, b.batch)
+        try:
+            x = fused(x)
+            dims, splits = regrouped(atoms(x.dims), shape, b.batch)
+        except Irregular:
+            x = in_one_axis(b, x)
+            dims, splits = regrouped(atoms(x.dims), shape, b.batch)
     return Value(x.name, split_all(x, splits).axes, dims)
 
 
@@ -48,6 +53,28 @@ def full_shape(shape: Sequence[int], total: int) -> tuple[int, ...]:
     if math.prod(full) != total or min(full, default=1) < 1:
         raise UnsupportedModelError(f"cannot view {total} values as {tuple(shape)}.")
     return full
+
+
+def fused(x: Value) -> Value:
+    """The value, flat, with one new atom for atoms that follow each other in store and source.
+
+    An axis once cut into 8 x 7 can then be cut into 7 x 8 without moving anything.
+    """
+    flat = atoms(x.dims)
+    follows = dict(itertools.pairwise(flat))
+    axes, heads, inner = [], {}, set()
+    for axis in x.axes:
+        runs: list[list[Atom]] = []
+        for atom in axis:
+            if runs and follows.get(runs[-1][-1]) is atom:
+                runs[-1].append(atom)
+            else:
+                runs.append([atom])
+        for run in runs:
+            heads[run[0]] = Atom(extent(tuple(run)))
+            inner |= set(run[1:])
+        axes.append(tuple(heads[run[0]] for run in runs))
+    return Value(x.name, tuple(axes), (tuple(heads.get(a, a) for a in flat if a not in inner),))
 
 
 def in_one_axis(b: Builder, x: Value) -> Value:
@@ -112,7 +139,10 @@ def apart(b: Builder, x: Value, which: Iterable[int]) -> tuple[Value, tuple[int,
         )
     missing = max(wanted.count(()) - x.axes.count(()), 0)
     if missing or any(d not in x.axes for d in wanted):
-        layout = (*[()] * missing, *separated(x.axes, wanted))
+        layout = separated(x.axes, wanted)
+        if atoms(layout) != atoms(x.axes):  # as it must move, let the next operator find it whole
+            layout = separated(x.axes, [*wanted, *map(b.inner, x.dims)])
+        layout = (*[()] * missing, *layout)
         x = Value(b.stored(x, layout), layout, x.dims)
     found: list[int] = []
     for dim in wanted:
@@ -211,6 +241,8 @@ def split(b: Builder, x: Value, axis: int, lengths: Sequence[int]) -> tuple[Valu
 def joined(b: Builder, parts: Sequence[Value | np.ndarray], axis: int) -> Value:
     """Values and constants put beside each other along one axis."""
     values = [p for p in parts if isinstance(p, Value)]
+    if len(parts) == 1:
+        return values[0]
     base = max(values, key=lambda v: v.shape[axis])
     axis %= len(base.dims)
     stored, (at,) = apart(b, base, [axis])
@@ -219,9 +251,12 @@ def joined(b: Builder, parts: Sequence[Value | np.ndarray], axis: int) -> Value:
     template = base.axes
     names = []
     for part in parts:
-        if id(part) not in made:
-            put = beside if isinstance(part, Value) else constant_beside
-            made[id(part)] = put(b, base, part, axis, at)
+        if id(part) in made:
+            pass
+        elif isinstance(part, Value):
+            made[id(part)] = beside(b, base, part, axis, at)
+        else:
+            made[id(part)] = constant_beside(b, base, part, axis, at)
         names.append(made[id(part)])
     total = new_dim(sum(p.shape[axis] for p in parts))
     name = b.add(Concat(at), names)
@@ -338,6 +373,8 @@ def padded(
     grow = {a: (max(lo, 0), max(hi, 0)) for a, (lo, hi) in widths.items() if max(lo, hi) > 0}
     if not grow:
         return x
+    if mode == "wrap":
+        return wrapped(b, x, grow)
     if mode not in ("constant", "reflect", "edge"):
         raise UnsupportedModelError(f"padding mode {mode!r} is unknown.")
     x, at = apart(b, x, grow)
@@ -347,3 +384,13 @@ def padded(
     name = b.add(Pad(tuple(amounts), value, mode), (x.name,))
     new = [new_dim(x.shape[a] + lo + hi) for a, (lo, hi) in grow.items()]
     return resized_axes(x, name, list(grow), at, new)
+
+
+def wrapped(b: Builder, x: Value, widths: dict[int, tuple[int, int]]) -> Value:
+    """Padding with what the opposite end shows, {source axis: (before, after)}."""
+    for axis, (before, after) in widths.items():
+        size = x.shape[axis]
+        ends = (size - before, size) if before else None, (0, after) if after else None
+        first, last = (None if e is None else sliced(b, x, axis, *e) for e in ends)
+        x = joined(b, [p for p in (first, x, last) if p is not None], axis)
+    return x

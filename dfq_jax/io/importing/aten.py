@@ -24,6 +24,7 @@ from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.values import Value
 
 Array = np.ndarray
+Number = pointwise.Number
 Ints = Sequence[int]
 Size = Sequence[int] | int
 
@@ -37,7 +38,7 @@ def needs(condition: bool, message: str) -> None:
 def convolution(
     b: Builder,
     x: Value,
-    weight: Array,
+    weight: Any,
     bias: Array | None = None,
     stride: Size = 1,
     padding: Size | str = 0,
@@ -74,7 +75,7 @@ def same_padding(mode: str, kernel: Ints, dilation: Ints) -> layers.Pads:
 def transposed_convolution(
     b: Builder,
     x: Value,
-    weight: Array,
+    weight: Any,
     bias: Array | None = None,
     stride: Size = 1,
     padding: Size = 0,
@@ -90,7 +91,7 @@ def transposed_convolution(
 def plain_convolution(
     b: Builder,
     x: Value,
-    weight: Array,
+    weight: Any,
     bias: Array | None = None,
     stride: Size = 1,
     padding: Size | str = 0,
@@ -110,7 +111,7 @@ def linear(b: Builder, x: Value, weight: Any, bias: Array | None = None) -> Valu
     return y if bias is None else pointwise.combined(b, Add(), y, bias)
 
 
-def addmm(b: Builder, x: Any, mat1: Any, mat2: Any, beta: float = 1, alpha: float = 1) -> Value:
+def addmm(b: Builder, x: Any, mat1: Any, mat2: Any, beta: Number = 1, alpha: Number = 1) -> Value:
     """beta * x + alpha * mat1 @ mat2."""
     needs(beta == 1 and alpha == 1, f"beta {beta} and alpha {alpha} are supported as 1 only.")
     if isinstance(mat2, np.ndarray) and isinstance(x, np.ndarray) and x.ndim == 1:
@@ -126,8 +127,8 @@ def batch_norm(
     running_mean: Array | None,
     running_var: Array | None,
     training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    momentum: Number = 0.1,
+    eps: Number = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Value:
     """Batch norm with recorded statistics."""
@@ -145,7 +146,7 @@ def layer_norm(
     normalized_shape: Ints,
     weight: Array | None = None,
     bias: Array | None = None,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
     cudnn_enable: bool = True,
 ) -> Value:
     """Normalisation over the last axes."""
@@ -158,7 +159,7 @@ def group_norm(
     num_groups: int,
     weight: Array | None = None,
     bias: Array | None = None,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Value:
     """Normalisation over groups of channels."""
@@ -173,8 +174,8 @@ def instance_norm(
     running_mean: Array | None = None,
     running_var: Array | None = None,
     use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    momentum: Number = 0.1,
+    eps: Number = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Value:
     """Normalisation of each channel of each image; with recorded statistics a batch norm."""
@@ -193,13 +194,15 @@ def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
     return curve("gelu" if approximate == "none" else "gelu_tanh", b, x)
 
 
-def elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+def elu(
+    b: Builder, x: Value, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1
+) -> Value:
     """ELU with the usual numbers."""
     needs((alpha, scale, input_scale) == (1, 1, 1), f"alpha {alpha} is supported as 1 only.")
     return curve("elu", b, x)
 
 
-def softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+def softplus(b: Builder, x: Value, beta: Number = 1, threshold: Number = 20) -> Value:
     """log(1 + exp(x))."""
     needs(beta == 1 and threshold >= 15, f"beta {beta}, threshold {threshold}.")
     return curve("softplus", b, x)
@@ -210,12 +213,12 @@ def relu(b: Builder, x: Value) -> Value:
     return pointwise.limited(b, x, 0, None)
 
 
-def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
+def leaky_relu(b: Builder, x: Value, negative_slope: Number = 0.01) -> Value:
     """Leaky ReLU."""
     return pointwise.mapped(b, LeakyRelu(float(negative_slope)), x)
 
 
-def hardtanh(b: Builder, x: Value, min_val: float = -1, max_val: float = 1) -> Value:
+def hardtanh(b: Builder, x: Value, min_val: Number = -1, max_val: Number = 1) -> Value:
     """Limits; ReLU6 among them."""
     return pointwise.limited(b, x, min_val, max_val)
 
@@ -225,7 +228,7 @@ def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
     return pointwise.limited(b, x, limit(min), limit(max))
 
 
-def limit(x: Any) -> float | None:
+def limit(x: Any) -> Number | None:
     """A limit that is a number, or a tensor of one."""
     if x is None or isinstance(x, int | float):
         return x
@@ -234,12 +237,30 @@ def limit(x: Any) -> float | None:
     raise UnsupportedModelError("limits that are tensors.")
 
 
+def filled(b: Builder, x: Value, value: Any) -> Any:
+    """fill_, copy_: other values in the place of those of a tensor."""
+    if isinstance(value, Value):
+        return arrange.expanded(b, value, x.shape)
+    return np.broadcast_to(np.asarray(value, np.float32), x.shape)
+
+
+def where(b: Builder, condition: Any, self: Any, other: Any) -> Value:
+    """One of two tensors, by a constant mask."""
+    needs(isinstance(condition, np.ndarray), "a mask computed by the network.")
+    return pointwise.chosen(b, condition.astype(np.bool_), self, other)
+
+
+def masked_fill(b: Builder, x: Value, mask: Any, value: Any) -> Value:
+    """A number where a constant mask holds."""
+    return where(b, mask, value, x)
+
+
 def prelu(b: Builder, x: Value, weight: Array) -> Value:
     """Leaky ReLU with learned slopes."""
     return pointwise.parametric_relu(b, x, weight)
 
 
-def binary(op: Combine, b: Builder, x: Any, other: Any, alpha: float = 1) -> Value:
+def binary(op: Combine, b: Builder, x: Any, other: Any, alpha: Number = 1) -> Value:
     """add, sub, mul, div, maximum, with tensors or numbers."""
     if alpha != 1:
         scaled = isinstance(other, Value)
@@ -253,7 +274,7 @@ def divided(b: Builder, x: Any, other: Any, rounding_mode: str | None = None) ->
     return pointwise.combined(b, Div(), x, other)
 
 
-def reversed_sub(b: Builder, x: Value, other: Any, alpha: float = 1) -> Value:
+def reversed_sub(b: Builder, x: Value, other: Any, alpha: Number = 1) -> Value:
     """other - alpha * x."""
     return pointwise.combined(b, Add(), pointwise.affine(b, x, -float(alpha)), other)
 
@@ -281,7 +302,7 @@ def converted(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
     return x
 
 
-def dropout(b: Builder, x: Value, p: float = 0.5, train: bool = False) -> Value:
+def dropout(b: Builder, x: Value, p: Number = 0.5, train: bool = False) -> Value:
     """Nothing, at inference."""
     needs(not train, "dropout in training mode; call model.eval() before exporting.")
     return x

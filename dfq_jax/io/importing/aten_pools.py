@@ -7,6 +7,7 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.importing import layers, pools
 from dfq_jax.io.importing.aten import needs
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
 
 Size = Sequence[int] | int
@@ -91,7 +92,7 @@ def reduction(
 def vector_norm(
     b: Builder,
     x: Value,
-    ord: float = 2,
+    ord: Number = 2,
     dim: Size | None = None,
     keepdim: bool = False,
     dtype: Any = None,
@@ -114,10 +115,7 @@ def upsample(
     """upsample_nearest2d, upsample_bilinear2d and the exact form of the first, `.vec` overloads."""
     scales: Any = scale_factors or (None, None)
     size = output_size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
-    if align_corners:
-        return pools.resized(b, x, size, (None, None), method, "align_corners")
-    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
-    return pools.resized(b, x, size, scales, method, at)
+    return upsample_sized(method, exact, b, x, size, align_corners, *scales)
 
 
 def upsample_sized(
@@ -127,11 +125,18 @@ def upsample_sized(
     x: Value,
     output_size: Any,
     align_corners: bool = False,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
+    scales_h: Number | None = None,
+    scales_w: Number | None = None,
 ) -> Value:
     """The overloads with one scale for each axis."""
-    at = "half_pixel" if method == "bilinear" or exact else "asymmetric"
-    scales = (None, None) if align_corners else (scales_h, scales_w)
-    place = "align_corners" if align_corners else at
+    if align_corners:
+        return pools.resized(b, x, output_size, (None, None), method, "align_corners")
+    if exact:
+        return pools.resized(b, x, output_size, (scales_h, scales_w), method, "half_pixel")
+    shortcuts = (1,) if method == "bilinear" else (1, 2)  # times the size, whatever the scale
+    scales = [
+        None if out in [n * have for n in shortcuts] else scale
+        for have, out, scale in zip(x.shape[2:], output_size, (scales_h, scales_w), strict=True)
+    ]
+    place = "half_pixel" if method == "bilinear" else "asymmetric"
     return pools.resized(b, x, output_size, scales, method, place)

@@ -17,6 +17,7 @@ IGNORED = (
     "identity",
     "feature_dropout",
     "positive",
+    "type_as",
 )
 NAMED: dict[str, Lower] = {
     **{name: partial(aten.curve, curve) for name, curve in aten.CURVES.items()},
@@ -37,6 +38,11 @@ NAMED: dict[str, Lower] = {
     "relu6": partial(aten.hardtanh, min_val=0, max_val=6),
     "leaky_relu": aten.leaky_relu,
     "prelu": aten.prelu,
+    "where": aten.where,
+    "fill_": aten.filled,
+    "copy_": lambda b, x, src, non_blocking=False: aten.filled(b, x, src),
+    "zero_": lambda b, x: aten.filled(b, x, 0.0),
+    "masked_fill": aten.masked_fill,
     "hardtanh": aten.hardtanh,
     "clamp": aten.clamp,
     "clip": aten.clamp,

@@ -10,6 +10,7 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add
 from dfq_jax.io.importing import arrange, layers, pointwise
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
 
 Ints = Sequence[int]
@@ -155,12 +156,12 @@ def repeat(b: Builder, x: Value, repeats: Ints) -> Value:
 
 
 def pad(
-    b: Builder, x: Value, pad: Ints, mode: str = "constant", value: float | None = None
+    b: Builder, x: Value, pad: Ints, mode: str = "constant", value: Number | None = None
 ) -> Value:
     """Padding of the last axes, the last one first."""
     rank = len(x.dims)
     widths = {rank - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)}
-    kind = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}.get(mode, mode)
+    kind = {"replicate": "edge", "circular": "wrap"}.get(mode, mode)
     return arrange.padded(b, x, widths, float(value or 0.0), kind)
 
 
@@ -264,9 +265,9 @@ def attention(
     key: Value,
     value: Value,
     attn_mask: Any = None,
-    dropout_p: float = 0.0,
+    dropout_p: Number = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Number | None = None,
     enable_gqa: bool = False,
 ) -> Value:
     """Scaled dot-product attention, as its matrix products and softmax."""

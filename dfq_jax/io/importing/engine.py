@@ -1,6 +1,6 @@
 """Turns a `Program` into a graph: one lowering function per source operator, in order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ Fold = Callable[..., Any]
 """`fold(*args, **kwargs)`: the result of a call that reads only constants, in NumPy."""
 
 INPUT = "images"
+UNKNOWN_VALUE, UNKNOWN_CONSTANT = object(), object()
+"""Results of operators that are not in the table, which depend on the input or do not."""
 MOST_PATHS = 4
 PYTHON = ("_operator.", "math.", "torch.sym_")
 
@@ -60,29 +62,44 @@ def import_program(
       UnsupportedOpError: listing every operator that is not in the table.
       UnsupportedModelError: naming the call that cannot be expressed.
     """
-    refuse_unknown(program, table)
     shape = fed(program, size)
     b = Builder(None if shape[0] == 1 else Atom(shape[0]))
     b.unique(INPUT)
     value, stored = input_value(b, shape)
     env: dict[str, Any] = {**program.arrays, program.inputs[0].name: value}
-    names = node_names(program)
-    for call, b.path in zip(program.calls, names, strict=True):
-        run(b, call, table, env)
+    lower_all(b, program, table, env)
     outputs = tuple(returned(b, env[name], name) for name in program.outputs)
     return Imported(*tidy(Graph(tuple(b.nodes), (INPUT,), outputs), b.params), stored)
 
 
-def refuse_unknown(program: Program, table: Table) -> None:
-    """Raises one error for all operators nobody here understands."""
-    unknown: dict[str, list[str]] = {}
-    for call in program.calls:
-        if table.lower(call.target) is None and table.fold(call.target) is None:
-            unknown.setdefault(call.target, []).append(call.path or "(no module)")
+def lower_all(b: Builder, program: Program, table: Table, env: dict[str, Any]) -> None:
+    """Lowers every call of a program, whose inputs and arrays are in `env`.
+
+    Raises:
+      UnsupportedOpError: listing every operator that is not in the table.
+      UnsupportedModelError: naming the call that cannot be expressed.
+    """
+    unknown: list[Call] = []
+    names = node_names(program)
+    for at, (call, b.path) in enumerate(zip(program.calls, names, strict=True)):
+        try:
+            run(b, call, table, env, unknown)
+        except UnsupportedModelError:
+            known = lambda call: table.lower(call.target) or table.fold(call.target)
+            refuse([*unknown, *(c for c in program.calls[at:] if not known(c))])
+            raise
+    refuse(unknown)
+
+
+def refuse(unknown: Sequence[Call]) -> None:
+    """Raises one error for all calls nobody here understands, if there are any."""
     if not unknown:
         return
+    found: dict[str, list[str]] = {}
+    for call in unknown:
+        found.setdefault(call.target, []).append(call.path or "(no module)")
     lines = []
-    for target, paths in sorted(unknown.items()):
+    for target, paths in sorted(found.items()):
         places = list(dict.fromkeys(paths))
         more = f" and {len(places) - MOST_PATHS} more" if len(places) > MOST_PATHS else ""
         where = ", ".join(show(p) for p in places[:MOST_PATHS])
@@ -167,8 +184,15 @@ def short(target: str) -> str:
     return (parts[1] if len(parts) > 1 else parts[0]).strip("_").lower()
 
 
-def run(b: Builder, call: Call, table: Table, env: dict[str, Any]) -> None:
+def run(b: Builder, call: Call, table: Table, env: dict[str, Any], unknown: list[Call]) -> None:
     """Lowers one call, or computes it if all it reads is constant.
+
+    Args:
+      b: the graph.
+      call: what to lower.
+      table: what operators mean.
+      env: {name: what it stands for}; gets the results.
+      unknown: gets the call if it is not in the table; its results stand for nothing.
 
     Raises:
       UnsupportedModelError: naming it, if its arguments cannot be expressed.
@@ -178,11 +202,15 @@ def run(b: Builder, call: Call, table: Table, env: dict[str, Any]) -> None:
         kwargs = {k: resolved(v, env) for k, v in call.kwargs.items()}
         if call.target.startswith(PYTHON):  # these have no names to speak of
             args, kwargs = [*args, *kwargs.values()], {}
-        variable = any(map(depends, (*args, *kwargs.values())))
+        given = tuple(flat((*args, *kwargs.values())))
+        variable = any(isinstance(g, Value) or g is UNKNOWN_VALUE for g in given)
         function = table.lower(call.target) if variable else table.fold(call.target)
+        nothing = UNKNOWN_VALUE if variable else UNKNOWN_CONSTANT
         if function is None:
-            kind = "on values of the network" if variable else "on constants"
-            raise UnsupportedModelError(f"it is not supported {kind}.")
+            unknown.append(call)
+        if function is None or any(g is UNKNOWN_VALUE or g is UNKNOWN_CONSTANT for g in given):
+            env.update(dict.fromkeys(filter(None, call.outputs), nothing))
+            return
         result = function(b, *args, **kwargs) if variable else function(*args, **kwargs)
     except UnsupportedModelError as error:
         raise type(error)(f"{described(call)}: {error}") from None
@@ -213,11 +241,13 @@ def resolved(argument: Any, env: Mapping[str, Any]) -> Any:
     return argument
 
 
-def depends(argument: Any) -> bool:
-    """Whether an argument is, or contains, a value of the network."""
-    if isinstance(argument, tuple):
-        return any(map(depends, argument))
-    return isinstance(argument, Value)
+def flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """Arguments, and those inside tuples."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from flat(argument)
+        else:
+            yield argument
 
 
 def returned(b: Builder, value: Any, name: str) -> str:

@@ -258,6 +258,16 @@ def softmax(b: Builder, x: Value, axis: int | None = None, opset_version: int = 
     return pointwise.softmax(b, x, at)
 
 
+def where(b: Builder, condition: Any, x: Any, y: Any, **_: Any) -> Value:
+    """Where with a constant condition."""
+    return pointwise.chosen(b, constant(condition, "condition").astype(np.bool_), x, y)
+
+
+def is_nan(b: Builder, x: Value, **_: Any) -> Array:
+    """IsNaN: nowhere. Exporters ask it of softmax over masks of -inf, which are finite here."""
+    return np.zeros(x.shape, np.bool_)
+
+
 def matmul(b: Builder, x: Any, y: Any, **_: Any) -> Value:
     """MatMul."""
     return layers.matmul(b, x, y)

@@ -90,8 +90,8 @@ def split(
 
 def sliced(
     b: Builder, x: Value, starts: Any, ends: Any, axes: Any = None, steps: Any = None, **_: Any
-) -> Value:
-    """Slice."""
+) -> Value | np.ndarray:
+    """Slice; an empty one is a constant, which Concat leaves out."""
     rank = len(x.dims)
     first = [int(n) for n in constant(starts, "starts")]
     last = [int(n) for n in constant(ends, "ends")]
@@ -100,6 +100,8 @@ def sliced(
     for axis, start, end, by in zip(over, first, last, step, strict=True):
         size = x.shape[axis % rank]
         stop = None if end >= size or (by < 0 and end < -size) else end
+        if not range(size)[start:stop:by]:
+            return np.zeros([0 if i == axis % rank else n for i, n in enumerate(x.shape)])
         x = arrange.sliced(b, x, axis % rank, min(start, size), stop, by)
     return x
 
@@ -205,6 +207,8 @@ LOWER: dict[str, Lower] = {
     "Div": partial(onnx_ops.binary, Div()),
     "Max": partial(onnx_ops.binary, Maximum()),
     "Softmax": onnx_ops.softmax,
+    "Where": onnx_ops.where,
+    "IsNaN": onnx_ops.is_nan,
     "MaxPool": onnx_pools.max_pool,
     "AveragePool": onnx_pools.average_pool,
     "GlobalAveragePool": partial(onnx_pools.global_pool, "mean"),
@@ -281,7 +285,7 @@ def reference(kind: str, *inputs: Any, opset_version: int, outputs: int = 1, **a
     except Exception as error:  # the reference implementation raises whatever it meets
         raise UnsupportedModelError(f"it cannot be computed on constants: {error}") from error
     arrays = tuple(np.asarray(a) for a in found)
-    return arrays if len(arrays) > 1 else arrays[0]
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def any_type(name: str) -> onnx.ValueInfoProto:

@@ -117,6 +117,21 @@ def with_array(b: Builder, op: Combine, x: Value, y: np.ndarray) -> Value:
     return Value(b.add(op, (x.name, name)), x.axes, x.dims)
 
 
+def chosen(b: Builder, condition: np.ndarray, x: Operand, y: Operand) -> Value:
+    """`x` where a constant condition holds, `y` elsewhere; at least one of them a value."""
+    shape = np.broadcast_shapes(condition.shape, *(getattr(v, "shape", ()) for v in (x, y)))
+    parts = []
+    for operand, mask in ((x, condition), (y, ~condition)):
+        if isinstance(operand, Value):
+            whole = mask.all() and operand.shape == shape
+            if whole:
+                return operand
+            parts.append(combined(b, Mul(), operand, mask))
+        elif np.any(kept := np.where(mask, operand, 0)):
+            parts.append(kept)
+    return parts[0] if len(parts) == 1 else combined(b, Add(), *parts)
+
+
 def as_value(b: Builder, array: np.ndarray) -> Value:
     """A constant as a value of the graph; its first axis must not be a batch."""
     dims = tuple(new_dim(n) for n in array.shape)

@@ -7,6 +7,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import (
+    Activation,
     AdaptiveAvgPool,
     AvgPool,
     GlobalAvgPool,
@@ -21,7 +22,7 @@ from dfq_jax.graph.ops import (
 from dfq_jax.io.importing.arrange import apart, padded
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.layers import check_size, extent_of, from_image, image
-from dfq_jax.io.importing.pointwise import affine
+from dfq_jax.io.importing.pointwise import affine, mapped
 from dfq_jax.io.importing.values import Value
 
 NO_PADS: Pads = ((0, 0), (0, 0))
@@ -135,13 +136,15 @@ def reduced(
     chosen = sorted({a % rank for a in axes} or set(range(1, rank)))
     large = [a for a in chosen if x.shape[a] > 1]
     if not large:
-        y = x
+        y = mapped(b, Activation("abs"), x) if kind == "l2" else x
     else:
         x, at = apart(b, x, large)
         stored = tuple(sorted(at))
         pool = kind == "mean" and stored == (1, 2) and len(x.axes) == 3
-        name = b.add(GlobalAvgPool() if pool else Reduce(kind, stored), (x.name,))
-        left = tuple(d for i, d in enumerate(x.axes, 1) if i not in stored)
+        keeps = keepdims and not pool  # global pooling: see `tidy.kept_dimensions`
+        name = b.add(GlobalAvgPool() if pool else Reduce(kind, stored, keeps), (x.name,))
+        left = tuple(() if i in stored else d for i, d in enumerate(x.axes, 1))
+        left = left if keeps else tuple(d for i, d in enumerate(left, 1) if i not in stored)
         dims = tuple(() if i in large else d for i, d in enumerate(x.dims))
         y = Value(name, left, dims)
     if keepdims:
