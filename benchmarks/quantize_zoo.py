@@ -2,7 +2,8 @@
 
 Weights are random, so there is no accuracy to measure: what counts is that every structure comes
 through, which share of its work runs in integers, and that what runs is what was simulated.
-Images are small, to judge many networks in little time.
+Shifts of batch norms keep most units active, or deep random networks would be chaotic. Images are
+small, to judge many networks in little time.
 """
 
 import argparse

@@ -136,15 +136,21 @@ def batch_norms(module: Any) -> list[Any]:
 
 
 def measure_statistics(module: Any, size: int, images: int = 4) -> None:
-    """Batch norms take the statistics of a few images of noise, as training would leave them."""
+    """Batch norms take the statistics of a few images of noise, as training would leave them.
+
+    Their shifts keep most units active. A deep random network is chaotic otherwise: it blows the
+    smallest rounding up until nothing is left to compare, as no trained network does.
+    """
     import torch
 
     parts = batch_norms(module)
-    for part in parts:
-        part.momentum = 1.0
-        part.train()
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
+        for part in parts:
+            part.momentum = 1.0
+            part.train()
+            if part.affine:
+                part.bias.copy_(1 + torch.rand(part.bias.shape, generator=noise))
         module(torch.randn(images, 3, size, size, generator=noise))
     for part in parts:
         part.eval()

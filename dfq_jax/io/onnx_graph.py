@@ -20,7 +20,7 @@ OLDEST_OPSET = 11
 DEFAULT = ("", "ai.onnx")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 MAX_INLINED = 16 << 20  # bytes of a model once its functions are written out, less tensors
-MIN_NODE = 160  # bytes that a node counts at least: reading a tiny one takes as long
+MAX_NODES = 100_000  # of a model once its functions are written out
 MAX_CALLS = 50  # of functions within functions
 MAX_DIM = 1 << 24
 MAX_PATH = 1000  # characters of a node's name worth keeping
@@ -149,6 +149,25 @@ def _without_functions(model: ModelProto, where: str) -> tuple[ModelProto, tuple
 
 def _check_expansion(model: ModelProto, where: str) -> None:
     """Raises if functions call themselves, or would fill the memory once written out."""
+    for unit, most, weight in (("bytes", MAX_INLINED, _bytes), ("nodes", MAX_NODES, _one)):
+        needed = _expanded(model, weight, where)
+        if needed > most:
+            raise UnsafeInputError(
+                f"{where} would grow to {needed} {unit} once its functions are written out; "
+                "refused."
+            )
+
+
+def _bytes(node: NodeProto) -> int:
+    return node.ByteSize()
+
+
+def _one(_: NodeProto) -> int:
+    return 1
+
+
+def _expanded(model: ModelProto, weight: Callable[[NodeProto], int], where: str) -> int:
+    """The weights of all nodes together, once functions are written out."""
     functions = {_key(f.domain, f.name, f.overload): f for f in model.functions}
     if len(functions) < len(model.functions):
         raise CheckpointError(f"{where} defines a function twice. {AGAIN}")
@@ -157,10 +176,7 @@ def _check_expansion(model: ModelProto, where: str) -> None:
     def total(nodes: Iterable[NodeProto], depth: int) -> int:
         if depth > MAX_CALLS:
             raise UnsafeInputError(f"{where} nests functions over {MAX_CALLS} deep; refused.")
-        keys = (
-            (max(n.ByteSize(), MIN_NODE), _key(n.domain, n.op_type, n.overload))
-            for n in _all_nodes(nodes)
-        )
+        keys = ((weight(n), _key(n.domain, n.op_type, n.overload)) for n in _all_nodes(nodes))
         return sum(own + (size(key, depth) if key in functions else 0) for own, key in keys)
 
     def size(key: tuple[str, ...], depth: int) -> int:
@@ -172,11 +188,7 @@ def _check_expansion(model: ModelProto, where: str) -> None:
             raise CheckpointError(f"{where}: function {show(key[1])} calls itself. {AGAIN}")
         return known
 
-    needed = total(model.graph.node, 0)
-    if needed > MAX_INLINED:
-        raise UnsafeInputError(
-            f"{where} would grow to {needed} bytes once its functions are written out; refused."
-        )
+    return total(model.graph.node, 0)
 
 
 def _key(domain: str, name: str, overload: str) -> tuple[str, ...]:

@@ -204,6 +204,8 @@ def _append(m: Machine, items: list[Any]) -> None:
 
 
 def _memoize(m: Machine, index: int) -> None:
+    if not 0 <= index < 1 << 32:  # others can be chosen to have equal hashes
+        raise m.damaged(f"{index} is no place in the memo")
     m.memo[index] = m.stack[-1]
 
 

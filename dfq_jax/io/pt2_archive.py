@@ -246,7 +246,8 @@ def _geometry(meta: Any, where: str) -> Geometry:
         raise damaged(where, f"{len(sizes)} sizes and {len(strides)} strides")
     if math.prod(max(n, 1) for n in sizes) > MAX_ELEMENTS:
         raise damaged(where, f"it claims shape {sizes}")
-    stride = tuple(s if n > 1 else 0 for n, s in zip(sizes, strides, strict=True))
+    used = 0 not in sizes  # strides that mean nothing must not tell tensors apart
+    stride = tuple(s if used and n > 1 else 0 for n, s in zip(sizes, strides, strict=True))
     return Geometry(np.dtype(kind), offset, sizes, stride)
 
 

@@ -192,7 +192,10 @@ class TensorReader:
             raise CheckpointError(
                 f"{self._where} is damaged: tensor {show(name)} claims shape {ref.size}."
             )
-        stride = tuple(s if n > 1 else 0 for n, s in zip(ref.size, ref.stride, strict=True))
+        used = 0 not in ref.size  # strides that mean nothing must not tell tensors apart
+        stride = tuple(
+            s if used and n > 1 else 0 for n, s in zip(ref.size, ref.stride, strict=True)
+        )
         return ref.size, stride
 
     def _bytes_of(self, name: str, storage: Storage) -> memoryview:

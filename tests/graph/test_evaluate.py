@@ -6,9 +6,9 @@ import pytest
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.graph.semantics import apply_op
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, AvgPool, BatchNorm, Conv2d, MaxPool, Relu
+from dfq_jax.graph.semantics import apply_op
 from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(4, 4)

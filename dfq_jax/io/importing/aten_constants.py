@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.io.importing.limits import (
+    affordable,
+    affordable_broadcast,
+    affordable_lookup,
+    affordable_product,
+    affordable_shape,
+)
 
 Array = np.ndarray
 DTYPES = {"float": np.float32, "half": np.float32, "bfloat16": np.float32, "double": np.float64}
@@ -26,7 +33,7 @@ def filled(fill: float | None, size: Sequence[int], *given: Any, **named: Any) -
     """zeros, ones, full."""
     value = fill if fill is not None else (given[0] if given else named["fill_value"])
     whole = np.int64 if isinstance(value, int) and fill is None else np.float32
-    return np.full(tuple(size), value, dtype_of(named.get("dtype"), whole))
+    return np.full(affordable_shape(size), value, dtype_of(named.get("dtype"), whole))
 
 
 def filled_like(fill: float | None, x: Array, *given: Any, **named: Any) -> Array:
@@ -38,7 +45,7 @@ def filled_like(fill: float | None, x: Array, *given: Any, **named: Any) -> Arra
 def new_filled(fill: float | None, x: Array, size: Sequence[int], *given: Any, **named: Any):
     """new_zeros, new_ones, new_full."""
     value = fill if fill is not None else (given[0] if given else named["fill_value"])
-    return np.full(tuple(size), value, dtype_of(named.get("dtype"), x.dtype.type))
+    return np.full(affordable_shape(size), value, dtype_of(named.get("dtype"), x.dtype.type))
 
 
 def arange(*given: Any, **named: Any) -> Array:
@@ -46,6 +53,8 @@ def arange(*given: Any, **named: Any) -> Array:
     ends = [named[k] for k in ("start", "end", "step") if k in named]
     numbers = [n for n in (*given, *ends) if isinstance(n, int | float)]
     whole = all(isinstance(n, int) for n in numbers)
+    start, end, step = (0, *numbers, 1) if len(numbers) == 1 else (*numbers, 1)[:3]
+    affordable(abs((end - start) / step))
     return np.arange(
         *numbers, dtype=dtype_of(named.get("dtype"), np.int64 if whole else np.float32)
     )
@@ -53,11 +62,13 @@ def arange(*given: Any, **named: Any) -> Array:
 
 def linspace(start: float, end: float, steps: int, **named: Any) -> Array:
     """Evenly spaced numbers."""
+    affordable(steps)
     return np.linspace(start, end, steps, dtype=np.float32)
 
 
 def kept_type(function: Callable[..., Any], x: Any, *others: Any, **named: Any) -> Any:
     """A function of arrays and numbers that keeps float32, whatever NumPy would promote to."""
+    affordable_broadcast(x, *others)
     result = np.asarray(function(x, *others, **named))
     doubles = any(isinstance(a, Array) and a.dtype == np.float64 for a in (x, *others))
     return result if doubles or result.dtype != np.float64 else result.astype(np.float32)
@@ -121,6 +132,7 @@ def expand(x: Array, size: Sequence[int], implicit: bool = False) -> Array:
 
 def indexed(x: Array, indices: Sequence[Any]) -> Array:
     """x[i, j, ...]; None takes a whole axis."""
+    affordable_lookup(x, indices)
     return x[tuple(slice(None) if i is None else np.asarray(i) for i in indices)]
 
 
@@ -162,11 +174,13 @@ def summed(
 
 def linear(x: Array, weight: Array, bias: Any = None) -> Array:
     """x @ weight.T + bias."""
+    affordable_product(x, weight.T)
     return x @ weight.T + (0 if bias is None else bias)
 
 
 def embedding(weight: Array, indices: Array, *given: Any, **named: Any) -> Array:
     """Rows of a table."""
+    affordable_lookup(weight, (indices,))
     return weight[indices]
 
 
@@ -188,7 +202,45 @@ def sigmoid(x: Array) -> Array:
 
 def masked(x: Array, mask: Array, value: Any) -> Array:
     """Values replaced where the mask holds."""
+    affordable_broadcast(x, mask)
     return np.where(mask, np.asarray(value, x.dtype), x)
+
+
+def chosen(condition: Array, self: Array, other: Array) -> Array:
+    """where: one or the other, element by element."""
+    affordable_broadcast(condition, self, other)
+    return np.where(condition, self, other)
+
+
+def matmul(x: Array, other: Array | None = None, **named: Any) -> Array:
+    """matmul, mm, bmm: whatever the second operand is called."""
+    second = other if other is not None else next(iter(named.values()))
+    affordable_product(x, second)
+    return np.matmul(x, second)
+
+
+def repeat(x: Array, repeats: Sequence[int]) -> Array:
+    """The array beside itself, so many times along each axis."""
+    affordable(x.size * math.prod(repeats))
+    return np.tile(x, repeats)
+
+
+def cat(tensors: Sequence[Array], dim: int = 0) -> Array:
+    """Arrays beside each other."""
+    affordable(sum(t.size for t in tensors))
+    return np.concatenate(tensors, axis=dim)
+
+
+def stack(tensors: Sequence[Array], dim: int = 0) -> Array:
+    """Arrays beside each other along a new axis."""
+    affordable(sum(t.size for t in tensors))
+    return np.stack(tensors, axis=dim)
+
+
+def meshgrid(tensors: Sequence[Array], indexing: str = "ij") -> tuple[Array, ...]:
+    """Coordinates of a grid."""
+    affordable(len(tensors) * math.prod(t.size for t in tensors))
+    return tuple(np.meshgrid(*tensors, indexing="ij" if indexing == "ij" else "xy"))
 
 
 def roll(x: Array, shifts: Any, dims: Any = ()) -> Array:
@@ -249,7 +301,6 @@ BINARY = {
     "ge": np.greater_equal,
     "logical_and": np.logical_and,
     "bitwise_and": np.logical_and,
-    "matmul": np.matmul,
 }
 PLAIN: dict[str, Callable[..., Any]] = {
     "zeros": partial(filled, 0.0),
@@ -278,9 +329,12 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "select": selected,
     "expand": expand,
     "expand_as": lambda x, other: expand(x, other.shape),
-    "repeat": lambda x, repeats: np.tile(x, repeats),
-    "cat": lambda tensors, dim=0: np.concatenate(tensors, axis=dim),
-    "stack": lambda tensors, dim=0: np.stack(tensors, axis=dim),
+    "repeat": repeat,
+    "cat": cat,
+    "matmul": matmul,
+    "mm": matmul,
+    "bmm": matmul,
+    "stack": stack,
     "split": pieces,
     "split_with_sizes": lambda x, split_sizes, dim=0: pieces(x, split_sizes, dim),
     "chunk": chunks,
@@ -295,13 +349,11 @@ PLAIN: dict[str, Callable[..., Any]] = {
     ),
     "index_select": lambda x, dim, index: np.take(x, index, axis=dim),
     "embedding": embedding,
-    "where": lambda condition, self, other: np.where(condition, self, other),
+    "where": chosen,
     "masked_fill": masked,
     "flip": lambda x, dims: np.flip(x, dims),
     "roll": roll,
-    "meshgrid": lambda tensors, indexing="ij": tuple(
-        np.meshgrid(*tensors, indexing="ij" if indexing == "ij" else "xy")
-    ),
+    "meshgrid": meshgrid,
     "cumsum": lambda x, dim, dtype=None: np.cumsum(x, axis=dim),
     "sum": partial(summed, np.sum),
     "mean": partial(summed, np.mean),

@@ -10,6 +10,7 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add
 from dfq_jax.io.importing import arrange, layers, pointwise
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.limits import affordable
 from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
 
@@ -108,6 +109,8 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Ints, dim: int = 0) -> t
 def tensor_split(b: Builder, x: Value, sections: int, dim: int = 0) -> tuple[Value, ...]:
     """So many pieces, the first ones longer by one."""
     base, more = divmod(x.shape[dim], sections)
+    if not base:
+        raise UnsupportedModelError(f"{x.shape[dim]} values split into {sections} pieces.")
     return arrange.split(b, x, dim, [base + (i < more) for i in range(sections)])
 
 
@@ -147,6 +150,7 @@ def expand_as(b: Builder, x: Value, other: Any) -> Value:
 
 def repeat(b: Builder, x: Value, repeats: Ints) -> Value:
     """The tensor beside itself, so many times along each axis."""
+    affordable(math.prod(x.shape) * math.prod(repeats))
     while len(x.dims) < len(repeats):
         x = arrange.unsqueezed(x, 0)
     for axis, count in enumerate(repeats):

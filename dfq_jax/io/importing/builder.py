@@ -11,6 +11,8 @@ from dfq_jax.graph.ops import Constant, Flatten, Op, Reshape, Transpose
 from dfq_jax.io.importing.values import Atom, Dim, Value, atoms, extent, new_dim, sizes
 
 Arrays = Mapping[str, np.ndarray]
+MOST_NODES = 100_000
+"""Operations a network may have; beyond, it is an attack or a loop written out."""
 
 
 class Builder:
@@ -52,6 +54,8 @@ class Builder:
           slots: its parameters, converted to float32.
           name: what to call it; by default the path of the call at work.
         """
+        if len(self.nodes) >= MOST_NODES:
+            raise UnsupportedModelError(f"the network has more than {MOST_NODES:,} operations.")
         name = self.unique(name or self.path or type(op).__name__.lower())
         self.nodes.append(Node(name, op, tuple(inputs)))
         if slots:
@@ -157,4 +161,5 @@ def cut(
 
 def as_float(array: np.ndarray) -> np.ndarray:
     """A copy in float32, contiguous: no parameter keeps a whole file alive."""
-    return np.array(array, np.float32, order="C")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused by name
+        return np.array(array, np.float32, order="C")

@@ -8,6 +8,7 @@ import numpy as np
 from dfq_jax.errors import DfqError, UnsupportedModelError, UnsupportedOpError
 from dfq_jax.graph.graph import Graph
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.limits import affordable
 from dfq_jax.io.importing.tidy import tidy
 from dfq_jax.io.importing.values import Atom, Value, extent, new_dim
 from dfq_jax.io.pickle_policy import show
@@ -212,9 +213,18 @@ def run(b: Builder, call: Call, table: Table, env: dict[str, Any], unknown: list
             env.update(dict.fromkeys(filter(None, call.outputs), nothing))
             return
         result = function(b, *args, **kwargs) if variable else function(*args, **kwargs)
+        for array in flat((result,)):
+            affordable(array.size if isinstance(array, np.ndarray) else 0)  # views cost nothing yet
     except UnsupportedModelError as error:
         raise type(error)(f"{described(call)}: {error}") from None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, DfqError):
             raise
         raise UnsupportedModelError(

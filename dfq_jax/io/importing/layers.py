@@ -22,6 +22,7 @@ from dfq_jax.io.importing.pointwise import aligned, channels_last
 from dfq_jax.io.importing.values import Dim, Value, atoms, extent, new_dim
 
 Ints = Sequence[int]
+MOST_PIXELS = 1 << 16
 
 
 def image(b: Builder, x: Value) -> str:
@@ -119,12 +120,14 @@ def extent_of(x: Value, axis: int) -> int:
 
 
 def check_size(size: Ints) -> None:
-    """Refuses an operator whose input is too small for its window."""
+    """Refuses an operator whose result would have no pixels, or more than any image."""
     if min(size) < 1:
         raise UnsupportedModelError(
             f"its result would have {size[0]} x {size[1]} pixels: the input is too small. "
             "Give the size the network was made for."
         )
+    if max(size) > MOST_PIXELS:
+        raise UnsupportedModelError(f"its result would have {size[0]} x {size[1]} pixels.")
 
 
 def optional(**slots: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -15,12 +15,15 @@ from dfq_jax.graph.ops import Add, Div, Maximum, Mul, Sub
 from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
+from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
 from dfq_jax.io.importing.onnx_ops import constant
 from dfq_jax.io.importing.values import Value
 
 Ints = Sequence[int]
-MOST_FOLDED = 1 << 24
-"""Values a constant may have after folding."""
+ELEMENTWISE = """
+Add And Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where
+Xor
+"""
 
 
 def axes_of(given: Any, axes: Ints | None) -> tuple[int, ...] | None:
@@ -267,8 +270,7 @@ def reference(kind: str, *inputs: Any, opset_version: int, outputs: int = 1, **a
     Raises:
       UnsupportedModelError: if it cannot be, or would make a tensor beyond reason.
     """
-    if kind in ("ConstantOfShape", "Expand", "Tile", "Range"):
-        check_growth(kind, inputs)
+    check_growth(kind, inputs, attributes.get("axis", 0))
     names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
     given = {n: x for n, x in zip(names, inputs, strict=True) if x is not None}
     results = [f"y{i}" for i in range(outputs)]
@@ -293,18 +295,30 @@ def any_type(name: str) -> onnx.ValueInfoProto:
     return onnx.helper.make_empty_tensor_value_info(name)
 
 
-def check_growth(kind: str, inputs: Sequence[Any]) -> None:
-    """Refuses constants that would fill the memory."""
-    first, *rest = inputs
+def check_growth(kind: str, inputs: Sequence[Any], axis: int = 0) -> None:
+    """Refuses constants that would fill the memory, before they are computed."""
+    arrays = [x for x in inputs if isinstance(x, np.ndarray)]
     match kind:
         case "ConstantOfShape":
-            total = math.prod(int(n) for n in first)
+            affordable_shape(arrays[0].tolist())
         case "Range":
-            total = abs(float(rest[0] - first) / float(rest[1])) if rest[1] else 0
+            start, end, step = (float(x.reshape(())) for x in arrays)
+            affordable(abs((end - start) / step) if step else 0)
+        case "Expand" | "Tile":
+            affordable(arrays[0].size * math.prod(max(int(n), 1) for n in arrays[1]))
+        case "MatMul" | "Gemm":
+            affordable(arrays[0].size * arrays[1].size / max(arrays[0].shape[-1:] or (1,)))
+        case "Gather" | "GatherND" | "OneHot":
+            width = int(arrays[1].reshape(-1)[0]) if kind == "OneHot" else arrays[0].size
+            indices = arrays[0] if kind == "OneHot" else arrays[1]
+            share = arrays[0].shape[axis] if kind == "Gather" and arrays[0].ndim else 1
+            affordable(indices.size * width / max(share, 1))
+        case "Concat":
+            affordable(sum(x.size for x in arrays))
+        case _ if kind in ELEMENTWISE.split():
+            affordable_broadcast(*arrays)
         case _:
-            total = first.size * math.prod(max(int(n), 1) for n in rest[0])
-    if total > MOST_FOLDED:
-        raise UnsupportedModelError(f"it would make a constant of {total} values.")
+            pass
 
 
 ONNX = Table(lower, fold)
