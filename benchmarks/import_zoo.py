@@ -36,6 +36,16 @@ TABLES = {
         Column("runtime", "ORT", ".1e"),
         Column("note", "note"),
     ),
+    "import_pt2": (
+        Column("network", "network"),
+        Column("size", "pixels"),
+        Column("nodes", "nodes", ","),
+        Column("weights", "million weights", ".1f"),
+        Column("seconds", "s to import", ".2f"),
+        Column("pt2", "pt2", ".1e"),
+        Column("runtime", "ORT", ".1e"),
+        Column("note", "note"),
+    ),
     "import_time": (
         Column("network", "network"),
         Column("file_mib", "file, MiB", ".0f"),
@@ -66,15 +76,19 @@ def main() -> None:
     parser.add_argument("--time", default="resnet50", help="network to time the import of")
     args = parser.parse_args()
     rows, failed = [], []
-    for name in chosen(args.networks):
-        made = row(name, args)
-        rows.append(made)
-        common.log(", ".join(f"{c.heading} {c.text(made)}" for c in TABLES["import_zoo"]))
-        if made.get("note"):
-            failed.append(name)
+    names = chosen(args.networks)
+    try:
+        for name in names:
+            made = row(name, args)
+            rows.append(made)
+            common.log(", ".join(f"{c.heading} {c.text(made)}" for c in TABLES["import_zoo"]))
+            if made.get("note"):
+                failed.append(f"see the note of {name}")
+    except KeyboardInterrupt:
+        failed.append(f"interrupted after {len(rows)} of {len(names)} networks")
     if args.time:
         rows.append(timed(args.time))
-    common.finish(args, TABLES, rows, f"see the notes of {', '.join(failed)}" if failed else None)
+    common.finish(args, TABLES, rows, "; ".join(failed) or None)
 
 
 def chosen(text: str) -> list[str]:
@@ -89,7 +103,8 @@ def row(name: str, args: argparse.Namespace) -> Row:
     import torch
 
     size = zoo_networks.size_of(name)
-    made: Row = {"table": "import_zoo", "network": name, "size": size}
+    table = "import_pt2" if args.no_onnx else "import_zoo"
+    made: Row = {"table": table, "network": name, "size": size}
     module = zoo_networks.network(name)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -102,7 +117,8 @@ def row(name: str, args: argparse.Namespace) -> Row:
         except Exception as error:  # a row tells what failed, the others go on
             notes.append(f"{key}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
 
-    attempt("pt2", lambda: by_pt2(module, image, expected, not args.no_onnx))
+    attempt("pt2", lambda: by_pt2(module, image, expected))
+    attempt("ORT", lambda: by_runtime(module, image))
     if not args.no_onnx:
         for key, opset in (("onnx17", 17), ("newest", NEWEST)):
             attempt(key, lambda k=key, o=opset: {k: by_onnx(module, image, expected, o)})
@@ -111,20 +127,24 @@ def row(name: str, args: argparse.Namespace) -> Row:
     return {**made, "note": "; ".join(notes)}
 
 
-def by_pt2(module: Any, image: Any, expected: list[Any], runtime: bool) -> Row:
-    """Differences by way of `.pt2`, and of ONNX Runtime from JAX."""
+def by_pt2(module: Any, image: Any, expected: list[Any]) -> Row:
+    """Difference by way of `.pt2`, and facts about the network."""
     data = zoo_networks.pt2(module, image)
     start = time.perf_counter()
     model = loaded(data, ".pt2")
     seconds = time.perf_counter() - start
-    found = run(model, image)
-    made: Row = {
+    return {
         "nodes": len(model.graph.nodes),
         "weights": sum(x.size for s in model.params.values() for x in s.values()) / 1e6,
         "seconds": seconds,
-        "pt2": gap(found, expected),
+        "pt2": gap(run(model, image), expected),
     }
-    return {**made, "runtime": runtime_gap(model, image, found)} if runtime else made
+
+
+def by_runtime(module: Any, image: Any) -> Row:
+    """Difference of ONNX Runtime, running the network exported from JAX, to JAX."""
+    model = loaded(zoo_networks.pt2(module, image), ".pt2")
+    return {"runtime": runtime_gap(model, image, run(model, image))}
 
 
 def by_onnx(module: Any, image: Any, expected: list[Any], opset: int) -> float:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import common
 
-SCRIPTS = ("lowering", "import_accuracy", "ptq", "verify", "latency")
+SCRIPTS = (
+    *("lowering", "import_accuracy", "ptq", "verify", "latency"),
+    *("import_zoo", "quantize_zoo", "fuzz_readers"),
+)
 
 
 def main() -> None:

@@ -78,11 +78,16 @@ CORE = {"graph", "numerics", "passes", "optim", "synthesis", "quantize", "recipe
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves the many tiny programs of the core unoptimized: compiling them is what takes time."""
+    """Leaves the many tiny programs of the core unoptimized: compiling them is what takes time.
+
+    Compiled programs are dropped after each module: a process may map only so many pieces of
+    memory, and every program takes some.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", request.path.parent.name in CORE)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 def module_beside(name: str) -> Any:

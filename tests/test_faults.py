@@ -231,7 +231,7 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
     short = ("-n", 4, "--steps", 2, "--method", "zeroq", "--preview", tmp_path / "grid.png")
     found = dfq("synthesize", *model, "-o", images, *short)
     assert found.code == 0
-    assert "normalisation assumed for images of 1 channels: mean 0.5, std 0.5" in found.err
+    assert "mean 0.5, std 0.5, for 1 channels" in found.err
     low = ("--scheme", "w4a8", "--layers", "brecq_8bit_ends_second")
     done = dfq("quantize", *model, "-o", tmp_path / "out", "--images", images, *low)
     assert done.code in (0, 4)

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -115,11 +116,12 @@ def test_normalisation_is_assumed_until_it_is_stated(module, image, tmp_path):
     assert (stated.model.contract.mean, stated.model.contract.std) == ((0.5,) * 3, (0.25,) * 3)
     assert not stated.model.contract.assumed
     assert not any("normalised" in note for note in stated.notes)
-    for wrong, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"mean": [0.5]}, "give mean and std together"),
         ({"mean": [0.5, 0.5], "std": [1.0]}, "each of the 3 channels; got 2 and 1"),
         ({"mean": [0.5], "std": [0.0]}, "positive std"),
-    ):
+    )
+    for wrong, message in cases:
         with pytest.raises(UsageError, match=message):
             load(path, **wrong)
 

@@ -279,6 +279,15 @@ def reversed_sub(b: Builder, x: Value, other: Any, alpha: Number = 1) -> Value:
     return pointwise.combined(b, Add(), pointwise.affine(b, x, -float(alpha)), other)
 
 
+def added_product(b: Builder, x: Any, tensor1: Any, tensor2: Any, value: int | float = 1) -> Value:
+    """x + value * tensor1 * tensor2."""
+    first, second = (tensor1, tensor2) if isinstance(tensor1, Value) else (tensor2, tensor1)
+    if not isinstance(first, Value):
+        return binary(Add(), b, x, tensor1 * tensor2, value)
+    product = binary(Mul(), b, first, second)
+    return binary(Add(), b, x, product, value)
+
+
 def power(b: Builder, x: Value, exponent: Any) -> Value:
     """x ** number."""
     needs(isinstance(exponent, int | float), "an exponent that is no number.")

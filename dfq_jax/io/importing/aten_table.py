@@ -4,6 +4,7 @@ from functools import partial
 
 from dfq_jax.io.importing import aten, aten_pools, aten_views
 from dfq_jax.io.importing.aten_constants import FOLD
+from dfq_jax.io.importing.aten_weights import FOLD_WEIGHTS
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 
 IGNORED = (
@@ -53,6 +54,7 @@ NAMED: dict[str, Lower] = {
     "softplus": aten.softplus,
     "div": aten.divided,
     "rsub": aten.reversed_sub,
+    "addcmul": aten.added_product,
     "neg": lambda b, x: aten.pointwise.affine(b, x, -1.0),
     "pow": aten.power,
     "square": lambda b, x: aten.power(b, x, 2.0),
@@ -80,6 +82,8 @@ NAMED: dict[str, Lower] = {
     "view": aten_views.view,
     "reshape": aten_views.view,
     "_unsafe_view": aten_views.view,
+    "reshape_as": aten_views.view_as,
+    "view_as": aten_views.view_as,
     "flatten": aten_views.flatten,
     "unflatten": aten_views.unflatten,
     "permute": aten_views.permute,
@@ -151,8 +155,8 @@ def lower(target: str) -> Lower | None:
 
 def fold(target: str) -> Fold | None:
     """What an operator computes on constants."""
-    name = bare(target)
-    return FOLD.get(name) or FOLD.get(name.removesuffix("_"))
+    known, name = {**FOLD_WEIGHTS, **FOLD}, bare(target)
+    return known.get(name) or known.get(name.removesuffix("_"))
 
 
 def bare(target: str) -> str:

@@ -22,6 +22,11 @@ def view(b: Builder, x: Value, size: Ints | None = None, shape: Ints | None = No
     return arrange.viewed(b, x, size if size is not None else shape or ())
 
 
+def view_as(b: Builder, x: Value, other: Any) -> Value:
+    """reshape_as, view_as."""
+    return arrange.viewed(b, x, other.shape)
+
+
 def flatten(b: Builder, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
     """Some consecutive axes into one."""
     rank, shape = len(x.dims), x.shape
