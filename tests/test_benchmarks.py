@@ -9,7 +9,8 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = ("import_accuracy", "latency", "lowering", "ptq", "verify")
-SCRIPTS = (*MEASURING, "run_all", "update_results")
+MAKING = ("import_zoo", "quantize_zoo", "fuzz_readers")  # what they measure they make themselves
+SCRIPTS = (*MEASURING, *MAKING, "run_all", "update_results")
 
 
 def run(name: str, *arguments: object) -> str:
@@ -21,7 +22,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 def test_every_script_is_listed():
-    helpers = {"common", "artifacts", "torch_reference"}
+    helpers = {"common", "artifacts", "torch_reference", "zoo_networks"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}
     guide = (FOLDER / "README.md").read_text()
     assert [name for name in SCRIPTS if f"{name}.py" not in guide] == []
@@ -71,9 +72,20 @@ def test_lowering_and_its_tables(tmp_path):
     assert page.read_text() == once
 
 
+@pytest.mark.torch
+def test_imports_of_the_zoo():
+    options = ("--networks", "squeezenet1_1", "--no-onnx", "--time", "")
+    (row,) = json.loads(run("import_zoo", "--json", *options))["rows"]
+    assert (row["table"], row["network"], row["note"]) == ("import_pt2", "squeezenet1_1", "")
+    assert 0 < row["pt2"] < 1e-4
+    assert 0 < row["runtime"] < 1e-4
+
+
 def test_results_page_has_a_place_for_every_table():
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
-    for name in ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan"):
+    tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
+    zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
+    for name in (*tables, *zoo):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
 

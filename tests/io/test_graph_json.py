@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfq_jax.errors import DataError
+from dfq_jax.graph import ops
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import (
     Add,
@@ -121,13 +123,24 @@ def test_contracts_survive_a_round_trip(height, width, resize, assumed):
 
 
 def test_every_operator_is_known():
-    assert len(OPS) == 11
+    defined = {n: k for n, k in vars(ops).items() if dataclasses.is_dataclass(k)}
+    assert defined == OPS
+    for made in (
+        ops.Resize((4, 6), (2.0, 1.5), "bilinear", "align_corners"),
+        ops.Pad(((0, 0), (1, 2)), -1.0, "reflect"),
+        ops.Reduce("l2", (1, 2), keepdims=True),
+        ops.Clip(None, 2.5),
+        ops.Reshape((3, 4)),
+        ops.ConvTranspose2d((2, 2), ((1, 0), (0, 1)), 2, (1, 1), (1, 0)),
+    ):
+        graph = Graph((Node("node", made, ("x",)),), ("x",), ("node",))
+        assert graph_from_json(through_text(graph_to_json(graph))) == graph
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"op": "Softmax"}, "'Softmax' is no op; known are Conv2d"),
+        ({"op": "Softmin"}, "'Softmin' is no op; known are Conv2d"),
         ({"fields": {"ceiling": 1.0, "floor": 0}}, "floor"),
         ({"fields": None}, "NoneType"),
         ({"inputs": ["absent"]}, "not defined before it"),
