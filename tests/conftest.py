@@ -108,6 +108,12 @@ def nets() -> Any:
 
 
 @pytest.fixture(scope="session")
+def scenes() -> Any:
+    """The module `tests/scenes.py`: what terms of image synthesis see, made by hand."""
+    return module_beside("scenes.py")
+
+
+@pytest.fixture(scope="session")
 def checkpoints() -> Any:
     """The module `tests/checkpoints.py`: files of small networks to give to `dfq`."""
     return module_beside("checkpoints.py")

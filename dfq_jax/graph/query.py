@@ -91,6 +91,14 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in env.items()}
 
 
+def classes_of(model: Model) -> int:
+    """How many classes a network tells apart; 0 for one that is no classifier."""
+    if len(model.graph.outputs) != 1:
+        return 0
+    shape = output_shapes(model)[model.graph.outputs[0]]
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else 0
+
+
 def macs(model: Model) -> dict[str, int]:
     """{layer or product of two tensors: multiply-accumulates for one image}."""
     shapes, found = output_shapes(model), {}

@@ -17,8 +17,25 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.optim.state import StateStore
 
-Objective = Callable[[PyTree, PyTree, Key[Array, ""]], tuple[Float[Array, ""], Mapping[str, Any]]]
-"""`objective(x, context, key) -> (loss, parts)`; `context` is traced but not differentiated."""
+
+class Now(NamedTuple):
+    """Where in a run an objective is evaluated.
+
+    Attributes:
+      key: fresh randomness for this step.
+      step: steps taken so far.
+      memory: what the objective returned as its memory a step ago.
+    """
+
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    memory: PyTree = ()
+
+
+Objective = Callable[
+    [PyTree, PyTree, Now], tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]
+]
+"""`objective(x, context, now) -> (loss, (parts, memory))`; only `x` is differentiated."""
 
 Metrics = Mapping[str, float]
 Status = Literal["finished", "stopped early", "diverged"]
@@ -29,6 +46,7 @@ class FitState(NamedTuple):
 
     x: PyTree
     opt: PyTree
+    memory: PyTree
     step: Int[Array, ""]
     loss: Float[Array, ""]
     best: Float[Array, ""]
@@ -41,6 +59,7 @@ class FitResult(NamedTuple):
 
     Attributes:
       x: the optimised variables; the last finite ones if the run diverged.
+      memory: the objective's, likewise.
       history: {"loss", part names}: one value a step of this process, in order.
       status: how the run ended.
       steps: steps taken in all, resumed ones included; the failing one if it diverged.
@@ -48,6 +67,7 @@ class FitResult(NamedTuple):
     """
 
     x: PyTree
+    memory: PyTree
     history: Mapping[str, np.ndarray]
     status: Status
     steps: int
@@ -62,7 +82,8 @@ def fit(
     optimizer: optax.GradientTransformation,
     steps: int,
     key: Key[Array, ""],
-    chunk: int = 25,
+    memory: PyTree = (),
+    chunk: int = 10,
     patience: int | None = None,
     on_chunk: Callable[[int, Metrics], None] | None = None,
     store: StateStore | None = None,
@@ -75,7 +96,8 @@ def fit(
       context: weights, targets, labels: passed to the objective, never differentiated.
       optimizer: optax transform; receives `value=loss`, so plateau rules work.
       steps: most steps to take.
-      key: the only source of randomness.
+      key: the only source of randomness; step i uses `fold_in(key, i)`.
+      memory: what the objective is given at the first step; then what it returned a step ago.
       chunk: most steps between two visits of the host.
       patience: stop after this many steps without a relative improvement of 1e-4.
       on_chunk: called on the host with (step, last metrics) after each chunk.
@@ -90,7 +112,7 @@ def fit(
     """
     if steps < 1 or chunk < 1:
         raise ValueError(f"fit() needs steps and chunk >= 1, got {steps} and {chunk}.")
-    state = start_state(x, optimizer)
+    state = start_state(x, memory, optimizer)
     if store is not None:
         state = store.load(state)
     length = chunk_length(max(steps - int(state.step), 1), chunk)
@@ -111,12 +133,13 @@ def fit(
     return result(state, history, steps)
 
 
-def start_state(x: PyTree, optimizer: optax.GradientTransformation) -> FitState:
-    """The state before the first step; `x` is copied."""
+def start_state(x: PyTree, memory: PyTree, optimizer: optax.GradientTransformation) -> FitState:
+    """The state before the first step; `x` and `memory` are copied."""
     never = jnp.full((), -1, jnp.int32)
     zero, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32)
-    x = jax.tree.map(lambda v: jnp.array(v, v.dtype), x)  # not weakly typed: one trace serves all
-    return FitState(x, optimizer.init(x), zero, infinite, infinite, zero, never)
+    strict = lambda v: jnp.array(v, v.dtype)  # not weakly typed: one trace serves all
+    x, memory = jax.tree.map(strict, (x, memory))
+    return FitState(x, optimizer.init(x), memory, zero, infinite, infinite, zero, never)
 
 
 def chunk_length(steps: int, at_most: int) -> int:
@@ -142,10 +165,11 @@ def run_chunk(
 ) -> tuple[FitState, Mapping[str, Array]]:
     """`length` steps; after a loss or step that is not finite the state stands still."""
     update = optax.with_extra_args_support(optimizer).update
+    slope = jax.value_and_grad(objective, has_aux=True)
 
     def one(s: FitState, _):
-        step_key = jax.random.fold_in(key, s.step)
-        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(s.x, context, step_key)
+        now = Now(jax.random.fold_in(key, s.step), s.step, s.memory)
+        (loss, (parts, memory)), grads = slope(s.x, context, now)
         with jax.numpy_dtype_promotion("standard"):  # Adam raises floats to integer powers
             updates, opt = update(grads, s.opt, s.x, value=loss)
             x = optax.apply_updates(s.x, updates)
@@ -155,6 +179,7 @@ def run_chunk(
         new = FitState(
             jax.tree.map(keep, x, s.x),
             jax.tree.map(keep, opt, s.opt),
+            jax.tree.map(keep, memory, s.memory),
             s.step + 1,
             loss,
             jnp.where(sound & improved, loss, s.best),
@@ -180,6 +205,6 @@ def result(state: FitState, history: list[Mapping[str, Array]], steps: int) -> F
     )
     failed = int(state.diverged_at)
     if failed >= 0:
-        return FitResult(state.x, joined, "diverged", failed, float(state.loss))
+        return FitResult(state.x, state.memory, joined, "diverged", failed, float(state.loss))
     status: Status = "finished" if int(state.step) >= steps else "stopped early"
-    return FitResult(state.x, joined, status, int(state.step), float(state.loss))
+    return FitResult(state.x, state.memory, joined, status, int(state.step), float(state.loss))

@@ -9,9 +9,10 @@ a cosine schedule, so that a few dozen steps suffice.
 
 import optax
 
+from dfq_jax.synthesis.match import relative_batch_match
 from dfq_jax.synthesis.pixels import pink
-from dfq_jax.synthesis.recipe import Recipe, random_labels
-from dfq_jax.synthesis.terms import Term, cross_entropy, relative_batch_match
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.terms import Term, cross_entropy
 
 
 def best(
@@ -28,18 +29,16 @@ def best(
     Returns:
       The recipe.
     """
+    optimizer = lambda scale: optax.adam(optax.cosine_decay_schedule(learning_rate * scale, steps))
     return Recipe(
         name="best",
         settings={"learning_rate": learning_rate, "labels": labels},
-        steps=steps,
         batch=batch,
-        init=pink,
+        source=Source(pink),
+        stages=(Stage(steps, optimizer),),
         terms=(
             Term("batch norm", 1.0, relative_batch_match),
             Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),
-        ),
-        optimizer=lambda scale: optax.adam(
-            optax.cosine_decay_schedule(learning_rate * scale, steps)
         ),
         condition=random_labels,
         bounded=True,

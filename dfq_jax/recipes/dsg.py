@@ -11,19 +11,17 @@ from jaxtyping import Array, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.match import Slack, enhanced, layer_losses
 from dfq_jax.synthesis.pixels import gaussian, uniform
-from dfq_jax.synthesis.recipe import Recipe, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
 from dfq_jax.synthesis.slack import slack_margins
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import (
-    Slack,
     Term,
     correlation,
     cross_entropy,
-    enhanced,
     image_norm,
     image_statistics,
-    layer_losses,
     total_variation,
 )
 
@@ -76,14 +74,14 @@ def dsg(
         return slack_margins(model, targets, key, quantile=quantile, count=noise_images)
 
     factor = {"paper": 2.0, "code": 4.0}[variant] if enhance else 1.0
+    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=260, floor=1e-4)
     return Recipe(
         name="dsg",
         settings=settings,
-        steps=steps,
         batch=batch,
-        init=uniform if variant == "code" else gaussian,
+        source=Source(uniform if variant == "code" else gaussian),
+        stages=(Stage(steps, optimizer),),
         terms=dsg_terms(variant, factor, inhibit),
-        optimizer=lambda scale: adam_with_plateau(learning_rate * scale, patience=260, floor=1e-4),
         prepare=tolerances,
         condition=random_labels,
         per_layer=True,

@@ -6,11 +6,9 @@ dead leaves their edges too. They are no evidence of what the network sees, so n
 by them, and reports say how little they prove.
 """
 
-import optax
-
 from dfq_jax.synthesis.noise import DISCS
 from dfq_jax.synthesis.noise import noise as noise_images
-from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.recipe import Recipe, Source
 
 NO_STATISTICS = (
     "this network has no usable batch-norm statistics to make images from: its ranges come from "
@@ -35,10 +33,7 @@ def noise(*, batch: int = 32) -> Recipe:
     return Recipe(
         name="noise",
         settings={"discs": DISCS},
-        steps=0,
         batch=batch,
-        init=noise_images,
-        terms=(),
-        optimizer=lambda _: optax.identity(),
+        source=Source(noise_images),
         bounded=True,
     )

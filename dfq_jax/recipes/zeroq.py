@@ -4,9 +4,10 @@ Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 
 """
 
 from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian, nearly_black
-from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.terms import Term, image_statistics
 
 
 def zeroq(
@@ -23,15 +24,15 @@ def zeroq(
     Returns:
       The recipe.
     """
+    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
     return Recipe(
         name="zeroq",
         settings={"learning_rate": learning_rate, "dark_start": dark_start},
-        steps=steps,
         batch=batch,
-        init=nearly_black if dark_start else gaussian,
+        source=Source(nearly_black if dark_start else gaussian),
+        stages=(Stage(steps, optimizer),),
         terms=(
             Term("batch norm", 1.0, batch_norm_match),
             Term("image", 1.0, image_statistics),
         ),
-        optimizer=lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4),
     )

@@ -7,9 +7,60 @@ import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.evaluate import Hook
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.synthesis.augment import Augment, unchanged
+from dfq_jax.synthesis.pixels import Images
 from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.terms import Observed, Term
+
+
+class Stage(NamedTuple):
+    """A part of an optimisation; its optimizer starts afresh.
+
+    Attributes:
+      steps: how many.
+      optimizer: learning-rate factor -> optax transform; the factor is halved after divergence.
+      augment: what becomes of the images before the network sees them; may change their size.
+    """
+
+    steps: int
+    optimizer: Callable[[float], optax.GradientTransformation]
+    augment: Augment = unchanged
+
+
+class Source(NamedTuple):
+    """What is optimised, and how it becomes images.
+
+    Attributes:
+      init: (key, shape of the images) -> variables.
+      render: variables -> images in natural units, at least as large as asked for.
+      finish: images -> the result, without randomness, e.g. a crop to the size asked for.
+      refusal: shape of the images -> why they cannot be made, or None.
+    """
+
+    init: Callable[[Key[Array, ""], tuple[int, ...]], PyTree]
+    render: Callable[[PyTree], Images] = lambda x: x
+    finish: Callable[[Images], Images] = lambda images: images
+    refusal: Callable[[tuple[int, ...]], str | None] = lambda shape: None
+
+
+class Memory(NamedTuple):
+    """What a method remembers from step to step, and from batch to batch.
+
+    Attributes:
+      start: (targets, turns, classes, features) -> memory before the first step; `features` is the
+        width of each watched tensor.
+      step: observed -> memory after a step.
+      batch: observed -> memory handed to the next batch, from finished images.
+      finished: `step` looks at last step's images as they would be finished, which takes one more
+        forward pass, instead of at what the network was shown.
+    """
+
+    start: Callable[[Targets, int, int, Mapping[str, int]], PyTree] = lambda *_: ()
+    step: Callable[[Observed], PyTree] = lambda observed: observed.memory
+    batch: Callable[[Observed], PyTree] | None = None
+    finished: bool = False
 
 
 class Recipe(NamedTuple):
@@ -18,32 +69,46 @@ class Recipe(NamedTuple):
     Attributes:
       name: of the method.
       settings: hyper-parameters as plain JSON data; recorded in the images' provenance.
-      steps: optimisation steps per batch, 0 without an objective.
       batch: images optimised together.
-      init: (key, shape) -> variables, in natural units for free pixels.
-      terms: the objective; none: the initial variables are the images.
-      optimizer: learning-rate factor -> optax transform; the factor is halved after divergence.
+      source: what is optimised: pixels, or latents and a generator.
+      stages: the optimisation; none: the initial variables are the images.
+      terms: the objective.
       prepare: (model, targets, key) -> what all batches share, e.g. tolerances; run once.
       condition: (key, batch, classes) -> what one batch is conditioned on, e.g. labels.
-      render: variables -> images in natural units.
+      watch: graph -> {name: node whose first argument the terms look at}.
+      distort: (key, graph) -> hook of the network, drawn anew at every step.
+      memory: what it remembers.
+      turns: all batches are one optimisation, in which they take turns.
       per_layer: round the batch to a multiple of the number of batch norms.
       bounded: show the network only pixels in 0..255; the clip passes gradients unchanged.
     """
 
     name: str
     settings: Mapping[str, Any]
-    steps: int
     batch: int
-    init: Callable[[Key[Array, ""], tuple[int, ...]], PyTree]
-    terms: tuple[Term, ...]
-    optimizer: Callable[[float], optax.GradientTransformation]
+    source: Source
+    stages: tuple[Stage, ...] = ()
+    terms: tuple[Term, ...] = ()
     prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = lambda *_: ()
     condition: Callable[[Key[Array, ""], int, int], PyTree] = lambda *_: ()
-    render: Callable[[PyTree], Float[Array, "b h w c"]] = lambda x: x
+    watch: Callable[[Graph], Mapping[str, str]] = lambda graph: {}
+    distort: Callable[[Key[Array, ""], Graph], Hook] | None = None
+    memory: Memory = Memory()
+    turns: bool = False
     per_layer: bool = False
     bounded: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps of a batch in all stages."""
+        return sum(stage.steps for stage in self.stages)
 
 
 def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
     """One-hot labels, uniform over classes: a `condition` for class-conditional recipes."""
     return jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)
+
+
+def balanced_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
+    """One-hot labels in random order, every class as often as any other, give or take one."""
+    return jax.nn.one_hot(jax.random.permutation(key, size) % classes, classes)

@@ -1,6 +1,7 @@
 """Runs a recipe: batches of images, one compiled program, the one `fit` loop."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,45 +10,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from dfq_jax.errors import DivergedError
+from dfq_jax.errors import UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import output_shapes
-from dfq_jax.optim.fit import FitResult, Metrics, Objective, fit
+from dfq_jax.graph.query import classes_of, output_shapes
+from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.state import StateStore
-from dfq_jax.synthesis.pixels import clip_to_pixels, from_natural
-from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.targets import Targets, Unusable, batch_norm_targets, observe
-from dfq_jax.synthesis.terms import Observed, weighted
-from dfq_jax.types import InputContract
-
-RESTARTS = 3
-
-
-class Job(NamedTuple):
-    """The static side of a run; its functions serve all batches, so they compile once.
-
-    `optimizers` holds one transform per attempt, each at half the learning rate of the last.
-    """
-
-    model: Model
-    recipe: Recipe
-    targets: Targets
-    objective: Objective
-    optimizers: tuple[optax.GradientTransformation, ...]
-    size: int
-
-
-class Context(NamedTuple):
-    """The traced, not differentiated inputs of the objective."""
-
-    model: Model
-    targets: Targets
-    shared: PyTree
-    labels: PyTree
+from dfq_jax.synthesis.batches import Made, finished, job_for, make
+from dfq_jax.synthesis.pixels import from_natural
+from dfq_jax.synthesis.recipe import Memory, Recipe
+from dfq_jax.synthesis.targets import PLAIN, Forward, Unusable, batch_norm_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +65,8 @@ def synthesize_images(
     n: int,
     key: Key[Array, ""],
     *,
-    chunk: int = 25,
+    chunk: int = 10,
+    how: Forward = PLAIN,
     on_progress: Callable[[Progress], None] | None = None,
     state_folder: Path | None = None,
     fingerprint: dict | None = None,
@@ -104,6 +79,7 @@ def synthesize_images(
       n: how many images.
       key: batch i uses `fold_in(key, i)`; equal keys give equal images.
       chunk: most steps between two progress reports.
+      how: precision, and what to do about memory.
       on_progress: called on the host after every chunk.
       state_folder: where to keep state; a run that finds its own state there resumes.
       fingerprint: what the state depends on; see `StateStore`.
@@ -114,30 +90,34 @@ def synthesize_images(
     Raises:
       ValueError: if n < 1.
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
-      UsageError: if `state_folder` belongs to a run with another fingerprint.
+      UsageError: if `state_folder` belongs to a run with another fingerprint, or the method cannot
+        make images of this size.
       UnsupportedModelError: if the network has no usable batch-norm statistics.
     """
     if n < 1:
         raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
+    if reason := recipe.source.refusal((1, *model.contract.shape)):
+        raise UsageError(f"{recipe.name}: {reason}")
     if not recipe.terms:
         return Synthesized(unfitted_images(model, recipe, n, key), (), ())
     targets, excluded = batch_norm_targets(model)
     recipe, notes = suited(recipe, model)
-    optimizers = tuple(recipe.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
     size = batch_size(recipe, n, len(targets))
-    job = Job(model, recipe, targets, build_objective(recipe), optimizers, size)
+    count = -(-n // size)
+    job = job_for(model, recipe, targets, size, count if recipe.turns else 1, how)
     if state_folder is not None:
         StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
-    count = -(-n // job.size)
+    memory = recipe.memory.start(targets, job.turns, job.classes, watched(recipe, model))
     images, losses = [], []
-    for index in range(count):
-        report = partial(report_batch, on_progress, index, count, recipe.steps)
-        batch_key = jax.random.fold_in(key, index)
-        name = None if state_folder is None else state_folder / f"batch_{index}"
-        batch, loss = make_batch(job, shared, batch_key, chunk, report, name, fingerprint or {})
-        images.append(batch)
-        losses.append(loss)
+    for index in range(count // job.turns):
+        report = partial(report_batch, on_progress, index, count // job.turns, recipe.steps)
+        folder = None if state_folder is None else state_folder / f"batch_{index}"
+        begin = partial(make, job, shared, memory, jax.random.fold_in(key, index), report)
+        made = kept(begin, memory, folder, fingerprint or {}, chunk)
+        images.append(made.images)
+        losses.append(made.loss)
+        memory = made.memory
     return Synthesized(jnp.concatenate(images)[:n], tuple(losses), excluded, notes)
 
 
@@ -149,8 +129,8 @@ def unfitted_images(
 
     @jax.jit
     def one(key: Key[Array, ""]) -> Float[Array, "b h w c"]:
-        x = recipe.init(key, (size, *model.contract.shape))
-        return from_natural(render(recipe, x, model.contract), model.contract)
+        x = recipe.source.init(key, (size, *model.contract.shape))
+        return from_natural(finished(recipe, x, model), model.contract)
 
     keys = (jax.random.fold_in(key, index) for index in range(-(-n // size)))
     return jnp.concatenate([one(k) for k in keys])[:n]
@@ -165,38 +145,45 @@ def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
     outputs = ", ".join("x".join(map(str, shapes[o][1:])) for o in model.graph.outputs)
     note = f"no class labels: the network's output is {outputs}; without {', '.join(without)}"
     terms = tuple(t for t in recipe.terms if not t.classes)
-    return recipe._replace(terms=terms, condition=lambda *_: ()), (note,)
+    return recipe._replace(terms=terms, condition=lambda *_: (), memory=Memory()), (note,)
 
 
-def classes_of(model: Model) -> int:
-    """How many classes a network tells apart; 0 for one that is no classifier."""
-    if len(model.graph.outputs) != 1:
-        return 0
-    shape = output_shapes(model)[model.graph.outputs[0]]
-    return shape[1] if len(shape) == 2 and shape[1] > 1 else 0
+def watched(recipe: Recipe, model: Model) -> dict[str, int]:
+    """{name of a watched tensor: width of its last axis}."""
+    shapes, readers = output_shapes(model), {n.name: n for n in model.graph.nodes}
+    shapes |= dict.fromkeys(model.graph.inputs, (1, *model.contract.shape))
+    nodes = recipe.watch(model.graph)
+    return {name: shapes[readers[node].inputs[0]][-1] for name, node in nodes.items()}
 
 
-def make_batch(
-    job: Job,
-    shared: PyTree,
-    key: Key[Array, ""],
-    chunk: int,
-    report: Callable[[int, Metrics], None],
-    name: Path | None,
-    fingerprint: dict,
-) -> tuple[Float[Array, "b h w c"], float]:
-    """One batch and its final loss: read back if finished earlier, resumed if begun earlier."""
-    if name is None:
-        fitted = fit_batch(job, shared, key, chunk, report, None)
-        return rendered(job, fitted.x), fitted.loss
-    store = StateStore(name, fingerprint)
-    done = name.with_suffix(".npz")
+def kept(
+    begin: Callable[..., Made], memory: PyTree, folder: Path | None, fingerprint: dict, chunk: int
+) -> Made:
+    """A batch: read back if finished earlier, resumed if begun earlier.
+
+    Args:
+      begin: `make`, given all but where to keep its state and the chunk.
+      memory: what the batch before handed over; of the same structure as what this one does.
+      folder: where to keep state, or None.
+      fingerprint: what it depends on.
+      chunk: most steps between two visits of the host.
+
+    Returns:
+      The batch.
+    """
+    if folder is None:
+        return begin(lambda stage: None, chunk)
+    stores = lambda stage: StateStore(folder / f"stage_{stage}", fingerprint)
+    done = folder.with_suffix(".npz")
     if not done.exists():
-        fitted = fit_batch(job, shared, key, chunk, report, store)
-        save_batch(done, rendered(job, fitted.x), fitted.loss)
-        store.clear()
+        save_batch(done, begin(stores, chunk))
+        shutil.rmtree(folder, ignore_errors=True)
     with np.load(done, allow_pickle=False) as saved:
-        return jnp.asarray(saved["images"]), float(saved["loss"])
+        leaves, structure = jax.tree.flatten(memory)
+        read = [jnp.asarray(saved[f"memory_{i}"]) for i in range(len(leaves))]
+        return Made(
+            jnp.asarray(saved["images"]), float(saved["loss"]), jax.tree.unflatten(structure, read)
+        )
 
 
 def report_batch(
@@ -212,21 +199,11 @@ def report_batch(
         on_progress(Progress(batch, batches, step, steps, parts))
 
 
-def save_batch(path: Path, images: Float[Array, "b h w c"], loss: float) -> None:
+def save_batch(path: Path, made: Made) -> None:
     """Keeps a finished batch, so that a resumed run need not make it again."""
-    arrays = {"images": np.asarray(images), "loss": np.float32(loss)}
+    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss)}
+    arrays |= {f"memory_{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made.memory))}
     write_atomically(path, lambda file: np.savez(file, **arrays))
-
-
-def rendered(job: Job, x: PyTree) -> Float[Array, "b h w c"]:
-    """Variables to network input."""
-    return from_natural(render(job.recipe, x, job.model.contract), job.model.contract)
-
-
-def render(recipe: Recipe, x: PyTree, contract: InputContract) -> Float[Array, "b h w c"]:
-    """Variables to images in natural units, kept to possible pixels where the recipe says so."""
-    natural = recipe.render(x)
-    return clip_to_pixels(natural, contract) if recipe.bounded else natural
 
 
 def batch_size(recipe: Recipe, n: int, layers: int) -> int:
@@ -234,55 +211,3 @@ def batch_size(recipe: Recipe, n: int, layers: int) -> int:
     if recipe.per_layer:
         return layers * max(1, round(min(recipe.batch, n) / layers))
     return min(recipe.batch, n)
-
-
-def build_objective(recipe: Recipe) -> Objective:
-    """The objective of a recipe as `fit` wants it; build it once per run."""
-
-    def objective(x: PyTree, context: Context, key: Key[Array, ""]):
-        natural = render(recipe, x, context.model.contract)
-        images = from_natural(natural, context.model.contract)
-        logits, stats = observe(context.model, context.targets, images)
-        observed = Observed(
-            images, natural, logits, stats, context.targets, context.shared, context.labels, key
-        )
-        return weighted(recipe.terms, observed)
-
-    return objective
-
-
-def fit_batch(
-    job: Job,
-    shared: PyTree,
-    key: Key[Array, ""],
-    chunk: int,
-    on_chunk: Callable[[int, Metrics], None],
-    store: StateStore | None,
-) -> FitResult:
-    """Optimises one batch, restarting at half the learning rate when it diverges."""
-    init_key, label_key, step_key = jax.random.split(key, 3)
-    model, recipe = job.model, job.recipe
-    classes = output_shapes(model)[model.graph.outputs[0]][-1]
-    context = Context(model, job.targets, shared, recipe.condition(label_key, job.size, classes))
-    x = recipe.init(init_key, (job.size, *model.contract.shape))
-    failed_at = 0
-    for attempt, optimizer in enumerate(job.optimizers):
-        result = fit(
-            job.objective,
-            x,
-            context,
-            optimizer=optimizer,
-            steps=recipe.steps,
-            key=step_key,
-            chunk=chunk,
-            on_chunk=on_chunk,
-            store=store if attempt == 0 else None,
-        )
-        if result.status != "diverged":
-            return result
-        failed_at = result.steps
-    raise DivergedError(
-        f"{recipe.name}: the loss became NaN or infinite at step {failed_at} in each of "
-        f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
-        "Check the weights with `dfq inspect`, or use fewer --steps."
-    )

@@ -4,12 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from dfq_jax.graph.graph import Model
+from dfq_jax.synthesis.match import Gap, Slack, recorded_std, unbiased_std, usable_gap
 from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.targets import Targets, observe
-from dfq_jax.synthesis.terms import Slack, distances, unbiased_std
 
 
 def slack_margins(
@@ -44,28 +44,28 @@ def slack_margins(
         raise ValueError(f"slack_margins() needs 0 < quantile <= 1, got {quantile}.")
     batch = min(batch, count)
     keys = jax.random.split(key, -(-count // batch))
-    gap_sums = noise_gaps(model, targets, keys, batch)
-    return {
-        name: (jnp.quantile(mean_gap, quantile), jnp.quantile(std_gap, quantile))
-        for name, (mean_gap, std_gap) in gap_sums.items()
-    }
+    gaps = noise_gaps(model, targets, keys, batch)
+    tolerance = lambda gap: jnp.quantile(jnp.abs(gap), quantile)
+    return {name: (tolerance(gap.mean), tolerance(gap.spread)) for name, gap in gaps.items()}
 
 
 @partial(jax.jit, static_argnames="batch")
 def noise_gaps(
     model: Model, targets: Targets, keys: Key[Array, " chunks"], batch: int
-) -> dict[str, tuple[Float[Array, " c"], Float[Array, " c"]]]:
-    """{batch norm: (mean gaps, std gaps) per channel} of statistics averaged over noise images."""
+) -> dict[str, Gap]:
+    """{batch norm: gap per channel} of statistics averaged over noise images."""
 
     def chunk(total, key):
         noise = gaussian(key, (batch, *model.contract.shape))
-        _, stats = observe(model, targets, from_natural(noise, model.contract))
+        stats = observe(model, targets, from_natural(noise, model.contract)).stats
         sums = {k: (s.mean.mean(0), unbiased_std(s).mean(0)) for k, s in stats.items()}
         return jax.tree.map(jnp.add, total, sums), None
 
     zeros = {k: (jnp.zeros_like(t.mean), jnp.zeros_like(t.mean)) for k, t in targets.items()}
     sums, _ = jax.lax.scan(chunk, zeros, keys)
-    return {
-        name: distances(mean / len(keys), std / len(keys), targets[name])
-        for name, (mean, std) in sums.items()
-    }
+    found = {}
+    for name, (mean, std) in sums.items():
+        target = targets[name]
+        off = mean / len(keys) - target.mean, std / len(keys) - recorded_std(target)
+        found[name] = usable_gap(*off, target)
+    return found

@@ -1,20 +1,27 @@
 """What synthetic images must match: batch-norm statistics, and how a batch measures up to them."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.evaluate import Tensor, evaluate
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.cuts import blocks
+from dfq_jax.graph.evaluate import Apply, Hook, apply_node, evaluate
+from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.query import batch_norms
+from dfq_jax.graph.semantics import Slots, Tensor
 
 
-class Stats(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "var"], meta_fields=["positions"])
+@dataclasses.dataclass(frozen=True)
+class Stats:
     """Per-sample statistics of one tensor over its positions.
 
     Attributes:
@@ -128,9 +135,103 @@ def sample_stats(x: Tensor, centre: Float[Array, " c"]) -> Stats:
     return Stats(first + centre, jnp.maximum(second - first**2, 0.0), positions)
 
 
+class Seen(NamedTuple):
+    """What one forward pass shows.
+
+    Attributes:
+      logits: the first output.
+      stats: {batch norm: statistics of its input}.
+      taps: {node: its first argument}, of those asked for.
+    """
+
+    logits: Tensor
+    stats: dict[str, Stats]
+    taps: dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """How a forward pass is computed; what it computes is the same.
+
+    Attributes:
+      dtype: of weights and activations; statistics are float32 whatever it is.
+      parts: equal parts of a batch that go through the network one after the other; what the
+        gradient needs of a part is computed again when its turn comes, so memory shrinks with it.
+      remat: keep only the tensors between blocks for the gradient, and compute the rest again.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    parts: int = 1
+    remat: bool = False
+
+
+PLAIN = Forward()
+
+
 def observe(
-    model: Model, targets: Targets, images: Float[Array, "b h w c"]
-) -> tuple[Tensor, dict[str, Stats]]:
-    """One forward pass: logits, and statistics of the input of every targeted batch norm."""
-    outputs, taps = evaluate(model, images, taps=tuple(targets))
-    return outputs[0], {k: sample_stats(v, targets[k].mean) for k, v in taps.items()}
+    model: Model,
+    targets: Targets,
+    images: Float[Array, "b h w c"],
+    *,
+    taps: Sequence[str] = (),
+    hook: Hook | None = None,
+    how: Forward = PLAIN,
+) -> Seen:
+    """One forward pass: logits, statistics of the input of every targeted batch norm, and taps.
+
+    Args:
+      model: the network.
+      targets: which batch norms to watch.
+      images: normalised.
+      taps: nodes whose first arguments are wanted.
+      hook: of the network, see `evaluate`.
+      how: precision, and what to do about memory.
+
+    Returns:
+      What it shows.
+
+    Raises:
+      ValueError: if the images do not divide into equal parts.
+    """
+    if how.dtype != "float32":
+        model = dataclasses.replace(model, params=cast(model.params, how.dtype))
+
+    apply = keep_cuts(model.graph) if how.remat else apply_node
+
+    def look(images: Tensor) -> Seen:
+        wanted = (*targets, *taps)
+        outputs, tapped = evaluate(
+            model, images.astype(how.dtype), taps=wanted, hook=hook, apply=apply
+        )
+        stats = {k: sample_stats(tapped[k], targets[k].mean) for k in targets}
+        return Seen(outputs[0].astype(jnp.float32), stats, {k: tapped[k] for k in taps})
+
+    if how.remat:
+        look = jax.checkpoint(look, policy=jax.checkpoint_policies.save_only_these_names(CUT))
+    if how.parts == 1:
+        return look(images)
+    if images.shape[0] % how.parts:
+        raise ValueError(f"{images.shape[0]} images do not divide into {how.parts} equal parts.")
+    pieces = images.reshape(how.parts, -1, *images.shape[1:])
+    seen = jax.lax.map(look if how.remat else jax.checkpoint(look), pieces)
+    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), seen)
+
+
+def cast(params: PyTree, dtype: str) -> PyTree:
+    """Floating-point leaves in another precision."""
+    floats = lambda v: jnp.issubdtype(v.dtype, jnp.floating)
+    return jax.tree.map(lambda v: v.astype(dtype) if floats(v) else v, params)
+
+
+CUT = "between blocks"
+
+
+def keep_cuts(graph: Graph) -> Apply:
+    """The float semantics, with the tensors between blocks marked as those to keep."""
+    cuts = {block.names[-1] for block in blocks(graph)}
+
+    def apply(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
+        out = apply_node(node, slots, args)
+        return checkpoint_name(out, CUT) if node.name in cuts else out
+
+    return apply

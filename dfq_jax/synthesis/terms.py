@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from dfq_jax.synthesis.targets import Stats, Target, Targets
+from dfq_jax.synthesis.targets import Stats, Targets
 
 EPS = 1e-6
-"""Inside every square root, in both measured and stored deviations (ZeroQ and DSG code)."""
+"""Inside the square roots of norms, whose slope at 0 would not be finite."""
 
 
 class Observed(NamedTuple):
@@ -21,9 +21,13 @@ class Observed(NamedTuple):
       natural: the same in units where natural images have mean 0 and std 1 per channel.
       logits: the first output: Float[b classes] for a classifier.
       stats: {batch norm: per-sample statistics of its input}.
+      taps: {name: tensor the recipe watches}.
       targets: {batch norm: recorded moments}.
       shared: what the recipe's `prepare` returned, e.g. tolerances.
       labels: what the recipe's `condition` returned for this batch, e.g. one-hot classes.
+      memory: what the recipe remembers of earlier steps or batches.
+      turn: whose turn it is, where batches take turns; else 0.
+      step: steps taken so far in this stage.
       key: fresh randomness for this step.
     """
 
@@ -31,9 +35,13 @@ class Observed(NamedTuple):
     natural: Float[Array, "b h w c"]
     logits: Float[Array, "b ..."]
     stats: Mapping[str, Stats]
+    taps: Mapping[str, Array]
     targets: Targets
     shared: Any
     labels: Any
+    memory: Any
+    turn: Int[Array, ""]
+    step: Int[Array, ""]
     key: Key[Array, ""]
 
 
@@ -61,110 +69,23 @@ def weighted(
     return sum((t.weight * parts[t.name] for t in terms), jnp.zeros(())), parts
 
 
-def unbiased_std(stats: Stats) -> Float[Array, "b c"]:
-    """Standard deviation over positions, `EPS` inside the root."""
-    return jnp.sqrt(stats.var * (stats.positions / max(stats.positions - 1, 1)) + EPS)
-
-
-def distances(
-    mean: Float[Array, "... c"], std: Float[Array, "... c"], target: Target
-) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
-    """|mean - target| and |std - target| per channel; 0 where the target is unusable."""
-    mean_gap = jnp.abs(mean - target.mean)
-    std_gap = jnp.abs(std - jnp.sqrt(target.var + EPS))
-    return jnp.where(target.usable, mean_gap, 0.0), jnp.where(target.usable, std_gap, 0.0)
-
-
-def gaps(stats: Stats, target: Target) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-    """|mean - target| and |std - target|, per sample and channel."""
-    return distances(stats.mean, unbiased_std(stats), target)
-
-
-Slack = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
-"""{batch norm: (tolerance of means, tolerance of deviations)}."""
-
-
-def layer_losses(observed: Observed, slack: Slack | None = None) -> Float[Array, "b layers"]:
-    """Squared distance to each layer's moments, per sample, beyond a tolerance.
-
-    Args:
-      observed: one forward pass.
-      slack: tolerances per layer; None for an exact match.
-
-    Returns:
-      `sum_c [|mean gap| - delta]_+^2 + [|std gap| - gamma]_+^2`, layers in the order of
-      `observed.targets`.
-
-    Reference:
-      Cai et al. 2020, "ZeroQ", Eq. 3, on standard deviations as released; with tolerances Zhang
-      et al. 2021, "Diversifying Sample Generation", Eq. 5.
-    """
-    columns = []
-    for name, target in observed.targets.items():
-        mean_gap, std_gap = gaps(observed.stats[name], target)
-        delta, gamma = (0.0, 0.0) if slack is None else slack[name]
-        hinge = lambda gap, tolerance: jnp.sum(jax.nn.relu(gap - tolerance) ** 2, axis=1)
-        columns.append(hinge(mean_gap, delta) + hinge(std_gap, gamma))
-    return jnp.stack(columns, axis=1)
-
-
-def batch_norm_match(observed: Observed) -> Float[Array, ""]:
-    """ZeroQ's loss: layers summed, samples averaged.
-
-    Reference:
-      Cai et al. 2020, "ZeroQ", Eq. 3.
-    """
-    return jnp.mean(jnp.sum(layer_losses(observed), axis=1))
-
-
-def relative_batch_match(observed: Observed) -> Float[Array, ""]:
-    """Squared gaps of batch mean and deviation in units of the recorded deviation.
-
-    Channels averaged, layers summed: every layer counts alike, whatever its width and scale.
-
-    Reference:
-      Yin et al. 2020, "Dreaming to Distill", Eq. 4, for the granularity; the units are ours.
-    """
-    total = jnp.zeros(())
-    for name, target in observed.targets.items():
-        stats = observed.stats[name]
-        mean = jnp.mean(stats.mean, axis=0)
-        var = jnp.mean(stats.var + (stats.mean - mean) ** 2, axis=0)
-        mean_gap, std_gap = distances(mean, jnp.sqrt(var + EPS), target)
-        total = total + jnp.mean((mean_gap**2 + std_gap**2) / (target.var + EPS))
-    return total
-
-
 def image_statistics(observed: Observed) -> Float[Array, ""]:
     """Squared distance of each image's channel mean and std to 0 and 1, natural units.
 
     Reference:
       ZeroQ, released code: the input counts as one more layer with mean 0 and std 1.
     """
-    stats = sample_stats_of(observed.natural)
-    channels = observed.natural.shape[-1]
-    ones = jnp.ones(channels, bool)
-    target = Target(jnp.zeros(channels), jnp.ones(channels) - EPS, ones)
-    mean_gap, std_gap = gaps(stats, target)
-    return jnp.mean(jnp.sum(mean_gap**2 + std_gap**2, axis=1))
+    mean, std = image_moments(observed.natural)
+    return jnp.mean(jnp.sum(mean**2 + (std - 1) ** 2, axis=1))
 
 
-def sample_stats_of(x: Float[Array, "b h w c"]) -> Stats:
-    """Two-pass statistics of images."""
-    mean = jnp.mean(x, (1, 2), keepdims=True)
-    var = jnp.mean((x - mean) ** 2, (1, 2))
-    return Stats(mean[:, 0, 0], var, x.shape[1] * x.shape[2])
-
-
-def enhanced(losses: Float[Array, "b layers"], factor: float) -> Float[Array, ""]:
-    """Mean over samples of the sum over layers; sample j counts layer `j mod layers` more.
-
-    Reference:
-      Zhang et al. 2021, section 3.3 (layerwise sample enhancement), read per sample.
-    """
-    batch, layers = losses.shape
-    own = jnp.arange(batch)[:, None] % layers == jnp.arange(layers)
-    return jnp.sum(jnp.where(own, factor, 1.0) * losses) / batch
+def image_moments(
+    images: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    """Mean and unbiased deviation of each image and channel, `EPS` inside the root."""
+    mean = jnp.mean(images, (1, 2), keepdims=True)
+    var = jnp.sum((images - mean) ** 2, (1, 2)) / max(images.shape[1] * images.shape[2] - 1, 1)
+    return mean[:, 0, 0], jnp.sqrt(var + EPS)
 
 
 def correlation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dfq_jax.optim.fit import fit
+from dfq_jax.optim.fit import Now, fit
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
 
@@ -15,23 +15,23 @@ START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
 CENTRE = jnp.array([1.0, 1.0])
 
 
-def noisy(x, centre, key):
+def noisy(x, centre, now):
     """A quadratic whose curvature is drawn anew at every step."""
-    weight = 1 + 0.5 * jax.random.uniform(key)
+    weight = 1 + 0.5 * jax.random.uniform(now.key)
     near = jnp.sum((x["a"] - centre) ** 2)
-    return weight * near + x["b"] ** 2, {"near": near, "weight": weight}
+    return weight * near + x["b"] ** 2, ({"near": near, "weight": weight}, ())
 
 
-def climb(x, context, key):
+def climb(x, context, now):
     """Goes up by one a step of `sgd(1.0)`; NaN beyond `context`."""
-    del key
-    return jnp.where(x > context, jnp.nan, -x), {}
+    del now
+    return jnp.where(x > context, jnp.nan, -x), ({}, ())
 
 
-def flat(x, context, key):
+def flat(x, context, now):
     """Nothing to improve."""
-    del context, key
-    return 0.0 * x + 2.0, {}
+    del context, now
+    return 0.0 * x + 2.0, ({}, ())
 
 
 ADAM = optax.adam(0.1)
@@ -56,7 +56,8 @@ def test_equals_a_plain_loop():
     state = ADAM.init(x)
     for step in range(12):
         key = jax.random.fold_in(KEY, step)
-        (loss, parts), grads = jax.value_and_grad(noisy, has_aux=True)(x, CENTRE, key)
+        now = Now(key, jnp.array(step))
+        (loss, (parts, _)), grads = jax.value_and_grad(noisy, has_aux=True)(x, CENTRE, now)
         with jax.numpy_dtype_promotion("standard"):
             updates, state = ADAM.update(grads, state, x)
         x = optax.apply_updates(x, updates)
@@ -71,6 +72,37 @@ def test_equals_a_plain_loop():
     assert (found.status, found.steps) == ("finished", 12)
     assert found.loss == pytest.approx(losses[-1], rel=1e-5)
     assert START["a"].tolist() == [3, -2]  # left untouched
+
+
+def counting(x, context, now):
+    """Remembers how often it was asked and what the point was; weighs by the count."""
+    count, sum_of_x = now.memory
+    loss = (1 + count) * (x - context) ** 2
+    return loss, ({"step": now.step}, (count + 1, sum_of_x + jax.lax.stop_gradient(x)))
+
+
+def test_memory_passes_from_step_to_step(tmp_path):
+    memory = (jnp.zeros(()), jnp.zeros(()))
+    how = {"x": jnp.array(0.5), "context": 2.0, "optimizer": optax.sgd(0.01), "memory": memory}
+    found = run(counting, steps=8, chunk=4, **how)
+    x, total = 0.5, 0.0
+    for count in range(8):
+        total += x
+        x -= 0.01 * 2 * (1 + count) * (x - 2)
+    assert float(found.x) == pytest.approx(x, rel=1e-5)
+    assert [float(m) for m in found.memory] == pytest.approx([8, total], rel=1e-5)
+    assert found.history["step"].tolist() == list(range(8))
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(
+            counting,
+            steps=8,
+            chunk=4,
+            store=StateStore(tmp_path, {}, 0.0),
+            on_chunk=crash_at(4, RuntimeError("power cut")),
+            **how,
+        )
+    resumed = run(counting, steps=8, chunk=4, store=StateStore(tmp_path, {}, 0.0), **how)
+    assert (resumed.x, *resumed.memory) == (found.x, *found.memory)
 
 
 def test_visits_the_host_after_equal_chunks():
@@ -89,7 +121,7 @@ def test_chunks_do_not_change_the_result():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_impossible_arguments(steps):
-    with pytest.raises(ValueError, match=rf"needs steps and chunk >= 1, got {steps} and 25"):
+    with pytest.raises(ValueError, match=rf"needs steps and chunk >= 1, got {steps} and 10"):
         run(steps=steps)
     with pytest.raises(ValueError, match=rf"needs steps and chunk >= 1, got 3 and {steps}"):
         run(steps=3, chunk=steps)
@@ -99,9 +131,9 @@ def test_impossible_arguments(steps):
 def test_second_call_reuses_the_program(plain):
     traces = []
 
-    def counted(x, context, key):
+    def counted(x, context, now):
         traces.append(1)
-        return noisy(x, context, key)
+        return noisy(x, context, now)
 
     optimizer = optax.GradientTransformation(ADAM.init, ADAM.update) if plain else ADAM
     first = run(counted, optimizer=optimizer, steps=4, chunk=4)
@@ -130,10 +162,10 @@ def test_divergence_stops_and_keeps_the_last_finite_point():
     assert found.history["loss"][:3].tolist() == [0, -1, -2]
 
 
-def steep(x, context, key):
+def steep(x, context, now):
     """A finite loss whose slope is NaN at 2."""
-    del context, key
-    return -x + 0.0 * jnp.sqrt(2.0 - x), {}
+    del context, now
+    return -x + 0.0 * jnp.sqrt(2.0 - x), ({}, ())
 
 
 def test_a_slope_that_is_not_finite_is_divergence_too():
@@ -144,10 +176,10 @@ def test_a_slope_that_is_not_finite_is_divergence_too():
 
 def test_plateau_rules_see_the_loss():
     rule = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=1))
-    slope = lambda x, context, key: (jnp.minimum(-x, context) + 1e-9 * x, {})
+    slope = lambda x, context, now: (jnp.minimum(-x, context) + 1e-9 * x, ({}, ()))
     found = run(slope, jnp.array(0.0), 100.0, rule, steps=4)
     assert float(found.x) == pytest.approx(4)
-    still = lambda x, context, key: (x - jax.lax.stop_gradient(x), {})
+    still = lambda x, context, now: (x - jax.lax.stop_gradient(x), ({}, ()))
     found = run(still, jnp.array(0.0), (), rule, steps=6)
     # the first loss is the best; then two bad steps, half the rate, two bad steps, a quarter
     assert float(found.x) == pytest.approx(-(1 + 1 + 1 + 0.5 + 0.5 + 0.25))

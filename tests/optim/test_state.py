@@ -113,7 +113,7 @@ def test_start_state_copies(tmp_path):
     import optax
 
     x = {"a": jnp.ones(2)}
-    state = start_state(x, optax.with_extra_args_support(optax.adam(0.1)))
+    state = start_state(x, (), optax.with_extra_args_support(optax.adam(0.1)))
     assert state.x["a"] is not x["a"]
     store = StateStore(tmp_path, {})
     store.save(0, state, force=True)

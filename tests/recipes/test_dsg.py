@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.optim.fit import Now
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.synthesis.batches import Context, build_objective
 from dfq_jax.synthesis.pixels import gaussian, uniform
-from dfq_jax.synthesis.run import Context, batch_size, build_objective, synthesize_images
+from dfq_jax.synthesis.run import batch_size, synthesize_images
 from dfq_jax.synthesis.slack import slack_margins
 from dfq_jax.synthesis.targets import batch_norm_targets, observe
 
@@ -23,7 +25,8 @@ def loss_of(recipe, model, x, shared=None):
     targets, _ = batch_norm_targets(model)
     labels = recipe.condition(KEY, len(x), 5)
     context = Context(model, targets, shared, labels)
-    loss, parts = jax.jit(build_objective(recipe))(x, context, KEY)
+    now = Now(KEY, jnp.zeros((), jnp.int32))
+    loss, (parts, _) = jax.jit(build_objective(recipe))(x, context, now)
     return float(loss), {k: float(v) for k, v in parts.items()}
 
 
@@ -69,7 +72,7 @@ def test_each_sample_emphasises_one_layer(model, nets):
     """Two layers: even samples count the first again, odd ones the second."""
     x = nets.images(model, 4)
     targets, _ = batch_norm_targets(model)
-    _, stats = observe(model, targets, x)
+    stats = observe(model, targets, x).stats
     for factor, recipe in [(2.0, dsg(slack=False)), (4.0, dsg(variant="code", slack=False))]:
         wanted = 0.0
         for layer, (name, target) in enumerate(targets.items()):
@@ -106,15 +109,15 @@ def test_settings():
     assert recipe.settings["variant"] == "code"
     assert set(recipe.settings) >= {"quantile", "noise_images", "slack", "enhance", "inhibit"}
     assert "correlation" not in [t.name for t in recipe.terms]
-    assert recipe.init is uniform
-    assert dsg().init is gaussian
+    assert recipe.source.init is uniform
+    assert dsg().source.init is gaussian
     assert batch_size(dsg(), 256, 9) == 36  # whole rounds of layers
 
 
 def spread(model, images):
     """How far apart the per-sample means of one batch are at the batch norms."""
     targets, _ = batch_norm_targets(model)
-    _, stats = jax.jit(lambda x: observe(model, targets, x))(images)
+    stats = jax.jit(lambda x: observe(model, targets, x))(images).stats
     return float(np.mean([np.asarray(s.mean).std(0).mean() for s in stats.values()]))
 
 

@@ -4,20 +4,23 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.optim.fit import Now
 from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.synthesis.batches import Context, build_objective
+from dfq_jax.synthesis.match import EPS
 from dfq_jax.synthesis.pixels import gaussian, nearly_black
-from dfq_jax.synthesis.run import Context, build_objective, synthesize_images
+from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.targets import Target, batch_norm_targets, observe
-from dfq_jax.synthesis.terms import EPS
 
 KEY = jax.random.key(0)
+NOW = Now(KEY, jnp.zeros((), jnp.int32))
 
 
 def objective_of(recipe, model, targets):
     """Loss and its gradient with respect to the images, compiled."""
     objective = build_objective(recipe)
     context = Context(model, targets, (), ())
-    loss = lambda x: objective(x, context, KEY)[0]
+    loss = lambda x: objective(x, context, NOW)[0]
     return jax.jit(jax.value_and_grad(loss))
 
 
@@ -81,7 +84,7 @@ def perfect(tiny_net, nets):
     x = nets.images(tiny_net, 1)
     x = (x - x.mean((1, 2), keepdims=True)) / jnp.std(x, (1, 2), ddof=1, keepdims=True)
     targets, _ = batch_norm_targets(tiny_net)
-    _, stats = jax.jit(lambda x: observe(tiny_net, targets, x))(x)
+    stats = jax.jit(lambda x: observe(tiny_net, targets, x))(x).stats
     exact = {
         k: Target(s.mean[0], s.var[0] * (s.positions / (s.positions - 1)), targets[k].usable)
         for k, s in stats.items()
@@ -136,8 +139,8 @@ def test_settings(tiny_net):
     recipe = zeroq(steps=7, batch=3, learning_rate=0.25, dark_start=False)
     assert (recipe.name, recipe.steps, recipe.batch) == ("zeroq", 7, 3)
     assert recipe.settings == {"learning_rate": 0.25, "dark_start": False}
-    assert recipe.init is gaussian
-    assert zeroq().init is nearly_black
+    assert recipe.source.init is gaussian
+    assert zeroq().source.init is nearly_black
     assert not recipe.per_layer
     assert [t.weight for t in recipe.terms] == [1, 1]
     assert EPS == 1e-6
@@ -147,7 +150,7 @@ def test_rate_falls_to_the_floor_and_halves_after_divergence():
     """Adam's first step has the size of the learning rate; plateaus cut it to 1e-4 at least."""
     params, slope = jnp.zeros(()), jnp.ones(())
     for factor in (1.0, 0.5):
-        rule = optax.with_extra_args_support(zeroq(learning_rate=0.5).optimizer(factor))
+        rule = optax.with_extra_args_support(zeroq(learning_rate=0.5).stages[0].optimizer(factor))
         state = rule.init(params)
         step = jax.jit(lambda state, rule=rule: rule.update(slope, state, params, value=slope))
         with jax.numpy_dtype_promotion("standard"):

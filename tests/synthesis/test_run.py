@@ -8,29 +8,32 @@ import pytest
 
 from dfq_jax.errors import DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.graph.ops import GlobalAvgPool
+from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
+from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import from_natural, gaussian
-from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run import batch_size, classes_of, suited, synthesize_images
-from dfq_jax.synthesis.terms import Term, batch_norm_match, image_statistics
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.run import batch_size, suited, synthesize_images
+from dfq_jax.synthesis.terms import Term, image_statistics
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(5)
 
 
-def recipe(**changes):
+def plateau(factor):
+    return optax.chain(optax.adam(0.1 * factor), reduce_on_plateau(factor=0.5, patience=1))
+
+
+def recipe(steps=6, optimizer=plateau, **changes):
     base = Recipe(
         name="small",
         settings={},
-        steps=6,
         batch=2,
-        init=gaussian,
+        source=Source(gaussian),
+        stages=(Stage(steps, optimizer),),
         terms=(Term("bn", 1.0, batch_norm_match), Term("image", 0.5, image_statistics)),
-        optimizer=lambda factor: optax.chain(
-            optax.adam(0.1 * factor), reduce_on_plateau(factor=0.5, patience=1)
-        ),
     )
     return base._replace(**changes)
 
@@ -167,7 +170,7 @@ def climber(limit, factors):
 
     return recipe(
         steps=4,
-        init=lambda key, shape: jnp.zeros(shape),
+        source=Source(lambda key, shape: jnp.zeros(shape)),
         terms=(Term("climb", 1.0, term),),
         optimizer=optimizer,
     )
@@ -202,8 +205,9 @@ def test_prepare_condition_and_render_reach_the_terms(net):
         steps=40,
         terms=(Term("pull", 1.0, term),),
         optimizer=lambda factor: optax.sgd(0.1),
-        init=lambda key, shape: {"latent": gaussian(key, shape)},
-        render=lambda x: 2 * x["latent"],
+        source=Source(
+            lambda key, shape: {"latent": gaussian(key, shape)}, lambda x: 2 * x["latent"]
+        ),
         prepare=lambda m, targets, key: jnp.float32(len(targets) / 4),
         condition=lambda key, size, classes: jnp.zeros((size, classes)),
     )
@@ -281,7 +285,7 @@ def test_labels_are_left_out_where_there_are_no_classes(name, classes, shown, ne
 
 
 def test_nothing_is_optimised_without_an_objective(net):
-    plain = recipe(terms=(), steps=0, batch=2)
+    plain = recipe(terms=(), stages=(), batch=2)
     found = synthesize_images(net, plain, 5, KEY)
     assert (found.losses, found.images.shape) == ((), (5, 6, 6, 3))
     first = gaussian(jax.random.fold_in(KEY, 0), (2, 6, 6, 3))

@@ -97,7 +97,7 @@ def test_sample_statistics(shape):
 def test_observe_reads_the_inputs_of_batch_norms(tiny_net, nets):
     targets, _ = batch_norm_targets(tiny_net)
     x = nets.images(tiny_net, 3)
-    logits, stats = jax.jit(lambda m, t, x: observe(m, t, x))(tiny_net, targets, x)
+    logits, stats, _ = jax.jit(lambda m, t, x: observe(m, t, x))(tiny_net, targets, x)
     truth = nets.forward(tiny_net, x)
     np.testing.assert_allclose(logits, truth["fc"], rtol=1e-4, atol=1e-5)
     sources = {"bn1": "conv1", "bn2": "depthwise", "bn3": "project", "bn4": "conv2"}
@@ -105,4 +105,4 @@ def test_observe_reads_the_inputs_of_batch_norms(tiny_net, nets):
         np.testing.assert_allclose(stats[norm].mean, truth[source].mean((1, 2)), atol=1e-5)
         np.testing.assert_allclose(stats[norm].var, truth[source].var((1, 2)), rtol=1e-4, atol=1e-5)
     only = {"bn3": targets["bn3"]}
-    assert set(observe(tiny_net, only, x[:1])[1]) == {"bn3"}
+    assert set(observe(tiny_net, only, x[:1]).stats) == {"bn3"}

@@ -1,0 +1,289 @@
+"""One optimisation: from the initial variables of a batch to its finished images."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dfq_jax.errors import DivergedError
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import classes_of
+from dfq_jax.optim.fit import FitResult, Metrics, Now, Objective, fit
+from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.turns import in_turn, own, taking_turns
+from dfq_jax.synthesis.pixels import Images, clip_to_pixels, from_natural, to_natural
+from dfq_jax.synthesis.recipe import Recipe, Stage
+from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, observe
+from dfq_jax.synthesis.terms import Observed, weighted
+from dfq_jax.types import InputContract
+
+RESTARTS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """The static side of a run; its functions serve all batches, so they compile once.
+
+    Attributes:
+      model: the network.
+      recipe: the method.
+      targets: what its batch norms recorded.
+      classes: how many classes the network tells apart; 0 for one that is no classifier.
+      size: images of a batch.
+      turns: batches that take turns in one optimisation; 1 for batches on their own.
+      plans: the stages.
+      render: variables of a batch -> its finished images, normalised.
+      remember: (context, finished images, memory) -> memory for the next batch.
+    """
+
+    model: Model
+    recipe: Recipe
+    targets: Targets
+    classes: int
+    size: int
+    turns: int
+    plans: tuple["Plan", ...]
+    render: Callable[[PyTree], Images]
+    remember: Callable[["Context", Images, PyTree], PyTree]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of a batch of images."""
+        return (self.size, *self.model.contract.shape)
+
+
+class Plan(NamedTuple):
+    """A stage with what is built of it once per run.
+
+    Attributes:
+      steps: how many.
+      objective: of the stage.
+      optimizers: one per attempt, each at half the learning rate of the last.
+    """
+
+    steps: int
+    objective: Objective
+    optimizers: tuple[optax.GradientTransformation, ...]
+
+
+def job_for(
+    model: Model, recipe: Recipe, targets: Targets, size: int, turns: int, how: Forward = PLAIN
+) -> Job:
+    """Builds what all batches of a run share and nothing traces twice."""
+    none = jnp.zeros((), jnp.int32)
+
+    @jax.jit
+    def render(x: PyTree) -> Images:
+        return from_natural(finished(recipe, x, model), model.contract)
+
+    @jax.jit
+    def remember(context: Context, images: Images, memory: PyTree) -> PyTree:
+        if recipe.memory.batch is None:
+            return memory
+        natural, key = to_natural(images, model.contract), jax.random.key(0)
+        return recipe.memory.batch(
+            looked_at(recipe, context, how, natural, memory, none, none, key, None)
+        )
+
+    plans = tuple(plan(recipe, stage, turns, how) for stage in recipe.stages)
+    classes = classes_of(model)
+    return Job(model, recipe, targets, classes, size, turns, plans, render, remember)
+
+
+class Context(NamedTuple):
+    """The traced, not differentiated inputs of the objective."""
+
+    model: Model
+    targets: Targets
+    shared: PyTree
+    labels: PyTree
+
+
+def plan(recipe: Recipe, stage: Stage, turns: int, how: Forward = PLAIN) -> Plan:
+    """A stage's objective and optimizers; build them once per run, since they compile."""
+    optimizers = (stage.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
+    if turns > 1:
+        optimizers = (taking_turns(optimizer, turns) for optimizer in optimizers)
+    return Plan(stage.steps, build_objective(recipe, stage, turns, how), tuple(optimizers))
+
+
+def build_objective(
+    recipe: Recipe, stage: Stage | None = None, turns: int = 1, how: Forward = PLAIN
+) -> Objective:
+    """The objective of a recipe's stage (by default the first) as `fit` wants it."""
+    augment = (stage or recipe.stages[0]).augment
+
+    def objective(x: PyTree, context: Context, now: Now):
+        look = partial(looked_at, recipe, context, how)
+        shown_key, network_key, term_key = jax.random.split(now.key, 3)
+        turn, memory = in_turn(now.step, turns), now.memory
+        if recipe.memory.finished:
+            last = in_turn(jnp.maximum(now.step - 1, 0), turns)
+            images = finished(recipe, jax.lax.stop_gradient(own(x, last, turns)), context.model)
+            memory = recipe.memory.step(look(images, memory, last, now.step, term_key, None))
+        natural = augment(shown_key, recipe.source.render(own(x, turn, turns)))
+        natural = clipped(recipe, natural, context.model.contract)
+        observed = look(natural, memory, turn, now.step, term_key, network_key)
+        loss, parts = weighted(recipe.terms, observed)
+        if not recipe.memory.finished:
+            memory = recipe.memory.step(jax.lax.stop_gradient(observed))
+        return loss, (parts, memory)
+
+    return objective
+
+
+def looked_at(
+    recipe: Recipe,
+    context: Context,
+    how: Forward,
+    natural: Images,
+    memory: PyTree,
+    turn: Int[Array, ""],
+    step: Int[Array, ""],
+    key: Key[Array, ""],
+    distortion: Key[Array, ""] | None,
+) -> Observed:
+    """One forward pass of images in natural units, distorted if there is a key for it."""
+    model, watch = context.model, dict(recipe.watch(context.model.graph))
+    hook = None
+    if distortion is not None and recipe.distort is not None:
+        hook = recipe.distort(distortion, model.graph)
+    images = from_natural(natural, model.contract)
+    wanted = tuple(dict.fromkeys(watch.values()))
+    seen = observe(model, context.targets, images, taps=wanted, hook=hook, how=how)
+    return Observed(
+        images=images,
+        natural=natural,
+        logits=seen.logits,
+        stats=seen.stats,
+        taps={name: seen.taps[node] for name, node in watch.items()},
+        targets=context.targets,
+        shared=context.shared,
+        labels=context.labels,
+        memory=memory,
+        turn=turn,
+        step=step,
+        key=key,
+    )
+
+
+def clipped(recipe: Recipe, natural: Images, contract: InputContract) -> Images:
+    """Images kept to possible pixels where the recipe says so."""
+    return clip_to_pixels(natural, contract) if recipe.bounded else natural
+
+
+def finished(recipe: Recipe, x: PyTree, model: Model) -> Images:
+    """Variables to the images they stand for, in natural units and of the size asked for."""
+    images = recipe.source.finish(recipe.source.render(x))
+    return clipped(recipe, images, model.contract)
+
+
+def fit_stage(
+    job: Job,
+    index: int,
+    x: PyTree,
+    memory: PyTree,
+    context: Context,
+    key: Key[Array, ""],
+    on_chunk: Callable[[int, Metrics], None],
+    store: StateStore | None,
+    chunk: int,
+) -> FitResult:
+    """Optimises one stage of one batch, restarting at half the learning rate when it diverges.
+
+    Raises:
+      DivergedError: after four attempts.
+    """
+    stage, failed_at = job.plans[index], 0
+    for attempt, optimizer in enumerate(stage.optimizers):
+        result = fit(
+            stage.objective,
+            x,
+            context,
+            optimizer=optimizer,
+            steps=stage.steps,
+            key=jax.random.fold_in(key, index),
+            memory=memory,
+            chunk=chunk,
+            on_chunk=on_chunk,
+            store=store if attempt == 0 else None,
+        )
+        if result.status != "diverged":
+            return result
+        failed_at = result.steps
+    raise DivergedError(
+        f"{job.recipe.name}: the loss became NaN or infinite at step {failed_at} in each of "
+        f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
+        "Check the weights with `dfq inspect`, or use fewer --steps."
+    )
+
+
+class Made(NamedTuple):
+    """A finished batch.
+
+    Attributes:
+      images: normalised.
+      loss: at the last step.
+      memory: for the next batch.
+    """
+
+    images: Float[Array, "b h w c"]
+    loss: float
+    memory: PyTree
+
+
+def make(
+    job: Job,
+    shared: PyTree,
+    memory: PyTree,
+    key: Key[Array, ""],
+    on_chunk: Callable[[int, Metrics], None],
+    stores: Callable[[int], StateStore | None],
+    chunk: int,
+) -> Made:
+    """All stages of one optimisation.
+
+    Args:
+      job: the static side.
+      shared: what the recipe prepared.
+      memory: from the batch before.
+      key: of this batch.
+      on_chunk: told the steps done in all stages, and the last metrics.
+      stores: stage -> where its state is kept.
+      chunk: most steps between two visits of the host.
+
+    Returns:
+      Finished images.
+    """
+    init_key, label_key, step_key = jax.random.split(key, 3)
+    model, recipe = job.model, job.recipe
+    labels = recipe.condition(label_key, job.size, job.classes)
+    context = Context(model, job.targets, shared, labels)
+    x, done, loss = start(job, init_key), 0, float("nan")
+    for index, stage in enumerate(job.plans):
+        report = lambda step, parts, done=done: on_chunk(done + step, parts)
+        given = (x, memory, context, step_key, report, stores(index), chunk)
+        fitted = fit_stage(job, index, *given)
+        x, memory, loss, done = fitted.x, fitted.memory, fitted.loss, done + stage.steps
+    return finish(job, context, x, memory, loss)
+
+
+def start(job: Job, key: Key[Array, ""]) -> PyTree:
+    """The initial variables, of all turns."""
+    init = lambda key: job.recipe.source.init(key, job.shape)
+    if job.turns == 1:
+        return init(key)
+    return jax.vmap(init)(jax.random.split(key, job.turns))
+
+
+def finish(job: Job, context: Context, x: PyTree, memory: PyTree, loss: float) -> Made:
+    """The images that variables stand for, and what to remember of them."""
+    batches = [job.render(own(x, jnp.array(i), job.turns)) for i in range(job.turns)]
+    for images in batches:
+        memory = job.remember(context, images, memory)
+    return Made(jnp.concatenate(batches), loss, memory)

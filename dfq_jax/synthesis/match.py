@@ -1,0 +1,206 @@
+"""How far statistics are from recorded ones: one set of statistics, every published distance.
+
+A match is a gap (whose moments: of each sample, of the batch; deviations or variances) and a
+distance (squares summed or averaged over channels, norms, divergences), summed or averaged over
+layers. Papers differ in nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.synthesis.targets import Stats, Target
+from dfq_jax.synthesis.terms import Observed
+
+EPS = 1e-6
+"""Inside every square root, in both measured and stored deviations (ZeroQ and DSG code)."""
+
+
+class Gap(NamedTuple):
+    """Measured less recorded moments per channel; 0 where what was recorded is unusable."""
+
+    mean: Float[Array, "... c"]
+    spread: Float[Array, "... c"]
+
+
+Measure = Callable[[Stats, Target], Gap]
+Distance = Callable[[Gap], Float[Array, "..."]]
+
+
+def unbiased_std(stats: Stats) -> Float[Array, "b c"]:
+    """Standard deviation of each sample over positions, `EPS` inside the root."""
+    return jnp.sqrt(stats.var * (stats.positions / max(stats.positions - 1, 1)) + EPS)
+
+
+def recorded_std(target: Target) -> Float[Array, " c"]:
+    """The recorded standard deviation, `EPS` inside the root."""
+    return jnp.sqrt(target.var + EPS)
+
+
+def usable_gap(mean: Array, spread: Array, target: Target) -> Gap:
+    """A gap without the channels that recorded nothing."""
+    return Gap(jnp.where(target.usable, mean, 0.0), jnp.where(target.usable, spread, 0.0))
+
+
+def sample_std_gap(stats: Stats, target: Target) -> Gap:
+    """Mean and unbiased deviation of each sample.
+
+    Reference:
+      Cai et al. 2020, "ZeroQ", Eq. 3, as released.
+    """
+    return usable_gap(stats.mean - target.mean, unbiased_std(stats) - recorded_std(target), target)
+
+
+def batch_moments(stats: Stats) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Mean and biased variance over samples and positions, from those of the samples."""
+    mean = jnp.mean(stats.mean, axis=0)
+    return mean, jnp.mean(stats.var + (stats.mean - mean) ** 2, axis=0)
+
+
+def batch_var_gap(stats: Stats, target: Target) -> Gap:
+    """Mean and biased variance of the batch.
+
+    Reference:
+      Yin et al. 2020, "Dreaming to Distill", Eq. 4.
+    """
+    mean, var = batch_moments(stats)
+    return usable_gap(mean - target.mean, var - target.var, target)
+
+
+def batch_std_gap(stats: Stats, target: Target) -> Gap:
+    """Mean and unbiased deviation of the batch.
+
+    Reference:
+      Jeon et al. 2023, "GENIE", Eq. 5, as released.
+    """
+    mean, var = batch_moments(stats)
+    count = stats.positions * stats.mean.shape[0]
+    std = jnp.sqrt(var * (count / max(count - 1, 1)) + EPS)
+    return usable_gap(mean - target.mean, std - recorded_std(target), target)
+
+
+def relative_batch_gap(stats: Stats, target: Target) -> Gap:
+    """Mean and deviation of the batch in units of the recorded deviation (ours)."""
+    mean, var = batch_moments(stats)
+    unit = recorded_std(target)
+    return usable_gap((mean - target.mean) / unit, (jnp.sqrt(var + EPS) - unit) / unit, target)
+
+
+def squared_sum(gap: Gap) -> Float[Array, "..."]:
+    """`sum_c mean gap^2 + spread gap^2`."""
+    return jnp.sum(gap.mean**2 + gap.spread**2, axis=-1)
+
+
+def squared_mean(gap: Gap) -> Float[Array, "..."]:
+    """`mean_c mean gap^2 + spread gap^2`."""
+    return jnp.mean(gap.mean**2 + gap.spread**2, axis=-1)
+
+
+def norms(gap: Gap) -> Float[Array, "..."]:
+    """`||mean gap||_2 + ||spread gap||_2`, with a finite slope at 0 (Yin et al. 2020, Eq. 4)."""
+    length = lambda v: jnp.sqrt(jnp.sum(v**2, axis=-1) + 1e-12)
+    return length(gap.mean) + length(gap.spread)
+
+
+def layer_distances(
+    observed: Observed, measure: Measure, distance: Distance
+) -> Float[Array, "layers ..."]:
+    """The distance of every layer, in the order of `observed.targets`."""
+    gaps = (measure(observed.stats[name], target) for name, target in observed.targets.items())
+    return jnp.stack([distance(gap) for gap in gaps])
+
+
+def matched(
+    measure: Measure, distance: Distance, *, mean: bool = False, first: float = 1.0
+) -> Callable[[Observed], Float[Array, ""]]:
+    """A term's function: the distance of all layers; samples, where apart, are averaged.
+
+    Args:
+      measure: whose moments, e.g. `batch_var_gap`.
+      distance: of the channels of a layer, e.g. `squared_mean`.
+      mean: average over layers instead of summing.
+      first: factor of the first layer.
+
+    Returns:
+      observed -> the match.
+    """
+
+    def value(observed: Observed) -> Float[Array, ""]:
+        each = layer_distances(observed, measure, distance)
+        each = each.reshape(each.shape[0], -1).mean(1)
+        total = jnp.sum(each) + (first - 1) * each[0]
+        return total / each.shape[0] if mean else total
+
+    return value
+
+
+batch_norm_match = matched(sample_std_gap, squared_sum)
+"""ZeroQ's loss: layers summed, samples averaged (Cai et al. 2020, Eq. 3)."""
+
+relative_batch_match = matched(relative_batch_gap, squared_mean)
+"""Every layer counts alike, whatever its width and scale: `best`'s match (the units are ours)."""
+
+
+Slack = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+"""{batch norm: (tolerance of means, tolerance of deviations)}."""
+
+
+def beyond(gap: Gap, slack: tuple[Array | float, Array | float]) -> Gap:
+    """How far a gap is beyond its tolerances.
+
+    Reference:
+      Zhang et al. 2021, "Diversifying Sample Generation", Eq. 5.
+    """
+    hinge = lambda v, tolerance: jax.nn.relu(jnp.abs(v) - tolerance)
+    return Gap(hinge(gap.mean, slack[0]), hinge(gap.spread, slack[1]))
+
+
+def layer_losses(observed: Observed, slack: Slack | None = None) -> Float[Array, "b layers"]:
+    """Squared distance to each layer's moments, per sample, beyond a tolerance.
+
+    Args:
+      observed: one forward pass.
+      slack: tolerances per layer; None for an exact match.
+
+    Returns:
+      `sum_c [|mean gap| - delta]_+^2 + [|std gap| - gamma]_+^2`, layers in the order of
+      `observed.targets`.
+
+    Reference:
+      Cai et al. 2020, "ZeroQ", Eq. 3, on standard deviations as released; with tolerances Zhang
+      et al. 2021, "Diversifying Sample Generation", Eq. 5.
+    """
+    columns = []
+    for name, target in observed.targets.items():
+        gap = sample_std_gap(observed.stats[name], target)
+        columns.append(squared_sum(gap if slack is None else beyond(gap, slack[name])))
+    return jnp.stack(columns, axis=1)
+
+
+def enhanced(losses: Float[Array, "b layers"], factor: float) -> Float[Array, ""]:
+    """Mean over samples of the sum over layers; sample j counts layer `j mod layers` more.
+
+    Reference:
+      Zhang et al. 2021, section 3.3 (layerwise sample enhancement), read per sample.
+    """
+    batch, layers = losses.shape
+    own = jnp.arange(batch)[:, None] % layers == jnp.arange(layers)
+    return jnp.sum(jnp.where(own, factor, 1.0) * losses) / batch
+
+
+def gauss_kl(
+    mean: Float[Array, "... c"],
+    var: Float[Array, "... c"],
+    mean_q: Float[Array, "... c"],
+    var_q: Float[Array, "... c"],
+) -> Float[Array, "... c"]:
+    """`KL(N(mean, var) || N(mean_q, var_q))`; variances below `EPS` count as `EPS`.
+
+    Reference:
+      Haroush et al. 2020, "The Knowledge Within", Eq. 5.
+    """
+    var, var_q = jnp.maximum(var, EPS), jnp.maximum(var_q, EPS)
+    return 0.5 * (jnp.log(var_q / var) + (var + (mean - mean_q) ** 2) / var_q - 1)
