@@ -31,19 +31,19 @@ from dfq_jax.io.verify import verify as compare_runtimes
 from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import dfq
-from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
+from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
     ImageBudget,
     Preset,
+    choice_for,
     image_budget,
+    makes_noise,
     noise_budget,
-    recipe_for,
 )
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run import Progress, synthesize_images
-from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import ImageSet, InputContract
 
 Stage = Callable[[str], None]
@@ -113,8 +113,10 @@ def synthesize(
     Args:
       model: network with its batch norms in place.
       n: how many images.
-      method: `best`, `dsg` (diverse), `zeroq` or `noise`. A network without usable batch-norm
-        statistics gets noise whatever is asked for; the provenance notes it.
+      method: `best` (ours), `dsg`, `zeroq`, `deepinversion`, `knowledge_within`, `intraq`,
+        `clusterq`, `mct`, `genie`, `gzsq`, `psaq_vit` (vision transformers) or `noise`. A network
+        without usable batch-norm statistics gets noise, unless `gzsq`, which estimates them from
+        the weights, or `psaq_vit`, which needs none, is asked for; the provenance notes it.
       key: seed; equal seeds give equal images on one kind of device.
       steps: optimisation steps of a batch; None for the method's own. Noise takes none.
       batch: images optimised together; None for the method's own.
@@ -127,18 +129,18 @@ def synthesize(
     Raises:
       UsageError: for a bad method, n, steps or batch, or a state folder of another run.
       DivergedError: if the optimisation diverges in spite of smaller learning rates.
+      UnsupportedModelError: for `psaq_vit` and a network without attention, or `gzsq` and one of a
+        single layer.
     """
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
     check_seed(key)
-    recipe, notes = recipe_for(method, steps, batch), []
-    if not recorded_statistics(model)[0]:
-        recipe, notes = recipe_for("noise", None, batch), [NO_STATISTICS]
-    facts = provenance(model, recipe, n, key)
+    choice = choice_for(model, method, steps, batch)
+    facts = provenance(model, choice.recipe, n, key)
     start = time.perf_counter()
     made = synthesize_images(
-        model,
-        recipe,
+        choice.model,
+        choice.recipe,
         n,
         jax.random.key(key),
         on_progress=on_progress,
@@ -150,7 +152,7 @@ def synthesize(
         "excluded": [str(u) for u in made.excluded],
         "seconds": round(time.perf_counter() - start, 2),
     }
-    if notes := [*notes, *made.notes]:
+    if notes := [*choice.notes, *made.notes]:
         outcome["notes"] = notes
     return ImageSet(made.images, model.contract, {**facts, **outcome})
 
@@ -197,8 +199,8 @@ def quantize(
 ) -> Result:
     """Quantizes a network without data.
 
-    A network without usable batch-norm statistics is calibrated with noise images; its report says
-    so, with low confidence.
+    A network without usable batch-norm statistics is calibrated with noise images, or by `gzsq`
+    with ones that match estimated statistics; its report says so, with low confidence.
 
     Args:
       model: network with its batch norms in place.
@@ -230,7 +232,7 @@ def quantize(
         layers=layers,
         rules=rules,
         statistics_suffice=preset == "fast",
-        noise=is_noise(images),
+        noise=is_guess(images),
         on_stage=on_stage,
     )
     probes = probes if made.used_images else images
@@ -247,7 +249,7 @@ def made_images(
 ) -> ImageSet:
     """The images of a preset; more of them where they are noise and cost nothing."""
     chosen = method or budget.method
-    if chosen == "noise" or not recorded_statistics(model)[0]:
+    if makes_noise(model, chosen):
         budget = noise_budget(budget)
     named = chosen if budget.steps else budget.method
     on_stage(f"synthesizing {budget.n} images ({named})")
@@ -258,15 +260,15 @@ def made_images(
     return images
 
 
-def is_noise(images: ImageSet) -> bool:
-    """Whether images owe nothing to a network or a camera."""
-    return images.provenance.get("method") == "noise"
+def is_guess(images: ImageSet) -> bool:
+    """Whether images owe nothing to recorded statistics or a camera."""
+    return images.provenance.get("method") in ("noise", "gzsq")
 
 
 def qualified(report: Report, images: ImageSet) -> Report:
     """A report with what the making of its images says about its numbers."""
     notes = tuple(images.provenance.get("notes", ()))
-    if not is_noise(images):
+    if not is_guess(images):
         return dataclasses.replace(report, notes=notes)
     return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))
 

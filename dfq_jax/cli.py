@@ -41,7 +41,24 @@ Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 DEFAULTS = ReadOptions()
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-MethodName = Literal["best", "dsg", "zeroq", "noise"]
+MethodName = Literal[
+    "best",
+    "dsg",
+    "zeroq",
+    "deepinversion",
+    "knowledge_within",
+    "intraq",
+    "clusterq",
+    "mct",
+    "genie",
+    "gzsq",
+    "psaq_vit",
+    "noise",
+]
+Method = Annotated[
+    MethodName,
+    Parameter(help="How images are made; without batch norm: gzsq, psaq_vit (attention), noise."),
+]
 
 
 @app.command
@@ -59,7 +76,7 @@ def synthesize(
     *,
     output: Output,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="How many images.")] = 256,
-    method: MethodName = "best",
+    method: Method = "best",
     reading: Reading = DEFAULTS,
     steps: Annotated[int | None, Parameter(help="Optimisation steps of a batch.")] = None,
     batch: Annotated[int | None, Parameter(help="Images optimised together.")] = None,
@@ -68,7 +85,7 @@ def synthesize(
     preview: Annotated[Path | None, Parameter(help="Also write a PNG contact sheet.")] = None,
     json: Json = False,
 ) -> None:
-    """Makes calibration images from the network's batch-norm statistics.
+    """Makes calibration images from the network alone: from its batch-norm statistics, if any.
 
     Interrupted runs resume: type the same command again.
     """
@@ -88,7 +105,7 @@ def quantize(
     scheme: Annotated[str, Parameter(help="w{bits}a{bits}, bits 2..8.")] = "w8a8",
     preset: Literal["fast", "balanced", "best"] = "fast",
     layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
-    method: MethodName | None = None,
+    method: Method | None = None,
     images: Annotated[Path | None, Parameter(help="Images from `dfq synthesize`.")] = None,
     reading: Reading = DEFAULTS,
     seed: Seed = 0,

@@ -1,22 +1,33 @@
 """Files written so that a crash, a full disk or a kill never leaves half of one behind."""
 
 import contextlib
+import datetime
 import errno
 import hashlib
+import json
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dfq_jax.errors import DfqError, ResourceError, UsageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 CHUNK = 1 << 20
+PATIENCE = 1.0
+"""Seconds in which a living process has long written a lock file it has created."""
 
 
-def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: str | Path,
+    content: bytes | Callable[[BinaryIO], object],
+    *,
+    temporary: str | None = None,
+) -> None:
     """Puts a whole file in place, or leaves what was there before.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and only then
@@ -25,26 +36,29 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], obj
     Args:
       path: where the file shall be; its folder must exist.
       content: the bytes, or a function that writes them to the open file it is given.
+      temporary: name of the temporary file, for a caller that removes what a kill leaves of it,
+        and knows that nobody else uses it; by default a name of its own.
 
     Raises:
       ResourceError: if the disk is full.
       UsageError: if the folder is read-only or missing, or the name is impossible.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    mode = "xb" if temporary is None else "wb"
+    beside = path.with_name(temporary or f".tmp-{secrets.token_hex(8)}")
     with disk_errors(path):
         try:
-            with open(temporary, "xb") as file:
+            with open(beside, mode) as file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
                     content(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(beside, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                beside.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
@@ -95,3 +109,118 @@ def sha256_of(path: str | Path) -> str:
         while piece := file.read(CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path, name: str) -> Iterator[None]:
+    """Keeps other processes from writing to the same output while this one does.
+
+    The owner is recorded in `{name}.lock`, which is created only if it does not exist. One left by
+    a process of this machine that is no more is taken over.
+
+    Args:
+      folder: what is owned; created if need be.
+      name: of the lock; processes that work in one folder together each have one of their own.
+
+    Raises:
+      UsageError: if a living process owns it, or one of another machine, which may be alive.
+      ResourceError: if the disk is full.
+    """
+    lock, mine = Path(folder) / f"{name}.lock", json.dumps(this_process()).encode()
+    with disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while not created(lock, mine):
+            refuse_living(lock)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if lock.read_bytes() == mine:
+                lock.unlink()
+
+
+def this_process() -> dict[str, Any]:
+    """Who owns what this process owns."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "since": now, "born": born(pid)}
+
+
+def created(path: Path, content: bytes) -> bool:
+    """Creates a file with this content; False if there is one of this name."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with open(handle, "wb") as file:
+        file.write(content)
+    return True
+
+
+def refuse_living(lock: Path) -> None:
+    """Removes a lock nobody holds any more.
+
+    Raises:
+      UsageError: if somebody holds it.
+    """
+    owner = owner_of(lock)
+    if owner is not None and alive(owner):
+        raise UsageError(
+            f"{lock.parent} is being written by process {owner['pid']} on {owner['host']} since "
+            f"{owner['since']}. Wait until it has ended or choose another output; if there is no "
+            f"such process any more, delete {lock}."
+        )
+    remove_stale(lock)
+
+
+def owner_of(lock: Path) -> dict[str, Any] | None:
+    """What a lock says about its owner; None if it is gone or was never written to its end."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            owner = json.loads(lock.read_bytes())
+            return {key: owner[key] for key in ("host", "pid", "since", "born")}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            if time.monotonic() > give_up:
+                return None
+            time.sleep(PATIENCE / 20)
+
+
+def alive(owner: dict[str, Any]) -> bool:
+    """Whether the owner of a lock runs, as far as can be told from here."""
+    if owner["host"] != socket.gethostname() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is somebody else's, so it exists
+    return owner["born"] == born(int(owner["pid"]))
+
+
+def born(pid: int) -> str | None:
+    """When a process began, to tell it from later ones of the same number.
+
+    None if it has ended, and where the system does not say (as it does in Linux's `/proc`).
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else f"{boot} {fields[18]}"
+
+
+def remove_stale(lock: Path) -> None:
+    """Removes the lock of a dead process; of several that try, none removes the next one's."""
+    import fcntl
+
+    with contextlib.suppress(FileNotFoundError), open(lock, "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        untouched = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+        owner = owner_of(lock) if untouched else None
+        if untouched and (owner is None or not alive(owner)):
+            lock.unlink()

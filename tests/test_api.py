@@ -17,6 +17,7 @@ from dfq_jax import api
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.images import load_images
 from dfq_jax.io.runtime import open_session, run
+from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
 from dfq_jax.recipes.presets import ImageBudget
 
@@ -100,7 +101,7 @@ def test_synthesis_tells_where_images_come_from(model):
     ("how", "message"),
     [
         ({"n": 0}, "n >= 1, got 0"),
-        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq, noise"),
+        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq, .*, noise"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": -3}, "batch must be at least 1"),
         ({"key": -1}, "a seed must be 0..4294967295, got -1"),
@@ -185,6 +186,33 @@ def test_noise_by_request(model):
     assert "notes" not in images.provenance
     result = dfq.quantize(model, images)
     assert (result.report.confidence, result.report.notes) == ("low", (NOISE_CHOSEN,))
+
+
+def test_estimated_statistics_by_request(nets, model, monkeypatch):
+    """A network without batch norm, by name; judged with little confidence, as it should be."""
+    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    bare, said = nets.convnext(), []
+    result = dfq.quantize(bare, method="gzsq", key=2, on_stage=said.append)
+    assert said[0] == "synthesizing 8 images (gzsq)"
+    assert said[1] == ESTIMATED
+    facts = result.images.provenance
+    assert (facts["method"], facts["notes"]) == ("gzsq", [ESTIMATED])
+    assert (facts["steps"], len(facts["final_losses"])) == (3, 1)
+    assert (result.report.confidence, result.report.notes) == ("low", (ESTIMATED,))
+    assert result.float_model is bare
+    with_norms = dfq.synthesize(model, n=2, method="gzsq", steps=2)
+    assert with_norms.provenance["notes"] == [ESTIMATED_ANEW]
+    plain = dfq.synthesize(model, n=2, method="zeroq", steps=2).provenance
+    assert with_norms.provenance["weights_sha256"] == plain["weights_sha256"]
+
+
+def test_attention_needs_no_statistics(nets, model):
+    images = dfq.synthesize(nets.vit(), n=2, method="psaq_vit", steps=2)
+    assert images.provenance["method"] == "psaq_vit"
+    assert "notes" not in images.provenance
+    assert len(images.provenance["final_losses"]) == 1
+    with pytest.raises(UnsupportedModelError, match="attention"):
+        dfq.synthesize(model, n=2, method="psaq_vit", steps=2)
 
 
 @pytest.mark.parametrize("name", ["unet", "two_heads"])

@@ -17,7 +17,7 @@ import pytest
 from dfq_jax import api, cli, commands
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
-from dfq_jax.recipes.presets import ImageBudget
+from dfq_jax.recipes.presets import METHODS, ImageBudget
 from dfq_jax.report.terminal import LAYER_HEADER
 from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet
@@ -27,7 +27,7 @@ FLAGS = {
     "inspect": ("--arch", "--size", "--json"),
     "synthesize": (
         *("--output", "-o", "--n", "-n", "--method", "--size", "--steps", "--batch", "--devices"),
-        *("--seed", "--preview", "--arch", "--json", "best", "dsg", "zeroq"),
+        *("--seed", "--preview", "--arch", "--json", *METHODS),
     ),
     "quantize": (
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),

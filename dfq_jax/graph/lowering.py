@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from dfq_jax.graph.depthwise import depthwise_by_shifts
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads
 
 Images = Shaped[Array, "n h w cin"]
@@ -82,7 +83,7 @@ def cpu_special_case(
     """The faster CPU formulation for these static shapes, or None for a general convolution."""
     cin, cout = x[3], kernel[3]
     if op.groups == cin and cout % cin == 0 and op.groups > 1:
-        return partial(depthwise_by_shifts, op=op)
+        return partial(depthwise, op=op)
     pointwise = kernel[:2] == (1, 1) and op.padding == ((0, 0), (0, 0))
     if pointwise and op.groups == 1:
         return partial(pointwise_by_matmul, op=op)
@@ -97,22 +98,11 @@ def pointwise_by_matmul(x: Images, kernel: Kernel, *, op: Conv2d) -> Output:
     return (x.reshape(n * h * w, c) @ kernel[0, 0]).reshape(n, h, w, kernel.shape[3])
 
 
-def depthwise_by_shifts(x: Images, kernel: Kernel, *, op: Conv2d) -> Output:
-    """A depthwise convolution as a sum of shifted, scaled copies of its input."""
-    kh, kw, _, cout = kernel.shape
-    (sh, sw), (dh, dw) = op.strides, op.dilation
-    if cout != x.shape[3]:
-        x = jnp.repeat(x, cout // x.shape[3], axis=3)
-    x = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
-    oh = (x.shape[1] - dh * (kh - 1) - 1) // sh + 1
-    ow = (x.shape[2] - dw * (kw - 1) - 1) // sw + 1
-    total = jnp.zeros((x.shape[0], oh, ow, cout), x.dtype)
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i * dh, j * dw
-            window = x[:, top : top + (oh - 1) * sh + 1 : sh, left : left + (ow - 1) * sw + 1 : sw]
-            total = total + window * kernel[i, j, 0]
-    return total
+def depthwise(x: Images, kernel: Kernel, *, op: Conv2d) -> Output:
+    """A depthwise convolution by shifts; of several outputs a channel, each reads its own copy."""
+    if kernel.shape[3] != x.shape[3]:
+        x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
+    return depthwise_by_shifts(x, kernel, op)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -5,7 +5,8 @@ part of the saved state, so a run that is killed and resumed gives the same bits
 not.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.optim.state import StateStore
+from dfq_jax.parallel import no_mesh, settled, side_by_side, stack, unstack
 
 
 class Now(NamedTuple):
@@ -92,7 +95,8 @@ def fit(
 
     Args:
       objective: pure; define it once and reuse it, since each new function compiles anew.
-      x: initial variables, left untouched.
+      x: initial variables, left untouched. If some arrays lie on a mesh, all are brought there, and
+        it is the whole arrays that are meant: statistics are those of all devices.
       context: weights, targets, labels: passed to the objective, never differentiated.
       optimizer: optax transform; receives `value=loss`, so plateau rules work.
       steps: most steps to take.
@@ -112,25 +116,154 @@ def fit(
     """
     if steps < 1 or chunk < 1:
         raise ValueError(f"fit() needs steps and chunk >= 1, got {steps} and {chunk}.")
-    state = start_state(x, memory, optimizer)
-    if store is not None:
-        state = store.load(state)
+    with no_mesh():
+        begun = start_state(*settled((x, memory)), optimizer)
+        state, context, key = settled((begun, context, key))
+        if store is not None:
+            state = store.load(state)
     length = chunk_length(max(steps - int(state.step), 1), chunk)
+
+    def keep(state: FitState, force: bool) -> None:
+        if store is not None:
+            store.save(int(state.step), state, force=force)
+
+    def report(state: FitState, metrics: Mapping[str, Array]) -> None:
+        if on_chunk is not None:
+            on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
+
+    advance = lambda s: run_chunk(s, context, key, objective, optimizer, length)
+    over = lambda s: ended(s, steps, patience)
+    return result(*loop(state, advance, over, keep, report), steps)
+
+
+def fit_apart(
+    objective: Objective,
+    x: Sequence[PyTree],
+    context: PyTree,
+    own: PyTree,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    keys: Sequence[Key[Array, ""]],
+    memory: Sequence[PyTree],
+    mesh: Mesh,
+    chunk: int = 10,
+    on_chunk: Callable[[int, Metrics], None] | None = None,
+    stores: Sequence[StateStore | None] = (),
+) -> list[FitResult]:
+    """Several runs of `fit` at the same time, one a device: `run_chunk` on each, nothing shared.
+
+    A run that diverges stands still until all have ended. The states are kept as `fit` keeps them,
+    so either can resume what the other began; but runs found at different steps begin anew.
+
+    Args:
+      objective: as of `fit`.
+      x: initial variables of each run.
+      context: what the objective is passed, on the devices of the mesh.
+      own: hashable prefix of `context`: whether a part is stacked, one entry a run, or the same
+        for all.
+      optimizer: optax transform.
+      steps: of each run.
+      keys: of each run.
+      memory: of each run before its first step.
+      mesh: as many devices as runs.
+      chunk: most steps between two visits of the host.
+      on_chunk: called on the host with (step, last metrics averaged over the runs).
+      stores: where each run saves its state, if anywhere; none for all.
+
+    Returns:
+      What `fit` would return for each run, bit for bit where the compiler makes the same program
+      for one device and for many.
+
+    Raises:
+      ValueError: if steps or chunk is less than 1, or there are not as many runs as devices.
+      KeyboardInterrupt: after saving the last finished chunk.
+    """
+    if steps < 1 or chunk < 1:
+        raise ValueError(f"fit_apart() needs steps and chunk >= 1, got {steps} and {chunk}.")
+    if not len(x) == len(keys) == len(memory) == mesh.size:
+        raise ValueError(f"fit_apart() got {len(x)} runs for {mesh.size} devices.")
+    begun = [start_state(*each, optimizer) for each in zip(x, memory, strict=True)]
+    state, key = stack(resumed(begun, stores), mesh), stack(keys, mesh)
+    length = chunk_length(max(steps - steps_of(state), 1), chunk)
+    keep, report = partial(keep_apart, stores), partial(report_apart, on_chunk)
+    advance = lambda s: run_chunks(s, context, key, objective, optimizer, length, mesh, own)
+    over = lambda s: steps_of(s) >= steps or bool(np.all(np.asarray(s.diverged_at) >= 0))
+    state, history = loop(state, advance, over, keep, report)
+    each = [{k: np.asarray(v) for k, v in metrics.items()} for metrics in history]
+    alone = lambda i: [{k: v[i] for k, v in metrics.items()} for metrics in each]
+    return [result(run, alone(i), steps) for i, run in enumerate(unstack(state))]
+
+
+def keep_apart(stores: Sequence[StateStore | None], state: FitState, force: bool) -> None:
+    """Saves the state of every run, if the last time is long enough ago or it must."""
+    if force or any(due(store) for store in stores):
+        for store, each in zip(stores, unstack(state), strict=False):
+            if store is not None:
+                store.save(int(each.step), each, force=True)
+
+
+def report_apart(
+    on_chunk: Callable[[int, Metrics], None] | None, state: FitState, metrics: Mapping[str, Array]
+) -> None:
+    """Tells of a chunk of several runs: the last metrics, averaged over them."""
+    if on_chunk is not None:
+        last = {k: float(np.mean(np.asarray(v)[:, -1])) for k, v in metrics.items()}
+        on_chunk(steps_of(state), last)
+
+
+def loop(
+    state: FitState,
+    advance: Callable[[FitState], tuple[FitState, Mapping[str, Array]]],
+    over: Callable[[FitState], bool],
+    keep: Callable[[FitState, bool], None],
+    report: Callable[[FitState, Mapping[str, Array]], None],
+) -> tuple[FitState, list[Mapping[str, Array]]]:
+    """Chunk after chunk until the run is over; what happens between chunks happens here.
+
+    Args:
+      state: to begin with.
+      advance: state -> state and metrics a chunk later.
+      over: whether to stop.
+      keep: saves the state; the second argument says whether it must, or may wait.
+      report: tells of a chunk.
+
+    Returns:
+      The last state, and the metrics of every chunk.
+
+    Raises:
+      KeyboardInterrupt: after saving the last finished chunk.
+    """
     history: list[Mapping[str, Array]] = []
     try:
-        while not ended(state, steps, patience):
-            state, metrics = run_chunk(state, context, key, objective, optimizer, length)
+        while not over(state):
+            with no_mesh():
+                state, metrics = advance(state)
             jax.block_until_ready(state)
             history.append(metrics)
-            if store is not None:
-                store.save(int(state.step), state)
-            if on_chunk is not None:
-                on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
+            keep(state, False)
+            report(state, metrics)
     except KeyboardInterrupt:
-        if store is not None:
-            store.save(int(state.step), state, force=True)
+        keep(state, True)
         raise
-    return result(state, history, steps)
+    return state, history
+
+
+def resumed(begun: Sequence[FitState], stores: Sequence[StateStore | None]) -> Sequence[FitState]:
+    """The states saved earlier, if all runs have one of the same step; else as they begin."""
+    pairs = zip(begun, stores or [None] * len(begun), strict=True)
+    found = [state if store is None else store.load(state) for state, store in pairs]
+    return found if len({int(s.step) for s in found}) == 1 else begun
+
+
+def due(store: StateStore | None) -> bool:
+    """Whether the last save is long enough ago."""
+    return store is not None and time.monotonic() - store.saved_at >= store.every_seconds
+
+
+def steps_of(state: FitState) -> int:
+    """Steps taken by runs that go at the same pace."""
+    return int(np.asarray(state.step)[0])
 
 
 def start_state(x: PyTree, memory: PyTree, optimizer: optax.GradientTransformation) -> FitState:
@@ -191,16 +324,32 @@ def run_chunk(
     return jax.lax.scan(one, state, length=length)
 
 
+@partial(jax.jit, static_argnames=("objective", "optimizer", "length", "mesh", "own"))
+def run_chunks(
+    state: FitState,
+    context: PyTree,
+    key: Key[Array, " runs"],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    length: int,
+    mesh: Mesh,
+    own: PyTree,
+) -> tuple[FitState, Mapping[str, Array]]:
+    """`run_chunk` on every device, with a state and a key of its own."""
+    one = lambda s, c, k: run_chunk(s, c, k, objective, optimizer, length)
+    return side_by_side(one, mesh, (True, own, True))(state, context, key)
+
+
 def all_finite(x: PyTree) -> Bool[Array, ""]:
     """Whether no leaf holds a NaN or infinity."""
     return jax.tree.reduce(lambda sound, v: sound & jnp.all(jnp.isfinite(v)), x, jnp.array(True))
 
 
-def result(state: FitState, history: list[Mapping[str, Array]], steps: int) -> FitResult:
+def result(state: FitState, history: Sequence[Mapping[str, Any]], steps: int) -> FitResult:
     """Gathers the history and names the way the run ended."""
     joined = (
         {k: np.concatenate([np.asarray(h[k]) for h in history]) for k in history[0]}
-        if (history)
+        if history
         else {}
     )
     failed = int(state.diverged_at)

@@ -25,7 +25,12 @@ def adam_with_plateau(
 
 
 def reduce_on_plateau(
-    *, factor: float = 0.1, patience: int = 100, threshold: float = 1e-4, floor: float = 0.0
+    *,
+    factor: float = 0.1,
+    patience: int = 100,
+    threshold: float = 1e-4,
+    floor: float = 0.0,
+    forget: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates down whenever the loss has stopped improving.
 
@@ -37,6 +42,7 @@ def reduce_on_plateau(
       patience: bad steps tolerated.
       threshold: relative improvement that counts.
       floor: smallest scale, relative to the initial learning rate.
+      forget: drop the best loss with every cut, so that the next one counts as an improvement.
 
     Returns:
       A transform whose `update` needs `value=loss`.
@@ -45,7 +51,9 @@ def reduce_on_plateau(
       ValueError: if `factor` is not in (0, 1).
 
     Reference:
-      `torch.optim.lr_scheduler.ReduceLROnPlateau` in mode "min" with relative threshold.
+      `torch.optim.lr_scheduler.ReduceLROnPlateau` in mode "min" with relative threshold; `forget`
+      as in Dikstein et al. 2025, "Data Generation for Hardware-Friendly Post-Training
+      Quantization", released code.
     """
     if not 0 < factor < 1:
         raise ValueError(f"reduce_on_plateau() needs 0 < factor < 1, got {factor}.")
@@ -66,6 +74,29 @@ def reduce_on_plateau(
         lower = jnp.maximum(state.scale * factor, jnp.minimum(floor, state.scale))
         scale = jnp.where(fire, lower, state.scale)
         best = jnp.where(improved, value, state.best)
+        best = jnp.where(fire, jnp.inf, best) if forget else best
         return updates, PlateauState(scale, best, jnp.where(fire, 0, bad))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def warmup_cosine(learning_rate: float, steps: int, warmup: int = 100) -> optax.Schedule:
+    """A rate that rises in equal steps to `learning_rate`, then falls to 0 along a cosine.
+
+    Args:
+      learning_rate: reached at step `warmup - 1`, held for one step more.
+      steps: of the whole run; the rate would be 0 one step after the last.
+      warmup: steps of the rise, at most half of all; fewer than 2 are none.
+
+    Returns:
+      step -> rate.
+
+    Reference:
+      Yin et al. 2020, "Dreaming to Distill", released code.
+    """
+    warmup = min(warmup, steps // 2)
+    if warmup < 2:
+        return optax.cosine_decay_schedule(learning_rate, steps)
+    fall = optax.cosine_decay_schedule(learning_rate, steps - warmup)
+    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup - 1)
+    return optax.join_schedules([rise, fall], [warmup])

@@ -1,18 +1,42 @@
 """What `--method` and `--preset` mean; the one place where names become recipes."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 from dfq_jax.errors import UsageError
+from dfq_jax.graph.graph import Model
 from dfq_jax.recipes.best import best
+from dfq_jax.recipes.clusterq import clusterq
+from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar, reads_half_the_size
 from dfq_jax.recipes.dsg import dsg
-from dfq_jax.recipes.noise import noise
+from dfq_jax.recipes.genie import genie
+from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW, estimated, gzsq
+from dfq_jax.recipes.intraq import intraq
+from dfq_jax.recipes.knowledge_within import knowledge_within
+from dfq_jax.recipes.mct import mct
+from dfq_jax.recipes.noise import NO_STATISTICS, noise
+from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
 
-Method = Literal["best", "dsg", "zeroq", "noise"]
-METHODS: tuple[str, ...] = get_args(Method)
+RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    "best": best,
+    "dsg": dsg,
+    "zeroq": zeroq,
+    "deepinversion": deepinversion,
+    "knowledge_within": knowledge_within,
+    "intraq": intraq,
+    "clusterq": clusterq,
+    "mct": mct,
+    "genie": genie,
+    "gzsq": gzsq,
+    "psaq_vit": psaq_vit,
+    "noise": noise,
+}
+METHODS = tuple(RECIPES)
 Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
@@ -35,7 +59,7 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
     Raises:
       UsageError: for an unknown preset.
     """
-    small = contract.height * contract.width <= SMALL_IMAGE
+    small = is_small(contract)
     match preset:
         case "fast":
             return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 16)
@@ -45,15 +69,26 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 
 
+def is_small(contract: InputContract) -> bool:
+    """Whether images are of the size of CIFAR's rather than of ImageNet's."""
+    return contract.height * contract.width <= SMALL_IMAGE
+
+
 def noise_budget(budget: ImageBudget) -> ImageBudget:
     """The images of a preset where they are noise, which costs nothing to make."""
     return ImageBudget("noise", max(budget.n, NOISE_IMAGES), 0)
 
 
-def recipe_for(method: str, steps: int | None = None, batch: int | None = None) -> Recipe:
+def recipe_for(
+    method: str, steps: int | None = None, batch: int | None = None, *, model: Model | None = None
+) -> Recipe:
     """The synthesis recipe of a method, with its steps and batch replaced where given.
 
-    Noise takes no steps, whatever is given.
+    Args:
+      method: one of `METHODS`.
+      steps: of a batch; noise takes none, whatever is given.
+      batch: images optimised together.
+      model: the network, where a method is published in a form for small images and one for large.
 
     Raises:
       UsageError: for an unknown method, or steps or batch below 1.
@@ -64,13 +99,67 @@ def recipe_for(method: str, steps: int | None = None, batch: int | None = None) 
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}.")
     given: dict[str, Any] = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
-    match method:
-        case "zeroq":
-            return zeroq(**given)
-        case "dsg":
-            return dsg(**given)
-        case "noise":
-            given.pop("steps", None)
-            return noise(**given)
-        case _:
-            return best(**given)
+    if method == "noise":
+        given.pop("steps", None)
+    if method == "deepinversion" and model is not None:
+        return deepinversion_for(model, **given)
+    return RECIPES[method](**given)
+
+
+def deepinversion_for(model: Model, **given: Any) -> Recipe:
+    """DeepInversion as published for images of a network's size, if it runs at half of it."""
+    if is_small(model.contract):
+        return deepinversion_cifar(**given)
+    try:
+        reads_half_the_size(model)
+    except UsageError:
+        return deepinversion(resolution="full", **given)
+    return deepinversion(**given)
+
+
+class Choice(NamedTuple):
+    """How the images of a network are made.
+
+    Attributes:
+      recipe: the method.
+      model: the network it looks at: the one given, or one that computes the same.
+      notes: what is different from what was asked for, in sentences.
+    """
+
+    recipe: Recipe
+    model: Model
+    notes: tuple[str, ...] = ()
+
+
+def choice_for(
+    model: Model, method: str, steps: int | None = None, batch: int | None = None
+) -> Choice:
+    """The recipe of a method and what it needs of a network; noise where there is nothing to match.
+
+    GZSQ sees the network with its batch norms folded away and estimated statistics in their place.
+
+    Raises:
+      UsageError: for an unknown method, or steps or batch below 1.
+    """
+    recipe = recipe_for(method, steps, batch, model=model)
+    if method == "gzsq":
+        note = ESTIMATED_ANEW if recorded_statistics(model)[0] else ESTIMATED
+        return Choice(recipe, estimated(model), (note,))
+    if lacks_statistics(model, recipe):
+        return Choice(recipe_for("noise", None, batch), model, (NO_STATISTICS,))
+    return Choice(recipe, model)
+
+
+def makes_noise(model: Model, method: str) -> bool:
+    """Whether `choice_for` ends in noise.
+
+    Raises:
+      UsageError: for an unknown method.
+    """
+    recipe = recipe_for(method)
+    return method == "noise" or (method != "gzsq" and lacks_statistics(model, recipe))
+
+
+def lacks_statistics(model: Model, recipe: Recipe) -> bool:
+    """Whether a recipe needs batch-norm statistics that a network has not got."""
+    return recipe.statistics and not recorded_statistics(model)[0]

@@ -1,4 +1,4 @@
-"""One optimisation: from the initial variables of a batch to its finished images."""
+"""What all batches of a run share: objectives, optimizers, and functions that compile once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,13 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key, PyTree
 
-from dfq_jax.errors import DivergedError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
-from dfq_jax.optim.fit import FitResult, Metrics, Now, Objective, fit
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.fit import Now, Objective
 from dfq_jax.optim.turns import in_turn, own, taking_turns
 from dfq_jax.synthesis.pixels import Images, clip_to_pixels, from_natural, to_natural
 from dfq_jax.synthesis.recipe import Recipe, Stage
@@ -39,6 +38,7 @@ class Job:
       plans: the stages.
       render: variables of a batch -> its finished images, normalised.
       remember: (context, finished images, memory) -> memory for the next batch.
+      together: the devices that share every batch, if several do.
     """
 
     model: Model
@@ -50,6 +50,7 @@ class Job:
     plans: tuple["Plan", ...]
     render: Callable[[PyTree], Images]
     remember: Callable[["Context", Images, PyTree], PyTree]
+    together: Mesh | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
     """A stage with what is built of it once per run.
 
     Attributes:
-      steps: how many.
+      steps: how many, those of all turns together.
       objective: of the stage.
       optimizers: one per attempt, each at half the learning rate of the last.
     """
@@ -72,7 +73,13 @@ class Plan(NamedTuple):
 
 
 def job_for(
-    model: Model, recipe: Recipe, targets: Targets, size: int, turns: int, how: Forward = PLAIN
+    model: Model,
+    recipe: Recipe,
+    targets: Targets,
+    size: int,
+    turns: int,
+    how: Forward = PLAIN,
+    together: Mesh | None = None,
 ) -> Job:
     """Builds what all batches of a run share and nothing traces twice."""
     none = jnp.zeros((), jnp.int32)
@@ -92,7 +99,7 @@ def job_for(
 
     plans = tuple(plan(recipe, stage, turns, how) for stage in recipe.stages)
     classes = classes_of(model)
-    return Job(model, recipe, targets, classes, size, turns, plans, render, remember)
+    return Job(model, recipe, targets, classes, size, turns, plans, render, remember, together)
 
 
 class Context(NamedTuple):
@@ -109,7 +116,8 @@ def plan(recipe: Recipe, stage: Stage, turns: int, how: Forward = PLAIN) -> Plan
     optimizers = (stage.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
     if turns > 1:
         optimizers = (taking_turns(optimizer, turns) for optimizer in optimizers)
-    return Plan(stage.steps, build_objective(recipe, stage, turns, how), tuple(optimizers))
+    steps = stage.steps * turns
+    return Plan(steps, build_objective(recipe, stage, turns, how), tuple(optimizers))
 
 
 def build_objective(
@@ -181,109 +189,3 @@ def finished(recipe: Recipe, x: PyTree, model: Model) -> Images:
     """Variables to the images they stand for, in natural units and of the size asked for."""
     images = recipe.source.finish(recipe.source.render(x))
     return clipped(recipe, images, model.contract)
-
-
-def fit_stage(
-    job: Job,
-    index: int,
-    x: PyTree,
-    memory: PyTree,
-    context: Context,
-    key: Key[Array, ""],
-    on_chunk: Callable[[int, Metrics], None],
-    store: StateStore | None,
-    chunk: int,
-) -> FitResult:
-    """Optimises one stage of one batch, restarting at half the learning rate when it diverges.
-
-    Raises:
-      DivergedError: after four attempts.
-    """
-    stage, failed_at = job.plans[index], 0
-    for attempt, optimizer in enumerate(stage.optimizers):
-        result = fit(
-            stage.objective,
-            x,
-            context,
-            optimizer=optimizer,
-            steps=stage.steps,
-            key=jax.random.fold_in(key, index),
-            memory=memory,
-            chunk=chunk,
-            on_chunk=on_chunk,
-            store=store if attempt == 0 else None,
-        )
-        if result.status != "diverged":
-            return result
-        failed_at = result.steps
-    raise DivergedError(
-        f"{job.recipe.name}: the loss became NaN or infinite at step {failed_at} in each of "
-        f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
-        "Check the weights with `dfq inspect`, or use fewer --steps."
-    )
-
-
-class Made(NamedTuple):
-    """A finished batch.
-
-    Attributes:
-      images: normalised.
-      loss: at the last step.
-      memory: for the next batch.
-    """
-
-    images: Float[Array, "b h w c"]
-    loss: float
-    memory: PyTree
-
-
-def make(
-    job: Job,
-    shared: PyTree,
-    memory: PyTree,
-    key: Key[Array, ""],
-    on_chunk: Callable[[int, Metrics], None],
-    stores: Callable[[int], StateStore | None],
-    chunk: int,
-) -> Made:
-    """All stages of one optimisation.
-
-    Args:
-      job: the static side.
-      shared: what the recipe prepared.
-      memory: from the batch before.
-      key: of this batch.
-      on_chunk: told the steps done in all stages, and the last metrics.
-      stores: stage -> where its state is kept.
-      chunk: most steps between two visits of the host.
-
-    Returns:
-      Finished images.
-    """
-    init_key, label_key, step_key = jax.random.split(key, 3)
-    model, recipe = job.model, job.recipe
-    labels = recipe.condition(label_key, job.size, job.classes)
-    context = Context(model, job.targets, shared, labels)
-    x, done, loss = start(job, init_key), 0, float("nan")
-    for index, stage in enumerate(job.plans):
-        report = lambda step, parts, done=done: on_chunk(done + step, parts)
-        given = (x, memory, context, step_key, report, stores(index), chunk)
-        fitted = fit_stage(job, index, *given)
-        x, memory, loss, done = fitted.x, fitted.memory, fitted.loss, done + stage.steps
-    return finish(job, context, x, memory, loss)
-
-
-def start(job: Job, key: Key[Array, ""]) -> PyTree:
-    """The initial variables, of all turns."""
-    init = lambda key: job.recipe.source.init(key, job.shape)
-    if job.turns == 1:
-        return init(key)
-    return jax.vmap(init)(jax.random.split(key, job.turns))
-
-
-def finish(job: Job, context: Context, x: PyTree, memory: PyTree, loss: float) -> Made:
-    """The images that variables stand for, and what to remember of them."""
-    batches = [job.render(own(x, jnp.array(i), job.turns)) for i in range(job.turns)]
-    for images in batches:
-        memory = job.remember(context, images, memory)
-    return Made(jnp.concatenate(batches), loss, memory)

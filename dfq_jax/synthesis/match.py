@@ -204,3 +204,73 @@ def gauss_kl(
     """
     var, var_q = jnp.maximum(var, EPS), jnp.maximum(var_q, EPS)
     return 0.5 * (jnp.log(var_q / var) + (var + (mean - mean_q) ** 2) / var_q - 1)
+
+
+def matched_kl(
+    *, reverse: bool = False, mean: bool = False, limit: float | None = None
+) -> Callable[[Observed], Float[Array, ""]]:
+    """A term's function: divergence of the batch's moments from recorded ones, as Gaussians.
+
+    Args:
+      reverse: `KL(batch || recorded)` instead of `KL(recorded || batch)`.
+      mean: average over the channels of all layers instead of summing.
+      limit: beyond it a channel's divergence grows with its logarithm only.
+
+    Returns:
+      observed -> the match.
+
+    Reference:
+      Haroush et al. 2020, "The Knowledge Within", Eq. 5; the limit is ours.
+    """
+
+    def value(observed: Observed) -> Float[Array, ""]:
+        each, usable = [], []
+        for name, target in observed.targets.items():
+            pair = [(target.mean, target.var), batch_moments(observed.stats[name])]
+            first, second = pair[::-1] if reverse else pair
+            each.append(gauss_kl(*first, *second))
+            usable.append(target.usable)
+        channels, counted = jnp.concatenate(each), jnp.concatenate(usable)
+        total = jnp.sum(jnp.where(counted, tamed(channels, limit), 0.0))
+        return total / jnp.sum(counted.astype(jnp.float32)) if mean else total
+
+    return value
+
+
+def tamed(values: Float[Array, "..."], limit: float | None) -> Float[Array, "..."]:
+    """Positive values as they are up to a limit, beyond it `limit (1 + log(value / limit))`.
+
+    A collapsed channel then neither drowns the others nor loses its slope, as it would if clipped.
+    """
+    if limit is None:
+        return values
+    return jnp.minimum(values, limit) + limit * jnp.log(jnp.maximum(values / limit, 1.0))
+
+
+def z_score(
+    mean: Float[Array, "... c"],
+    std: Float[Array, "... c"],
+    mean_q: Float[Array, "... c"],
+    std_q: Float[Array, "... c"],
+) -> Float[Array, "... c"]:
+    """`|mean - mean_q| / sqrt((std + s)^2 + (std_q + s)^2)` with s = 1e-6.
+
+    Deviations are only the unit: nothing pulls them together, and larger ones cost less.
+
+    Reference:
+      Sharma et al. 2022, "A Generalized Zero-Shot Quantization of Deep Convolutional Neural
+      Networks via Learned Weights Statistics", absolute Z-score distance.
+    """
+    s = 1e-6
+    return jnp.abs(mean - mean_q) / jnp.sqrt((std + s) ** 2 + (std_q + s) ** 2)
+
+
+def batch_z_gap(stats: Stats, target: Target) -> Gap:
+    """The Z-score of the batch's mean; no gap of deviations."""
+    mean, var = batch_moments(stats)
+    z = z_score(mean, jnp.sqrt(var + EPS), target.mean, recorded_std(target))
+    return usable_gap(z, jnp.zeros_like(z), target)
+
+
+z_match = matched(batch_z_gap, norms)
+"""GZSQ's loss: norms over channels, layers summed."""

@@ -81,6 +81,7 @@ class Recipe(NamedTuple):
       turns: all batches are one optimisation, in which they take turns.
       per_layer: round the batch to a multiple of the number of batch norms.
       bounded: show the network only pixels in 0..255; the clip passes gradients unchanged.
+      statistics: it needs a network with batch-norm statistics; without, `targets` are empty.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe(NamedTuple):
     turns: bool = False
     per_layer: bool = False
     bounded: bool = False
+    statistics: bool = True
 
     @property
     def steps(self) -> int:

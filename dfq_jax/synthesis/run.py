@@ -1,27 +1,29 @@
 """Runs a recipe: batches of images, one compiled program, the one `fit` loop."""
 
+import contextlib
 import dataclasses
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import UsageError
-from dfq_jax.files import write_atomically
+from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, output_shapes
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.state import StateStore
-from dfq_jax.synthesis.batches import Made, finished, job_for, make
-from dfq_jax.synthesis.pixels import from_natural
+from dfq_jax.parallel import Mode, at_home, data_mesh, no_mesh
+from dfq_jax.synthesis.batches import finished, job_for
+from dfq_jax.synthesis.pixels import Images, from_natural
 from dfq_jax.synthesis.recipe import Memory, Recipe
-from dfq_jax.synthesis.targets import PLAIN, Forward, Unusable, batch_norm_targets
+from dfq_jax.synthesis.rounds import Run, Tell, consecutive, in_folder, in_memory, make_missing
+from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Progress:
     """Where a run is, for whoever shows it.
 
     Attributes:
-      batch: index of the batch, from 0.
-      batches: number of batches.
+      batch: index of the batch, from 0; of a round, where several batches are made at a time.
+      batches: number of batches, or rounds.
       step: steps done in this batch.
       steps: steps of a batch.
-      parts: last values of the loss and its parts.
+      parts: last values of the loss and its parts, averaged over the batches of a round.
     """
 
     batch: int
@@ -67,6 +69,8 @@ def synthesize_images(
     *,
     chunk: int = 10,
     how: Forward = PLAIN,
+    devices: int = 1,
+    mode: Mode = "apart",
     on_progress: Callable[[Progress], None] | None = None,
     state_folder: Path | None = None,
     fingerprint: dict | None = None,
@@ -80,6 +84,10 @@ def synthesize_images(
       key: batch i uses `fold_in(key, i)`; equal keys give equal images.
       chunk: most steps between two progress reports.
       how: precision, and what to do about memory.
+      devices: of this process, to use at most.
+      mode: `apart` makes as many batches at a time, one a device; the images are those of one
+        device. `together` spreads every batch over the devices, for batches too large for one;
+        statistics are those of the whole batch, equal but for rounding.
       on_progress: called on the host after every chunk.
       state_folder: where to keep state; a run that finds its own state there resumes.
       fingerprint: what the state depends on; see `StateStore`.
@@ -90,50 +98,150 @@ def synthesize_images(
     Raises:
       ValueError: if n < 1.
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
-      UsageError: if `state_folder` belongs to a run with another fingerprint, or the method cannot
-        make images of this size.
-      UnsupportedModelError: if the network has no usable batch-norm statistics.
+      UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
+        by another process, there are not so many devices, or the method cannot make images of this
+        size.
+      UnsupportedModelError: if the network has no usable batch-norm statistics, and the method
+        needs some.
+    """
+    with no_mesh(), contextlib.ExitStack() as stack:
+        model, key = at_home((model, key))
+        work = measured(model, recipe, n)
+        spread = spread_of(work, devices, mode)
+        if not recipe.terms:
+            one, keys = unfitted(model, recipe, work.size), keys_of(key, work.batches)
+            return Synthesized(jnp.concatenate([one(k) for k in keys])[:n], (), ())
+        if state_folder is not None:
+            stack.enter_context(owned(state_folder, "run"))
+            StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
+        run = ready(model, key, work, spread, how)
+        tell = partial(report, on_progress, recipe.steps * run.job.turns)
+        images, losses = make_all(run, n, tell, chunk, state_folder, fingerprint or {})
+    return Synthesized(images, losses, work.excluded, work.notes + spread.notes)
+
+
+def make_all(
+    run: Run,
+    n: int,
+    tell: Tell,
+    chunk: int,
+    state_folder: Path | None,
+    fingerprint: Mapping[str, Any],
+) -> tuple[Images, tuple[float, ...]]:
+    """The first `n` images of all optimisations, and the loss of each."""
+    shelf = in_memory() if state_folder is None else in_folder(state_folder, run.memory)
+    make_missing(run, range(run.total), shelf, tell, chunk, state_folder, fingerprint)
+    made = [shelf.get(index) for index in range(run.total)]
+    return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made)
+
+
+class Work(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+      recipe: fitted to the network.
+      targets: what its batch norms recorded.
+      size: images of a batch.
+      batches: how many.
+      excluded: batch norms left out.
+      notes: what was done differently than the recipe says.
+    """
+
+    recipe: Recipe
+    targets: Targets
+    size: int
+    batches: int
+    excluded: tuple[Unusable, ...]
+    notes: tuple[str, ...]
+
+
+def measured(model: Model, recipe: Recipe, n: int) -> Work:
+    """How many batches of how many images a request comes to.
+
+    Raises:
+      ValueError: if n < 1.
+      UsageError: if the method cannot make images of this size.
+      UnsupportedModelError: if the network lacks the statistics the method needs.
     """
     if n < 1:
         raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
     if reason := recipe.source.refusal((1, *model.contract.shape)):
         raise UsageError(f"{recipe.name}: {reason}")
-    if not recipe.terms:
-        return Synthesized(unfitted_images(model, recipe, n, key), (), ())
-    targets, excluded = batch_norm_targets(model)
-    recipe, notes = suited(recipe, model)
-    size = batch_size(recipe, n, len(targets))
-    count = -(-n // size)
-    job = job_for(model, recipe, targets, size, count if recipe.turns else 1, how)
-    if state_folder is not None:
-        StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
+    targets, excluded = {}, ()
+    if recipe.terms and recipe.statistics:
+        targets, excluded = batch_norm_targets(model)
+    fitted, notes = suited(recipe, model)
+    size = batch_size(fitted, n, len(targets))
+    return Work(fitted, targets, size, -(-n // size), excluded, notes)
+
+
+class Spread(NamedTuple):
+    """Who makes the batches.
+
+    Attributes:
+      apart: the devices that make one each, at the same time.
+      together: the devices that share each.
+      notes: why they are fewer than asked for.
+    """
+
+    apart: Mesh | None = None
+    together: Mesh | None = None
+    notes: tuple[str, ...] = ()
+
+
+def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread:
+    """As many devices as there is work for.
+
+    Raises:
+      UsageError: if there are not so many, or for another mode.
+    """
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}.")
+    data_mesh(devices)  # refuses more than there are
+    recipe, used, why = work.recipe, 1, ""
+    if not recipe.terms or devices == 1:
+        return Spread()
+    if recipe.turns:
+        why = "its batches take turns in one optimisation"
+    elif mode == "together":
+        used = max(d for d in range(1, devices + 1) if work.size % d == 0)
+        why = f"a batch of {work.size} images does not divide evenly among more"
+    elif consecutive(recipe):
+        why = "each batch goes on from what the one before remembered"
+    else:
+        used = min(devices, -(-work.batches // processes))
+        why = f"there are {work.batches} batches of {work.size} images"
+    notes = (f"{recipe.name} used {used} of {devices} devices: {why}",) if used < devices else ()
+    mesh = data_mesh(used) if used > 1 else None
+    return Spread(None, mesh, notes) if mode == "together" else Spread(mesh, None, notes)
+
+
+def ready(model: Model, key: Key[Array, ""], work: Work, spread: Spread, how: Forward) -> Run:
+    """Prepares what all batches share."""
+    recipe, targets = work.recipe, work.targets
+    turns = work.batches if recipe.turns else 1
+    job = job_for(model, recipe, targets, work.size, turns, how, spread.together)
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
-    memory = recipe.memory.start(targets, job.turns, job.classes, watched(recipe, model))
-    images, losses = [], []
-    for index in range(count // job.turns):
-        report = partial(report_batch, on_progress, index, count // job.turns, recipe.steps)
-        folder = None if state_folder is None else state_folder / f"batch_{index}"
-        begin = partial(make, job, shared, memory, jax.random.fold_in(key, index), report)
-        made = kept(begin, memory, folder, fingerprint or {}, chunk)
-        images.append(made.images)
-        losses.append(made.loss)
-        memory = made.memory
-    return Synthesized(jnp.concatenate(images)[:n], tuple(losses), excluded, notes)
+    memory = recipe.memory.start(targets, turns, job.classes, watched(recipe, model))
+    return Run(job, shared, memory, key, work.batches // turns, spread.apart)
 
 
-def unfitted_images(
-    model: Model, recipe: Recipe, n: int, key: Key[Array, ""]
-) -> Float[Array, "n h w c"]:
+def keys_of(key: Key[Array, ""], batches: int) -> list[Key[Array, ""]]:
+    """The key of every batch."""
+    return [jax.random.fold_in(key, index) for index in range(batches)]
+
+
+def unfitted(
+    model: Model, recipe: Recipe, size: int
+) -> Callable[[Key[Array, ""]], Float[Array, "b h w c"]]:
     """The initial images of a recipe without an objective, batch by batch as ever."""
-    size = min(recipe.batch, n)
 
     @jax.jit
-    def one(key: Key[Array, ""]) -> Float[Array, "b h w c"]:
+    def one(key: Key[Array, ""]) -> Images:
         x = recipe.source.init(key, (size, *model.contract.shape))
         return from_natural(finished(recipe, x, model), model.contract)
 
-    keys = (jax.random.fold_in(key, index) for index in range(-(-n // size)))
-    return jnp.concatenate([one(k) for k in keys])[:n]
+    return one
 
 
 def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
@@ -156,54 +264,17 @@ def watched(recipe: Recipe, model: Model) -> dict[str, int]:
     return {name: shapes[readers[node].inputs[0]][-1] for name, node in nodes.items()}
 
 
-def kept(
-    begin: Callable[..., Made], memory: PyTree, folder: Path | None, fingerprint: dict, chunk: int
-) -> Made:
-    """A batch: read back if finished earlier, resumed if begun earlier.
-
-    Args:
-      begin: `make`, given all but where to keep its state and the chunk.
-      memory: what the batch before handed over; of the same structure as what this one does.
-      folder: where to keep state, or None.
-      fingerprint: what it depends on.
-      chunk: most steps between two visits of the host.
-
-    Returns:
-      The batch.
-    """
-    if folder is None:
-        return begin(lambda stage: None, chunk)
-    stores = lambda stage: StateStore(folder / f"stage_{stage}", fingerprint)
-    done = folder.with_suffix(".npz")
-    if not done.exists():
-        save_batch(done, begin(stores, chunk))
-        shutil.rmtree(folder, ignore_errors=True)
-    with np.load(done, allow_pickle=False) as saved:
-        leaves, structure = jax.tree.flatten(memory)
-        read = [jnp.asarray(saved[f"memory_{i}"]) for i in range(len(leaves))]
-        return Made(
-            jnp.asarray(saved["images"]), float(saved["loss"]), jax.tree.unflatten(structure, read)
-        )
-
-
-def report_batch(
+def report(
     on_progress: Callable[[Progress], None] | None,
+    steps: int,
     batch: int,
     batches: int,
-    steps: int,
     step: int,
     parts: Metrics,
 ) -> None:
-    """Passes the state of one batch on to whoever shows it."""
+    """Passes the state of a run on to whoever shows it."""
     if on_progress is not None:
         on_progress(Progress(batch, batches, step, steps, parts))
-
-
-def save_batch(path: Path, made: Made) -> None:
-    """Keeps a finished batch, so that a resumed run need not make it again."""
-    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss)}
-    arrays |= {f"memory_{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made.memory))}
-    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def batch_size(recipe: Recipe, n: int, layers: int) -> int:

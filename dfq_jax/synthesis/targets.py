@@ -1,6 +1,7 @@
 """What synthetic images must match: batch-norm statistics, and how a batch measures up to them."""
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -72,7 +73,7 @@ def recorded_statistics(model: Model) -> tuple[dict[str, Target], tuple[Unusable
     Returns:
       {batch norm node: target}, empty for a network without batch norm, and what was excluded.
     """
-    targets: dict[str, Target] = {}
+    targets: OrderedDict[str, Target] = OrderedDict()  # a plain dict loses its order under `jit`
     excluded: list[Unusable] = []
     for node in batch_norms(model.graph):
         slots = model.params[node.name]

@@ -1,14 +1,17 @@
-from typing import Any
+import contextlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dfq_jax.optim.fit import Now, fit
+from dfq_jax.optim.fit import Now, fit, fit_apart
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
+from dfq_jax.parallel import data_mesh, everywhere, stack
 
 KEY = jax.random.key(0)
 START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
@@ -251,3 +254,217 @@ def test_resuming_with_other_chunks_takes_no_step_too_many(tmp_path):
     resumed = run(steps=10, chunk=5, store=StateStore(tmp_path, {}))
     assert resumed.steps == 10
     np.testing.assert_allclose(resumed.x["a"], run(steps=10).x["a"], rtol=1e-6)
+
+
+LANES = 3
+
+
+class Setting(NamedTuple):
+    """What `scattered` is told: something of its own, something all runs share."""
+
+    centre: Any
+    scale: Any
+
+
+def scattered(x, context, now):
+    """`noisy`, with a centre of its own and a memory of what it weighed."""
+    loss, (parts, _) = noisy(x, context.centre, now)
+    memory = 0.5 * now.memory + jax.lax.stop_gradient(parts["weight"])
+    return loss * context.scale, (parts, memory)
+
+
+class Lanes(NamedTuple):
+    """Three runs: where each begins, and what differs between them."""
+
+    x: list[Any]
+    centres: list[Any]
+    keys: list[Any]
+    memory: list[Any]
+
+
+LINES = Lanes(
+    x=[jax.tree.map(lambda v, i=i: v + i, START) for i in range(LANES)],
+    centres=[CENTRE * i for i in range(LANES)],
+    keys=[jax.random.fold_in(KEY, i) for i in range(LANES)],
+    memory=[jnp.float32(i) for i in range(LANES)],
+)
+
+
+def apart(objective: Any = scattered, steps: int = 12, scale: float = 2.0, **how: Any):
+    mesh = data_mesh(LANES)
+    how = {"x": LINES.x, "memory": LINES.memory, "keys": LINES.keys, "optimizer": ADAM} | how
+    context = Setting(stack(LINES.centres, mesh), everywhere(jnp.float32(scale), mesh))
+    x = how.pop("x")
+    return fit_apart(objective, x, context, Setting(True, False), steps=steps, mesh=mesh, **how)
+
+
+def alone(lane: int, objective: Any = scattered, steps: int = 12, **how: Any):
+    context = Setting(LINES.centres[lane], jnp.float32(2.0))
+    how = {"optimizer": ADAM, "key": LINES.keys[lane], "memory": LINES.memory[lane]} | how
+    return fit(objective, LINES.x[lane], context, steps=steps, **how)
+
+
+def same_result(a, b):
+    for p, q in zip(
+        jax.tree.leaves((a.x, a.memory)), jax.tree.leaves((b.x, b.memory)), strict=True
+    ):
+        np.testing.assert_array_equal(p, q)
+        assert p.sharding == q.sharding
+    assert (a.status, a.steps, a.loss) == (b.status, b.steps, b.loss)
+
+
+def test_runs_apart_are_runs_alone_bit_for_bit():
+    visits = []
+    found = apart(chunk=5, on_chunk=lambda step, parts: visits.append((step, parts)))
+    assert [step for step, _ in visits] == [4, 8, 12]
+    for lane, many in enumerate(found):
+        one = alone(lane, chunk=4)
+        same_result(many, one)
+        for name, values in one.history.items():
+            np.testing.assert_array_equal(many.history[name], values)
+    for step, parts in visits:
+        assert set(parts) == {"loss", "near", "weight"}
+        mean = np.mean([r.history["loss"][step - 1] for r in found])
+        assert parts["loss"] == pytest.approx(mean, rel=1e-6)
+    assert len({r.loss for r in found}) == LANES
+
+
+def compilations(caplog, name, call):
+    """How many programs of this name a call compiles; and what it returns."""
+    caplog.clear()
+    with jax.log_compiles():
+        found = call()
+    wanted = f"Finished XLA compilation of jit({name})"
+    return sum(wanted in record.getMessage() for record in caplog.records), found
+
+
+def test_runs_apart_share_one_program(caplog):
+    traces = []
+
+    def counted(x, context, now):
+        traces.append(1)
+        return scattered(x, context, now)
+
+    first, _ = compilations(caplog, "run_chunks", lambda: apart(counted, steps=4, chunk=4))
+    seen = len(traces)
+    call = lambda: apart(counted, steps=12, chunk=4, scale=3.0)
+    again, _ = compilations(caplog, "run_chunks", call)
+    assert (first, again) == (1, 0)  # neither a device, nor a chunk, nor a run later
+    assert len(traces) == seen
+
+
+def up_to(x, context, now):
+    """Goes up by one a step of `sgd(1.0)`; NaN beyond its centre."""
+    return climb(x, context.centre[0] * 4 + 1, now)
+
+
+def test_a_run_that_diverges_leaves_the_others_alone():
+    """Limits 1, 5 and 9: only the last one gets through seven steps."""
+    x = [jnp.array(0.5)] * LANES
+    found = apart(up_to, steps=7, x=x, memory=[()] * LANES, optimizer=SGD, chunk=7)
+    assert [(r.status, r.steps, float(r.x)) for r in found] == [
+        ("diverged", 1, 1.5),
+        ("diverged", 5, 5.5),
+        ("finished", 7, 7.5),
+    ]
+    seen = []
+    how = {"optimizer": SGD, "chunk": 1, "on_chunk": lambda step, parts: seen.append(step)}
+    found = apart(up_to, steps=40, x=x, memory=[()] * LANES, **how)
+    assert {r.status for r in found} == {"diverged"}
+    assert seen[-1] == 10  # over once the last one has failed
+
+
+def stores(tmp_path, every=0.0):
+    return [StateStore(tmp_path / str(i), {}, every) for i in range(LANES)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_runs_apart_resume_bit_for_bit_together_or_alone(tmp_path, error):
+    """What is saved at an interrupt, or was at the chunk before a power cut."""
+    every = 1e9 if error is KeyboardInterrupt else 0.0
+    with pytest.raises(error):
+        apart(chunk=4, stores=stores(tmp_path, every), on_chunk=crash_at(8, error("stop")))
+    assert [store.steps() for store in stores(tmp_path)] == [[8]] * LANES
+    one = alone(1, chunk=4, store=StateStore(tmp_path / "1", {}))
+    assert one.history["loss"].shape == (4,)
+    same_result(one, alone(1, chunk=4))
+    again = apart(chunk=4, stores=stores(tmp_path))
+    for lane, run in enumerate(again):
+        assert run.history["loss"].shape == (4,)
+        same_result(run, alone(lane, chunk=4))
+
+
+def test_runs_found_at_different_steps_begin_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        alone(1, chunk=4, store=stores(tmp_path)[1], on_chunk=crash_at(4, KeyboardInterrupt()))
+    kept = [stores(tmp_path)[0], stores(tmp_path)[1], None]
+    found = apart(chunk=4, stores=kept)
+    for lane, run in enumerate(found):
+        assert run.history["loss"].shape == (12,)
+        same_result(run, alone(lane, chunk=4))
+    assert [store.steps() for store in stores(tmp_path)] == [[12], [12], []]
+
+
+def test_runs_apart_need_a_device_each():
+    with pytest.raises(ValueError, match=r"fit_apart\(\) got 2 runs for 3 devices"):
+        apart(x=LINES.x[:2])
+    with pytest.raises(ValueError, match=r"needs steps and chunk >= 1, got 0 and 10"):
+        apart(steps=0)
+
+
+def whitened(x, weights, now):
+    """The products of all rows with each other: a statistic of the whole batch."""
+    noise = 0.1 * jax.random.normal(now.key, x.shape)
+    mean = jnp.mean(x, 0)
+    gram = (x - mean) @ (x - mean).T / x.shape[0]
+    loss = jnp.sum((jnp.cov(x.T) - weights) ** 2) + jnp.mean((x + noise) ** 4)
+    return loss, ({"gram": jnp.sum(gram**2)}, now.memory + jnp.sum(jax.lax.stop_gradient(gram)))
+
+
+SCATTER = jax.random.normal(KEY, (8, 3)) * jnp.array([1.0, 2.0, 0.5]) + 1
+WHOLE = {"optimizer": ADAM, "steps": 12, "chunk": 4, "memory": jnp.zeros(())}
+
+
+def over_four(kind):
+    """The rows of `SCATTER` over the devices of such a mesh, and the mesh."""
+    mesh = Mesh(data_mesh(4).devices, ("data",), axis_types=(kind,))
+    return jax.device_put(SCATTER, NamedSharding(mesh, PartitionSpec("data"))), mesh
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("inside", [False, True])
+def test_one_batch_over_several_devices_keeps_its_statistics(kind, inside, caplog):
+    """Also where the caller works on such a mesh."""
+    one = run(whitened, SCATTER, jnp.eye(3), **WHOLE)
+    spread, mesh = over_four(kind)
+
+    def fresh(x, context, now):
+        return whitened(x, context, now)
+
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        weights = jnp.eye(3)
+        call = lambda: run(fresh, spread, weights, **WHOLE)
+        count, many = compilations(caplog, "run_chunk", call)
+    assert count == 1
+    assert {shard.data.shape for shard in many.x.addressable_shards} == {(2, 3)}
+    np.testing.assert_allclose(many.history["loss"], one.history["loss"], rtol=1e-5)
+    np.testing.assert_allclose(many.history["gram"], one.history["gram"], rtol=1e-5)
+    np.testing.assert_allclose(many.x, one.x, rtol=1e-5, atol=1e-6)
+
+
+def test_averaging_over_devices_would_be_another_objective():
+    """The mistake that `test_one_batch_over_several_devices_keeps_its_statistics` would find."""
+    at = lambda x: float(whitened(x, jnp.eye(3), Now(KEY, jnp.array(0), jnp.zeros(())))[0])
+    parts = [at(SCATTER[i : i + 2]) for i in range(0, 8, 2)]
+    assert abs(np.mean(parts) / at(SCATTER) - 1) > 0.01
+
+
+def test_one_batch_over_several_devices_resumes_bit_for_bit(tmp_path):
+    spread, _ = over_four(AxisType.Auto)
+    many = run(whitened, spread, jnp.eye(3), **WHOLE)
+    how = WHOLE | {"store": StateStore(tmp_path, {}), "on_chunk": crash_at(8, KeyboardInterrupt())}
+    with pytest.raises(KeyboardInterrupt):
+        run(whitened, spread, jnp.eye(3), **how)
+    resumed = run(whitened, spread, jnp.eye(3), **WHOLE, store=StateStore(tmp_path, {}))
+    assert resumed.history["loss"].shape == (4,)
+    same_result(resumed, many)

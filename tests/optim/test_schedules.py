@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.optim.schedules import adam_with_plateau, reduce_on_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, reduce_on_plateau, warmup_cosine
 
 
 def scales(rule, losses):
@@ -67,6 +67,16 @@ def test_a_floor_never_raises_the_scale():
     assert scales(reduce_on_plateau(patience=0, floor=10.0), [1.0] * 4) == [1] * 4
 
 
+def test_a_forgetful_rule_starts_anew_after_each_cut():
+    """Losses falling again from a higher level are improvements; equal ones last a step longer."""
+    rule = lambda forget: reduce_on_plateau(factor=0.5, patience=1, forget=forget)
+    assert scales(rule(True), [1.0] * 8) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert scales(rule(False), [1.0] * 8) == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]
+    jump = [1.0, 9.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
+    assert scales(rule(True), jump) == [1] * 3 + [0.5] * 5
+    assert scales(rule(False), jump) == [1] * 3 + [0.5] * 2 + [0.25] * 2 + [0.125]
+
+
 @pytest.mark.parametrize("factor", [0.0, 1.0, -0.5])
 def test_factor_must_shrink(factor):
     with pytest.raises(
@@ -98,3 +108,24 @@ def test_scales_every_leaf():
         update, state = rule.update(tree, state, None, value=jnp.float32(1))
     assert update["a"].tolist() == [0.5, 0.5]
     assert float(update["b"]) == 1.5
+
+
+def test_warmup_then_cosine():
+    """Step 0 at a hundredth, step 99 at the rate, then half a cosine that ends at 0."""
+    rate = jax.jit(warmup_cosine(0.25, 400))
+    found = np.array([float(rate(i)) for i in range(401)])
+    assert found[0] == pytest.approx(0.0025)
+    assert found[99] == pytest.approx(0.25)
+    np.testing.assert_allclose(np.diff(found[:100]), 0.0025, rtol=1e-3)
+    wanted = 0.125 * (1 + np.cos(np.pi * np.arange(301) / 300))
+    np.testing.assert_allclose(found[100:], wanted, atol=1e-6)
+    assert 0 < found[399] < 1e-4 * found.max()
+    assert found[400] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(("steps", "top"), [(1, 0), (2, 0), (5, 1), (60, 29)])
+def test_warmup_takes_no_more_than_half_of_a_short_run(steps, top):
+    found = [float(jnp.asarray(warmup_cosine(2.0, steps)(i))) for i in range(steps)]
+    assert int(np.argmax(found)) == top
+    assert found[top] == pytest.approx(2)
+    assert min(found) > 0

@@ -1,15 +1,23 @@
+import dataclasses
 import typing
 
 import pytest
 
 from dfq_jax import cli
 from dfq_jax.errors import UsageError
+from dfq_jax.graph.ops import Flatten, MaxPool
+from dfq_jax.graph.query import batch_norms
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
+from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
     METHODS,
     PRESETS,
     ImageBudget,
     Preset,
+    choice_for,
     image_budget,
+    makes_noise,
     noise_budget,
     recipe_for,
 )
@@ -40,7 +48,7 @@ def test_steps_and_batch_replace_those_of_the_method(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("magic",), r"^method 'magic' is none of best, dsg, zeroq, noise\.$"),
+        (("magic",), r"^method 'magic' is none of best, dsg, zeroq, .*, noise\.$"),
         (("dsg", 0), r"^steps must be at least 1, got 0\.$"),
         (("dsg", None, -2), r"^batch must be at least 1, got -2\.$"),
     ],
@@ -73,6 +81,57 @@ def test_noise_costs_nothing_so_there_is_more():
 def test_an_unknown_preset():
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
         image_budget("slow", SMALL)
+
+
+WITHOUT_NORMS = ("gzsq", "psaq_vit", "noise")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_with_statistics_gets_what_is_asked_for(method, tiny_net):
+    choice = choice_for(tiny_net, method, 3, 2)
+    assert choice.recipe.name == method
+    assert (choice.recipe.steps, choice.recipe.batch) == (0 if method == "noise" else 3, 2)
+    assert makes_noise(tiny_net, method) is (method == "noise")
+    if method == "gzsq":
+        assert choice.notes == (ESTIMATED_ANEW,)
+        norms = [n.name for n in batch_norms(choice.model.graph)]
+        assert norms == [f"{n}.estimated" for n in ("conv1", "depthwise", "project", "conv2")]
+    else:
+        assert choice.notes == ()
+        assert choice.model is tiny_net
+
+
+@pytest.mark.parametrize("net", ["vit", "stem"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_without_statistics(method, net, nets):
+    """Noise, unless the method can do without."""
+    model = dataclasses.replace(fold_batch_norm(getattr(nets, net)()), moments={})
+    choice = choice_for(model, method, 3, 2)
+    assert choice.recipe.name == (method if method in WITHOUT_NORMS else "noise")
+    assert choice.recipe.batch == 2
+    assert makes_noise(model, method) is (choice.recipe.name == "noise")
+    if method == "gzsq":
+        assert choice.notes == (ESTIMATED,)
+        assert batch_norms(choice.model.graph)
+    else:
+        assert choice.notes == (() if method == "psaq_vit" else (NO_STATISTICS,))
+        assert choice.model is model
+
+
+def test_deepinversion_suits_the_size_of_images(nets):
+    """Half the size first, where images are large and the network can read it."""
+    stem = nets.stem()
+    sized = lambda size: dataclasses.replace(stem, contract=InputContract(size, size))
+    settings = lambda model: recipe_for("deepinversion", model=model).settings
+    small, large = settings(sized(64)), settings(sized(65))
+    assert (small["resolution"], large["resolution"]) == ("full", "multi")
+    assert large == recipe_for("deepinversion").settings
+    b = nets.Builder(InputContract(66, 66))
+    flat = b.op("flat", Flatten(), b.op("pool", MaxPool((11, 11), (11, 11)), "images"))
+    fixed = settings(b.done(b.linear("fc", flat, 2)))
+    assert fixed == {**large, "resolution": "full"} != small
+    given = recipe_for("deepinversion", 7, 3, model=stem)
+    assert (given.steps, given.batch) == (7, 3)
 
 
 def test_the_command_line_knows_the_same_names():

@@ -9,10 +9,16 @@ import pytest
 from dfq_jax.synthesis.match import (
     EPS,
     batch_norm_match,
+    batch_z_gap,
     enhanced,
+    gauss_kl,
     layer_losses,
+    matched_kl,
     relative_batch_match,
+    tamed,
     unbiased_std,
+    z_match,
+    z_score,
 )
 from dfq_jax.synthesis.targets import Stats
 
@@ -157,3 +163,109 @@ def test_enhancement_of_equal_samples_is_a_factor():
     assert ratio == pytest.approx((layers + 1) / layers, rel=1e-5)
     slope = jax.grad(lambda x: enhanced(x, 2.0))(losses)
     np.testing.assert_allclose(slope, (1 + np.eye(layers)) / layers, rtol=1e-6)
+
+
+def numpy_kl(mean, var, mean_q, var_q):
+    """Divergence of one Gaussian from another."""
+    return np.log(np.sqrt(var_q / var)) + (var + (mean - mean_q) ** 2) / (2 * var_q) - 0.5
+
+
+def test_divergence_of_gaussians():
+    """The worked example, that it is the expected difference of log densities, and its least."""
+    one = lambda *v: float(gauss_kl(*(f32([x]) for x in v))[0])
+    assert one(0.0, 1.0, 1.0, 4.0) == pytest.approx(0.4431, abs=1e-4)
+    assert one(1.0, 4.0, 0.0, 1.0) == pytest.approx(numpy_kl(1, 4, 0, 1), rel=1e-5)
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=10**6) * 0.7 + 0.3
+    density = lambda mean, std: -0.5 * ((x - mean) / std) ** 2 - np.log(std)
+    sampled = np.mean(density(0.3, 0.7) - density(-0.2, 1.1))
+    assert one(0.3, 0.49, -0.2, 1.21) == pytest.approx(sampled, abs=1e-2)
+    mean, var, mean_q, var_q = f32(rng.uniform(0.1, 3, (4, 500)))
+    assert float(gauss_kl(mean, var, mean_q, var_q).min()) > -1e-6
+    assert float(jnp.abs(gauss_kl(mean, var, mean, var)).max()) < 1e-6
+    assert one(0.5, 0.25, 0.5, 0.26) > 1e-4
+    assert np.isfinite(one(0.0, 1.0, 0.0, 0.0))  # a collapsed channel
+
+
+def test_divergence_is_level_and_curved_at_the_recorded_mean():
+    mean, var = f32([0.4]), f32([0.25])
+    loss = lambda mean_q: gauss_kl(mean, var, mean_q, var)[0]
+    assert float(jax.grad(loss)(mean)[0]) == 0
+    assert float(jax.hessian(loss)(mean)[0, 0]) == pytest.approx(1 / 0.25, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def divergences(scene):
+    """KL of every usable channel against the batch's moments, by NumPy, both directions."""
+    ahead, back = [], []
+    for name, t in scene.targets.items():
+        measured = scene.stats[name]
+        means, variances = np.asarray(measured.mean, float), np.asarray(measured.var, float)
+        mean = means.mean(0)
+        var = (variances + means**2).mean(0) - mean**2
+        recorded, keep = (np.asarray(t.mean, float), np.asarray(t.var, float)), np.asarray(t.usable)
+        ahead.append(numpy_kl(*recorded, mean, var)[keep])
+        back.append(numpy_kl(mean, var, *recorded)[keep])
+    return np.concatenate(ahead), np.concatenate(back)
+
+
+def test_matched_divergence_against_numpy(scene, divergences):
+    ahead, back = divergences
+    assert ahead.shape == (8,)
+    assert float(matched_kl()(scene)) == pytest.approx(ahead.sum(), rel=1e-4)
+    assert float(matched_kl(reverse=True)(scene)) == pytest.approx(back.sum(), rel=1e-4)
+    assert float(matched_kl(mean=True)(scene)) == pytest.approx(ahead.mean(), rel=1e-4)
+    limit = float(np.median(ahead))
+    beyond = np.where(ahead > limit, limit * (1 + np.log(ahead / limit)), ahead)
+    assert float(matched_kl(limit=limit)(scene)) == pytest.approx(beyond.sum(), rel=1e-4)
+
+
+def test_tamed_values_keep_order_and_slope():
+    values = f32([0.0, 1.0, 9.9, 10.1, 1e3, 1e6])
+    np.testing.assert_array_equal(tamed(values, None), values)
+    found, slope = tamed(values, 10.0), jax.vmap(jax.grad(lambda v: tamed(v, 10.0)))(values)
+    np.testing.assert_array_equal(found[:3], values[:3])
+    assert np.all(np.diff(found) > 0)
+    assert float(found[-1]) == pytest.approx(10 * (1 + np.log(1e5)), rel=1e-5)
+    np.testing.assert_allclose(slope, 10 / np.maximum(values, 10), rtol=1e-5)
+
+
+def test_z_scores():
+    """Zero where means agree, the same both ways, and in any unit."""
+    rng = np.random.default_rng(11)
+    mean, mean_q = rng.normal(size=(2, 9))
+    std, std_q = rng.uniform(0.3, 2, (2, 9))
+    wanted = np.abs(mean - mean_q) / np.hypot(std + 1e-6, std_q + 1e-6)
+    given = tuple(f32(v) for v in (mean, std, mean_q, std_q))
+    np.testing.assert_allclose(z_score(*given), wanted, rtol=1e-5)
+    np.testing.assert_array_equal(z_score(*given[2:], *given[:2]), z_score(*given))
+    np.testing.assert_allclose(z_score(*(v * 30 for v in given)), wanted, rtol=1e-4)
+    assert np.all(np.asarray(z_score(given[0], given[1], given[0], given[3])) == 0)
+    assert np.all(np.asarray(z_score(*given)) > 0)
+    wider = z_score(given[0], given[1] * 2, *given[2:])
+    assert np.all(np.asarray(wider) < np.asarray(z_score(*given)))
+
+
+def test_z_match_against_numpy(scene):
+    """Statistics of the batch, a norm over usable channels, layers summed."""
+    total = 0.0
+    for name, t in scene.targets.items():
+        seen = scene.stats[name]
+        means, variances = np.asarray(seen.mean, float), np.asarray(seen.var, float)
+        std = np.sqrt((variances + means**2).mean(0) - means.mean(0) ** 2 + EPS)
+        spread = np.hypot(std, np.sqrt(np.asarray(t.var, float) + EPS))
+        z = (means.mean(0) - np.asarray(t.mean, float)) / spread
+        total += np.linalg.norm(z * np.asarray(t.usable))
+    assert float(z_match(scene)) == pytest.approx(total, rel=1e-4)
+
+
+def test_z_match_is_blind_to_deviations_of_agreeing_means(scenes):
+    stats = {"bn": Stats(f32([[0.5, 1.0], [-0.5, 3.0]]), f32([[4.0, 1.0], [2.0, 0.1]]), 9)}
+    seen = scenes.observed(stats=stats, targets={"bn": scenes.target([0.0, 2.0], [1.0, 0.01])})
+    assert float(z_match(seen)) == pytest.approx(0, abs=1e-5)
+    gap = batch_z_gap(stats["bn"], scenes.target([0.1, 2.0], [1.0, 0.01]))
+    assert float(gap.mean[0]) > 0.03
+    assert np.all(np.asarray(gap.spread) == 0)
+    slopes = jax.grad(lambda mean: z_match(seen._replace(stats={"bn": Stats(mean, *rest)})))
+    rest = (stats["bn"].var, 9)
+    assert np.all(np.isfinite(slopes(stats["bn"].mean)))

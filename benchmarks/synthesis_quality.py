@@ -1,0 +1,219 @@
+"""Images of every method, measured the same way and used by one fixed quantizer.
+
+Every method makes the same number of images, in as many steps as fit into the same seconds
+(`--seconds`) or as its paper takes (`--published`). The quantizer takes its ranges from the images
+alone: L_p grids for each kernel channel and each tensor, biases corrected. Two more rows stand for
+the ends of the scale: real images, and Gaussian noise. Accuracy is that of the simulator, which
+computes what ONNX Runtime does (see `verify.py`).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import image_measures
+from artifacts import NETWORKS
+from common import Column, Row
+
+SCHEMES = ("w8a8", "w4a8", "w4a4")
+COLUMNS = [
+    Column("network", "network"),
+    Column("method", "images"),
+    Column("seed", "seed"),
+    Column("steps", "steps"),
+    Column("seconds", "s", ".0f"),
+    Column("bn_loss", "BN loss", ".3f"),
+    Column("spread", "spread", ".2f"),
+    Column("cosine", "cosine", ".2f"),
+    Column("classes", "classes %", ".0fx100"),
+    Column("confidence", "confidence %", ".0fx100"),
+    *(Column(scheme, scheme.upper() + " %", ".2fx100") for scheme in SCHEMES),
+]
+ORDER = (
+    "real", "best", "zeroq", "dsg", "genie", "deepinversion", "knowledge_within", "intraq",
+    "clusterq", "mct", "gzsq", "noise", "gaussian",
+)  # fmt: skip
+
+
+class Setting(NamedTuple):
+    """A network with how it is judged.
+
+    Attributes:
+      layers: which layers stay at 8 bits.
+      batch: images optimised together at most.
+      grid: images of a preview.
+    """
+
+    layers: str
+    batch: int
+    grid: int
+
+
+SETTINGS = {
+    "resnet20": Setting("qdrop_8bit_ends", 128, 64),
+    "efficientnet_lite0": Setting("qdrop_8bit_ends", 16, 16),
+}
+
+
+def main() -> None:
+    """Makes, measures and judges the images of the chosen methods."""
+    args = arguments()
+    rows: list[Row] = []
+    reason = None
+    for network in args.networks:
+        if missing := NETWORKS[network].absent(args.shared):
+            reason = missing
+            continue
+        subject = Subject(network, args)
+        for seed in args.seeds:
+            for method in args.methods:
+                found = row(subject, method, seed, args)
+                rows.append(found)
+                common.log(", ".join(f"{c.heading} {c.text(found)}" for c in COLUMNS))
+    common.finish(args, {args.table: COLUMNS}, rows, reason)
+
+
+def arguments() -> argparse.Namespace:
+    """What to run."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--networks", type=common.choices(SETTINGS), default=tuple(SETTINGS))
+    parser.add_argument("--methods", type=common.choices(ORDER), default=ORDER)
+    parser.add_argument("--schemes", type=common.choices(SCHEMES), default=SCHEMES)
+    parser.add_argument("--seeds", type=lambda t: [int(v) for v in common.names(t)], default=[0])
+    parser.add_argument("--n", type=int, default=256, help="images")
+    parser.add_argument("--seconds", type=float, default=60, help="of synthesis, per method")
+    parser.add_argument("--published", action="store_true", help="steps of the papers instead")
+    parser.add_argument("--limit", type=int, help="judge by so many images only")
+    parser.add_argument("--grids", type=Path, help="folder for a PNG of each method's images")
+    parser.add_argument("--table", default="synthesis_quality", help="name of the table")
+    return parser.parse_args()
+
+
+class Subject:
+    """A network with its targets and labelled images, read once."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        import dfq_jax
+        from dfq_jax.synthesis.targets import batch_norm_targets
+
+        about = NETWORKS[name]
+        source, arch = (
+            (args.shared / about.model, about.arch) if about.arch else (about.model, None)
+        )
+        self.name, self.setting, self.about = name, SETTINGS[name], about
+        self.model = dfq_jax.load(source, arch=arch)
+        self.targets, _ = batch_norm_targets(self.model)
+        self.judged = labelled(args.shared / about.data, self.model.contract, args.limit)
+        self.real_folder = args.shared / about.real
+        self.programs: dict[str, Any] = {}
+
+
+def labelled(path: Path, contract: Any, limit: int | None) -> tuple[Any, Any]:
+    """Images as the network wants them, and their classes."""
+    import numpy as np
+
+    from dfq_jax.data.accuracy import load, pick
+    from dfq_jax.data.sources import open_source
+
+    source = open_source(str(path))
+    loaded = [load(source, i, contract) for i in pick(len(source), limit)]
+    return np.stack([x for x, _ in loaded]), np.array([y for _, y in loaded])
+
+
+def row(subject: Subject, method: str, seed: int, args: argparse.Namespace) -> Row:
+    """One method and seed."""
+    images, facts = made(subject, method, seed, args)
+    measured = image_measures.looks(subject.model, subject.targets, images)
+    found: Row = {"table": args.table, "network": subject.name, "method": method, "seed": seed}
+    found |= facts | measured
+    for scheme in args.schemes:
+        found[scheme] = accuracy(subject, images, scheme)
+    return found
+
+
+def made(subject: Subject, method: str, seed: int, args: argparse.Namespace) -> tuple[Any, Row]:
+    """The images of a method, with steps and seconds."""
+    import jax
+
+    if method == "real":
+        return real_images(subject, args.n, seed), {}
+    if method == "gaussian":
+        key = jax.random.key(seed)
+        return jax.random.normal(key, (args.n, *subject.model.contract.shape)), {}
+    steps = None if args.published else affordable(subject, method, args)
+    start = time.perf_counter()
+    images = synthesized(subject, method, args.n, seed, steps)
+    seconds = time.perf_counter() - start
+    if args.grids is not None:
+        from dfq_jax.report.grid import grid_png
+
+        args.grids.mkdir(parents=True, exist_ok=True)
+        file = args.grids / f"{subject.name}-{method}.png"
+        file.write_bytes(grid_png(images, most=subject.setting.grid))
+    facts = {"steps": images.provenance["steps"] or None, "seconds": seconds}
+    return images.images, facts
+
+
+def synthesized(subject: Subject, method: str, n: int, seed: int, steps: int | None) -> Any:
+    """An `ImageSet` by the public function."""
+    import dfq_jax
+
+    batch = None if method in ("noise", "dsg") else subject.setting.batch
+    return dfq_jax.synthesize(subject.model, n, method=method, key=seed, steps=steps, batch=batch)
+
+
+def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int | None:
+    """Steps that take the seconds allowed: from the difference of a longer and a shorter run."""
+    if method == "noise":
+        return None
+    if method not in subject.programs:
+        once = []
+        for steps in (10, 30):
+            start = time.perf_counter()
+            synthesized(subject, method, subject.setting.batch, 99, steps)
+            once.append(time.perf_counter() - start)
+        batches = -(-args.n // subject.setting.batch)
+        per_step = max((once[1] - once[0]) / 20, 1e-4) * batches
+        fixed = max(once[0] - 10 * per_step / batches, 0)
+        subject.programs[method] = max(int((args.seconds - fixed) / per_step) // 10 * 10, 10)
+    return subject.programs[method]
+
+
+def real_images(subject: Subject, n: int, seed: int) -> Any:
+    """Images of the training set, or of the sample the network is judged by."""
+    import numpy as np
+
+    from dfq_jax.data.accuracy import load
+    from dfq_jax.data.sources import open_source
+
+    source = open_source(str(subject.real_folder))
+    chosen = np.random.default_rng(seed).choice(len(source), n, replace=False)
+    return np.stack([load(source, int(i), subject.model.contract)[0] for i in chosen])
+
+
+def accuracy(subject: Subject, images: Any, scheme: str) -> float:
+    """Share of labelled images that the quantized network gets right."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dfq_jax.quantize.simulate import simulate
+
+    quantized = image_measures.fixed_quantizer(
+        subject.model, jnp.asarray(images), scheme, subject.setting.layers
+    )
+    run: Callable[..., Any] = jax.jit(simulate)
+    pixels, classes = subject.judged
+    size = 250 if subject.name == "resnet20" else 50
+    hits = 0
+    for start in range(0, len(pixels), size):
+        scores = run(quantized, jnp.asarray(pixels[start : start + size]))
+        hits += int(np.sum(np.argmax(scores, 1) == classes[start : start + size]))
+    return hits / len(pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""ClusterQ: images of a class gather around a centre of their own in the deep layers.
+
+Gao et al. 2022, "Towards Feature Distribution Alignment and Diversity Enhancement for Data-Free
+Quantization". The paper trains a generator with these terms; here they are those of pixels. The
+statistics are of single samples, so that classes can share a batch; those of the samples that the
+network misclassifies are left out.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.centres import (
+    Clusters,
+    centre_distance,
+    classified,
+    distorted,
+    followed,
+    masked_mean,
+    of_class,
+    recorded_clusters,
+    sample_moments,
+)
+from dfq_jax.synthesis.match import batch_var_gap, matched, recorded_std, squared_mean
+from dfq_jax.synthesis.pixels import gaussian
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.terms import Observed, Term, cross_entropy
+
+
+def clusterq(
+    *,
+    steps: int = 500,
+    batch: int = 64,
+    learning_rate: float = 0.5,
+    per_class: int = 8,
+    warmup: float = 1 / 8,
+    statistics: float = 0.1,
+    align: float = 0.9,
+    diversify: float = 0.6,
+    rate: float = 0.2,
+    noise: tuple[float, float] = (0.5, 1.0),
+    relative_noise: bool = False,
+) -> Recipe:
+    """ClusterQ's terms on pixels.
+
+    Args:
+      steps: Adam steps.
+      batch: images optimised together.
+      learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 100 steps (ours).
+      per_class: images of a class in a batch, fewer where classes do not suffice (ours).
+      warmup: share of the steps before centres count.
+      statistics: a1, weight of the batch statistics.
+      align: a2, weight of the distance to the centre of the class.
+      diversify: a3, weight of the distance to a point drawn around it.
+      rate: beta, by which centres follow the images.
+      noise: deviations of that draw, of means and of deviations, absolute.
+      relative_noise: in units of each channel's recorded deviation instead (ours).
+
+    Returns:
+      The recipe.
+    """
+    quiet = round(warmup * steps)
+    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    varied = partial(variation, noise=noise, relative=relative_noise)
+    return Recipe(
+        name="clusterq",
+        settings={
+            "learning_rate": learning_rate,
+            "per_class": per_class,
+            "warmup": warmup,
+            "statistics": statistics,
+            "align": align,
+            "diversify": diversify,
+            "rate": rate,
+            "noise": list(noise),
+            "relative_noise": relative_noise,
+        },
+        batch=batch,
+        source=Source(gaussian),
+        stages=(Stage(steps, optimizer),),
+        terms=(
+            Term("labels", 1.0, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("batch norm", statistics, matched(batch_var_gap, squared_mean, mean=True)),
+            Term("class alignment", align, after(quiet, alignment), True),
+            Term("class variation", diversify, after(quiet, varied), True),
+        ),
+        condition=partial(grouped_labels, per_class=per_class),
+        memory=followers(quiet, rate),
+    )
+
+
+def followers(warmup: int, rate: float) -> Memory:
+    """Centres of the classes, which pass from step to step and from batch to batch."""
+    return Memory(
+        start=lambda targets, turns, classes, features: recorded_clusters(targets, classes),
+        step=lambda o: moving(o, warmup, rate),
+    )
+
+
+def grouped_labels(
+    key: Key[Array, ""], size: int, classes: int, per_class: int
+) -> Float[Array, "b classes"]:
+    """One-hot labels of groups of one class each, the classes in random order."""
+    order = jax.random.permutation(key, classes)
+    return jax.nn.one_hot(order[jnp.arange(size) // per_class % classes], classes)
+
+
+def after(
+    warmup: int, fn: Callable[[Observed], Float[Array, ""]]
+) -> Callable[[Observed], Float[Array, ""]]:
+    """A term's function that is 0 in the warm-up."""
+    return lambda observed: jnp.where(observed.step >= warmup, fn(observed), 0.0)
+
+
+def moving(observed: Observed, warmup: int, rate: float) -> Clusters:
+    """Centres that stay in the warm-up; its last step measures them, later ones move them."""
+    clusters, label = observed.memory, jnp.argmax(observed.labels, axis=1)
+    right = classified(observed.logits, observed.labels) & (observed.step + 1 >= warmup)
+    return followed(clusters, observed.stats, label, right, rate)
+
+
+def alignment(observed: Observed) -> Float[Array, ""]:
+    """Distance of the samples to the centre of their class (SFDA)."""
+    wanted = of_class(observed.memory.centres, jnp.argmax(observed.labels, axis=1))
+    distance = centre_distance(observed, wanted, sample_moments)
+    return masked_mean(distance, classified(observed.logits, observed.labels))
+
+
+def variation(
+    observed: Observed, noise: tuple[float, float], *, relative: bool
+) -> Float[Array, ""]:
+    """Distance of the samples to points drawn around the centre of their class (ICV)."""
+    wanted = of_class(observed.memory.centres, jnp.argmax(observed.labels, axis=1))
+    units = {k: recorded_std(t) for k, t in observed.targets.items()} if relative else None
+    drawn = distorted(wanted, observed.key, noise, units)
+    distance = centre_distance(observed, drawn, sample_moments)
+    return masked_mean(distance, classified(observed.logits, observed.labels))

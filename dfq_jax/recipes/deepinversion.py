@@ -1,0 +1,242 @@
+"""DeepInversion: images a network is sure about, with smoothness and batch statistics as priors.
+
+Yin et al. 2020, "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion". With a
+student it becomes adaptive: images on which the two networks agree cost more.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from dfq_jax.errors import GraphError, UsageError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import classes_of, output_shapes, weighted_nodes
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
+from dfq_jax.optim.schedules import warmup_cosine
+from dfq_jax.synthesis.augment import Augment, compose, flip, halve, jitter
+from dfq_jax.synthesis.classes import competition
+from dfq_jax.synthesis.match import batch_var_gap, matched, norms
+from dfq_jax.synthesis.pixels import from_natural, gaussian
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, random_labels
+from dfq_jax.synthesis.terms import Observed, Term, cross_entropy, image_norm, total_variation
+
+Resolution = Literal["multi", "full"]
+Variant = Literal["paper", "code"]
+
+
+class Weights(NamedTuple):
+    """Factors of the terms, as recommended for ImageNet.
+
+    Attributes:
+      labels: cross-entropy to random labels.
+      statistics: distance to recorded statistics.
+      first: of the first batch norm in it, once more.
+      variation: total variation.
+      norm: length of images.
+      compete: agreement with the student.
+    """
+
+    labels: float = 1.0
+    statistics: float = 0.01
+    first: float = 10.0
+    variation: float = 1e-4
+    norm: float = 1e-5
+    compete: float = 0.2
+
+
+IMAGENET_WEIGHTS = Weights()
+CIFAR_WEIGHTS = Weights(statistics=10.0, first=1.0, variation=2.5e-5, norm=0.0)
+
+
+def deepinversion(
+    *,
+    resolution: Resolution = "multi",
+    steps: int = 3000,
+    batch: int = 84,
+    learning_rate: float = 0.25,
+    betas: tuple[float, float] = (0.5, 0.9),
+    reach: int = 30,
+    mirror: bool = True,
+    bounded: bool = True,
+    weights: Weights = IMAGENET_WEIGHTS,
+    student: Model | None = None,
+    variant: Variant = "paper",
+) -> Recipe:
+    """DeepInversion with the values its authors recommend for ImageNet.
+
+    The result is the last iterate; the released ImageNet script keeps the one of least loss.
+
+    Args:
+      resolution: `multi`: two thirds of the steps at half the size, the rest at full size; `full`:
+        all at full size (released with 2000 steps), for networks that cannot read half the size.
+      steps: Adam steps of both stages.
+      batch: images whose statistics are taken together.
+      learning_rate: of Adam, in natural units; rises over 100 steps, falls to 0 along a cosine.
+      betas: of Adam.
+      reach: images are rolled by up to so many pixels, by half of it at half the size.
+      mirror: flip the batch left and right, every other time.
+      bounded: only possible pixels.
+      weights: of the terms.
+      student: a network to disagree with (adaptive DeepInversion); same classes and image size.
+      variant: divergence from the student as in the paper or the code; see `competition`.
+
+    Returns:
+      The recipe.
+    """
+    return Recipe(
+        name="deepinversion",
+        settings={
+            "resolution": resolution,
+            "learning_rate": learning_rate,
+            "betas": list(betas),
+            "reach": reach,
+            "mirror": mirror,
+            "bounded": bounded,
+            "weights": weights._asdict(),
+            "adaptive": student is not None,
+            "variant": variant,
+        },
+        batch=batch,
+        source=Source(gaussian),
+        stages=stages(resolution, steps, reach, mirror, partial(adam_of, learning_rate, betas)),
+        terms=terms_of(weights, student, variant),
+        prepare=lambda model, targets, key: admitted(model, student, resolution),
+        condition=random_labels,
+        bounded=bounded,
+    )
+
+
+def deepinversion_cifar(
+    *, steps: int = 2000, batch: int = 256, learning_rate: float = 0.05, **changes: Any
+) -> Recipe:
+    """DeepInversion with the values its authors recommend for CIFAR-10.
+
+    Args:
+      steps: Adam steps, all at full size.
+      batch: images whose statistics are taken together.
+      learning_rate: as in `deepinversion`.
+      **changes: other arguments of `deepinversion`.
+
+    Returns:
+      The recipe; every class is shown as often as any other, give or take once.
+    """
+    values: dict[str, Any] = {
+        "resolution": "full",
+        "betas": (0.9, 0.999),
+        "reach": 2,
+        "mirror": False,
+        "bounded": False,
+        "weights": CIFAR_WEIGHTS,
+    }
+    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
+    return deepinversion(**(values | given | changes))._replace(condition=balanced_labels)
+
+
+def terms_of(weights: Weights, student: Model | None, variant: Variant) -> tuple[Term, ...]:
+    """The objective; with a student, its agreement as well."""
+    statistics = matched(batch_var_gap, norms, first=weights.first)
+    terms = (
+        Term("labels", weights.labels, lambda o: cross_entropy(o.logits, o.labels), True),
+        Term("batch norm", weights.statistics, statistics),
+        Term("variation", weights.variation, lambda o: total_variation(o.natural)),
+        Term("norm", weights.norm, lambda o: image_norm(o.natural)),
+    )
+    if student is None:
+        return terms
+    return (*terms, Term("competition", weights.compete, agreement(variant == "code"), True))
+
+
+Optimizer = Callable[[float], optax.GradientTransformation]
+
+
+def adam_of(learning_rate: float, betas: tuple[float, float], steps: int) -> Optimizer:
+    """A stage's optimizer: Adam with a warm-up and a cosine over its steps."""
+    return lambda factor: optax.adam(warmup_cosine(learning_rate * factor, steps), *betas)
+
+
+def stages(
+    resolution: Resolution, steps: int, reach: int, mirror: bool, adam: Callable[[int], Optimizer]
+) -> tuple[Stage, ...]:
+    """One stage at full size, for `multi` after one at half the size with twice its steps."""
+
+    def shown(reach: int) -> Augment:
+        return compose(jitter(reach), flip()) if mirror else jitter(reach)
+
+    small = steps * 2 // 3 if resolution == "multi" else 0
+    full = Stage(steps - small, adam(steps - small), shown(reach))
+    if not small:
+        return (full,)
+    return Stage(small, adam(small), compose(halve, shown(reach // 2))), full
+
+
+def agreement(exchanged: bool) -> Callable[[Observed], Array]:
+    """The competition with the student that the recipe shares."""
+
+    def value(observed: Observed) -> Array:
+        student = observed.shared
+        images = from_natural(observed.natural, student.contract)
+        logits = evaluate(student, images)[0][0]
+        return competition(logits, observed.logits, exchanged=exchanged)
+
+    return value
+
+
+def admitted(model: Model, student: Model | None, resolution: Resolution) -> PyTree:
+    """The student, for the terms to see; nothing without one.
+
+    Raises:
+      UsageError: if student and network do not go together, or one cannot read half the size.
+    """
+    if resolution == "multi":
+        for network in (model, student):
+            reads_half_the_size(network)
+    if student is None:
+        return ()
+    kind = lambda m: (m.contract.shape, classes_of(m))
+    if kind(student) != kind(model):
+        raise UsageError(
+            "deepinversion: the student must read the images of the network and know its classes: "
+            f"it has (image, classes) = {kind(student)}, the network {kind(model)}."
+        )
+    return student
+
+
+def reads_half_the_size(model: Model | None) -> None:
+    """Raises UsageError for a network that only runs at its own image size."""
+    if model is None:
+        return
+    contract = model.contract
+    height, width = contract.height // 2, contract.width // 2
+    try:
+        half = dataclasses.replace(contract, height=height, width=width)
+        output_shapes(dataclasses.replace(model, contract=half))
+    except (GraphError, ValueError) as error:
+        raise UsageError(
+            f"deepinversion: the network cannot read images of {height}x{width}, half its size "
+            f'({error}). Use resolution="full".'
+        ) from None
+
+
+def rounded_student(model: Model, bits: int) -> Model:
+    """A student without data or training: the network with its kernels rounded.
+
+    Args:
+      model: the teacher.
+      bits: 2..8 of a symmetric grid for each output channel.
+
+    Returns:
+      The same graph with every kernel of a convolution or linear layer on its grid.
+    """
+    grid, rounded = Grid(bits, symmetric=True, axis=-1), {}
+    for node in weighted_nodes(model.graph):
+        kernel = jnp.asarray(model.params[node.name]["kernel"])
+        top = jnp.max(jnp.abs(kernel), grid.reduced_axes(kernel.ndim), keepdims=True)
+        rounded[node.name] = {"kernel": fake_quantize(kernel, from_range(-top, top, grid), grid)}
+    return with_params(model, rounded)

@@ -1,0 +1,150 @@
+"""FDDA: images whose deep statistics are those of a real image of their class.
+
+Zhong et al. 2022, "Fine-grained Data Distribution Alignment for Post-Training Quantization", and
+its released code. The paper trains a generator with these terms; here they are those of pixels.
+Not free of data: `class_centres` needs an image of some classes.
+"""
+
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.centres import (
+    Centre,
+    Centres,
+    ClassCentres,
+    batch_distance,
+    distorted,
+    of_class,
+)
+from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
+from dfq_jax.synthesis.pixels import gaussian
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.targets import Targets
+from dfq_jax.synthesis.terms import Observed, Term, cross_entropy
+
+
+def fdda(
+    centres: ClassCentres,
+    *,
+    steps: int = 500,
+    batch: int = 16,
+    learning_rate: float = 0.5,
+    statistics: float = 0.2,
+    distort: float = 0.9,
+    align: float = 0.01,
+    noise: tuple[float, float] = (0.5, 1.0),
+    positive: bool = False,
+    reliable: bool = True,
+) -> Recipe:
+    """FDDA's terms on pixels; all images of a batch are of one class.
+
+    Args:
+      centres: of the classes, from a few real images.
+      steps: Adam steps.
+      batch: images optimised together.
+      learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 100 steps (ours).
+      statistics: weight of the recorded statistics.
+      distort: weight of the distance to a point drawn around the centre.
+      align: weight of the distance to the centre.
+      noise: deviations of that draw, of means and of variances, absolute.
+      positive: raise negative variances that were drawn to 0 (ours); this makes variances larger.
+      reliable: only classes whose images the network gets right.
+
+    Returns:
+      The recipe.
+
+    Raises:
+      ValueError: if no class has such an image.
+    """
+    usable = usable_classes(centres, reliable=reliable)
+    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    return Recipe(
+        name="fdda",
+        settings={
+            "learning_rate": learning_rate,
+            "statistics": statistics,
+            "distort": distort,
+            "align": align,
+            "noise": list(noise),
+            "positive": positive,
+            "reliable": reliable,
+            "classes": int(usable.size),
+            "centres": digest(centres),
+        },
+        batch=batch,
+        source=Source(gaussian),
+        stages=(Stage(steps, optimizer),),
+        terms=(
+            Term("labels", 0.5, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("batch norm", statistics, matched(batch_var_gap, squared_mean, mean=True)),
+            Term("distorted", distort, partial(distortion, noise=noise, positive=positive), True),
+            Term("centred", align, lambda o: batch_distance(o, wanted(o)), True),
+        ),
+        prepare=lambda model, targets, key: centres_for(model, targets, centres),
+        condition=partial(one_class, usable=usable),
+    )
+
+
+def usable_classes(centres: ClassCentres, *, reliable: bool) -> np.ndarray:
+    """The classes that batches can be of.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    usable = np.flatnonzero(np.asarray(centres.right if reliable else centres.seen))
+    if not usable.size:
+        lack = "an image the network gets right" if reliable else "an image"
+        raise ValueError(f"fdda() needs at least one class with {lack}, got none.")
+    return usable
+
+
+def digest(centres: ClassCentres) -> int:
+    """A number that tells centres apart in the provenance of images."""
+    return zlib.crc32(b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(centres)))
+
+
+def centres_for(model: Model, targets: Targets, centres: ClassCentres) -> Centres:
+    """The centres, if they are of this network.
+
+    Raises:
+      ValueError: if they are of layers it does not have.
+    """
+    widths = {name: target.mean.shape[-1] for name, target in targets.items()}
+    for name, centre in centres.centres.items():
+        if widths.get(name) != centre.mean.shape[-1]:
+            raise ValueError(
+                f"fdda() got centres of {centre.mean.shape[-1]} channels in the batch norm "
+                f"{name!r}, where this network of {len(model.graph.nodes)} nodes has "
+                f"{widths.get(name, 0)}; measure them on it with class_centres()."
+            )
+    return centres.centres
+
+
+def one_class(
+    key: Key[Array, ""], size: int, classes: int, usable: np.ndarray
+) -> Float[Array, "b classes"]:
+    """One-hot labels of a single random class out of those `usable`."""
+    label = jax.random.choice(key, jnp.asarray(usable, jnp.int32))
+    return jax.nn.one_hot(jnp.broadcast_to(label, (size,)), classes)
+
+
+def wanted(observed: Observed) -> dict[str, Centre]:
+    """The centre of the class of the batch."""
+    return of_class(observed.shared, jnp.argmax(observed.labels[0]))
+
+
+def distortion(
+    observed: Observed, noise: tuple[float, float], *, positive: bool
+) -> Float[Array, ""]:
+    """Distance of the batch to a point drawn around the centre of its class."""
+    drawn = distorted(wanted(observed), observed.key, noise)
+    if positive:
+        drawn = {k: Centre(c.mean, jnp.maximum(c.spread, 0.0)) for k, c in drawn.items()}
+    return batch_distance(observed, drawn)

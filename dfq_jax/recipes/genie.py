@@ -1,0 +1,68 @@
+"""GENIE: a new small generator and its latent codes for every batch, and swing convolutions.
+
+Jeon, Lee, Kim 2023, "GENIE: Show Me the Data for Quantization" (its data half, GENIE-D).
+"""
+
+from collections.abc import Hashable
+
+import optax
+
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.generator import latent_source
+from dfq_jax.synthesis.match import batch_std_gap, matched, squared_mean
+from dfq_jax.synthesis.recipe import Recipe, Stage
+from dfq_jax.synthesis.swing import swing
+from dfq_jax.synthesis.terms import Term, image_statistics
+
+
+def genie(
+    *,
+    steps: int = 4000,
+    batch: int = 128,
+    latent_rate: float = 0.1,
+    generator_rate: float = 0.01,
+    reach: int = 1,
+    latent: int = 256,
+    channels: tuple[int, int] = (128, 64),
+) -> Recipe:
+    """GENIE's generated images.
+
+    Args:
+      steps: of both optimizers.
+      batch: images whose statistics are taken together.
+      latent_rate: of the codes' Adam; cut to a tenth on plateaus of 100 steps, to 1e-4 at least.
+      generator_rate: of the generator's Adam; falls by 5 % every 100 steps.
+      reach: pixels by which strided convolutions swing; 0 keeps them still.
+      latent: length of a code.
+      channels: of the generator's first and its hidden feature map.
+
+    Returns:
+      The recipe.
+    """
+
+    def optimizer(scale: float) -> optax.GradientTransformation:
+        decay = optax.exponential_decay(generator_rate * scale, 100, 0.95, staircase=True)
+        rules: dict[Hashable, optax.GradientTransformation] = {
+            "latent": adam_with_plateau(latent_rate * scale, patience=100, floor=1e-4),
+            "generator": optax.adam(decay),
+        }
+        return optax.partition(rules, {name: name for name in rules})
+
+    return Recipe(
+        name="genie",
+        settings={
+            "latent_rate": latent_rate,
+            "generator_rate": generator_rate,
+            "reach": reach,
+            "latent": latent,
+            "channels": list(channels),
+        },
+        batch=batch,
+        source=latent_source(latent=latent, channels=channels),
+        stages=(Stage(steps, optimizer),),
+        terms=(
+            Term("batch norm", 1.0, matched(batch_std_gap, squared_mean)),
+            Term("image", 1.0, image_statistics),
+        ),
+        distort=swing(reach) if reach else None,
+    )

@@ -1,0 +1,108 @@
+"""GZSQ: images for networks without batch norm, by statistics estimated from weights alone.
+
+Sharma et al. 2022, "A Generalized Zero-Shot Quantization of Deep Convolutional Neural Networks via
+Learned Weights Statistics". The recipe matches whatever statistics a network holds; `estimated`
+makes a network hold estimated ones.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.passes.estimate import Mode, Rule, with_estimated_norms
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.synthesis.match import batch_z_gap, norms, z_match
+from dfq_jax.synthesis.noise import noise
+from dfq_jax.synthesis.pixels import clip_to_pixels, from_natural, gaussian
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.targets import Target, sample_stats
+from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.types import InputContract, Moments
+
+ESTIMATED = (
+    "the statistics that the images match are estimated from the network's weights alone, none "
+    "were recorded in training"
+)
+ESTIMATED_ANEW = (
+    "gzsq folds batch norms away: the statistics that the images match are estimated from the "
+    "network's weights alone, in spite of those recorded"
+)
+
+
+def gzsq(
+    *, steps: int = 500, batch: int = 32, learning_rate: float = 0.5, bounded: bool = True
+) -> Recipe:
+    """GZSQ's distilled images.
+
+    What we know of the paper says nothing about the optimiser; what stands here is ZeroQ's.
+
+    Args:
+      steps: Adam steps.
+      batch: images whose statistics are taken together.
+      learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 100 steps.
+      bounded: only possible pixels (ours). Without, the distance, which shrinks as deviations grow,
+        drives images to many times the contrast of photographs, and ranges with them.
+
+    Returns:
+      The recipe, for networks that `estimated` made (or any other with batch norms).
+    """
+    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    return Recipe(
+        name="gzsq",
+        settings={"learning_rate": learning_rate, "bounded": bounded},
+        batch=batch,
+        source=Source(gaussian),
+        stages=(Stage(steps, optimizer),),
+        terms=(Term("z-score", 1.0, z_match), Term("image", 1.0, image_z_score)),
+        bounded=bounded,
+    )
+
+
+def image_z_score(observed: Observed) -> Float[Array, ""]:
+    """Z-score distance of the batch to N(0, 1) per colour, natural units."""
+    none = jnp.zeros(observed.natural.shape[-1])
+    normal = Target(none, none + 1, none == 0)
+    return norms(batch_z_gap(sample_stats(observed.natural, none), normal))
+
+
+def estimated(
+    model: Model,
+    mode: Mode = "gzsq",
+    *,
+    rule: Rule = "mean",
+    images: int = 32,
+    key: Key[Array, ""] | None = None,
+) -> Model:
+    """The network with its batch norms folded away, and norms of estimated statistics instead.
+
+    Every recipe that matches batch norms then works, whether or not the network had any.
+
+    Args:
+      model: the network.
+      mode: `gzsq` as in the paper; `analytic`, which propagates normal variables and is nearer to
+        the truth; `noise`: what pink noise and dead leaves show.
+      rule: how `gzsq` makes vectors of different sizes equal.
+      images: how many of noise.
+      key: for noise.
+
+    Returns:
+      The same function. Images are taken to have mean 0 and variance 1 in natural units.
+    """
+    model, contract = fold_batch_norm(model), model.contract
+    seen = None
+    if mode == "noise":
+        shape = (images, *contract.shape)
+        made = jax.jit(noise, static_argnums=1)
+        natural = made(jax.random.key(0) if key is None else key, shape)
+        seen = from_natural(clip_to_pixels(natural, contract), contract)
+    inputs = natural_inputs(contract)
+    return with_estimated_norms(model, mode, inputs=inputs, images=seen, rule=rule)
+
+
+def natural_inputs(contract: InputContract) -> Moments:
+    """Moments, as the network reads them, of images with mean 0 and variance 1 natural units."""
+    ends = jnp.array([0.0, 1.0])[:, None, None, None] * jnp.ones((1, 1, 1, contract.channels))
+    mean, above = from_natural(ends, contract).reshape(2, -1)
+    return Moments(mean, (above - mean) ** 2)

@@ -1,0 +1,91 @@
+"""IntraQ: images that differ within their class.
+
+Zhong et al. 2022, "IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity for Zero-Shot
+Network Quantization": crops during synthesis (local object reinforcement), a margin for the
+distance to earlier images of the class, and soft labels.
+"""
+
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.synthesis.augment import at_random, compose, flip, resized_crop, unchanged
+from dfq_jax.synthesis.classes import (
+    FEATURES,
+    class_margin,
+    no_classes_yet,
+    penultimate,
+    soft_inception,
+    soft_labels,
+    with_images,
+)
+from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
+from dfq_jax.synthesis.pixels import gaussian
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.terms import Observed, Term
+
+
+def intraq(
+    *,
+    steps: int = 1000,
+    batch: int = 256,
+    learning_rate: float = 0.5,
+    smallest: float = 0.5,
+    crops: float = 0.5,
+    lower: float = 0.05,
+    upper: float = 0.8,
+    target: float = 0.95,
+) -> Recipe:
+    """IntraQ's images, with the released values for CIFAR-10.
+
+    The released scripts take `lower=0.02, upper=1.0, target=0.6` for CIFAR-100, and `lower=0.0,
+    upper=2.0, target=1.0` for ImageNet, which leaves the margin out and makes labels hard.
+
+    Args:
+      steps: Adam steps.
+      batch: images whose statistics are taken together.
+      learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 50 steps.
+      smallest: least share of the area of a crop.
+      crops: chance that a step shows a crop of each image, flipped every other time.
+      lower: least cosine distance of an image to the mean of its class's earlier images.
+      upper: largest one; with 0 and 2, which hold for all, nothing is remembered.
+      target: least confidence in a label that an image may ask for.
+
+    Returns:
+      The recipe; batches are made one after the other, each looking back at all before.
+    """
+    optimizer = lambda factor: adam_with_plateau(learning_rate * factor, patience=50, floor=1e-4)
+    cropped = compose(resized_crop(smallest=smallest), flip(together=False))
+    recipe = Recipe(
+        name="intraq",
+        settings={
+            "learning_rate": learning_rate,
+            "smallest": smallest,
+            "crops": crops,
+            "lower": lower,
+            "upper": upper,
+            "target": target,
+        },
+        batch=batch,
+        source=Source(gaussian),
+        stages=(Stage(steps, optimizer, at_random(cropped, crops) if crops else unchanged),),
+        terms=(
+            Term("batch norm", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
+            Term("labels", 1.0, lambda o: soft_inception(o.logits, o.labels), True),
+        ),
+        condition=soft_labels(target),
+    )
+    return recipe if lower <= 0 and upper >= 2 else with_margin(recipe, lower, upper)
+
+
+def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:
+    """The recipe with a memory of classes and the margin around their means."""
+
+    def margin(o: Observed):
+        return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
+
+    def remember(o: Observed):
+        return with_images(o.memory, o.taps[FEATURES], o.labels.labels)
+
+    return recipe._replace(
+        terms=(*recipe.terms, Term("margin", 1.0, margin, True)),
+        watch=lambda graph: {FEATURES: penultimate(graph)},
+        memory=Memory(start=no_classes_yet, batch=remember),
+    )

@@ -1,0 +1,167 @@
+"""MCT: smoothed images, all of which together match the statistics, optimised in turn.
+
+Dikstein et al. 2025, "Data Generation for Hardware-Friendly Post-Training Quantization" (DGH), and
+the data generation of Sony's Model Compression Toolkit (MCT).
+"""
+
+from typing import Literal
+
+import jax
+import optax
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.synthesis.aggregate import (
+    aggregate_match,
+    empty_table,
+    outlying,
+    output_range,
+    refreshed,
+    row_of,
+)
+from dfq_jax.synthesis.augment import (
+    Augment,
+    Sized,
+    blur,
+    centre_crop,
+    compose,
+    flip,
+    random_crop,
+)
+from dfq_jax.synthesis.pixels import Images, gaussian
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.targets import Target, Targets
+from dfq_jax.synthesis.terms import Observed, Term
+
+Variant = Literal["paper", "code"]
+
+
+def mct(
+    *,
+    variant: Variant = "paper",
+    steps: int = 1000,
+    batch: int = 128,
+    learning_rate: float = 16.0,
+    output: float | None = None,
+    margin: int | None = None,
+    sigma: float = 1.25,
+) -> Recipe:
+    """DGH's or MCT's images.
+
+    Args:
+      variant: `paper`: DGH, deviations count ten times, images far from the statistics of the last
+        batch norm cost extra; `code`: MCT, neither.
+      steps: RAdam steps of each batch (MCT: 500).
+      batch: images optimised together (MCT: 32); all batches share their statistics.
+      learning_rate: of RAdam, in natural units; halved on plateaus of 1/50 of the steps. As
+        released; steps this large take pixels to their bounds until it has been halved often.
+      output: weight of the range of outputs; by default 3e-7 (DGH for ResNet-18) or 1e-5 (MCT).
+      margin: by how much canvases are larger than images; by default 32 (DGH) or 64 (MCT).
+      sigma: of the blur.
+
+    Returns:
+      The recipe.
+    """
+    paper = variant == "paper"
+    weight = {"paper": 3e-7, "code": 1e-5}[variant] if output is None else output
+    room = {"paper": 32, "code": 64}[variant] if margin is None else margin
+    confidence = confident_but_typical if paper else confident
+    optimizer = lambda scale: radam_with_plateau(learning_rate * scale, steps)
+    return Recipe(
+        name="mct",
+        settings={
+            "variant": variant,
+            "learning_rate": learning_rate,
+            "output": weight,
+            "margin": room,
+            "sigma": sigma,
+        },
+        batch=batch,
+        source=canvas(room, sigma),
+        stages=(Stage(steps, optimizer, compose(flip(), blur(sigma), crop_at_random(room))),),
+        terms=(
+            Term("batch norm", 1.0, lambda o: aggregate_match(o, 10.0 if paper else 1.0)),
+            Term("output", weight, confidence),
+        ),
+        prepare=last_target,
+        watch=lambda graph: {"image": first_reader(graph)},
+        memory=all_batches(),
+        turns=True,
+        bounded=True,
+    )
+
+
+def all_batches() -> Memory:
+    """The moments of the finished images of every batch."""
+    return Memory(
+        start=lambda targets, turns, classes, sizes: empty_table(targets, turns, sizes["image"]),
+        step=lambda o: refreshed(o.memory, o.turn, row_of(o)),
+        finished=True,
+    )
+
+
+def canvas(margin: int, sigma: float) -> Source:
+    """Gaussian noise beyond the edges of the images, which are its blurred middle."""
+    smooth = blur(sigma)
+
+    def init(key: Key[Array, ""], shape: tuple[int, ...]) -> Sized:
+        b, h, w, c = shape
+        return gaussian(key, (b, h + margin, w + margin, c))
+
+    def finish(images: Images) -> Sized:
+        return centre_crop(smooth(jax.random.key(0), images), *inside(images, margin))
+
+    return Source(init, finish=finish)
+
+
+def crop_at_random(margin: int) -> Augment:
+    """A window smaller by `margin` at a random place, the same for the whole batch."""
+
+    def augment(key: Key[Array, ""], images: Images) -> Sized:
+        return random_crop(*inside(images, margin))(key, images)
+
+    return augment
+
+
+def inside(canvases: Images, margin: int) -> tuple[int, int]:
+    """Height and width of what is within a margin in all."""
+    return canvases.shape[1] - margin, canvases.shape[2] - margin
+
+
+def radam_with_plateau(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """RAdam, halved on plateaus down to 1e-4; each cut forgets the best loss so far."""
+    rule = reduce_on_plateau(
+        factor=0.5, patience=steps // 50, floor=1e-4 / learning_rate, forget=True
+    )
+    return optax.chain(optax.radam(learning_rate), rule)
+
+
+def first_reader(graph: Graph) -> str:
+    """The first node whose first argument is the image.
+
+    Raises:
+      UnsupportedModelError: if there is none.
+    """
+    for node in graph.nodes:
+        if node.inputs[:1] == graph.inputs[:1]:
+            return node.name
+    raise UnsupportedModelError(f"no node of this network reads {graph.inputs[0]!r} first.")
+
+
+def last_target(model: Model, targets: Targets, key: Key[Array, ""]) -> dict[str, Target]:
+    """The last batch norm with usable statistics; dictionaries lose their order under `jit`."""
+    del model, key
+    return {name: targets[name] for name in list(targets)[-1:]}
+
+
+def confident(observed: Observed) -> Float[Array, ""]:
+    """Less, the wider the range of outputs."""
+    return -output_range(observed.logits)
+
+
+def confident_but_typical(observed: Observed) -> Float[Array, ""]:
+    """The same, with a price on images far from the statistics of the last batch norm."""
+    ((name, target),) = observed.shared.items()
+    return confident(observed) + outlying(observed.stats[name], target)

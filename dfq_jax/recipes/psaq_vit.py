@@ -1,0 +1,91 @@
+"""PSAQ-ViT: images whose patches look diverse to the attention of a vision transformer.
+
+Li et al. 2022, "Patch Similarity Aware Data-Free Quantization for Vision Transformers". It needs no
+batch norm.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from dfq_jax.optim.schedules import warmup_cosine
+from dfq_jax.synthesis.augment import compose, flip, jitter
+from dfq_jax.synthesis.patches import attention_outputs, patch_entropy
+from dfq_jax.synthesis.pixels import gaussian
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.terms import Observed, Term, cross_entropy, total_variation
+
+PAPER_VALUES = 32 * 224 * 224 * 3
+"""Numbers in a batch of the paper, for which its range of variations is meant."""
+
+
+def psaq_vit(
+    *,
+    steps: int = 1000,
+    batch: int = 32,
+    learning_rate: float = 0.2,
+    labels: float = 1.0,
+    variation: float = 0.05,
+    reach: tuple[int, int] = (15, 30),
+) -> Recipe:
+    """PSAQ-ViT's images.
+
+    Args:
+      steps: Adam steps in both stages together.
+      batch: images optimised together.
+      learning_rate: highest of Adam, in natural units; the paper takes 0.25 for Swin.
+      labels: weight of the cross-entropy to random labels.
+      variation: weight of the distance to a variation drawn once from 2500..3000.
+      reach: most pixels by which images are rolled, in the first and in the second stage.
+
+    Returns:
+      The recipe.
+    """
+    halves = (steps - steps // 2, steps // 2)
+    stages = zip(halves, reach, strict=True)
+    return Recipe(
+        name="psaq_vit",
+        settings={
+            "learning_rate": learning_rate,
+            "labels": labels,
+            "variation": variation,
+            "reach": list(reach),
+        },
+        batch=batch,
+        source=Source(gaussian),
+        stages=tuple(rolling_stage(count, far, learning_rate) for count, far in stages if count),
+        terms=(
+            Term("patch entropy", -1.0, patch_entropy),
+            Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("variation", variation, variation_gap),
+        ),
+        prepare=lambda model, targets, key: jax.random.uniform(key, minval=2500.0, maxval=3000.0),
+        condition=random_labels,
+        watch=attention_outputs,
+        bounded=True,
+        statistics=False,
+    )
+
+
+def rolling_stage(steps: int, reach: int, learning_rate: float) -> Stage:
+    """A stage with images rolled by the same offset along both axes, and mirrored or not."""
+
+    def optimizer(scale: float) -> optax.GradientTransformation:
+        return optax.adam(warmup_cosine(learning_rate * scale, steps), b1=0.5, b2=0.9)
+
+    return Stage(steps, optimizer, compose(jitter(reach, same=True), flip()))
+
+
+def variation_gap(observed: Observed) -> Float[Array, ""]:
+    """Distance of the total variation to the one drawn for the run.
+
+    The norms of a batch grow with the root of its size, and what was drawn is meant for 32 images
+    of 224x224 pixels; for others it is scaled accordingly (ours).
+
+    Reference:
+      Li et al. 2022, "Patch Similarity Aware Data-Free Quantization for Vision Transformers",
+      total variance, as released.
+    """
+    wanted = observed.shared * (observed.natural.size / PAPER_VALUES) ** 0.5
+    return jnp.abs(total_variation(observed.natural) - wanted)

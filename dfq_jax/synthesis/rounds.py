@@ -1,0 +1,147 @@
+"""A run: which batches are missing, who makes them, and where finished ones are kept."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from dfq_jax.files import write_atomically
+from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.state import StateStore
+from dfq_jax.synthesis.batches import Job
+from dfq_jax.synthesis.making import Made, make, make_apart
+from dfq_jax.synthesis.recipe import Memory, Recipe
+
+
+class Run(NamedTuple):
+    """A run that is ready to begin.
+
+    Attributes:
+      job: the static side.
+      shared: what the recipe prepared.
+      memory: before the first batch.
+      key: batch i uses `fold_in(key, i)`.
+      total: optimisations in all, each of `job.turns` batches.
+      apart: the devices that make batches at the same time, one each; None for one at a time.
+    """
+
+    job: Job
+    shared: PyTree
+    memory: PyTree
+    key: Key[Array, ""]
+    total: int
+    apart: Mesh | None
+
+
+class Shelf(NamedTuple):
+    """Where finished optimisations are kept.
+
+    Attributes:
+      has: whether one is there.
+      get: one that is.
+      put: keeps one.
+    """
+
+    has: Callable[[int], bool]
+    get: Callable[[int], Made]
+    put: Callable[[int, Made], None]
+
+
+Tell = Callable[[int, int, int, Metrics], None]
+"""Told (round, rounds, steps done in it, last metrics) after every chunk."""
+
+
+def consecutive(recipe: Recipe) -> bool:
+    """Whether a batch depends on the one before, by what the recipe remembers."""
+    return recipe.memory.batch is not None or recipe.memory.step is not Memory().step
+
+
+def make_missing(
+    run: Run,
+    wanted: Sequence[int],
+    shelf: Shelf,
+    tell: Tell,
+    chunk: int,
+    state_folder: Path | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> None:
+    """Makes those of the wanted optimisations that are not on the shelf, and puts them there.
+
+    Args:
+      run: what they belong to.
+      wanted: their indices, ascending; from 0 where they are consecutive.
+      shelf: where finished ones are.
+      tell: told of the progress.
+      chunk: most steps between two visits of the host.
+      state_folder: where to keep the state of unfinished ones.
+      fingerprint: what it depends on.
+    """
+    missing = [index for index in wanted if not shelf.has(index)]
+    width = 1 if run.apart is None else run.apart.size
+    rounds = [missing[i : i + width] for i in range(0, len(missing), width)]
+    before = (len(wanted) - len(missing)) // width
+    goes_on = consecutive(run.job.recipe)
+    memory = run.memory
+    if goes_on and missing and missing[0] > 0:
+        memory = shelf.get(missing[0] - 1).memory
+    for number, indices in enumerate(rounds, before):
+        report = partial(tell, number, before + len(rounds))
+        folders = [None if state_folder is None else state_folder / f"batch_{i}" for i in indices]
+        stores = [partial(store_of, folder, fingerprint or {}) for folder in folders]
+        keys = [jax.random.fold_in(run.key, index) for index in indices]
+        given = (run.job, run.shared, memory)
+        if run.apart is None:
+            finished = [make(*given, keys[0], report, stores[0], chunk)]
+        else:
+            finished = make_apart(*given, keys, run.apart, report, stores, chunk)
+        for index, folder, made in zip(indices, folders, finished, strict=True):
+            shelf.put(index, made)
+            memory = made.memory if goes_on else memory
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def store_of(folder: Path | None, fingerprint: Mapping[str, Any], stage: int) -> StateStore | None:
+    """Where a batch keeps the state of a stage, if it does."""
+    return None if folder is None else StateStore(folder / f"stage_{stage}", fingerprint)
+
+
+def in_memory() -> Shelf:
+    """A shelf that lasts as long as the process."""
+    finished: dict[int, Made] = {}
+    return Shelf(finished.__contains__, finished.__getitem__, finished.__setitem__)
+
+
+def in_folder(folder: Path, memory: PyTree) -> Shelf:
+    """A shelf of `batch_{i}.npz`, which a resumed run finds again.
+
+    Args:
+      folder: where they are.
+      memory: what a batch hands over, or anything of the same structure.
+    """
+    path = lambda index: folder / f"batch_{index}.npz"
+    get = lambda index: load_batch(path(index), memory)
+    return Shelf(lambda index: path(index).exists(), get, lambda i, made: save_batch(path(i), made))
+
+
+def save_batch(path: Path, made: Made) -> None:
+    """Keeps a finished batch, so that a resumed run need not make it again."""
+    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss)}
+    arrays |= {f"memory_{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made.memory))}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def load_batch(path: Path, memory: PyTree) -> Made:
+    """Reads what `save_batch` wrote; `memory` says of what structure the memory is."""
+    structure = jax.tree.structure(memory)
+    with np.load(path, allow_pickle=False) as saved:
+        leaves = [jnp.asarray(saved[f"memory_{i}"]) for i in range(structure.num_leaves)]
+        images, loss = jnp.asarray(saved["images"]), float(saved["loss"])
+    return Made(images, loss, jax.tree.unflatten(structure, leaves))
