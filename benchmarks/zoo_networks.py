@@ -139,7 +139,8 @@ def measure_statistics(module: Any, size: int, images: int = 4) -> None:
     """Batch norms take the statistics of a few images of noise, as training would leave them.
 
     Their shifts keep most units active. A deep random network is chaotic otherwise: it blows the
-    smallest rounding up until nothing is left to compare, as no trained network does.
+    smallest rounding up until nothing is left to compare, as no trained network does. For the same
+    reason the last layer is scaled until scores spread as those of trained networks do.
     """
     import torch
 
@@ -151,9 +152,29 @@ def measure_statistics(module: Any, size: int, images: int = 4) -> None:
             part.train()
             if part.affine:
                 part.bias.copy_(1 + torch.rand(part.bias.shape, generator=noise))
-        module(torch.randn(images, 3, size, size, generator=noise))
-    for part in parts:
-        part.eval()
+        pixels = torch.randn(images, 3, size, size, generator=noise)
+        module(pixels)
+        for part in parts:
+            part.eval()
+        last, scores = last_layer(module, pixels)
+        last.weight.mul_(SPREAD / scores.std())
+
+
+SPREAD = 4.0
+"""Deviation of the scores of classes."""
+
+
+def last_layer(module: Any, pixels: Any) -> tuple[Any, Any]:
+    """The convolution or linear layer that runs last, and what it makes of these images."""
+    import torch
+
+    ran: list[tuple[Any, Any]] = []
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda m, _, out: ran.append((m, out))) for m in layers]
+    module(pixels)
+    for hook in hooks:
+        hook.remove()
+    return ran[-1]
 
 
 @contextlib.contextmanager

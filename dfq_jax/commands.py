@@ -13,6 +13,7 @@ from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images, save_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
+from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.verify import Verification
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
 from dfq_jax.recipes.noise import NO_STATISTICS
@@ -166,6 +167,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     parse_scheme(options.scheme)
     check_output_folder(options.output, options.force)
     loaded = read_model(options.model, options.reading, terminal)
+    check_size(4 * parameter_count(loaded.model))
     state = state_folder(options.output)
     with terminal.progress():
         result = api.quantize(

@@ -25,6 +25,8 @@ from dfq_jax.types import InputContract
 
 OPSET, OPSET_INT4 = 17, 21
 IR_VERSION = {OPSET: 8, OPSET_INT4: 10}
+SPARE = 2**24
+"""Bytes left for everything that is no weight."""
 LARGEST = 2**31 - 1
 """Bytes a protobuf file can have."""
 
@@ -67,16 +69,26 @@ def quantized_onnx(
     return export(quantized.model, quantized, facts)
 
 
+def check_size(stored: int) -> None:
+    """Refuses weights of so many bytes that no ONNX file can hold them.
+
+    Raises:
+      ExportError: if they exceed the 2 GiB of one protobuf file.
+    """
+    if stored + SPARE > LARGEST:
+        raise ExportError(
+            f"the network's weights take {stored / 2**30:.1f} GiB in float, an ONNX file holds at "
+            "most 2 GiB: quantize a smaller variant, or the parts of the network one by one."
+        )
+
+
 def serialize(proto: onnx.ModelProto) -> bytes:
     """The bytes of an ONNX file, the same for the same model.
 
     Raises:
       ExportError: if they exceed the 2 GiB of one protobuf file.
     """
-    if proto.ByteSize() > LARGEST:
-        raise ExportError(
-            f"network needs {proto.ByteSize() / 2**30:.1f} GiB, ONNX files hold at most 2 GiB."
-        )
+    check_size(sum(len(t.raw_data) for t in proto.graph.initializer))
     return proto.SerializeToString(deterministic=True)
 
 

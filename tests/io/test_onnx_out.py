@@ -12,6 +12,7 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, Clip, Conv2d, Linear, MatMul, Relu, Reshape, Slice, Transpose
+from dfq_jax.io import onnx_out
 from dfq_jax.io.onnx_builder import pack_nibbles, printable, tensor
 from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.onnx_values import draft, quantized_edges, value_names
@@ -358,3 +359,11 @@ def test_a_clip_that_quantizing_repeats_becomes_a_relu(onnx_nets):
     plan = Plan(tuple((s, Spec(Grid(8))) for s in edges), (), Scheme(8, 8), "zsq_all_low")
     found = onnx_nets.kinds(quantized_onnx(QuantizedModel(model, plan, edges)))
     assert (found["Relu"], found["Clip"]) == (1, 1)
+
+
+def test_weights_beyond_a_file_are_refused(nets, monkeypatch):
+    monkeypatch.setattr(onnx_out, "LARGEST", onnx_out.SPARE + 100)
+    with pytest.raises(ExportError, match=r"take 0\.0 GiB in float, .* at most 2 GiB"):
+        serialize(float_onnx(nets.stem()))
+    with pytest.raises(ExportError, match=r"take 2\.4 GiB"):
+        onnx_out.check_size(int(2.4 * 2**30))

@@ -1,6 +1,8 @@
 """Collects the nodes of a graph, and stores values in the layouts operators ask for."""
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from dfq_jax.graph.ops import Constant, Flatten, Op, Reshape, Transpose
 from dfq_jax.io.importing.values import Atom, Dim, Value, atoms, extent, new_dim, sizes
 
 Arrays = Mapping[str, np.ndarray]
+LARGEST = float(np.finfo(np.float32).max)
 MOST_NODES = 100_000
 """Operations a network may have; beyond, it is an attack or a loop written out."""
 
@@ -53,11 +56,14 @@ class Builder:
           inputs: stored tensors it reads.
           slots: its parameters, converted to float32.
           name: what to call it; by default the path of the call at work.
+
+        Raises:
+          UnsupportedModelError: if there are too many nodes, or one has a number beyond float32.
         """
         if len(self.nodes) >= MOST_NODES:
             raise UnsupportedModelError(f"the network has more than {MOST_NODES:,} operations.")
         name = self.unique(name or self.path or type(op).__name__.lower())
-        self.nodes.append(Node(name, op, tuple(inputs)))
+        self.nodes.append(Node(name, with_real_numbers(op), tuple(inputs)))
         if slots:
             self.params[name] = {k: as_float(v) for k, v in slots.items()}
         return name
@@ -163,3 +169,21 @@ def as_float(array: np.ndarray) -> np.ndarray:
     """A copy in float32, contiguous: no parameter keeps a whole file alive."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused by name
         return np.array(array, np.float32, order="C")
+
+
+def with_real_numbers(op: Op) -> Op:
+    """An operator whose real attributes are floats: files may hold whole numbers in their place.
+
+    Raises:
+      UnsupportedModelError: for a number that float32 cannot hold.
+    """
+    changed = {}
+    for field in dataclasses.fields(op):
+        value = getattr(op, field.name)
+        if field.type not in (float, float | None) or value is None:
+            continue
+        if not abs(value) <= LARGEST and abs(value) != math.inf:
+            text = f"{value!r:.30}"
+            raise UnsupportedModelError(f"{type(op).__name__} with {field.name}={text}.")
+        changed[field.name] = float(value)
+    return dataclasses.replace(op, **changed) if changed else op

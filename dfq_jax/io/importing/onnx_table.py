@@ -243,11 +243,11 @@ LOWER: dict[str, Lower] = {
     "Einsum": einsum,
 }
 FOLDED = """
-Abs Add And ArgMax Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Flatten
-Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity Less LessOrEqual Log
-MatMul Max Min Mod Mul Neg Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean ReduceMin
-ReduceProd ReduceSum Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice
-Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
+Abs Add And ArgMax BatchNormalization Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf
+Exp Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity Less
+LessOrEqual Log MatMul Max Min Mod Mul Neg Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean
+ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin
+Size Slice Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
 """
 
 

@@ -29,7 +29,8 @@ class Product(torch.nn.Module):
         return x + torch.addcmul(self.bias, self.weight, x * x, value=0.5)
 
 
-@pytest.mark.parametrize("network", [Standardised(3, 5, 3), Product()])
-def test_agrees_with_pytorch(kit, network):
+@pytest.mark.parametrize("opset", [None, 17], ids=["pt2", "onnx"])
+@pytest.mark.parametrize("network", [Standardised(3, 5, 3), Product()], ids=["kernel", "product"])
+def test_agrees_with_pytorch(kit, network, opset):
     channels = 3 if isinstance(network, Standardised) else 4
-    kit.agree(network.eval(), (channels, 6, 5))
+    kit.agree(network.eval(), (channels, 6, 5), (1, opset))
