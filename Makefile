@@ -1,5 +1,5 @@
 # make demo    quantize a real ImageNet network in a fresh environment
-# make test    the fast tests (PYTEST_FLAGS='-m slow' for the long ones)
+# make test    the fast tests, JOBS at a time (PYTEST_FLAGS='-m slow' for the long ones)
 # make lint    format, lint and types
 # make bench   the numbers of docs/RESULTS.md
 # make clean   remove what the targets above made
@@ -8,6 +8,7 @@ PYTHON ?= python3
 DEMO_VENV ?= .venv
 VENV ?= .venv-dev
 PYTEST_FLAGS ?=
+JOBS ?= 2
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -16,7 +17,7 @@ demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/dfq quantize efficientnet_lite0 -o out/
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .

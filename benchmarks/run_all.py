@@ -14,7 +14,7 @@ import common
 
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
-    *("import_zoo", "quantize_zoo", "fuzz_readers"),
+    *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
 )
 
 

@@ -36,8 +36,8 @@ def observed(**given: Any) -> Observed:
 def stats_of(x: Any) -> Stats:
     """Statistics of Float[b h w c] by NumPy, in double precision."""
     x = np.asarray(x, np.float64)
-    mean, var = x.mean((1, 2)), x.var((1, 2))
-    return Stats(*(jnp.asarray(v, jnp.float32) for v in (mean, var)), x.shape[1] * x.shape[2])
+    mean, var = (jnp.asarray(v, jnp.float32) for v in (x.mean((1, 2)), x.var((1, 2))))
+    return Stats(mean, var, x.shape[1] * x.shape[2])
 
 
 def target(mean: Any, var: Any, usable: Any = None) -> Target:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MEASURING = ("import_accuracy", "latency", "lowering", "ptq", "verify")
-MAKING = ("import_zoo", "quantize_zoo", "fuzz_readers")  # what they measure they make themselves
+MEASURING = ("import_accuracy", "latency", "lowering", "ptq", "synthesis_quality", "verify")
+MAKING = ("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed")  # with data of their own
 SCRIPTS = (*MEASURING, *MAKING, "run_all", "update_results")
 
 
@@ -23,6 +23,7 @@ def run(name: str, *arguments: object) -> str:
 
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks"}
+    helpers |= {"synthesis_loops", "image_measures"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}
     guide = (FOLDER / "README.md").read_text()
     assert [name for name in SCRIPTS if f"{name}.py" not in guide] == []
@@ -98,3 +99,14 @@ def test_quantization_of_a_small_run(shared, tmp_path):
     rows = json.loads(text)["rows"]
     assert [row["images"].split()[1] for row in rows] == ["synthetic", "real"]
     assert all(row["simulator_steps"] <= 1 and row["on"] > 0.9 for row in rows)
+
+
+@pytest.mark.torch
+def test_speed_of_a_small_run():
+    pytest.importorskip("torch")
+    small = ("--batch", 2, "--size", 32, "--steps", 1, "--rounds", 1)
+    found = json.loads(run("synthesis_speed", "--networks", "resnet20", *small, "--json"))
+    (row,) = found["rows"]
+    assert (row["network"], row["batch"]) == ("resnet20", 2)
+    for key in ("ratio_input_only", "ratio_published_loop", "images_per_s", "peak_mib"):
+        assert row[key] > 0

@@ -56,8 +56,8 @@ def jitter(reach: int, *, same: bool = False) -> Augment:
     """
 
     def augment(key: Key[Array, ""], images: Images) -> Images:
-        shift = jax.random.randint(key, (2,), -reach, reach + 1)
-        return jnp.roll(images, (shift[0], shift[0] if same else shift[1]), axis=(1, 2))
+        down, right = jax.random.randint(key, (2,), -reach, reach + 1)
+        return jnp.roll(jnp.roll(images, down, axis=1), down if same else right, axis=2)
 
     return augment
 

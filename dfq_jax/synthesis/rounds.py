@@ -87,25 +87,27 @@ def make_missing(
     width = 1 if run.apart is None else run.apart.size
     rounds = [missing[i : i + width] for i in range(0, len(missing), width)]
     before = (len(wanted) - len(missing)) // width
-    goes_on = consecutive(run.job.recipe)
-    memory = run.memory
-    if goes_on and missing and missing[0] > 0:
-        memory = shelf.get(missing[0] - 1).memory
     for number, indices in enumerate(rounds, before):
         report = partial(tell, number, before + len(rounds))
         folders = [None if state_folder is None else state_folder / f"batch_{i}" for i in indices]
         stores = [partial(store_of, folder, fingerprint or {}) for folder in folders]
         keys = [jax.random.fold_in(run.key, index) for index in indices]
-        given = (run.job, run.shared, memory)
+        given = (run.job, run.shared, memory_before(run, indices[0], shelf))
         if run.apart is None:
             finished = [make(*given, keys[0], report, stores[0], chunk)]
         else:
             finished = make_apart(*given, keys, run.apart, report, stores, chunk)
         for index, folder, made in zip(indices, folders, finished, strict=True):
             shelf.put(index, made)
-            memory = made.memory if goes_on else memory
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory_before(run: Run, index: int, shelf: Shelf) -> PyTree:
+    """What an optimisation begins with: from the one before where they are consecutive."""
+    if index == 0 or not consecutive(run.job.recipe):
+        return run.memory
+    return shelf.get(index - 1).memory
 
 
 def store_of(folder: Path | None, fingerprint: Mapping[str, Any], stage: int) -> StateStore | None:

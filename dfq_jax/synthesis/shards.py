@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32
 
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import sha256_of, write_atomically
-from dfq_jax.optim.state import refuse_other_run
+from dfq_jax.optim.state import StateStore, refuse_other_run
 from dfq_jax.types import ImageSet, InputContract
 
 MANIFEST = "manifest.json"
@@ -67,6 +67,11 @@ class ShardSet:
         """How many shards."""
         return -(-self.n // self.size)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a saved state depends on."""
+        return {**self.provenance, "n": self.n}
+
     def path(self, index: int) -> Path:
         """Where a shard is."""
         return self.folder / f"shard-{index:05d}-of-{self.count:05d}.npz"
@@ -76,21 +81,24 @@ class ShardSet:
         return min(self.size, self.n - index * self.size)
 
 
-def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> None:
-    """Creates the folder, or checks that what it holds belongs to this set.
+def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> bool:
+    """Creates the folders of a set and its state, or checks that what they hold belongs to it.
 
     Args:
       shards: the set.
-      state: folder of a `StateStore`, which every process creates before its first shard, and
-        which refuses other runs.
+      state: folder of a `StateStore`, which every process creates before its first shard.
       process: which process this is; what a kill left of its temporary file is removed.
       processes: how many there are.
 
+    Returns:
+      Whether the set is finished.
+
     Raises:
-      UsageError: if the folder holds other images.
+      UsageError: if a folder holds something of another run.
     """
     shards.folder.mkdir(parents=True, exist_ok=True)
-    if (shards.folder / MANIFEST).exists():
+    finished = (shards.folder / MANIFEST).exists()
+    if finished:
         found = manifest_of(shards.folder).about
         refuse_other_run(shards.folder, identity(found), identity(description(shards)))
     else:
@@ -100,10 +108,12 @@ def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> No
                 f"{shards.folder} holds {len(strange)} shards of an unknown run, e.g. "
                 f"{strange[0].name}; choose an empty folder."
             )
+    StateStore(state, shards.facts)
     for left in shards.folder.glob(f"{TEMPORARY}*"):
         owner = left.name.removeprefix(TEMPORARY)
         if owner.isdecimal() and (int(owner) == process or int(owner) >= processes):
             left.unlink(missing_ok=True)
+    return finished and all(shards.path(index).exists() for index in range(shards.count))
 
 
 def write_shard(shards: ShardSet, index: int, images: Float[Any, "n h w c"], process: int) -> None:

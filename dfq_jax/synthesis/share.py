@@ -11,7 +11,6 @@ from jaxtyping import Array, Key
 from dfq_jax.errors import UsageError
 from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import Mode, at_home, no_mesh
 from dfq_jax.synthesis.making import Made
 from dfq_jax.synthesis.recipe import Recipe
@@ -87,20 +86,19 @@ def synthesize_shards(
     """
     process, processes = which(process, processes)
     folder = Path(folder).resolve()
-    state, facts = folder.with_name(f".{folder.name}.run"), {**provenance, "n": n}
+    state = folder.with_name(f".{folder.name}.run")
     with no_mesh(), owned(state, f"process-{process}"):
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
         spread = spread_of(work, devices, mode, processes)
         shards = ShardSet(folder, n, work.size, model.contract, provenance)
-        begin_set(shards, state, process, processes)
-        StateStore(state, facts)
-        if recipe.terms:
+        complete = begin_set(shards, state, process, processes)
+        if recipe.terms and not complete:
             run = ready(model, key, work, spread, how)
-            make_share(run, shards, state, facts, on_progress, chunk, process, processes)
-        else:
+            make_share(run, shards, state, on_progress, chunk, process, processes)
+        elif not complete:
             make_noise(model, recipe, key, shards, process, processes)
-        complete = finish_set(shards, process)
+        complete = complete or finish_set(shards, process)
     return Share(complete, work.excluded, work.notes + spread.notes + idle(work, processes))
 
 
@@ -121,7 +119,6 @@ def make_share(
     run: Run,
     shards: ShardSet,
     state: Path,
-    facts: Mapping[str, Any],
     on_progress: Callable[[Progress], None] | None,
     chunk: int,
     process: int,
@@ -131,7 +128,7 @@ def make_share(
     tell = partial(report, on_progress, run.job.recipe.steps * run.job.turns)
     beside = in_folder(state, run.memory) if consecutive(run.job.recipe) else None
     shelf = on_shards(shards, run.job.turns, process, beside)
-    make_missing(run, share_of(run, process, processes), shelf, tell, chunk, state, facts)
+    make_missing(run, share_of(run, process, processes), shelf, tell, chunk, state, shards.facts)
 
 
 def make_noise(

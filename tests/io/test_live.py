@@ -41,7 +41,9 @@ def assert_equal(got: Program, expected: Program) -> None:
         np.testing.assert_array_equal(got.arrays[name], array)
 
 
-@pytest.mark.parametrize("example", [(3, 8, 8), [3, 8, 8], torch.randn(1, 3, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "example", [(3, 8, 8), [3, 8, 8], torch.randn(1, 3, 8, 8)], ids=["tuple", "list", "tensor"]
+)
 def test_same_as_the_file(example):
     expected = saved(net(), torch.zeros(1, 3, 8, 8))
     assert_equal(program_of(net(), example, where="net"), expected)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.optim.state import StateStore
 from dfq_jax.synthesis.shards import (
     MANIFEST,
     ImageShards,
@@ -43,7 +42,7 @@ def write_all(shards, process=0):
 def folder(tmp_path):
     """A finished set."""
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    begin_set(shards, tmp_path / "state", 0, 1)
+    assert not begin_set(shards, tmp_path / "state", 0, 1)
     write_all(shards)
     assert finish_set(shards, 0)
     return shards.folder
@@ -88,7 +87,7 @@ def test_equal_sets_have_equal_bytes_whenever_they_were_made(folder, tmp_path, m
     monkeypatch.setattr(time, "time", lambda: 2e9)
     monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(2e9))
     later = a_set(tmp_path / "later", provenance=dict(reversed(FACTS.items())))
-    begin_set(later, tmp_path / "state", 1, 2)
+    begin_set(later, tmp_path / "later state", 1, 2)
     write_all(later, process=1)
     assert finish_set(later, 1)
     assert contents(later.folder) == contents(folder)
@@ -271,8 +270,8 @@ def test_a_manifest_that_is_no_json(folder):
 
 
 def test_other_sets_in_the_folder_are_refused(folder, tmp_path):
-    state = tmp_path / "state"
-    begin_set(a_set(folder, provenance=FACTS), state, 0, 1)  # the same
+    state = tmp_path / "new state"
+    assert begin_set(a_set(folder, provenance=FACTS), tmp_path / "state", 0, 1)  # the same
     with pytest.raises(UsageError, match=r"different run:\n  seed: saved 5, now 6"):
         begin_set(a_set(folder, provenance=FACTS | {"seed": 6}), state, 0, 1)
     with pytest.raises(UsageError, match=r"different run:\n  n: saved 11, now 7"):
@@ -281,8 +280,10 @@ def test_other_sets_in_the_folder_are_refused(folder, tmp_path):
     message = r"holds 3 shards of an unknown run, e\.g\. shard-00000-of-00003\.npz; choose an empty"
     with pytest.raises(UsageError, match=message):
         begin_set(a_set(folder, provenance=FACTS), state, 0, 1)
-    StateStore(state, FACTS)
-    begin_set(a_set(folder, provenance=FACTS), state, 0, 1)  # whose run it is
+    assert not state.exists()
+    with pytest.raises(UsageError, match=r"state holds .* different run:\n  n: saved 11, now 7"):
+        begin_set(a_set(folder, provenance=FACTS, n=7), tmp_path / "state", 0, 1)
+    assert not begin_set(a_set(folder, provenance=FACTS), tmp_path / "state", 0, 1)  # its own
 
 
 def test_what_a_kill_left_is_removed_by_whom_it_belongs_to(tmp_path):

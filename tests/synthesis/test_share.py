@@ -146,6 +146,11 @@ def test_batches_that_need_each_other_are_made_by_one_process(turns, net, tmp_pa
     plain = synthesize_images(net, recipe, 5, KEY, chunk=2)
     np.testing.assert_array_equal(load_shards(folder).images, plain.images)
     assert [shard.images for shard in ImageShards(folder).shards] == [2, 2, 1]
+    before = contents(folder)
+    for index in (0, 2):
+        (folder / f"shard-0000{index}-of-00003.npz").unlink()
+    assert share(net, folder, recipe=recipe, n=5).complete
+    assert contents(folder) == before
 
 
 def test_noise_is_shared_too(net, tmp_path):
