@@ -45,15 +45,17 @@ def decided(scores: Float[np.ndarray, "..."], plain: Float[np.ndarray, "..."]) -
       plain: of the same network before rounding.
 
     Returns:
-      Bool, without the last axis: whether the margin exceeds two deviations of what rounding adds
-      to a difference of two scores. All of them, if that would leave out more than half.
+      Bool, without the last axis: whether the margin exceeds three deviations of what two ways to
+      round may differ by. With an error of deviation s in every score, a margin errs by
+      `sqrt(2) s`, and two margins rounded independently differ by `2 s`. All of them, if that
+      would leave out more than three quarters.
     """
     if scores.shape[-1] < 2:
         return np.ones(scores.shape[:-1], bool)
     best = np.partition(scores, -2, axis=-1)
     margin = best[..., -1] - best[..., -2]
-    clear = margin > 2 * np.sqrt(2 * np.mean((scores - plain) ** 2))
-    return clear if clear.mean() >= 0.5 else np.ones_like(clear)
+    clear = margin > 3 * 2 * np.sqrt(np.mean((scores - plain) ** 2))
+    return clear if clear.mean() >= 0.25 else np.ones_like(clear)
 
 
 def end_gaps(
