@@ -256,10 +256,11 @@ def show_result(
 
 def verification_line(found: Verification) -> str:
     """The comparison with ONNX Runtime in one line."""
+    ties = f" (without {100 * found.undecided:.1f} % ties)" if found.undecided else ""
     return (
         f"{'verified' if found.passed else 'NOT VERIFIED'} against ONNX Runtime {found.runtime}: "
         f"at most {found.most_steps} step apart in any of {len(found.layers)} tensors, same top-1 "
-        f"on {100 * found.agreement:.1f} % of {found.images} images with optimisations on"
+        f"on {100 * found.agreement:.1f} % of {found.images} images{ties} with optimisations on"
     )
 
 

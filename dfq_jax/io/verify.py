@@ -32,6 +32,7 @@ from dfq_jax.io.runtime import (
     read_onnx,
     saturation_risk,
 )
+from dfq_jax.io.verify_ends import EndCheck, decided, end_checks, end_gaps, first_output
 from dfq_jax.numerics.affine import dequantize, quantize
 from dfq_jax.quantize.integer import integer_node
 from dfq_jax.quantize.plan import Site
@@ -45,6 +46,7 @@ from dfq_jax.types import finite_or_none
 
 BATCH = 8
 MOST_STEPS = 1
+FACTS = ("passed", "most_steps", "agreement", "undecided")
 LEAST_AGREEMENT = 0.99
 SATURATION = (
     "This processor has AVX2 but no VNNI: its 8-bit products can saturate at 16 bits, so optimised "
@@ -79,21 +81,6 @@ class LayerCheck:
 
 
 @dataclasses.dataclass(frozen=True)
-class EndCheck:
-    """Scores of one way to run the network, compared with those of the simulator.
-
-    Attributes:
-      runner: `integer`, `onnxruntime off` or `onnxruntime on`.
-      difference: largest absolute difference of a score, of any output.
-      agreement: share of images (of pixels, where each has scores) with the same top class.
-    """
-
-    runner: str
-    difference: float
-    agreement: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Verification:
     """What `verify` found.
 
@@ -118,17 +105,22 @@ class Verification:
 
     @property
     def agreement(self) -> float:
-        """Share of images on which ONNX Runtime, optimised, picks the simulator's top class."""
+        """Share of decided images on which ONNX Runtime, optimised, picks the simulator's class."""
         return self.ends[-1].agreement
 
     @property
+    def undecided(self) -> float:
+        """Share of images whose best two scores are closer than rounding moves them."""
+        return self.ends[-1].undecided
+
+    @property
     def passed(self) -> bool:
-        """At most one step in any layer, and the same top class on 99 % of the images."""
+        """At most one step in any layer, and the same top class on 99 % of the decided images."""
         return self.most_steps <= MOST_STEPS and self.agreement >= LEAST_AGREEMENT
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        found = {name: getattr(self, name) for name in ("passed", "most_steps", "agreement")}
+        found = {name: getattr(self, name) for name in FACTS}
         ends = [
             {**dataclasses.asdict(end), "difference": finite_or_none(end.difference)}
             for end in self.ends
@@ -185,7 +177,9 @@ def verify(
         counts += [c[:valid].size for c in codes]
         ours = [outputs(quantized, x, integer=integer) for integer in (False, True)]
         theirs = [in_nhwc(values[: len(names)]), in_nhwc(on.run(names, feed(on, x)))]
-        ends.append(end_gaps([[np.asarray(y)[:valid] for y in run] for run in (*ours, *theirs)]))
+        plain = np.asarray(first_output(quantized.model, x))[:valid]
+        runs = [[np.asarray(y)[:valid] for y in run] for run in (*ours, *theirs)]
+        ends.append(end_gaps(runs, decided(runs[0][0], plain)))
         done += valid
         if on_batch is not None:
             on_batch(done, len(images))
@@ -342,33 +336,4 @@ def layer_checks(
             int(counts[i]),
         )
         for i, edge in enumerate(edges)
-    )
-
-
-def end_gaps(runs: Sequence[Sequence[np.ndarray]]) -> Float[np.ndarray, "runners 3"]:
-    """Every runner after the first compared with the first, on one batch.
-
-    Args:
-      runs: outputs of each runner; of the first output, the last axis counts classes.
-
-    Returns:
-      Largest absolute difference of any output; how often the top class is the same; out of how
-      many decisions.
-    """
-    simulator, *others = runs
-    rows = []
-    for other in others:
-        gaps = [np.max(np.abs(a - b)) for a, b in zip(other, simulator, strict=True)]
-        same = other[0].argmax(-1) == simulator[0].argmax(-1)
-        rows.append((max(gaps), same.sum(), same.size))
-    return np.array(rows, np.float64)
-
-
-def end_checks(gaps: Float[np.ndarray, "batches runners 3"]) -> tuple[EndCheck, ...]:
-    """One entry per runner, from what `end_gaps` found in each batch."""
-    names = ("integer", "onnxruntime off", "onnxruntime on")
-    differences, agreeing, decisions = gaps[..., 0].max(0), gaps[..., 1].sum(0), gaps[..., 2].sum(0)
-    return tuple(
-        EndCheck(name, float(differences[i]), float(agreeing[i] / decisions[i]))
-        for i, name in enumerate(names)
     )
