@@ -233,10 +233,10 @@ def test_the_network_recognises_its_images(tiny_net, nets):
 
 @pytest.mark.slow
 def test_a_trained_network_recognises_its_images(resnet20):
-    """500 steps suffice; here for one image of each class of CIFAR-10."""
-    recipe = deepinversion_cifar(steps=500, batch=10)
+    """500 steps suffice; here for six images of each class of CIFAR-10."""
+    recipe = deepinversion_cifar(steps=500, batch=60)
     jax.config.update("jax_disable_most_optimizations", False)
-    made = synthesize_images(resnet20.model, recipe, 10, KEY, chunk=50)
+    made = synthesize_images(resnet20.model, recipe, 60, KEY, chunk=50)
     assert recognised(resnet20.model, recipe, made.images) >= 0.95
 
 
