@@ -1,4 +1,4 @@
-"""Runs every benchmark, keeps its JSON in build/bench/, and updates docs/RESULTS.md.
+"""Runs every benchmark, keeps its JSON in build/bench/, updates docs/RESULTS.md and SCALING.md.
 
 `ptq` comes first: `verify` and `latency` reuse what it quantized. A script that fails does not stop
 the others.
@@ -15,6 +15,7 @@ import common
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
+    "scaling",
 )
 
 

@@ -1,4 +1,4 @@
-"""Writes the numbers of build/bench/*.json into the marked tables of docs/RESULTS.md.
+"""Writes the numbers of build/bench/*.json into the marked tables of RESULTS.md and SCALING.md.
 
 A table lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; a table that no result file has
 rows for stays as it is.
@@ -14,26 +14,32 @@ from typing import Any
 import common
 from common import DASH, Column
 
-RESULTS = common.ROOT / "docs" / "RESULTS.md"
+PAGES = (common.ROOT / "docs" / "RESULTS.md", common.ROOT / "docs" / "SCALING.md")
 MARKED = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Rewrites the file, or says that it is out of date."""
+    """Rewrites the pages; an error if a table has a place in none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=common.BUILD, help="of the result files")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to rewrite")
+    parser.add_argument("--results", type=Path, nargs="+", default=PAGES, help="files to rewrite")
     args = parser.parse_args()
     found: dict[str, str] = {}
     for file in sorted(args.folder.glob("*.json")):
         found |= rendered(json.loads(file.read_text(encoding="utf-8")))
-    before = args.results.read_text(encoding="utf-8")
+    homeless = found.keys() - set[str]().union(*(rewrite(page, found) for page in args.results))
+    if homeless:
+        raise SystemExit(f"no place is marked for {', '.join(sorted(homeless))}")
+
+
+def rewrite(page: Path, found: Mapping[str, str]) -> set[str]:
+    """Puts tables where a page has marked a place for them; returns the names of all its places."""
+    before = page.read_text(encoding="utf-8")
     after = MARKED.sub(lambda m: m[1] + found.get(m[2], inside(m)) + m[3], before)
-    args.results.write_text(after, encoding="utf-8")
+    page.write_text(after, encoding="utf-8")
     marked = {m[2] for m in MARKED.finditer(before)}
-    common.log(f"{args.results.name}: {', '.join(sorted(marked & found.keys())) or 'nothing new'}")
-    if homeless := sorted(found.keys() - marked):
-        raise SystemExit(f"no place is marked for {', '.join(homeless)}")
+    common.log(f"{page.name}: {', '.join(sorted(marked & found.keys())) or 'nothing new'}")
+    return marked
 
 
 def inside(match: re.Match[str]) -> str:

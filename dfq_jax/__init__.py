@@ -8,12 +8,12 @@ from dfq_jax.api import (
     load,
     predict,
     quantize,
-    synthesize,
     verify,
 )
 from dfq_jax.errors import DfqError
 from dfq_jax.graph.graph import Graph, Model, Node, compose
 from dfq_jax.graph.query import describe
+from dfq_jax.imaging import synthesize, synthesize_set
 from dfq_jax.quantize.plan import Plan, Rule
 from dfq_jax.quantize.simulate import QuantizedModel, simulate
 from dfq_jax.types import ImageSet, InputContract, Moments
@@ -40,5 +40,6 @@ __all__ = [
     "quantize",
     "simulate",
     "synthesize",
+    "synthesize_set",
     "verify",
 ]

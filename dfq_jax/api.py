@@ -1,8 +1,6 @@
-"""The public functions: load, predict, synthesize, quantize, evaluate, verify, bench, export."""
+"""The public functions: load, predict, quantize, evaluate, verify, bench, export."""
 
 import dataclasses
-import importlib.metadata
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts import Artifact, fingerprint, load_artifact
+from dfq_jax.imaging import check_seed, synthesize
+from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.graph_files import load_module
 from dfq_jax.io.images import NOT_AN_NPZ
 from dfq_jax.io.latency import Latency
@@ -35,15 +34,13 @@ from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
     ImageBudget,
     Preset,
-    choice_for,
     image_budget,
     makes_noise,
     noise_budget,
 )
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
-from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run import Progress, synthesize_images
+from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet, InputContract
 
 Stage = Callable[[str], None]
@@ -95,92 +92,6 @@ def predict(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "n ..
     Scores Float[n classes] of a classifier; images of scores are NHWC too.
     """
     return run_graph(model, images)[0][0]
-
-
-def synthesize(
-    model: Model,
-    n: int = 256,
-    *,
-    method: str = "best",
-    key: int = 0,
-    steps: int | None = None,
-    batch: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    state_folder: Path | None = None,
-) -> ImageSet:
-    """Makes images from the network alone.
-
-    Args:
-      model: network with its batch norms in place.
-      n: how many images.
-      method: `best` (ours), `dsg`, `zeroq`, `deepinversion`, `knowledge_within`, `intraq`,
-        `clusterq`, `mct`, `genie`, `gzsq`, `psaq_vit` (vision transformers) or `noise`. A network
-        without usable batch-norm statistics gets noise, unless `gzsq`, which estimates them from
-        the weights, or `psaq_vit`, which needs none, is asked for; the provenance notes it.
-      key: seed; equal seeds give equal images on one kind of device.
-      steps: optimisation steps of a batch; None for the method's own. Noise takes none.
-      batch: images optimised together; None for the method's own.
-      on_progress: called after every few steps.
-      state_folder: keeps state here and resumes from it.
-
-    Returns:
-      Images in the network's normalised input space, with provenance.
-
-    Raises:
-      UsageError: for a bad method, n, steps or batch, or a state folder of another run.
-      DivergedError: if the optimisation diverges in spite of smaller learning rates.
-      UnsupportedModelError: for `psaq_vit` and a network without attention, or `gzsq` and one of a
-        single layer.
-    """
-    if n < 1:
-        raise UsageError(f"synthesize() needs n >= 1, got {n}.")
-    check_seed(key)
-    choice = choice_for(model, method, steps, batch)
-    facts = provenance(model, choice.recipe, n, key)
-    start = time.perf_counter()
-    made = synthesize_images(
-        choice.model,
-        choice.recipe,
-        n,
-        jax.random.key(key),
-        on_progress=on_progress,
-        state_folder=state_folder,
-        fingerprint=facts,
-    )
-    outcome: dict[str, Any] = {
-        "final_losses": list(made.losses),
-        "excluded": [str(u) for u in made.excluded],
-        "seconds": round(time.perf_counter() - start, 2),
-    }
-    if notes := [*choice.notes, *made.notes]:
-        outcome["notes"] = notes
-    return ImageSet(made.images, model.contract, {**facts, **outcome})
-
-
-def check_seed(key: int) -> None:
-    """Refuses seeds that would not fit, and so repeat those of others.
-
-    Raises:
-      UsageError: unless `key` is a whole number of 32 bits.
-    """
-    if not 0 <= key < 2**32:
-        raise UsageError(f"a seed must be 0..{2**32 - 1}, got {key}.")
-
-
-def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]:
-    """What a set of images depends on; a saved state is usable only if all of it is equal."""
-    return {
-        "method": recipe.name,
-        "settings": dict(recipe.settings),
-        "steps": recipe.steps,
-        "batch": recipe.batch,
-        "n": n,
-        "seed": key,
-        "weights_sha256": fingerprint(model),
-        "size": list(model.contract.shape),
-        "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
-        "device": jax.devices()[0].platform,
-    }
 
 
 def quantize(

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
 from dfq_jax.io.load import ReadOptions
+from dfq_jax.machine import MachineOptions, count_cpu_as, keep_programs
 
 INTERRUPTED = 130
 
@@ -39,6 +40,8 @@ app = App(
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 DEFAULTS = ReadOptions()
+Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
+MACHINE = MachineOptions()
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 MethodName = Literal[
@@ -81,18 +84,20 @@ def synthesize(
     steps: Annotated[int | None, Parameter(help="Optimisation steps of a batch.")] = None,
     batch: Annotated[int | None, Parameter(help="Images optimised together.")] = None,
     seed: Seed = 0,
-    devices: Annotated[int, Parameter(help="Devices to use; this version uses one.")] = 1,
+    machine: Machine = MACHINE,
     preview: Annotated[Path | None, Parameter(help="Also write a PNG contact sheet.")] = None,
     json: Json = False,
 ) -> None:
     """Makes calibration images from the network alone: from its batch-norm statistics, if any.
 
-    Interrupted runs resume: type the same command again.
+    OUTPUT is one .npz file, or a folder (a name without suffix) of many, which several processes
+    can fill. Interrupted runs resume: type the same command again.
     """
-    from dfq_jax.commands import synthesize_to
+    count_cpu_as(machine.devices)
+    from dfq_jax.command_synthesize import synthesize_to
 
     synthesize_to(
-        model, output, n, method, reading, steps, batch, seed, devices, preview, terminal(json)
+        model, output, n, method, reading, steps, batch, seed, machine, preview, terminal(json)
     )
 
 
@@ -106,7 +111,7 @@ def quantize(
     preset: Literal["fast", "balanced", "best"] = "fast",
     layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
     method: Method | None = None,
-    images: Annotated[Path | None, Parameter(help="Images from `dfq synthesize`.")] = None,
+    images: Annotated[Path | None, Parameter(help="File or folder of `dfq synthesize`.")] = None,
     reading: Reading = DEFAULTS,
     seed: Seed = 0,
     budget: Annotated[str | None, Parameter(help="Mixed precision; not supported yet.")] = None,
@@ -199,6 +204,8 @@ def failed(message: str, code: int) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `dfq`; `argv` is for callers in Python, None for the program itself."""
+    if argv is None:
+        keep_programs()
     tokens = sys.argv[1:] if argv is None else argv
     code = guarded(lambda: app(tokens, exit_on_error=False, print_error=True))
     if code == INTERRUPTED and argv is None:

@@ -1,4 +1,4 @@
-"""What each verb of the command line does, between parsed arguments and the Python API."""
+"""What the verbs of the command line do, between parsed arguments and the Python API."""
 
 import dataclasses
 import json
@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from dfq_jax import api
-from dfq_jax.errors import QualityError, UnsupportedModelError, UsageError
-from dfq_jax.files import write_atomically
+from dfq_jax.errors import QualityError, UnsupportedModelError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
-from dfq_jax.io.images import load_images, save_images
+from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.verify import Verification
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import Preset
-from dfq_jax.report.grid import grid_png
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Terminal,
@@ -86,50 +84,6 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
             "notes": [*loaded.notes, *remarks],
         },
     )
-
-
-def synthesize_to(
-    model: str,
-    output: Path,
-    n: int,
-    method: str,
-    reading: ReadOptions,
-    steps: int | None,
-    batch: int | None,
-    seed: int,
-    devices: int,
-    preview: Path | None,
-    terminal: Terminal,
-) -> None:
-    """`dfq synthesize`."""
-    if devices != 1:
-        raise UsageError(f"--devices {devices}: this version synthesizes on one device.")
-    if output.suffix != ".npz" or not output.absolute().parent.is_dir():
-        raise UsageError(f"-o {output}: give a .npz file in an existing folder.")
-    if preview is not None and not preview.absolute().parent.is_dir():
-        raise UsageError(f"--preview {preview}: its folder does not exist.")
-    loaded = read_model(model, reading, terminal)
-    state = state_folder(output)
-    with terminal.progress():
-        images = api.synthesize(
-            loaded.model,
-            n,
-            method=method,
-            key=seed,
-            steps=steps,
-            batch=batch,
-            on_progress=terminal.step,
-            state_folder=state,
-        )
-    save_images(output, images)
-    if preview is not None:
-        write_atomically(preview, grid_png(images))
-    remove_state(state)
-    made = images.provenance
-    for note in made.get("notes", ()):
-        terminal.note(f"note: {note}")
-    terminal.say(f"{n} images by {made['method']} in {made['seconds']} s: {output}")
-    emit(terminal, {"images": str(output), "n": n, "provenance": dict(made)})
 
 
 def state_folder(output: Path) -> Path:

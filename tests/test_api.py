@@ -54,7 +54,16 @@ def test_everything_public_is_there_and_explained():
     assert sorted(dfq.__all__) == dfq.__all__
     for name in dfq.__all__:
         assert inspect.getdoc(getattr(dfq, name)), name
-    for name in ("load", "predict", "synthesize", "quantize", "evaluate", "verify", "export"):
+    for name in (
+        "load",
+        "predict",
+        "synthesize",
+        "synthesize_set",
+        "quantize",
+        "evaluate",
+        "verify",
+        "export",
+    ):
         assert name in dfq.__all__
 
 
@@ -87,7 +96,8 @@ def test_synthesis_tells_where_images_come_from(model):
     facts = json.loads(json.dumps(found.provenance))
     assert set(facts) == {
         *("method", "settings", "steps", "batch", "n", "seed", "weights_sha256", "size"),
-        *("versions", "device", "final_losses", "excluded", "seconds"),
+        *("versions", "device", "dtype", "together", "final_losses", "excluded", "seconds"),
+        "compile_seconds",
     }
     assert [facts[k] for k in ("method", "steps", "batch", "n", "seed")] == ["zeroq", 2, 2, 3, 7]
     assert facts["size"] == [8, 8, 3]
@@ -106,6 +116,7 @@ def test_synthesis_tells_where_images_come_from(model):
         ({"batch": -3}, "batch must be at least 1"),
         ({"key": -1}, "a seed must be 0..4294967295, got -1"),
         ({"key": 2**32}, "got 4294967296"),
+        ({"dtype": "float16"}, "dtype 'float16' is none of float32, bfloat16"),
     ],
 )
 def test_senseless_synthesis(model, how, message):

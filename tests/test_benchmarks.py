@@ -1,15 +1,24 @@
 """The scripts in benchmarks/: arguments, JSON, and what they do without data."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = ("import_accuracy", "latency", "lowering", "ptq", "synthesis_quality", "verify")
-MAKING = ("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed")  # with data of their own
+MAKING = (
+    "import_zoo",
+    "quantize_zoo",
+    "fuzz_readers",
+    "synthesis_speed",
+    "scaling",
+)  # with data of their own
 SCRIPTS = (*MEASURING, *MAKING, "run_all", "update_results")
 
 
@@ -24,6 +33,7 @@ def run(name: str, *arguments: object) -> str:
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks"}
     helpers |= {"synthesis_loops", "image_measures"}
+    helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}
     guide = (FOLDER / "README.md").read_text()
     assert [name for name in SCRIPTS if f"{name}.py" not in guide] == []
@@ -82,6 +92,33 @@ def test_imports_of_the_zoo():
     assert 0 < row["runtime"] < 1e-4
 
 
+def test_two_pages_share_the_tables(tmp_path):
+    column = ["key", "heading", ""]
+    facts: dict[str, Any] = {
+        "machine": {"cpu": "c", "cores": 1, "instructions": [], "memory_gib": None, "os": "o"}
+    }
+    facts |= {"versions": {}, "reason": None, "command": "none", "date": "today"}
+    facts |= {"tables": {"one": [column], "two": [column]}}
+    facts |= {"rows": [{"table": name, "key": f"value of {name}"} for name in ("one", "two")]}
+    (tmp_path / "made.json").write_text(json.dumps(facts))
+    pages = [tmp_path / "FIRST.md", tmp_path / "SECOND.md"]
+    for name, page in zip(("one", "two"), pages, strict=True):
+        page.write_text(f"<!-- begin {name} -->\n<!-- end {name} -->\n")
+    run("update_results", "--folder", tmp_path, "--results", *pages)
+    assert "value of one" in pages[0].read_text()
+    assert "value of two" not in pages[0].read_text()
+    assert "value of two" in pages[1].read_text()
+    line = [sys.executable, FOLDER / "update_results.py", "--folder", tmp_path, "--results"]
+    ran = subprocess.run([*map(str, line), str(pages[0])], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "no place is marked for two")
+
+
+def test_scaling_page_has_a_place_for_every_table(scripts):
+    page = (FOLDER.parent / "docs" / "SCALING.md").read_text()
+    for name in scripts("scaling").TABLES:
+        assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
+
+
 def test_results_page_has_a_place_for_every_table():
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
     tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
@@ -110,3 +147,129 @@ def test_speed_of_a_small_run():
     assert (row["network"], row["batch"]) == ("resnet20", 2)
     for key in ("ratio_input_only", "ratio_published_loop", "images_per_s", "peak_mib"):
         assert row[key] > 0
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a script, or what scripts share."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_work_of_a_small_network(scripts, nets):
+    """6x6 pixels; 3x3 convolution to 3x3x4, 1x1 convolution to 3x3x5, pooling, five classes."""
+    model = nets.stem()
+    found = scripts("scaling_model").work_of(model, 9, 2)
+    first, second = 3 * 3 * 4, 3 * 3 * 5
+    assert found.macs == first * 3 * 3 * 3 + second * 4 + 5 * 5
+    assert found.written == 3 * first + 3 * second + 5 + 5  # convolution, batch norm, ReLU; ends
+    assert found.fused == 2 * first + 2 * second + 5 + 5  # no batch norm writes what is kept
+    assert found.parameters == (27 * 4 + 4 * 4) + (4 * 5 + 4 * 5) + (25 + 5)
+    assert (found.channels, found.norms, found.pixels) == (9, 2, 108)
+    assert found.depthwise == 0
+    tiny = scripts("scaling_model").work_of(nets.tiny(), 0, 0)
+    assert tiny.depthwise == 8 * 8 * 6 * 3 * 3  # six channels apart, 3x3, stride 1
+
+
+def test_costs_of_a_step(scripts):
+    model = scripts("scaling_model")
+    work = model.Work(1000, 0, 60, 40, parameters=32, channels=7, norms=2, pixels=12)
+    assert work.step_flops == 4000
+    assert work.optimizer_bytes == 12 * 4 * (4 + 3)
+    assert work.step_bytes(2, 8) == 2 * (5 * 40 + 2 * 32 / 8) + 336
+    assert work.step_bytes(4, 1, fused=False) == 4 * (5 * 60 + 2 * 32) + 336
+    assert work.reduced_bytes == 4 * (2 + 1) * 7
+
+
+def test_a_roofline_has_two_sides(scripts):
+    model = scripts("scaling_model")
+    work = model.Work(1000, 0, 60, 40, parameters=0, channels=7, norms=2, pixels=0)
+    chip = model.Chip("chip", bfloat16=1e6, float32=1e5, bandwidth=1e6, source="")
+    seconds = lambda dtype, *ceiling: model.step_seconds(
+        work, chip, dtype, 3, model.Ceiling(*ceiling)
+    )
+    assert seconds("bfloat16", 0.5, 0.8) == pytest.approx(3 * 4000 / 0.5e6)
+    assert seconds("float32", 1.0, 0.8) == pytest.approx(3 * 4000 / 1e5)
+    assert seconds("bfloat16", 1.0, 0.08) == pytest.approx(3 * 2 * 5 * 40 / 0.08e6)
+    assert seconds("float32", 1.0, 0.01) == pytest.approx(3 * 4 * 5 * 40 / 0.01e6)
+
+
+def test_chips_apart_are_linear_until_batches_run_out(scripts):
+    model = scripts("scaling_model")
+    spent = lambda images, chips: model.pod_seconds(images, chips, 10, 4, 0.5)
+    assert [spent(80, chips) for chips in (1, 2, 4, 8, 16)] == [16, 8, 4, 2, 2]
+    assert spent(81, 8) == 4
+    assert spent(1, 1) == 2
+    assert [model.readable(s) for s in (0.04, 119, 120, 7199, 7200, 2 * 86400)] == [
+        *("0.0 s", "119.0 s", "2.0 min", "120.0 min", "2.0 h", "2.0 d"),
+    ]
+
+
+def test_a_program_tells_what_it_exchanges(scripts):
+    exchanged = scripts("scaling_child").exchanged
+    program = """
+      %a.1 = f32[32]{0} all-reduce(%x), channel_id=1, to_apply=%sum
+      %b = (bf16[3,2]{1,0}, f32[]) all-reduce(%y, %a.1), channel_id=2
+      %c = f32[32]{0} fusion(%a.1, %all-reduce.7), kind=kLoop
+      %d = pred[] all-gather(%z), channel_id=3
+      ROOT %e = f32[5]{0} add(%all-reduce.8, %c)
+    """
+    assert exchanged(program) == [128, 16, 1]
+
+
+def test_steps_are_timed_between_visits_of_one_round(scripts):
+    child = scripts("scaling_child")
+    told = [(0, 2, 9.0, 1.0), (0, 4, 10.0, 2.0), (0, 6, 14.0, 5.0)]  # 0.5 and 2 s a step
+    told += [(1, 2, 99.0, 9.0), (1, 4, 101.0, 10.0), (1, 6, 107.0, 14.0)]  # 1 and 3
+    visits = [child.Visit(*each) for each in told]
+    assert child.step_seconds(visits) == 0.5 + 1
+    assert child.busy(visits) == (1 + 3 + 1 + 4) / (1 + 4 + 2 + 6)
+    assert child.core_seconds(visits) == (1 + 3 + 1 + 4) / (2 + 2 + 2 + 2)
+    again = [child.Visit(0, 6, 0.0, 0.0), child.Visit(0, 2, 5.0, 1.0), child.Visit(0, 4, 6.0, 2.0)]
+    assert child.step_seconds(again) == 0.5
+
+
+def test_two_devices_exchange_what_the_model_says(scripts, nets):
+    model, options = nets.stem(), argparse.Namespace(batch=2, steps=1)
+    exchanged = scripts("scaling_child").exchanged
+    alone, given = scripts("scaling_child").compiled(model, options, 1)
+    assert exchanged(alone.as_text()) == []
+    state, metrics = alone(given)
+    assert (int(state.step), metrics["loss"].shape) == (1, (1,))
+    both, _ = scripts("scaling_child").compiled(model, options, 2)
+    work = scripts("scaling_model").work_of(model, 4 + 5, 2)
+    beyond = sum(exchanged(both.as_text())) - work.reduced_bytes
+    assert 0 <= beyond <= 16  # the loss and whether all is finite
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_cost_model_agrees_with_the_compiler():
+    pytest.importorskip("torch")
+    small = ("--batch", 4, "--steps", 1, "--chip-batch", 10)
+    found = json.loads(run("scaling", "--networks", "", "--model", "resnet20", *small, "--json"))
+    rows = {row["table"]: row for row in found["rows"]}
+    cost = rows["scaling_model"]
+    assert cost["mmacs"] == pytest.approx(40.55, abs=0.01)  # He et al. 2016; without the head 40.5
+    assert cost["xla_gflop"] == pytest.approx(cost["gflop"], rel=0.1)
+    assert cost["xla_mb"] == pytest.approx(cost["all_mb"], rel=0.15)
+    assert cost["program_kb"] == pytest.approx(cost["together_kb"], rel=0.01)
+    assert 0.4 * cost["fused_mb"] < cost["half_mb"] < 0.6 * cost["fused_mb"]
+    assert rows["scaling_cpu"]["ratio"] > 0.3
+    assert rows["scaling_fixed"]["compile_s"] > 0
+    assert rows["scaling_pod"]["chips"] == 256
+    assert rows["scaling_rates"]["TPU v5p"] > rows["scaling_rates"]["TPU v5e"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_scaling_of_a_small_run():
+    pytest.importorskip("torch")
+    small = ("--batch", 2, "--steps", 4, "--chunk", 1, "--devices", "1,2", "--local", 2)
+    found = json.loads(run("scaling", "--networks", "resnet20", "--model", "", *small, "--json"))
+    rows = {row["mode"]: row for row in found["rows"]}
+    assert list(rows) == ["one device", "apart", "together", "processes", "jax.distributed"]
+    assert [rows[m]["difference"] for m in ("apart", "processes", "jax.distributed")] == [0, 0, 0]
+    assert all(row["images_per_s"] > 0 for row in rows.values())
+    assert rows["apart"]["alone_ms"] / rows["apart"]["step_ms"] == rows["apart"]["against_alone"]
+    assert rows["jax.distributed"]["devices"] == "2 x 2"

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dfq_jax import api, cli, commands
+from dfq_jax import api, cli, commands, imaging
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.recipes.presets import METHODS, ImageBudget
@@ -28,6 +28,7 @@ FLAGS = {
     "synthesize": (
         *("--output", "-o", "--n", "-n", "--method", "--size", "--steps", "--batch", "--devices"),
         *("--seed", "--preview", "--arch", "--json", *METHODS),
+        *("--together", "--memory", "--dtype", "--remat", "--process", "--processes", "bfloat16"),
     ),
     "quantize": (
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
@@ -127,7 +128,7 @@ def test_wrong_usage_exits_2(dfq, line, message):
         ("synthesize NET -o DIR/i.png", 2, "give a .npz file in an existing folder"),
         ("synthesize NET -o DIR/none/i.npz", 2, "give a .npz file in an existing folder"),
         ("synthesize NET -o DIR/i.npz --preview DIR/none/i.png", 2, "its folder does not exist"),
-        ("synthesize NET -o DIR/i.npz --devices 2", 2, "--devices 2: this version"),
+        ("synthesize NET -o DIR/i.npz --devices 9", 2, "asked for 9 devices, this process has 8"),
         ("synthesize NET -o DIR/i.npz -n 0", 2, "n >= 1, got 0"),
         ("synthesize NET -o DIR/i.npz --steps 0", 2, "steps must be at least 1, got 0"),
         ("synthesize NET -o DIR/i.npz --batch -1", 2, "batch must be at least 1, got -1"),
@@ -188,7 +189,9 @@ def test_synthesize(dfq, net, tmp_path):
     how = ("-n", 3, "--steps", 2, "--batch", 2, "--method", "zeroq", "--seed", 5, "--size", 10)
     found = plain(dfq("synthesize", *net, "-o", out, *how, "--preview", preview))
     assert found.code == 0
-    assert re.fullmatch(r"3 images by zeroq in [\d.]+ s: .*bilder ü\.npz\n", found.out)
+    assert re.fullmatch(
+        r"3 images by zeroq in [\d.]+ s \([\d.]+ s compiling\): .*bilder ü\.npz\n", found.out
+    )
     assert {p.name for p in tmp_path.iterdir()} == {out.name, preview.name}
     images = load_images(out)
     assert images.images.shape == (3, 10, 10, 3)
@@ -205,13 +208,14 @@ def test_synthesize(dfq, net, tmp_path):
 def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
     asked = []
 
-    def made(model, n, *, on_progress, **options):
+    def made(model, n, *, on_progress, on_stage, **options):
         asked.append((n, options))
+        on_stage("a step takes little")
         on_progress(Progress(0, 1, 2, 2, {"loss": 0.5}))
         shape = (n, *model.contract.shape)
         return ImageSet(jnp.zeros(shape), model.contract, {"method": "dsg", "seconds": 1.5})
 
-    monkeypatch.setattr(api, "synthesize", made)
+    monkeypatch.setattr(imaging, "synthesize", made)
     out = tmp_path / "i.npz"
     found = plain(dfq("synthesize", *net, "--output", out, "--json"))
     assert found.data == {
@@ -225,7 +229,8 @@ def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
         256,
         {
             **{"method": "best", "key": 0, "steps": None, "batch": None},
-            "state_folder": tmp_path / ".i.npz.run",
+            **{"devices": 1, "together": False, "dtype": "float32", "remat": False},
+            **{"memory": None, "state_folder": tmp_path / ".i.npz.run"},
         },
     )
 

@@ -1,6 +1,7 @@
 """What must never happen, whatever people feed to `dfq` and whenever they stop it."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import pickle
@@ -271,6 +272,88 @@ def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert (data["status"], data["model"]) == ("failed", str(out / "model.failed.onnx"))
 
 
+# image synthesis that cannot go well
+
+
+def test_divergence_at_every_rate_ends_with_4(run, weights, tmp_path):
+    """Numbers beyond float32 at the first step already."""
+    weights["bn2.weight"] *= 1e30
+    weights["conv2.weight"] *= 1e30
+    how = ("-n", 2, "--steps", 12, "--method", "zeroq")
+    found = run("synthesize", weights, "-o", tmp_path / "i.npz", *how)
+    assert (found.code, found.out) == (4, "")
+    assert "error: zeroq: the loss became NaN or infinite at step 0 in each of 4" in found.err
+    assert "Check the weights with `dfq inspect`, or use fewer --steps" in found.err
+    assert not (tmp_path / "i.npz").exists()
+
+
+def test_images_too_large_for_the_machine_end_with_5(run, tmp_path):
+    found = run("synthesize", None, "-o", tmp_path / "i.npz", "--size", 100_000, "-n", 64)
+    assert (found.code, found.out) == (5, "")
+    assert "best: 64 images of 100000x100000 pixels at a time need at least 38.4 TB" in found.err
+    assert not (tmp_path / "i.npz").exists()
+
+
+@pytest.fixture
+def begun(dfq, made, monkeypatch, tmp_path):
+    """`dfq synthesize` with other options, where a run was stopped before its first step."""
+    usual = {"-n": 4, "--batch": 2, "--steps": 5, "--method": "zeroq", "--seed": 0}
+
+    def on(net=made / "net.safetensors", **changes):
+        options = usual | {("-n" if k == "n" else f"--{k}"): v for k, v in changes.items()}
+        line = [part for pair in options.items() for part in pair]
+        return dfq("synthesize", net, "--arch", "small", "-o", tmp_path / "i.npz", *line)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dfq_jax.synthesis.run.ready", stop)
+    assert on().code == 130
+    monkeypatch.undo()
+    return on
+
+
+def refused(found, *lines):
+    """It is, and every one of these fields is named; nothing is written."""
+    assert (found.code, found.out) == (2, "")
+    assert ".i.npz.run holds the state of a different run:" in found.err
+    for line in lines:
+        assert f"\n  {line}" in found.err
+    assert "Finish that run with its own settings, or delete the folder" in found.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"steps": 6}, ["steps: saved 5, now 6"]),
+        ({"batch": 3}, ["batch: saved 2, now 3"]),
+        ({"seed": 1}, ["seed: saved 0, now 1"]),
+        ({"n": 6}, ["n: saved 4, now 6"]),
+        ({"method": "best"}, ["method: saved 'zeroq', now 'best'", "settings: saved {"]),
+        ({"size": 12}, ["size: saved [8, 8, 3], now [12, 12, 3]"]),
+    ],
+    ids=lambda v: next(iter(v)),
+)
+def test_a_run_begun_with_other_settings_is_refused(begun, changes, lines):
+    refused(begun(**changes), *lines)
+
+
+def test_a_run_begun_with_other_weights_is_refused(begun, checkpoints, weights, tmp_path):
+    weights["conv2.weight"][0, 0, 0, 0] += 1e-3
+    net = checkpoints.write(tmp_path / "other.safetensors", weights)
+    refused(begun(net), "weights_sha256: saved '")
+
+
+@pytest.mark.parametrize("package", ["jax", "dfq-jax"])
+def test_a_run_begun_with_another_version_is_refused(begun, monkeypatch, package):
+    real = importlib.metadata.version
+    newer = lambda name: "99.0" if name == package else real(name)
+    monkeypatch.setattr(importlib.metadata, "version", newer)
+    refused(begun(), "versions: saved {")
+    monkeypatch.undo()
+    assert begun().code == 0  # with its own settings it goes on
+
+
 # disks
 
 
@@ -394,7 +477,7 @@ class Child:
 
 def pixels(path):
     images = load_images(path)
-    facts = {k: v for k, v in images.provenance.items() if k != "seconds"}
+    facts = {k: v for k, v in images.provenance.items() if "seconds" not in k}
     return np.asarray(images.images).tobytes(), facts
 
 

@@ -9,14 +9,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dfq_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "types", "parallel", "files"},
+    {"errors", "types", "parallel", "files", "machine"},
     {"graph", "numerics", "optim"},
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},
     {"recipes"},
-    {"result"},
+    {"result", "imaging"},
     {"api"},
     {"commands"},
+    {"command_synthesize"},
     {"cli"},
     {"__init__", "__main__"},
 )

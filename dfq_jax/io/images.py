@@ -1,4 +1,4 @@
-"""Image sets on disk: `.npz` without pickle, provenance and input contract included."""
+"""Image sets on disk: `.npz` without pickle, with provenance and contract; and folders of them."""
 
 import json
 import zipfile
@@ -11,6 +11,7 @@ import numpy as np
 from dfq_jax.errors import DataError
 from dfq_jax.files import write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
+from dfq_jax.synthesis.shards import load_shards
 from dfq_jax.types import ImageSet
 
 NOT_AN_NPZ = (
@@ -40,12 +41,24 @@ def save_images(path: str | Path, images: ImageSet) -> None:
 
 
 def load_images(path: str | Path) -> ImageSet:
-    """Reads what `save_images` wrote.
+    """Reads what `save_images` wrote, or a finished folder of image shards.
 
     Raises:
       DataError: if the file is missing, damaged, or holds something else.
     """
     path = Path(path)
+    found = load_shards(path) if path.is_dir() else load_npz(path)
+    if not np.isfinite(found.images).all():
+        raise DataError(f"{path} holds NaN or infinite pixels; synthesize the images anew.")
+    return found
+
+
+def load_npz(path: Path) -> ImageSet:
+    """Images of one file.
+
+    Raises:
+      DataError: if it is missing, damaged, or holds something else.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
             images = saved["images"]
@@ -69,6 +82,4 @@ def load_images(path: str | Path) -> ImageSet:
             f"{path} holds {images.dtype} {images.shape}, its contract says float32 "
             f"(n, {', '.join(map(str, contract.shape))}), n >= 1."
         )
-    if not np.isfinite(images).all():
-        raise DataError(f"{path} holds NaN or infinite pixels; synthesize the images anew.")
     return ImageSet(jnp.asarray(images), contract, provenance)

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import no_mesh, settled, side_by_side, stack, unstack
 
@@ -90,6 +91,7 @@ def fit(
     patience: int | None = None,
     on_chunk: Callable[[int, Metrics], None] | None = None,
     store: StateStore | None = None,
+    lighter: Callable[[], Objective] | None = None,
 ) -> FitResult:
     """Minimises `objective` over `x`.
 
@@ -106,6 +108,7 @@ def fit(
       patience: stop after this many steps without a relative improvement of 1e-4.
       on_chunk: called on the host with (step, last metrics) after each chunk.
       store: where to save state; if it holds one, the run resumes from it.
+      lighter: where memory does not suffice -> an equal objective that takes less; see `sparing`.
 
     Returns:
       Variables, history and status.
@@ -131,7 +134,8 @@ def fit(
         if on_chunk is not None:
             on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
 
-    advance = lambda s: run_chunk(s, context, key, objective, optimizer, length)
+    go = lambda way, s: run_chunk(s, context, key, way, optimizer, length)
+    advance = sparing(go, objective, lighter)
     over = lambda s: ended(s, steps, patience)
     return result(*loop(state, advance, over, keep, report), steps)
 
@@ -150,6 +154,7 @@ def fit_apart(
     chunk: int = 10,
     on_chunk: Callable[[int, Metrics], None] | None = None,
     stores: Sequence[StateStore | None] = (),
+    lighter: Callable[[], Objective] | None = None,
 ) -> list[FitResult]:
     """Several runs of `fit` at the same time, one a device: `run_chunk` on each, nothing shared.
 
@@ -170,6 +175,7 @@ def fit_apart(
       chunk: most steps between two visits of the host.
       on_chunk: called on the host with (step, last metrics averaged over the runs).
       stores: where each run saves its state, if anywhere; none for all.
+      lighter: as of `fit`.
 
     Returns:
       What `fit` would return for each run, bit for bit where the compiler makes the same program
@@ -187,7 +193,8 @@ def fit_apart(
     state, key = stack(resumed(begun, stores), mesh), stack(keys, mesh)
     length = chunk_length(max(steps - steps_of(state), 1), chunk)
     keep, report = partial(keep_apart, stores), partial(report_apart, on_chunk)
-    advance = lambda s: run_chunks(s, context, key, objective, optimizer, length, mesh, own)
+    go = lambda way, s: run_chunks(s, context, key, way, optimizer, length, mesh, own)
+    advance = sparing(go, objective, lighter)
     over = lambda s: steps_of(s) >= steps or bool(np.all(np.asarray(s.diverged_at) >= 0))
     state, history = loop(state, advance, over, keep, report)
     each = [{k: np.asarray(v) for k, v in metrics.items()} for metrics in history]
@@ -239,7 +246,6 @@ def loop(
         while not over(state):
             with no_mesh():
                 state, metrics = advance(state)
-            jax.block_until_ready(state)
             history.append(metrics)
             keep(state, False)
             report(state, metrics)

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -120,6 +121,13 @@ class Terminal:
             self.bar.update(self.task, completed=done, parts=parts)
         else:
             self.every(f"synthesizing {done}/{total} steps: {parts}")
+
+
+def duration_line(made: Mapping[str, Any]) -> str:
+    """How long the making of images took, and how much of that went into compiling."""
+    compiling = made.get("compile_seconds")
+    of_it = "" if compiling is None else f" ({compiling} s compiling)"
+    return f"in {made['seconds']} s{of_it}"
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -11,10 +11,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
+from dfq_jax.errors import ResourceError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.fit import Now, Objective
 from dfq_jax.optim.turns import in_turn, own, taking_turns
+from dfq_jax.synthesis.memory import divisors
 from dfq_jax.synthesis.pixels import Images, clip_to_pixels, from_natural, to_natural
 from dfq_jax.synthesis.recipe import Recipe, Stage
 from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, observe
@@ -39,6 +41,8 @@ class Job:
       render: variables of a batch -> its finished images, normalised.
       remember: (context, finished images, memory) -> memory for the next batch.
       together: the devices that share every batch, if several do.
+      parts: in how many parts batches pass through the network, the last entry now; it grows by
+        an entry where memory turns out not to suffice, for this batch and all that follow.
     """
 
     model: Model
@@ -51,6 +55,12 @@ class Job:
     render: Callable[[PyTree], Images]
     remember: Callable[["Context", Images, PyTree], PyTree]
     together: Mesh | None = None
+    parts: list[int] = dataclasses.field(default_factory=lambda: [1])
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch on each device."""
+        return self.size // (1 if self.together is None else self.together.size)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -65,11 +75,13 @@ class Plan(NamedTuple):
       steps: how many, those of all turns together.
       objective: of the stage.
       optimizers: one per attempt, each at half the learning rate of the last.
+      in_parts: the objective of batches that pass through the network in so many parts.
     """
 
     steps: int
     objective: Objective
     optimizers: tuple[optax.GradientTransformation, ...]
+    in_parts: Callable[[int], Objective]
 
 
 def job_for(
@@ -99,7 +111,8 @@ def job_for(
 
     plans = tuple(plan(recipe, stage, turns, how) for stage in recipe.stages)
     classes = classes_of(model)
-    return Job(model, recipe, targets, classes, size, turns, plans, render, remember, together)
+    statics = (model, recipe, targets, classes, size, turns, plans)
+    return Job(*statics, render, remember, together, [how.parts])
 
 
 class Context(NamedTuple):
@@ -116,8 +129,25 @@ def plan(recipe: Recipe, stage: Stage, turns: int, how: Forward = PLAIN) -> Plan
     optimizers = (stage.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
     if turns > 1:
         optimizers = (taking_turns(optimizer, turns) for optimizer in optimizers)
-    steps = stage.steps * turns
-    return Plan(steps, build_objective(recipe, stage, turns, how), tuple(optimizers))
+    given = partial(build_objective, recipe, stage, turns)
+    in_parts = cache(lambda parts: given(dataclasses.replace(how, parts=parts)))
+    return Plan(stage.steps * turns, in_parts(how.parts), tuple(optimizers), in_parts)
+
+
+def lighter(job: Job, index: int) -> Objective:
+    """The objective of a stage in at least twice as many parts as so far, from now on.
+
+    Raises:
+      ResourceError: if the parts are single images already.
+    """
+    now = job.parts[-1]
+    if now >= job.rows:
+        raise ResourceError(
+            f"{job.recipe.name}: out of memory, though images pass through the network one at a "
+            "time. Use a smaller --batch, --dtype bfloat16 on an accelerator, or a smaller --size."
+        )
+    job.parts.append(next(d for d in divisors(job.rows) if d >= 2 * now))
+    return job.plans[index].in_parts(job.parts[-1])
 
 
 def build_objective(

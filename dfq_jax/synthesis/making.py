@@ -14,10 +14,13 @@ from dfq_jax.optim.fit import FitResult, Metrics, fit, fit_apart
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.turns import own
 from dfq_jax.parallel import at_home, everywhere, share_rows, stack
-from dfq_jax.synthesis.batches import RESTARTS, Context, Job
+from dfq_jax.synthesis.batches import RESTARTS, Context, Job, lighter
+from dfq_jax.synthesis.diversity import fault_of
 
 OWN = Context._make((False, False, False, True))
 """Which parts of the context differ from batch to batch: the labels."""
+ATTEMPTS = 3
+"""How often a batch is made whose images are all alike or blank."""
 
 
 class Underway(NamedTuple):
@@ -29,6 +32,7 @@ class Underway(NamedTuple):
       context: inputs of the objective.
       key: of its steps.
       loss: at the last step.
+      notes: what went wrong so far, in words that follow "batch 3".
     """
 
     x: PyTree
@@ -36,10 +40,12 @@ class Underway(NamedTuple):
     context: Context
     key: Key[Array, ""]
     loss: float
+    notes: tuple[str, ...] = ()
 
-    def after(self, fitted: FitResult) -> "Underway":
-        """The same batch a stage later."""
-        return self._replace(x=fitted.x, memory=fitted.memory, loss=fitted.loss)
+    def after(self, fitted: FitResult, *notes: str) -> "Underway":
+        """The same batch a stage later, with more notes."""
+        fields = {"x": fitted.x, "memory": fitted.memory, "loss": fitted.loss}
+        return self._replace(**fields, notes=self.notes + notes)
 
 
 def begin(job: Job, shared: PyTree, memory: PyTree, key: Key[Array, ""]) -> Underway:
@@ -62,7 +68,7 @@ def fit_stage(
     store: StateStore | None,
     chunk: int,
     failed: FitResult | None = None,
-) -> FitResult:
+) -> Underway:
     """Optimises one stage of one batch, restarting at half the learning rate when it diverges.
 
     Args:
@@ -74,13 +80,17 @@ def fit_stage(
       chunk: most steps between two visits of the host.
       failed: what became of the first attempt, if it has been made.
 
+    Returns:
+      The batch after the stage.
+
     Raises:
       DivergedError: after four attempts.
     """
-    stage, failed_at = job.plans[index], 0 if failed is None else failed.steps
-    for attempt in range(0 if failed is None else 1, RESTARTS + 1):
+    stage, done = job.plans[index], sum(plan.steps for plan in job.plans[:index])
+    steps, before = [] if failed is None else [done + failed.steps], job.parts[-1]
+    for attempt in range(len(steps), RESTARTS + 1):
         result = fit(
-            stage.objective,
+            stage.in_parts(job.parts[-1]),
             batch.x,
             batch.context,
             optimizer=stage.optimizers[attempt],
@@ -90,15 +100,29 @@ def fit_stage(
             chunk=chunk,
             on_chunk=on_chunk,
             store=store if attempt == 0 else None,
+            lighter=partial(lighter, job, index),
         )
         if result.status != "diverged":
-            return result
-        failed_at = result.steps
+            told = (retold(step, n) for n, step in enumerate(steps, 1))
+            return batch.after(result, *told, *parted(job, before))
+        steps.append(done + result.steps)
     raise DivergedError(
-        f"{job.recipe.name}: the loss became NaN or infinite at step {failed_at} in each of "
+        f"{job.recipe.name}: the loss became NaN or infinite at step {steps[-1]} in each of "
         f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
         "Check the weights with `dfq inspect`, or use fewer --steps."
     )
+
+
+def parted(job: Job, before: int) -> tuple[str, ...]:
+    """What to say where memory did not suffice for a batch in as many parts as before."""
+    now = job.parts[-1]
+    return (f"did not fit into memory: done in {now} parts",) if now > before else ()
+
+
+def retold(step: int, attempt: int) -> str:
+    """What to say of an attempt that failed at a step; they count from 1."""
+    rate = f"1/{2**attempt} of the learning rate"
+    return f"diverged at step {step} and was made again at {rate}"
 
 
 def fit_stage_apart(
@@ -110,7 +134,7 @@ def fit_stage_apart(
     stores: Sequence[StateStore | None],
     chunk: int,
     wanted: int,
-) -> list[FitResult]:
+) -> list[Underway]:
     """Optimises one stage of several batches, one a device.
 
     A batch that diverges is made again alone, on one device; the others keep what they have, and
@@ -120,9 +144,9 @@ def fit_stage_apart(
       DivergedError: if one of those wanted diverges in four attempts.
     """
     stage, contexts = job.plans[index], [batch.context for batch in batches]
-    context = everywhere(contexts[0]._replace(labels=()), mesh)
+    context, before = everywhere(contexts[0]._replace(labels=()), mesh), job.parts[-1]
     results = fit_apart(
-        stage.objective,
+        stage.in_parts(before),
         [batch.x for batch in batches],
         context._replace(labels=stack([c.labels for c in contexts], mesh)),
         OWN,
@@ -134,11 +158,13 @@ def fit_stage_apart(
         chunk=chunk,
         on_chunk=on_chunk,
         stores=stores,
+        lighter=partial(lighter, job, index),
     )
+    batches = [batch._replace(notes=batch.notes + parted(job, before)) for batch in batches]
     again = partial(fit_stage, job, index, on_chunk=on_chunk, store=None, chunk=chunk)
     return [
-        again(batches[i], failed=r) if r.status == "diverged" and i < wanted else r
-        for i, r in enumerate(results)
+        again(batch, failed=r) if r.status == "diverged" and i < wanted else batch.after(r)
+        for i, (batch, r) in enumerate(zip(batches, results, strict=True))
     ]
 
 
@@ -149,15 +175,17 @@ class Made(NamedTuple):
       images: normalised.
       loss: at the last step.
       memory: for the next batch.
+      notes: what went wrong on the way, in words that follow "batch 3".
     """
 
     images: Float[Array, "b h w c"]
     loss: float
     memory: PyTree
+    notes: tuple[str, ...] = ()
 
 
-Stores = Callable[[int], StateStore | None]
-"""Stage -> where the state of a batch is kept."""
+Stores = Callable[[int, int], StateStore | None]
+"""(stage, attempt) -> where the state of a batch is kept."""
 
 
 def make(
@@ -169,7 +197,7 @@ def make(
     stores: Stores,
     chunk: int,
 ) -> Made:
-    """All stages of one optimisation.
+    """All stages of one optimisation; another time where its images are all alike or blank.
 
     Args:
       job: the static side.
@@ -177,18 +205,67 @@ def make(
       memory: from the batch before.
       key: of this batch.
       on_chunk: told the steps done in all stages, and the last metrics.
-      stores: stage -> where its state is kept.
+      stores: (stage, attempt) -> where its state is kept.
       chunk: most steps between two visits of the host.
 
     Returns:
       Finished images.
     """
-    batch, done = begin(job, shared, memory, key), 0
+    attempt = partial(make_once, job, shared, memory, key, on_chunk, stores, chunk)
+    return sound(job, attempt(0), attempt)
+
+
+def make_once(
+    job: Job,
+    shared: PyTree,
+    memory: PyTree,
+    key: Key[Array, ""],
+    on_chunk: Callable[[int, Metrics], None],
+    stores: Stores,
+    chunk: int,
+    attempt: int,
+) -> Made:
+    """One attempt at `make`, whatever comes of it."""
+    batch, done = begin(job, shared, memory, key_of(key, attempt)), 0
     for index, stage in enumerate(job.plans):
         report = lambda step, parts, done=done: on_chunk(done + step, parts)
-        batch = batch.after(fit_stage(job, index, batch, report, stores(index), chunk))
+        batch = fit_stage(job, index, batch, report, stores(index, attempt), chunk)
         done += stage.steps
     return finish(job, batch)
+
+
+def key_of(key: Key[Array, ""], attempt: int) -> Key[Array, ""]:
+    """The key of an attempt; far from those the first splits off, which are `fold_in(key, i)`."""
+    return key if attempt == 0 else jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), attempt)
+
+
+def sound(job: Job, made: Made, attempt: Callable[[int], Made]) -> Made:
+    """The first of several attempts whose images are neither all alike nor blank.
+
+    Args:
+      job: the static side.
+      made: the first.
+      attempt: number -> another one.
+
+    Returns:
+      It, or the last one if all are; the notes tell of every attempt.
+    """
+    for number in range(1, ATTEMPTS + 1):
+        fault = first_fault(job, made.images)
+        if fault is None:
+            break
+        if number == ATTEMPTS:
+            left = f"{fault}, as did all of {ATTEMPTS} attempts: kept, though it tells little"
+            return made._replace(notes=(*made.notes, left))
+        again, told = attempt(number), f"{fault}: made again from another seed"
+        made = again._replace(notes=(*made.notes, told, *again.notes))
+    return made
+
+
+def first_fault(job: Job, images: Float[Array, "n h w c"]) -> str | None:
+    """What is wrong with one of the batches that were optimised together, if anything is."""
+    batches = jnp.split(images, job.turns)
+    return next(filter(None, (fault_of(v, job.model.contract) for v in batches)), None)
 
 
 def make_apart(
@@ -210,7 +287,7 @@ def make_apart(
       keys: of each; where there are fewer than devices, the last is made several times.
       mesh: the devices.
       on_chunk: told the steps done in all stages, and the last metrics averaged over the batches.
-      stores: for each batch: stage -> where its state is kept.
+      stores: for each batch: (stage, attempt) -> where its state is kept.
       chunk: most steps between two visits of the host.
 
     Returns:
@@ -221,12 +298,14 @@ def make_apart(
     batches += [batches[-1]] * idle
     for index, stage in enumerate(job.plans):
         report = lambda step, parts, done=done: on_chunk(done + step, parts)
-        kept = [of(index) for of in stores]
+        kept = [of(index, 0) for of in stores]
         kept += [kept[-1]] * idle
-        fitted = fit_stage_apart(job, index, batches, mesh, report, kept, chunk, len(keys))
-        batches = [batch.after(result) for batch, result in zip(batches, fitted, strict=True)]
+        batches = fit_stage_apart(job, index, batches, mesh, report, kept, chunk, len(keys))
         done += stage.steps
-    return [finish(job, batch) for batch in batches[: len(keys)]]
+    made = [finish(job, batch) for batch in batches[: len(keys)]]
+    once = partial(make_once, job, shared, memory)
+    again = [partial(once, key, on_chunk, of, chunk) for key, of in zip(keys, stores, strict=True)]
+    return [sound(job, each, attempt) for each, attempt in zip(made, again, strict=True)]
 
 
 def start(job: Job, key: Key[Array, ""]) -> PyTree:
@@ -244,4 +323,4 @@ def finish(job: Job, batch: Underway) -> Made:
     for images in batches:
         memory = job.remember(batch.context, images, memory)
     images, memory = at_home((jnp.concatenate(batches), memory))
-    return Made(images, batch.loss, memory)
+    return Made(images, batch.loss, memory, batch.notes)

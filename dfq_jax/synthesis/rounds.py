@@ -1,5 +1,6 @@
 """A run: which batches are missing, who makes them, and where finished ones are kept."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -71,7 +72,7 @@ def make_missing(
     chunk: int,
     state_folder: Path | None = None,
     fingerprint: Mapping[str, Any] | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Makes those of the wanted optimisations that are not on the shelf, and puts them there.
 
     Args:
@@ -82,11 +83,14 @@ def make_missing(
       chunk: most steps between two visits of the host.
       state_folder: where to keep the state of unfinished ones.
       fingerprint: what it depends on.
+
+    Returns:
+      Notes on those made here, in sentences.
     """
     missing = [index for index in wanted if not shelf.has(index)]
     width = 1 if run.apart is None else run.apart.size
     rounds = [missing[i : i + width] for i in range(0, len(missing), width)]
-    before = (len(wanted) - len(missing)) // width
+    before, notes = (len(wanted) - len(missing)) // width, ()
     for number, indices in enumerate(rounds, before):
         report = partial(tell, number, before + len(rounds))
         folders = [None if state_folder is None else state_folder / f"batch_{i}" for i in indices]
@@ -99,8 +103,16 @@ def make_missing(
             finished = make_apart(*given, keys, run.apart, report, stores, chunk)
         for index, folder, made in zip(indices, folders, finished, strict=True):
             shelf.put(index, made)
+            notes += notes_on(run.job, index, made)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+    return notes
+
+
+def notes_on(job: Job, index: int, made: Made) -> tuple[str, ...]:
+    """What to say of an optimisation, in sentences."""
+    subject = f"batch {index}" if job.turns == 1 else f"the optimisation of {job.turns} batches"
+    return tuple(f"{subject} {note}" for note in made.notes)
 
 
 def memory_before(run: Run, index: int, shelf: Shelf) -> PyTree:
@@ -110,9 +122,12 @@ def memory_before(run: Run, index: int, shelf: Shelf) -> PyTree:
     return shelf.get(index - 1).memory
 
 
-def store_of(folder: Path | None, fingerprint: Mapping[str, Any], stage: int) -> StateStore | None:
-    """Where a batch keeps the state of a stage, if it does."""
-    return None if folder is None else StateStore(folder / f"stage_{stage}", fingerprint)
+def store_of(
+    folder: Path | None, fingerprint: Mapping[str, Any], stage: int, attempt: int
+) -> StateStore | None:
+    """Where a batch keeps the state of a stage, if it does; every attempt has its own."""
+    name = f"stage_{stage}" if attempt == 0 else f"stage_{stage}_again_{attempt}"
+    return None if folder is None else StateStore(folder / name, fingerprint)
 
 
 def in_memory() -> Shelf:
@@ -135,7 +150,8 @@ def in_folder(folder: Path, memory: PyTree) -> Shelf:
 
 def save_batch(path: Path, made: Made) -> None:
     """Keeps a finished batch, so that a resumed run need not make it again."""
-    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss)}
+    notes = np.array(json.dumps(made.notes))
+    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss), "notes": notes}
     arrays |= {f"memory_{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made.memory))}
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
@@ -146,4 +162,5 @@ def load_batch(path: Path, memory: PyTree) -> Made:
     with np.load(path, allow_pickle=False) as saved:
         leaves = [jnp.asarray(saved[f"memory_{i}"]) for i in range(structure.num_leaves)]
         images, loss = jnp.asarray(saved["images"]), float(saved["loss"])
-    return Made(images, loss, jax.tree.unflatten(structure, leaves))
+        notes = tuple(json.loads(str(saved["notes"])))
+    return Made(images, loss, jax.tree.unflatten(structure, leaves), notes)

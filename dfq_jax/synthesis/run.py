@@ -20,9 +20,19 @@ from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import Mode, at_home, data_mesh, no_mesh
 from dfq_jax.synthesis.batches import finished, job_for
+from dfq_jax.synthesis.limits import refuse_hopeless
+from dfq_jax.synthesis.memory import in_units, needed, parts_within
 from dfq_jax.synthesis.pixels import Images, from_natural
 from dfq_jax.synthesis.recipe import Memory, Recipe
-from dfq_jax.synthesis.rounds import Run, Tell, consecutive, in_folder, in_memory, make_missing
+from dfq_jax.synthesis.rounds import (
+    Run,
+    Tell,
+    consecutive,
+    in_folder,
+    in_memory,
+    make_missing,
+    notes_on,
+)
 from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
 
 
@@ -71,6 +81,7 @@ def synthesize_images(
     how: Forward = PLAIN,
     devices: int = 1,
     mode: Mode = "apart",
+    on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     state_folder: Path | None = None,
     fingerprint: dict | None = None,
@@ -88,6 +99,7 @@ def synthesize_images(
       mode: `apart` makes as many batches at a time, one a device; the images are those of one
         device. `together` spreads every batch over the devices, for batches too large for one;
         statistics are those of the whole batch, equal but for rounding.
+      on_stage: told how much memory a step will take, before it is compiled.
       on_progress: called on the host after every chunk.
       state_folder: where to keep state; a run that finds its own state there resumes.
       fingerprint: what the state depends on; see `StateStore`.
@@ -96,28 +108,28 @@ def synthesize_images(
       Images, the final loss of each batch, and the batch norms left out.
 
     Raises:
-      ValueError: if n < 1.
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
       UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
         by another process, there are not so many devices, or the method cannot make images of this
         size.
-      UnsupportedModelError: if the network has no usable batch-norm statistics, and the method
-        needs some.
+      UnsupportedModelError: if the method needs batch-norm statistics and there are none.
+      ResourceError: if memory does not suffice even for one image at a time.
     """
     with no_mesh(), contextlib.ExitStack() as stack:
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
         spread = spread_of(work, devices, mode)
+        if state_folder is not None:
+            stack.enter_context(owned(state_folder, "run"))
         if not recipe.terms:
             one, keys = unfitted(model, recipe, work.size), keys_of(key, work.batches)
             return Synthesized(jnp.concatenate([one(k) for k in keys])[:n], (), ())
         if state_folder is not None:
-            stack.enter_context(owned(state_folder, "run"))
             StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
-        run = ready(model, key, work, spread, how)
+        run = ready(model, key, work, spread, how, on_stage)
         tell = partial(report, on_progress, recipe.steps * run.job.turns)
-        images, losses = make_all(run, n, tell, chunk, state_folder, fingerprint or {})
-    return Synthesized(images, losses, work.excluded, work.notes + spread.notes)
+        images, losses, told = make_all(run, n, tell, chunk, state_folder, fingerprint or {})
+    return Synthesized(images, losses, work.excluded, work.notes + spread.notes + told)
 
 
 def make_all(
@@ -127,12 +139,13 @@ def make_all(
     chunk: int,
     state_folder: Path | None,
     fingerprint: Mapping[str, Any],
-) -> tuple[Images, tuple[float, ...]]:
-    """The first `n` images of all optimisations, and the loss of each."""
+) -> tuple[Images, tuple[float, ...], tuple[str, ...]]:
+    """The first `n` images of all optimisations, the loss of each, and notes on them."""
     shelf = in_memory() if state_folder is None else in_folder(state_folder, run.memory)
     make_missing(run, range(run.total), shelf, tell, chunk, state_folder, fingerprint)
     made = [shelf.get(index) for index in range(run.total)]
-    return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made)
+    notes = sum((notes_on(run.job, index, m) for index, m in enumerate(made)), ())
+    return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
 
 
 class Work(NamedTuple):
@@ -162,6 +175,7 @@ def measured(model: Model, recipe: Recipe, n: int) -> Work:
       ValueError: if n < 1.
       UsageError: if the method cannot make images of this size.
       UnsupportedModelError: if the network lacks the statistics the method needs.
+      ResourceError: if the machine cannot hold a batch.
     """
     if n < 1:
         raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
@@ -172,7 +186,9 @@ def measured(model: Model, recipe: Recipe, n: int) -> Work:
         targets, excluded = batch_norm_targets(model)
     fitted, notes = suited(recipe, model)
     size = batch_size(fitted, n, len(targets))
-    return Work(fitted, targets, size, -(-n // size), excluded, notes)
+    batches = -(-n // size)
+    refuse_hopeless(fitted, (size, *model.contract.shape), batches if fitted.turns else 1)
+    return Work(fitted, targets, size, batches, excluded, notes)
 
 
 class Spread(NamedTuple):
@@ -216,14 +232,52 @@ def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread
     return Spread(None, mesh, notes) if mode == "together" else Spread(mesh, None, notes)
 
 
-def ready(model: Model, key: Key[Array, ""], work: Work, spread: Spread, how: Forward) -> Run:
+def ready(
+    model: Model,
+    key: Key[Array, ""],
+    work: Work,
+    spread: Spread,
+    how: Forward,
+    on_stage: Callable[[str], None] | None = None,
+) -> Run:
     """Prepares what all batches share."""
     recipe, targets = work.recipe, work.targets
     turns = work.batches if recipe.turns else 1
+    if how.memory is not None or on_stage is not None:
+        how = foretold(model, work, spread, turns, how, on_stage or (lambda text: None))
     job = job_for(model, recipe, targets, work.size, turns, how, spread.together)
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
     memory = recipe.memory.start(targets, turns, job.classes, watched(recipe, model))
     return Run(job, shared, memory, key, work.batches // turns, spread.apart)
+
+
+def foretold(
+    model: Model,
+    work: Work,
+    spread: Spread,
+    turns: int,
+    how: Forward,
+    on_stage: Callable[[str], None],
+) -> Forward:
+    """In as many parts as it takes to stay within the memory allowed; tells what a step will take.
+
+    Raises:
+      ResourceError: if one image at a time is too much.
+    """
+    platform = jax.default_backend()
+    rows = work.size // (1 if spread.together is None else spread.together.size)
+    devices = (spread.together or spread.apart or data_mesh(1)).size
+    sharers = devices if platform == "cpu" else 1  # the devices of a CPU have one memory
+    given = (work.recipe, work.targets, rows)
+    need = needed(model, *given, turns=turns, how=how, platform=platform)
+    parts = how.parts
+    if how.memory is not None:
+        parts = parts_within(need, rows, how.memory // sharers, parts)
+    each = " on each device" if devices > sharers else ""
+    split = f" in {parts} parts" if parts > 1 else ""
+    size = in_units(sharers * need.total(parts))
+    on_stage(f"a step takes about {size}{each}, batches of {work.size}{split}")
+    return dataclasses.replace(how, parts=parts)
 
 
 def keys_of(key: Key[Array, ""], batches: int) -> list[Key[Array, ""]]:

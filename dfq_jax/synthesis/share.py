@@ -53,15 +53,15 @@ def synthesize_shards(
     how: Forward = PLAIN,
     devices: int = 1,
     mode: Mode = "apart",
+    on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     process: int | None = None,
     processes: int | None = None,
 ) -> Share:
     """Makes the share of this process in a set of images, and finishes the set if it can.
 
-    Processes have nothing but the folder in common. The bytes of a finished set depend neither on
-    how many there are nor on how often they were interrupted: run them again to make what is
-    missing. State is kept in `.{name}.run` beside it, of no use once the set is finished.
+    Processes have nothing but the folder in common, and its bytes depend neither on how many there
+    are nor on how often they were interrupted. State is kept in `.{name}.run` beside it.
 
     Args:
       model: network, see `synthesize_images` for what is not said here.
@@ -74,6 +74,7 @@ def synthesize_shards(
       how: precision, and what to do about memory.
       devices: of each process, to use at most.
       mode: how to use them.
+      on_stage: told how much memory a step will take.
       on_progress: called on the host after every chunk.
       process: index of this process; that of `jax.distributed` by default.
       processes: how many there are; likewise.
@@ -84,22 +85,22 @@ def synthesize_shards(
     Raises:
       DfqError: as `synthesize_images`; UsageError also if the folder holds other images.
     """
-    process, processes = which(process, processes)
-    folder = Path(folder).resolve()
+    (process, processes), folder = which(process, processes), Path(folder).resolve()
     state = folder.with_name(f".{folder.name}.run")
     with no_mesh(), owned(state, f"process-{process}"):
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
         spread = spread_of(work, devices, mode, processes)
         shards = ShardSet(folder, n, work.size, model.contract, provenance)
-        complete = begin_set(shards, state, process, processes)
+        complete, told = begin_set(shards, state, process, processes), ()
         if recipe.terms and not complete:
-            run = ready(model, key, work, spread, how)
-            make_share(run, shards, state, on_progress, chunk, process, processes)
+            run = ready(model, key, work, spread, how, on_stage)
+            told = make_share(run, shards, state, on_progress, chunk, process, processes)
         elif not complete:
             make_noise(model, recipe, key, shards, process, processes)
         complete = complete or finish_set(shards, process)
-    return Share(complete, work.excluded, work.notes + spread.notes + idle(work, processes))
+    told = work.notes + spread.notes + idle(work, processes) + told
+    return Share(complete, work.excluded, told)
 
 
 def which(process: int | None, processes: int | None) -> tuple[int, int]:
@@ -123,12 +124,13 @@ def make_share(
     chunk: int,
     process: int,
     processes: int,
-) -> None:
-    """Makes those shards that fall to this process and are not there yet."""
+) -> tuple[str, ...]:
+    """Makes those shards that fall to this process and are not there yet; returns notes on them."""
     tell = partial(report, on_progress, run.job.recipe.steps * run.job.turns)
     beside = in_folder(state, run.memory) if consecutive(run.job.recipe) else None
     shelf = on_shards(shards, run.job.turns, process, beside)
-    make_missing(run, share_of(run, process, processes), shelf, tell, chunk, state, shards.facts)
+    mine = share_of(run, process, processes)
+    return make_missing(run, mine, shelf, tell, chunk, state, shards.facts)
 
 
 def make_noise(

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,9 @@ class Seen(NamedTuple):
     taps: dict[str, Tensor]
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Forward:
     """How a forward pass is computed; what it computes is the same.
@@ -159,11 +162,14 @@ class Forward:
       parts: equal parts of a batch that go through the network one after the other; what the
         gradient needs of a part is computed again when its turn comes, so memory shrinks with it.
       remat: keep only the tensors between blocks for the gradient, and compute the rest again.
+      memory: bytes that a step may take on one device, or on a CPU in all; a run foretells what it
+        needs, and takes as many parts as that asks for. None for as many as `parts` says.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     parts: int = 1
     remat: bool = False
+    memory: int | None = None
 
 
 PLAIN = Forward()
@@ -213,9 +219,25 @@ def observe(
         return look(images)
     if images.shape[0] % how.parts:
         raise ValueError(f"{images.shape[0]} images do not divide into {how.parts} equal parts.")
-    pieces = images.reshape(how.parts, -1, *images.shape[1:])
-    seen = jax.lax.map(look if how.remat else jax.checkpoint(look), pieces)
-    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), seen)
+    return in_parts(look if how.remat else jax.checkpoint(look), images, how.parts)
+
+
+def in_parts(look: Callable[[Tensor], Seen], images: Float[Array, "b h w c"], parts: int) -> Seen:
+    """What `look` sees of equal parts of a batch, one after the other, in the order of the batch.
+
+    Each part takes rows from all over the batch, so that devices that share it share every part.
+    """
+    pieces = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+    structure: list[Any] = []
+
+    def leaves(piece: Tensor) -> list[Tensor]:
+        seen, found = jax.tree.flatten(look(piece))
+        structure.append(found)
+        return seen
+
+    whole = lambda v: v.swapaxes(0, 1).reshape(-1, *v.shape[2:])
+    merged = jax.tree.map(whole, jax.lax.map(leaves, pieces))
+    return jax.tree.unflatten(structure[-1], merged)
 
 
 def cast(params: PyTree, dtype: str) -> PyTree:

@@ -113,7 +113,7 @@ def test_other_arrays_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 6, 1), np.float32))
     with pytest.raises(DataError, match=r"a\.npy is not an image set"):
         load_images(tmp_path / "a.npy")
-    with pytest.raises(DataError, match=r"is not an image set"):
+    with pytest.raises(DataError, match=r"has no manifest\.json: it is not a finished set"):
         load_images(tmp_path)
     with pytest.raises(DataError, match=r"no image set at .*b\.npz; make one"):
         load_images(tmp_path / "b.npz")

@@ -1,5 +1,5 @@
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dfq_jax.optim.fit import Now, fit, fit_apart
+from dfq_jax.optim.fit import Now, fit
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
-from dfq_jax.parallel import data_mesh, everywhere, stack
+from dfq_jax.parallel import data_mesh
 
 KEY = jax.random.key(0)
 START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
@@ -256,79 +256,6 @@ def test_resuming_with_other_chunks_takes_no_step_too_many(tmp_path):
     np.testing.assert_allclose(resumed.x["a"], run(steps=10).x["a"], rtol=1e-6)
 
 
-LANES = 3
-
-
-class Setting(NamedTuple):
-    """What `scattered` is told: something of its own, something all runs share."""
-
-    centre: Any
-    scale: Any
-
-
-def scattered(x, context, now):
-    """`noisy`, with a centre of its own and a memory of what it weighed."""
-    loss, (parts, _) = noisy(x, context.centre, now)
-    memory = 0.5 * now.memory + jax.lax.stop_gradient(parts["weight"])
-    return loss * context.scale, (parts, memory)
-
-
-class Lanes(NamedTuple):
-    """Three runs: where each begins, and what differs between them."""
-
-    x: list[Any]
-    centres: list[Any]
-    keys: list[Any]
-    memory: list[Any]
-
-
-LINES = Lanes(
-    x=[jax.tree.map(lambda v, i=i: v + i, START) for i in range(LANES)],
-    centres=[CENTRE * i for i in range(LANES)],
-    keys=[jax.random.fold_in(KEY, i) for i in range(LANES)],
-    memory=[jnp.float32(i) for i in range(LANES)],
-)
-
-
-def apart(objective: Any = scattered, steps: int = 12, scale: float = 2.0, **how: Any):
-    mesh = data_mesh(LANES)
-    how = {"x": LINES.x, "memory": LINES.memory, "keys": LINES.keys, "optimizer": ADAM} | how
-    context = Setting(stack(LINES.centres, mesh), everywhere(jnp.float32(scale), mesh))
-    x = how.pop("x")
-    return fit_apart(objective, x, context, Setting(True, False), steps=steps, mesh=mesh, **how)
-
-
-def alone(lane: int, objective: Any = scattered, steps: int = 12, **how: Any):
-    context = Setting(LINES.centres[lane], jnp.float32(2.0))
-    how = {"optimizer": ADAM, "key": LINES.keys[lane], "memory": LINES.memory[lane]} | how
-    return fit(objective, LINES.x[lane], context, steps=steps, **how)
-
-
-def same_result(a, b):
-    for p, q in zip(
-        jax.tree.leaves((a.x, a.memory)), jax.tree.leaves((b.x, b.memory)), strict=True
-    ):
-        np.testing.assert_array_equal(p, q)
-        assert p.sharding == q.sharding
-    assert (a.status, a.steps, a.loss) == (b.status, b.steps, b.loss)
-
-
-def test_runs_apart_are_runs_alone_bit_for_bit():
-    visits = []
-    found = apart(chunk=5, on_chunk=lambda step, parts: visits.append((step, parts)))
-    assert [step for step, _ in visits] == [4, 8, 12]
-    for lane, many in enumerate(found):
-        one = alone(lane, chunk=4)
-        same_result(many, one)
-        for name, values in one.history.items():
-            np.testing.assert_array_equal(many.history[name], values)
-    for step, parts in visits:
-        assert set(parts) == {"loss", "near", "weight"}
-        mean = np.mean([r.history["loss"][step - 1] for r in found])
-        assert parts["loss"] == pytest.approx(mean, rel=1e-6)
-    assert len({r.loss for r in found}) == LANES
-
-
 def compilations(caplog, name, call):
     """How many programs of this name a call compiles; and what it returns."""
     caplog.clear()
@@ -338,78 +265,13 @@ def compilations(caplog, name, call):
     return sum(wanted in record.getMessage() for record in caplog.records), found
 
 
-def test_runs_apart_share_one_program(caplog):
-    traces = []
-
-    def counted(x, context, now):
-        traces.append(1)
-        return scattered(x, context, now)
-
-    first, _ = compilations(caplog, "run_chunks", lambda: apart(counted, steps=4, chunk=4))
-    seen = len(traces)
-    call = lambda: apart(counted, steps=12, chunk=4, scale=3.0)
-    again, _ = compilations(caplog, "run_chunks", call)
-    assert (first, again) == (1, 0)  # neither a device, nor a chunk, nor a run later
-    assert len(traces) == seen
-
-
-def up_to(x, context, now):
-    """Goes up by one a step of `sgd(1.0)`; NaN beyond its centre."""
-    return climb(x, context.centre[0] * 4 + 1, now)
-
-
-def test_a_run_that_diverges_leaves_the_others_alone():
-    """Limits 1, 5 and 9: only the last one gets through seven steps."""
-    x = [jnp.array(0.5)] * LANES
-    found = apart(up_to, steps=7, x=x, memory=[()] * LANES, optimizer=SGD, chunk=7)
-    assert [(r.status, r.steps, float(r.x)) for r in found] == [
-        ("diverged", 1, 1.5),
-        ("diverged", 5, 5.5),
-        ("finished", 7, 7.5),
-    ]
-    seen = []
-    how = {"optimizer": SGD, "chunk": 1, "on_chunk": lambda step, parts: seen.append(step)}
-    found = apart(up_to, steps=40, x=x, memory=[()] * LANES, **how)
-    assert {r.status for r in found} == {"diverged"}
-    assert seen[-1] == 10  # over once the last one has failed
-
-
-def stores(tmp_path, every=0.0):
-    return [StateStore(tmp_path / str(i), {}, every) for i in range(LANES)]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_runs_apart_resume_bit_for_bit_together_or_alone(tmp_path, error):
-    """What is saved at an interrupt, or was at the chunk before a power cut."""
-    every = 1e9 if error is KeyboardInterrupt else 0.0
-    with pytest.raises(error):
-        apart(chunk=4, stores=stores(tmp_path, every), on_chunk=crash_at(8, error("stop")))
-    assert [store.steps() for store in stores(tmp_path)] == [[8]] * LANES
-    one = alone(1, chunk=4, store=StateStore(tmp_path / "1", {}))
-    assert one.history["loss"].shape == (4,)
-    same_result(one, alone(1, chunk=4))
-    again = apart(chunk=4, stores=stores(tmp_path))
-    for lane, run in enumerate(again):
-        assert run.history["loss"].shape == (4,)
-        same_result(run, alone(lane, chunk=4))
-
-
-def test_runs_found_at_different_steps_begin_anew(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        alone(1, chunk=4, store=stores(tmp_path)[1], on_chunk=crash_at(4, KeyboardInterrupt()))
-    kept = [stores(tmp_path)[0], stores(tmp_path)[1], None]
-    found = apart(chunk=4, stores=kept)
-    for lane, run in enumerate(found):
-        assert run.history["loss"].shape == (12,)
-        same_result(run, alone(lane, chunk=4))
-    assert [store.steps() for store in stores(tmp_path)] == [[12], [12], []]
-
-
-def test_runs_apart_need_a_device_each():
-    with pytest.raises(ValueError, match=r"fit_apart\(\) got 2 runs for 3 devices"):
-        apart(x=LINES.x[:2])
-    with pytest.raises(ValueError, match=r"needs steps and chunk >= 1, got 0 and 10"):
-        apart(steps=0)
+def same_result(a, b):
+    for p, q in zip(
+        jax.tree.leaves((a.x, a.memory)), jax.tree.leaves((b.x, b.memory)), strict=True
+    ):
+        np.testing.assert_array_equal(p, q)
+        assert p.sharding == q.sharding
+    assert (a.status, a.steps, a.loss) == (b.status, b.steps, b.loss)
 
 
 def whitened(x, weights, now):

@@ -1,0 +1,116 @@
+"""What `dfq synthesize` does, between parsed arguments and the Python API."""
+
+from pathlib import Path
+from typing import Any
+
+from dfq_jax import imaging
+from dfq_jax.commands import emit, read_model, remove_state, state_folder
+from dfq_jax.errors import UsageError
+from dfq_jax.files import write_atomically
+from dfq_jax.graph.graph import Model
+from dfq_jax.io.images import load_images, save_images
+from dfq_jax.io.load import ReadOptions
+from dfq_jax.machine import MachineOptions
+from dfq_jax.report.grid import grid_png
+from dfq_jax.report.terminal import Terminal, duration_line
+from dfq_jax.synthesis.memory import bytes_from
+
+
+def synthesize_to(
+    model: str,
+    output: Path,
+    n: int,
+    method: str,
+    reading: ReadOptions,
+    steps: int | None,
+    batch: int | None,
+    seed: int,
+    machine: MachineOptions,
+    preview: Path | None,
+    terminal: Terminal,
+) -> None:
+    """`dfq synthesize`."""
+    single = check_output(output, machine)
+    if preview is not None and not preview.absolute().parent.is_dir():
+        raise UsageError(f"--preview {preview}: its folder does not exist.")
+    memory = None if machine.memory is None else bytes_from(machine.memory)
+    network = read_model(model, reading, terminal).model
+    options: dict[str, Any] = {
+        **{"method": method, "key": seed, "steps": steps, "batch": batch, "memory": memory},
+        **{"devices": machine.devices, "together": machine.together, "dtype": machine.dtype},
+        **{"remat": machine.remat, "on_stage": terminal.stage, "on_progress": terminal.step},
+    }
+    if single:
+        fill_file(network, n, output, preview, options, terminal)
+    else:
+        options |= {"process": machine.process, "processes": machine.processes}
+        fill_folder(network, n, output, preview, options, terminal)
+
+
+def fill_file(
+    network: Model,
+    n: int,
+    output: Path,
+    preview: Path | None,
+    options: dict[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Makes images and writes them into one file."""
+    state = state_folder(output)
+    with terminal.progress():
+        images = imaging.synthesize(network, n, **options, state_folder=state)
+    save_images(output, images)
+    if preview is not None:
+        write_atomically(preview, grid_png(images))
+    remove_state(state)
+    made = images.provenance
+    for note in made.get("notes", ()):
+        terminal.note(f"note: {note}")
+    terminal.say(f"{n} images by {made['method']} {duration_line(made)}: {output}")
+    emit(terminal, {"images": str(output), "n": n, "provenance": dict(made)})
+
+
+def fill_folder(
+    network: Model,
+    n: int,
+    output: Path,
+    preview: Path | None,
+    options: dict[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Makes images, or the share of this process in them, and writes them into a folder."""
+    state = state_folder(output)
+    with terminal.progress():
+        made = imaging.synthesize_set(network, n, output, **options)
+    if made.complete and preview is not None:
+        write_atomically(preview, grid_png(load_images(output)))
+    if made.complete and not any(state.glob("*.lock")):
+        remove_state(state)
+    for note in made.notes:
+        terminal.note(f"note: {note}")
+    whole = f"{n} images" if made.complete else f"one share of {n} images"
+    terminal.say(f"{whole} by {made.method} {duration_line(made._asdict())}: {output}")
+    if not made.complete:
+        terminal.note("the set is not finished: other processes have shards to make")
+    emit(terminal, {"images": str(output), "n": n, **made._asdict()})
+
+
+def check_output(output: Path, machine: MachineOptions) -> bool:
+    """Whether images go into one file; else they go into a folder of shards.
+
+    Raises:
+      UsageError: for a path that can be neither, or several processes and one file.
+    """
+    single = output.suffix == ".npz" and not output.is_dir()
+    folder = output.is_dir() or (not output.suffix and not output.exists())
+    if not (single or folder) or not output.absolute().parent.is_dir():
+        raise UsageError(
+            f"-o {output}: give a .npz file in an existing folder, or for a set of many files a "
+            "name without a suffix."
+        )
+    if single and (machine.process is not None or machine.processes is not None):
+        raise UsageError(
+            f"-o {output}: several processes (--process, --processes) fill a folder; give a name "
+            "without a suffix."
+        )
+    return single

