@@ -4,7 +4,8 @@ Every method makes the same number of images, in as many steps as fit into the s
 (`--seconds`) or as its paper takes (`--published`). The quantizer takes its ranges from the images
 alone: L_p grids for each kernel channel and each tensor, biases corrected. Two more rows stand for
 the ends of the scale: real images, and Gaussian noise. Accuracy is that of the simulator, which
-computes what ONNX Runtime does (see `verify.py`).
+computes what ONNX Runtime does (see `verify.py`); `KL` is how far the class probabilities on the
+same labelled images are from the float network's, in nats.
 """
 
 import argparse
@@ -31,6 +32,7 @@ COLUMNS = [
     Column("classes", "classes %", ".0fx100"),
     Column("confidence", "confidence %", ".0fx100"),
     *(Column(scheme, scheme.upper() + " %", ".2fx100") for scheme in SCHEMES),
+    *(Column(f"{scheme}_kl", "KL", ".3f") for scheme in SCHEMES),
 ]
 ORDER = (
     "real", "best", "zeroq", "dsg", "genie", "deepinversion", "knowledge_within", "intraq",
@@ -130,7 +132,7 @@ def row(subject: Subject, method: str, seed: int, args: argparse.Namespace) -> R
     found: Row = {"table": args.table, "network": subject.name, "method": method, "seed": seed}
     found |= facts | measured
     for scheme in args.schemes:
-        found[scheme] = accuracy(subject, images, scheme)
+        found |= judged_with(subject, images, scheme)
     return found
 
 
@@ -194,25 +196,49 @@ def real_images(subject: Subject, n: int, seed: int) -> Any:
     return np.stack([load(source, int(i), subject.model.contract)[0] for i in chosen])
 
 
-def accuracy(subject: Subject, images: Any, scheme: str) -> float:
-    """Share of labelled images that the quantized network gets right."""
-    import jax
+def judged_with(subject: Subject, images: Any, scheme: str) -> Row:
+    """How the network does on labelled images, quantized with these images."""
     import jax.numpy as jnp
-    import numpy as np
-
-    from dfq_jax.quantize.simulate import simulate
 
     quantized = image_measures.fixed_quantizer(
         subject.model, jnp.asarray(images), scheme, subject.setting.layers
     )
-    run: Callable[..., Any] = jax.jit(simulate)
-    pixels, classes = subject.judged
-    size = 250 if subject.name == "resnet20" else 50
-    hits = 0
-    for start in range(0, len(pixels), size):
-        scores = run(quantized, jnp.asarray(pixels[start : start + size]))
-        hits += int(np.sum(np.argmax(scores, 1) == classes[start : start + size]))
-    return hits / len(pixels)
+    accuracy, divergence = judgement(subject, quantized)
+    return {scheme: accuracy, f"{scheme}_kl": divergence}
+
+
+def judgement(subject: Subject, quantized: Any) -> tuple[float, float]:
+    """Share of labelled images that a quantized network gets right, and how far it has moved.
+
+    Returns:
+      The share; and the mean Kullback-Leibler divergence of its class probabilities from those of
+      the float network, in nats, which tells sets of images apart where the share does not.
+    """
+    import jax
+    import numpy as np
+    from scipy.special import log_softmax, rel_entr
+
+    from dfq_jax.quantize.simulate import simulate
+
+    if "float" not in subject.programs:
+        from dfq_jax import predict
+
+        subject.programs["float"] = log_softmax(outputs(predict, subject.model, subject), axis=1)
+        subject.programs["simulate"] = jax.jit(simulate)
+    found = outputs(subject.programs["simulate"], quantized, subject)
+    expected = np.exp(subject.programs["float"])
+    divergence = rel_entr(expected, np.exp(log_softmax(found, axis=1))).sum(1).mean()
+    return float(np.mean(found.argmax(1) == subject.judged[1])), float(divergence)
+
+
+def outputs(run: Callable[..., Any], network: Any, subject: Subject) -> Any:
+    """Logits of all labelled images, in double precision."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    pixels, size = subject.judged[0], 250 if subject.name == "resnet20" else 50
+    parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    return np.concatenate([np.asarray(run(network, jnp.asarray(x)), np.float64) for x in parts])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Both minimise ZeroQ's objective over the pixels with Adam. `input only` is a PyTorch loop that
 differentiates with respect to the images alone, in its better memory layout; `published` also
 computes the gradients of the weights, as the released loops do. A ratio above 1 means that the
-library is faster.
+library is faster. `GFLOP/s` counts two for each multiply-accumulate of a forward pass and of the
+gradient of the input, which takes as many.
 """
 
 import argparse

@@ -91,6 +91,18 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in env.items()}
 
 
+def refusal_of_half(model: Model) -> str | None:
+    """Why a network cannot read images of half its size; None if it can."""
+    contract = model.contract
+    height, width = contract.height // 2, contract.width // 2
+    half = dataclasses.replace(contract, height=height, width=width)
+    try:
+        output_shapes(dataclasses.replace(model, contract=half))
+    except (GraphError, ValueError) as error:
+        return f"the network cannot read images of {height}x{width}, half its size ({error})"
+    return None
+
+
 def classes_of(model: Model) -> int:
     """How many classes a network tells apart; 0 for one that is no classifier."""
     if len(model.graph.outputs) != 1:

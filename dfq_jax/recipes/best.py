@@ -3,39 +3,68 @@
 Batch statistics (DeepInversion's granularity) in units of each channel's own deviation, so that
 deep and shallow, wide and narrow layers pull equally; random class labels, so that late features
 are as strong as real ones (matching every sample to the mean leaves them flat and clips real
-images later); pixels that a camera could deliver; a start with the 1/f spectrum of natural images;
-a cosine schedule, so that a few dozen steps suffice.
+images later); pixels that a camera could deliver; a start from dead leaves and pink noise, which
+have the spectrum and the edges of photographs; most steps at half the size where the network can
+read it, a quarter of the cost; a cosine schedule, so that a few dozen steps suffice. What each of
+these is worth is measured in `docs/RESULTS.md`.
 """
 
 import optax
 
+from dfq_jax.synthesis.augment import halve
 from dfq_jax.synthesis.match import relative_batch_match
+from dfq_jax.synthesis.noise import noise
 from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
 from dfq_jax.synthesis.terms import Term, cross_entropy
 
+STARTS = {"noise": noise, "pink": pink}
+
 
 def best(
-    *, steps: int = 200, batch: int = 64, learning_rate: float = 0.1, labels: float = 1.0
+    *,
+    steps: int = 200,
+    batch: int = 64,
+    learning_rate: float = 0.1,
+    labels: float = 1.0,
+    coarse: float = 0.0,
+    start: str = "noise",
 ) -> Recipe:
     """Class-conditional images matched in relative batch statistics.
 
     Args:
-      steps: Adam steps.
+      steps: Adam steps of both sizes.
       batch: images whose statistics are taken together.
-      learning_rate: initial, in natural units; falls to 0 along a cosine.
+      learning_rate: initial at either size, in natural units; falls to 0 along a cosine.
       labels: weight of the cross-entropy to random labels.
+      coarse: share of the steps in which the network sees the images at half their size; 0.8 pays
+        for images of 224 pixels.
+      start: `noise` (dead leaves and pink noise in turn) or `pink`.
 
     Returns:
       The recipe.
+
+    Raises:
+      ValueError: unless 0 <= coarse < 1 and the start is known.
     """
-    optimizer = lambda scale: optax.adam(optax.cosine_decay_schedule(learning_rate * scale, steps))
+    if not 0 <= coarse < 1 or start not in STARTS:
+        raise ValueError(f"best() got coarse={coarse} (0..1) and start={start!r} {list(STARTS)}.")
+    small = int(steps * coarse)
+    falling = lambda steps: (
+        lambda scale: optax.adam(optax.cosine_decay_schedule(learning_rate * scale, steps))
+    )
+    stages = (Stage(small, falling(small), halve),) if small else ()
     return Recipe(
         name="best",
-        settings={"learning_rate": learning_rate, "labels": labels},
+        settings={
+            "learning_rate": learning_rate,
+            "labels": labels,
+            "coarse": coarse,
+            "start": start,
+        },
         batch=batch,
-        source=Source(pink),
-        stages=(Stage(steps, optimizer),),
+        source=Source(STARTS[start]),
+        stages=(*stages, Stage(steps - small, falling(steps - small))),
         terms=(
             Term("batch norm", 1.0, relative_batch_match),
             Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),

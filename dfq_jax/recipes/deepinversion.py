@@ -4,7 +4,6 @@ Yin et al. 2020, "Dreaming to Distill: Data-free Knowledge Transfer via DeepInve
 student it becomes adaptive: images on which the two networks agree cost more.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from dfq_jax.errors import GraphError, UsageError
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import classes_of, output_shapes, weighted_nodes
+from dfq_jax.graph.query import classes_of, refusal_of_half, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
 from dfq_jax.optim.schedules import warmup_cosine
@@ -210,18 +209,8 @@ def admitted(model: Model, student: Model | None, resolution: Resolution) -> PyT
 
 def reads_half_the_size(model: Model | None) -> None:
     """Raises UsageError for a network that only runs at its own image size."""
-    if model is None:
-        return
-    contract = model.contract
-    height, width = contract.height // 2, contract.width // 2
-    try:
-        half = dataclasses.replace(contract, height=height, width=width)
-        output_shapes(dataclasses.replace(model, contract=half))
-    except (GraphError, ValueError) as error:
-        raise UsageError(
-            f"deepinversion: the network cannot read images of {height}x{width}, half its size "
-            f'({error}). Use resolution="full".'
-        ) from None
+    if model is not None and (reason := refusal_of_half(model)):
+        raise UsageError(f'deepinversion: {reason}. Use resolution="full".')
 
 
 def rounded_student(model: Model, bits: int) -> Model:

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import refusal_of_half
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.clusterq import clusterq
-from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar, reads_half_the_size
+from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW, estimated, gzsq
@@ -41,6 +42,7 @@ Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64
+COARSE = 0.8
 NOISE_IMAGES = 32
 
 
@@ -62,7 +64,7 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
     small = is_small(contract)
     match preset:
         case "fast":
-            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 16)
+            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 40)
         case "balanced" | "best":
             return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 48, 100)
         case _:
@@ -103,6 +105,8 @@ def recipe_for(
         given.pop("steps", None)
     if method == "deepinversion" and model is not None:
         return deepinversion_for(model, **given)
+    if method == "best" and model is not None and gains_from_halves(model):
+        return best(coarse=COARSE, **given)
     return RECIPES[method](**given)
 
 
@@ -110,11 +114,14 @@ def deepinversion_for(model: Model, **given: Any) -> Recipe:
     """DeepInversion as published for images of a network's size, if it runs at half of it."""
     if is_small(model.contract):
         return deepinversion_cifar(**given)
-    try:
-        reads_half_the_size(model)
-    except UsageError:
-        return deepinversion(resolution="full", **given)
-    return deepinversion(**given)
+    if gains_from_halves(model):
+        return deepinversion(**given)
+    return deepinversion(resolution="full", **given)
+
+
+def gains_from_halves(model: Model) -> bool:
+    """Whether a network reads large images, and can read them at half their size."""
+    return not is_small(model.contract) and refusal_of_half(model) is None
 
 
 class Choice(NamedTuple):
