@@ -26,8 +26,10 @@ COLUMNS = [
     Column("cosine", "cosine", ".2f"),
     Column("overall", "extremes of all %", ".2fx100"),
     Column("overall_std", "+-", ".2fx100"),
+    Column("overall_kl", "KL", ".3f"),
     Column("averaged", "averaged extremes %", ".2fx100"),
     Column("averaged_std", "+-", ".2fx100"),
+    Column("averaged_kl", "KL", ".3f"),
     Column("width", "ranges/real", ".2f"),
 ]
 
@@ -103,9 +105,9 @@ def judged(subject: Any, images: Any) -> dict[str, float]:
     images = jnp.asarray(images)
     found = image_measures.looks(subject.model, subject.targets, images)
     kept = {key: found[key] for key in ("bn_loss", "spread", "cosine")}
-    accuracy = synthesis_quality.share_right
-    scores = {key: accuracy(subject, fit(subject, images)) for key, fit in QUANTIZERS.items()}
-    return {**kept, **scores, "width": width(subject, images)}
+    for key, fit in QUANTIZERS.items():
+        kept[key], kept[f"{key}_kl"] = synthesis_quality.judgement(subject, fit(subject, images))
+    return {**kept, "width": width(subject, images)}
 
 
 def overall(subject: Any, images: Any) -> Any:

@@ -15,15 +15,28 @@ import common
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
-    "scaling",
+    *("best_ablation", "dsg_ablation", "scaling"),
 )
+RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
+    "synthesis_quality": (
+        *("synthesis_quality", "--networks", "resnet20", "--seeds", "0,1,2"),
+        *("--seconds", "20", "--limit", "4000"),
+    ),
+    "synthesis_quality_large": (
+        *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "64"),
+        *("--seconds", "45", "--table", "synthesis_quality_large"),
+    ),
+    "best_ablation": ("best_ablation", "--limit", "4000"),
+    "dsg_ablation": ("dsg_ablation", "--seeds", "0,1,2", "--steps", "100", "--limit", "4000"),
+}
+"""{name of a result file: script and arguments}."""
 
 
 def main() -> None:
     """Runs the chosen scripts, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = common.choices(SCRIPTS)
-    parser.add_argument("--only", type=known, default=SCRIPTS, help=", ".join(SCRIPTS))
+    known = common.choices(RUNS)
+    parser.add_argument("--only", type=known, default=tuple(RUNS), help=", ".join(RUNS))
     parser.add_argument("--shared", type=Path, default=common.SHARED, help="development data")
     args = parser.parse_args()
     common.BUILD.mkdir(parents=True, exist_ok=True)
@@ -42,7 +55,8 @@ def succeeded(name: str, shared: Path) -> bool:
     """Runs one script; its result replaces the last one only if it comes to an end."""
     common.log(f"== {name}")
     start = time.perf_counter()
-    line = [sys.executable, beside(name), "--json", "--shared", str(shared)]
+    script, *arguments = RUNS[name]
+    line = [sys.executable, beside(script), *arguments, "--json", "--shared", str(shared)]
     ran = subprocess.run(line, stdout=subprocess.PIPE, text=True)
     common.log(f"== {name}: exit {ran.returncode} after {time.perf_counter() - start:.0f} s")
     if ran.returncode == 0:

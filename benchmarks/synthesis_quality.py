@@ -1,11 +1,11 @@
 """Images of every method, measured the same way and used by one fixed quantizer.
 
 Every method makes the same number of images, in as many steps as fit into the same seconds
-(`--seconds`) or as its paper takes (`--published`). The quantizer takes its ranges from the images
-alone: L_p grids for each kernel channel and each tensor, biases corrected. Two more rows stand for
-the ends of the scale: real images, and Gaussian noise. Accuracy is that of the simulator, which
-computes what ONNX Runtime does (see `verify.py`); `KL` is how far the class probabilities on the
-same labelled images are from the float network's, in nats.
+(`--seconds`) or as its paper takes (`--published`); `best-third` has a third of `best`'s steps. The
+quantizer takes its ranges from the images alone: L_p grids for each kernel channel and each tensor,
+biases corrected. Two more rows stand for the ends of the scale: real images, and Gaussian noise.
+Accuracy is that of the simulator, which computes what ONNX Runtime does (see `verify.py`); `KL` is
+how far the class probabilities on the same labelled images are from the float network's, in nats.
 """
 
 import argparse
@@ -34,8 +34,9 @@ COLUMNS = [
     *(Column(scheme, scheme.upper() + " %", ".2fx100") for scheme in SCHEMES),
     *(Column(f"{scheme}_kl", "KL", ".3f") for scheme in SCHEMES),
 ]
+THIRD = "best-third"
 ORDER = (
-    "real", "best", "zeroq", "dsg", "genie", "deepinversion", "knowledge_within", "intraq",
+    "real", "best", THIRD, "zeroq", "dsg", "genie", "deepinversion", "knowledge_within", "intraq",
     "clusterq", "mct", "gzsq", "noise", "gaussian",
 )  # fmt: skip
 
@@ -163,6 +164,8 @@ def synthesized(subject: Subject, method: str, n: int, seed: int, steps: int | N
     """An `ImageSet` by the public function."""
     import dfq_jax
 
+    if method == THIRD:
+        method, steps = "best", None if steps is None else max(steps // 3, 1)
     batch = None if method in ("noise", "dsg") else subject.setting.batch
     return dfq_jax.synthesize(subject.model, n, method=method, key=seed, steps=steps, batch=batch)
 
@@ -171,6 +174,8 @@ def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int |
     """Steps that take the seconds allowed: from the difference of a longer and a shorter run."""
     if method == "noise":
         return None
+    if method == THIRD:
+        return affordable(subject, "best", args)
     if method not in subject.programs:
         once = []
         for steps in (10, 30):

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MEASURING = ("import_accuracy", "latency", "lowering", "ptq", "synthesis_quality", "verify")
+MEASURING = (
+    *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering", "ptq"),
+    *("synthesis_quality", "verify"),
+)
 MAKING = (
     "import_zoo",
     "quantize_zoo",
@@ -123,7 +126,8 @@ def test_results_page_has_a_place_for_every_table():
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
     tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
     zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
-    for name in (*tables, *zoo):
+    images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
+    for name in (*tables, *zoo, *images, "best_ablation", "dsg_ablation"):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
 

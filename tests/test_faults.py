@@ -290,7 +290,7 @@ def test_divergence_at_every_rate_ends_with_4(run, weights, tmp_path):
 def test_images_too_large_for_the_machine_end_with_5(run, tmp_path):
     found = run("synthesize", None, "-o", tmp_path / "i.npz", "--size", 100_000, "-n", 64)
     assert (found.code, found.out) == (5, "")
-    assert "best: 64 images of 100000x100000 pixels at a time need at least 38.4 TB" in found.err
+    assert "best: 64 images of 100000x100000 pixels at a time need at least 34.9 TiB" in found.err
     assert not (tmp_path / "i.npz").exists()
 
 

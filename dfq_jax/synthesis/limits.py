@@ -5,10 +5,9 @@ import os
 import jax
 
 from dfq_jax.errors import ResourceError
+from dfq_jax.synthesis.memory import in_units
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import tree_bytes
-
-UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
 def least_bytes(recipe: Recipe, shape: tuple[int, ...], turns: int = 1) -> int:
@@ -51,15 +50,7 @@ def refuse_hopeless(recipe: Recipe, shape: tuple[int, ...], turns: int = 1) -> N
         batch, height, width = shape[:3]
         raise ResourceError(
             f"{recipe.name}: {turns * batch} images of {height}x{width} pixels at a time need at "
-            f"least {in_words(needed)} of memory ({needed} bytes), and there are "
-            f"{in_words(there)}. Import the network with a smaller size, or use a smaller --batch "
+            f"least {in_units(needed)} of memory ({needed} bytes), and there are "
+            f"{in_units(there)}. Import the network with a smaller size, or use a smaller --batch "
             "or -n."
         )
-
-
-def in_words(count: float | int) -> str:
-    """Bytes with a unit."""
-    unit = 0
-    while count >= 1000 and unit + 1 < len(UNITS):
-        count, unit = count / 1000, unit + 1
-    return f"{count:.3g} {UNITS[unit]}"

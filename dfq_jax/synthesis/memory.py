@@ -259,7 +259,7 @@ def parts_within(need: Need, rows: int, memory: int, least: int = 1) -> int:
 
 def in_units(count: int) -> str:
     """Bytes with a binary unit, e.g. `1.2 GiB`."""
-    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
     while size >= 1023.95 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"

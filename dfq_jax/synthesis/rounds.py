@@ -125,9 +125,14 @@ def memory_before(run: Run, index: int, shelf: Shelf) -> PyTree:
 def store_of(
     folder: Path | None, fingerprint: Mapping[str, Any], stage: int, attempt: int
 ) -> StateStore | None:
-    """Where a batch keeps the state of a stage, if it does; every attempt has its own."""
+    """Where a batch keeps the state of a stage, if it does; every attempt has its own.
+
+    Under `jax.distributed` it keeps none, since Orbax saves what all processes have in common, and
+    batches have nothing: a process that is killed there begins its unfinished batch anew.
+    """
     name = f"stage_{stage}" if attempt == 0 else f"stage_{stage}_again_{attempt}"
-    return None if folder is None else StateStore(folder / name, fingerprint)
+    own = folder is not None and jax.process_count() == 1
+    return StateStore(folder / name, fingerprint) if own else None
 
 
 def in_memory() -> Shelf:

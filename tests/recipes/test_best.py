@@ -1,7 +1,10 @@
 import jax
 import numpy as np
+import pytest
 
 from dfq_jax.recipes.best import best
+from dfq_jax.synthesis.noise import noise
+from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.run import synthesize_images
 
@@ -35,3 +38,38 @@ def test_random_labels_are_one_hot_and_spread():
     assert labels.shape == (200, 5)
     np.testing.assert_array_equal(labels.sum(1), 1)
     assert labels.sum(0).min() > 20
+
+
+def test_most_steps_are_taken_at_half_the_size(tiny_net):
+    recipe = best(steps=10, coarse=0.8)
+    assert [stage.steps for stage in recipe.stages] == [8, 2]
+    images = jax.numpy.ones((2, 8, 8, 3))
+    assert recipe.stages[0].augment(KEY, images).shape == (2, 4, 4, 3)
+    assert recipe.stages[1].augment(KEY, images).shape == images.shape
+    assert [stage.steps for stage in best(steps=1, coarse=0.8).stages] == [1]
+    made = synthesize_images(tiny_net, best(steps=5, batch=4, coarse=0.6), 4, KEY)
+    assert made.images.shape == (4, *tiny_net.contract.shape)
+    assert np.isfinite(made.losses).all()
+
+
+def test_each_size_has_a_cosine_of_its_own():
+    """The first step of either stage is taken at the whole rate, the last one at almost none."""
+    for stage in best(steps=40, coarse=0.5, learning_rate=0.2).stages:
+        optimizer, x = stage.optimizer(1.0), jax.numpy.zeros(())
+        state, sizes = optimizer.init(x), []
+        for _ in range(20):
+            updates, state = optimizer.update(jax.numpy.ones(()), state, x)
+            sizes.append(-float(jax.numpy.asarray(updates)))
+        np.testing.assert_allclose(sizes, 0.1 * (1 + np.cos(np.pi * np.arange(20) / 20)), rtol=1e-3)
+
+
+def test_starts(tiny_net):
+    shape = (4, 16, 16, 3)
+    np.testing.assert_array_equal(best().source.init(KEY, shape), noise(KEY, shape))
+    np.testing.assert_array_equal(best(start="pink").source.init(KEY, shape), pink(KEY, shape))
+
+
+@pytest.mark.parametrize("wrong", [{"coarse": 1.0}, {"coarse": -0.1}, {"start": "grey"}])
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"best\(\) got"):
+        best(**wrong)

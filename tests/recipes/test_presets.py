@@ -137,3 +137,13 @@ def test_deepinversion_suits_the_size_of_images(nets):
 def test_the_command_line_knows_the_same_names():
     assert typing.get_args(cli.MethodName) == METHODS
     assert set(typing.get_args(Preset)) == set(PRESETS)
+
+
+def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
+    stem = nets.stem()
+    sized = lambda size: dataclasses.replace(stem, contract=InputContract(size, size))
+    coarse = lambda model: recipe_for("best", model=model).settings["coarse"]
+    assert (coarse(sized(64)), coarse(sized(65))) == (0.0, 0.8)
+    b = nets.Builder(InputContract(66, 66))
+    flat = b.op("flat", Flatten(), b.op("pool", MaxPool((11, 11), (11, 11)), "images"))
+    assert coarse(b.done(b.linear("fc", flat, 2))) == 0.0

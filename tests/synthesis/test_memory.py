@@ -224,7 +224,7 @@ def test_amounts_that_are_none(text):
 
 
 def test_amounts_in_words():
-    shown = [in_units(n) for n in (0, 1023, 1024, 1536, 1048575, 3 * 2**29, 5 * 2**50)]
+    shown = [in_units(n) for n in (0, 1023, 1024, 1536, 1048575, 3 * 2**29, 5 * 2**50, 2**67)]
     assert shown == [
         "0 bytes",
         "1023 bytes",
@@ -232,7 +232,8 @@ def test_amounts_in_words():
         "1.5 KiB",
         "1.0 MiB",
         "1.5 GiB",
-        "5120.0 TiB",
+        "5.0 PiB",
+        "128.0 EiB",
     ]
 
 

@@ -16,7 +16,7 @@ from dfq_jax.recipes.mct import mct
 from dfq_jax.recipes.presets import METHODS, RECIPES, recipe_for
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis import limits
-from dfq_jax.synthesis.limits import in_words, least_bytes, refuse_hopeless
+from dfq_jax.synthesis.limits import least_bytes, refuse_hopeless
 from dfq_jax.synthesis.run import measured, synthesize_images
 from dfq_jax.types import InputContract
 
@@ -195,7 +195,7 @@ def test_what_just_fits_is_let_through(monkeypatch):
     monkeypatch.setattr(limits, "bytes_here", lambda: None)
     refuse_hopeless(zeroq(), shape)
     monkeypatch.setattr(limits, "bytes_here", lambda: needed - 1)
-    message = rf"zeroq: 2 images of 8x8 pixels .* 7\.7 KB of memory \({needed} bytes\)"
+    message = rf"zeroq: 2 images of 8x8 pixels .* 7\.5 KiB of memory \({needed} bytes\)"
     with pytest.raises(ResourceError, match=message):
         refuse_hopeless(zeroq(), shape)
 
@@ -214,11 +214,3 @@ def test_the_memory_of_this_machine_is_known():
     found = limits.bytes_here()
     assert found is not None
     assert 2**28 < found < 2**50
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 KB"), (1.92e13, "19.2 TB"), (3e21, "3e+03 EB")],
-)
-def test_bytes_in_words(count, words):
-    assert in_words(count) == words

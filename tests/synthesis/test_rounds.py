@@ -21,6 +21,7 @@ from dfq_jax.recipes.noise import noise
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.rounds import store_of
 from dfq_jax.synthesis.run import measured, spread_of, synthesize_images
 from dfq_jax.synthesis.terms import Term, correlation, cross_entropy
 
@@ -310,3 +311,11 @@ def test_devices_and_modes_that_do_not_exist(net):
 def test_noise_needs_one_device(net):
     one = synthesize_images(net, noise(batch=2), 5, KEY)
     same(synthesize_images(net, noise(batch=2), 5, KEY, devices=3), one)
+
+
+def test_processes_that_know_each_other_keep_no_unfinished_state(tmp_path, monkeypatch):
+    """Orbax would wait for the others, which have nothing to save."""
+    assert store_of(tmp_path / "one", {}, 0, 0) is not None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert store_of(tmp_path / "two", {}, 0, 0) is None
+    assert not (tmp_path / "two").exists()
