@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from dfq_jax.graph.maxpool import maximum_by_shifts
 from dfq_jax.graph.ops import (
     AdaptiveAvgPool,
     AvgPool,
@@ -19,6 +20,8 @@ from dfq_jax.graph.ops import (
     Resize,
 )
 
+MOST_SHIFTS = 25
+"""Entries of a window up to which shifts pay on a CPU."""
 Images = Shaped[Array, "n h w c"]
 Smaller = Shaped[Array, "n oh ow c"]
 
@@ -26,8 +29,8 @@ Smaller = Shaped[Array, "n oh ow c"]
 def pooled(op: Pool, x: Images) -> Shaped[Array, "n ..."]:
     """The pooling `op` of `x`."""
     match op:
-        case MaxPool(window, strides, padding, dilation):
-            return over_windows(x, -jnp.inf, lax.max, window, strides, padding, dilation)
+        case MaxPool():
+            return max_pool(op, x)
         case AvgPool():
             return average_pool(op, x)
         case AdaptiveAvgPool((height, width)):
@@ -61,6 +64,17 @@ def over_windows(
         ((0, 0), *padding, (0, 0)),
         window_dilation=(1, *dilation, 1),
     )
+
+
+def max_pool(op: MaxPool, x: Images) -> Smaller:
+    """Maximum over windows."""
+    given = (op.window, op.strides, op.padding, op.dilation)
+    native = lambda x: over_windows(x, -jnp.inf, lax.max, *given)
+    few = op.window[0] * op.window[1] <= MOST_SHIFTS and min(min(p) for p in op.padding) >= 0
+    if not few or not jnp.issubdtype(x.dtype, jnp.floating):
+        return native(x)
+    by_shifts = lambda x: maximum_by_shifts(x, op, (x.shape[1], x.shape[2]))
+    return lax.platform_dependent(x, cpu=by_shifts, default=native)
 
 
 def average_pool(op: AvgPool, x: Images) -> Smaller:
