@@ -20,11 +20,11 @@ SCRIPTS = (
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0,1,2"),
-        *("--seconds", "20", "--limit", "4000"),
+        *("--seconds", "40", "--limit", "4000"),
     ),
     "synthesis_quality_large": (
         *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "64"),
-        *("--seconds", "45", "--table", "synthesis_quality_large"),
+        *("--seconds", "90", "--table", "synthesis_quality_large"),
         *("--methods", "real,best,best-third,zeroq,dsg,genie,noise,gaussian"),
     ),
     "best_ablation": ("best_ablation", "--limit", "4000"),
