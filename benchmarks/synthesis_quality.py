@@ -2,10 +2,11 @@
 
 Every method makes the same number of images, in as many steps as fit into the same seconds of all
 cores together (`--seconds`), which other work on the machine hardly changes, or as its paper takes
-(`--published`); `best-third` has a third of `best`'s steps. The quantizer takes its ranges from the images alone: L_p grids for each kernel channel and each tensor,
-biases corrected. Two more rows stand for the ends of the scale: real images, and Gaussian noise.
-Accuracy is that of the simulator, which computes what ONNX Runtime does (see `verify.py`); `KL` is
-how far the class probabilities on the same labelled images are from the float network's, in nats.
+(`--published`); `best-third` has a third of `best`'s steps. The quantizer takes its ranges from the
+images alone: L_p grids for each kernel channel and each tensor, biases corrected. Two more rows
+stand for the ends of the scale: real images, and Gaussian noise. Accuracy is that of the simulator,
+which computes what ONNX Runtime does (see `verify.py`); `KL` is how far the class probabilities on
+the same labelled images are from the float network's, in nats.
 """
 
 import argparse
