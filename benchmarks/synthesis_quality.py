@@ -21,10 +21,11 @@ from artifacts import NETWORKS
 from common import Column, Row
 
 SCHEMES = ("w8a8", "w4a8", "w4a4")
+NAMES = ("table", "network", "method", "steps")
 COLUMNS = [
     Column("network", "network"),
     Column("method", "images"),
-    Column("seed", "seed"),
+    Column("seeds", "seeds"),
     Column("steps", "steps"),
     Column("seconds", "core s", ".0f"),
     Column("bn_loss", "BN loss", ".3f"),
@@ -33,7 +34,8 @@ COLUMNS = [
     Column("classes", "classes %", ".0fx100"),
     Column("confidence", "confidence %", ".0fx100"),
     *(Column(scheme, scheme.upper() + " %", ".2fx100") for scheme in SCHEMES),
-    *(Column(f"{scheme}_kl", "KL", ".3f") for scheme in SCHEMES),
+    Column("deviation", "+-", ".2fx100"),
+    *(Column(f"{scheme}_kl", f"KL {scheme.upper()}", ".3f") for scheme in SCHEMES),
 ]
 THIRD = "best-third"
 ORDER = (
@@ -77,7 +79,24 @@ def main() -> None:
                 found = row(subject, method, seed, args)
                 rows.append(found)
                 common.log(", ".join(f"{c.heading} {c.text(found)}" for c in COLUMNS))
-    common.finish(args, {args.table: COLUMNS}, rows, reason)
+    common.finish(args, {args.table: COLUMNS}, averaged(rows), reason)
+
+
+def averaged(rows: list[Row]) -> list[Row]:
+    """One row a network and method: means over seeds, and the deviation of the last accuracy."""
+    import numpy as np
+
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for found in rows:
+        groups.setdefault((found["network"], found["method"]), []).append(found)
+    merged = []
+    for same in groups.values():
+        means = {k: np.mean([r[k] for r in same]).item() for k in same[0] if k not in NAMES}
+        lowest = [k for k in SCHEMES if k in same[0]][-1]
+        named = {k: same[0].get(k) for k in NAMES}
+        spread = np.std([r[lowest] for r in same]).item() if len(same) > 1 else None
+        merged.append(named | means | {"seeds": len(same), "deviation": spread})
+    return merged
 
 
 def arguments() -> argparse.Namespace:
@@ -131,7 +150,7 @@ def row(subject: Subject, method: str, seed: int, args: argparse.Namespace) -> R
     """One method and seed."""
     images, facts = made(subject, method, seed, args)
     measured = image_measures.looks(subject.model, subject.targets, images)
-    found: Row = {"table": args.table, "network": subject.name, "method": method, "seed": seed}
+    found: Row = {"table": args.table, "network": subject.name, "method": method, "seeds": 1}
     found |= facts | measured
     for scheme in args.schemes:
         found |= judged_with(subject, images, scheme)
