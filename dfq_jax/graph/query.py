@@ -95,8 +95,8 @@ def refusal_of_half(model: Model) -> str | None:
     """Why a network cannot read images of half its size; None if it can."""
     contract = model.contract
     height, width = contract.height // 2, contract.width // 2
-    half = dataclasses.replace(contract, height=height, width=width)
     try:
+        half = dataclasses.replace(contract, height=height, width=width)
         output_shapes(dataclasses.replace(model, contract=half))
     except (GraphError, ValueError) as error:
         return f"the network cannot read images of {height}x{width}, half its size ({error})"

@@ -58,7 +58,8 @@ def test_each_size_has_a_cosine_of_its_own():
         optimizer, x = stage.optimizer(1.0), jax.numpy.zeros(())
         state, sizes = optimizer.init(x), []
         for _ in range(20):
-            updates, state = optimizer.update(jax.numpy.ones(()), state, x)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(jax.numpy.ones(()), state, x)
             sizes.append(-float(jax.numpy.asarray(updates)))
         np.testing.assert_allclose(sizes, 0.1 * (1 + np.cos(np.pi * np.arange(20) / 20)), rtol=1e-3)
 

@@ -151,9 +151,9 @@ def test_half_the_size_then_all_of_it(model):
     def shown(o):
         shapes.append(o.images.shape)
         jax.debug.callback(lambda *v: ends.append(v), o.images.min(), o.images.max())
-        return -30 * jnp.mean(o.natural)
+        return -30 * jnp.mean(o.natural[:, :, :2])  # not everywhere, or images would be blank
 
-    recipe = deepinversion(steps=6, batch=2, learning_rate=9.0, reach=2)
+    recipe = deepinversion(steps=6, batch=2, learning_rate=9.0, reach=0)
     recipe = recipe._replace(terms=(*recipe.terms, Term("brighter", 1.0, shown)))
     seen = []
     made = synthesize_images(model, recipe, 2, KEY, on_progress=seen.append)
