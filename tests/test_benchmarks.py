@@ -28,7 +28,7 @@ SCRIPTS = (*MEASURING, *MAKING, "run_all", "update_results")
 def run(name: str, *arguments: object) -> str:
     """Stdout of a script that must succeed."""
     line = [sys.executable, FOLDER / f"{name}.py", *arguments]
-    ran = subprocess.run([str(a) for a in line], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([str(a) for a in line], capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
