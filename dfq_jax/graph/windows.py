@@ -70,11 +70,16 @@ def max_pool(op: MaxPool, x: Images) -> Smaller:
     """Maximum over windows."""
     given = (op.window, op.strides, op.padding, op.dilation)
     native = lambda x: over_windows(x, -jnp.inf, lax.max, *given)
-    few = op.window[0] * op.window[1] <= MOST_SHIFTS and min(min(p) for p in op.padding) >= 0
-    if not few or not jnp.issubdtype(x.dtype, jnp.floating):
+    if not shiftable(op) or not jnp.issubdtype(x.dtype, jnp.floating):
         return native(x)
     by_shifts = lambda x: maximum_by_shifts(x, op, (x.shape[1], x.shape[2]))
     return lax.platform_dependent(x, cpu=by_shifts, default=native)
+
+
+def shiftable(op: MaxPool) -> bool:
+    """Whether shifts serve a maximum over windows on a CPU."""
+    few = op.window[0] * op.window[1] <= MOST_SHIFTS
+    return few and min(min(pads) for pads in op.padding) >= 0
 
 
 def average_pool(op: AvgPool, x: Images) -> Smaller:

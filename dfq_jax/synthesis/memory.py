@@ -44,6 +44,7 @@ from dfq_jax.graph.ops import (
     Softmax,
 )
 from dfq_jax.graph.query import constants, output_shapes
+from dfq_jax.graph.windows import shiftable
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.targets import Forward, Targets
 from dfq_jax.types import tree_bytes
@@ -164,29 +165,30 @@ def passing(
     contract = dataclasses.replace(model.contract, height=shape[1], width=shape[2])
     shapes = output_shapes(dataclasses.replace(model, contract=contract), shape[0])
     bytes_of = {name: value * prod(each) for name, each in shapes.items()}
-    kept = needed_again(model.graph, taps)
+    pools = [n for n in model.graph.nodes if isinstance(n.op, MaxPool) and cpu and shiftable(n.op)]
+    kept = needed_again(model.graph, taps, {node.name for node in pools})
+    notes = sum(4 * prod(shapes[node.name]) for node in pools)  # which entry of each window won
     if how.remat and not cpu:
         pieces = [set(block.names) for block in blocks(model.graph)]
         cuts = sum(bytes_of[block.names[-1]] for block in blocks(model.graph))
         resting = cuts + max(sum(bytes_of[k] for k in kept & piece) for piece in pieces)
     else:
         resting = sum(bytes_of[k] for k in kept)
-    return resting + max(working(model.graph, bytes_of, cpu))
+    touched = (sum(bytes_of[i] for i in (*n.inputs, n.name)) for n in model.graph.nodes)
+    return resting + notes + max(touched)
 
 
-def working(graph: Graph, bytes_of: Mapping[str, int], cpu: bool) -> Iterator[int]:
-    """Bytes that each node reads and writes.
+def needed_again(graph: Graph, taps: Collection[str], noted: Collection[str] = ()) -> set[str]:
+    """The tensors that the gradient by the images cannot do without.
 
-    The derivative of a maximum is a search: on a CPU XLA writes down the place of every value, as
-    one whole number for each of the four axes, before and after pooling.
+    Args:
+      graph: of the network.
+      taps: nodes whose first argument is looked at.
+      noted: nodes whose derivative depends on something smaller than their argument.
+
+    Returns:
+      Their names.
     """
-    for node in graph.nodes:
-        touched = sum(bytes_of[i] for i in node.inputs) + bytes_of[node.name]
-        yield touched * (5 if cpu and isinstance(node.op, MaxPool) else 1)
-
-
-def needed_again(graph: Graph, taps: Collection[str]) -> set[str]:
-    """The tensors that the gradient by the images cannot do without."""
     fixed, nodes = constants(graph), {node.name: node for node in graph.nodes}
     found: set[str] = set()
 
@@ -203,7 +205,8 @@ def needed_again(graph: Graph, taps: Collection[str]) -> set[str]:
     seen: set[str] = set()
     for node in graph.nodes:
         several = sum(i not in fixed for i in node.inputs) > 1
-        if isinstance(node.op, CURVED) or (isinstance(node.op, PRODUCTS) and several):
+        bent = isinstance(node.op, CURVED) and node.name not in noted
+        if bent or (isinstance(node.op, PRODUCTS) and several):
             for source in node.inputs:
                 keep(source)
         elif node.name in taps:
