@@ -46,11 +46,11 @@ def looks(model: Model, targets: Targets, images: Any) -> dict[str, Any]:
         losses.append(float(jnp.mean(gap, where=target.usable)))
         spreads.append(float(jnp.mean(jnp.std(stats.mean, axis=0) / unit, where=target.usable)))
     scores = np.asarray(jax.nn.softmax(merged.logits))
-    possible = min(scores.shape[1], len(images))
+    possible, features = min(scores.shape), np.asarray(merged.taps[tap])
     return {
         "bn_loss": float(np.mean(losses)),
         "spread": float(np.mean(spreads)),
-        "cosine": cosine(np.asarray(merged.taps[tap]).reshape(len(images), -1)),
+        "cosine": cosine(features.reshape(len(features), -1)),
         "classes": len(set(scores.argmax(1).tolist())) / possible,
         "confidence": float(scores.max(1).mean()),
     }
