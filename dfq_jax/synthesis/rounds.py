@@ -131,8 +131,9 @@ def store_of(
     batches have nothing: a process that is killed there begins its unfinished batch anew.
     """
     name = f"stage_{stage}" if attempt == 0 else f"stage_{stage}_again_{attempt}"
-    own = folder is not None and jax.process_count() == 1
-    return StateStore(folder / name, fingerprint) if own else None
+    if folder is None or jax.process_count() > 1:
+        return None
+    return StateStore(folder / name, fingerprint)
 
 
 def in_memory() -> Shelf:
