@@ -1,0 +1,101 @@
+"""Operators that slide a window, as shifts, and their gradients by the input.
+
+Forwards each window gathers from its pixels; backwards each pixel from the windows that cover it.
+"""
+
+from collections.abc import Callable
+from itertools import product
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from dfq_jax.graph.ops import Conv2d, MaxPool, Pair
+
+Share = Callable[[int, int, tuple[Array, ...]], Array]
+"""(row and column of a window's entry, what is known of the windows) -> its part of a gradient."""
+
+
+def shifts(
+    padded: Shaped[Array, "n ph pw c"], op: Conv2d | MaxPool, window: Pair
+) -> dict[Pair, Shaped[Array, "n oh ow c"]]:
+    """{(row, column) of an entry: that entry of all windows}, row by row."""
+    (kh, kw), (sh, sw), (dh, dw) = window, op.strides, op.dilation
+    rows = (padded.shape[1] - dh * (kh - 1) - 1) // sh * sh + 1
+    columns = (padded.shape[2] - dw * (kw - 1) - 1) // sw * sw + 1
+    return {
+        (i, j): padded[:, i * dh : i * dh + rows : sh, j * dw : j * dw + columns : sw]
+        for i, j in product(range(kh), range(kw))
+    }
+
+
+def gathered(
+    known: tuple[Shaped[Array, "n oh ow c"], ...],
+    empty: tuple[int, ...],
+    op: Conv2d | MaxPool,
+    window: Pair,
+    size: Pair,
+    share: Share,
+) -> Shaped[Array, "n h w c"]:
+    """`dx[t] = sum_i share(i, known[(t + p - d i) / s])` along both axes, over what divides.
+
+    Pixels `t = s q + a` with equal `a` read the same entries, so each phase `a` is a dense sum of
+    shifts; the phases are then interleaved.
+
+    Args:
+      known: of each window; the first is the gradient of the output.
+      empty: what stands in each of them for windows that do not exist.
+      op: strides, padding and dilation.
+      window: rows and columns of its window.
+      size: of the input.
+      share: what an entry of the windows contributes.
+
+    Returns:
+      Gradient of the input.
+    """
+    (sh, sw), (h, w), (n, oh, ow, c) = op.strides, size, known[0].shape
+    rows, columns = -(-h // sh), -(-w // sw)
+    axes = [
+        reads(window[axis], op.strides[axis], op.dilation[axis], op.padding[axis][0])
+        for axis in (0, 1)
+    ]
+    (low, high), (left, right) = (
+        margins(each, count, there)
+        for each, count, there in zip(axes, (rows, columns), (oh, ow), strict=True)
+    )
+    edges = ((0, 0), (low, high), (left, right), (0, 0))
+    pad = lambda v, value: jnp.pad(v, edges, constant_values=value)
+    padded = lax.optimization_barrier(tuple(map(pad, known, empty)))
+
+    def phase(a: int, b: int) -> Array:
+        total = jnp.zeros((n, rows, columns, c), known[0].dtype)
+        for (i, di), (j, dj) in product(axes[0][a], axes[1][b]):
+            top, start = low + di, left + dj
+            read = tuple(v[:, top : top + rows, start : start + columns] for v in padded)
+            total = total + share(i, j, read)
+        return total
+
+    if sh == sw == 1:
+        return phase(0, 0)
+    lines = [jnp.stack([phase(a, b) for b in range(sw)], axis=3) for a in range(sh)]
+    return jnp.stack(lines, axis=2).reshape(n, rows * sh, columns * sw, c)[:, :h, :w]
+
+
+Reads = list[list[tuple[int, int]]]
+"""For each phase, (kernel entry, offset into the output's gradient) of what it reads."""
+
+
+def reads(window: int, stride: int, dilation: int, padding: int) -> Reads:
+    """What each phase reads along one axis."""
+    found: Reads = [[] for _ in range(stride)]
+    for a, i in product(range(stride), range(window)):
+        offset, rest = divmod(a + padding - dilation * i, stride)
+        if rest == 0:
+            found[a].append((i, offset))
+    return found
+
+
+def margins(phases: Reads, count: int, size: int) -> tuple[int, int]:
+    """Zeros needed before and after `size` entries so that all reads of `count` pixels exist."""
+    offsets = [offset for phase in phases for _, offset in phase]
+    return max(0, -min(offsets)), max(0, count - size + max(offsets))
