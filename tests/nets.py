@@ -367,6 +367,17 @@ def stem(seed: int = 0) -> Model:
     return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
 
 
+def wide(seed: int = 0) -> Model:
+    """Enough channels for a CPU to convolve by tiles."""
+    b = Builder(InputContract(12, 12), seed)
+    x = b.op("relu1", Relu(), b.bn("bn1", b.conv("conv1", "images", 32)))
+    y = b.op("relu2", Relu(), b.bn("bn2", b.conv("conv2", x, 32)))
+    x = b.op("relu3", Relu(), b.op("add", Add(), b.bn("bn3", b.conv("conv3", y, 32)), x))
+    x = b.op("relu4", Relu(), b.bn("bn4", b.conv("conv4", x, 48, stride=2)))
+    x = b.op("relu5", Relu(), b.bn("bn5", b.conv("conv5", x, 48)))
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
 def mixed() -> Model:
     """What `tiny` lacks: groups, dilation, uneven padding, other pooling, slices, flattening."""
     b = Builder(InputContract(9, 7), 3)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.depthwise import depthwise_by_shifts
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads
+from dfq_jax.graph.winograd import convolve_by_tiles, tileable
 
 Images = Shaped[Array, "n h w cin"]
 Kernel = Shaped[Array, "kh kw cin_per_group cout"]
@@ -42,6 +43,15 @@ def convolve(
     if special is None:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=special, default=native)
+
+
+def convolve_tiled(x: Images, kernel: Kernel, op: Conv2d) -> Output:
+    """`convolve` where a relative error of 1e-5 does not matter: on CPU faster by up to 4."""
+    if x.dtype != jnp.float32 or not tileable(x.shape, kernel.shape, op):
+        return convolve(x, kernel, op)
+    tiled = lambda x, kernel: convolve_by_tiles(x, kernel, op.padding)
+    plain = lambda x, kernel: convolve(x, kernel, op)
+    return lax.platform_dependent(x, kernel, cpu=tiled, default=plain)
 
 
 def convolve_transposed(

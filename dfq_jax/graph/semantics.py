@@ -1,6 +1,6 @@
 """What every operator computes, in float, on NHWC arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 import jax
@@ -96,7 +96,9 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             assert_never(op)
 
 
-def weighted(op: Weighted, p: Slots, x: Tensor) -> Tensor:
+def weighted(
+    op: Weighted, p: Slots, x: Tensor, convolve: Callable[..., Tensor] = convolve
+) -> Tensor:
     """A layer with a kernel, and its bias where it has one."""
     match op:
         case Conv2d():

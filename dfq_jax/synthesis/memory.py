@@ -27,6 +27,7 @@ from dfq_jax.graph.ops import (
     Clip,
     Combine,
     Concat,
+    Conv2d,
     Div,
     GroupNorm,
     LayerNorm,
@@ -45,6 +46,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.windows import shiftable
+from dfq_jax.graph.winograd import GROWTH, tile_values, tileable
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.targets import Forward, Targets
 from dfq_jax.types import tree_bytes
@@ -69,16 +71,18 @@ class Need(NamedTuple):
       images: those shown to the network with their gradient, and what draws them.
       network: kept and computed while all of them pass through the network and back.
       update: gradient and new state of the variables, when the network is done with.
+      copies: kernels in the form in which a CPU multiplies tiles by them.
     """
 
     held: int
     images: int
     network: int
     update: int
+    copies: int = 0
 
     def during(self, parts: int) -> int:
         """What comes and goes in a step that passes in so many parts, one after the other."""
-        return max(self.images + -(-self.network // parts), self.update)
+        return self.copies + max(self.images + -(-self.network // parts), self.update)
 
     def total(self, parts: int) -> int:
         """All of it at its peak."""
@@ -119,7 +123,16 @@ def needed(
     state = turns * (variables + max(map(tree_bytes, opts), default=0))
     network = max(passing(model, taps, images, how, platform) for images in shown)
     held = tree_bytes(model.params) + 2 * state
-    return Need(held, drawn, network, state + turns * variables)
+    copies = copied_kernels(model, how, platform)
+    return Need(held, drawn, network, state + turns * variables, copies)
+
+
+def copied_kernels(model: Model, how: Forward, platform: str) -> int:
+    """Bytes of the kernels that a CPU transforms, once for each direction."""
+    if platform != "cpu" or how.dtype != "float32":
+        return 0
+    tiled = dict(tiled_convolutions(model, output_shapes(model)))
+    return 2 * GROWTH * sum(tree_bytes(model.params[name]["kernel"]) for name in tiled)
 
 
 def drawing(recipe: Recipe, x: Any) -> int:
@@ -174,8 +187,23 @@ def passing(
         resting = cuts + max(sum(bytes_of[k] for k in kept & piece) for piece in pieces)
     else:
         resting = sum(bytes_of[k] for k in kept)
-    touched = (sum(bytes_of[i] for i in (*n.inputs, n.name)) for n in model.graph.nodes)
+    tiled = dict(tiled_convolutions(model, shapes)) if cpu and how.dtype == "float32" else {}
+    touched = (
+        sum(bytes_of[i] for i in (*n.inputs, n.name)) + 4 * tiled.get(n.name, 0)
+        for n in model.graph.nodes
+    )
     return resting + notes + max(touched)
+
+
+def tiled_convolutions(
+    model: Model, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, int]]:
+    """Convolutions that a CPU computes by tiles, and how many values these have."""
+    for node in model.graph.nodes:
+        if isinstance(node.op, Conv2d):
+            given = shapes[node.inputs[0]], model.params[node.name]["kernel"].shape, node.op
+            if tileable(*given):
+                yield node.name, tile_values(*given)
 
 
 def needed_again(graph: Graph, taps: Collection[str], noted: Collection[str] = ()) -> set[str]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.cuts import blocks
-from dfq_jax.graph.evaluate import Apply, Hook, apply_node, evaluate
+from dfq_jax.graph.evaluate import Apply, Hook, apply_tiled, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.graph.semantics import Slots, Tensor
@@ -203,7 +203,7 @@ def observe(
     if how.dtype != "float32":
         model = dataclasses.replace(model, params=cast(model.params, how.dtype))
 
-    apply = keep_cuts(model.graph) if how.remat else apply_node
+    apply = keep_cuts(model.graph) if how.remat else apply_tiled
 
     def look(images: Tensor) -> Seen:
         wanted = (*targets, *taps)
@@ -254,7 +254,7 @@ def keep_cuts(graph: Graph) -> Apply:
     cuts = {block.names[-1] for block in blocks(graph)}
 
     def apply(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
-        out = apply_node(node, slots, args)
+        out = apply_tiled(node, slots, args)
         return checkpoint_name(out, CUT) if node.name in cuts else out
 
     return apply

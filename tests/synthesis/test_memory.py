@@ -78,6 +78,7 @@ def compare(model, recipe, how=PLAIN):
         ("tiny", zeroq(batch=64), PLAIN),
         ("tiny", zeroq(batch=64), Forward(parts=8)),
         ("stem", zeroq(batch=64), PLAIN),
+        ("wide", zeroq(batch=16), PLAIN),
         pytest.param("tiny", best(batch=16), Forward(dtype="bfloat16"), marks=pytest.mark.slow),
         pytest.param("excite", best(batch=32), PLAIN, marks=pytest.mark.slow),
     ],
@@ -149,6 +150,18 @@ def test_bytes_by_hand(nets):
     assert need.images == 2 * image
     assert need.held == tree_bytes(model.params) + 2 * (image + adam)
     assert need.update == 2 * image + adam
+
+
+def test_tiles_count_on_a_cpu(nets):
+    """Tiles, and kernels four times their size in both directions, in float32 only."""
+    model = nets.wide()
+    say = lambda how, platform: needed(model, zeroq(), {}, 8, how=how, platform=platform)
+    plain, gpu = say(PLAIN, "cpu"), say(PLAIN, "gpu")
+    assert plain.copies == 2 * 4 * 4 * 9 * (2 * 32 * 32 + 48 * 48)
+    tensor, tiles = 4 * 8 * 144 * 32, 4 * 36 * 8 * 9 * 64
+    assert plain.network - gpu.network == tiles - tensor  # instead of an addition's third one
+    assert plain.total(1) - gpu.total(1) == plain.network - gpu.network + plain.copies
+    assert (gpu.copies, say(Forward("bfloat16"), "cpu").copies) == (0, 0)
 
 
 def test_shapes_of_what_is_shown_count(tiny_net):
