@@ -205,7 +205,7 @@ def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int |
         batches = -(-args.n // subject.setting.batch)
         per_step = max((once[2] - once[1]) / 20, 1e-4) * batches
         fixed = max(once[1] - 10 * per_step / batches, 0)
-        subject.programs[method] = max(int((args.seconds - fixed) / per_step) // 10 * 10, 10)
+        subject.programs[method] = max(int((args.seconds - fixed) / per_step), 10)
     return subject.programs[method]
 
 

@@ -43,6 +43,8 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64
 COARSE = 0.8
+SMALL_BEST: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
+"""On small images edges of dead leaves are as long as objects, and take steps to wear off."""
 NOISE_IMAGES = 32
 
 
@@ -105,9 +107,16 @@ def recipe_for(
         given.pop("steps", None)
     if method == "deepinversion" and model is not None:
         return deepinversion_for(model, **given)
-    if method == "best" and model is not None and gains_from_halves(model):
-        return best(coarse=COARSE, **given)
+    if method == "best" and model is not None:
+        return best(**settings_of_best(model), **given)
     return RECIPES[method](**given)
+
+
+def settings_of_best(model: Model) -> Mapping[str, Any]:
+    """How `best` is set for a network: by the size of its images, and whether it reads halves."""
+    if is_small(model.contract):
+        return SMALL_BEST
+    return {"coarse": COARSE} if gains_from_halves(model) else {}
 
 
 def deepinversion_for(model: Model, **given: Any) -> Recipe:
