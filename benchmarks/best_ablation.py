@@ -30,6 +30,7 @@ COLUMNS = [
     Column(f"{SCHEME}_kl", "KL", ".3f"),
 ]
 MEASURES = ("seconds", "bn_loss", "spread", "cosine", "classes", SCHEME, f"{SCHEME}_kl")
+STARTS = {"noise": "dead leaves and pink noise", "pink": "pink noise alone"}
 BUDGETS = {"resnet20": (256, 128, 60), "efficientnet_lite0": (64, 16, 40)}
 """{network: (images, batch, steps)}."""
 
@@ -63,7 +64,7 @@ def arguments() -> argparse.Namespace:
 def variants(subject: Any, steps: int | None) -> dict[str, Any]:
     """{what is different: recipe}; the same seconds where images are seen at two sizes."""
     from dfq_jax.recipes.best import best
-    from dfq_jax.recipes.presets import COARSE, is_small
+    from dfq_jax.recipes.presets import COARSE, is_small, settings_of_best
     from dfq_jax.synthesis.augment import resized_crop
     from dfq_jax.synthesis.pixels import gaussian
     from dfq_jax.synthesis.recipe import Recipe, Source
@@ -72,16 +73,18 @@ def variants(subject: Any, steps: int | None) -> dict[str, Any]:
 
     _, batch, usual = BUDGETS[subject.name]
     steps, small = steps or usual, is_small(subject.model.contract)
-    given = {"steps": steps, "batch": batch, "coarse": 0.0 if small else COARSE}
+    given = {"steps": steps, "batch": batch, **settings_of_best(subject.model)}
     plain = best(**given)
     shown = lambda augment: tuple(s._replace(augment=augment) for s in best(**full).stages)
-    full = {**given, "coarse": 0.0, "steps": full_steps(steps, given["coarse"])}
+    full = {**given, "coarse": 0.0, "steps": full_steps(steps, given.get("coarse", 0.0))}
+    start = "noise" if small else "pink"
     correlated = Term("correlation", 0.01, lambda o: correlation(o.natural))
     found: dict[str, Recipe] = {
         "best": plain,
-        "start: pink noise": best(**given, start="pink"),
+        f"start: {STARTS[start]}": best(**{**given, "start": start}),
         "start: Gaussian noise": plain._replace(source=Source(gaussian)),
-        "labels left out": best(**given, labels=0.0),
+        "labels left out": best(**{**given, "labels": 0.0}),
+        "labels three times as strong": best(**{**given, "labels": 3 * given.get("labels", 1.0)}),
         "statistics of each image (ZeroQ)": with_match(plain, "sample"),
         "absolute statistics (GENIE)": with_match(plain, "absolute"),
         "tolerance, each image (DSG)": with_match(plain, "slack"),

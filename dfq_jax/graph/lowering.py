@@ -16,8 +16,15 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.depthwise import depthwise_by_shifts
-from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads
-from dfq_jax.graph.winograd import convolve_by_tiles, tileable
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads, Pair
+from dfq_jax.graph.phases import shifts
+from dfq_jax.graph.winograd import (
+    TILE,
+    convolve_by_tiles,
+    tileable,
+    tiled_kernel_gradient,
+    winnable,
+)
 
 Images = Shaped[Array, "n h w cin"]
 Kernel = Shaped[Array, "kh kw cin_per_group cout"]
@@ -149,14 +156,20 @@ def native_backward(
 ) -> tuple[Images, Kernel]:
     """Gradients with respect to input and kernel."""
     x, kernel = saved
-    by_kernel = lambda k: xla_convolution(x, k, op, precision)
 
     def xla_input_gradient(g: Output, kernel: Kernel) -> Images:
         return jax.vjp(lambda x: xla_convolution(x, kernel, op, precision), x)[1](g)[0]
 
     explicit = partial(explicit_input_gradient, op=op, shape=x.shape, precision=precision)
     dx = lax.platform_dependent(g, kernel, cpu=explicit, default=xla_input_gradient)
-    return dx, jax.vjp(by_kernel, kernel)[1](g)[0]
+
+    def xla_kernel_gradient(x: Images, g: Output) -> Kernel:
+        return jax.vjp(lambda k: xla_convolution(x, k, op, precision), kernel)[1](g)[0]
+
+    if op.groups > 1:
+        return dx, xla_kernel_gradient(x, g)
+    by_entries = partial(explicit_kernel_gradient, op=op, window=(kernel.shape[0], kernel.shape[1]))
+    return dx, lax.platform_dependent(x, g, cpu=by_entries, default=xla_kernel_gradient)
 
 
 convolve_native.defvjp(native_forward, native_backward)
@@ -196,6 +209,19 @@ def explicit_input_gradient(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
+
+
+def explicit_kernel_gradient(x: Images, g: Output, *, op: Conv2d, window: Pair) -> Kernel:
+    """The kernel gradient of a convolution with one group, a matrix product for each entry.
+
+    3x3 windows of stride 1 are multiplied as Winograd's tiles, exact to 1e-5 of the largest entry.
+    """
+    if winnable(window, op) and min(x.shape[1:3]) >= TILE:
+        return tiled_kernel_gradient(x, g, op.padding)
+    padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+    flat = lambda v: v.reshape(-1, v.shape[-1])
+    entries = [flat(v).T @ flat(g) for v in shifts(padded, op, window).values()]
+    return jnp.stack(entries).reshape(*window, x.shape[-1], g.shape[-1])
 
 
 def transposed_padding(

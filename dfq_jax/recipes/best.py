@@ -4,9 +4,10 @@ Batch statistics (DeepInversion's granularity) in units of each channel's own de
 deep and shallow, wide and narrow layers pull equally; random class labels, so that late features
 are as strong as real ones (matching every sample to the mean leaves them flat and clips real
 images later); pixels that a camera could deliver; a start from dead leaves and pink noise, which
-have the spectrum and the edges of photographs; most steps at half the size where the network can
-read it, a quarter of the cost; a cosine schedule, so that a few dozen steps suffice. What each of
-these is worth is measured in `docs/RESULTS.md`.
+have the spectrum and the edges of photographs (small images: from pink noise alone); most steps at
+half the size where the network can read it, a quarter of the cost; a cosine schedule, so that a few
+dozen steps suffice. What each of these is worth is measured in `docs/RESULTS.md`; `presets` knows
+what suits which network.
 """
 
 import optax

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from dfq_jax.graph.lowering import convolve_tiled
+from dfq_jax.graph.ops import Conv2d
 from dfq_jax.synthesis.recipe import Source
 
 UPSCALING = 4
@@ -50,7 +52,16 @@ def linear(x: Float[Array, "b n"], out: tuple[int, ...], name: str) -> Float[Arr
 def conv3x3(x: Float[Array, "b h w c"], out: int, name: str) -> Float[Array, "b h w out"]:
     """A 3x3 convolution with a bias that keeps the size."""
     init = small_uniform(9 * x.shape[-1])
-    return nn.Conv(out, (3, 3), padding=1, kernel_init=init, bias_init=init, name=name)(x)
+    op = Conv2d(padding=((1, 1), (1, 1)))
+    by_backend = lambda x, kernel, *_, **__: convolve_tiled(x, kernel, op)
+    return nn.Conv(
+        *(out, (3, 3)),
+        padding=1,
+        kernel_init=init,
+        bias_init=init,
+        name=name,
+        conv_general_dilated=by_backend,
+    )(x)
 
 
 def small_uniform(fan_in: int) -> nn.initializers.Initializer:

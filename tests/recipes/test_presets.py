@@ -144,6 +144,8 @@ def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
     sized = lambda size: dataclasses.replace(stem, contract=InputContract(size, size))
     coarse = lambda model: recipe_for("best", model=model).settings["coarse"]
     assert (coarse(sized(64)), coarse(sized(65))) == (0.0, 0.8)
+    start = lambda model: recipe_for("best", model=model).settings["start"]
+    assert (start(sized(64)), start(sized(65))) == ("pink", "noise")
     b = nets.Builder(InputContract(66, 66))
     flat = b.op("flat", Flatten(), b.op("pool", MaxPool((11, 11), (11, 11)), "images"))
     assert coarse(b.done(b.linear("fc", flat, 2))) == 0.0
