@@ -212,7 +212,8 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
 def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, list[Any]]:
     """A chunk of one batch spread over devices, compiled, and the arrays to call it with.
 
-    XLA counts the body of a loop once, so the cost of the program is that of a step.
+    XLA counts the body of a loop once, so the cost of the program is that of a step. Convolutions
+    multiply as on a chip, not by tiles.
     """
     import jax
 
@@ -221,11 +222,11 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     from dfq_jax.recipes.best import best
     from dfq_jax.synthesis.making import begin
     from dfq_jax.synthesis.run import measured, ready, spread_of
-    from dfq_jax.synthesis.targets import PLAIN
+    from dfq_jax.synthesis.targets import Forward
 
-    size = args.batch * devices
+    size, how = args.batch * devices, Forward(tiles=False)
     work = measured(model, best(steps=args.steps, batch=size), size)
-    run = ready(model, jax.random.key(0), work, spread_of(work, devices, "together"), PLAIN)
+    run = ready(model, jax.random.key(0), work, spread_of(work, devices, "together"), how)
     batch = begin(run.job, run.shared, run.memory, jax.random.key(1))
     plan = run.job.plans[0]
     begun = start_state(*settled((batch.x, batch.memory)), plan.optimizers[0])

@@ -129,10 +129,15 @@ def needed(
 
 def copied_kernels(model: Model, how: Forward, platform: str) -> int:
     """Bytes of the kernels that a CPU transforms, once for each direction."""
-    if platform != "cpu" or how.dtype != "float32":
+    if not tiling(how, platform):
         return 0
     tiled = dict(tiled_convolutions(model, output_shapes(model)))
     return 2 * GROWTH * sum(tree_bytes(model.params[name]["kernel"]) for name in tiled)
+
+
+def tiling(how: Forward, platform: str) -> bool:
+    """Whether convolutions go by tiles."""
+    return how.tiles and platform == "cpu" and how.dtype == "float32"
 
 
 def drawing(recipe: Recipe, x: Any) -> int:
@@ -187,7 +192,7 @@ def passing(
         resting = cuts + max(sum(bytes_of[k] for k in kept & piece) for piece in pieces)
     else:
         resting = sum(bytes_of[k] for k in kept)
-    tiled = dict(tiled_convolutions(model, shapes)) if cpu and how.dtype == "float32" else {}
+    tiled = dict(tiled_convolutions(model, shapes)) if tiling(how, platform) else {}
     touched = (
         sum(bytes_of[i] for i in (*n.inputs, n.name)) + 4 * tiled.get(n.name, 0)
         for n in model.graph.nodes

@@ -162,6 +162,7 @@ def test_tiles_count_on_a_cpu(nets):
     assert plain.network - gpu.network == tiles - tensor  # instead of an addition's third one
     assert plain.total(1) - gpu.total(1) == plain.network - gpu.network + plain.copies
     assert (gpu.copies, say(Forward("bfloat16"), "cpu").copies) == (0, 0)
+    assert say(Forward(tiles=False), "cpu") == gpu
 
 
 def test_shapes_of_what_is_shown_count(tiny_net):
