@@ -25,7 +25,10 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality_large": (
         *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "64"),
         *("--seconds", "90", "--table", "synthesis_quality_large"),
-        *("--methods", "real,best,best-third,zeroq,dsg,genie,noise,gaussian"),
+        *(
+            "--methods",
+            "real,best,best-third,zeroq,dsg,genie,deepinversion,intraq,mct,noise,gaussian",
+        ),
     ),
     "best_ablation": ("best_ablation", "--limit", "4000"),
     "dsg_ablation": ("dsg_ablation", "--seeds", "0,1,2", "--steps", "100", "--limit", "4000"),

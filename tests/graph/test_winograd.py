@@ -50,8 +50,8 @@ def test_gradients_are_those_of_a_convolution(name):
         x, k, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     tiled = lambda x, k: convolve_by_tiles(x, k, padding)
-    y, pull = jax.vjp(tiled, x, kernel)
-    g = jax.random.normal(jax.random.key(2), y.shape)
+    _, pull = jax.vjp(tiled, x, kernel)
+    g = jax.random.normal(jax.random.key(2), native(x, kernel).shape)
     for found, wanted in zip(pull(g), jax.vjp(native, x, kernel)[1](g), strict=True):
         bound = ROUNDING * float(jnp.abs(wanted).max())
         np.testing.assert_allclose(found, wanted, atol=bound, rtol=0)
