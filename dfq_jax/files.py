@@ -9,6 +9,8 @@ import os
 import secrets
 import socket
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +18,11 @@ from typing import Any, BinaryIO
 from dfq_jax.errors import DfqError, ResourceError, UsageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_AN_NPZ = (
+    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 CHUNK = 1 << 20
 PATIENCE = 1.0

@@ -444,7 +444,7 @@ class Child:
         folder.mkdir(exist_ok=True)
         self.folder, self.output = folder, folder / "images.npz"
         self.state = folder / ".images.npz.run"
-        short = ("-n", "6", "--batch", "2", "--steps", "50", "--method", "zeroq")
+        short = ("-n", "6", "--batch", "2", "--steps", "400", "--method", "zeroq")
         self.line = ["synthesize", str(net), "--arch", "small", *short, "-o", str(self.output)]
         self.process = subprocess.Popen(
             f"{before}exec {shlex.join([sys.executable, str(PROGRAM), *self.line])}",

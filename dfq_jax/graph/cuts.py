@@ -108,15 +108,21 @@ def canonical(block: Block, model: Model) -> Model:
     Two blocks that compute the same function of different weights give equal graphs, so one
     `jit` compilation serves both.
     """
-    rename = {old: f"n{i}" for i, old in enumerate(block.names)}
-    rename |= {old: f"x{i}" for i, old in enumerate(block.graph.inputs)}
-    nodes = tuple(
-        Node(rename[n.name], n.op, tuple(rename[i] for i in n.inputs)) for n in block.graph.nodes
-    )
-    graph = Graph(
-        nodes,
-        tuple(rename[i] for i in block.graph.inputs),
-        tuple(rename[o] for o in block.graph.outputs),
-    )
+    rename = canonical_names(block)
     pick = lambda table: {rename[k]: v for k, v in table.items() if k in block.names}
-    return Model(graph, pick(model.params), model.contract, pick(model.moments))
+    return Model(canonical_graph(block), pick(model.params), model.contract, pick(model.moments))
+
+
+def canonical_graph(block: Block) -> Graph:
+    """The block's graph under names that depend on its structure only."""
+    rename = canonical_names(block)
+    renamed = lambda names: tuple(rename[name] for name in names)
+    graph = block.graph
+    nodes = tuple(Node(rename[n.name], n.op, renamed(n.inputs)) for n in graph.nodes)
+    return Graph(nodes, renamed(graph.inputs), renamed(graph.outputs))
+
+
+def canonical_names(block: Block) -> dict[str, str]:
+    """{tensor of the block: its name in the canonical block}."""
+    inside = {old: f"n{i}" for i, old in enumerate(block.names)}
+    return inside | {old: f"x{i}" for i, old in enumerate(block.graph.inputs)}

@@ -216,7 +216,7 @@ def explicit_kernel_gradient(x: Images, g: Output, *, op: Conv2d, window: Pair) 
 
     3x3 windows of stride 1 are multiplied as Winograd's tiles, exact to 1e-5 of the largest entry.
     """
-    if winnable(window, op) and min(x.shape[1:3]) >= TILE:
+    if winnable(window, op) and min(x.shape[1:3]) >= TILE and x.dtype == jnp.float32:
         return tiled_kernel_gradient(x, g, op.padding)
     padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
     flat = lambda v: v.reshape(-1, v.shape[-1])

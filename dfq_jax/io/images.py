@@ -1,24 +1,16 @@
 """Image sets on disk: `.npz` without pickle, with provenance and contract; and folders of them."""
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from dfq_jax.errors import DataError
-from dfq_jax.files import write_atomically
+from dfq_jax.files import NOT_AN_NPZ, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
 from dfq_jax.synthesis.shards import load_shards
 from dfq_jax.types import ImageSet
-
-NOT_AN_NPZ = (
-    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
 
 
 def save_images(path: str | Path, images: ImageSet) -> None:

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import no_mesh, settled, side_by_side, stack, unstack
@@ -92,6 +93,7 @@ def fit(
     on_chunk: Callable[[int, Metrics], None] | None = None,
     store: StateStore | None = None,
     lighter: Callable[[], Objective] | None = None,
+    feed: Callable[[int, int], PyTree] | None = None,
 ) -> FitResult:
     """Minimises `objective` over `x`.
 
@@ -109,6 +111,8 @@ def fit(
       on_chunk: called on the host with (step, last metrics) after each chunk.
       store: where to save state; if it holds one, the run resumes from it.
       lighter: where memory does not suffice -> an equal objective that takes less; see `sparing`.
+      feed: (first step, how many) -> what the objective reads in those steps, one entry a step;
+        its context is then a `Fed`. For data too large to lie on the device as a whole.
 
     Returns:
       Variables, history and status.
@@ -125,16 +129,11 @@ def fit(
         if store is not None:
             state = store.load(state)
     length = chunk_length(max(steps - int(state.step), 1), chunk)
-
-    def keep(state: FitState, force: bool) -> None:
-        if store is not None:
-            store.save(int(state.step), state, force=force)
-
-    def report(state: FitState, metrics: Mapping[str, Array]) -> None:
-        if on_chunk is not None:
-            on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
-
-    go = lambda way, s: run_chunk(s, context, key, way, optimizer, length)
+    keep, report = partial(keep_one, store), partial(report_one, on_chunk)
+    given = lambda step: (
+        context if feed is None else Fed(context, jnp.int32(step), feed(step, length))
+    )
+    go = lambda way, s: run_chunk(s, given(int(s.step)), key, way, optimizer, length)
     advance = sparing(go, objective, lighter)
     over = lambda s: ended(s, steps, patience)
     return result(*loop(state, advance, over, keep, report), steps)
@@ -200,6 +199,20 @@ def fit_apart(
     each = [{k: np.asarray(v) for k, v in metrics.items()} for metrics in history]
     alone = lambda i: [{k: v[i] for k, v in metrics.items()} for metrics in each]
     return [result(run, alone(i), steps) for i, run in enumerate(unstack(state))]
+
+
+def keep_one(store: StateStore | None, state: FitState, force: bool) -> None:
+    """Saves the state of a run, if the last time is long enough ago or it must."""
+    if store is not None:
+        store.save(int(state.step), state, force=force)
+
+
+def report_one(
+    on_chunk: Callable[[int, Metrics], None] | None, state: FitState, metrics: Mapping[str, Array]
+) -> None:
+    """Tells of the last metrics of a chunk."""
+    if on_chunk is not None:
+        on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
 
 
 def keep_apart(stores: Sequence[StateStore | None], state: FitState, force: bool) -> None:

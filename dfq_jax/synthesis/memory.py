@@ -151,12 +151,13 @@ UNFUSED = ("conv_general_dilated", "dot_general")
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program, those of its functions included."""
+    """All equations of a program, those of its functions included; of branches the last."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            if hasattr(value, "jaxpr"):
-                yield from equations(value.jaxpr)
+            inner: Any = value[-1] if isinstance(value, tuple) and value else value
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner.jaxpr)
 
 
 def passing(

@@ -330,3 +330,39 @@ def test_one_batch_over_several_devices_resumes_bit_for_bit(tmp_path):
     resumed = run(whitened, spread, jnp.eye(3), **WHOLE, store=StateStore(tmp_path, {}))
     assert resumed.history["loss"].shape == (4,)
     same_result(resumed, many)
+
+
+def fed_square(x, context, now):
+    """Pulls towards what this step reads."""
+    loss = jnp.sum((x - context.at(now.step)) ** 2) + 0 * jnp.sum(context.context)
+    return loss, ({}, ())
+
+
+def test_data_fed_chunk_by_chunk(tmp_path):
+    """Every step reads its own entry, in whatever chunks, and after a stop."""
+    data, asked = np.asarray(jax.random.normal(KEY, (12, 3))), []
+
+    def feed(step, length):
+        asked.append((step, length))
+        return jnp.asarray(data[step : step + length])
+
+    how = {"optimizer": optax.sgd(0.1), "key": KEY, "feed": feed}
+    start = jnp.zeros(3)
+    wanted = np.zeros(3)
+    for entry in data:
+        wanted = wanted - 0.1 * 2 * (wanted - entry)
+    found = fit(fed_square, start, jnp.ones(2), steps=12, chunk=4, **how)
+    np.testing.assert_allclose(found.x, wanted, rtol=1e-5)
+    assert asked == [(0, 4), (4, 4), (8, 4)]
+
+    def stop(step, metrics):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    store = StateStore(tmp_path, {}, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(fed_square, start, jnp.ones(2), steps=12, chunk=4, store=store, on_chunk=stop, **how)
+    asked.clear()
+    found = fit(fed_square, start, jnp.ones(2), steps=12, chunk=8, store=store, **how)
+    np.testing.assert_allclose(found.x, wanted, rtol=1e-5)
+    assert asked == [(4, 8)]

@@ -1,0 +1,165 @@
+"""Learned rounding of kernels: what is trained, what the kernel is meanwhile, and its final codes.
+
+A kernel `w` on a grid of scale `s` lies between two codes, `B = floor(w / s)` and `B + 1`.
+AdaRound trains which of the two it becomes, by a soft bit `h(v)` that a penalty drives to 0 or 1;
+GENIE-M trains the scale as well, with `B` as it was; FlexRound divides the kernel by what it
+trains before rounding to nearest, so that codes may move by more than one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.numerics.affine import Affine, Grid, dequantize, fake_quantize, quantize, round_ste
+
+Kernel = Float[Array, "..."]
+Leaves = Mapping[str, Array]
+
+STRETCH = (-0.1, 1.1)
+"""Ends of the stretched sigmoid; beyond 0 and 1, so that soft bits get there."""
+NEARLY = 1 - 1e-6
+"""Largest fraction of a code: float32 rounds some fractions up to 1."""
+POSITIVE = 1e-8
+"""Smallest scale that training may reach."""
+
+
+class Rounding(NamedTuple):
+    """A way to choose the codes of a kernel.
+
+    Attributes:
+      name: as in the literature.
+      init: (kernel, its scales, grid) -> (what is trained, what stays).
+      soft: (trained, fixed, grid) -> the kernel while training; differentiable.
+      hard: (trained, fixed, grid) -> scales, and the kernel on its grid.
+      undecided: (trained, exponent) -> sum over weights of how far they are from a decision, in
+        0..1 each; 0 for a way that decides at once.
+    """
+
+    name: str
+    init: Callable[[Kernel, Affine, Grid], tuple[Leaves, Leaves]]
+    soft: Callable[[Leaves, Leaves, Grid], Kernel]
+    hard: Callable[[Leaves, Leaves, Grid], tuple[Affine, Kernel]]
+    undecided: Callable[[Leaves, Float[Array, ""]], Float[Array, ""]]
+
+
+def nearest() -> Rounding:
+    """Rounding to nearest: nothing is trained."""
+
+    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+        return {}, {"kernel": fake_quantize(kernel, affine, grid), **affine._asdict()}
+
+    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        return fixed["kernel"]
+
+    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+        return Affine(fixed["scale"], fixed["zero_point"]), fixed["kernel"]
+
+    return Rounding("nearest", init, soft, hard, decided)
+
+
+def decided(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:
+    """No penalty: codes are whole at every step."""
+    return jnp.zeros(())
+
+
+def adaround(*, scale: bool = False) -> Rounding:
+    """Learned bits between the two nearest codes; with `scale`, the scales learn too.
+
+    The floor `B` and the zero point stay those of the first scale, so the gradient by the scale is
+    `codes - zero_point` and never flips a code.
+
+    Args:
+      scale: train the scales (GENIE-M).
+
+    Reference:
+      Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eq. 21-24;
+      Jeon et al. 2023, "GENIE: Show Me the Data for Quantization", section 3.3 (scales).
+    """
+
+    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+        steps = kernel / affine.scale
+        floor = jnp.floor(steps)
+        bits = {"bits": logit(jnp.minimum(steps - floor, NEARLY))}
+        fixed = {"floor": floor, "zero_point": affine.zero_point}
+        scales = {"scale": affine.scale}
+        return (bits | scales, fixed) if scale else (bits, fixed | scales)
+
+    def placed(steps: Kernel, trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        zero_point = fixed["zero_point"].astype(jnp.float32)
+        inside = jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point)
+        return inside * scales_of(trained, fixed)
+
+    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        return placed(fixed["floor"] + soft_bit(trained["bits"]), trained, fixed, grid)
+
+    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+        up = (trained["bits"] >= 0).astype(jnp.float32)
+        affine = Affine(scales_of(trained, fixed), fixed["zero_point"])
+        return affine, placed(fixed["floor"] + up, trained, fixed, grid)
+
+    def undecided(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.sum(indecision(soft_bit(trained["bits"]), exponent))
+
+    return Rounding("genie_m" if scale else "adaround", init, soft, hard, undecided)
+
+
+def scales_of(trained: Leaves, fixed: Leaves) -> Float[Array, "..."]:
+    """The scales, wherever they are, positive."""
+    return jnp.maximum(trained["scale"], POSITIVE) if "scale" in trained else fixed["scale"]
+
+
+def soft_bit(v: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`h(v) = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1)` (AdaRound, eq. 23)."""
+    low, high = STRETCH
+    return jnp.clip(jax.nn.sigmoid(v) * (high - low) + low, 0.0, 1.0)
+
+
+def logit(fraction: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The `v` with `h(v) = fraction`, for fractions in [0, 1)."""
+    low, high = STRETCH
+    return -jnp.log((high - low) / (fraction - low) - 1)
+
+
+def indecision(h: Float[Array, "..."], exponent: Float[Array, ""]) -> Float[Array, "..."]:
+    """`1 - |2 h - 1|^beta` (AdaRound, eq. 24): 1 halfway, 0 at either end."""
+    return 1 - jnp.abs(2 * h - 1) ** exponent
+
+
+def flexround() -> Rounding:
+    """Rounding to nearest of a kernel divided by learned factors, with learned scales.
+
+    `w^ = s (clip(round(w / (s exp(theta))) + z) - z)`, with `theta` the sum of one number for each
+    weight, output and input channel, 0 at first. A weight's gradient grows with its size, so large
+    weights move more easily.
+
+    Reference:
+      Lee et al. 2023, "FlexRound: Learnable Rounding based on Element-wise Division for
+      Post-Training Quantization", eq. 2.
+    """
+
+    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+        chans = (1,) * (kernel.ndim - 1) + kernel.shape[-1:]
+        inputs = (1,) * (kernel.ndim - 2) + (kernel.shape[-2], 1)
+        shapes = {"divisor": kernel.shape, "divisor_out": chans, "divisor_in": inputs}
+        zeros = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+        return zeros | {"scale": affine.scale}, {"kernel": kernel, "zero_point": affine.zero_point}
+
+    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        divisor = jnp.exp(trained["divisor"] + trained["divisor_out"] + trained["divisor_in"])
+        scale, zero_point = scales_of(trained, fixed), fixed["zero_point"].astype(jnp.float32)
+        steps = round_ste(fixed["kernel"] / (scale * divisor))
+        return jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point) * scale
+
+    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
+
+    return Rounding("flexround", init, soft, hard, decided)
+
+
+def codes(kernel: Kernel, affine: Affine, grid: Grid) -> Kernel:
+    """Whole numbers `q - z` of a kernel that lies on its grid."""
+    exact = Affine(jnp.ones_like(affine.scale), affine.zero_point)
+    return dequantize(quantize(kernel, affine, grid), exact)

@@ -1,0 +1,205 @@
+"""Layers solved in closed form: rounded by the Gram matrix of what they read, no gradient steps.
+
+The float weights are first replaced by those that do to quantized inputs what they did to exact
+ones, then rounded input by input (OBQ), then polished (`numerics.second_order`). A convolution is
+a linear layer over unfolded windows; every group is a layer of its own.
+"""
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import Conv2d, Linear
+from dfq_jax.graph.phases import shifts
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.numerics.second_order import (
+    Lattice,
+    best_scale,
+    lattice,
+    polished,
+    rounded_in_order,
+    transported,
+)
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.simulate import QParams
+
+MOST_VALUES = 2**25
+"""Numbers that unfolded windows may take at a time."""
+
+
+class ClosedForm(NamedTuple):
+    """A method without gradient steps.
+
+    Attributes:
+      name: as in reports.
+      damping: pull of the transported weights towards the float ones, in units of the mean power
+        of an input; None leaves them as they are.
+      sweeps: of the polish; 0 for none.
+    """
+
+    name: str = "closed_form"
+    damping: float | None = 1.0
+    sweeps: int = 2
+
+
+class Grams(NamedTuple):
+    """Second moments of what a layer reads, one matrix a group.
+
+    Attributes:
+      gram: of its quantized inputs with themselves.
+      cross: of its quantized inputs with the exact ones.
+    """
+
+    gram: Float[Array, "g k k"]
+    cross: Float[Array, "g k k"]
+
+
+def solved(
+    model: Model,
+    qparams: QParams,
+    plan: Plan,
+    exact: Float[np.ndarray, "n ..."],
+    rough: Float[np.ndarray, "n ..."],
+    method: ClosedForm,
+) -> tuple[Model, QParams]:
+    """A layer on its grid.
+
+    Args:
+      model: the layer, its kernel not rounded, with what it absorbs.
+      qparams: its scales.
+      plan: its share of the plan.
+      exact: its inputs in the float network.
+      rough: its inputs in the quantized network, not rounded to the layer's own grid yet.
+      method: what to do.
+
+    Returns:
+      The layer and its scales; as they were if it cannot be solved.
+    """
+    node = model.graph.nodes[0]
+    site = Site(node.name, "kernel")
+    spec = plan.spec(site)
+    if spec is None or not isinstance(node.op, Conv2d | Linear):
+        return model, qparams
+    data = Site(node.name, "input0")
+    edge = plan.spec(data)
+    inputs = None if edge is None else (qparams[data], edge.grid)
+    kernel = model.params[node.name]["kernel"]
+    moments = moments_of(node.op, kernel.shape, exact, rough, inputs)
+    hard, affine = solve(kernel, qparams[site], moments, spec.grid, groups_of(node.op), method)
+    return with_params(model, {node.name: {"kernel": hard}}), {**qparams, site: affine}
+
+
+def groups_of(op: Conv2d | Linear) -> int:
+    """Groups of channels that do not mix."""
+    return op.groups if isinstance(op, Conv2d) else 1
+
+
+def moments_of(
+    op: Conv2d | Linear,
+    kernel: tuple[int, ...],
+    exact: Float[np.ndarray, "n ..."],
+    rough: Float[np.ndarray, "n ..."],
+    inputs: tuple[Affine, Grid] | None,
+) -> Grams:
+    """Second moments over all images and positions, a few images at a time."""
+    affine, grid = (None, None) if inputs is None else inputs
+    window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
+    parts = zip(some(rough, window), some(exact, window), strict=True)
+    sums = (
+        second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid) for x, y in parts
+    )
+    total = reduce(partial(jax.tree.map, jnp.add), sums)
+    return jax.tree.map(lambda v: v / len(exact), total)
+
+
+def some(data: Float[np.ndarray, "n ..."], window: int) -> Iterator[Float[np.ndarray, "m ..."]]:
+    """As many images at a time as fit."""
+    size = max(MOST_VALUES // (data[0].size * window), 1)
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+@partial(jax.jit, static_argnames=("op", "kernel", "grid"))
+def second_moments(
+    rough: Float[Array, "n ..."],
+    exact: Float[Array, "n ..."],
+    affine: Affine | None,
+    op: Conv2d | Linear,
+    kernel: tuple[int, ...],
+    grid: Grid | None,
+) -> Grams:
+    """Sums of products of unfolded inputs."""
+    if affine is not None and grid is not None:
+        rough = fake_quantize(rough, affine, grid)
+    rows, wanted = (unfolded(v, op, kernel) for v in (rough, exact))
+    product = lambda a, b: jnp.einsum("rgk,rgl->gkl", a, b, precision="highest")
+    positions = rows.shape[0] / rough.shape[0]
+    return Grams(product(rows, rows) / positions, product(rows, wanted) / positions)
+
+
+def unfolded(
+    x: Float[Array, "n ..."], op: Conv2d | Linear, kernel: tuple[int, ...]
+) -> Float[Array, "rows g k"]:
+    """What each output position reads, by group, in the order of the kernel's entries."""
+    if isinstance(op, Linear):
+        return x.reshape(-1, 1, x.shape[-1])
+    padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+    entries = jnp.stack(list(shifts(padded, op, (kernel[0], kernel[1])).values()))
+    split = entries.reshape(entries.shape[0], -1, op.groups, kernel[2])
+    return jnp.moveaxis(split, 0, 2).reshape(split.shape[1], op.groups, -1)
+
+
+@partial(jax.jit, static_argnames=("grid", "groups", "method"))
+def solve(
+    kernel: Float[Array, "..."],
+    affine: Affine,
+    moments: Grams,
+    grid: Grid,
+    groups: int,
+    method: ClosedForm,
+) -> tuple[Float[Array, "..."], Affine]:
+    """The kernel on its grid, and its scales.
+
+    Args:
+      kernel: HWIO, or (in, out) of a linear layer.
+      affine: its scales; one for all outputs stays as it is.
+      moments: of its inputs.
+      grid: its codes.
+      groups: of channels.
+      method: what to do.
+
+    Returns:
+      Kernel and scales.
+    """
+    by_group = lambda v: jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
+    weights, cells = by_group(kernel), lattice(affine, grid, kernel.shape[-1])
+    cells = Lattice(*(by_group(v) for v in cells))
+    codes, scale = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
+    if affine.scale.size == 1:
+        scale = cells.scale
+    hard = jnp.moveaxis(codes * scale, 0, 1).reshape(kernel.shape)
+    whole = jnp.moveaxis(scale, 0, 1).reshape(1, -1)
+    fitted = whole.reshape(affine.scale.shape) if affine.scale.size > 1 else affine.scale
+    return hard, Affine(fitted, affine.zero_point)
+
+
+def one_group(
+    w: Float[Array, "k o"], moments: Grams, cells: Lattice, *, method: ClosedForm
+) -> tuple[Float[Array, "k o"], Float[Array, "1 o"]]:
+    """Codes and scales of one group."""
+    target = w
+    if method.damping is not None:
+        target = transported(w, moments.gram, moments.cross, method.damping)
+    codes = rounded_in_order(target, moments.gram, cells)
+    if method.sweeps:
+        return polished(codes, target, moments.gram, cells, method.sweeps)
+    fitted = best_scale(codes, target, moments.gram)
+    return codes, jnp.where(fitted > 0, fitted, cells.scale)

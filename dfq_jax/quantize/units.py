@@ -1,0 +1,166 @@
+"""What is reconstructed at a time: a block of the network with its share of the plan.
+
+A unit is canonical, so that equal blocks share their compiled programs. A tensor whose values
+several blocks carry on one grid is quantized where the last of them reads it: until then the very
+same rounding would only come earlier.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from dfq_jax.graph.cuts import (
+    Block,
+    as_block,
+    blocks,
+    canonical,
+    canonical_graph,
+    canonical_names,
+)
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.query import consumers, only_consumer, weighted_nodes
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.simulate import QParams, QuantizedModel
+from dfq_jax.quantize.sites import ABSORBED
+
+
+class Unit(NamedTuple):
+    """A piece of a network that is reconstructed as one.
+
+    Attributes:
+      block: the piece under its original names.
+      plan: what is quantized in it, under canonical names.
+    """
+
+    block: Block
+    plan: Plan
+
+    @property
+    def names(self) -> dict[str, str]:
+        """{original: canonical name}."""
+        return canonical_names(self.block)
+
+    @property
+    def title(self) -> str:
+        """What reports call it: its first layer with weights, and how many more."""
+        layers = [site.node for site, _ in self.plan.entries if site.argument is None]
+        original = {new: old for old, new in self.names.items()}
+        first = original[layers[0]] if layers else self.block.names[0]
+        return first if len(layers) < 2 else f"{first} +{len(layers) - 1}"
+
+
+def units_of(graph: Graph, plan: Plan, *, merge: int = 1) -> tuple[Unit, ...]:
+    """The units of a network, in the order in which data passes through them.
+
+    Args:
+      graph: of the folded network.
+      plan: what is quantized.
+      merge: so many consecutive blocks make a unit ("stages" of BRECQ, modules of MRECG).
+
+    Returns:
+      Every block, those included of which nothing is quantized.
+    """
+    pieces = blocks(graph)
+    groups = [pieces[i : i + merge] for i in range(0, len(pieces), merge)]
+    merged = tuple(joined(graph, group) for group in groups)
+    where = {name: index for index, block in enumerate(merged) for name in block.names}
+    home = {t: max(where[s.node] for s in sites) for t, sites in plan.groups}
+    read = lambda index: {tensor for tensor, last in home.items() if last == index}
+    return tuple(Unit(b, share(plan, b, read(i))) for i, b in enumerate(merged))
+
+
+def layers_of(unit: Unit) -> tuple[Unit, ...]:
+    """The layers of a unit that have a kernel to round, each with what it absorbs.
+
+    They are units of the canonical unit, as that is one of the network.
+    """
+    graph = canonical_graph(unit.block)
+    readers = consumers(graph)
+    found = []
+    for node in weighted_nodes(graph):
+        if Site(node.name, "kernel") not in unit.plan.table:
+            continue
+        chain = [node]
+        while (after := only_consumer(graph, readers, chain[-1].name)) is not None:
+            if not isinstance(after.op, ABSORBED):
+                break
+            chain.append(after)
+        block = as_block(graph, chain, frozenset())
+        edges = {t for t, sites in unit.plan.groups if any(s.node == node.name for s in sites)}
+        found.append(Unit(block, share(unit.plan, block, edges)))
+    return tuple(found)
+
+
+def joined(graph: Graph, pieces: tuple[Block, ...]) -> Block:
+    """Consecutive blocks as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    inside = {name for piece in pieces for name in piece.names}
+    return as_block(graph, [n for n in graph.nodes if n.name in inside], frozenset())
+
+
+def share(plan: Plan, block: Block, tensors: Collection[str]) -> Plan:
+    """The part of a plan that a block carries out, under canonical names.
+
+    Args:
+      plan: of the whole.
+      block: the part.
+      tensors: whose edges are quantized in it.
+
+    Returns:
+      Its plan.
+    """
+    names = canonical_names(block)
+    inside = set(block.names)
+    moved = lambda site: Site(names[site.node], site.slot)
+    groups = [
+        (tensor, tuple(site for site in sites if site.node in inside))
+        for tensor, sites in plan.groups
+        if tensor in tensors
+    ]
+    edges = {site for _, sites in groups for site in sites}
+    entries = [
+        (moved(site), spec)
+        for site, spec in plan.entries
+        if site.node in inside and (site.argument is None or site in edges)
+    ]
+    renamed = tuple((f"t{i}", tuple(map(moved, sites))) for i, (_, sites) in enumerate(groups))
+    return Plan(tuple(entries), renamed, plan.scheme, plan.layers)
+
+
+def unit_model(unit: Unit, model: Model) -> Model:
+    """The unit as a network of its own, with its parameters."""
+    return canonical(unit.block, model)
+
+
+def unit_qparams(unit: Unit, qparams: QParams) -> dict[Site, Affine]:
+    """{canonical site: scales} of what a unit quantizes."""
+    original = {new: old for old, new in unit.names.items()}
+    return {site: qparams[Site(original[site.node], site.slot)] for site, _ in unit.plan.entries}
+
+
+def with_unit(
+    quantized: QuantizedModel, unit: Unit, model: Model, qparams: Mapping[Site, Affine]
+) -> QuantizedModel:
+    """The network with one unit replaced.
+
+    Args:
+      quantized: the network.
+      unit: which part.
+      model: the unit with new parameters.
+      qparams: its new scales, by canonical site.
+
+    Returns:
+      The network; edges elsewhere that share a grid with one of the unit share its new scale too.
+    """
+    original = {new: old for old, new in unit.names.items()}
+    back = {Site(original[s.node], s.slot): affine for s, affine in qparams.items()}
+    for _, sites in quantized.plan.groups:
+        changed = [back[site] for site in sites if site in back]
+        if changed:
+            back |= dict.fromkeys(sites, changed[0])
+    params = {original[name]: dict(slots) for name, slots in model.params.items()}
+    return QuantizedModel(
+        with_params(quantized.model, params), quantized.plan, {**quantized.qparams, **back}
+    )

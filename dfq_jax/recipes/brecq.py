@@ -1,0 +1,41 @@
+"""BRECQ: AdaRound by residual blocks, then the steps of activations.
+
+Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction".
+"""
+
+from dfq_jax.numerics.rounding import adaround
+from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
+
+
+def brecq(
+    *,
+    steps: int = 20_000,
+    edge_steps: int = 5_000,
+    batch: int = 32,
+    weight: float = 0.01,
+    merge: int = 1,
+) -> Reconstruction:
+    """Rounding with activations in float, then scales of activations with rounding done.
+
+    Args:
+      steps: of the first phase.
+      edge_steps: of the second.
+      batch: images a step.
+      weight: of the penalty on undecided bits; 0.1 for MobileNetV2.
+      merge: blocks that make a unit (the paper's stages).
+
+    Returns:
+      The method.
+    """
+    return Reconstruction(
+        name="brecq",
+        rounding=adaround(),
+        phases=(
+            Phase(steps, edges=False, quantized=0.0, rough=1.0),
+            Phase(edge_steps, kernels=False, quantized=1.0, rough=1.0),
+        ),
+        rates=Rates(edges=4e-4),
+        penalty=Penalty(weight),
+        batch=batch,
+        merge=merge,
+    )

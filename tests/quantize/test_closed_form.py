@@ -1,0 +1,94 @@
+"""Layers in closed form: windows, moments, and what becomes of a network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.lowering import convolve
+from dfq_jax.graph.ops import Conv2d, Linear
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.closed_form import MOST_VALUES, ClosedForm, moments_of, some, unfolded
+from dfq_jax.quantize.plan import Scheme, resolve
+from dfq_jax.quantize.reconstruct import reconstruct
+
+KEY = jax.random.key(3)
+OPERATORS = {
+    "plain": (Conv2d(padding=((1, 1), (1, 1))), (3, 3, 6, 4)),
+    "strided": (Conv2d((2, 1), ((1, 0), (0, 2))), (3, 2, 6, 4)),
+    "dilated": (Conv2d(dilation=(2, 1)), (2, 3, 6, 4)),
+    "groups": (Conv2d(groups=2), (3, 3, 3, 4)),
+    "depthwise": (Conv2d(groups=6), (3, 3, 1, 12)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_windows_times_kernel_is_the_convolution(name):
+    op, shape = OPERATORS[name]
+    x = jax.random.normal(KEY, (2, 7, 8, 6))
+    kernel = jax.random.normal(jax.random.key(1), shape)
+    wanted = convolve(x, kernel, op)
+    rows = unfolded(x, op, shape)
+    by_group = kernel.reshape(-1, op.groups, shape[3] // op.groups)
+    found = jnp.einsum("rgk,kgo->rgo", rows, by_group).reshape(wanted.shape)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_linear_layer_reads_rows():
+    x = jax.random.normal(KEY, (4, 5, 6))
+    np.testing.assert_array_equal(unfolded(x, Linear(), (6, 3))[:, 0], x.reshape(-1, 6))
+
+
+def test_moments_are_means_over_images_and_positions():
+    """In pieces, with the layer's own rounding of its quantized inputs."""
+    op, shape = OPERATORS["plain"]
+    exact = np.asarray(jax.random.normal(KEY, (5, 7, 8, 6)))
+    rough, affine = exact + 0.1, Affine(jnp.float32(0.25), jnp.uint8(9))
+    found = moments_of(op, shape, exact, rough, (affine, Grid(4)))
+    snapped = fake_quantize(jnp.asarray(rough), affine, Grid(4))
+    rows, wanted = (
+        np.asarray(unfolded(v, op, shape))[:, 0].astype(float)
+        for v in (snapped, jnp.asarray(exact))
+    )
+    np.testing.assert_allclose(found.gram[0], rows.T @ rows / len(rows), atol=1e-4)
+    np.testing.assert_allclose(found.cross[0], rows.T @ wanted / len(rows), atol=1e-4)
+    assert [len(v) for v in some(np.zeros((5, MOST_VALUES // 20)), 10)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("tiny", 2), ("shuffle", 4), pytest.param("excite", 3, marks=pytest.mark.slow)],
+)
+def test_networks_get_better(nets, name, bits):
+    """Groups, depthwise and linear layers; every unit at least as good as rounded to nearest."""
+    reference = fold_batch_norm(getattr(nets, name)())
+    images = nets.images(reference, 24)
+    plan = resolve(reference.graph, Scheme(bits, 8))
+    quantized = calibrate(reference, plan, images)
+    found, reports = reconstruct(quantized, reference, np.asarray(images), ClosedForm(), KEY)
+    ratios = [r.after / max(r.before, 1e-9) for r in reports if r.before > 1e-5]
+    assert np.exp(np.mean(np.log(ratios))) < 0.8
+    for site, spec in plan.entries:
+        if site.argument is None:
+            old, new = (q.model.params[site.node]["kernel"] for q in (quantized, found))
+            snapped = fake_quantize(new, found.qparams[site], spec.grid)
+            kept = not np.array_equal(old, new)  # or else left as it was, to be rounded later
+            assert not kept or np.allclose(snapped, new, atol=1e-5)
+
+
+def test_a_transposed_convolution_is_left_alone(nets):
+    reference = fold_batch_norm(nets.unet())
+    images = nets.images(reference, 8)
+    plan = resolve(reference.graph, Scheme(3, 8))
+    quantized = calibrate(reference, plan, images)
+    found, _ = reconstruct(quantized, reference, np.asarray(images), ClosedForm(), KEY)
+    ups = [n.name for n in reference.graph.nodes if type(n.op).__name__ == "ConvTranspose2d"]
+    assert ups
+    for name in ups:
+        old, new = (q.model.params[name]["kernel"] for q in (quantized, found))
+        np.testing.assert_array_equal(old, new)
+    assert isinstance(reference.graph, Graph)
+    assert isinstance(reference.graph.nodes[0], Node)

@@ -1,0 +1,69 @@
+"""Methods of learned rounding: their numbers, and that each of them learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.learning import Penalty, Phase, Rates
+from dfq_jax.quantize.plan import Scheme, resolve
+from dfq_jax.quantize.reconstruct import reconstruct
+from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.flexround import flexround
+from dfq_jax.recipes.genie_m import genie_m
+from dfq_jax.recipes.qdrop import qdrop
+
+METHODS = {
+    "adaround": adaround,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "genie_m": genie_m,
+    "flexround": flexround,
+}
+
+
+def test_published_numbers():
+    """The tables of the cards."""
+    found = adaround()
+    assert found.layers
+    assert found.phases == (Phase(10_000, edges=False, quantized=0.0, rough=1.0),)
+    assert found.penalty == Penalty(0.01, 0.2, 20.0, 2.0, "cosine")
+    found = brecq()
+    assert [(p.steps, p.kernels, p.edges, p.quantized) for p in found.phases] == [
+        (20_000, True, False, 0.0),
+        (5_000, False, True, 1.0),
+    ]
+    assert found.rates == Rates(1e-3, 1e-4, 4e-4)
+    for found, weight in ((qdrop(), 0.01), (genie_m(), 1.0)):
+        assert found.phases == (Phase(20_000, True, True, 0.5, 0.5),)
+        assert found.rates == Rates(1e-3, 1e-4, 4e-5)
+        assert found.penalty == Penalty(weight, 0.2, 20.0, 2.0, "linear")
+    assert all(method().batch == 32 for method in METHODS.values())
+    assert {name: method().name for name, method in METHODS.items()} == {n: n for n in METHODS}
+
+
+@pytest.fixture(scope="module")
+def given(nets):
+    reference = fold_batch_norm(nets.tiny())
+    images = nets.images(reference, 24)
+    plan = resolve(reference.graph, Scheme(3, 4), "zsq_all_low")
+    return calibrate(reference, plan, images), reference, np.asarray(images)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns(name, given):
+    """With large steps, since there are few of them."""
+    method = METHODS[name]()._replace(batch=8)
+    rates = Rates(bits=3e-3 if name == "flexround" else 3e-2, scale=1e-3, edges=1e-3)
+    phases = tuple(p._replace(steps=60) for p in method.phases)
+    small = method._replace(rates=rates, phases=phases, penalty=Penalty(0.003))
+    quantized, reference, images = given
+    found, reports = reconstruct(quantized, reference, images, small, jax.random.key(1))
+    better = [r.after < r.before for r in reports]
+    assert sum(better) >= len(better) - 1, reports
+    assert jax.tree.structure(found.qparams) == jax.tree.structure(quantized.qparams)
+    assert jnp.isfinite(found.model.params["fc"]["kernel"]).all()
+    assert reference.graph == found.model.graph
