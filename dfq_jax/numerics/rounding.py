@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.numerics.affine import Affine, Grid, dequantize, fake_quantize, quantize, round_ste
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize, round_ste
 
 Kernel = Float[Array, "..."]
 Leaves = Mapping[str, Array]
@@ -157,9 +157,3 @@ def flexround() -> Rounding:
         return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
     return Rounding("flexround", init, soft, hard, decided)
-
-
-def codes(kernel: Kernel, affine: Affine, grid: Grid) -> Kernel:
-    """Whole numbers `q - z` of a kernel that lies on its grid."""
-    exact = Affine(jnp.ones_like(affine.scale), affine.zero_point)
-    return dequantize(quantize(kernel, affine, grid), exact)

@@ -116,12 +116,6 @@ def best_scale(codes: Weights, w: Weights, gram: Gram) -> PerOutput:
     return jnp.sum(w * spread, 0, keepdims=True) / jnp.maximum(power, 1e-30)
 
 
-def quadratic_error(codes: Weights, w: Weights, gram: Gram, scale: PerOutput) -> Float[Array, " o"]:
-    """`(s c - w)^T H (s c - w)` for each output."""
-    gap = scale * codes - w
-    return jnp.sum(gap * (gram @ gap), 0)
-
-
 @partial(jax.jit, static_argnames="sweeps")
 def polished(
     codes: Weights, w: Weights, gram: Gram, grid: Lattice, sweeps: int = 2

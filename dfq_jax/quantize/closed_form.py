@@ -5,7 +5,6 @@ ones, then rounded input by input (OBQ), then polished (`numerics.second_order`)
 a linear layer over unfolded windows; every group is a layer of its own.
 """
 
-from collections.abc import Iterator
 from functools import partial, reduce
 from math import prod
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from dfq_jax.numerics.second_order import (
 )
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams
+from dfq_jax.quantize.units import pieces
 
 MOST_VALUES = 2**25
 """Numbers that unfolded windows may take at a time."""
@@ -112,7 +112,8 @@ def moments_of(
     """Second moments over all images and positions, a few images at a time."""
     affine, grid = (None, None) if inputs is None else inputs
     window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
-    parts = zip(some(rough, window), some(exact, window), strict=True)
+    size = images_at_a_time(rough, window)
+    parts = zip(pieces(rough, size), pieces(exact, size), strict=True)
     sums = (
         second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid) for x, y in parts
     )
@@ -120,11 +121,9 @@ def moments_of(
     return jax.tree.map(lambda v: v / len(exact), total)
 
 
-def some(data: Float[np.ndarray, "n ..."], window: int) -> Iterator[Float[np.ndarray, "m ..."]]:
-    """As many images at a time as fit."""
-    size = max(MOST_VALUES // (data[0].size * window), 1)
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
+def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:
+    """As many images as fit when each position is unfolded into a window."""
+    return max(MOST_VALUES // (data[0].size * window), 1)
 
 
 @partial(jax.jit, static_argnames=("op", "kernel", "grid"))

@@ -6,8 +6,9 @@ give the float unit's output from the quantized one's input; then it is rounded 
 output travels on, so later units make up for what earlier ones could not.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,10 @@ from dfq_jax.quantize.learning import Given, Phase, Reconstruction, objective_of
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
 from dfq_jax.quantize.units import (
+    Host,
     Unit,
     layers_of,
+    pieces,
     unit_model,
     unit_qparams,
     units_of,
@@ -40,7 +43,6 @@ from dfq_jax.quantize.units import (
 )
 
 Method = Reconstruction | ClosedForm
-Host = Float[np.ndarray, "n ..."]
 MOST_STEPS = 50
 """Steps fed to the device at a time."""
 
@@ -67,7 +69,7 @@ def reconstruct(
       key: the only source of randomness.
       memory: bytes of images' data to feed to the device at a time; None for 1 GiB.
       folder: where finished units and unfinished states are kept, to resume from.
-      fingerprint: what these depend on.
+      fingerprint: what these depend on besides the arguments.
       on_unit: told (index, of how many, report) after each.
 
     Returns:
@@ -80,7 +82,8 @@ def reconstruct(
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
     if folder is not None:
-        StateStore(folder, fingerprint or {})  # refuses a folder of another run
+        facts = facts_of(quantized, np.asarray(images), method, key)
+        StateStore(folder, {**facts, **(fingerprint or {})})  # refuses a folder of another run
     merge = 1 if isinstance(method, ClosedForm) else method.merge
     units = units_of(reference.graph, quantized.plan, merge=merge)
     exact = rough = np.asarray(images)
@@ -100,6 +103,27 @@ def reconstruct(
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
+
+
+def facts_of(
+    quantized: QuantizedModel, images: Host, method: Method, key: Key[Array, ""]
+) -> dict[str, Any]:
+    """What a finished unit depends on, as plain data."""
+    digest = lambda tree: hashlib.sha256(
+        b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(tree))
+    ).hexdigest()
+    plan = quantized.plan
+    settings: dict[str, Any] = method._asdict()
+    if not isinstance(method, ClosedForm):
+        settings |= {"rounding": method.rounding.name, "loss": method.loss.__name__}
+    return {
+        "method": repr(settings),
+        "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+        "scheme": str(plan.scheme),
+        "weights": digest((quantized.model.params, quantized.qparams)),
+        "images": digest(images),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
 
 
 class Work(NamedTuple):
@@ -284,12 +308,6 @@ def passed(
     """A unit's first output for all images, or what one of its nodes reads, a batch at a time."""
     done = [np.asarray(run(model, qparams, x, plan, tap)) for x in pieces(data, 32)]
     return np.concatenate(done)
-
-
-def pieces(data: Host, size: int) -> Iterator[Host]:
-    """Consecutive batches."""
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
 
 
 @partial(jax.jit, static_argnames=("plan", "tap"))

@@ -5,8 +5,11 @@ several blocks carry on one grid is quantized where the last of them reads it: u
 same rounding would only come earlier.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from dfq_jax.graph.cuts import (
     Block,
@@ -23,6 +26,8 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams, QuantizedModel
 from dfq_jax.quantize.sites import ABSORBED
+
+Host = Float[np.ndarray, "n ..."]
 
 
 class Unit(NamedTuple):
@@ -164,3 +169,9 @@ def with_unit(
     return QuantizedModel(
         with_params(quantized.model, params), quantized.plan, {**quantized.qparams, **back}
     )
+
+
+def pieces(data: Host, size: int) -> Iterator[Host]:
+    """Consecutive batches of what passes through units."""
+    for start in range(0, len(data), size):
+        yield data[start : start + size]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dfq_jax.numerics.affine import Affine, Grid, fake_quantize, quantize
+from dfq_jax.numerics.affine import Affine, Grid, dequantize, fake_quantize, quantize
 from dfq_jax.numerics.ranges import Lp, weight_affine
 from dfq_jax.numerics.rounding import (
     adaround,
-    codes,
     flexround,
     indecision,
     logit,
@@ -30,6 +29,12 @@ GRIDS = (Grid(2, axis=-1), Grid(4, axis=-1), Grid(8, symmetric=True, axis=-1))
 def kernel_on(grid):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 6))
     return kernel, weight_affine(kernel, grid, Lp(2.4))
+
+
+def codes(kernel, affine, grid):
+    """Whole numbers `q - z` of a kernel that lies on its grid."""
+    exact = Affine(jnp.ones_like(affine.scale), affine.zero_point)
+    return dequantize(quantize(kernel, affine, grid), exact)
 
 
 def test_soft_bits_of_the_card():

@@ -15,7 +15,6 @@ from dfq_jax.numerics.second_order import (
     damped,
     lattice,
     polished,
-    quadratic_error,
     rounded_in_order,
     transported,
 )
@@ -30,6 +29,12 @@ def problem(inputs=24, outputs=10, bits=3, seed=0):
     w, gram = (jnp.asarray(v, jnp.float32) for v in (w, x.T @ x / len(x)))
     grid = Grid(bits, axis=-1)
     return w, gram, lattice(weight_affine(w, grid, Lp(2.4)), grid, outputs), x
+
+
+def quadratic_error(codes, w, gram, scale):
+    """`(s c - w)^T H (s c - w)` for each output."""
+    gap = scale * codes - w
+    return jnp.sum(gap * (gram @ gap), 0)
 
 
 def by_hand(w, gram, grid):

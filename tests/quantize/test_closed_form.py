@@ -11,9 +11,16 @@ from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.closed_form import MOST_VALUES, ClosedForm, moments_of, some, unfolded
+from dfq_jax.quantize.closed_form import (
+    MOST_VALUES,
+    ClosedForm,
+    images_at_a_time,
+    moments_of,
+    unfolded,
+)
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
+from dfq_jax.quantize.units import pieces
 
 KEY = jax.random.key(3)
 OPERATORS = {
@@ -55,7 +62,8 @@ def test_moments_are_means_over_images_and_positions():
     )
     np.testing.assert_allclose(found.gram[0], rows.T @ rows / len(rows), atol=1e-4)
     np.testing.assert_allclose(found.cross[0], rows.T @ wanted / len(rows), atol=1e-4)
-    assert [len(v) for v in some(np.zeros((5, MOST_VALUES // 20)), 10)] == [2, 2, 1]
+    many = np.zeros((5, MOST_VALUES // 20))
+    assert [len(v) for v in pieces(many, images_at_a_time(many, 10))] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

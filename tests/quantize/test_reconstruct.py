@@ -171,6 +171,13 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
         reconstruct(
             quantized, reference, images, QUICK, KEY, folder=tmp_path, fingerprint={"weights": "b"}
         )
+    for name, other in (
+        ("key", (images, QUICK, jax.random.key(8))),
+        ("method", (images, QUICK._replace(batch=7), KEY)),
+        ("images", (images + 1, QUICK, KEY)),
+    ):
+        with pytest.raises(UsageError, match=f"(?s)holds the state of a different run.*{name}: "):
+            reconstruct(quantized, reference, *other, **given)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
