@@ -27,6 +27,7 @@ from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime import contract_of, predictor
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
+from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import dfq
@@ -38,6 +39,7 @@ from dfq_jax.recipes.presets import (
     makes_noise,
     noise_budget,
 )
+from dfq_jax.recipes.reconstructions import OF_PRESET, methods_of, reconstructed
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
 from dfq_jax.synthesis.run import Progress
@@ -102,10 +104,13 @@ def quantize(
     preset: Preset = "fast",
     layers: LayerPreset = "qdrop_8bit_ends",
     method: str | None = None,
+    reconstruction: str | None = None,
+    reconstruction_steps: int | None = None,
     rules: Iterable[Rule] = (),
     key: int = 0,
     on_stage: Stage = lambda _: None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_unit: Callable[[int, int, UnitReport], None] | None = None,
     state_folder: Path | None = None,
 ) -> Result:
     """Quantizes a network without data.
@@ -117,19 +122,26 @@ def quantize(
       model: network with its batch norms in place.
       images: calibration images, a quarter of them held out; None to synthesize them.
       scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (a handful of images), `balanced` (many, diverse) or `best` (the same today).
+      preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
+        solved in closed form) or `best` (gradient reconstruction on top).
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice.
+      reconstruction: how kernels are rounded, instead of the preset's choice: one of
+        `recipes.reconstructions.RECONSTRUCTIONS`.
+      reconstruction_steps: of a unit, instead of the paper's.
       rules: bits of particular layers.
       key: seed of everything random.
       on_stage: told what is being done.
       on_progress: told how synthesis advances.
-      state_folder: keeps synthesis state here and resumes from it.
+      on_unit: told (index, of how many, report) after each unit that was reconstructed.
+      state_folder: keeps state here and resumes from it.
 
     Raises:
       UsageError: for a bad scheme, preset or rule, or images of another input contract.
     """
     bits, budget = parse_scheme(scheme), image_budget(preset, model.contract)
+    rounding = reconstruction or OF_PRESET[preset]
+    methods = methods_of(rounding, reconstruction_steps)
     check_seed(key)
     if images is None:
         follow = {"on_progress": on_progress, "state_folder": state_folder}
@@ -142,14 +154,22 @@ def quantize(
         bits,
         layers=layers,
         rules=rules,
+        bias="none" if methods else "analytic",
         statistics_suffice=preset == "fast",
         noise=is_guess(images),
         on_stage=on_stage,
     )
+    units: tuple[UnitReport, ...] = ()
+    if methods:
+        on_stage(f"reconstructing ({rounding})")
+        keep = {"folder": state_folder, "on_unit": on_unit}
+        made, units = reconstructed(made, seen.images, methods, jax.random.key(key), **keep)
     probes = probes if made.used_images else images
     on_stage(f"judging on {len(probes)} held-out images")
-    report = qualified(analyze(made.reference, made.quantized, probes.images), images)
+    found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
+    report = qualified(found, images)
     settings = {"scheme": str(bits), "preset": preset, "layers": layers, "seed": key}
+    settings["reconstruction"] = rounding
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     return Result(made.quantized, model, images, probes, report, settings)

@@ -64,6 +64,11 @@ Method = Annotated[
 ]
 
 
+Reconstruction = Literal[
+    "nearest", "closed_form", "adaround", "brecq", "qdrop", "genie_m", "flexround", "pd_quant"
+]
+
+
 @app.command
 def inspect(model: str, /, *, reading: Reading = DEFAULTS, json: Json = False) -> None:
     """Shows what a network is: layers with shapes, work, batch norms, input contract."""
@@ -112,6 +117,11 @@ def quantize(
     layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
     method: Method | None = None,
     images: Annotated[Path | None, Parameter(help="File or folder of `dfq synthesize`.")] = None,
+    reconstruction: Annotated[
+        Reconstruction | None,
+        Parameter(help="How weights are rounded; the preset says if you do not."),
+    ] = None,
+    reconstruction_steps: Annotated[int | None, Parameter(help="Steps of a block.")] = None,
     reading: Reading = DEFAULTS,
     seed: Seed = 0,
     budget: Annotated[str | None, Parameter(help="Mixed precision; not supported yet.")] = None,
@@ -125,7 +135,19 @@ def quantize(
     from dfq_jax.commands import QuantizeOptions, quantize_to
 
     options = QuantizeOptions(
-        model, output, scheme, preset, layers, method, images, reading, seed, budget, force
+        model,
+        output,
+        scheme,
+        preset,
+        layers,
+        method,
+        images,
+        reconstruction,
+        reconstruction_steps,
+        reading,
+        seed,
+        budget,
+        force,
     )
     quantize_to(options, terminal(json))
 

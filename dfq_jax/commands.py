@@ -24,6 +24,7 @@ from dfq_jax.report.terminal import (
     float_line,
     layer_rows,
     trust_lines,
+    units_lines,
 )
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
@@ -108,6 +109,8 @@ class QuantizeOptions:
     layers: str
     method: str | None
     images: Path | None
+    reconstruction: str | None
+    reconstruction_steps: int | None
     reading: ReadOptions
     seed: int
     budget: str | None
@@ -131,9 +134,12 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
             preset=cast(Preset, options.preset),
             layers=cast(LayerPreset, options.layers),
             method=options.method,
+            reconstruction=options.reconstruction,
+            reconstruction_steps=options.reconstruction_steps,
             key=options.seed,
             on_stage=terminal.stage,
             on_progress=terminal.step,
+            on_unit=terminal.unit,
             state_folder=state,
         )
     verification = verified(result, terminal)
@@ -142,8 +148,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     manifest = result.save(
         options.output, source=source, verification=verification, force=options.force
     )
-    if options.images is None:
-        remove_state(state)
+    remove_state(state)
     show_result(result, verification, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
@@ -187,7 +192,7 @@ def show_result(
         f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"
     )
     terminal.say(contract_line(result.contract))
-    for line in trust_lines(report):
+    for line in [*units_lines(report), *trust_lines(report)]:
         terminal.say(line)
     if verification is not None:
         terminal.say(verification_line(verification))

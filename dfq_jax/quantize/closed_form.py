@@ -31,6 +31,8 @@ from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams
 from dfq_jax.quantize.units import pieces
 
+INSIDE = 0.49
+"""How far from its code, in steps, a weight may lie without leaving it."""
 MOST_VALUES = 2**25
 """Numbers that unfolded windows may take at a time."""
 
@@ -51,15 +53,25 @@ class ClosedForm(NamedTuple):
 
 
 class Grams(NamedTuple):
-    """Second moments of what a layer reads, one matrix a group.
+    """First and second moments of what a layer reads, by group.
 
     Attributes:
       gram: of its quantized inputs with themselves.
       cross: of its quantized inputs with the exact ones.
+      mean: of its quantized inputs.
+      wanted: mean of the exact ones.
     """
 
     gram: Float[Array, "g k k"]
     cross: Float[Array, "g k k"]
+    mean: Float[Array, "g k"]
+    wanted: Float[Array, "g k"]
+
+    def centred(self) -> "Grams":
+        """Second moments about the means: what is left for kernels where a bias does the rest."""
+        outer = lambda a, b: a[:, :, None] * b[:, None, :]
+        gram = self.gram - outer(self.mean, self.mean)
+        return self._replace(gram=gram, cross=self.cross - outer(self.mean, self.wanted))
 
 
 def solved(
@@ -81,7 +93,9 @@ def solved(
       method: what to do.
 
     Returns:
-      The layer and its scales; as they were if it cannot be solved.
+      The layer and its scales; as they were if it cannot be solved. Weights keep as much of what
+      they
+      stand for as rounding to nearest lets them, for methods that go on from here.
     """
     node = model.graph.nodes[0]
     site = Site(node.name, "kernel")
@@ -91,10 +105,30 @@ def solved(
     data = Site(node.name, "input0")
     edge = plan.spec(data)
     inputs = None if edge is None else (qparams[data], edge.grid)
-    kernel = model.params[node.name]["kernel"]
+    slots = model.params[node.name]
+    kernel, groups = slots["kernel"], groups_of(node.op)
     moments = moments_of(node.op, kernel.shape, exact, rough, inputs)
-    hard, affine = solve(kernel, qparams[site], moments, spec.grid, groups_of(node.op), method)
-    return with_params(model, {node.name: {"kernel": hard}}), {**qparams, site: affine}
+    left = moments.centred() if "bias" in slots else moments
+    near, affine = solve(kernel, qparams[site], left, spec.grid, groups, method)
+    new = {"kernel": near}
+    if "bias" in slots:
+        hard = fake_quantize(near, affine, spec.grid)
+        new["bias"] = slots["bias"] + mean_shift(kernel, hard, moments, groups)
+    return with_params(model, {node.name: new}), {**qparams, site: affine}
+
+
+@partial(jax.jit, static_argnames="groups")
+def mean_shift(
+    kernel: Float[Array, "..."], hard: Float[Array, "..."], moments: Grams, groups: int
+) -> Float[Array, " chan"]:
+    """What a bias must add for the mean outputs to be the exact ones."""
+    gap = jnp.einsum("gk,gko->go", moments.wanted, by_group(kernel, groups))
+    return (gap - jnp.einsum("gk,gko->go", moments.mean, by_group(hard, groups))).reshape(-1)
+
+
+def by_group(v: Float[Array, "... o"], groups: int) -> Float[Array, "g k n"]:
+    """A kernel, or one number for each of its outputs, as one matrix a group."""
+    return jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
 
 
 def groups_of(op: Conv2d | Linear) -> int:
@@ -141,7 +175,10 @@ def second_moments(
     rows, wanted = (unfolded(v, op, kernel) for v in (rough, exact))
     product = lambda a, b: jnp.einsum("rgk,rgl->gkl", a, b, precision="highest")
     positions = rows.shape[0] / rough.shape[0]
-    return Grams(product(rows, rows) / positions, product(rows, wanted) / positions)
+    mean = lambda v: jnp.sum(v, 0) / positions
+    return Grams(
+        product(rows, rows) / positions, product(rows, wanted) / positions, mean(rows), mean(wanted)
+    )
 
 
 def unfolded(
@@ -165,7 +202,7 @@ def solve(
     groups: int,
     method: ClosedForm,
 ) -> tuple[Float[Array, "..."], Affine]:
-    """The kernel on its grid, and its scales.
+    """The kernel where it rounds to what was found, and its scales.
 
     Args:
       kernel: HWIO, or (in, out) of a linear layer.
@@ -178,27 +215,26 @@ def solve(
     Returns:
       Kernel and scales.
     """
-    by_group = lambda v: jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
-    weights, cells = by_group(kernel), lattice(affine, grid, kernel.shape[-1])
-    cells = Lattice(*(by_group(v) for v in cells))
-    codes, scale = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
+    weights, cells = by_group(kernel, groups), lattice(affine, grid, kernel.shape[-1])
+    cells = Lattice(*(by_group(v, groups) for v in cells))
+    codes, scale, target = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
     if affine.scale.size == 1:
         scale = cells.scale
-    hard = jnp.moveaxis(codes * scale, 0, 1).reshape(kernel.shape)
+    near = jnp.clip(target / scale, codes - INSIDE, codes + INSIDE) * scale
     whole = jnp.moveaxis(scale, 0, 1).reshape(1, -1)
     fitted = whole.reshape(affine.scale.shape) if affine.scale.size > 1 else affine.scale
-    return hard, Affine(fitted, affine.zero_point)
+    return jnp.moveaxis(near, 0, 1).reshape(kernel.shape), Affine(fitted, affine.zero_point)
 
 
 def one_group(
     w: Float[Array, "k o"], moments: Grams, cells: Lattice, *, method: ClosedForm
-) -> tuple[Float[Array, "k o"], Float[Array, "1 o"]]:
-    """Codes and scales of one group."""
+) -> tuple[Float[Array, "k o"], Float[Array, "1 o"], Float[Array, "k o"]]:
+    """Codes and scales of one group, and the weights they stand for."""
     target = w
     if method.damping is not None:
         target = transported(w, moments.gram, moments.cross, method.damping)
     codes = rounded_in_order(target, moments.gram, cells)
     if method.sweeps:
-        return polished(codes, target, moments.gram, cells, method.sweeps)
+        return *polished(codes, target, moments.gram, cells, method.sweeps), target
     fitted = best_scale(codes, target, moments.gram)
-    return codes, jnp.where(fitted > 0, fitted, cells.scale)
+    return codes, jnp.where(fitted > 0, fitted, cells.scale), target

@@ -20,15 +20,18 @@ class UnitReport(NamedTuple):
     """How a unit fared.
 
     Attributes:
-      name: of its first layer.
-      before: squared error of its output from quantized inputs, rounded to nearest, in units of
-        the output's power.
+      name: of its first layer, and how many more.
+      method: that was applied.
+      before: the method's loss between its outputs, from quantized inputs, and the float unit's, as
+        the unit came: rounded to nearest, or by an earlier method; in closed form the squared error
+        in units of the output's power.
       after: the same with what was learned.
       kept: whether that was better, and kept.
       seconds: spent.
     """
 
     name: str
+    method: str
     before: float
     after: float
     kept: bool
@@ -50,20 +53,21 @@ class Finished(NamedTuple):
 
 
 def save_unit(path: Path, found: Finished) -> None:
-    """Writes kernels, scales and report of a unit; all else is as it was before.
+    """Writes kernels, biases, scales and report of a unit; all else is as it was before.
 
     Raises:
       ResourceError: if the disk is full.
     """
     arrays: dict[str, np.ndarray] = {
-        "report": np.array(found.report[1:], np.float64),
-        "name": np.array(found.report.name),
+        "report": np.array(found.report[2:], np.float64),
+        "titles": np.array(found.report[:2]),
     }
     for site, affine in found.qparams.items():
         for part, value in affine._asdict().items():
             arrays[f"{part}/{site.node}/{site.slot}"] = np.asarray(value)
         if site.argument is None:
-            arrays[f"kernel/{site.node}"] = np.asarray(found.model.params[site.node]["kernel"])
+            for slot, value in found.model.params[site.node].items():
+                arrays[f"{slot}/{site.node}"] = np.asarray(value)
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
@@ -82,23 +86,27 @@ def load_unit(path: Path, model: Model, qparams: Mapping[Site, Affine]) -> Finis
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
             before, after, kept, seconds = arrays["report"].tolist()
-            report = UnitReport(str(arrays["name"]), before, after, bool(kept), seconds)
+            name, method = arrays["titles"].tolist()
+            report = UnitReport(name, method, before, after, bool(kept), seconds)
             scales = {site: like(arrays, site, affine) for site, affine in qparams.items()}
-            kernels = {
-                site.node: {"kernel": shaped(arrays[f"kernel/{site.node}"], old)}
-                for site in qparams
-                if site.argument is None
-                for old in (model.params[site.node]["kernel"],)
-            }
+            layers = [site.node for site in qparams if site.argument is None]
+            slots = {name: slots_like(arrays, name, model.params[name]) for name in layers}
     except (*NOT_AN_NPZ, OSError):
         return None
-    return Finished(with_params(model, kernels), scales, report)
+    return Finished(with_params(model, slots), scales, report)
 
 
 def like(arrays: Mapping[str, np.ndarray], site: Site, old: Affine) -> Affine:
     """Saved scales, of the shapes and types they had."""
     part = lambda name, v: shaped(arrays[f"{name}/{site.node}/{site.slot}"], v)
     return Affine(part("scale", old.scale), part("zero_point", old.zero_point))
+
+
+def slots_like(
+    arrays: Mapping[str, np.ndarray], layer: str, old: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Saved parameters of a layer, of the shapes and types they had."""
+    return {slot: shaped(arrays[f"{slot}/{layer}"], value) for slot, value in old.items()}
 
 
 def shaped(found: np.ndarray, old: Array) -> Array:

@@ -15,6 +15,7 @@ from dfq_jax.numerics.affine import Affine, fake_quantize
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now, Objective
+from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.plan import Plan, Site
 
 
@@ -25,6 +26,7 @@ class Phase(NamedTuple):
       steps: how many.
       kernels: whether rounding is learned.
       edges: whether scales of activations are learned.
+      biases: whether biases are learned.
       quantized: share of the elements of activations that are quantized while learning, drawn
         anew each step (QDrop); 0 for activations in float.
       rough: share of the elements of the unit's input that come from the quantized network.
@@ -33,6 +35,7 @@ class Phase(NamedTuple):
     steps: int
     kernels: bool = True
     edges: bool = True
+    biases: bool = False
     quantized: float = 0.5
     rough: float = 0.5
 
@@ -44,11 +47,15 @@ class Rates(NamedTuple):
       bits: of soft bits and divisors.
       scale: of kernels' scales.
       edges: of activations' scales.
+      biases: of biases.
+      codes: of codes rounded straight through, in steps of their grid.
     """
 
     bits: float = 1e-3
     scale: float = 1e-4
     edges: float = 4e-5
+    biases: float = 1e-3
+    codes: float = 1e-2
 
 
 class Penalty(NamedTuple):
@@ -87,11 +94,13 @@ class Seen(NamedTuple):
       outputs: of the unit at work.
       targets: of the float unit.
       power: mean squared norm of the targets over all images.
+      slopes: of the divergence of predictions by the outputs, if the method asked for them.
     """
 
     outputs: Float[Array, "b ... c"]
     targets: Float[Array, "b ... c"]
     power: Float[Array, ""]
+    slopes: Float[Array, "b ... c"] | None = None
 
 
 Loss = Callable[[Seen], Float[Array, ""]]
@@ -107,6 +116,57 @@ def relative_gap(seen: Seen) -> Float[Array, ""]:
     return squared_gap(seen) / seen.power
 
 
+def divergence(seen: Seen) -> Float[Array, ""]:
+    """Mean of `KL(softmax(targets) || softmax(outputs))`, where both are logits."""
+    return jnp.mean(divergences(seen.outputs, seen.targets))
+
+
+def divergences(
+    logits: Float[Array, "... c"], targets: Float[Array, "... c"], temperature: float = 1.0
+) -> Float[Array, "..."]:
+    """`KL(softmax(targets / T) || softmax(logits / T))`."""
+    wanted = jax.nn.log_softmax(targets / temperature)
+    gaps = jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits / temperature))
+    return jnp.sum(gaps, axis=-1)
+
+
+def fisher_gap(seen: Seen) -> Float[Array, ""]:
+    """Squared distance weighted by `(|slope| + 1)^2` (BRECQ, eq. 10, its released code)."""
+    weights = 1.0 if seen.slopes is None else (jnp.abs(seen.slopes) + 1) ** 2
+    return jnp.mean(jnp.sum((seen.outputs - seen.targets) ** 2 * weights, axis=-1))
+
+
+def predicted(rest: Model | None, outputs: Tensor) -> Tensor:
+    """The network's first output, from a unit's."""
+    return outputs if rest is None else evaluate(rest, outputs, apply=apply_tiled)[0][0]
+
+
+class Prediction(NamedTuple):
+    """How much the whole network's prediction counts while a unit learns (PD-Quant).
+
+    Attributes:
+      weight: of the divergence from the float prediction.
+      temperature: of both.
+    """
+
+    weight: float = 10.0
+    temperature: float = 4.0
+
+
+class Correction(NamedTuple):
+    """How a unit's inputs are drawn to the statistics it was trained on (PD-Quant).
+
+    Attributes:
+      closeness: weight of the statistics against the squared distance from the inputs.
+      steps: of Adam.
+      learning_rate: its first.
+    """
+
+    closeness: float = 0.02
+    steps: int = 500
+    learning_rate: float = 1e-3
+
+
 class Reconstruction(NamedTuple):
     """A method: how units are cut, what they learn, and by which loss.
 
@@ -120,6 +180,10 @@ class Reconstruction(NamedTuple):
       batch: images a step.
       merge: blocks that make a unit.
       layers: learn the layers of a unit one by one instead.
+      start: solve them in closed form first.
+      prediction: what the network's prediction counts beside the loss.
+      correction: how inputs are corrected first.
+      fisher: whether the loss is given slopes of the prediction.
     """
 
     name: str
@@ -131,6 +195,28 @@ class Reconstruction(NamedTuple):
     batch: int = 32
     merge: int = 1
     layers: bool = False
+    start: ClosedForm | None = None
+    prediction: Prediction | None = None
+    correction: Correction | None = None
+    fisher: bool = False
+
+
+class Rows(NamedTuple):
+    """What steps read, one entry a step.
+
+    Attributes:
+      exact: inputs in the float network.
+      rough: inputs in the quantized network.
+      targets: outputs in the float network.
+      slopes: of the divergence of predictions by the outputs.
+      logits: the float prediction.
+    """
+
+    exact: Tensor
+    rough: Tensor
+    targets: Tensor
+    slopes: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Given(NamedTuple):
@@ -140,6 +226,7 @@ class Given(NamedTuple):
     qparams: Mapping[Site, Affine]
     fixed: Mapping[str, Mapping[str, Array]]
     power: Float[Array, ""]
+    rest: Model | None = None
 
 
 @cache
@@ -150,13 +237,15 @@ def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
         "bits": optax.adam(rates.bits),
         "scale": falling(rates.scale),
         "edges": falling(rates.edges),
+        "biases": falling(rates.biases),
+        "codes": falling(rates.codes),
     }
 
     def kind(path: tuple, leaf: Any) -> str:
         del leaf
-        if path[0].key == "edges":
-            return "edges"
-        return "scale" if path[-1].key == "scale" else "bits"
+        if path[0].key != "kernels":
+            return path[0].key
+        return path[-1].key if path[-1].key in ("scale", "codes") else "bits"
 
     return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(kind, x))
 
@@ -167,21 +256,38 @@ def objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Objective:
 
     def objective(x: PyTree, context: Fed, now: Now):
         given: Given = context.context
-        exact, rough, targets = context.at(now.step)
+        rows: Rows = context.at(now.step)
         input_key, edge_key = jax.random.split(now.key)
-        shown = blended(input_key, rough, exact, phase.rough)
+        shown = blended(input_key, rows.rough, rows.exact, phase.rough)
+        ahead = method.prediction is not None and rows.logits is not None
+        shown = jnp.concatenate([shown, rows.rough]) if ahead else shown
         hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
         outputs = evaluate(given.model, shown, hook=hook, apply=apply_tiled)[0][0]
-        loss = method.loss(Seen(outputs, targets, given.power))
-        penalty = method.penalty
-        exponent = penalty.exponent(now.step, phase.steps)
-        undecided = sum(
-            (method.rounding.undecided(t, exponent) for t in x["kernels"].values()), jnp.zeros(())
-        )
-        factor = penalty.factor(now.step, phase.steps)
-        return loss + factor * undecided, ({"reconstruction": loss, "undecided": undecided}, ())
+        outputs, last = outputs[: len(rows.exact)], outputs[len(rows.exact) :]
+        parts = {"reconstruction": method.loss(seen(outputs, rows, given))}
+        loss = parts["reconstruction"]
+        if method.prediction is not None and rows.logits is not None:
+            weight, temperature = method.prediction
+            gaps = divergences(predicted(given.rest, last), rows.logits, temperature)
+            parts["prediction"] = jnp.mean(gaps)
+            loss += weight * parts["prediction"]
+        parts["undecided"] = undecided(method.rounding, x["kernels"], method.penalty, now, phase)
+        return loss + method.penalty.factor(now.step, phase.steps) * parts["undecided"], (parts, ())
 
     return objective
+
+
+def seen(outputs: Tensor, rows: Rows, given: Given) -> Seen:
+    """What the loss looks at."""
+    return Seen(outputs, rows.targets, given.power, rows.slopes)
+
+
+def undecided(
+    rounding: Rounding, kernels: Mapping[str, PyTree], penalty: Penalty, now: Now, phase: Phase
+) -> Float[Array, ""]:
+    """How far soft bits are from a decision, summed over all weights."""
+    exponent = penalty.exponent(now.step, phase.steps)
+    return sum((rounding.undecided(t, exponent) for t in kernels.values()), jnp.zeros(()))
 
 
 def training_hook(
@@ -216,6 +322,8 @@ def training_hook(
         elif kernel in table:
             snapped = fake_quantize(slots["kernel"], given.qparams[kernel], table[kernel].grid)
             slots = {**slots, "kernel": snapped}
+        if node.name in x["biases"]:
+            slots = {**slots, "bias": x["biases"][node.name]}
         return slots, args
 
     return hook

@@ -5,7 +5,7 @@ several blocks carry on one grid is quantized where the last of them reads it: u
 same rounding would only come earlier.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,12 +61,14 @@ def units_of(graph: Graph, plan: Plan, *, merge: int = 1) -> tuple[Unit, ...]:
     Args:
       graph: of the folded network.
       plan: what is quantized.
-      merge: so many consecutive blocks make a unit ("stages" of BRECQ, modules of MRECG).
+      merge: so many consecutive blocks make a unit ("stages" of BRECQ, modules of MRECG); 0 makes
+        one of the whole network.
 
     Returns:
       Every block, those included of which nothing is quantized.
     """
     pieces = blocks(graph)
+    merge = merge or len(pieces)
     groups = [pieces[i : i + merge] for i in range(0, len(pieces), merge)]
     merged = tuple(joined(graph, group) for group in groups)
     where = {name: index for index, block in enumerate(merged) for name in block.names}
@@ -132,6 +134,13 @@ def share(plan: Plan, block: Block, tensors: Collection[str]) -> Plan:
     ]
     renamed = tuple((f"t{i}", tuple(map(moved, sites))) for i, (_, sites) in enumerate(groups))
     return Plan(tuple(entries), renamed, plan.scheme, plan.layers)
+
+
+def rest_of(model: Model, units: Sequence[Unit]) -> Model | None:
+    """Consecutive units of a network, in float and as one; None if there are none."""
+    if not units:
+        return None
+    return canonical(joined(model.graph, tuple(unit.block for unit in units)), model)
 
 
 def unit_model(unit: Unit, model: Model) -> Model:

@@ -4,7 +4,14 @@ Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
+from dfq_jax.quantize.learning import (
+    Penalty,
+    Phase,
+    Rates,
+    Reconstruction,
+    fisher_gap,
+    squared_gap,
+)
 
 
 def brecq(
@@ -14,6 +21,7 @@ def brecq(
     batch: int = 32,
     weight: float = 0.01,
     merge: int = 1,
+    fisher: bool = False,
 ) -> Reconstruction:
     """Rounding with activations in float, then scales of activations with rounding done.
 
@@ -23,6 +31,7 @@ def brecq(
       batch: images a step.
       weight: of the penalty on undecided bits; 0.1 for MobileNetV2.
       merge: blocks that make a unit (the paper's stages).
+      fisher: weight errors by slopes of the prediction, as the paper tells; its code does not.
 
     Returns:
       The method.
@@ -38,4 +47,6 @@ def brecq(
         penalty=Penalty(weight),
         batch=batch,
         merge=merge,
+        loss=fisher_gap if fisher else squared_gap,
+        fisher=fisher,
     )

@@ -27,7 +27,7 @@ from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observi
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.synthesis.targets import distrusted_norms
 
-BiasCorrection = Literal["analytic", "empirical", "both"]
+BiasCorrection = Literal["analytic", "empirical", "both", "none"]
 
 
 class Quantized(NamedTuple):
@@ -67,7 +67,8 @@ def dfq(
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
       equalize: cross-layer equalization before quantization.
-      bias: how biases are corrected; a network without moments always empirically.
+      bias: how biases are corrected; a network without moments always empirically. `none` where
+        rounding is still to be learned.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
         grids of activations have 8 bits.
@@ -93,7 +94,7 @@ def dfq(
     if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
         images = None
     quantized = calibrate(reference, plan, images, expected=expected)
-    if not blind:
+    if not blind and bias != "none":
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
     return Quantized(guard_biases(quantized), reference, images is not None)

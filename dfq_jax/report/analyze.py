@@ -15,6 +15,7 @@ from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_node, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs, output_shapes
+from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
 from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
@@ -85,6 +86,7 @@ class Report:
       in_float: what else computes in float, and why.
       confidence: `low` where the images say little about the network.
       notes: what a reader of the numbers should know, in sentences.
+      units: how each piece fared whose rounding was learned.
     """
 
     layers: tuple[LayerReport, ...]
@@ -97,6 +99,7 @@ class Report:
     in_float: tuple[FloatKind, ...] = ()
     confidence: Confidence = "usual"
     notes: tuple[str, ...] = ()
+    units: tuple[UnitReport, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -134,6 +137,7 @@ class Report:
             "average_weight_bits": self.average_bits,
             "confidence": self.confidence,
             "notes": list(self.notes),
+            "units": [unit._asdict() for unit in self.units],
             "in_float": [dataclasses.asdict(kind) for kind in self.in_float],
             "layers": [
                 {**dataclasses.asdict(x), "sqnr": finite_or_none(x.sqnr)} for x in self.layers

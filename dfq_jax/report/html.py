@@ -42,6 +42,13 @@ result from a sound one; they are not an accuracy on real data.</p>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
 <td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
 </table>
+{% if report.units %}<h2>Learned rounding</h2>
+<p>The error of each piece of the network, rounded as it came and with what was learned.</p>
+<table><tr><th>unit</th><th>method</th><th>before</th><th>after</th><th></th><th>s</th></tr>
+{% for x in report.units %}<tr><td>{{ x.name }}</td><td>{{ x.method }}</td>
+<td>{{ '%.4g' % x.before }}</td><td>{{ '%.4g' % x.after }}</td>
+<td>{{ '' if x.kept else 'left as it was' }}</td><td>{{ '%.1f' % x.seconds }}</td></tr>{% endfor %}
+</table>{% endif %}
 <h2>Synthesized images</h2>
 <img alt="synthesized images" src="data:image/png;base64,{{ grid }}">
 </html>

@@ -1,6 +1,7 @@
 """What a person reads: `rich` on a terminal, plain lines in a pipe; results apart from logs."""
 
 import contextlib
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.synthesis.run import Progress as Step
 
@@ -122,6 +124,13 @@ class Terminal:
         else:
             self.every(f"synthesizing {done}/{total} steps: {parts}")
 
+    def unit(self, index: int, units: int, found: UnitReport) -> None:
+        """Tells of a unit whose rounding was learned."""
+        self.stage(
+            f"unit {index + 1}/{units} {one_line(found.name)} ({found.method}): "
+            f"{found.before:.4g} -> {found.after:.4g}{'' if found.kept else ', left as it was'}"
+        )
+
 
 def duration_line(made: Mapping[str, Any]) -> str:
     """How long the making of images took, and how much of that went into compiling."""
@@ -196,6 +205,26 @@ def float_line(report: Report) -> str:
         by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}")
     groups = [f"{', '.join(kinds)} ({reason})" for reason, kinds in by_reason.items()]
     return f"in float: {'; '.join(groups)}" if groups else ""
+
+
+def units_lines(report: Report) -> list[str]:
+    """What learned rounding was worth, a line for each method; none if nothing was learned."""
+    by_method: dict[str, list[UnitReport]] = {}
+    for unit in report.units:
+        by_method.setdefault(unit.method, []).append(unit)
+    return [units_line(method, units) for method, units in by_method.items()]
+
+
+def units_line(method: str, units: Sequence[UnitReport]) -> str:
+    """The units of one method in a line; a unit that got worse counts as it was."""
+    shares = [u.after / u.before if u.kept and u.before > 0 else 1.0 for u in units]
+    mean = statistics.geometric_mean([max(share, 1e-12) for share in shares])
+    worse = sum(not unit.kept for unit in units)
+    left = f"; {worse} would have got worse and were left as they were" if worse else ""
+    return (
+        f"{method}: errors of {len(units)} units fell to {100 * mean:.0f} % on average, "
+        f"in {sum(u.seconds for u in units):.0f} s{left}"
+    )
 
 
 def trust_lines(report: Report) -> list[str]:

@@ -1,30 +1,48 @@
 """The engine of block reconstruction."""
 
+import dataclasses
+import json
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.errors import PlanError, UsageError
+from dfq_jax.files import this_process
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.numerics.affine import fake_quantize
-from dfq_jax.numerics.rounding import adaround, nearest
+from dfq_jax.numerics.rounding import adaround, nearest, straight_through
+from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.fit import Now
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize import reconstruct as engine
+from dfq_jax.quantize import phases
 from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.closed_form import ClosedForm
+from dfq_jax.quantize.correction import corrected_inputs, statistics_gap
 from dfq_jax.quantize.learning import (
+    Correction,
+    Given,
     Penalty,
     Phase,
+    Prediction,
     Rates,
     Reconstruction,
+    Rows,
     Seen,
     blended,
+    divergence,
+    fisher_gap,
+    objective_of,
     relative_gap,
     squared_gap,
 )
-from dfq_jax.quantize.plan import Scheme, resolve
-from dfq_jax.quantize.reconstruct import MOST_STEPS, Work, chunk_within, fed, reconstruct
+from dfq_jax.quantize.plan import Plan, Scheme, resolve
+from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantize.units import Unit, rest_of, unit_model, units_of
+from dfq_jax.quantize.work import Beyond, passed, slopes_of
 
 KEY = jax.random.key(7)
 QUICK = Reconstruction(
@@ -116,20 +134,20 @@ def test_little_memory_feeds_fewer_steps_and_changes_nothing(learned, quantized,
 
 
 def test_chunks_within_memory(images):
-    work = Work(None, None, None, {}, images, images, images[:, :4], 0)  # type: ignore[arg-type]
+    rows = Rows(images, images, images[:, :4])
     each = 8 * 4 * (2 * images[0].size + images[0, :4].size)
-    for memory, steps in ((0, 1), (each, 1), (3 * each + 1, 3), (10**12, MOST_STEPS)):
-        assert chunk_within(work._replace(memory=memory), 8) == steps
+    for memory, steps in ((0, 1), (each, 1), (3 * each + 1, 3), (10**12, phases.MOST_STEPS)):
+        assert phases.chunk_within(rows, 8, memory) == steps
 
 
 def test_batches_depend_on_the_step_only(images):
-    work = Work(None, None, None, {}, images, images + 1, images + 2, 0)  # type: ignore[arg-type]
-    all_of = fed(work, 8, 3, 0, 6)
-    for part in (fed(work, 8, 3, 2, 3), tuple(v[2:5] for v in all_of)):
-        for found, wanted in zip(part, all_of, strict=True):
-            np.testing.assert_array_equal(found, wanted[2:5])
-    np.testing.assert_array_equal(all_of[1], all_of[0] + 1)
-    assert fed(work, 30, 3, 0, 1)[0].shape[:2] == (1, 30)  # more than there are
+    rows = Rows(images, images + 1, images + 2)
+    all_of = phases.fed(rows, 8, 3, 0, 6)
+    found = phases.fed(rows, 8, 3, 2, 3)
+    for part, whole in zip(jax.tree.leaves(found), jax.tree.leaves(all_of), strict=True):
+        np.testing.assert_array_equal(part, whole[2:5])
+    np.testing.assert_array_equal(all_of.rough, all_of.exact + 1)
+    assert phases.fed(rows, 30, 3, 0, 1).exact.shape[:2] == (1, 30)  # more than there are
 
 
 def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
@@ -145,7 +163,7 @@ def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
 
 def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_path, monkeypatch):
     """Between units and inside one."""
-    calls, real = [], engine.fit
+    calls, real = [], phases.fit
 
     def stopping(*args, **how):
         calls.append(1)
@@ -158,8 +176,8 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
             return real(*args, **{**how, "chunk": 10}, on_chunk=stop)
         return real(*args, **how)
 
-    monkeypatch.setattr(engine, "fit", stopping)
-    given = {"folder": tmp_path, "fingerprint": {"weights": "a"}}
+    monkeypatch.setattr(phases, "fit", stopping)
+    given = {"folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         reconstruct(quantized, reference, images, QUICK, KEY, **given)
     assert [p.name for p in sorted(tmp_path.glob("*.npz"))] == ["unit-0.npz"]
@@ -167,10 +185,6 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
     assert same(found, learned[0])
     assert len(calls) == 2 + 3  # the first unit was there
     assert [r._replace(seconds=0) for r in reports] == [r._replace(seconds=0) for r in learned[1]]
-    with pytest.raises(UsageError, match=r"weights: saved 'a', now 'b'"):
-        reconstruct(
-            quantized, reference, images, QUICK, KEY, folder=tmp_path, fingerprint={"weights": "b"}
-        )
     for name, other in (
         ("key", (images, QUICK, jax.random.key(8))),
         ("method", (images, QUICK._replace(batch=7), KEY)),
@@ -178,6 +192,9 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
     ):
         with pytest.raises(UsageError, match=f"(?s)holds the state of a different run.*{name}: "):
             reconstruct(quantized, reference, *other, **given)
+    (tmp_path / "run.lock").write_text(json.dumps(this_process()))
+    with pytest.raises(UsageError, match=str(os.getpid())):
+        reconstruct(quantized, reference, images, QUICK, KEY, **given)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
@@ -197,8 +214,8 @@ def test_damaged_files_are_made_again(
         case _:
             data = bytearray((tmp_path / "unit-0.npz").read_bytes())
     file.write_bytes(data)
-    calls, real = [], engine.fit
-    monkeypatch.setattr(engine, "fit", lambda *a, **k: calls.append(1) or real(*a, **k))
+    calls, real = [], phases.fit
+    monkeypatch.setattr(phases, "fit", lambda *a, **k: calls.append(1) or real(*a, **k))
     found, _ = reconstruct(*given, folder=tmp_path)
     assert same(found, learned[0])
     assert len(calls) == 1
@@ -249,3 +266,105 @@ def test_losses_by_hand():
     seen = Seen(out, target, jnp.float32(0.25))
     assert float(squared_gap(seen)) == pytest.approx(4 * 0.25)
     assert float(relative_gap(seen)) == pytest.approx(4.0)
+    wanted = np.array([[1.0, 2.0, 0.5]])
+    logits = np.array([[0.3, -1.0, 2.0]])
+    p, q = (np.exp(v) / np.exp(v).sum() for v in (wanted, logits))
+    found = divergence(Seen(jnp.asarray(logits), jnp.asarray(wanted), jnp.float32(1)))
+    assert float(found) == pytest.approx(float(np.sum(p * np.log(p / q))), rel=1e-5)
+
+
+def test_fisher_weights_of_ones_are_a_multiple_of_the_squared_gap():
+    """BRECQ card: with constant slopes the gradients are parallel."""
+    out = jax.random.normal(KEY, (2, 3, 3, 4))
+    slopes = jnp.ones_like(out)
+    gap = lambda loss, s: jax.grad(lambda o: loss(Seen(o, 0 * out, jnp.float32(1), s)))(out)
+    np.testing.assert_allclose(gap(fisher_gap, slopes), 4 * gap(squared_gap, None), rtol=1e-5)
+    np.testing.assert_allclose(gap(fisher_gap, None), gap(squared_gap, None), rtol=1e-6)
+
+
+# methods that look at the prediction of the whole network
+
+
+def test_slopes_are_the_gradients_of_the_divergence(reference, images):
+    """By finite differences, behind the second unit."""
+    units = units_of(reference.graph, resolve(reference.graph, Scheme(2, 8)))
+    rest = rest_of(reference, units[2:])
+    assert rest is not None
+    exact = images
+    for unit in units[:2]:
+        exact = passed(unit_model(unit, reference), None, None, exact)
+    logits = passed(reference, None, None, images)
+    np.testing.assert_allclose(passed(rest, None, None, exact), logits, atol=1e-4)
+    beyond, wanted = Beyond(rest, logits), jnp.asarray(logits)
+    assert np.abs(slopes_of(beyond, exact)).max() < 1e-5  # the float prediction itself
+    moved = exact + 0.1 * np.asarray(jax.random.normal(KEY, exact.shape))
+    found = slopes_of(beyond, moved)
+    way = np.asarray(jax.random.normal(jax.random.key(2), exact.shape))
+    gap = lambda x: (
+        len(x)
+        * float(divergence(Seen(jnp.asarray(passed(rest, None, None, x)), wanted, jnp.float32(1))))
+    )
+    slope = (gap(moved + 1e-2 * way) - gap(moved - 1e-2 * way)) / 2e-2
+    assert np.sum(found * way) == pytest.approx(slope, rel=0.05)
+
+
+@pytest.mark.parametrize("rest", [True, False])
+def test_the_divergence_is_nothing_where_nothing_is_quantized(reference, images, rest, quantized):
+    """PD-Quant card: a unit in float, nothing dropped."""
+    units = units_of(reference.graph, quantized.plan)
+    at = 1 if rest else len(units) - 1
+    unit = Unit(units[at].block, Plan((), (), Scheme(2, 8), "zsq_all_low"))
+    exact = images[:8]
+    for before in units[:at]:
+        exact = passed(unit_model(before, reference), None, None, exact)
+    model = unit_model(unit, reference)
+    method = QUICK._replace(prediction=Prediction(1.0, 4.0))
+    given = Given(model, {}, {}, jnp.float32(1), rest_of(reference, units[at + 1 :]))
+    rows = Rows(*(jnp.asarray(v)[None] for v in (exact, exact, passed(model, None, None, exact))))
+    rows = rows._replace(logits=jnp.asarray(passed(reference, None, None, images[:8]))[None])
+    nothing = {"kernels": {}, "edges": {}, "biases": {}}
+    objective = objective_of(unit.plan, method, Phase(1))
+    _, (parts, _) = objective(nothing, Fed(given, jnp.int32(0), rows), Now(KEY, jnp.int32(0)))
+    assert float(parts["prediction"]) == pytest.approx(0, abs=1e-6)
+    assert float(parts["reconstruction"]) == pytest.approx(0, abs=1e-6)
+    worse = rows._replace(rough=rows.rough + 1)
+    _, (parts, _) = objective(nothing, Fed(given, jnp.int32(0), worse), Now(KEY, jnp.int32(0)))
+    assert float(parts["prediction"]) > 1e-4
+
+
+def test_corrected_inputs_are_nearer_to_the_moments(reference, images):
+    """PD-Quant card: gaps fall; with little weight inputs stay where they are."""
+    units = units_of(reference.graph, resolve(reference.graph, Scheme(2, 8)))
+    unit = unit_model(units[1], reference)
+    assert unit.moments
+    inputs = passed(unit_model(units[0], reference), None, None, images[:8])
+    gap = lambda x: float(statistics_gap(unit, jnp.asarray(x)))
+    free = corrected_inputs(unit, inputs, Correction(1e3, 200, 1e-2), KEY)
+    assert gap(free) < 0.7 * gap(inputs)
+    tied = corrected_inputs(unit, inputs, Correction(1e-7, 50, 1e-3), KEY)
+    assert np.abs(tied - inputs).max() < 5e-3 < np.abs(free - inputs).max()
+    bare = dataclasses.replace(unit, moments={})
+    np.testing.assert_array_equal(corrected_inputs(bare, inputs, Correction(), KEY), inputs)
+
+
+def test_the_whole_network_as_one_unit(quantized, reference, images):
+    """Its own loss judges it; biases learn too."""
+    phase = Phase(80, biases=True, quantized=1.0, rough=0.0)
+    rates = Rates(codes=3e-2, scale=1e-3, edges=1e-3, biases=1e-2)
+    whole = Reconstruction("whole", straight_through(), (phase,), rates, loss=divergence, merge=0)
+    found, (report,) = reconstruct(quantized, reference, images, whole, KEY)
+    assert report.kept
+    assert report.after < 0.7 * report.before
+    old, new = (q.model.params["conv1"]["bias"] for q in (quantized, found))
+    assert not np.array_equal(old, new)
+
+
+def test_what_is_solved_first_is_where_learning_begins(quantized, reference, images):
+    """Without a step of any size, the closed form remains."""
+    still = QUICK._replace(
+        rates=Rates(0.0, 0.0, 0.0), phases=(Phase(2),), start=ClosedForm(sweeps=1)
+    )
+    found, _ = reconstruct(quantized, reference, images, still, KEY)
+    solved, _ = reconstruct(quantized, reference, images, ClosedForm(sweeps=1), KEY)
+    x = jnp.asarray(images)
+    np.testing.assert_allclose(simulate(found, x), simulate(solved, x), atol=1e-3)

@@ -8,9 +8,9 @@ from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.plan import Scheme, Site, resolve
-from dfq_jax.quantize.reconstruct import run
 from dfq_jax.quantize.simulate import QuantizedModel, simulate
 from dfq_jax.quantize.units import layers_of, unit_model, unit_qparams, units_of, with_unit
+from dfq_jax.quantize.work import run
 
 NETWORKS = ("tiny", "dense", "inception", "excite", "mixed", "wide", "vit")
 

@@ -7,13 +7,21 @@ import pytest
 
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.learning import Penalty, Phase, Rates
+from dfq_jax.quantize.learning import (
+    Correction,
+    Penalty,
+    Phase,
+    Prediction,
+    Rates,
+    fisher_gap,
+)
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
+from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 
 METHODS = {
@@ -22,6 +30,7 @@ METHODS = {
     "qdrop": qdrop,
     "genie_m": genie_m,
     "flexround": flexround,
+    "pd_quant": pd_quant,
 }
 
 
@@ -37,8 +46,15 @@ def test_published_numbers():
         (5_000, False, True, 1.0),
     ]
     assert found.rates == Rates(1e-3, 1e-4, 4e-4)
+    found = pd_quant()
+    assert found.rates == Rates(3e-3, 1e-4, 4e-5)
+    assert found.prediction == Prediction(10.0, 4.0)
+    assert found.correction == Correction(0.02, 500, 1e-3)
+    assert pd_quant(closeness=None).correction is None
+    assert brecq(fisher=True).fisher
+    assert brecq(fisher=True).loss is fisher_gap
     for found, weight in ((qdrop(), 0.01), (genie_m(), 1.0)):
-        assert found.phases == (Phase(20_000, True, True, 0.5, 0.5),)
+        assert found.phases == (Phase(20_000, True, True, False, 0.5, 0.5),)
         assert found.rates == Rates(1e-3, 1e-4, 4e-5)
         assert found.penalty == Penalty(weight, 0.2, 20.0, 2.0, "linear")
     assert all(method().batch == 32 for method in METHODS.values())
@@ -60,6 +76,8 @@ def test_every_method_learns(name, given):
     rates = Rates(bits=3e-3 if name == "flexround" else 3e-2, scale=1e-3, edges=1e-3)
     phases = tuple(p._replace(steps=60) for p in method.phases)
     small = method._replace(rates=rates, phases=phases, penalty=Penalty(0.003))
+    if small.correction is not None:
+        small = small._replace(correction=Correction(steps=20))
     quantized, reference, images = given
     found, reports = reconstruct(quantized, reference, images, small, jax.random.key(1))
     better = [r.after < r.before for r in reports]

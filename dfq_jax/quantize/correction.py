@@ -1,0 +1,102 @@
+"""Distribution correction: a unit's inputs moved towards the statistics its layers recorded.
+
+Liu et al. 2023, "PD-Quant: Post-Training Quantization based on Prediction Difference Metric",
+section 3.3. Images made from the same statistics hardly need it.
+"""
+
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.optim.fit import Now, fit
+from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.quantize.learning import Correction
+from dfq_jax.quantize.units import Host, pieces
+
+BATCH = 32
+FLOOR = 1e-5
+"""Smallest learning rate."""
+
+
+def corrected_inputs(
+    model: Model, inputs: Host, correction: Correction, key: Key[Array, ""]
+) -> Host:
+    """The inputs with which a unit's layers see more of the statistics they recorded.
+
+    Each image is moved on its own: its means and deviations over positions are drawn to the moments
+    of each layer that has some, which are those behind the batch norm, since that is folded.
+
+    Args:
+      model: the float unit, with moments.
+      inputs: of all images.
+      correction: how strongly, and for how long.
+      key: the only source of randomness, of which there is none yet.
+
+    Returns:
+      Inputs; the same if the unit has no moments.
+    """
+    if not model.moments:
+        return inputs
+    done = [moved(model, piece, correction, key) for piece in pieces(inputs, BATCH)]
+    return np.concatenate(done)
+
+
+def moved(model: Model, start: Host, correction: Correction, key: Key[Array, ""]) -> Host:
+    """`corrected_inputs` of one batch."""
+    rule = optimizer_of(correction.learning_rate)
+    context = {"model": model, "start": jnp.asarray(start)}
+    found = fit(
+        objective_of(correction.closeness),
+        jnp.asarray(start),
+        context,
+        optimizer=rule,
+        steps=correction.steps,
+        key=key,
+        chunk=100,
+    )
+    return np.asarray(found.x)
+
+
+@cache
+def optimizer_of(learning_rate: float):
+    """Adam, slower on plateaus of 100 steps."""
+    return adam_with_plateau(learning_rate, patience=100, floor=FLOOR)
+
+
+@cache
+def objective_of(closeness: float):
+    """What is minimised: gaps of statistics, and the distance from where the inputs were."""
+
+    def objective(x: Tensor, context: Any, now: Now) -> tuple[Float[Array, ""], PyTree]:
+        model, start = context["model"], context["start"]
+        gaps = statistics_gap(model, x) / x.shape[0]
+        distance = jnp.mean(jnp.sum((x - start) ** 2, axis=-1)) / closeness
+        return gaps + distance, ({"statistics": gaps, "distance": distance}, ())
+
+    return objective
+
+
+def statistics_gap(model: Model, x: Float[Array, "n ... c"]) -> Float[Array, ""]:
+    """Squared gaps of each image's means and deviations from the moments, summed."""
+    total = jnp.zeros(())
+    outputs: dict[str, Tensor] = {}
+
+    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
+        out = apply_node(node, slots, args)
+        if node.name in model.moments:
+            outputs[node.name] = out
+        return out
+
+    evaluate(model, x, apply=keep)
+    for name, out in outputs.items():
+        axes = tuple(range(1, out.ndim - 1))
+        mean, deviation = jnp.mean(out, axes), jnp.sqrt(jnp.var(out, axes) + 1e-12)
+        wanted = model.moments[name]
+        total += jnp.sum((mean - wanted.mean) ** 2)
+        total += jnp.sum((deviation - jnp.sqrt(wanted.var)) ** 2)
+    return total

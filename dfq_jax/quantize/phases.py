@@ -1,0 +1,134 @@
+"""The optimisations of a unit: what trains, what it is fed, and how it is rounded for good."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.numerics.rounding import POSITIVE, Rounding
+from dfq_jax.optim.fit import FitResult, fit
+from dfq_jax.optim.state import StateStore
+from dfq_jax.quantize.learning import (
+    Given,
+    Phase,
+    Reconstruction,
+    Rows,
+    objective_of,
+    optimizer_of,
+)
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.work import Work, power_of
+
+MOST_STEPS = 50
+"""Steps fed to the device at a time."""
+
+
+def in_phases(
+    work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
+) -> tuple[Model, Mapping[Site, Affine]]:
+    """A unit after all optimisations of a method."""
+    for number, phase in enumerate(method.phases):
+        store = None if place is None else StateStore(place / f"phase-{number}", {})
+        found = phase_of(work, method, phase, jax.random.fold_in(key, number), store)
+        work = work._replace(model=found[0], qparams=found[1])
+    return work.model, work.qparams
+
+
+def phase_of(
+    work: Work,
+    method: Reconstruction,
+    phase: Phase,
+    key: Key[Array, ""],
+    store: StateStore | None,
+) -> tuple[Model, Mapping[Site, Affine]]:
+    """The unit after one optimisation: kernels on their grids, scales of activations learned."""
+    plan, model, qparams = work.unit.plan, work.model, work.qparams
+    kernels, fixed = begun(model, qparams, plan, method.rounding if phase.kernels else None)
+    edges = {t: qparams[sites[0]].scale for t, sites in plan.groups} if phase.edges else {}
+    biases = biases_of(model) if phase.biases else {}
+    rest = work.beyond.rest if work.beyond is not None and method.prediction else None
+    rows = rows_of(work, method)
+    found = fit(
+        objective_of(plan, method, phase),
+        {"kernels": kernels, "edges": edges, "biases": biases},
+        Given(model, qparams, fixed, power_of(work.targets), rest),
+        optimizer=optimizer_of(method.rates, phase.steps),
+        steps=phase.steps,
+        key=key,
+        chunk=chunk_within(rows, method.batch, work.memory),
+        store=store,
+        feed=partial(fed, rows, method.batch, int(jax.random.bits(key))),
+    )
+    if store is not None:
+        store.clear()
+    return hardened(found, model, qparams, fixed, plan, method.rounding)
+
+
+def begun(
+    model: Model, qparams: Mapping[Site, Affine], plan: Plan, rounding: Rounding | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What kernels train and what stays, by layer; nothing trains without a rounding."""
+    trained, fixed = {}, {}
+    for site, spec in plan.entries:
+        if site.argument is None and rounding is not None:
+            kernel = model.params[site.node]["kernel"]
+            trained[site.node], fixed[site.node] = rounding.init(kernel, qparams[site], spec.grid)
+    return trained, fixed
+
+
+def hardened(
+    found: FitResult,
+    model: Model,
+    qparams: Mapping[Site, Affine],
+    fixed: Mapping[str, Any],
+    plan: Plan,
+    rounding: Rounding,
+) -> tuple[Model, Mapping[Site, Affine]]:
+    """The unit with what was learned, rounded for good."""
+    scales, kernels = dict(qparams), {}
+    for node, trained in found.x["kernels"].items():
+        site = Site(node, "kernel")
+        scales[site], kernel = rounding.hard(trained, fixed[node], plan.table[site].grid)
+        kernels[node] = {"kernel": kernel}
+    groups = dict(plan.groups)
+    for tensor, scale in found.x["edges"].items():
+        zero_point = qparams[groups[tensor][0]].zero_point
+        affine = Affine(jnp.maximum(scale, POSITIVE), zero_point)
+        scales |= dict.fromkeys(groups[tensor], affine)
+    biases = {node: {"bias": bias} for node, bias in found.x["biases"].items()}
+    return with_params(with_params(model, kernels), biases), scales
+
+
+def biases_of(model: Model) -> dict[str, Array]:
+    """{layer: bias} where there is one."""
+    return {n: slots["bias"] for n, slots in model.params.items() if "bias" in slots}
+
+
+def fed(rows: Rows, batch: int, seed: int, step: int, length: int) -> Rows:
+    """The rows of the batches of some steps."""
+    count = len(rows.exact)
+    draw = lambda i: np.random.default_rng([seed, i]).choice(count, batch, replace=count < batch)
+    chosen = np.stack([draw(i) for i in range(step, step + length)])
+    return jax.tree.map(lambda v: v[chosen], rows)
+
+
+def rows_of(work: Work, method: Reconstruction) -> Rows:
+    """All that the steps of a method read."""
+    ahead = work.beyond is not None and method.prediction is not None
+    logits = work.beyond.logits if ahead and work.beyond else None
+    host: Any = (work.exact, work.rough, work.targets, work.slopes, logits)
+    return Rows(*host)
+
+
+def chunk_within(rows: Rows, batch: int, memory: int) -> int:
+    """Steps whose data fit into the memory allowed, at least one."""
+    each = sum(v[0].nbytes for v in jax.tree.leaves(rows)) * batch
+    return int(np.clip(memory // max(each, 1), 1, MOST_STEPS))

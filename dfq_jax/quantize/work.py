@@ -1,0 +1,115 @@
+"""A unit at work: what enters it, what should leave it, and what becomes of that in the network."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.evaluate import Tensor, evaluate
+from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.quantize.learning import Loss, Seen, divergences, predicted
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.simulate import simulation_hook
+from dfq_jax.quantize.units import Host, Unit, pieces
+
+
+class Beyond(NamedTuple):
+    """What follows a unit, for methods that look at the network's prediction.
+
+    Attributes:
+      rest: the float network from the unit's output on; None behind the last unit.
+      logits: the float network's first output for all images.
+    """
+
+    rest: Model | None
+    logits: Host
+
+
+class Work(NamedTuple):
+    """A unit before learning, with all that passes through it.
+
+    Attributes:
+      unit: the piece.
+      reference: in float.
+      model: with the kernels it has, not rounded.
+      qparams: its scales so far.
+      exact: its inputs in the float network.
+      rough: its inputs in the quantized network.
+      targets: its outputs in the float network.
+      memory: bytes that may be fed to the device at a time.
+      beyond: what follows, if the method asks.
+      slopes: of the divergence of predictions by the unit's outputs, if the method asks.
+    """
+
+    unit: Unit
+    reference: Model
+    model: Model
+    qparams: Mapping[Site, Affine]
+    exact: Host
+    rough: Host
+    targets: Host
+    memory: int
+    beyond: Beyond | None = None
+    slopes: Host | None = None
+
+
+def passed(
+    model: Model,
+    qparams: Mapping[Site, Affine] | None,
+    plan: Plan | None,
+    data: Host,
+    tap: str | None = None,
+) -> Host:
+    """A unit's first output for all images, or what one of its nodes reads, a batch at a time."""
+    done = [np.asarray(run(model, qparams, x, plan, tap)) for x in pieces(data, 32)]
+    return np.concatenate(done)
+
+
+@partial(jax.jit, static_argnames=("plan", "tap"))
+def run(
+    model: Model,
+    qparams: Mapping[Site, Affine] | None,
+    x: Tensor,
+    plan: Plan | None,
+    tap: str | None,
+) -> Tensor:
+    """A unit's first output, or the first argument of one of its nodes; float without a plan."""
+    hook = None if plan is None or qparams is None else simulation_hook(plan, qparams)
+    outputs, taps = evaluate(model, x, hook=hook, taps=() if tap is None else (tap,))
+    return outputs[0] if tap is None else taps[tap]
+
+
+def gap(outputs: Host, targets: Host, loss: Loss) -> float:
+    """A loss between outputs and targets, over all images."""
+    power = power_of(targets)
+    pairs = zip(pieces(outputs, 32), pieces(targets, 32), strict=True)
+    parts = [len(o) * float(loss(Seen(jnp.asarray(o), jnp.asarray(t), power))) for o, t in pairs]
+    return sum(parts) / len(outputs)
+
+
+def power_of(targets: Host) -> Float[Array, ""]:
+    """Mean squared norm of targets over channels, positive."""
+    return jnp.float32(max(float(np.mean(np.sum(np.square(targets), axis=-1))), 1e-30))
+
+
+def slopes_of(beyond: Beyond, outputs: Host) -> Host:
+    """Gradients of `KL(float prediction || prediction from these outputs)` by the outputs.
+
+    Each image's own, as large whatever the batch.
+
+    Reference:
+      Li et al. 2021, "BRECQ", eq. 10 (its diagonal).
+    """
+    pairs = zip(pieces(outputs, 32), pieces(beyond.logits, 32), strict=True)
+    return np.concatenate([np.asarray(slopes(beyond.rest, o, t)) for o, t in pairs])
+
+
+@jax.jit
+def slopes(rest: Model | None, outputs: Tensor, logits: Tensor) -> Tensor:
+    """`slopes_of` one batch."""
+    return jax.grad(lambda o: jnp.sum(divergences(predicted(rest, o), logits)))(outputs)

@@ -1,0 +1,100 @@
+"""What `--reconstruction` means: methods of learned rounding by name, and how they are applied.
+
+A reconstruction is one method or several, each from what the one before left.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.errors import UsageError
+from dfq_jax.quantize.calibrate import guard_biases
+from dfq_jax.quantize.closed_form import ClosedForm
+from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.reconstruct import Method, reconstruct
+from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.dfq import Quantized
+from dfq_jax.recipes.flexround import flexround
+from dfq_jax.recipes.genie_m import genie_m
+from dfq_jax.recipes.pd_quant import pd_quant
+from dfq_jax.recipes.qdrop import qdrop
+
+LEARNED: Mapping[str, Callable[..., Method]] = {
+    "adaround": adaround,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "genie_m": genie_m,
+    "flexround": flexround,
+    "pd_quant": pd_quant,
+}
+RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
+OF_PRESET = {"fast": "nearest", "balanced": "closed_form", "best": "closed_form"}
+
+Tell = Callable[[int, int, UnitReport], None] | None
+
+
+def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
+    """The methods of a reconstruction, in order; none for rounding to nearest.
+
+    Args:
+      name: one of `RECONSTRUCTIONS`.
+      steps: of a unit, instead of the paper's.
+
+    Raises:
+      UsageError: for another name, or steps where there are none or below 1.
+    """
+    if name not in RECONSTRUCTIONS:
+        near = difflib.get_close_matches(name, RECONSTRUCTIONS, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"reconstruction {name!r} is none of {', '.join(RECONSTRUCTIONS)}; nearest: {near}."
+        )
+    if steps is not None and (steps < 1 or name not in LEARNED):
+        able = f"takes steps >= 1, got {steps}" if name in LEARNED else "takes no steps"
+        raise UsageError(f"reconstruction {name!r} {able}.")
+    if name == "nearest":
+        return ()
+    if name == "closed_form":
+        return (ClosedForm(),)
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    return (LEARNED[name](**given),)
+
+
+def reconstructed(
+    made: Quantized,
+    images: Float[Array, "n h w c"],
+    methods: Sequence[Method],
+    key: Key[Array, ""],
+    *,
+    folder: Path | None = None,
+    on_unit: Tell = None,
+) -> tuple[Quantized, tuple[UnitReport, ...]]:
+    """A quantized network after learned rounding.
+
+    Args:
+      made: calibrated, biases as they were in float.
+      images: normalised.
+      methods: one after the other.
+      key: the only source of randomness.
+      folder: keeps finished units here and resumes from them.
+      on_unit: told (index, of how many, report) after each unit.
+
+    Returns:
+      The network with kernels on their grids, and how each unit fared under each method.
+
+    Raises:
+      UsageError: if the folder belongs to another run, or is in use.
+    """
+    quantized, reports, pixels = made.quantized, (), np.asarray(images)
+    for number, method in enumerate(methods):
+        place = None if folder is None else folder / f"reconstruction-{number}"
+        own = jax.random.fold_in(key, number)
+        options = {"folder": place, "on_unit": on_unit}
+        quantized, found = reconstruct(quantized, made.reference, pixels, method, own, **options)
+        reports += found
+    return made._replace(quantized=guard_biases(quantized), used_images=True), reports
