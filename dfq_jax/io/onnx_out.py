@@ -67,7 +67,7 @@ def quantized_onnx(
     if isinstance(quantized, LevelledModel):
         site = next(iter(quantized.bases))
         raise ExportError(
-            f"{site.slot} of {site.node!r} lies on learned levels, and ONNX has uniform grids only; "
+            f"{site.slot} of {site.node!r} lies on learned levels, ONNX has uniform grids only; "
             f"quantize with `squant` or `dfq` instead, or export `quantized.model` in float."
         )
     plan = quantized.plan

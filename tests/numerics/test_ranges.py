@@ -232,15 +232,15 @@ def test_weights_by_search_of_width_and_zero_point(bits):
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_activations_by_search_of_width_and_zero_point(bits):
-    x = np.random.default_rng(21).normal(1.0, 0.5, size=4000)
-    x[:2] = -6  # far out on one side
+    x = np.random.default_rng(21).uniform(0, 1, size=4000)
+    x[0] = -0.3  # not worth the codes that a range down to it takes
     affine = fit_activation(histogram(x), Grid(bits), LpShift(2.4))
     _, _, error = brute_shift(x, Grid(bits), 2.4)
     mine = numpy_error(x, float(affine.scale), int(affine.zero_point), Grid(bits), 2.4)
     assert mine == pytest.approx(error, rel=0.01)
     plain = fit_activation(histogram(x), Grid(bits), Lp(2.4))
     rough = numpy_error(x, float(plain.scale), int(plain.zero_point), Grid(bits), 2.4)
-    assert mine < rough
+    assert mine < 0.9 * rough
 
 
 @pytest.mark.parametrize("grid", [SYMMETRIC, LOW], ids=["w8", "w4"])
