@@ -140,7 +140,7 @@ def refit(
       old basis `v` pulls at the new only where codes leave it undetermined.
 
     Reference:
-      Zhang et al. 2018, eq. 6 and algorithm 1.
+      Zhang et al. 2018, section 3.2 (least squares given codes).
     """
     size, n = basis.codes.shape
 

@@ -42,7 +42,7 @@ def aciq_range(hist: Histogram, bits: int) -> Range:
 
     Reference:
       Banner et al. 2019, "Post training 4-bit quantization of convolutional networks for
-      rapid-deployment", eq. 6 and 8 (normal and Laplace), section 4.1 and appendix (after ReLU).
+      rapid-deployment" (ACIQ). Its code takes the spread of rectified values as they are.
     """
     half = hist.one_sided
     x, counts = hist.centres, hist.counts.at[0].set(jnp.where(half, 0.0, hist.counts[0]))

@@ -41,8 +41,8 @@ def best_clip(lo: Ends, hi: Ends, grid: Grid, error: Error) -> Affine:
     """The grid over [lo, hi] cut to [-c, c] with the least error, `c` a ratio of the larger end.
 
     Reference:
-      Choukroun et al. 2019, "Low-bit Quantization of Neural Networks for Efficient Inference",
-      section 3.1 (OMSE).
+      Choukroun et al. 2019, "Low-bit Quantization of Neural Networks for Efficient Inference"
+      (OMSE), with the thresholds of the code of OCS (Zhao et al. 2019).
     """
     most = jnp.maximum(-lo, hi)
 

@@ -49,7 +49,7 @@ def squant_kernel(w: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
 
     Reference:
       Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian
-      Approximation", algorithms 1 to 3 and the released code.
+      Approximation", as its released code does it.
     """
     zero_point = affine.zero_point.astype(jnp.float32)
     steps = by_kernel(w / affine.scale)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,9 @@ def test_clips_minimise_the_analytic_error(bits):
         (NORMAL_CLIP, lambda a: tail(a) + rounding(a)),
         (LAPLACE_CLIP, lambda a: 2 * np.exp(-a) + rounding(a)),
     ):
-        best = minimize_scalar(cost, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-8})
+        best: Any = minimize_scalar(
+            cost, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-8}
+        )
         assert table[bits] == pytest.approx(best.x, abs=1e-4)
 
 
