@@ -20,7 +20,7 @@ from dfq_jax.io.onnx_nodes import add_operator
 from dfq_jax.io.onnx_qdq import add_pairs, add_slots, without_idle_ceiling
 from dfq_jax.io.onnx_values import INPUT, Draft, draft, quantized_edges
 from dfq_jax.quantize.plan import Site
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantize.simulate import LevelledModel, QuantizedModel, Simulated
 from dfq_jax.types import InputContract
 
 OPSET, OPSET_INT4 = 17, 21
@@ -49,7 +49,7 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
 
 
 def quantized_onnx(
-    quantized: QuantizedModel, *, metadata: Mapping[str, str] | None = None
+    quantized: Simulated, *, metadata: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
     """The quantized network as ONNX in QDQ form.
 
@@ -64,6 +64,12 @@ def quantized_onnx(
     Raises:
       ExportError: if ONNX cannot express the network or its plan.
     """
+    if isinstance(quantized, LevelledModel):
+        site = next(iter(quantized.bases))
+        raise ExportError(
+            f"{site.slot} of {site.node!r} lies on learned levels, ONNX has uniform grids only; "
+            f"quantize with `squant` or `dfq` instead, or export `quantized.model` in float."
+        )
     plan = quantized.plan
     facts = {"dfq.scheme": str(plan.scheme), "dfq.layers": plan.layers, **(metadata or {})}
     return export(quantized.model, quantized, facts)

@@ -1,11 +1,10 @@
-"""Range estimators: where a grid should begin and end.
+"""Range estimators ("observers"): where a grid should begin and end.
 
 Weights are searched directly, per output channel. Activations are summarised in a histogram that
 is filled batch by batch, so calibration never holds more than one batch of one network.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,36 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from dfq_jax.numerics.affine import Affine, Grid, dequantize, from_range, quantize
+from dfq_jax.numerics.clipping import aciq_range, entropy_range
+from dfq_jax.numerics.histogram import Histogram, extend, percentile_range
+from dfq_jax.numerics.search import best_clip, best_shift, best_shrinkage
 
-BINS = 4096
-CANDIDATES = 100
-HOPELESS = 16.0
-"""How far above its best an error must be for the search of a range to end."""
+CHANNELS_AT_ONCE = 16
+"""Channels whose histograms are judged together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MinMax:
     """The observed extremes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaMinMax:
+    """The extremes of each batch, averaged over batches with weights that fall exponentially.
+
+    `m <- momentum m + (1 - momentum) new`, started at 0 and divided by `1 - momentum^t` for it;
+    ZeroQ's successors (GDFQ, IntraQ) average so.
+
+    Attributes:
+      momentum: weight of the past.
+    """
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless 0 <= momentum < 1."""
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"EmaMinMax needs 0 <= momentum < 1, got {self.momentum}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +63,47 @@ class Percentile:
 class Lp:
     """The shrinkage of the min-max range that minimises mean |x - fake_quantize(x)|^p.
 
-    BRECQ (Li et al. 2021) and QDrop (Wei et al. 2022) use p = 2.4; both ends shrink together
-    through the ratios 1.00, 0.99 … 0.01.
+    BRECQ (Li et al. 2021) uses p = 2.4; both ends shrink together through the ratios
+    1.00, 0.99 … 0.01.
     """
 
     p: float = 2.4
 
 
-Observer = MinMax | Percentile | Lp
+@dataclasses.dataclass(frozen=True)
+class LpShift:
+    """The width and the zero point that minimise mean |x - fake_quantize(x)|^p.
 
-
-class Histogram(NamedTuple):
-    """Counts of values in equal bins over [lo, hi]; `lo <= 0 <= hi`.
-
-    Attributes:
-      counts: float32, how many values fell into each bin (exact below 2^24 a bin).
-      lo: lower edge of the first bin.
-      hi: upper edge of the last bin.
+    QDrop (Wei et al. 2022): every zero point at each of 100 widths; only the width where values
+    have one sign or the grid is symmetric.
     """
 
-    counts: Float[Array, " bins"]
-    lo: Float[Array, ""]
-    hi: Float[Array, ""]
+    p: float = 2.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Omse:
+    """The clip `[-c, c]` that minimises the mean squared error (Choukroun et al. 2019)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Aciq:
+    """The clip that is best for a normal or Laplace variable, whichever fits (Banner 2019)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """The clip that changes the distribution least, by Kullback-Leibler divergence (TensorRT)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What batch-norm statistics predict (DFQ); the observed extremes where they are silent."""
+
+
+WeightObserver = MinMax | Percentile | Lp | LpShift | Omse | Aciq | Entropy
+Observer = WeightObserver | EmaMinMax | Statistics
+Range = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Affine:
@@ -74,7 +112,8 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
     Args:
       w: any finite values.
       grid: the integers to use; its axis says what shares a scale.
-      observer: how to choose the range.
+      observer: how to choose the range; those that speak of batches or batch norms take the
+        extremes.
 
     Returns:
       Scales and zero points with the rank of `w`.
@@ -84,8 +123,13 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
     """
     axes = grid.reduced_axes(w.ndim)
     lo, hi = jnp.min(w, axes, keepdims=True), jnp.max(w, axes, keepdims=True)
+
+    def error(p: float, affine: Affine) -> Float[Array, "..."]:
+        gap = jnp.abs(w - dequantize(quantize(w, affine, grid), affine))
+        return jnp.mean(gap**p, axes, keepdims=True)
+
     match observer:
-        case MinMax():
+        case MinMax() | EmaMinMax() | Statistics():
             return from_range(lo, hi, grid)
         case Percentile(percent):
             tail = (100 - percent) / 200
@@ -95,88 +139,79 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
                 grid,
             )
         case Lp(p):
-
-            def error(affine: Affine) -> Float[Array, "..."]:
-                gap = jnp.abs(w - dequantize(quantize(w, affine, grid), affine))
-                return jnp.mean(gap**p, axes, keepdims=True)
-
-            return best_shrinkage(lo, hi, grid, error)
-
-
-def best_shrinkage(lo, hi, grid: Grid, error) -> Affine:
-    """The affine parameters of `ratio * [lo, hi]` with the least `error`, elementwise.
-
-    Ratios fall from 1 in equal steps. Clipping only costs more as they do, so the search ends once
-    every element's error is hopelessly above its best.
-    """
-    ratios = jnp.linspace(1.0, 1.0 / CANDIDATES, CANDIDATES, dtype=jnp.float32)
-    full = from_range(lo, hi, grid)
-    first = error(full)
-
-    def step(carry):
-        index, _, least, best = carry
-        ratio = ratios[index]
-        affine = from_range(lo * ratio, hi * ratio, grid)
-        score = error(affine)
-        better = score < least
-        pick = lambda new, old: jnp.where(better, new, old)
-        return index + 1, score, pick(score, least), jax.tree.map(pick, affine, best)
-
-    def promising(carry):
-        index, score, least, _ = carry
-        return (index < CANDIDATES) & jnp.any(score <= HOPELESS * least)
-
-    start = (jnp.ones((), jnp.int32), first, first, full)
-    return lax.while_loop(promising, step, start)[3]
+            return best_shrinkage(lo, hi, grid, lambda affine: error(p, affine))
+        case LpShift(p):
+            return best_shift(lo, hi, grid, lambda affine: error(p, affine))
+        case Omse():
+            return best_clip(lo, hi, grid, lambda affine: error(2.0, affine))
+        case Aciq() | Entropy():
+            return by_channel(w, grid, observer)
 
 
-def extend(
-    hist: Histogram | None, x: Float[Array, "..."], lo: Float[Array, ""], hi: Float[Array, ""]
-) -> Histogram:
-    """Adds the values of `x` to a histogram over [lo, hi]; values outside go to the end bins."""
-    lo, hi = jnp.minimum(lo, 0.0), jnp.maximum(hi, 0.0)
-    width = jnp.maximum((hi - lo) / BINS, 1e-30)
-    index = jnp.clip(jnp.floor((x.reshape(-1) - lo) / width), 0, BINS - 1).astype(jnp.int32)
-    counts = jnp.zeros(BINS, jnp.float32).at[index].add(1.0)
-    return Histogram(counts if hist is None else hist.counts + counts, lo, hi)
+def by_channel(w: Float[Array, "..."], grid: Grid, observer: Aciq | Entropy) -> Affine:
+    """Affine parameters from a histogram of each channel."""
+    shape = tuple(1 if i in grid.reduced_axes(w.ndim) else n for i, n in enumerate(w.shape))
+    rows = w.reshape(1, -1) if grid.axis is None else jnp.moveaxis(w, grid.axis, 0)
+    rows = rows.reshape(rows.shape[0], -1)
+
+    def fit(row: Float[Array, " n"]) -> Affine:
+        return activation_affine(extend(None, row, jnp.min(row), jnp.max(row)), grid, observer)
+
+    found = lax.map(fit, rows, batch_size=min(CHANNELS_AT_ONCE, rows.shape[0]))
+    return jax.tree.map(lambda v: v.reshape(shape), found)
 
 
 def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine:
     """Affine parameters (scalars) for the values a histogram summarises.
 
     Args:
-      hist: counts over the observed range.
+      hist: counts over the observed range; for `EmaMinMax` over the averaged one.
       grid: per-tensor grid.
       observer: how to choose the range.
 
     Returns:
       A scalar scale and zero point.
     """
+    x, counts = hist.centres, hist.counts
+
+    def error(p: float, affine: Affine) -> Float[Array, ""]:
+        gap = jnp.abs(x - dequantize(quantize(x, affine, grid), affine))
+        return jnp.sum(counts * gap**p)
+
     match observer:
-        case MinMax():
+        case MinMax() | EmaMinMax() | Statistics():
             return from_range(hist.lo, hist.hi, grid)
         case Percentile(percent):
             return from_range(*percentile_range(hist, percent), grid)
         case Lp(p):
-            edges = jnp.linspace(0.0, 1.0, BINS + 1, dtype=jnp.float32)
-            centres = hist.lo + (edges[1:] + edges[:-1]) / 2 * (hist.hi - hist.lo)
+            return best_shrinkage(hist.lo, hist.hi, grid, lambda affine: error(p, affine))
+        case LpShift(p):
+            return best_shift(hist.lo, hist.hi, grid, lambda affine: error(p, affine))
+        case Omse():
+            return best_clip(hist.lo, hist.hi, grid, lambda affine: error(2.0, affine))
+        case Aciq():
+            return from_range(*aciq_range(hist, grid.bits), grid)
+        case Entropy():
+            return from_range(*entropy_range(hist, grid.bits), grid)
 
-            def error(affine: Affine) -> Float[Array, ""]:
-                gap = jnp.abs(centres - dequantize(quantize(centres, affine, grid), affine))
-                return jnp.sum(hist.counts * gap**p)
 
-            return best_shrinkage(hist.lo, hist.hi, grid, error)
+def merged(before: Range, new: Range, seen: Float[Array, ""], observer: Observer) -> Range:
+    """The range of several batches.
 
+    Args:
+      before: that of the batches so far.
+      new: smallest and largest value of one batch more.
+      seen: how many batches that makes, at least 2.
+      observer: whose range it is.
 
-def percentile_range(hist: Histogram, percent: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The range holding the central `percent` of the mass, to the width of one bin."""
-    below = jnp.cumsum(hist.counts)
-    share = below / jnp.maximum(below[-1], 1.0)  # a separate sum would round differently
-    one_sided = hist.lo >= 0
-    outside = (100 - percent) / 100
-    low = jnp.where(one_sided, 0.0, outside / 2)
-    high = jnp.where(one_sided, 1 - outside, 1 - outside / 2)
-    width = (hist.hi - hist.lo) / BINS
-    first = jnp.argmax(share > low).astype(jnp.float32)
-    last = jnp.argmax(share >= high - 1e-7).astype(jnp.float32)
-    return hist.lo + first * width, hist.lo + (last + 1) * width
+    Returns:
+      The extremes of all, or their average: with `t` batches, the bias-corrected moving average
+      is `m_t = m_{t-1} + (1 - d) / (1 - d^t) (new - m_{t-1})`.
+
+    Reference:
+      Kingma and Ba 2015, "Adam", section 3 (the correction).
+    """
+    if isinstance(observer, EmaMinMax):
+        rate = (1 - observer.momentum) / (1 - observer.momentum**seen)
+        return before[0] + rate * (new[0] - before[0]), before[1] + rate * (new[1] - before[1])
+    return jnp.minimum(before[0], new[0]), jnp.maximum(before[1], new[1])

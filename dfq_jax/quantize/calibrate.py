@@ -13,7 +13,8 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
-from dfq_jax.numerics.ranges import Histogram, activation_affine, extend, weight_affine
+from dfq_jax.numerics.histogram import Histogram, extend
+from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, weight_affine
 from dfq_jax.quantize.plan import Plan, Site, Spec
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -26,6 +27,7 @@ def calibrate(
     images: Float[Array, "n h w c"] | None,
     *,
     expected: Ranges | None = None,
+    widen: bool = True,
     batch: int = 16,
 ) -> QuantizedModel:
     """Fits every grid of a plan.
@@ -37,9 +39,10 @@ def calibrate(
       model: folded float network.
       plan: what to quantize.
       images: normalised calibration images; None to rely on `expected` alone.
-      expected: ranges known without images. Grids of 8 bits cover them in addition to what the
-        images show: a wide 8-bit range costs little, a clipped one much. Narrower grids use them
-        only where there are no images.
+      expected: ranges known without images, used where there are no images, and where the
+        observer is `Statistics`.
+      widen: let grids of 8 bits cover what is expected in addition to what the images show: a
+        wide 8-bit range costs little, a clipped one much.
       batch: images per forward pass.
 
     Returns:
@@ -49,7 +52,7 @@ def calibrate(
       PlanError: if a tensor has neither images nor an expected range, and is no constant.
     """
     histograms = None if images is None else histograms_of(model, plan, images, batch)
-    edges = fit_edges(model, plan, histograms, expected or {})
+    edges = fit_edges(model, plan, histograms, expected or {}, widen=widen)
     return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
 
 
@@ -61,8 +64,8 @@ def histograms_of(
         raise PlanError("calibrate() needs at least one image.")
     batch = min(batch, images.shape[0])
     ranges: Ranges | None = None
-    for x in batches(images, batch):
-        ranges = observe_ranges(model, plan, x, ranges)
+    for index, x in enumerate(batches(images, batch)):
+        ranges = observe_ranges(model, plan, x, ranges, jnp.float32(index + 1))
     histograms: Mapping[str, Histogram] | None = None
     for x in batches(images, batch):
         histograms = observe_histograms(model, plan, x, ranges or {}, histograms)
@@ -94,15 +97,15 @@ def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
 
 
 @partial(jax.jit, static_argnames="plan")
-def observe_ranges(model: Model, plan: Plan, x: Tensor, before: Ranges | None) -> Ranges:
-    """{tensor: (smallest, largest value)} over `x` and everything observed before."""
+def observe_ranges(
+    model: Model, plan: Plan, x: Tensor, before: Ranges | None, seen: Float[Array, ""]
+) -> Ranges:
+    """{tensor: range} over `x`, the batch number `seen`, and everything observed before."""
     ranges = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
     if before is None:
         return ranges
-    return {
-        t: (jnp.minimum(lo, before[t][0]), jnp.maximum(hi, before[t][1]))
-        for t, (lo, hi) in ranges.items()
-    }
+    observers = {tensor: plan.table[sites[0]].observer for tensor, sites in plan.groups}
+    return {t: merged(before[t], new, seen, observers[t]) for t, new in ranges.items()}
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -121,7 +124,12 @@ def observe_histograms(
 
 
 def fit_edges(
-    model: Model, plan: Plan, histograms: Mapping[str, Histogram] | None, expected: Ranges
+    model: Model,
+    plan: Plan,
+    histograms: Mapping[str, Histogram] | None,
+    expected: Ranges,
+    *,
+    widen: bool = True,
 ) -> dict[Site, Affine]:
     """Scales of every edge; sites of one group share theirs.
 
@@ -138,6 +146,8 @@ def fit_edges(
         elif tensor in constants:
             values = model.params[tensor]["value"]
             affine = from_range(jnp.min(values), jnp.max(values), spec.grid)
+        elif tensor in expected and isinstance(spec.observer, Statistics):
+            affine = from_range(*expected[tensor], spec.grid)
         elif histograms is None:
             if tensor not in expected:
                 raise PlanError(
@@ -147,7 +157,7 @@ def fit_edges(
             affine = from_range(*expected[tensor], spec.grid)
         else:
             affine = fit_activation(histograms[tensor], spec)
-            if tensor in expected and spec.grid.bits == 8:
+            if widen and tensor in expected and spec.grid.bits == 8:
                 affine = widened(affine, expected[tensor], spec)
         fitted |= dict.fromkeys(sites, affine)
     return fitted

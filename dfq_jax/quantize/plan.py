@@ -30,12 +30,17 @@ from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import WEIGHTED, ConvTranspose2d, Weighted
 from dfq_jax.graph.query import last_weighted, weighted_nodes
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.numerics.ranges import Lp, Observer
+from dfq_jax.numerics.ranges import Observer
+from dfq_jax.quantize.observers import (
+    DEFAULT_OBSERVER,
+    DEFAULT_OBSERVERS,
+    Observers,
+    check_observers,
+)
 from dfq_jax.quantize.sites import Site, products, tensor_groups
 
 LayerPreset = Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"]
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
-DEFAULT_OBSERVER = Lp(2.4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +118,14 @@ def parse_scheme(text: str) -> Scheme:
     return Scheme(int(match[1]), int(match[2]))
 
 
-def weight_spec(op: Weighted, bits: int) -> Spec:
+def weight_spec(op: Weighted, bits: int, observer: Observer) -> Spec:
     """Per-output-channel weights: symmetric int8 at 8 bits, with a zero point below.
 
     ONNX scales a transposed convolution along output channels *of a group*: with several groups,
     one scale must do.
     """
     one_scale = isinstance(op, ConvTranspose2d) and op.groups > 1
-    return Spec(Grid(bits, symmetric=bits == 8, axis=None if one_scale else -1))
-
-
-def activation_spec(bits: int) -> Spec:
-    """One unsigned grid with a zero point for a whole tensor."""
-    return Spec(Grid(bits))
+    return Spec(Grid(bits, symmetric=bits == 8, axis=None if one_scale else -1), observer)
 
 
 def resolve(
@@ -133,6 +133,7 @@ def resolve(
     scheme: Scheme,
     layers: LayerPreset = "qdrop_8bit_ends",
     rules: Iterable[Rule] = (),
+    observers: Observers = DEFAULT_OBSERVERS,
 ) -> Plan:
     """The plan for a network without batch norms left to fold.
 
@@ -143,13 +144,16 @@ def resolve(
         quantized; `qdrop_8bit_ends`: first and last kernels and the last layer's input at 8 bits;
         `brecq_8bit_ends_second`: also the input of the second layer.
       rules: exceptions by name.
+      observers: how ranges of weights and of activations are found.
 
     Returns:
       The resolved plan.
 
     Raises:
-      PlanError: if a rule matches no layer, a preset is unknown, or nothing is left to quantize.
+      PlanError: if a rule matches no layer, a preset is unknown, an observer does not suit
+        weights, or nothing is left to quantize.
     """
+    check_observers(observers)
     if layers not in LAYER_PRESETS:
         raise PlanError(f"layer preset {layers!r} is none of {', '.join(LAYER_PRESETS)}.")
     preset = layer_bits(graph, scheme, layers)
@@ -160,7 +164,7 @@ def resolve(
     if not bits:
         raise PlanError("no layer is left to quantize: the rules keep all of them in float.")
     kernels = [
-        (Site(n.name, "kernel"), weight_spec(n.op, bits[n.name][0]))
+        (Site(n.name, "kernel"), weight_spec(n.op, bits[n.name][0], observers.weights))
         for n in graph.nodes
         if isinstance(n.op, WEIGHTED) and n.name in bits
     ]
@@ -171,7 +175,7 @@ def resolve(
         kept_float = any(s.node in preset for s in sites)  # once nobody wanted bits for it
         if not wanted and (kept_float or layers == "zsq_all_low"):
             continue
-        spec = activation_spec(max(wanted, default=8))
+        spec = Spec(Grid(max(wanted, default=8)), observers.activations)
         edges += [(site, spec) for site in sites]
         kept.append((tensor, tuple(sites)))
     return Plan(tuple(kernels + edges), tuple(kept), scheme, layers)

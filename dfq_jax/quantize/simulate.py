@@ -16,6 +16,7 @@ from dfq_jax.numerics.affine import (
     fake_quantize,
     quantize_bias,
 )
+from dfq_jax.numerics.basis import Basis, snap
 from dfq_jax.quantize.plan import Plan, Site
 
 QParams = Mapping[Site, Affine]
@@ -37,6 +38,60 @@ class QuantizedModel:
     model: Model
     plan: Plan
     qparams: QParams
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "qparams", "bases"],
+    meta_fields=["plan"],
+)
+@dataclasses.dataclass(frozen=True)
+class LevelledModel:
+    """A folded network of which some sites have levels that no uniform grid has (LQ-Nets).
+
+    Attributes:
+      model: float parameters; kernels with a basis lie on their levels, others as in
+        `QuantizedModel`.
+      plan: what is quantized, static; sites with a basis have as many levels as their grids.
+      qparams: scales and zero points of the other sites.
+      bases: levels of the rest.
+    """
+
+    model: Model
+    plan: Plan
+    qparams: QParams
+    bases: Mapping[Site, Basis]
+
+
+Simulated = QuantizedModel | LevelledModel
+
+
+def hook_of(quantized: Simulated) -> Hook:
+    """What simulates a quantized network. Build it inside the jitted function."""
+    match quantized:
+        case QuantizedModel():
+            return simulation_hook(quantized.plan, quantized.qparams)
+        case LevelledModel():
+            return levelled_hook(quantized)
+
+
+def levelled_hook(quantized: LevelledModel) -> Hook:
+    """Snaps edges with a basis to their levels, and simulates the rest of the plan.
+
+    Biases of layers that read or store levels stay in float, as sums of bit planes do.
+    """
+    plan, bases = quantized.plan, quantized.bases
+    uniform = tuple(entry for entry in plan.entries if entry[0] not in bases)
+    rest = simulation_hook(dataclasses.replace(plan, entries=uniform), quantized.qparams)
+
+    def level(site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return snap(x.reshape(1, -1), bases[site]).reshape(x.shape) if site in bases else x
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        slots, args = rest(node, slots, args)
+        return slots, tuple(level(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
+
+    return hook
 
 
 def simulation_hook(plan: Plan, qparams: QParams) -> Hook:
@@ -84,7 +139,7 @@ def snap_bias(bias: Float[Array, " chan"], data: Affine, kernel: Affine) -> Floa
     return dequantize(codes, Affine(scale, codes[:1] * 0))
 
 
-def simulate(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
+def simulate(quantized: Simulated, images: Float[Array, "n h w c"]) -> Tensor:
     """First output of the quantized network, computed in float with fake quantization.
 
     Args:
@@ -94,5 +149,4 @@ def simulate(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tens
     Returns:
       Logits, Float[n classes] for a classifier.
     """
-    hook = simulation_hook(quantized.plan, quantized.qparams)
-    return evaluate(quantized.model, images, hook=hook)[0][0]
+    return evaluate(quantized.model, images, hook=hook_of(quantized))[0][0]

@@ -6,7 +6,7 @@ refine ranges. They correct biases only on request: the noise in means over a fe
 accumulates from layer to layer, and in deep networks of few bits does more harm than good.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from dfq_jax.graph.graph import Model, compose
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.affine import fake_quantize
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.equalize import equalize_cross_layer
 from dfq_jax.passes.fold import fold_batch_norm
@@ -23,10 +24,13 @@ from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.synthesis.targets import distrusted_norms
 
+Kernel = Float[Array, "..."]
+RoundKernel = Callable[[Kernel, Affine, Grid], Kernel]
 BiasCorrection = Literal["analytic", "empirical", "both", "none"]
 
 
@@ -56,6 +60,7 @@ def dfq(
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
     noise: bool = False,
+    observers: Observers | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Quantized:
     """Quantizes a network.
@@ -71,9 +76,11 @@ def dfq(
         rounding is still to be learned.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
-        grids of activations have 8 bits.
+        grids of activations have 8 bits, unless `observers` are to look at them.
       noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
         show, and biases stay as they are: noise is no evidence of how the network errs.
+      observers: how ranges are found; they are then taken as found. None: the search of BRECQ,
+        with `sigmas` and the exceptions above.
       on_stage: told what is being done.
 
     Returns:
@@ -85,15 +92,16 @@ def dfq(
     on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
     fold = partial(fold_batch_norm, distrusted=distrusted_norms(model))
     reference = jax.jit(compose(fold, equalize_cross_layer) if equalize else fold)(model)
-    plan = resolve(reference.graph, scheme, layers, rules)
-    blind = noise and not reference.moments
-    plan = observing(plan, MinMax()) if blind else plan
+    plan = resolve(reference.graph, scheme, layers, rules, observers or DEFAULT_OBSERVERS)
+    blind, free = noise and not reference.moments, observers is None
+    plan = observing(plan, MinMax()) if blind and free else plan
     on_stage("calibrating ranges")
     expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
     known = {*expected, *reference.graph.inputs}
-    if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
+    suffice = statistics_suffice and free
+    if suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
         images = None
-    quantized = calibrate(reference, plan, images, expected=expected)
+    quantized = calibrate(reference, plan, images, expected=expected, widen=free)
     if not blind and bias != "none":
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
@@ -127,7 +135,9 @@ def corrected_analytically(quantized: QuantizedModel) -> QuantizedModel:
     return QuantizedModel(model, quantized.plan, quantized.qparams)
 
 
-def rounded_kernels(quantized: QuantizedModel) -> dict[str, Float[Array, "..."]]:
+def rounded_kernels(
+    quantized: QuantizedModel, rounded_to: RoundKernel = fake_quantize
+) -> dict[str, Kernel]:
     """{layer: kernel on its grid}, for every layer with a quantized kernel."""
     plan, rounded = quantized.plan, {}
     for node in weighted_nodes(quantized.model.graph):
@@ -135,5 +145,11 @@ def rounded_kernels(quantized: QuantizedModel) -> dict[str, Float[Array, "..."]]
         spec = plan.spec(site)
         if spec is not None:
             kernel = quantized.model.params[node.name]["kernel"]
-            rounded[node.name] = fake_quantize(kernel, quantized.qparams[site], spec.grid)
+            rounded[node.name] = rounded_to(kernel, quantized.qparams[site], spec.grid)
     return rounded
+
+
+def placed(reference: Model, kernels: Mapping[str, Kernel], *, correct: bool) -> Model:
+    """The float network with other kernels, its biases corrected for them if asked for."""
+    model = correct_biases_analytically(reference, kernels) if correct else reference
+    return with_params(model, {name: {"kernel": kernel} for name, kernel in kernels.items()})

@@ -17,7 +17,7 @@ from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs, output_shapes
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
-from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantize.simulate import Simulated, hook_of
 from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
 from dfq_jax.types import finite_or_none
 
@@ -152,7 +152,7 @@ def share(layers: tuple[LayerReport, ...], what: str) -> float:
 
 
 def analyze(
-    reference: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"], *, batch: int = 16
+    reference: Model, quantized: Simulated, images: Float[Array, "n h w c"], *, batch: int = 16
 ) -> Report:
     """Compares a quantized network with its float original on held-out images.
 
@@ -252,11 +252,11 @@ def decibels(energies: np.ndarray) -> float:
 
 @jax.jit
 def compare(
-    reference: Model, quantized: QuantizedModel, images: Tensor
+    reference: Model, quantized: Simulated, images: Tensor
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
     """{tensor: (energy of signal, energy of error)}, and per image how far the classes agree."""
-    hook = simulation_hook(quantized.plan, quantized.qparams)
-    exact, rough = layer_outputs(reference, images), layer_outputs(quantized.model, images, hook)
+    exact = layer_outputs(reference, images)
+    rough = layer_outputs(quantized.model, images, hook_of(quantized))
     energies = {k: (jnp.sum(exact[k] ** 2), jnp.sum((exact[k] - rough[k]) ** 2)) for k in exact}
     output = reference.graph.outputs[0]
     return energies, agreeing(exact[output], rough[output])

@@ -33,7 +33,8 @@ from dfq_jax.io.graph_json import (
     plan_to_json,
 )
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.numerics.ranges import Lp, MinMax, Percentile
+from dfq_jax.numerics.ranges import EmaMinMax, Lp, Percentile
+from dfq_jax.quantize.observers import NAMED
 from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
 from dfq_jax.types import InputContract
 
@@ -74,7 +75,12 @@ OP = st.one_of(
 )
 SITE = later(Site, st.text(), st.sampled_from(("kernel", "input0", "input1")))
 GRID = later(Grid, st.integers(2, 8), st.booleans(), st.none() | st.integers(-1, 3))
-OBSERVER = st.one_of(st.just(MinMax()), later(Percentile, st.floats(51, 100)), later(Lp, NUMBER))
+OBSERVER = st.one_of(
+    st.sampled_from(tuple(NAMED.values())),
+    later(Percentile, st.floats(51, 100)),
+    later(Lp, NUMBER),
+    later(EmaMinMax, st.floats(0, 0.99)),
+)
 PLAN = later(
     Plan,
     st.lists(st.tuples(SITE, later(Spec, GRID, OBSERVER)), max_size=4),

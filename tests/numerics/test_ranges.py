@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 
 from dfq_jax.numerics.affine import DEAD_SCALE, Grid, covers
+from dfq_jax.numerics.histogram import BINS, Histogram, extend
 from dfq_jax.numerics.ranges import (
-    BINS,
-    Histogram,
+    Aciq,
+    EmaMinMax,
+    Entropy,
     Lp,
+    LpShift,
     MinMax,
+    Omse,
     Percentile,
+    Statistics,
     activation_affine,
-    extend,
+    merged,
     weight_affine,
 )
 
@@ -96,29 +101,17 @@ def test_weights_with_one_scale_and_with_dead_channels():
     assert float(whole.scale[0, 0]) == pytest.approx(np.ptp(w) / 255, rel=1e-5)
     w[:, 1] = 0
     for grid in (SYMMETRIC, LOW):
-        for observer in (MinMax(), Percentile(99.0), Lp()):
+        for observer in (MinMax(), Percentile(99.0), Lp(), LpShift(), Omse(), Aciq()):
             affine = fit(f32(w), grid, observer)
             assert float(affine.scale[0, 1]) == np.float32(DEAD_SCALE)
             assert np.all(np.asarray(affine.scale) > 0)
-
-
-def test_histogram_counts_like_numpy():
-    x = np.random.default_rng(3).normal(size=3000).astype(np.float32)
-    found = histogram(x)
-    wanted, _ = np.histogram(x.astype(np.float64), BINS, (x.min(), x.max()))
-    assert float(found.counts.sum()) == 3000
-    gap = np.cumsum(np.asarray(found.counts)) - np.cumsum(wanted)
-    assert np.abs(gap).max() <= 1  # float32 bin edges
-    more = fill(found, f32([-100, 100, 100]), found.lo, found.hi)
-    extra = np.asarray(more.counts - found.counts)
-    assert (extra[0], extra[-1], extra.sum()) == (1, 2, 3)
 
 
 def test_histogram_range_includes_zero_and_survives_constants():
     found = fill(None, f32([2.0, 3.0]), f32(2.0), f32(3.0))
     assert (float(found.lo), float(found.hi)) == (0, 3)
     zeros = fill(None, f32([0.0, 0.0]), f32(0.0), f32(0.0))
-    for observer in (MinMax(), Percentile(), Lp()):
+    for observer in (MinMax(), Percentile(), Lp(), LpShift(), Omse(), Aciq(), Entropy()):
         assert float(fit_activation(zeros, Grid(8), observer).scale) == np.float32(DEAD_SCALE)
 
 
@@ -203,3 +196,116 @@ def test_best_clip_for_a_rectified_normal_variable(bits, clip):
 def test_percentile_needs_a_majority(percent):
     with pytest.raises(ValueError, match=f"Percentile needs 50 < percent <= 100, got {percent}"):
         Percentile(percent)
+
+
+def brute_shift(x, grid, p):
+    """Scale, zero point and error of QDrop's search over raw values, loop by loop."""
+    lo, hi, best = min(x.min(), 0.0), max(x.max(), 0.0), (0.0, 0, np.inf)
+    points = [0] if lo == 0 else [grid.qmax] if hi == 0 else range(grid.qmax + 1)
+    for ratio in RATIOS:
+        for point in points:
+            step = ratio * (hi - lo) / grid.qmax
+            error = numpy_error(x, step, point, grid, p)
+            best = min(best, (step, point, error), key=lambda found: found[2])
+    return best
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_by_search_of_width_and_zero_point(bits):
+    rng = np.random.default_rng(20)
+    w = rng.gamma(0.7, size=(30, 3)) * [1.0, -1.0, 1.0]  # one sign, the other, and below: both
+    w[:, 2] += -0.4 + 0.1 * rng.normal(size=30)
+    grid = Grid(bits, axis=-1)
+    affine = fit(f32(w), grid, LpShift(2.4))
+    for c in range(3):
+        x = w[:, c]
+        step, point, error = brute_shift(x, grid, 2.4)
+        mine = float(affine.scale[0, c]), int(affine.zero_point[0, c])
+        assert numpy_error(x, *mine, grid, 2.4) == pytest.approx(error, rel=1e-4)
+        assert mine == (pytest.approx(step, rel=1e-4), point)
+    plain = fit(f32(w), grid, Lp(2.4))
+    error = lambda a: numpy_error(w[:, 2], a.scale[0, 2], int(a.zero_point[0, 2]), grid, 2.4)
+    assert error(affine) <= error(plain) * 1.0001
+    symmetric = fit(f32(w), SYMMETRIC, LpShift(2.4))
+    np.testing.assert_array_equal(symmetric.scale, fit(f32(w), SYMMETRIC, Lp(2.4)).scale)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_activations_by_search_of_width_and_zero_point(bits):
+    x = np.random.default_rng(21).uniform(0, 1, size=4000)
+    x[0] = -0.3  # not worth the codes that a range down to it takes
+    affine = fit_activation(histogram(x), Grid(bits), LpShift(2.4))
+    _, _, error = brute_shift(x, Grid(bits), 2.4)
+    mine = numpy_error(x, float(affine.scale), int(affine.zero_point), Grid(bits), 2.4)
+    assert mine == pytest.approx(error, rel=0.01)
+    plain = fit_activation(histogram(x), Grid(bits), Lp(2.4))
+    rough = numpy_error(x, float(plain.scale), int(plain.zero_point), Grid(bits), 2.4)
+    assert mine < 0.9 * rough
+
+
+@pytest.mark.parametrize("grid", [SYMMETRIC, LOW], ids=["w8", "w4"])
+def test_omse_cuts_both_ends_at_one_threshold(grid):
+    w = np.random.default_rng(22).standard_t(3, size=(200, 3)) + 0.5
+    affine = fit(f32(w), grid, Omse())
+    for c in range(3):
+        x = w[:, c]
+        lo, hi = x.min(), x.max()
+        cut = lambda r, lo=lo, hi=hi: (max(lo, -r * max(-lo, hi)), min(hi, r * max(-lo, hi)))
+        errors = [numpy_error(x, *numpy_affine(*cut(r), grid), grid, 2) for r in RATIOS]
+        scale, zero_point = numpy_affine(*cut(RATIOS[np.argmin(errors)]), grid)
+        assert float(affine.scale[0, c]) == pytest.approx(scale, rel=1e-4)
+        assert int(affine.zero_point[0, c]) == zero_point
+    hist = histogram(w[:, 0])
+    whole = fit_activation(hist, Grid(4), Omse())
+    error = lambda a: numpy_error(w[:, 0], float(a.scale), int(a.zero_point), Grid(4), 2)
+    assert error(whole) < 0.95 * error(fit_activation(hist, Grid(4), MinMax()))
+
+
+@pytest.mark.parametrize(
+    ("bits", "low", "high"), [(2, 0.98, 1.11), (3, 0.58, 0.61), (4, 0.32, 0.35)]
+)
+def test_omse_steps_for_a_normal_variable(bits, low, high):
+    x = np.random.default_rng(8).normal(size=100_000)
+    ends = np.abs(x).max() * np.array([-1.0, 1.0])
+    hist = fill(None, f32(x), f32(ends[0]), f32(ends[1]))
+    assert low < float(fit_activation(hist, Grid(bits), Omse()).scale) < high
+
+
+@pytest.mark.parametrize("observer", [Aciq(), Entropy()])
+@pytest.mark.parametrize("axis", [-1, 0, None])
+def test_weights_by_histogram_are_those_of_each_channel_alone(observer, axis):
+    w = f32(np.random.default_rng(23).laplace(size=(17, 3, 19)) * np.arange(1, 20))
+    grid = Grid(4, axis=axis)
+    affine = fit(w, grid, observer)
+    rows = [w] if axis is None else [w.take(c, axis) for c in range(w.shape[axis])]
+    assert affine.scale.shape == {-1: (1, 1, 19), 0: (17, 1, 1), None: (1, 1, 1)}[axis]
+    for row, scale in zip(rows, np.ravel(affine.scale), strict=True):
+        alone = fit_activation(fill(None, row, row.min(), row.max()), Grid(4), observer)
+        assert float(alone.scale) == pytest.approx(float(scale), rel=1e-6)
+
+
+def test_averages_over_batches_weigh_the_last_most():
+    """Against the uncorrected recursion, divided at the end."""
+    ends = np.random.default_rng(24).normal([-3.0, 3.0], size=(7, 2))
+    found, raw = (f32(ends[0, 0]), f32(ends[0, 1])), 0.1 * ends[0]
+    for index, new in enumerate(ends[1:]):
+        found = merged(found, (f32(new[0]), f32(new[1])), f32(index + 2), EmaMinMax())
+        raw = 0.9 * raw + 0.1 * new
+    np.testing.assert_allclose(np.array(found), raw / (1 - 0.9**7), rtol=1e-5)
+    lo, hi = merged((f32(-1), f32(2)), (f32(-3), f32(1)), f32(2), Lp())
+    assert (float(lo), float(hi)) == (-3, 2)
+
+
+@pytest.mark.parametrize("observer", [EmaMinMax(), Statistics()])
+def test_observers_of_batches_take_the_extremes_they_are_given(observer):
+    w = f32(np.random.default_rng(25).normal(size=(20, 3)))
+    np.testing.assert_array_equal(fit(w, LOW, observer).scale, fit(w, LOW, MinMax()).scale)
+    hist = histogram(np.asarray(w))
+    extremes = fit_activation(hist, Grid(8), MinMax())
+    assert float(fit_activation(hist, Grid(8), observer).scale) == float(extremes.scale)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_averages_need_a_momentum_below_one(momentum):
+    with pytest.raises(ValueError, match=f"EmaMinMax needs 0 <= momentum < 1, got {momentum}"):
+        EmaMinMax(momentum)

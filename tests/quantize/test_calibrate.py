@@ -5,8 +5,10 @@ import pytest
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import DEAD_SCALE, covers, quantize_bias
+from dfq_jax.numerics.ranges import EmaMinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import batches, calibrate, capture, guard_biases
+from dfq_jax.quantize.observers import Observers
 from dfq_jax.quantize.plan import Rule, Scheme, Site, resolve
 
 
@@ -222,3 +224,18 @@ def test_several_batches_and_outputs(nets):
     assert set(found.qparams) == set(plan.table)
     shared = [found.qparams[Site(n, "input0")] for n in ("classes", "number")]
     assert shared[0] is shared[1]
+
+
+def test_averaged_extremes_over_batches(model, nets):
+    """The average of the batches' extremes, the last weighing most; images keep their range."""
+    plan = resolve(model.graph, Scheme(4, 4), observers=Observers(activations=EmaMinMax(0.5)))
+    x = nets.images(model, 12)
+    quantized = calibrate(model, plan, x, batch=4)
+    for tensor, sites in plan.groups[1:]:
+        ends = []
+        for start in (0, 4, 8):
+            values = nets.forward(model, x[start : start + 4])[tensor]
+            ends.append([values.min(), values.max()])
+        lo, hi = np.average(ends, axis=0, weights=[0.25, 0.5, 1.0])
+        scale = (max(hi, 0) - min(lo, 0)) / plan.table[sites[0]].grid.qmax
+        assert float(quantized.qparams[sites[0]].scale) == pytest.approx(scale, rel=1e-4)

@@ -4,6 +4,15 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import PlanError
+from dfq_jax.numerics.ranges import MinMax, Statistics
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.observers import (
+    ACTIVATIONS_ONLY,
+    DEFAULT_OBSERVER,
+    NAMED,
+    Observers,
+    observer_named,
+)
 from dfq_jax.quantize.plan import Rule, Site, parse_scheme
 from dfq_jax.quantize.simulate import simulate
 from dfq_jax.recipes.dfq import dfq, rounded_kernels
@@ -83,6 +92,42 @@ def test_statistics_suffice_for_eight_bits_only(tiny_net, images, from_statistic
         np.testing.assert_array_equal(affine.scale, from_statistics.quantized.qparams[site].scale)
     low = dfq(tiny_net, images, parse_scheme("w8a4"), layers="zsq_all_low", statistics_suffice=True)
     assert low.used_images
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_observer_runs_end_to_end(name, nets):
+    observer = observer_named(name)
+    weights = DEFAULT_OBSERVER if isinstance(observer, ACTIVATIONS_ONLY) else observer
+    model = nets.stem()
+    images = nets.images(model, 20) * 0.7
+    found = dfq(
+        model,
+        images,
+        parse_scheme("w6a6"),
+        observers=Observers(weights, observer),
+        statistics_suffice=True,
+    )
+    assert found.used_images
+    report = analyze(found.reference, found.quantized, images)
+    assert report.sqnr > 12
+    assert {s.observer for _, s in found.quantized.plan.entries} == {weights, observer}
+
+
+def test_chosen_observers_are_taken_at_their_word(tiny_net, images, from_images):
+    """No 8-bit range is widened by what statistics predict, unless they are the observer."""
+    scheme = parse_scheme("w8a8")
+    shown = dfq(tiny_net, images, scheme, observers=Observers(activations=MinMax()))
+    wanted = calibrate(shown.reference, shown.quantized.plan, images)
+    told = dfq(tiny_net, images, scheme, observers=Observers(activations=Statistics()))
+    blind = dfq(tiny_net, None, scheme)
+    for site, spec in shown.quantized.plan.entries:
+        if site.argument is not None:
+            scale = lambda made, site=site: float(made.qparams[site].scale)
+            assert scale(shown.quantized) == scale(wanted)
+            assert scale(told.quantized) == scale(blind.quantized)
+            assert scale(from_images.quantized) >= 0.99 * scale(blind.quantized)
+            assert spec.observer == MinMax()
+    assert told.used_images
 
 
 def test_rules_presets_and_stages(tiny_net):
