@@ -4,30 +4,34 @@ Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias 
 equalize, take activation ranges from the moments, correct biases. Images, where there are some,
 refine ranges. They correct biases only on request: the noise in means over a few images
 accumulates from layer to layer, and in deep networks of few bits does more harm than good.
+More surgery is there on request (`passes/surgery.py`): it helps where kernels have a single scale.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.graph import Model, compose
+from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.ranges import MinMax
-from dfq_jax.passes.equalize import equalize_cross_layer
-from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.channel_split import runs, split_channels, unsplit
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
+from dfq_jax.quantize.reestimate import reestimate_norms
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.synthesis.targets import distrusted_norms
 
 BiasCorrection = Literal["analytic", "empirical", "both"]
+DEFAULT_SURGERY = Surgery()
 
 
 class Quantized(NamedTuple):
@@ -37,11 +41,15 @@ class Quantized(NamedTuple):
       quantized: the network.
       reference: folded and equalized, in float.
       used_images: whether calibration or bias correction looked at the images.
+      uncapped: activations that lost their ceiling of 6 to equalization.
+      unsplit: {layer: why its channels were not split}, where splitting was asked for.
     """
 
     quantized: QuantizedModel
     reference: Model
     used_images: bool
+    uncapped: tuple[str, ...] = ()
+    unsplit: Mapping[str, str] = {}
 
 
 def dfq(
@@ -51,8 +59,9 @@ def dfq(
     *,
     layers: LayerPreset = "qdrop_8bit_ends",
     rules: Iterable[Rule] = (),
-    equalize: bool = True,
+    surgery: Surgery = DEFAULT_SURGERY,
     bias: BiasCorrection = "analytic",
+    reestimate: bool = False,
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
     noise: bool = False,
@@ -66,8 +75,9 @@ def dfq(
       scheme: bits.
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
-      equalize: cross-layer equalization before quantization.
+      surgery: what becomes of the float network first.
       bias: how biases are corrected; a network without moments always empirically.
+      reestimate: have images correct means and variances of layers that had a batch norm.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
         grids of activations have 8 bits.
@@ -81,9 +91,10 @@ def dfq(
     Raises:
       PlanError: if the plan does not fit the network, or ranges are unknown without images.
     """
-    on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
-    fold = partial(fold_batch_norm, distrusted=distrusted_norms(model))
-    reference = jax.jit(compose(fold, equalize_cross_layer) if equalize else fold)(model)
+    on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
+    operate = partial(operated, surgery=surgery, distrusted=distrusted_norms(model))
+    whole = jax.jit(operate)(model)
+    reference = split_channels(whole, surgery.split)
     plan = resolve(reference.graph, scheme, layers, rules)
     blind = noise and not reference.moments
     plan = observing(plan, MinMax()) if blind else plan
@@ -93,10 +104,31 @@ def dfq(
     if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
         images = None
     quantized = calibrate(reference, plan, images, expected=expected)
+    quantized, reference = split_on_grids(quantized, whole, surgery.split)
     if not blind:
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
-    return Quantized(guard_biases(quantized), reference, images is not None)
+        if reestimate and images is not None and reference.moments:
+            quantized = reestimate_norms(quantized, reference, images)
+    notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
+    return Quantized(guard_biases(quantized), reference, images is not None, *notes)
+
+
+def split_on_grids(
+    quantized: QuantizedModel, whole: Model, ratio: float
+) -> tuple[QuantizedModel, Model]:
+    """The network, and its reference, with channels split so that their codes sum to the whole's.
+
+    Args:
+      quantized: made from `whole` by splitting channels into equal halves.
+      whole: before its channels were split.
+      ratio: share of channels split.
+    """
+    scales = {site.node: a.scale for site, a in quantized.qparams.items() if site.slot == "kernel"}
+    nothing = jnp.zeros(())
+    steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
+    model = split_channels(whole, ratio, steps=steps)
+    return QuantizedModel(model, quantized.plan, quantized.qparams), model
 
 
 def corrected(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import PlanError
+from dfq_jax.passes.surgery import Surgery
 from dfq_jax.quantize.plan import Rule, Site, parse_scheme
 from dfq_jax.quantize.simulate import simulate
 from dfq_jax.recipes.dfq import dfq, rounded_kernels
@@ -40,7 +41,9 @@ def test_it_is_equalized_unless_told_otherwise(nets):
     images = nets.images(model, 4)
     wanted = scores(nets, model, images)
     for equalize in (True, False):
-        reference = dfq(model, None, scheme, equalize=equalize).reference
+        reference = dfq(
+            model, None, scheme, surgery=Surgery("pairs" if equalize else None)
+        ).reference
         first, second = (np.abs(reference.params[n]["kernel"]) for n in ("conv1", "conv2"))
         ratio = first.max((0, 1, 2)) / second.max((0, 1, 3))
         assert np.allclose(ratio, 1, rtol=1e-3) is equalize
