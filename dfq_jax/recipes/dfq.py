@@ -94,7 +94,7 @@ def dfq(
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
     operate = partial(operated, surgery=surgery, distrusted=distrusted_norms(model))
     whole = jax.jit(operate)(model)
-    reference = split_channels(whole, surgery.split)
+    reference = splitting(whole, surgery.split) if surgery.split else whole
     plan = resolve(reference.graph, scheme, layers, rules)
     blind = noise and not reference.moments
     plan = observing(plan, MinMax()) if blind else plan
@@ -104,7 +104,8 @@ def dfq(
     if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
         images = None
     quantized = calibrate(reference, plan, images, expected=expected)
-    quantized, reference = split_on_grids(quantized, whole, surgery.split)
+    if surgery.split:
+        quantized, reference = split_on_grids(quantized, whole, surgery.split)
     if not blind:
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
@@ -112,6 +113,9 @@ def dfq(
             quantized = reestimate_norms(quantized, reference, images)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), reference, images is not None, *notes)
+
+
+splitting = jax.jit(split_channels, static_argnames="ratio")
 
 
 def split_on_grids(
@@ -127,7 +131,7 @@ def split_on_grids(
     scales = {site.node: a.scale for site, a in quantized.qparams.items() if site.slot == "kernel"}
     nothing = jnp.zeros(())
     steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
-    model = split_channels(whole, ratio, steps=steps)
+    model = splitting(whole, ratio, steps=steps)
     return QuantizedModel(model, quantized.plan, quantized.qparams), model
 
 
