@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import fake_quantize
@@ -62,6 +63,7 @@ def dfq(
     surgery: Surgery = DEFAULT_SURGERY,
     bias: BiasCorrection = "analytic",
     reestimate: bool = False,
+    peaks: Float[Array, "n h w c"] | None = None,
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
     noise: bool = False,
@@ -78,9 +80,9 @@ def dfq(
       surgery: what becomes of the float network first.
       bias: how biases are corrected; a network without moments always empirically.
       reestimate: have images correct means and variances of layers that had a batch norm.
+      peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
-      statistics_suffice: leave images aside where the statistics predict every range and all
-        grids of activations have 8 bits.
+      statistics_suffice: leave images aside where statistics predict all ranges, of 8 bits each.
       noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
         show, and biases stay as they are: noise is no evidence of how the network errs.
       on_stage: told what is being done.
@@ -89,50 +91,49 @@ def dfq(
       The quantized network and its float reference.
 
     Raises:
-      PlanError: if the plan does not fit the network, or ranges are unknown without images.
+      UsageError: if the plan does not fit the network, or ranges are unknown without images.
     """
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
-    operate = partial(operated, surgery=surgery, distrusted=distrusted_norms(model))
-    whole = jax.jit(operate)(model)
+    whole = operate(model, surgery, distrusted=distrusted_norms(model))
     reference = splitting(whole, surgery.split) if surgery.split else whole
-    plan = resolve(reference.graph, scheme, layers, rules)
     blind = noise and not reference.moments
-    plan = observing(plan, MinMax()) if blind else plan
+    plan = resolve(reference.graph, scheme, layers, rules)
+    plan = observing(plan, MinMax()) if blind or peaks is not None else plan
     on_stage("calibrating ranges")
-    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
-    known = {*expected, *reference.graph.inputs}
-    if statistics_suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
+    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference) if peaks is None else {}
+    if statistics_suffice and not reestimate and suffices(plan, {*expected, *whole.graph.inputs}):
         images = None
-    quantized = calibrate(reference, plan, images, expected=expected)
-    if surgery.split:
-        quantized, reference = split_on_grids(quantized, whole, surgery.split)
+    seen = images if peaks is None else peaks
+    quantized = on_grids(calibrate(reference, plan, seen, expected=expected), whole, surgery.split)
+    reference = quantized.model
     if not blind:
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
-        if reestimate and images is not None and reference.moments:
-            quantized = reestimate_norms(quantized, reference, images)
+    if reestimate:
+        quantized = reestimated(quantized, reference, images)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
-    return Quantized(guard_biases(quantized), reference, images is not None, *notes)
+    return Quantized(guard_biases(quantized), reference, seen is not None, *notes)
 
 
+operate = jax.jit(operated, static_argnames=("surgery", "distrusted"))
 splitting = jax.jit(split_channels, static_argnames="ratio")
 
 
-def split_on_grids(
-    quantized: QuantizedModel, whole: Model, ratio: float
-) -> tuple[QuantizedModel, Model]:
-    """The network, and its reference, with channels split so that their codes sum to the whole's.
+def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> QuantizedModel:
+    """The network with channels split so that the codes of copies sum to that of the whole.
 
     Args:
       quantized: made from `whole` by splitting channels into equal halves.
       whole: before its channels were split.
       ratio: share of channels split.
     """
+    if ratio == 0:
+        return quantized
     scales = {site.node: a.scale for site, a in quantized.qparams.items() if site.slot == "kernel"}
     nothing = jnp.zeros(())
     steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
     model = splitting(whole, ratio, steps=steps)
-    return QuantizedModel(model, quantized.plan, quantized.qparams), model
+    return QuantizedModel(model, quantized.plan, quantized.qparams)
 
 
 def corrected(
@@ -147,6 +148,26 @@ def corrected(
     if images is not None and (bias != "analytic" or not reference.moments):
         quantized = correct_biases(quantized, reference, images)
     return quantized
+
+
+def reestimated(
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"] | None
+) -> QuantizedModel:
+    """The network with its norms re-estimated.
+
+    Raises:
+      UsageError: without images, or for a network without statistics.
+    """
+    if images is None:
+        raise UsageError(
+            "dfq(reestimate=True) got no images to see statistics on; synthesize some."
+        )
+    return reestimate_norms(quantized, reference, images)
+
+
+def suffices(plan: Plan, known: set[str]) -> bool:
+    """Whether no image is needed to find the ranges of a plan."""
+    return all(predicted(plan, tensor, sites, known) for tensor, sites in plan.groups)
 
 
 def predicted(plan: Plan, tensor: str, sites: tuple[Site, ...], known: set[str]) -> bool:

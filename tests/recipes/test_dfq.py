@@ -3,12 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dfq_jax.errors import PlanError
-from dfq_jax.numerics.affine import quantize
+from dfq_jax.errors import PlanError, UsageError
+from dfq_jax.numerics.affine import Grid, covers, quantize
 from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.surgery import Surgery
+from dfq_jax.quantize.calibrate import observe_ranges
 from dfq_jax.quantize.plan import Rule, Site, parse_scheme
 from dfq_jax.quantize.simulate import simulate
 from dfq_jax.recipes.dfq import dfq, rounded_kernels
@@ -171,6 +172,7 @@ def test_splitting_adds_no_rounding_error(nets):
     np.testing.assert_array_equal(kernel, found.reference.params["conv3"]["kernel"])
     assert kernel.shape == (3, 3, 34, 32)
     source = np.asarray(plan_splits(input_ranges(whole), 2).source)
+    assert spec is not None
     codes = np.asarray(quantize(kernel, affine, spec.grid), np.int64)
     copies = np.isin(source, source[32:])  # of channels that were split
     total, clipped = np.zeros((32, 3, 3, 32)), np.zeros((32, 3, 3, 32), bool)
@@ -181,3 +183,22 @@ def test_splitting_adds_no_rounding_error(nets):
     clear = ~clipped & np.isin(np.arange(32), source[copies])[:, None, None, None]
     assert clear.sum() > 300
     assert off[clear].max() < 0.5 + 1e-3
+
+
+def test_ranges_end_at_peaks(tiny_net, images):
+    """All 8-bit grids end where tensors do on these images, statistics or not."""
+    found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
+    assert found.used_images
+    plan, reference = found.quantized.plan, found.reference
+    most = observe_ranges(reference, plan, images * 0.5, None)
+    for tensor, sites in plan.groups:
+        if tensor not in reference.graph.inputs:
+            low, high = covers(found.quantized.qparams[sites[0]], Grid(8))
+            step = found.quantized.qparams[sites[0]].scale
+            assert abs(high - max(most[tensor][1], 0)) <= step
+            assert abs(low - min(most[tensor][0], 0)) <= step
+
+
+def test_norms_cannot_be_reestimated_blindly(tiny_net):
+    with pytest.raises(UsageError, match=r"reestimate=True\) got no images"):
+        dfq(tiny_net, None, parse_scheme("w8a8"), reestimate=True)
