@@ -207,7 +207,15 @@ def test_untouched_networks_come_back_unchanged(tiny_net):
     assert again.params == folded.params
 
 
-RESIDUAL = ("tiny", "wide", "inverted")
+RESIDUAL = ("tiny", "wide", "inverted", "loop")
+
+
+def loop(nets):
+    """A layer that reads what it adds to: it makes and reads the same channels."""
+    b = nets.Builder(CONTRACT, seed=6)
+    x = b.unit("a", "images", 5)
+    x = b.op("add", Add(), x, b.bn("b.bn", b.conv("b", x, 5)))
+    return b.done(b.conv("c", b.op("relu", Relu(), x), 3))
 
 
 def inverted(nets):
@@ -224,7 +232,8 @@ def inverted(nets):
 
 
 def folded(nets, name):
-    return fold_batch_norm(inverted(nets) if name == "inverted" else getattr(nets, name)())
+    here = {"inverted": inverted, "loop": loop}
+    return fold_batch_norm(here[name](nets) if name in here else getattr(nets, name)())
 
 
 @pytest.mark.parametrize("name", RESIDUAL)

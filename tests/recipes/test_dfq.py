@@ -8,7 +8,7 @@ from dfq_jax.numerics.affine import Grid, covers, quantize
 from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
-from dfq_jax.passes.surgery import Surgery
+from dfq_jax.passes.surgery import Surgery, operated
 from dfq_jax.quantize.calibrate import observe_ranges
 from dfq_jax.quantize.plan import Rule, Site, parse_scheme
 from dfq_jax.quantize.simulate import simulate
@@ -163,7 +163,7 @@ def test_what_surgery_did_is_told(tiny_net, images, nets):
 def test_splitting_adds_no_rounding_error(nets):
     """On the grids found for equal halves, the codes of copies sum to the code of the whole."""
     model, scheme = nets.wide(), parse_scheme("w3a8")
-    whole = dfq(model, None, scheme).reference.params["conv3"]["kernel"]
+    whole = operated(model, Surgery()).params["conv3"]["kernel"]
     found = dfq(model, None, scheme, surgery=Surgery(split=0.05))
     assert set(found.unsplit) == {"conv1", "conv2", "conv4"}
     site = Site("conv3", "kernel")
