@@ -1,56 +1,65 @@
 """Cross-layer equalization: moves scale between layers so that channels use similar ranges."""
 
 import dataclasses
+from collections.abc import Iterable
+from functools import reduce
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import (
-    WEIGHTED,
-    Conv2d,
-    ConvTranspose2d,
-    LeakyRelu,
-    Op,
-    PRelu,
-    Relu,
+from dfq_jax.graph.channels import (
+    ChannelGroup,
+    channel_groups,
+    groups_of,
+    homogeneous,
+    is_depthwise,
+    joints,
 )
-from dfq_jax.graph.query import consumers, only_consumer, weighted_nodes
-from dfq_jax.graph.rewrite import with_params
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import Clip, Op, Relu
+from dfq_jax.graph.rewrite import replace_nodes, with_params
+from dfq_jax.numerics.channels import balancing, input_ranges, output_ranges, scaled_inputs
 from dfq_jax.types import Moments
 
-Kernel = Float[Array, "..."]
+Reach = Literal["pairs", "groups"]
 Carry = tuple[Model, Float[Array, ""], Int[Array, ""]]
 
 
-def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1e-3) -> Model:
-    """Equalizes all pairs of layers joined by nothing but a (leaky) ReLU, until ranges settle.
+def equalize_cross_layer(
+    model: Model, *, reach: Reach = "pairs", sweeps: int = 20, tolerance: float = 1e-3
+) -> Model:
+    """Equalizes layers that share channels until their ranges settle.
 
     A depthwise convolution is both the second of one pair and the first of the next, so a
-    pointwise-depthwise-pointwise chain converges to three equal ranges. ReLU6 is not homogeneous:
-    pairs across it are left alone, and the function stays exactly the same.
+    pointwise-depthwise-pointwise chain converges to three equal ranges, `(r1 r2 r3)^(1/3)`. ReLU6
+    is not homogeneous: layers across it are left alone, and the function stays exactly the same.
 
     Args:
       model: folded network.
-      sweeps: most passes over all pairs.
+      reach: `pairs`: two layers joined by nothing but a (leaky) ReLU, as in the paper; `groups`:
+        also all layers that add into one tensor or read it, through sums, pooling and resizing;
+        the widest of them counts on either side.
+      sweeps: most passes over all of them.
       tolerance: stops when no multiplier differs from 1 by more.
 
     Returns:
       The same function; `moments` follow their channels.
 
     Reference:
-      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Eq. 11.
+      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Eq. 11; its
+      extension to more than two layers is ours.
     """
-    pairs = equalizable_pairs(model)
-    if not pairs:
+    groups = equalizable(model, reach)
+    if not groups:
         return model
 
     def sweep(carry: Carry) -> Carry:
         swept, _, count = carry
         largest = jnp.zeros(())
-        for first, second in pairs:
-            swept, change = equalize_in(swept, first, second)
+        for group in groups:
+            swept, change = equalize_group(swept, group)
             largest = jnp.maximum(largest, change)
         return swept, largest, count + 1
 
@@ -59,83 +68,75 @@ def equalize_cross_layer(model: Model, *, sweeps: int = 20, tolerance: float = 1
     return lax.while_loop(unsettled, sweep, start)[0]
 
 
-def equalizable_pairs(model: Model) -> tuple[tuple[Node, Node], ...]:
-    """(producer, consumer) layers with one path between them, through at most one activation."""
-    graph: Graph = model.graph
-    readers = consumers(graph)
-    pairs = []
-    for node in weighted_nodes(graph):
-        reader = only_consumer(graph, readers, node.name)
-        if reader is not None and homogeneous(reader.op):
-            reader = only_consumer(graph, readers, reader.name)
-        if reader is not None and isinstance(reader.op, WEIGHTED) and joins(model, reader):
-            pairs.append((node, reader))
-    return tuple(pairs)
-
-
-def homogeneous(op: Op) -> bool:
-    """Whether `f(s x) = s f(x)` for every channel and every s > 0."""
-    return isinstance(op, LeakyRelu | PRelu) or (isinstance(op, Relu) and op.ceiling is None)
+def equalizable(model: Model, reach: Reach) -> tuple[ChannelGroup, ...]:
+    """What takes common factors, in execution order; see `equalize_cross_layer`."""
+    if reach == "groups":
+        return channel_groups(model)
+    return tuple(
+        ChannelGroup(tuple(n.name for n in (first, between) if n), (first.name,), (second.name,))
+        for first, between, second in joints(model.graph)
+        if (between is None or homogeneous(between.op)) and joins(model, second)
+    )
 
 
 def joins(model: Model, consumer: Node) -> bool:
-    """Whether the input channels of `consumer` can be rescaled: ungrouped or depthwise."""
-    if groups_of(consumer) == 1:
-        return True
-    kernel = model.params[consumer.name]["kernel"]
-    return kernel.shape[2] == 1 and kernel.shape[3] == groups_of(consumer)
+    """Whether a pair may end in this layer: it is ungrouped or depthwise."""
+    shape = model.params[consumer.name]["kernel"].shape
+    return groups_of(consumer) == 1 or is_depthwise(consumer, shape)
 
 
-def groups_of(node: Node) -> int:
-    """Groups of a convolution, 1 for a linear layer."""
-    return node.op.groups if isinstance(node.op, Conv2d | ConvTranspose2d) else 1
+def equalize_group(model: Model, group: ChannelGroup) -> tuple[Model, Float[Array, ""]]:
+    """Equalizes one group; also returns how far its multipliers were from 1."""
+    graph, params = model.graph, model.params
+    made = [output_ranges(params[name]["kernel"]) for name in group.producers]
+    read = [
+        input_ranges(params[name]["kernel"], groups_of(graph[name])) for name in group.consumers
+    ]
+    s = balancing(reduce(jnp.maximum, made), reduce(jnp.maximum, read))
+    return rescaled(model, group, s), jnp.max(jnp.abs(jnp.log(s)))
 
 
-def equalize_in(model: Model, first: Node, second: Node) -> tuple[Model, Float[Array, ""]]:
-    """Equalizes one pair; also returns how far its multipliers were from 1."""
-    a, b = model.params[first.name], model.params[second.name]
-    depthwise = groups_of(second) > 1
-    w1, w2, s = equalize_pair(a["kernel"], b["kernel"], depthwise=depthwise)
-    new_first = {"kernel": w1}
-    if "bias" in a:
-        new_first["bias"] = a["bias"] / s
-    model = with_params(model, {first.name: new_first, second.name: {"kernel": w2}})
-    if first.name in model.moments:
-        mean, var = model.moments[first.name]
-        rescaled = {**model.moments, first.name: Moments(mean / s, var / s**2)}
-        model = dataclasses.replace(model, moments=rescaled)
-    return model, jnp.max(jnp.abs(jnp.log(s)))
+def rescaled(model: Model, group: ChannelGroup, s: Float[Array, " c"]) -> Model:
+    """The same function with all tensors of a group divided by `s`."""
+    for name in group.producers:  # one may be a consumer as well: it reads what it adds to
+        model = with_params(model, {name: {k: v / s for k, v in model.params[name].items()}})
+    for name in group.consumers:
+        kernel = model.params[name]["kernel"]
+        kernel = scaled_inputs(kernel, s, groups_of(model.graph[name]))
+        model = with_params(model, {name: {"kernel": kernel}})
+    moments = {
+        name: Moments(mean / s, var / s**2) if name in group.tensors else Moments(mean, var)
+        for name, (mean, var) in model.moments.items()
+    }
+    return dataclasses.replace(model, moments=moments)
 
 
-def equalize_pair(
-    w1: Kernel, w2: Kernel, *, depthwise: bool = False
-) -> tuple[Kernel, Kernel, Float[Array, " mid"]]:
-    """Balances the channel ranges of two layers joined by a positive-homogeneous activation.
+# ReLU6
 
-    Args:
-      w1: producer kernel, output channels last.
-      w2: consumer kernel, its input channels (the producer's outputs) second to last, or last for
-        a depthwise consumer.
-      depthwise: whether the consumer is depthwise.
 
-    Returns:
-      `w1 / s`, `w2 * s` and `s > 0` (dimensionless), with the per-channel abs-max of both equal;
-      s = 1 where either range is 0.
+def capped_between(model: Model, reach: Reach) -> tuple[str, ...]:
+    """ReLU6 and its kind, as far as nothing else keeps the layers around from equalization."""
+    graph = uncapped(model, (n.name for n in model.graph.nodes if capped(n.op)))
+    inside = {t for group in equalizable(graph, reach) for t in group.tensors}
+    return tuple(n.name for n in model.graph.nodes if capped(n.op) and n.name in inside)
 
-    Raises:
-      ValueError: if the kernels disagree on the number of shared channels.
+
+def capped(op: Op) -> bool:
+    """Whether an operator is a ReLU but for its ceiling."""
+    match op:
+        case Relu(ceiling):
+            return ceiling is not None
+        case Clip(low, high):
+            return low == 0 and high is not None
+        case _:
+            return False
+
+
+def uncapped(model: Model, names: Iterable[str]) -> Model:
+    """The network with some nodes replaced by ReLUs without a ceiling: a function of its own.
 
     Reference:
-      Nagel et al. 2019, Eq. 11.
+      Nagel et al. 2019, section 5: MobileNetV2 has ReLU6 replaced before equalization.
     """
-    shared = w2.ndim - (1 if depthwise else 2)
-    if w1.shape[-1] != w2.shape[shared]:
-        raise ValueError(
-            f"equalize_pair() got {w1.shape[-1]} and {w2.shape[shared]} shared channels."
-        )
-    r1 = jnp.max(jnp.abs(w1), axis=tuple(range(w1.ndim - 1)))
-    r2 = jnp.max(jnp.abs(w2), axis=tuple(i for i in range(w2.ndim) if i != shared))
-    alive = (r1 > 0) & (r2 > 0)
-    s = jnp.where(alive, jnp.sqrt(r1 / jnp.where(alive, r2, 1.0)), 1.0)
-    s = jnp.clip(s, 1e-8, 1e8)
-    return w1 / s, w2 * (s if depthwise else s[:, None]), s
+    nodes = {name: dataclasses.replace(model.graph[name], op=Relu()) for name in names}
+    return dataclasses.replace(model, graph=replace_nodes(model.graph, nodes))

@@ -1,14 +1,38 @@
-"""Empirical bias correction: the mean shift quantization causes, measured on images and removed."""
+"""Corrections of layers that images show: the float and the quantized network, side by side.
+
+Empirical bias correction removes the mean shift that quantization causes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.graph.semantics import Tensor, apply_op
-from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
+from dfq_jax.graph.semantics import Slots, Tensor, apply_op
+from dfq_jax.numerics.affine import Affine
+from dfq_jax.quantize.plan import Site
+from dfq_jax.quantize.simulate import QParams, QuantizedModel, simulation_hook
+
+
+class Change(NamedTuple):
+    """What becomes of a layer's output `y`: `gain * y + shift` per channel.
+
+    Attributes:
+      gain: positive; None for 1.
+      shift: in the units of the output.
+    """
+
+    gain: Float[Array, " chan"] | None
+    shift: Float[Array, " chan"]
+
+
+Rule = Callable[[Node, Tensor, Tensor], Change | None]
+"""(layer, its output in the quantized network, in the float one) -> what becomes of it."""
 
 
 def correct_biases(
@@ -40,12 +64,7 @@ def correct_biases(
       type, is our addition.
     """
     shifts = mean_shifts(quantized, reference, images, significance=significance)
-    params = quantized.model.params
-    biases = {}
-    for name, shift in shifts.items():
-        bias = params[name].get("bias", jnp.zeros_like(shift))
-        biases[name] = {"bias": bias - shift}
-    return QuantizedModel(with_params(quantized.model, biases), quantized.plan, quantized.qparams)
+    return changed(quantized, {name: Change(None, -shift) for name, shift in shifts.items()})
 
 
 @jax.jit
@@ -57,26 +76,59 @@ def mean_shifts(
     significance: float | Float[Array, ""],
 ) -> dict[str, Float[Array, " chan"]]:
     """{layer: mean over images and positions of (y_quantized - y_float)}, upstream ones removed."""
-    model = quantized.model
-    hook = simulation_hook(quantized.plan, quantized.qparams)
+    rule = lambda node, out, exact: Change(None, -mean_gap(out - exact, significance))
+    changes = side_by_side(quantized, reference, images, rule)
+    return {name: -change.shift for name, change in changes.items()}
+
+
+def side_by_side(
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"], rule: Rule
+) -> dict[str, Change]:
+    """{layer: what a rule makes of its output}, later layers seeing what became of earlier ones."""
+    model, plan = quantized.model, quantized.plan
+    hook = simulation_hook(plan, quantized.qparams)
     exact: dict[str, Tensor] = {model.graph.inputs[0]: images}
     rough: dict[str, Tensor] = dict(exact)
-    shifts = {}
+    changes = {}
     for node in model.graph.nodes:
         args = (exact[i] for i in node.inputs)
         exact[node.name] = apply_op(node.op, reference.params.get(node.name, {}), *args)
         slots = model.params.get(node.name, {})
         stored, snapped = hook(node, slots, tuple(rough[i] for i in node.inputs))
         out = apply_op(node.op, stored, *snapped)
-        if isinstance(node.op, WEIGHTED):
-            shift = mean_gap(out - exact[node.name], significance)
-            nothing = jnp.zeros_like(shift)
-            better = {**slots, "bias": slots.get("bias", nothing) - shift}
-            better, _ = hook(node, better, ())  # biases have grids too, coarse ones at low bits
-            out = out + (better["bias"] - stored.get("bias", nothing))
-            shifts[node.name] = shift
+        change = rule(node, out, exact[node.name]) if isinstance(node.op, WEIGHTED) else None
+        if change is not None:
+            better, qparams = changed_layer(node.name, slots, quantized.qparams, change)
+            better, _ = simulation_hook(plan, qparams)(node, better, ())  # biases have grids too
+            out = out - stored.get("bias", jnp.zeros_like(change.shift))
+            out = (out if change.gain is None else out * change.gain) + better["bias"]
+            changes[node.name] = change
         rough[node.name] = out
-    return shifts
+    return changes
+
+
+def changed(quantized: QuantizedModel, changes: Mapping[str, Change]) -> QuantizedModel:
+    """The network with changes merged into kernels, their scales, and biases."""
+    model, qparams = quantized.model, quantized.qparams
+    for name, change in changes.items():
+        slots, qparams = changed_layer(name, model.params[name], qparams, change)
+        model = with_params(model, {name: slots})
+    return QuantizedModel(model, quantized.plan, qparams)
+
+
+def changed_layer(
+    name: str, slots: Slots, qparams: QParams, change: Change
+) -> tuple[Slots, QParams]:
+    """New slots of one layer, and the scales of all; codes of its kernel stay the same."""
+    bias = slots.get("bias", jnp.zeros_like(change.shift))
+    if change.gain is None:
+        return {**slots, "bias": bias + change.shift}, qparams
+    moved = {"kernel": slots["kernel"] * change.gain, "bias": bias * change.gain + change.shift}
+    site = Site(name, "kernel")
+    if site not in qparams:
+        return {**slots, **moved}, qparams
+    scaled = Affine(qparams[site].scale * change.gain, qparams[site].zero_point)
+    return {**slots, **moved}, {**qparams, site: scaled}
 
 
 def mean_gap(

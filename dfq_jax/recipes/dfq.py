@@ -4,6 +4,7 @@ Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias 
 equalize, take activation ranges from the moments, correct biases. Images, where there are some,
 refine ranges. They correct biases only on request: the noise in means over a few images
 accumulates from layer to layer, and in deep networks of few bits does more harm than good.
+More surgery is there on request (`passes/surgery.py`): it helps where kernels have a single scale.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,27 +12,31 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.graph import Model, compose
+from dfq_jax.errors import UsageError
+from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.ranges import MinMax
-from dfq_jax.passes.equalize import equalize_cross_layer
-from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.channel_split import runs, split_channels, unsplit
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
+from dfq_jax.quantize.reestimate import reestimate_norms
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.synthesis.targets import distrusted_norms
 
 Kernel = Float[Array, "..."]
 RoundKernel = Callable[[Kernel, Affine, Grid], Kernel]
 BiasCorrection = Literal["analytic", "empirical", "both", "none"]
+DEFAULT_SURGERY = Surgery()
 
 
 class Quantized(NamedTuple):
@@ -41,11 +46,15 @@ class Quantized(NamedTuple):
       quantized: the network.
       reference: folded and equalized, in float.
       used_images: whether calibration or bias correction looked at the images.
+      uncapped: activations that lost their ceiling of 6 to equalization.
+      unsplit: {layer: why its channels were not split}, where splitting was asked for.
     """
 
     quantized: QuantizedModel
     reference: Model
     used_images: bool
+    uncapped: tuple[str, ...] = ()
+    unsplit: Mapping[str, str] = {}
 
 
 def dfq(
@@ -55,8 +64,10 @@ def dfq(
     *,
     layers: LayerPreset = "qdrop_8bit_ends",
     rules: Iterable[Rule] = (),
-    equalize: bool = True,
+    surgery: Surgery = DEFAULT_SURGERY,
     bias: BiasCorrection = "analytic",
+    reestimate: bool = False,
+    peaks: Float[Array, "n h w c"] | None = None,
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
     noise: bool = False,
@@ -71,9 +82,11 @@ def dfq(
       scheme: bits.
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
-      equalize: cross-layer equalization before quantization.
+      surgery: what becomes of the float network first.
       bias: how biases are corrected; a network without moments always empirically. `none` where
         rounding is still to be learned.
+      reestimate: have images correct means and variances of layers that had a batch norm.
+      peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
         grids of activations have 8 bits, unless `observers` are to look at them.
@@ -87,25 +100,51 @@ def dfq(
       The quantized network and its float reference.
 
     Raises:
-      PlanError: if the plan does not fit the network, or ranges are unknown without images.
+      UsageError: if the plan does not fit the network, or ranges are unknown without images.
     """
-    on_stage("folding batch norms" + (" and equalizing channels" if equalize else ""))
-    fold = partial(fold_batch_norm, distrusted=distrusted_norms(model))
-    reference = jax.jit(compose(fold, equalize_cross_layer) if equalize else fold)(model)
+    on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
+    whole = operate(model, surgery, distrusted=distrusted_norms(model))
+    reference = splitting(whole, surgery.split) if surgery.split else whole
     plan = resolve(reference.graph, scheme, layers, rules, observers or DEFAULT_OBSERVERS)
     blind, free = noise and not reference.moments, observers is None
-    plan = observing(plan, MinMax()) if blind and free else plan
+    plan = observing(plan, MinMax()) if (blind and free) or peaks is not None else plan
     on_stage("calibrating ranges")
-    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference)
-    known = {*expected, *reference.graph.inputs}
-    suffice = statistics_suffice and free
-    if suffice and all(predicted(plan, t, sites, known) for t, sites in plan.groups):
+    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference) if peaks is None else {}
+    suffice = statistics_suffice and free and not reestimate
+    if suffice and suffices(plan, {*expected, *whole.graph.inputs}):
         images = None
-    quantized = calibrate(reference, plan, images, expected=expected, widen=free)
+    seen = images if peaks is None else peaks
+    quantized = calibrate(reference, plan, seen, expected=expected, widen=free)
+    quantized = on_grids(quantized, whole, surgery.split)
+    reference = quantized.model
     if not blind and bias != "none":
         on_stage("correcting biases")
         quantized = corrected(quantized, reference, images, bias)
-    return Quantized(guard_biases(quantized), reference, images is not None)
+    if reestimate:
+        quantized = reestimated(quantized, reference, images)
+    notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
+    return Quantized(guard_biases(quantized), reference, seen is not None, *notes)
+
+
+operate = jax.jit(operated, static_argnames=("surgery", "distrusted"))
+splitting = jax.jit(split_channels, static_argnames="ratio")
+
+
+def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> QuantizedModel:
+    """The network with channels split so that the codes of copies sum to that of the whole.
+
+    Args:
+      quantized: made from `whole` by splitting channels into equal halves.
+      whole: before its channels were split.
+      ratio: share of channels split.
+    """
+    if ratio == 0:
+        return quantized
+    scales = {site.node: a.scale for site, a in quantized.qparams.items() if site.slot == "kernel"}
+    nothing = jnp.zeros(())
+    steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
+    model = splitting(whole, ratio, steps=steps)
+    return QuantizedModel(model, quantized.plan, quantized.qparams)
 
 
 def corrected(
@@ -120,6 +159,26 @@ def corrected(
     if images is not None and (bias != "analytic" or not reference.moments):
         quantized = correct_biases(quantized, reference, images)
     return quantized
+
+
+def reestimated(
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"] | None
+) -> QuantizedModel:
+    """The network with its norms re-estimated.
+
+    Raises:
+      UsageError: without images, or for a network without statistics.
+    """
+    if images is None:
+        raise UsageError(
+            "dfq(reestimate=True) got no images to see statistics on; synthesize some."
+        )
+    return reestimate_norms(quantized, reference, images)
+
+
+def suffices(plan: Plan, known: set[str]) -> bool:
+    """Whether no image is needed to find the ranges of a plan."""
+    return all(predicted(plan, tensor, sites, known) for tensor, sites in plan.groups)
 
 
 def predicted(plan: Plan, tensor: str, sites: tuple[Site, ...], known: set[str]) -> bool:

@@ -2,11 +2,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.ops import Activation, Clip, Flatten, LeakyRelu, PRelu, Relu
+from dfq_jax.graph.channels import groups_of
+from dfq_jax.graph.ops import (
+    Activation,
+    Add,
+    Clip,
+    Flatten,
+    GlobalAvgPool,
+    LeakyRelu,
+    PRelu,
+    Relu,
+)
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize
+from dfq_jax.numerics.channels import input_ranges, output_ranges
 from dfq_jax.numerics.ranges import MinMax, weight_affine
-from dfq_jax.passes.equalize import equalizable_pairs, equalize_cross_layer, equalize_pair
+from dfq_jax.passes.equalize import (
+    capped_between,
+    equalizable,
+    equalize_cross_layer,
+    rescaled,
+    uncapped,
+)
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.types import InputContract
 
@@ -15,7 +32,7 @@ SHUFFLED = (("enter", "depthwise"), ("depthwise", "leave"))
 
 
 def names(model):
-    return [(a.name, b.name) for a, b in equalizable_pairs(model)]
+    return [(*g.producers, *g.consumers) for g in equalizable(model, "pairs")]
 
 
 def ranges(kernel, axis):
@@ -49,33 +66,6 @@ def skewed(model, first, second, factors):
             second: {"kernel": c["kernel"] / factors},
         },
     )
-
-
-def test_worked_example():
-    w1 = jnp.array([[4.0, 0.0], [0.0, 0.25]])
-    w2 = jnp.array([[1.0, 3.0], [2.0, 4.0]])  # the transpose of (out, in)
-    new1, new2, s = equalize_pair(w1, w2)
-    np.testing.assert_allclose(1 / s, [0.8660, 4.0], rtol=1e-4)
-    np.testing.assert_allclose(ranges(new1, 1), [3.4641, 1.0], rtol=1e-4)
-    np.testing.assert_allclose(ranges(new2, 0), [3.4641, 1.0], rtol=1e-4)
-
-
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_dead_channels_are_left_alone(depthwise):
-    w1 = jnp.array([[2.0, 0.0, 3.0]])
-    w2 = jnp.ones((3, 3, 1, 3)) if depthwise else jnp.ones((3, 4))
-    w2 = w2.at[..., 2].set(0.0) if depthwise else w2.at[2].set(0.0)
-    new1, new2, s = equalize_pair(w1, w2, depthwise=depthwise)
-    np.testing.assert_allclose(s, [2**0.5, 1, 1], rtol=1e-6)
-    np.testing.assert_allclose(ranges(new1, 1), [2**0.5, 0, 3], rtol=1e-6)
-    np.testing.assert_allclose(ranges(new2, -1 if depthwise else 0), [2**0.5, 1, 0], rtol=1e-6)
-
-
-def test_kernels_must_share_channels():
-    with pytest.raises(ValueError, match=r"equalize_pair\(\) got 3 and 4 shared channels"):
-        equalize_pair(jnp.ones((2, 3)), jnp.ones((4, 5)))
-    with pytest.raises(ValueError, match=r"equalize_pair\(\) got 3 and 5 shared channels"):
-        equalize_pair(jnp.ones((2, 3)), jnp.ones((3, 3, 3, 5)), depthwise=True)
 
 
 def test_chain_keeps_its_function_and_balances(chain, nets):
@@ -215,3 +205,116 @@ def test_untouched_networks_come_back_unchanged(tiny_net):
     folded = fold_batch_norm(tiny_net)
     again = equalize_cross_layer(folded)
     assert again.params == folded.params
+
+
+RESIDUAL = ("tiny", "wide", "inverted", "loop")
+
+
+def loop(nets):
+    """A layer that reads what it adds to: it makes and reads the same channels."""
+    b = nets.Builder(CONTRACT, seed=6)
+    x = b.unit("a", "images", 5)
+    x = b.op("add", Add(), x, b.bn("b.bn", b.conv("b", x, 5)))
+    return b.done(b.conv("c", b.op("relu", Relu(), x), 3))
+
+
+def inverted(nets):
+    """Two inverted residual blocks as in EfficientNet-lite, a stem before and a head behind."""
+    b = nets.Builder(CONTRACT, seed=5)
+    x = b.bn("stem.bn", b.conv("stem", "images", 4))
+    for i in range(2):
+        y = b.unit(f"expand{i}", x, 8, Relu(6.0), kernel=1)
+        y = b.unit(f"depthwise{i}", y, 8, Relu(6.0), groups=8)
+        y = b.bn(f"project{i}.bn", b.conv(f"project{i}", y, 4, kernel=1))
+        x = b.op(f"add{i}", Add(), x, y)
+    x = b.unit("head", x, 6, Clip(0.0, 6.0), kernel=1)
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
+def folded(nets, name):
+    here = {"inverted": inverted, "loop": loop}
+    return fold_batch_norm(here[name](nets) if name in here else getattr(nets, name)())
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_groups_keep_the_function_and_meet_in_the_middle(name, nets):
+    """All that makes a tensor, at its widest, has the range of all that reads it, at its widest."""
+    model = folded(nets, name)
+    balanced = equalize_cross_layer(model, reach="groups", sweeps=100, tolerance=1e-4)
+    x = nets.images(model, 4)
+    wanted = np.asarray(nets.run(model, x))
+    np.testing.assert_allclose(nets.run(balanced, x), wanted, atol=1e-5 * np.abs(wanted).max())
+    kernels = {k: v["kernel"] for k, v in balanced.params.items()}
+    groups = equalizable(model, "groups")
+    assert any(len(group.producers) > 1 and len(group.consumers) > 1 for group in groups)
+    for group in groups:
+        made = np.max([output_ranges(kernels[n]) for n in group.producers], 0)
+        count = {n: groups_of(model.graph[n]) for n in group.consumers}
+        read = np.max([input_ranges(kernels[n], c) for n, c in count.items()], 0)
+        np.testing.assert_allclose(made, read, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dense", "inception", "shuffle", "excite", "unet", "two_heads"])
+def test_groups_keep_the_function_of_modern_networks(name, nets):
+    model = folded(nets, name)
+    balanced = equalize_cross_layer(model, reach="groups")
+    name = equalizable(model, "groups")[0].producers[0]
+    old, new = (np.asarray(m.params[name]["kernel"]) for m in (model, balanced))
+    assert not np.array_equal(old, new)
+    x = nets.images(model, 2)
+    wanted = np.asarray(nets.run(model, x))
+    np.testing.assert_allclose(nets.run(balanced, x), wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_moments_of_groups_follow(nets):
+    model = folded(nets, "inverted")
+    balanced = equalize_cross_layer(model, reach="groups")
+    x = nets.images(model, 8)
+    before, after = nets.forward(model, x), nets.forward(balanced, x)
+    for layer in ("stem", "project0", "project1"):
+        ratio = after[layer].std((0, 1, 2)) / before[layer].std((0, 1, 2))
+        old, new = model.moments[layer], balanced.moments[layer]
+        np.testing.assert_allclose(new.mean, old.mean * ratio, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(new.var, old.var * ratio**2, rtol=1e-3)
+        assert np.ptp(ratio) > 0.1
+    np.testing.assert_array_equal(balanced.moments["head"].mean, model.moments["head"].mean)
+
+
+def test_groups_rescue_per_tensor_quantization_of_a_residual_network(nets):
+    """A stream whose channels differ a hundredfold: pairs cannot reach it, groups can."""
+    model = folded(nets, "wide")
+    group = equalizable(model, "groups")[0]
+    factors = jnp.asarray(10 ** np.random.default_rng(0).uniform(-1, 1, 32), jnp.float32)
+    model = rescaled(model, group, factors)
+    x = nets.images(model, 4)
+    truth = np.asarray(nets.run(model, x))
+    error = lambda m: np.abs(np.asarray(nets.run(per_tensor(m), x)) - truth).mean()
+    assert error(equalize_cross_layer(model, reach="groups")) < error(model) / 3
+    assert error(equalize_cross_layer(model)) > error(model) / 3
+
+
+def test_which_ceilings_are_in_the_way(nets):
+    tiny, model = folded(nets, "tiny"), folded(nets, "inverted")
+    assert capped_between(tiny, "pairs") == capped_between(tiny, "groups") == ("relu2",)
+    inside = tuple(f"{a}{i}.act" for i in range(2) for a in ("expand", "depthwise"))
+    assert capped_between(model, "pairs") == inside
+    assert capped_between(model, "groups") == (*inside, "head.act")
+
+
+def test_without_ceilings_only_what_they_cut_changes(nets):
+    model = folded(nets, "inverted")
+    free = uncapped(model, capped_between(model, "groups"))
+    assert not any(
+        op == Relu(6.0) or isinstance(op, Clip) for op in (n.op for n in free.graph.nodes)
+    )
+    x = nets.images(model, 4) * 0.9
+    cut = max(nets.forward(model, x)[n].max() for n in ("expand0", "depthwise0", "head"))
+    assert cut < 6, cut  # nothing is cut here
+    wanted = np.asarray(nets.run(model, x))
+    np.testing.assert_allclose(nets.run(free, x), wanted, atol=1e-6)
+    balanced = equalize_cross_layer(free, reach="groups")
+    np.testing.assert_allclose(nets.run(balanced, x), wanted, atol=1e-5 * np.abs(wanted).max())
+    first = {name: m.params["expand0"]["kernel"] for name, m in [("a", model), ("b", balanced)]}
+    assert not np.allclose(first["a"], first["b"], rtol=1e-2)
+    large = x * 20
+    assert np.abs(nets.run(free, large) - nets.run(model, large)).max() > 0.1

@@ -3,9 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dfq_jax.errors import PlanError
+from dfq_jax.errors import PlanError, UsageError
+from dfq_jax.numerics.affine import Grid, covers, quantize
+from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.ranges import MinMax, Statistics
-from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.numerics.splitting import plan_splits
+from dfq_jax.passes.channel_split import unsplit
+from dfq_jax.passes.surgery import Surgery, operated
+from dfq_jax.quantize.calibrate import calibrate, observe_ranges
 from dfq_jax.quantize.observers import (
     ACTIVATIONS_ONLY,
     DEFAULT_OBSERVER,
@@ -49,7 +54,9 @@ def test_it_is_equalized_unless_told_otherwise(nets):
     images = nets.images(model, 4)
     wanted = scores(nets, model, images)
     for equalize in (True, False):
-        reference = dfq(model, None, scheme, equalize=equalize).reference
+        reference = dfq(
+            model, None, scheme, surgery=Surgery("pairs" if equalize else None)
+        ).reference
         first, second = (np.abs(reference.params[n]["kernel"]) for n in ("conv1", "conv2"))
         ratio = first.max((0, 1, 2)) / second.max((0, 1, 3))
         assert np.allclose(ratio, 1, rtol=1e-3) is equalize
@@ -176,3 +183,66 @@ def test_large_biases_keep_their_codes_small(tiny_net, nets, images):
     bias = np.asarray(found.quantized.model.params["fc"]["bias"])
     assert (np.abs(bias / (scale.reshape(-1) * data)) < 2**31).all()
     assert np.asarray(simulate(found.quantized, images))[:, 1] == pytest.approx(50, rel=1e-3)
+
+
+def test_the_default_surgery_is_that_of_the_paper(tiny_net, from_statistics):
+    assert from_statistics.uncapped == ()
+    assert from_statistics.unsplit == {}
+    same = dfq(tiny_net, None, parse_scheme("w8a8"), surgery=Surgery("pairs", "keep", False, 0.0))
+    for site, affine in same.quantized.qparams.items():
+        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.qparams[site].scale)
+
+
+def test_what_surgery_did_is_told(tiny_net, images, nets):
+    everything = Surgery("groups", "replace", absorb=True, split=0.1)
+    found = dfq(tiny_net, images, parse_scheme("w4a8"), surgery=everything, reestimate=True)
+    assert found.uncapped == ("relu2",)
+    assert found.unsplit == unsplit(found.reference)
+    assert found.reference.params["fc"]["kernel"].shape == (9, 5)
+    wanted = scores(nets, tiny_net, images)
+    assert np.abs(scores(nets, found.reference, images) - wanted).max() <= 0.05 * wanted.std()
+    assert analyze(found.reference, found.quantized, images).sqnr > 8
+
+
+def test_splitting_adds_no_rounding_error(nets):
+    """On the grids found for equal halves, the codes of copies sum to the code of the whole."""
+    model, scheme = nets.wide(), parse_scheme("w3a8")
+    whole = operated(model, Surgery()).params["conv3"]["kernel"]
+    found = dfq(model, None, scheme, surgery=Surgery(split=0.05))
+    assert set(found.unsplit) == {"conv1", "conv2", "conv4"}
+    site = Site("conv3", "kernel")
+    spec, affine = found.quantized.plan.spec(site), found.quantized.qparams[site]
+    kernel = found.quantized.model.params["conv3"]["kernel"]
+    np.testing.assert_array_equal(kernel, found.reference.params["conv3"]["kernel"])
+    assert kernel.shape == (3, 3, 34, 32)
+    source = np.asarray(plan_splits(input_ranges(whole), 2).source)
+    assert spec is not None
+    codes = np.asarray(quantize(kernel, affine, spec.grid), np.int64)
+    copies = np.isin(source, source[32:])  # of channels that were split
+    total, clipped = np.zeros((32, 3, 3, 32)), np.zeros((32, 3, 3, 32), bool)
+    np.add.at(total, source, np.moveaxis(codes - np.asarray(affine.zero_point, np.int64), 2, 0))
+    ends = np.isin(codes, (spec.grid.qmin, spec.grid.qmax))
+    np.logical_or.at(clipped, source, np.moveaxis(ends, 2, 0))
+    off = np.abs(total - np.moveaxis(np.asarray(whole / affine.scale), 2, 0))
+    clear = ~clipped & np.isin(np.arange(32), source[copies])[:, None, None, None]
+    assert clear.sum() > 300
+    assert off[clear].max() < 0.5 + 1e-3
+
+
+def test_ranges_end_at_peaks(tiny_net, images):
+    """All 8-bit grids end where tensors do on these images, statistics or not."""
+    found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
+    assert found.used_images
+    plan, reference = found.quantized.plan, found.reference
+    most = observe_ranges(reference, plan, images * 0.5, None)
+    for tensor, sites in plan.groups:
+        if tensor not in reference.graph.inputs:
+            low, high = covers(found.quantized.qparams[sites[0]], Grid(8))
+            step = found.quantized.qparams[sites[0]].scale
+            assert abs(high - max(most[tensor][1], 0)) <= step
+            assert abs(low - min(most[tensor][0], 0)) <= step
+
+
+def test_norms_cannot_be_reestimated_blindly(tiny_net):
+    with pytest.raises(UsageError, match=r"reestimate=True\) got no images"):
+        dfq(tiny_net, None, parse_scheme("w8a8"), reestimate=True)

@@ -1,0 +1,156 @@
+"""Channels that hang together: tensors whose channels can only be rescaled all at once.
+
+A factor for each channel, s > 0, taken out of the layers that make a tensor can be put into those
+that read it, as long as all between commutes with it. A sum ties the tensors it adds together: all
+of them take the same factors.
+"""
+
+from typing import NamedTuple
+
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Conv2d,
+    ConvTranspose2d,
+    GlobalAvgPool,
+    LeakyRelu,
+    Maximum,
+    MaxPool,
+    Op,
+    Pad,
+    PRelu,
+    Reduce,
+    Relu,
+    Resize,
+    Slice,
+    Sub,
+)
+from dfq_jax.graph.query import consumers, only_consumer, output_shapes, weighted_nodes
+
+
+class ChannelGroup(NamedTuple):
+    """Tensors whose channels take the same factors.
+
+    Attributes:
+      tensors: in execution order.
+      producers: layers that make them.
+      consumers: layers that read them.
+    """
+
+    tensors: tuple[str, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
+    """The groups of a network whose channels may be rescaled without changing its function.
+
+    Args:
+      model: any network.
+
+    Returns:
+      Groups with at least one layer on each side, in execution order. What the network reads or
+      returns, and what an operator touches that does not commute with factors, is in none.
+    """
+    graph, shapes = model.graph, output_shapes(model)
+    tied = {name: name for name in shapes}
+    fixed = {*graph.inputs, *graph.outputs}
+
+    def root(name: str) -> str:
+        while tied[name] != name:
+            name = tied[name]
+        return name
+
+    for node in graph.nodes:
+        read = [shapes[i] for i in node.inputs]
+        if isinstance(node.op, WEIGHTED):
+            continue
+        if read and commutes(node.op, len(read[0])) and same_width(shapes[node.name], read):
+            tied |= {root(i): root(node.name) for i in node.inputs}
+        else:
+            fixed |= {node.name, *node.inputs}
+    fixed = {root(name) for name in fixed}
+    kept = dict.fromkeys(root(n.name) for n in weighted_nodes(graph) if root(n.name) not in fixed)
+    found = (gathered(graph, [t for t in shapes if root(t) == one]) for one in kept)
+    return tuple(group for group in found if group.consumers)
+
+
+def gathered(graph: Graph, tensors: list[str]) -> ChannelGroup:
+    """A group with the layers around it."""
+    layers = weighted_nodes(graph)
+    producers = tuple(n.name for n in layers if n.name in tensors)
+    return ChannelGroup(
+        tuple(tensors), producers, tuple(n.name for n in layers if n.inputs[0] in tensors)
+    )
+
+
+def same_width(made: tuple[int, ...], read: list[tuple[int, ...]]) -> bool:
+    """Whether all tensors have as many channels, the last axis."""
+    return all(shape[-1:] == made[-1:] for shape in read)
+
+
+def homogeneous(op: Op) -> bool:
+    """Whether an activation has `f(s x) = s f(x)` for every channel and every s > 0."""
+    return isinstance(op, LeakyRelu | PRelu) or (isinstance(op, Relu) and op.ceiling is None)
+
+
+def commutes(op: Op, rank: int) -> bool:
+    """Whether positive factors on the channels of all inputs come out as they went in.
+
+    Args:
+      op: an operator without a kernel whose output has as many channels as its inputs.
+      rank: of what it reads, batch included.
+    """
+    match op:
+        case Add() | Sub() | Maximum():
+            return True
+        case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool() | Resize():
+            return True
+        case Pad(widths, value, mode):
+            return widths[-1] == (0, 0) and (value == 0 or mode != "constant")
+        case Slice(bounds):
+            return bounds[-1][0] == 0 and bounds[-1][2] == 1
+        case Reduce(axes=axes):
+            return not {-1, rank - 1} & set(axes)
+        case _:
+            return homogeneous(op)
+
+
+class Joint(NamedTuple):
+    """Two layers with one path between them, through at most one other operator.
+
+    Attributes:
+      first: the layer that makes what the other reads.
+      between: the operator in the middle, if there is one.
+      second: the layer that reads.
+    """
+
+    first: Node
+    between: Node | None
+    second: Node
+
+
+def joints(graph: Graph) -> tuple[Joint, ...]:
+    """Every two layers joined by nothing, or by one operator that nothing else reads."""
+    readers, found = consumers(graph), []
+    for node in weighted_nodes(graph):
+        between, second = None, only_consumer(graph, readers, node.name)
+        if second is not None and not isinstance(second.op, WEIGHTED):
+            between, second = second, only_consumer(graph, readers, second.name)
+        if second is not None and isinstance(second.op, WEIGHTED):
+            found.append(Joint(node, between, second))
+    return tuple(found)
+
+
+def groups_of(node: Node) -> int:
+    """Groups of a convolution, 1 for a linear layer."""
+    return node.op.groups if isinstance(node.op, Conv2d | ConvTranspose2d) else 1
+
+
+def is_depthwise(node: Node, kernel: tuple[int, ...]) -> bool:
+    """Whether each output channel of a layer reads the input channel of the same number alone."""
+    groups = groups_of(node)
+    return groups > 1 and kernel[-2] == 1 and kernel[-1] == groups

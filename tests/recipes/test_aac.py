@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from dfq_jax.optim.fit import Now
+from dfq_jax.recipes.aac import aac
+from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.synthesis.batches import Context, build_objective
+from dfq_jax.synthesis.pixels import from_natural
+from dfq_jax.synthesis.recipe import balanced_labels
+from dfq_jax.synthesis.run import synthesize_images
+from dfq_jax.synthesis.targets import batch_norm_targets
+
+KEY = jax.random.key(0)
+
+
+def test_the_objective_by_hand(tiny_net, nets):
+    """Cross-entropy less a tenth of the class's score, where nothing else counts."""
+    recipe = aac(statistics=0.0, variation=0.0)
+    x, labels = nets.images(tiny_net, 6), balanced_labels(KEY, 6, 5)
+    targets, _ = batch_norm_targets(tiny_net)
+    now = Now(KEY, jnp.zeros((), jnp.int32))
+    context = Context(tiny_net, targets, (), labels)
+    loss, (parts, _) = jax.jit(build_objective(recipe))(x, context, now)
+    scores = nets.forward(tiny_net, from_natural(x, tiny_net.contract))["fc"]
+    hot = np.asarray(labels).argmax(1)
+    rows = np.arange(6)
+    entropy, response = -log_softmax(scores, axis=1)[rows, hot].mean(), scores[rows, hot].mean()
+    assert parts["response"] == pytest.approx(response, rel=1e-4)
+    assert loss == pytest.approx(entropy - 0.1 * response, rel=1e-4)
+
+
+def test_its_images_reach_higher_peaks_than_matching_ones(tiny_net, nets):
+    """In most tensors, those of `zeroq` stay below."""
+    make = lambda recipe: synthesize_images(tiny_net, recipe, 16, key=KEY).images
+    loud = make(aac(steps=100, batch=16, statistics=0.01))
+    calm = make(zeroq(steps=100, batch=16))
+    peaks = lambda x: {k: v.max() for k, v in nets.forward(tiny_net, x).items() if "relu" in k}
+    high, low = peaks(loud), peaks(calm)
+    assert sum(high[k] > low[k] for k in high) > len(high) / 2
+    assert high["relu4"] > low["relu4"]
