@@ -1,6 +1,7 @@
 """Bits for every layer: the least predicted damage within a budget, exactly."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Float
 
 from dfq_jax.errors import BudgetError, ResourceError
 from dfq_jax.graph.graph import Model
-from dfq_jax.numerics.knapsack import SECONDS, Knapsack, Pair, best, extremes, lost, spent
+from dfq_jax.numerics.knapsack import SECONDS, Knapsack, Pair, Picks, best, extremes, lost, spent
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.costs import Budget, Unit, bits_of, cost, per_unit, work_of
 from dfq_jax.quantize.plan import Rule
@@ -52,10 +53,10 @@ def allocate(model: Model, space: Space, losses: Losses, budget: Budget) -> Allo
       ResourceError: if there is no proven optimum within a minute.
     """
     problem = problem_of(model, space, losses, budget.unit)
-    limit = math.floor(budget.amount * per_unit(work_of(model), budget.unit) * (1 + 1e-12))
-    least = extremes(problem)[0]
+    whole = per_unit(work_of(model), budget.unit)
+    limit, least = math.floor(budget.amount * whole + 1e-6), extremes(problem)[0]
     if limit < least:
-        smallest = Budget(least / per_unit(work_of(model), budget.unit), budget.unit)
+        smallest = Budget(least / whole, budget.unit)
         raise BudgetError(
             f"budget {budget} is out of reach: with {space.bits[0]} bits wherever there is a "
             f"choice, and pinned layers counted, the network takes {smallest}; allow that much, "
@@ -107,6 +108,32 @@ def within(model: Model, space: Space, problem: Knapsack, limit: int, unit: Unit
             f"no proven best choice of bits for {len(space.choices)} kernels and tensors within "
             f"{SECONDS:.0f} s: offer fewer candidates than {space.bits}, or another budget."
         ) from None
+    return described(model, space, problem, picks, unit)
+
+
+def priced(
+    model: Model, space: Space, losses: Losses, bits: Sequence[int], unit: Unit
+) -> Allocation:
+    """What given bits cost, and what they are predicted to lose.
+
+    Args:
+      model: folded network.
+      space: what can be chosen.
+      losses: predicted loss of every candidate.
+      bits: of each choice, each one of the candidates.
+      unit: of the cost.
+
+    Returns:
+      These bits as an allocation.
+    """
+    problem = problem_of(model, space, losses, unit)
+    return described(model, space, problem, np.array([space.bits.index(b) for b in bits]), unit)
+
+
+def described(
+    model: Model, space: Space, problem: Knapsack, picks: Picks, unit: Unit
+) -> Allocation:
+    """An answer to a knapsack in terms of the network."""
     amount = spent(problem, picks) / per_unit(work_of(model), unit)
     bits = tuple(space.bits[pick] for pick in picks)
     return Allocation(bits, Budget(amount, unit), lost(problem, picks), space.rules_for(bits))
