@@ -171,7 +171,7 @@ def solved(
             return picks
         chosen = np.zeros(len(objective))
         chosen[np.arange(items) * levels + picks] = 1
-        rules.append(upper(chosen, items - 1))
+        rules.append(upper(chosen, items - 0.5))
 
 
 def upper(row: Row, bound: float) -> scipy.optimize.LinearConstraint:

@@ -25,7 +25,7 @@ def divergence(exact: Logits, rough: Logits) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
 
 
-def two_sided(scores: Logits) -> Logits:
+def two_sided(scores: Logits) -> Float[Array, "... sides"]:
     """The scores; a single one with a 0 beside it."""
     if scores.shape[-1] > 1:
         return scores
