@@ -74,9 +74,11 @@ def test_average_bits_and_operations_by_hand(nets):
 
 def test_operations_of_products_of_two_tensors(nets):
     model = fold_batch_norm(nets.vit())
-    at = lambda bits: cost_of(
-        model, plan_of(model, nets, Rule("attention0.scores", input_bits=bits)), "bops"
-    ).amount
+    at = lambda bits: (
+        cost_of(
+            model, plan_of(model, nets, Rule("attention0.scores", input_bits=bits)), "bops"
+        ).amount
+    )
     qkv = 2 * 5 * 5 * 4  # heads, tokens, tokens, width; also read by `values` at 4 bits
     assert at(8) - at(4) == qkv * (64 - 16) + qkv * 4 * (8 - 4)
 
