@@ -158,11 +158,11 @@ def test_predictions_are_half_the_weighted_squared_rounding_error(nets):
         truth["fisher"].append(np.sum(fisher * error) / 2)
         truth["trace"].append(np.mean(fisher) * np.sum(error) / 2)
     many = jnp.concatenate([images] * 8)
-    for method, values in truth.items():
+    for method in SENSITIVITIES[1:]:
         found = sensitivities(
             model, space, many, method=method, key=jax.random.key(1), batch=len(images)
         )[row]
-        np.testing.assert_allclose(found, values, rtol=0.2)
+        np.testing.assert_allclose(found, truth[method], rtol=0.2)
 
 
 @pytest.mark.parametrize("method", SENSITIVITIES)
@@ -172,7 +172,7 @@ def test_sums_order_mixed_networks_as_they_turn_out(space, tables, method, moved
         picks = rng.integers(0, len(BITS), len(space.choices))
         predicted.append(sum(row[p] for row, p in zip(tables[method], picks, strict=True)))
         true.append(moved([BITS[p] for p in picks]))
-    assert spearmanr(predicted, true)[0] > 0.8
+    assert np.asarray(spearmanr(predicted, true))[0] > 0.8
 
 
 def scored_pixels(nets):

@@ -5,11 +5,11 @@ import pytest
 from dfq_jax.errors import BudgetError
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.bits import allocate, priced
-from dfq_jax.quantize.costs import cost_of, parse_budget
+from dfq_jax.quantize.costs import Unit, cost_of, parse_budget
 from dfq_jax.quantize.plan import Rule, parse_scheme, resolve
 from dfq_jax.recipes.mixed import mixed
 
-SCHEMES = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
+SCHEMES: dict[Unit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 
 from dfq_jax.quantize.bits import Allocation
 from dfq_jax.quantize.choices import Choice, Space
-from dfq_jax.quantize.costs import Budget
+from dfq_jax.quantize.costs import Budget, Unit
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_png, front_rows
 
 
-def point(amount, loss, bits=(4, 8), unit="bits"):
+def point(amount, loss, bits=(4, 8), unit: Unit = "bits"):
     return Allocation(bits, Budget(amount, unit), loss, ())
 
 
