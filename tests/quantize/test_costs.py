@@ -11,7 +11,7 @@ from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.costs import Budget, cost_of, parse_budget
-from dfq_jax.quantize.plan import Rule, parse_scheme, resolve
+from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
 
 READ = {
@@ -55,13 +55,13 @@ def test_written_budgets_are_read_again_and_hardly_larger(amount, unit):
     assert amount * (1 - 1e-9) <= again.amount <= amount * 1.0002
 
 
-def plan_of(model, nets, *rules, scheme="w4a4", layers="qdrop_8bit_ends"):
+def plan_of(model, *rules, scheme="w4a4", layers: LayerPreset = "qdrop_8bit_ends"):
     return resolve(model.graph, parse_scheme(scheme), layers, rules)
 
 
 def test_average_bits_and_operations_by_hand(nets):
     model = fold_batch_norm(nets.tiny())
-    plan = plan_of(model, nets, Rule("project", weight_bits=6), Rule("conv2", keep_float=True))
+    plan = plan_of(model, Rule("project", weight_bits=6), Rule("conv2", keep_float=True))
     sizes = {"conv1": 162, "depthwise": 54, "project": 36, "conv2": 432, "fc": 40}
     weights = {"conv1": 8, "depthwise": 4, "project": 6, "conv2": 32, "fc": 8}
     reads = {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 32, "fc": 8}
@@ -75,9 +75,7 @@ def test_average_bits_and_operations_by_hand(nets):
 def test_operations_of_products_of_two_tensors(nets):
     model = fold_batch_norm(nets.vit())
     at = lambda bits: (
-        cost_of(
-            model, plan_of(model, nets, Rule("attention0.scores", input_bits=bits)), "bops"
-        ).amount
+        cost_of(model, plan_of(model, Rule("attention0.scores", input_bits=bits)), "bops").amount
     )
     qkv = 2 * 5 * 5 * 4  # heads, tokens, tokens, width; also read by `values` at 4 bits
     assert at(8) - at(4) == qkv * (64 - 16) + qkv * 4 * (8 - 4)
@@ -106,7 +104,7 @@ def on_any_grid(model, plan):
 )
 def test_bytes_are_those_of_the_onnx_file(net, scheme, layers, rules, nets):
     model = fold_batch_norm(getattr(nets, net)())
-    plan = plan_of(model, nets, *rules, scheme=scheme, layers=layers)
+    plan = plan_of(model, *rules, scheme=scheme, layers=layers)
     file = quantized_onnx(on_any_grid(model, plan))
     weighted = [n.name for n in model.graph.nodes if "kernel" in model.params.get(n.name, {})]
     stems = tuple(f"{name}.{slot}" for name in weighted for slot in ("kernel", "bias"))
@@ -118,7 +116,7 @@ def test_bytes_are_those_of_the_onnx_file(net, scheme, layers, rules, nets):
 def test_two_bits_save_no_bytes_over_four(nets):
     model = fold_batch_norm(nets.tiny())
     bytes_at = [
-        cost_of(model, plan_of(model, nets, scheme=f"w{b}a8"), "bytes").amount for b in range(2, 9)
+        cost_of(model, plan_of(model, scheme=f"w{b}a8"), "bytes").amount for b in range(2, 9)
     ]
     assert bytes_at[0] == bytes_at[1] == bytes_at[2] < bytes_at[3]
     assert len(set(bytes_at[3:])) == 1
