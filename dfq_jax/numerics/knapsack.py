@@ -18,7 +18,8 @@ EQUAL = 1e-9
 """Losses that differ by less than this share of the largest entry count as equal."""
 SPAN = 1e5
 """Largest number of a program's objective and rows: far above HiGHS's absolute tolerances."""
-OUT_OF_TIME, IMPOSSIBLE = 1, 2
+OUT_OF_TIME = 1
+"""The status of a program that was stopped."""
 
 Picks = Int[np.ndarray, " items"]
 Row = Float[np.ndarray, " variables"]
