@@ -127,7 +127,7 @@ def table(
     return space, losses, time.perf_counter() - start
 
 
-def allocated(uniform: Any, space: Any, losses: Any, budget: str) -> Any:
+def allocated(uniform: Any, space: Any, losses: Any, budget: Any) -> Any:
     """The best allocation within what the uniform network takes, or within average bits."""
     from dfq_jax.quantize.bits import allocate
     from dfq_jax.quantize.costs import cost_of, parse_budget

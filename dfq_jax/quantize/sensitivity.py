@@ -223,7 +223,7 @@ def slopes_of(
 
     With `J` the Jacobian of the outputs and `r` a probe of the curvature `L` of the softmax,
     `g = J^T r` has `E[g g^T] = J^T L J`: the Hessian of the divergence at the float network, which
-    is its Gauss-Newton matrix there. One backward pass serves all of them. Hutchinson's `v (H v)` for
+    is its Gauss-Newton matrix there. One backward pass serves all. Hutchinson's `v (H v)` for
     all layers at once has the same mean, but the noise of every layer in each: in a small residual
     network a draw strays by 4.4 times a small layer's trace and is negative in 4 of 10 draws, while
     `g^2` strays by 0.7 and never is. It would also need second derivatives of the convolutions.
