@@ -15,7 +15,7 @@ import common
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
-    *("best_ablation", "dsg_ablation", "scaling"),
+    *("best_ablation", "dsg_ablation", "mixed_precision", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (
@@ -31,6 +31,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         ),
     ),
     "best_ablation": ("best_ablation", "--limit", "4000"),
+    "mixed_precision": ("mixed_precision", "--seeds", "0,1,2", "--limit", "4000"),
     "dsg_ablation": ("dsg_ablation", "--seeds", "0,1,2", "--steps", "100", "--limit", "4000"),
 }
 """{name of a result file: script and arguments}."""

@@ -21,6 +21,10 @@ class PlanError(UsageError):
     """A quantization plan that does not fit the network, e.g. a rule that matches nothing."""
 
 
+class BudgetError(PlanError):
+    """A budget of bits that cannot be read, or that no choice of bits keeps to."""
+
+
 class DataError(UsageError):
     """A data folder, archive, image set or artifact that cannot be read as what it claims to be."""
 

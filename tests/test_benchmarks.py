@@ -12,8 +12,8 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
-    *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering", "ptq"),
-    *("synthesis_quality", "verify"),
+    *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
+    *("mixed_precision", "ptq", "synthesis_quality", "verify"),
 )
 MAKING = (
     "import_zoo",

@@ -133,11 +133,37 @@ def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
       Same shape. The gradient is 1 inside the range and 0 outside (clipped straight-through);
       with respect to `scale` it is that of LSQ (Esser et al. 2020, Eq. 3).
     """
+    return snapped(x, steps_of(affine, grid))
+
+
+class Steps(NamedTuple):
+    """A grid whose every part is traced, so that one program serves any number of bits.
+
+    Attributes:
+      scale: positive.
+      low: smallest code less the zero point, a whole number.
+      high: largest.
+    """
+
+    scale: Float[Array, "..."]
+    low: Float[Array, "..."]
+    high: Float[Array, "..."]
+
+
+def steps_of(affine: Affine, grid: Grid) -> Steps:
+    """The traced form of a grid; all parts in the shape of the scale."""
     zero_point = affine.zero_point.astype(jnp.float32)
-    steps, lo, hi = x / affine.scale, grid.qmin - zero_point, grid.qmax - zero_point
+    return Steps(affine.scale, grid.qmin - zero_point, grid.qmax - zero_point)
+
+
+def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
+    """`fake_quantize` for a traced grid."""
+    wanted = x / steps.scale
     # clipped before rounding, without the halved gradient that jnp.clip gives at its bounds
-    inside = jnp.where(steps < lo, lo, jnp.where(steps > hi, hi, steps))
-    return round_ste(inside) * affine.scale
+    inside = jnp.where(
+        wanted < steps.low, steps.low, jnp.where(wanted > steps.high, steps.high, wanted)
+    )
+    return round_ste(inside) * steps.scale
 
 
 def bias_scale(

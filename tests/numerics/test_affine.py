@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfq_jax.numerics import affine as module
 from dfq_jax.numerics.affine import (
     BIAS_LIMIT,
     DEAD_SCALE,
@@ -200,3 +202,13 @@ def test_guard_raises_only_scales_that_would_overflow():
 
     np.testing.assert_allclose(stored(guarded.scale), bias, rtol=1e-6)
     assert stored(scale)[0] < 0.1  # what the guard prevents
+
+
+def test_one_program_serves_grids_of_any_bits():
+    x = jax.random.normal(jax.random.key(0), (64,))
+    run = jax.jit(chex.assert_max_traces(module.snapped, n=1))
+    for grid in (Grid(b, symmetric=symmetric) for b in range(2, 9) for symmetric in (True, False)):
+        affine = from_range(jnp.min(x) / 2, jnp.max(x) / 2, grid)
+        codes = np.round(np.asarray(x) / np.asarray(affine.scale)) + float(affine.zero_point)
+        truth = (np.clip(codes, grid.qmin, grid.qmax) - float(affine.zero_point)) * affine.scale
+        np.testing.assert_allclose(run(x, module.steps_of(affine, grid)), truth, rtol=1e-6)

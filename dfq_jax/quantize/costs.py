@@ -1,0 +1,167 @@
+"""What bits cost: average bits, bytes in the ONNX file, bit operations; and budgets of them.
+
+Bytes are those of the ONNX file (`io/onnx_qdq.py`): codes of 4 bits or fewer lie two to a byte, of
+5 to 8 bits one to a byte. Two or three bits therefore save nothing over four there, nor five or six
+over eight. With the codes go, for each scale, 4 bytes of scale and a zero point of the codes' type;
+and a bias has int32 codes with scales and zero points of their own.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Literal, NamedTuple
+
+from dfq_jax.errors import BudgetError
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import WEIGHTED
+from dfq_jax.graph.query import macs
+from dfq_jax.quantize.plan import Plan, weight_spec
+from dfq_jax.quantize.sites import Site, products
+
+Unit = Literal["bits", "bytes", "bops"]
+FLOAT = 32
+"""Bits of what stays in float."""
+UNITS: dict[str, tuple[Unit, int]] = {
+    "bits": ("bits", 1),
+    "b": ("bytes", 1),
+    **{f"{letter}b": ("bytes", 1000**power) for power, letter in enumerate("kmg", 1)},
+    **{f"{letter}ib": ("bytes", 1024**power) for power, letter in enumerate("kmg", 1)},
+    **{f"{letter}bops": ("bops", 1000**power) for power, letter in enumerate(("", *"kmgt"))},
+}
+"""{suffix: (unit, factor)}: KB are 1000 bytes, KiB 1024."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a network may cost.
+
+    Attributes:
+      amount: positive; average bits of an element of a kernel, bytes, or bit operations an image.
+      unit: which of them.
+    """
+
+    amount: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        """As `parse_budget` reads it, rounded up in the fifth digit."""
+        fits = [(f, s) for s, (u, f) in UNITS.items() if u == self.unit and not s.endswith("ib")]
+        factor, suffix = max([(f, s) for f, s in fits if f <= self.amount], default=fits[0])
+        amount = self.amount / factor
+        digits = max(4 - math.floor(math.log10(max(amount, 1e-9))), 0)
+        shown = math.ceil(amount * 10**digits * (1 - 1e-12)) / 10**digits
+        return f"{shown:g}{suffix.upper().replace('BITS', 'bits').replace('OPS', 'OPs')}"
+
+
+def parse_budget(text: str) -> Budget:
+    """Reads `4.5bits`, `600KB`, `1.5MiB` or `2GBOPs`.
+
+    Raises:
+      BudgetError: on anything else, and on amounts that are not positive.
+    """
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-z]+)", text.strip().lower())
+    suffix = "" if match is None else {"bit": "bits", "bytes": "b"}.get(match[2], match[2])
+    if match is None or suffix not in UNITS or float(match[1]) == 0:
+        raise BudgetError(
+            f"budget {text!r} is no positive number of bits a weight, bytes of weights or bit "
+            "operations an image: write 4.5bits, 600KB, 1.5MB or 2GBOPs."
+        )
+    unit, factor = UNITS[suffix]
+    if unit == "bits" and float(match[1]) > FLOAT:
+        raise BudgetError(f"budget {text!r}: a weight has {FLOAT} bits in float; write 4.5bits.")
+    return Budget(float(match[1]) * factor, unit)
+
+
+class Work(NamedTuple):
+    """A layer, or product of two tensors, as far as costs go.
+
+    Attributes:
+      operands: the two sites that it multiplies: kernel and input, or two inputs.
+      macs: multiply-accumulates of an image.
+      elements: of the kernel, 0 without one.
+      scales: of the kernel.
+      biases: elements of the bias, 0 without one.
+    """
+
+    operands: tuple[Site, Site]
+    macs: int
+    elements: int = 0
+    scales: int = 0
+    biases: int = 0
+
+
+def work_of(model: Model) -> tuple[Work, ...]:
+    """Everything that multiplies in a folded network, in execution order."""
+    counted, found = macs(model), []
+    for node in products(model.graph):
+        first, second = Site(node.name, "input0"), Site(node.name, "input1")
+        if not isinstance(node.op, WEIGHTED):
+            found.append(Work((first, second), counted[node.name]))
+            continue
+        slots = model.params[node.name]
+        kernel = slots["kernel"]
+        one_scale = weight_spec(node.op, FLOAT // 4).grid.axis is None
+        scales = 1 if one_scale else kernel.shape[-1]
+        biases = slots["bias"].size if "bias" in slots else 0
+        sites = Site(node.name, "kernel"), first
+        found.append(Work(sites, counted[node.name], kernel.size, scales, biases))
+    return tuple(found)
+
+
+def cost(work: Work, first: int, second: int, unit: Unit) -> int:
+    """What a layer costs with so many bits of its operands, in whole units.
+
+    Args:
+      work: the layer.
+      first: bits of the kernel, or of the first tensor of two; `FLOAT` if not quantized.
+      second: bits of the (second) tensor.
+      unit: what is counted; for `bits` their sum over the kernel.
+
+    Returns:
+      The cost.
+    """
+    match unit:
+        case "bits":
+            return work.elements * first
+        case "bytes":
+            return stored(work, first, second)
+        case "bops":
+            return work.macs * first * second
+
+
+def stored(work: Work, weight: int, tensor: int) -> int:
+    """Bytes of a layer's parameters in the ONNX file."""
+    if weight == FLOAT:
+        return 4 * (work.elements + work.biases)
+    packed = lambda count: -(-count // 2) if weight <= 4 else count
+    kernel = packed(work.elements) + packed(work.scales) + 4 * work.scales
+    integer_bias = work.biases and tensor != FLOAT
+    return kernel + 4 * work.biases + (8 * work.scales if integer_bias else 0)
+
+
+def bits_of(plan: Plan, site: Site) -> int:
+    """Bits of a site; `FLOAT` where it is not quantized."""
+    spec = plan.spec(site)
+    return FLOAT if spec is None else spec.grid.bits
+
+
+def per_unit(works: tuple[Work, ...], unit: Unit) -> int:
+    """By what whole units are divided to get amounts of a budget."""
+    return sum(work.elements for work in works) if unit == "bits" else 1
+
+
+def cost_of(model: Model, plan: Plan, unit: Unit) -> Budget:
+    """What a plan costs: the smallest budget that allows it.
+
+    Args:
+      model: folded network.
+      plan: of it.
+      unit: what is counted.
+
+    Returns:
+      The exact cost.
+    """
+    works = work_of(model)
+    bits = lambda work, operand: bits_of(plan, work.operands[operand])
+    total = sum(cost(work, bits(work, 0), bits(work, 1), unit) for work in works)
+    return Budget(total / per_unit(works, unit), unit)

@@ -1,0 +1,91 @@
+"""Mixed precision without data: bits where the network feels them, within a budget.
+
+ZeroQ (Cai et al. 2020, section 3.2) measures how each layer's bits move the outputs on synthetic
+images and reads the best allocation off a Pareto front; HAWQ-V3 (Yao et al. 2021) solves an integer
+program instead, which is what happens here. The allocation is a tuple of rules, so everything after
+`quantize.plan.resolve` stays as it is.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.quantize.bits import POINTS, Allocation, Losses, allocate, pareto, priced
+from dfq_jax.quantize.choices import BITS, Space, space_of
+from dfq_jax.quantize.costs import Budget
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme
+from dfq_jax.quantize.sensitivity import Sensitivity, sensitivities
+
+
+class Mixed(NamedTuple):
+    """Bits for every layer, and what they were chosen from.
+
+    Attributes:
+      rules: give these to `plan.resolve` with the same scheme and preset.
+      chosen: the allocation within the budget.
+      uniform: the scheme's own bits everywhere.
+      front: the best allocations for other budgets, by rising cost.
+      space: what could be chosen.
+      losses: the predicted loss of each choice at each candidate, in nats.
+    """
+
+    rules: tuple[Rule, ...]
+    chosen: Allocation
+    uniform: Allocation
+    front: tuple[Allocation, ...]
+    space: Space
+    losses: Losses
+
+
+def mixed(
+    reference: Model,
+    images: Float[Array, "n h w c"],
+    scheme: Scheme,
+    *,
+    layers: LayerPreset = "qdrop_8bit_ends",
+    rules: Iterable[Rule] = (),
+    budget: Budget | None = None,
+    sensitivity: Sensitivity = "kl",
+    points: int = POINTS,
+    key: Key[Array, ""],
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Mixed:
+    """Chooses bits for the kernels of a network; under a budget of bit operations, for tensors too.
+
+    Args:
+      reference: folded float network, in which the rules will be used.
+      images: normalised synthetic images; 32 to 256 do.
+      scheme: what a uniform network would have; its bits of activations hold wherever tensors are
+        not chosen.
+      layers: its pinned layers stay as they are and count into the budget.
+      rules: exceptions by name, which stay as they are too.
+      budget: what the network may cost; None for as many bits a weight as the scheme takes.
+      sensitivity: how losses are predicted; see `sensitivities`.
+      points: budgets tried for the front.
+      key: for sensitivities that draw.
+      on_stage: told what is being done.
+
+    Returns:
+      The rules with what they were chosen from. The predicted loss is never above that of the
+      uniform network where the budget allows that one.
+
+    Raises:
+      PlanError: if nothing is left to choose, or a rule or the images do not fit the network.
+      BudgetError: if the budget is out of reach.
+      ResourceError: if a best allocation cannot be proven within a minute.
+    """
+    unit = "bits" if budget is None else budget.unit
+    candidates = (*BITS, scheme.weight_bits, scheme.activation_bits)
+    space = space_of(
+        reference.graph, layers, rules, scheme=scheme, tensors=unit == "bops", bits=candidates
+    )
+    on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
+    losses = sensitivities(reference, space, images, method=sensitivity, key=key)
+    same = [scheme.weight_bits if c.weight else scheme.activation_bits for c in space.choices]
+    uniform = priced(reference, space, losses, same, unit)
+    on_stage("allocating bits")
+    chosen = allocate(reference, space, losses, uniform.cost if budget is None else budget)
+    front = pareto(reference, space, losses, unit, points)
+    return Mixed(chosen.rules, chosen, uniform, front, space, losses)
