@@ -1,13 +1,11 @@
 """Data-free quantization: a trained checkpoint in, a verified integer model out, no data needed."""
 
 from dfq_jax.api import (
-    Result,
     bench,
     evaluate,
     export,
     load,
     predict,
-    quantize,
     verify,
 )
 from dfq_jax.errors import DfqError
@@ -16,6 +14,8 @@ from dfq_jax.graph.query import describe
 from dfq_jax.imaging import synthesize, synthesize_set
 from dfq_jax.quantize.plan import Plan, Rule
 from dfq_jax.quantize.simulate import QuantizedModel, simulate
+from dfq_jax.quantizing import quantize
+from dfq_jax.result import Result
 from dfq_jax.types import ImageSet, InputContract, Moments
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The public functions: load, predict, quantize, evaluate, verify, bench, export."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
-from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.graph_files import load_module
 from dfq_jax.io.images import NOT_AN_NPZ
@@ -27,25 +26,9 @@ from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime import contract_of, predictor
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
-from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import dfq
-from dfq_jax.recipes.noise import NOISE_CHOSEN
-from dfq_jax.recipes.presets import (
-    ImageBudget,
-    Preset,
-    image_budget,
-    makes_noise,
-    noise_budget,
-)
-from dfq_jax.recipes.reconstructions import OF_PRESET, methods_of, reconstructed
-from dfq_jax.report.analyze import Report, analyze
-from dfq_jax.result import PROBE, Result, deliverable, probe_images, split_probes
-from dfq_jax.synthesis.run import Progress
-from dfq_jax.types import ImageSet, InputContract
-
-Stage = Callable[[str], None]
+from dfq_jax.result import PROBE, probe_images
+from dfq_jax.types import InputContract
 
 
 def load(
@@ -94,114 +77,6 @@ def predict(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "n ..
     Scores Float[n classes] of a classifier; images of scores are NHWC too.
     """
     return run_graph(model, images)[0][0]
-
-
-def quantize(
-    model: Model,
-    images: ImageSet | None = None,
-    *,
-    scheme: str = "w8a8",
-    preset: Preset = "fast",
-    layers: LayerPreset = "qdrop_8bit_ends",
-    method: str | None = None,
-    reconstruction: str | None = None,
-    reconstruction_steps: int | None = None,
-    rules: Iterable[Rule] = (),
-    key: int = 0,
-    on_stage: Stage = lambda _: None,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_unit: Callable[[int, int, UnitReport], None] | None = None,
-    state_folder: Path | None = None,
-) -> Result:
-    """Quantizes a network without data.
-
-    A network without usable batch-norm statistics is calibrated with noise images, or by `gzsq`
-    with ones that match estimated statistics; its report says so, with low confidence.
-
-    Args:
-      model: network with its batch norms in place.
-      images: calibration images, a quarter of them held out; None to synthesize them.
-      scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
-        solved in closed form) or `best` (gradient reconstruction on top).
-      layers: which layers stay at 8 bits.
-      method: how to synthesize, instead of the preset's choice.
-      reconstruction: how kernels are rounded, instead of the preset's choice: one of
-        `recipes.reconstructions.RECONSTRUCTIONS`.
-      reconstruction_steps: of a unit, instead of the paper's.
-      rules: bits of particular layers.
-      key: seed of everything random.
-      on_stage: told what is being done.
-      on_progress: told how synthesis advances.
-      on_unit: told (index, of how many, report) after each unit that was reconstructed.
-      state_folder: keeps state here and resumes from it.
-
-    Raises:
-      UsageError: for a bad scheme, preset or rule, or images of another input contract.
-    """
-    bits, budget = parse_scheme(scheme), image_budget(preset, model.contract)
-    rounding = reconstruction or OF_PRESET[preset]
-    methods = methods_of(rounding, reconstruction_steps)
-    check_seed(key)
-    if images is None:
-        follow = {"on_progress": on_progress, "state_folder": state_folder}
-        images = made_images(model, budget, method, key, on_stage, **follow)
-    images = deliverable(images, model.contract)
-    seen, probes = split_probes(images)
-    made = dfq(
-        model,
-        seen.images,
-        bits,
-        layers=layers,
-        rules=rules,
-        bias="none" if methods else "analytic",
-        statistics_suffice=preset == "fast",
-        noise=is_guess(images),
-        on_stage=on_stage,
-    )
-    units: tuple[UnitReport, ...] = ()
-    if methods:
-        on_stage(f"reconstructing ({rounding})")
-        keep = {"folder": state_folder, "on_unit": on_unit}
-        made, units = reconstructed(made, seen.images, methods, jax.random.key(key), **keep)
-    probes = probes if made.used_images else images
-    on_stage(f"judging on {len(probes)} held-out images")
-    found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
-    report = qualified(found, images)
-    settings = {"scheme": str(bits), "preset": preset, "layers": layers, "seed": key}
-    settings["reconstruction"] = rounding
-    settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
-    settings["held out"] = len(probes) if probes is not seen else 0
-    return Result(made.quantized, model, images, probes, report, settings)
-
-
-def made_images(
-    model: Model, budget: ImageBudget, method: str | None, key: int, on_stage: Stage, **follow: Any
-) -> ImageSet:
-    """The images of a preset; more of them where they are noise and cost nothing."""
-    chosen = method or budget.method
-    if makes_noise(model, chosen):
-        budget = noise_budget(budget)
-    named = chosen if budget.steps else budget.method
-    on_stage(f"synthesizing {budget.n} images ({named})")
-    steps = budget.steps or None
-    images = synthesize(model, budget.n, method=chosen, key=key, steps=steps, **follow)
-    for note in images.provenance.get("notes", ()):
-        on_stage(note)
-    return images
-
-
-def is_guess(images: ImageSet) -> bool:
-    """Whether images owe nothing to recorded statistics or a camera."""
-    return images.provenance.get("method") in ("noise", "gzsq")
-
-
-def qualified(report: Report, images: ImageSet) -> Report:
-    """A report with what the making of its images says about its numbers."""
-    notes = tuple(images.provenance.get("notes", ()))
-    if not is_guess(images):
-        return dataclasses.replace(report, notes=notes)
-    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))
 
 
 def evaluate(

@@ -56,6 +56,7 @@ MethodName = Literal[
     "genie",
     "gzsq",
     "psaq_vit",
+    "aac",
     "noise",
 ]
 Method = Annotated[
@@ -66,6 +67,10 @@ Method = Annotated[
 
 Reconstruction = Literal[
     "nearest", "closed_form", "adaround", "brecq", "qdrop", "genie_m", "flexround", "pd_quant"
+]
+
+Observer = Literal[
+    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
 ]
 
 
@@ -124,7 +129,16 @@ def quantize(
     reconstruction_steps: Annotated[int | None, Parameter(help="Steps of a block.")] = None,
     reading: Reading = DEFAULTS,
     seed: Seed = 0,
-    budget: Annotated[str | None, Parameter(help="Mixed precision; not supported yet.")] = None,
+    budget: Annotated[
+        str | None,
+        Parameter(help="Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs."),
+    ] = None,
+    sensitivity: Annotated[
+        Literal["kl", "fisher", "trace"], Parameter(help="What a --budget listens to.")
+    ] = "kl",
+    observer: Annotated[
+        Observer | None, Parameter(help="How ranges of activations are found.")
+    ] = None,
     force: Annotated[bool, Parameter(negative="", help="Write beside files of others.")] = False,
     json: Json = False,
 ) -> None:
@@ -144,9 +158,11 @@ def quantize(
         images,
         reconstruction,
         reconstruction_steps,
+        observer,
         reading,
         seed,
         budget,
+        sensitivity,
         force,
     )
     quantize_to(options, terminal(json))

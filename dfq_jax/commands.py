@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dfq_jax import api
-from dfq_jax.errors import QualityError, UnsupportedModelError
+from dfq_jax.errors import QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images
@@ -15,8 +15,11 @@ from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.verify import Verification
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
+from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import Preset
+from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Terminal,
@@ -26,6 +29,7 @@ from dfq_jax.report.terminal import (
     trust_lines,
     units_lines,
 )
+from dfq_jax.result import Result
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
 
@@ -111,23 +115,23 @@ class QuantizeOptions:
     images: Path | None
     reconstruction: str | None
     reconstruction_steps: int | None
+    observer: str | None
     reading: ReadOptions
     seed: int
     budget: str | None
+    sensitivity: str
     force: bool
 
 
 def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
-    if options.budget is not None:
-        raise UnsupportedModelError("--budget (mixed precision) is not supported yet.")
     parse_scheme(options.scheme)
     check_output_folder(options.output, options.force)
     loaded = read_model(options.model, options.reading, terminal)
     check_size(4 * parameter_count(loaded.model))
     state = state_folder(options.output)
     with terminal.progress():
-        result = api.quantize(
+        result = quantize(
             loaded.model,
             None if options.images is None else load_images(options.images),
             scheme=options.scheme,
@@ -136,6 +140,9 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
             method=options.method,
             reconstruction=options.reconstruction,
             reconstruction_steps=options.reconstruction_steps,
+            observer=options.observer,
+            budget=options.budget,
+            sensitivity=cast(Sensitivity, options.sensitivity),
             key=options.seed,
             on_stage=terminal.stage,
             on_progress=terminal.step,
@@ -159,7 +166,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
         )
 
 
-def verified(result: api.Result, terminal: Terminal) -> Verification | None:
+def verified(result: Result, terminal: Terminal) -> Verification | None:
     """Compares the result with ONNX Runtime where that is installed."""
     terminal.stage("verifying against ONNX Runtime")
     try:
@@ -170,7 +177,7 @@ def verified(result: api.Result, terminal: Terminal) -> Verification | None:
 
 
 def show_result(
-    result: api.Result,
+    result: Result,
     verification: Verification | None,
     manifest: dict[str, Any],
     loaded: Loaded,
@@ -182,6 +189,10 @@ def show_result(
     files = {name: facts["bytes"] for name, facts in manifest["files"].items()}
     model = next(name for name in files if name in ("model.onnx", "model.failed.onnx"))
     before, after = files["float.onnx"], files[model]
+    if (mix := result.mixed) is not None:
+        rows = bit_rows(mix.space, mix.losses, mix.chosen, mix.uniform)
+        terminal.table("bits by layer", BITS_HEADER, rows)
+        terminal.table("best allocations", FRONT_HEADER, front_rows(mix.space, mix.front))
     terminal.table("", LAYER_HEADER, layer_rows(report))
     terminal.say("")
     terminal.say(f"{loaded.architecture} {options.scheme}, layers {options.layers}")

@@ -16,8 +16,10 @@ from dfq_jax.io.onnx_out import quantized_onnx, serialize
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
 from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.html import report_html
+from dfq_jax.report.plots import front_png
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
 from dfq_jax.types import ImageSet, InputContract
 
@@ -36,6 +38,7 @@ class Result:
       probes: the images that judged the result.
       report: how far to trust it.
       settings: the resolved configuration, plain data.
+      mixed: how bits were chosen, if they were.
     """
 
     quantized: QuantizedModel
@@ -44,6 +47,7 @@ class Result:
     probes: ImageSet
     report: Report
     settings: Mapping[str, Any]
+    mixed: Mixed | None = None
 
     def verify(self) -> Verification:
         """Compares simulator, integer function and ONNX Runtime on the probes."""
@@ -87,6 +91,10 @@ class Result:
           ResourceError: if the disk is full.
         """
         report = {**self.report.to_dict(), "settings": dict(self.settings)}
+        files = {PROBE: self.probe_bytes}
+        if self.mixed is not None:
+            files["front.png"] = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
+            report["mixed"] = plain(self.mixed)
         found = None if verification is None else verification.to_dict()
         page = report_html(self.report, self.images, self.settings, found)
         return save_artifact(
@@ -98,10 +106,21 @@ class Result:
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),
             source=source,
-            files={"report.html": page, PROBE: self.probe_bytes},
+            files={"report.html": page, **files},
             force=force,
             failed=not self.report.passed,
         )
+
+
+def plain(found: Mixed) -> dict[str, Any]:
+    """How bits were chosen, as JSON data."""
+    point = lambda p: {"cost": str(p.cost), "predicted_kl": p.loss, "bits": list(p.bits)}
+    return {
+        "choices": [{"name": c.name, "weight": c.weight} for c in found.space.choices],
+        "chosen": point(found.chosen),
+        "uniform": point(found.uniform),
+        "front": [point(p) for p in found.front],
+    }
 
 
 def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"]:

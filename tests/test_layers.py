@@ -15,6 +15,7 @@ LAYERS = (
     {"io", "data", "report"},
     {"recipes"},
     {"result", "imaging"},
+    {"quantizing"},
     {"api"},
     {"commands"},
     {"command_synthesize"},

@@ -15,6 +15,7 @@ from dfq_jax.errors import BudgetError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs
+from dfq_jax.quantize.observers import DEFAULT_OBSERVER
 from dfq_jax.quantize.plan import Plan, weight_spec
 from dfq_jax.quantize.sites import Site, products
 
@@ -100,7 +101,7 @@ def work_of(model: Model) -> tuple[Work, ...]:
             continue
         slots = model.params[node.name]
         kernel = slots["kernel"]
-        one_scale = weight_spec(node.op, FLOAT // 4).grid.axis is None
+        one_scale = weight_spec(node.op, FLOAT // 4, DEFAULT_OBSERVER).grid.axis is None
         scales = 1 if one_scale else kernel.shape[-1]
         biases = slots["bias"].size if "bias" in slots else 0
         sites = Site(node.name, "kernel"), first

@@ -8,7 +8,6 @@ More surgery is there on request (`passes/surgery.py`): it helps where kernels h
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -105,27 +104,67 @@ def dfq(
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
     whole = operate(model, surgery, distrusted=distrusted_norms(model))
     reference = splitting(whole, surgery.split) if surgery.split else whole
+    blind = noise and not reference.moments
+    extremes = peaks is not None or (blind and observers is None)
     plan = resolve(reference.graph, scheme, layers, rules, observers or DEFAULT_OBSERVERS)
-    blind, free = noise and not reference.moments, observers is None
-    plan = observing(plan, MinMax()) if (blind and free) or peaks is not None else plan
+    plan = observing(plan, MinMax()) if extremes else plan
     on_stage("calibrating ranges")
-    expected = jax.jit(partial(expected_ranges, sigmas=sigmas))(reference) if peaks is None else {}
-    suffice = statistics_suffice and free and not reestimate
-    if suffice and suffices(plan, {*expected, *whole.graph.inputs}):
-        images = None
-    seen = images if peaks is None else peaks
-    quantized = calibrate(reference, plan, seen, expected=expected, widen=free)
-    quantized = on_grids(quantized, whole, surgery.split)
-    reference = quantized.model
-    if not blind and bias != "none":
-        on_stage("correcting biases")
-        quantized = corrected(quantized, reference, images, bias)
-    if reestimate:
-        quantized = reestimated(quantized, reference, images)
+    spare = statistics_suffice and observers is None and not reestimate
+    seen = Evidence(images if peaks is None else peaks, sigmas if peaks is None else None, spare)
+    begun, used = ranged(whole, reference, plan, seen, widen=observers is None)
+    begun = on_grids(begun, whole, surgery.split)
+    on_stage("correcting biases")
+    bias = "none" if blind else bias
+    quantized = mended(begun, images if used else None, bias, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
-    return Quantized(guard_biases(quantized), reference, seen is not None, *notes)
+    return Quantized(guard_biases(quantized), begun.model, used, *notes)
 
 
+def mended(
+    begun: QuantizedModel,
+    images: Float[Array, "n h w c"] | None,
+    bias: BiasCorrection,
+    *,
+    reestimate: bool,
+) -> QuantizedModel:
+    """The network with biases corrected, and norms re-estimated if asked for."""
+    quantized = begun if bias == "none" else corrected(begun, begun.model, images, bias)
+    return reestimated(quantized, begun.model, images) if reestimate else quantized
+
+
+class Evidence(NamedTuple):
+    """What ranges are taken from.
+
+    Attributes:
+      images: normalised; None for statistics alone.
+      sigmas: standard deviations that recorded statistics stand for; None to leave them aside.
+      spare: leave images aside where statistics predict every range, of 8 bits each.
+    """
+
+    images: Float[Array, "n h w c"] | None
+    sigmas: float | None
+    spare: bool
+
+
+def ranged(
+    whole: Model, reference: Model, plan: Plan, seen: Evidence, *, widen: bool
+) -> tuple[QuantizedModel, bool]:
+    """The network on grids, and whether images were looked at.
+
+    Args:
+      whole: before its channels were split.
+      reference: the float network.
+      plan: what is quantized.
+      seen: what ranges are taken from.
+      widen: whether 8-bit grids cover predicted ranges too.
+    """
+    expected = {} if seen.sigmas is None else expectations(reference, sigmas=seen.sigmas)
+    spared = seen.spare and suffices(plan, {*expected, *whole.graph.inputs})
+    images = None if spared else seen.images
+    return calibrate(reference, plan, images, expected=expected, widen=widen), images is not None
+
+
+expectations = jax.jit(expected_ranges, static_argnames="sigmas")
 operate = jax.jit(operated, static_argnames=("surgery", "distrusted"))
 splitting = jax.jit(split_channels, static_argnames="ratio")
 

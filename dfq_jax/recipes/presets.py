@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
+from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
@@ -35,6 +36,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "genie": genie,
     "gzsq": gzsq,
     "psaq_vit": psaq_vit,
+    "aac": aac,
     "noise": noise,
 }
 METHODS = tuple(RECIPES)

@@ -1,0 +1,206 @@
+"""`dfq.quantize`: images, grids, bits, learned rounding, and the verdict, in this order."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.imaging import check_seed, synthesize
+from dfq_jax.quantize.costs import Budget, parse_budget
+from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.observers import Observers, observer_named
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
+from dfq_jax.quantize.reconstruct import Method
+from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.mixed import Mixed, mixed
+from dfq_jax.recipes.noise import NOISE_CHOSEN
+from dfq_jax.recipes.presets import (
+    ImageBudget,
+    Preset,
+    image_budget,
+    makes_noise,
+    noise_budget,
+)
+from dfq_jax.recipes.reconstructions import OF_PRESET, Tell, methods_of, reconstructed
+from dfq_jax.report.analyze import Report, analyze
+from dfq_jax.result import Result, deliverable, split_probes
+from dfq_jax.synthesis.run import Progress
+from dfq_jax.types import ImageSet
+
+Stage = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The resolved arguments of `quantize`."""
+
+    scheme: Scheme
+    preset: Preset
+    layers: LayerPreset
+    method: str | None
+    reconstruction: str
+    methods: tuple[Method, ...]
+    observers: Observers | None
+    budget: Budget | None
+    sensitivity: Sensitivity
+    rules: tuple[Rule, ...]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Follow:
+    """Who is told of the progress, and where state is kept."""
+
+    on_stage: Stage
+    on_progress: Callable[[Progress], None] | None
+    on_unit: Tell
+    folder: Path | None
+
+
+def quantize(
+    model: Model,
+    images: ImageSet | None = None,
+    *,
+    scheme: str = "w8a8",
+    preset: Preset = "fast",
+    layers: LayerPreset = "qdrop_8bit_ends",
+    method: str | None = None,
+    reconstruction: str | None = None,
+    reconstruction_steps: int | None = None,
+    observer: str | None = None,
+    budget: str | None = None,
+    sensitivity: Sensitivity = "kl",
+    rules: Iterable[Rule] = (),
+    key: int = 0,
+    on_stage: Stage = lambda _: None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_unit: Tell = None,
+    state_folder: Path | None = None,
+) -> Result:
+    """Quantizes a network without data. One without batch-norm statistics gets noise images.
+
+    Args:
+      model: network with its batch norms in place.
+      images: calibration images, a quarter of them held out; None to synthesize them.
+      scheme: `w{2..8}a{2..8}`.
+      preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
+        solved in closed form) or `best` (gradient reconstruction on top).
+      layers: which layers stay at 8 bits.
+      method: how to synthesize, instead of the preset's choice.
+      reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
+      reconstruction_steps: of a unit, instead of the paper's.
+      observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
+        search of BRECQ that also covers what batch-norm statistics predict.
+      budget: within which bits of layers are chosen: `4.5bits` a weight, `600KB` of weights in the
+        file, `2GBOPs` bit operations an image.
+      sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
+      rules: bits of particular layers, which a budget leaves as they are.
+      key: seed of everything random.
+      on_stage: told what is being done.
+      on_progress: told how synthesis advances.
+      on_unit: told (index, of how many, report) after each unit that was reconstructed.
+      state_folder: keeps state here and resumes from it.
+
+    Raises:
+      UsageError: for a bad argument, or images of another input contract; a budget out of reach is
+        answered with the smallest that is not.
+    """
+    chosen = reconstruction or OF_PRESET.get(preset, "nearest")
+    methods = methods_of(chosen, reconstruction_steps)
+    observers = None if observer is None else Observers(activations=observer_named(observer))
+    limit = None if budget is None else parse_budget(budget)
+    how = (parse_scheme(scheme), preset, layers, method, chosen, methods, observers, limit)
+    check_seed(key)
+    asked = Asked(*how, sensitivity, tuple(rules), key)
+    return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+
+
+def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
+    """The network as asked for."""
+    budget = image_budget(asked.preset, model.contract)
+    images = made_images(model, budget, asked, follow) if images is None else images
+    images = deliverable(images, model.contract)
+    seen, probes = split_probes(images)
+    made, mix = calibrated(model, seen, asked, follow)
+    units: tuple[UnitReport, ...] = ()
+    if asked.methods:
+        follow.on_stage(f"reconstructing ({asked.reconstruction})")
+        keep = {"folder": follow.folder, "on_unit": follow.on_unit}
+        random = jax.random.key(asked.seed)
+        made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
+    probes = probes if made.used_images or mix is not None else images
+    follow.on_stage(f"judging on {len(probes)} held-out images")
+    found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
+    settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
+    settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
+    if mix is not None:
+        settings["budget"] = f"{mix.chosen.cost} of {asked.budget} ({asked.sensitivity})"
+    settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
+    settings["held out"] = len(probes) if probes is not seen else 0
+    report = qualified(found, images)
+    return Result(made.quantized, model, images, probes, report, settings, mix)
+
+
+def calibrated(
+    model: Model, seen: ImageSet, asked: Asked, follow: Follow
+) -> tuple[Quantized, Mixed | None]:
+    """The network on its grids, with bits chosen within a budget if there is one, and how."""
+    on_grids = partial(
+        dfq,
+        model,
+        seen.images,
+        asked.scheme,
+        layers=asked.layers,
+        bias="none" if asked.methods else "analytic",
+        observers=asked.observers,
+        statistics_suffice=asked.preset == "fast",
+        noise=is_guess(seen),
+        on_stage=follow.on_stage,
+    )
+    made = on_grids(rules=asked.rules)
+    if asked.budget is None:
+        return made, None
+    mix = mixed(
+        made.reference,
+        seen.images,
+        asked.scheme,
+        layers=asked.layers,
+        rules=asked.rules,
+        budget=asked.budget,
+        sensitivity=asked.sensitivity,
+        key=jax.random.key(asked.seed),
+        on_stage=follow.on_stage,
+    )
+    return on_grids(rules=(*asked.rules, *mix.rules)), mix
+
+
+def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> ImageSet:
+    """The images of a preset; more of them where they are noise and cost nothing."""
+    chosen = asked.method or budget.method
+    if makes_noise(model, chosen):
+        budget = noise_budget(budget)
+    named = chosen if budget.steps else budget.method
+    follow.on_stage(f"synthesizing {budget.n} images ({named})")
+    keep = {"on_progress": follow.on_progress, "state_folder": follow.folder}
+    steps = budget.steps or None
+    images = synthesize(model, budget.n, method=chosen, key=asked.seed, steps=steps, **keep)
+    for note in images.provenance.get("notes", ()):
+        follow.on_stage(note)
+    return images
+
+
+def is_guess(images: ImageSet) -> bool:
+    """Whether images owe nothing to recorded statistics or a camera."""
+    return images.provenance.get("method") in ("noise", "gzsq")
+
+
+def qualified(report: Report, images: ImageSet) -> Report:
+    """A report with what the making of its images says about its numbers."""
+    notes = tuple(images.provenance.get("notes", ()))
+    if not is_guess(images):
+        return dataclasses.replace(report, notes=notes)
+    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))
