@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax import api
+from dfq_jax import quantizing
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.images import load_images
 from dfq_jax.io.runtime import open_session, run
@@ -159,8 +159,8 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
         asked.append((n, how))
         raise DivergedError("stop here")
 
-    monkeypatch.setattr(api, "synthesize", made)
-    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("zeroq", 8, 5))
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("zeroq", 8, 5))
     for method in (None, "dsg"):
         with pytest.raises(DivergedError, match="stop here"):
             dfq.quantize(model, method=method, key=3, on_stage=said.append)
@@ -169,6 +169,73 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
         (8, "dsg", 5, 3),
     ]
     assert said == ["synthesizing 8 images (zeroq)", "synthesizing 8 images (dsg)"]
+
+
+def test_reconstructions_by_name(model, images, tmp_path):
+    """Closed form for `balanced`; learned ones in so many steps; each unit is reported."""
+    told = []
+    tell = lambda index, units, report: told.append((index, units, report.method))
+    found = dfq.quantize(model, images, scheme="w3a8", preset="balanced", on_unit=tell)
+    units = found.report.units
+    assert units
+    assert {unit.method for unit in units} == {"closed_form"}
+    assert told == [(i, len(units), "closed_form") for i in range(len(units))]
+    assert found.settings["reconstruction"] == "closed_form"
+    assert sum(u.after for u in units) < sum(u.before for u in units)
+    plain = dfq.quantize(model, images, scheme="w3a8")
+    assert plain.report.units == ()
+    assert found.report.sqnr > plain.report.sqnr + 1
+    manifest = found.save(tmp_path / "out")
+    assert [u["name"] for u in manifest["report"]["units"]] == [u.name for u in units]
+    assert "Learned rounding" in (tmp_path / "out" / "report.html").read_text()
+    assert dfq.verify(tmp_path / "out").most_steps <= 1
+    few = {"reconstruction": "genie_m", "reconstruction_steps": 4}
+    learned = dfq.quantize(model, images, scheme="w3a8", **few)
+    assert {unit.method for unit in learned.report.units} == {"genie_m"}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"reconstruction": "brec"}, "reconstruction 'brec' is none of nearest.*nearest: brecq"),
+        ({"reconstruction_steps": 5}, "'nearest' takes no steps"),
+        ({"reconstruction": "qdrop", "reconstruction_steps": 0}, "takes steps >= 1, got 0"),
+        ({"observer": "lpp"}, "observer 'lpp' is none of .*nearest: lp"),
+        ({"budget": "4.5"}, "4.5"),
+        ({"budget": "0.1bits"}, "0.1bits"),
+    ],
+)
+def test_unknown_ways_are_refused(model, images, how, message):
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        dfq.quantize(model, images, **how)
+
+
+def test_bits_within_a_budget(model, images, tmp_path):
+    """Never more than allowed; as rules, so what is deployed is what was chosen."""
+    said = []
+    found = dfq.quantize(model, images, scheme="w4a8", budget="4.6bits", on_stage=said.append)
+    assert found.mixed is not None
+    assert found.report.average_bits <= 4.6
+    assert found.mixed.chosen.cost.amount <= 4.6
+    assert "allocating bits" in said
+    pairs = zip(found.mixed.space.choices, found.mixed.chosen.bits, strict=True)
+    chosen = {choice.name: bits for choice, bits in pairs}
+    shown = {x.name: x.weight_bits for x in found.report.layers}
+    assert chosen.items() <= shown.items()
+    manifest = found.save(tmp_path / "out")
+    assert manifest["report"]["mixed"]["chosen"]["bits"] == list(found.mixed.chosen.bits)
+    assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert dfq.verify(tmp_path / "out").most_steps <= 1
+
+
+def test_observers_by_name(model, images):
+    """Extremes make wider grids than the search."""
+    width = lambda how: sum(
+        float(a.scale)
+        for site, a in dfq.quantize(model, images, scheme="w8a4", **how).quantized.qparams.items()
+        if site.argument is not None
+    )
+    assert width({"observer": "min_max"}) > 1.05 * width({"observer": "omse"})
 
 
 def test_a_network_without_statistics_gets_noise(nets):
@@ -201,7 +268,7 @@ def test_noise_by_request(model):
 
 def test_estimated_statistics_by_request(nets, model, monkeypatch):
     """A network without batch norm, by name; judged with little confidence, as it should be."""
-    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("best", 8, 3))
     bare, said = nets.convnext(), []
     result = dfq.quantize(bare, method="gzsq", key=2, on_stage=said.append)
     assert said[0] == "synthesizing 8 images (gzsq)"
@@ -228,7 +295,7 @@ def test_attention_needs_no_statistics(nets, model):
 
 @pytest.mark.parametrize("name", ["unet", "two_heads"])
 def test_networks_that_are_no_classifiers(name, nets, monkeypatch):
-    monkeypatch.setattr(api, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("best", 8, 3))
     result = dfq.quantize(getattr(nets, name)(), scheme="w8a8")
     (note,) = result.report.notes
     assert note.startswith("no class labels: the network's output is ")

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dfq_jax import api, cli, commands, imaging
+from dfq_jax import cli, commands, imaging, quantizing
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.recipes.presets import METHODS, ImageBudget
@@ -120,7 +120,8 @@ def test_wrong_usage_exits_2(dfq, line, message):
     ("line", "code", "message"),
     [
         ("quantize NET -o OUT --scheme w9a8", 2, "scheme 'w9a8' is not w{2..8}a{2..8}"),
-        ("quantize NET -o OUT --budget 4.5bits", 3, "--budget (mixed precision) is not supported"),
+        ("quantize NET -o OUT --budget 4.5", 2, "4.5"),
+        ("quantize NET -o OUT --reconstruction-steps 9", 2, "'nearest' takes no steps"),
         ("quantize NET -o NET", 2, "is a file; choose a folder"),
         ("quantize NET -o OUT --images DIR/none.npz", 2, "no image set at"),
         ("quantize NET -o OUT --seed -1", 2, "a seed must be 0..4294967295, got -1."),
@@ -291,7 +292,7 @@ def test_presets_make_their_own_images(dfq, net, monkeypatch, tmp_path):
         asked.append((preset, contract.shape))
         return ImageBudget("zeroq", 8, 2)
 
-    monkeypatch.setattr(api, "image_budget", budget)
+    monkeypatch.setattr(quantizing, "image_budget", budget)
     out = tmp_path / "out"
     found = dfq("quantize", *net, "-o", out, "--preset", "balanced", "--seed", 3, "--json")
     manifest = load_artifact(out).manifest
@@ -301,6 +302,20 @@ def test_presets_make_their_own_images(dfq, net, monkeypatch, tmp_path):
     assert found.data["status"] == manifest["status"] == "ok"
     assert [manifest["images"][k] for k in ("method", "n", "steps", "seed")] == ["zeroq", 8, 2, 3]
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_learned_rounding_and_budgets(dfq, net, made, tmp_path):
+    """Every unit is told of on the way, and all of them in a line at the end."""
+    given = ("--images", made / "images.npz", "--scheme", "w4a8", "--preset", "balanced")
+    found = dfq("quantize", *net, "-o", tmp_path / "out", *given, "--budget", "4.6bits")
+    assert "unit 1/" in found.err
+    assert "closed_form: errors of" in found.out
+    assert "bits by layer" in found.out
+    assert "best allocations" in found.out
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["quantize", *map(str, net), "-o", str(tmp_path / "b"), "--budget", "1bits"])
+    assert refused.value.code == 2
 
 
 def test_without_onnx_runtime_a_network_is_saved_unverified(dfq, net, made, monkeypatch, tmp_path):

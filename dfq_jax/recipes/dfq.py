@@ -82,15 +82,14 @@ def dfq(
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
       surgery: what becomes of the float network first.
-      bias: how biases are corrected; a network without moments always empirically. `none` where
-        rounding is still to be learned.
+      bias: how biases are corrected, `none` if later; without moments always empirically.
       reestimate: have images correct means and variances of layers that had a batch norm.
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: leave images aside where the statistics predict every range and all
         grids of activations have 8 bits, unless `observers` are to look at them.
       noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
-        show, and biases stay as they are: noise is no evidence of how the network errs.
+        show, and biases stay as they are: noise is no evidence of errors.
       observers: how ranges are found; they are then taken as found. None: the search of BRECQ,
         with `sigmas` and the exceptions above.
       on_stage: told what is being done.

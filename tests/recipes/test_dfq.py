@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -234,7 +235,7 @@ def test_ranges_end_at_peaks(tiny_net, images):
     found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
     assert found.used_images
     plan, reference = found.quantized.plan, found.reference
-    most = observe_ranges(reference, plan, images * 0.5, None)
+    most = observe_ranges(reference, plan, images * 0.5, None, jnp.zeros(()))
     for tensor, sites in plan.groups:
         if tensor not in reference.graph.inputs:
             low, high = covers(found.quantized.qparams[sites[0]], Grid(8))
