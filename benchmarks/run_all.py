@@ -15,7 +15,7 @@ import common
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
-    *("best_ablation", "dsg_ablation", "mixed_precision", "scaling"),
+    *("best_ablation", "dsg_ablation", "reconstruction", "mixed_precision", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (

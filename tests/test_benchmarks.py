@@ -13,7 +13,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
-    *("mixed_precision", "ptq", "synthesis_quality", "verify"),
+    *("mixed_precision", "ptq", "reconstruction", "synthesis_quality", "verify"),
 )
 MAKING = (
     "import_zoo",

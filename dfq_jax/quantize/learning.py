@@ -181,6 +181,7 @@ class Reconstruction(NamedTuple):
       merge: blocks that make a unit.
       layers: learn the layers of a unit one by one instead.
       start: solve them in closed form first.
+      spare: learn nothing where every grid of a unit has 8 bits.
       prediction: what the network's prediction counts beside the loss.
       correction: how inputs are corrected first.
       fisher: whether the loss is given slopes of the prediction.
@@ -196,6 +197,7 @@ class Reconstruction(NamedTuple):
     merge: int = 1
     layers: bool = False
     start: ClosedForm | None = None
+    spare: bool = False
     prediction: Prediction | None = None
     correction: Correction | None = None
     fisher: bool = False

@@ -195,6 +195,8 @@ def optimised(
     if method.start is not None:
         model, qparams = in_closed_form(work, method.start)
         work = work._replace(model=model, qparams=qparams)
+    if method.spare and all(spec.grid.bits == 8 for _, spec in work.unit.plan.entries):
+        return work.model, work.qparams
     if not method.layers:
         return in_phases(work, method, key, place)
 
