@@ -66,7 +66,15 @@ Method = Annotated[
 
 
 Reconstruction = Literal[
-    "nearest", "closed_form", "adaround", "brecq", "qdrop", "genie_m", "flexround", "pd_quant"
+    "nearest",
+    "closed_form",
+    "adaround",
+    "brecq",
+    "qdrop",
+    "genie_m",
+    "flexround",
+    "pd_quant",
+    "best",
 ]
 
 Observer = Literal[

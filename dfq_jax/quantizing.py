@@ -25,7 +25,7 @@ from dfq_jax.recipes.presets import (
     makes_noise,
     noise_budget,
 )
-from dfq_jax.recipes.reconstructions import OF_PRESET, Tell, methods_of, reconstructed
+from dfq_jax.recipes.reconstructions import OF_PRESET, OURS, Tell, methods_of, reconstructed
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.run import Progress
@@ -130,6 +130,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     if asked.methods:
         follow.on_stage(f"reconstructing ({asked.reconstruction})")
         keep = {"folder": follow.folder, "on_unit": follow.on_unit}
+        keep |= {"enlarge": asked.reconstruction in OURS}
         random = jax.random.key(asked.seed)
         made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
     probes = probes if made.used_images or mix is not None else images

@@ -1,5 +1,6 @@
 """What a method of block reconstruction is, and the objective it gives to the one loop."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_tiled, evaluate
 from dfq_jax.graph.graph import Model, Node
@@ -340,5 +341,14 @@ def blended(key: Key[Array, ""], first: Tensor, second: Tensor, share: float) ->
     """
     if share in (0, 1):
         return first if share else second
-    draws = jax.random.bits(key, first.shape, jnp.uint8)
-    return jnp.where(draws < jnp.uint8(min(round(share * 256), 255)), first, second)
+    return jnp.where(drawn(key, first.shape, share), first, second)
+
+
+def drawn(key: Key[Array, ""], shape: tuple[int, ...], share: float) -> Bool[Array, "..."]:
+    """True with a probability, in 256ths, of `share`; one random bit each where that is a half."""
+    if share == 0.5:
+        count = math.prod(shape)
+        words = jax.random.bits(key, (-(-count // 32), 1), jnp.uint32)
+        coins = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        return (coins.reshape(-1)[:count] == 1).reshape(shape)
+    return jax.random.bits(key, shape, jnp.uint8) < jnp.uint8(min(round(share * 256), 255))

@@ -246,8 +246,13 @@ def test_blends_are_of_both_in_the_share_asked_for():
     assert float(found.mean()) == pytest.approx(0.25, abs=0.02)
     assert blended(KEY, first, second, 0.0) is second
     assert blended(KEY, first, second, 1.0) is first
-    mean = np.mean([blended(k, first, second, 0.5) for k in jax.random.split(KEY, 40)], axis=0)
-    assert np.abs(mean - 0.5).max() < 0.4  # no element is always of one
+    draws = np.stack([blended(k, first, second, 0.5) for k in jax.random.split(KEY, 40)])
+    assert np.abs(draws.mean(0) - 0.5).max() < 0.4  # no element is always of one
+    assert draws.mean() == pytest.approx(0.5, abs=0.01)
+    flat = draws.reshape(40, -1) - 0.5  # neighbours, also a word apart, have nothing in common
+    for lag in (1, 31, 32, 64):
+        assert abs(np.mean(flat[:, lag:] * flat[:, :-lag])) < 0.005
+    assert blended(KEY, jnp.ones((3, 7)), jnp.zeros((3, 7)), 0.5).shape == (3, 7)
 
 
 @pytest.mark.parametrize("curve", ["linear", "cosine"])

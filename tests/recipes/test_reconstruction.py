@@ -13,16 +13,19 @@ from dfq_jax.quantize.learning import (
     Phase,
     Prediction,
     Rates,
+    Reconstruction,
     fisher_gap,
 )
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, enlarged, methods_of
 
 METHODS = {
     "adaround": adaround,
@@ -31,6 +34,7 @@ METHODS = {
     "genie_m": genie_m,
     "flexround": flexround,
     "pd_quant": pd_quant,
+    "best": best_rounding,
 }
 
 
@@ -67,6 +71,28 @@ def given(nets):
     images = nets.images(reference, 24)
     plan = resolve(reference.graph, Scheme(3, 4), "zsq_all_low")
     return calibrate(reference, plan, images), reference, np.asarray(images)
+
+
+def test_names():
+    """Every one is a method of that name, with its steps replaced where it has some."""
+    for name in RECONSTRUCTIONS:
+        assert [m.name for m in methods_of(name)] == ([] if name == "nearest" else [name])
+    (learned,) = methods_of("qdrop", 7)
+    assert isinstance(learned, Reconstruction)
+    assert [p.steps for p in learned.phases] == [7]
+
+
+def test_enlarged_images():
+    """The images, their mirrors, and means of pairs of either."""
+    images = jax.random.normal(jax.random.key(0), (6, 4, 5, 3))
+    found = enlarged(images, jax.random.key(1))
+    assert found.shape == (24, 4, 5, 3)
+    np.testing.assert_array_equal(found[:6], images)
+    np.testing.assert_array_equal(found[6:12], np.asarray(images)[:, :, ::-1])
+    pool = np.asarray(found[:12])
+    for number, mean in enumerate(np.asarray(found[12:])):
+        other = 2 * mean - pool[number]
+        assert min(np.abs(pool - other).max((1, 2, 3))) < 1e-5
 
 
 @pytest.mark.parametrize("name", METHODS)
