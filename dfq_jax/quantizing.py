@@ -24,8 +24,9 @@ from dfq_jax.recipes.presets import (
     image_budget,
     makes_noise,
     noise_budget,
+    reconstruction_of,
 )
-from dfq_jax.recipes.reconstructions import OF_PRESET, OURS, Tell, methods_of, reconstructed
+from dfq_jax.recipes.reconstructions import OURS, Tell, methods_of, reconstructed
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.run import Progress
@@ -44,6 +45,7 @@ class Asked:
     method: str | None
     reconstruction: str
     methods: tuple[Method, ...]
+    by_name: bool
     observers: Observers | None
     budget: Budget | None
     sensitivity: Sensitivity
@@ -88,7 +90,7 @@ def quantize(
       images: calibration images, a quarter of them held out; None to synthesize them.
       scheme: `w{2..8}a{2..8}`.
       preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
-        solved in closed form) or `best` (gradient reconstruction on top).
+        solved in closed form) or `best` (gradient reconstruction on top, where images are small).
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
@@ -109,11 +111,12 @@ def quantize(
       UsageError: for a bad argument, or images of another input contract; a budget out of reach is
         answered with the smallest that is not.
     """
-    chosen = reconstruction or OF_PRESET.get(preset, "nearest")
+    chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
-    how = (parse_scheme(scheme), preset, layers, method, chosen, methods, observers, limit)
+    how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
+    how = (*how, reconstruction is not None, observers, limit)
     check_seed(key)
     asked = Asked(*how, sensitivity, tuple(rules), key)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
@@ -124,6 +127,8 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     budget = image_budget(asked.preset, model.contract)
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
+    if is_guess(images) and not asked.by_name:  # no evidence of how to round
+        asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
     made, mix = calibrated(model, seen, asked, follow)
     units: tuple[UnitReport, ...] = ()

@@ -110,8 +110,7 @@ def dfq(
     on_stage("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     seen = Evidence(images if peaks is None else peaks, sigmas if peaks is None else None, spare)
-    begun, used = ranged(whole, reference, plan, seen, widen=observers is None)
-    begun = on_grids(begun, whole, surgery.split)
+    begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
     on_stage("correcting biases")
     bias = "none" if blind else bias
     quantized = mended(begun, images if used else None, bias, reestimate=reestimate)
@@ -146,7 +145,7 @@ class Evidence(NamedTuple):
 
 
 def ranged(
-    whole: Model, reference: Model, plan: Plan, seen: Evidence, *, widen: bool
+    whole: Model, reference: Model, plan: Plan, seen: Evidence, split: float, *, widen: bool
 ) -> tuple[QuantizedModel, bool]:
     """The network on grids, and whether images were looked at.
 
@@ -155,12 +154,14 @@ def ranged(
       reference: the float network.
       plan: what is quantized.
       seen: what ranges are taken from.
+      split: share of channels split.
       widen: whether 8-bit grids cover predicted ranges too.
     """
     expected = {} if seen.sigmas is None else expectations(reference, sigmas=seen.sigmas)
     spared = seen.spare and suffices(plan, {*expected, *whole.graph.inputs})
     images = None if spared else seen.images
-    return calibrate(reference, plan, images, expected=expected, widen=widen), images is not None
+    quantized = calibrate(reference, plan, images, expected=expected, widen=widen)
+    return on_grids(quantized, whole, split), images is not None
 
 
 expectations = jax.jit(expected_ranges, static_argnames="sigmas")

@@ -70,7 +70,26 @@ def image_budget(preset: str, contract: InputContract) -> ImageBudget:
         case "fast":
             return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 40)
         case "balanced" | "best":
-            return ImageBudget("dsg", 256, 250) if small else ImageBudget("dsg", 48, 100)
+            return ImageBudget("best", 256, 100) if small else ImageBudget("best", 64, 60)
+        case _:
+            raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
+
+
+def reconstruction_of(preset: str, contract: InputContract) -> str:
+    """How a preset rounds kernels, by its name in `recipes.reconstructions`.
+
+    Gradient steps at large images take hours on a CPU: there `best` learns only on request.
+
+    Raises:
+      UsageError: for an unknown preset.
+    """
+    match preset:
+        case "fast":
+            return "nearest"
+        case "balanced":
+            return "closed_form"
+        case "best":
+            return "best" if is_small(contract) else "closed_form"
         case _:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 

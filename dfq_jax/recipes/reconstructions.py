@@ -39,7 +39,6 @@ LEARNED: Mapping[str, Callable[..., Method]] = {
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "best")
 """Those that learn from `enlarged` images; papers say how many images theirs take."""
-OF_PRESET = {"fast": "nearest", "balanced": "closed_form", "best": "best"}
 
 Tell = Callable[[int, int, UnitReport], None] | None
 

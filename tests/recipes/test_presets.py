@@ -20,6 +20,7 @@ from dfq_jax.recipes.presets import (
     makes_noise,
     noise_budget,
     recipe_for,
+    reconstruction_of,
 )
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import InputContract
@@ -81,6 +82,17 @@ def test_noise_costs_nothing_so_there_is_more():
 def test_an_unknown_preset():
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
         image_budget("slow", SMALL)
+    with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
+        reconstruction_of("slow", SMALL)
+
+
+def test_reconstructions_of_presets():
+    found = {p: [reconstruction_of(p, c) for c in (SMALL, LARGE)] for p in PRESETS}
+    assert found == {
+        "fast": ["nearest"] * 2,
+        "balanced": ["closed_form"] * 2,
+        "best": ["best", "closed_form"],
+    }
 
 
 WITHOUT_NORMS = ("gzsq", "psaq_vit", "noise")
