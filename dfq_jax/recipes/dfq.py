@@ -111,9 +111,8 @@ def dfq(
     spare = statistics_suffice and observers is None and not reestimate
     seen = Evidence(images if peaks is None else peaks, sigmas if peaks is None else None, spare)
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
-    on_stage("correcting biases")
-    bias = "none" if blind else bias
-    quantized = mended(begun, images if used else None, bias, reestimate=reestimate)
+    given = images if used else None
+    quantized = mended(begun, given, "none" if blind else bias, on_stage, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), begun.model, used, *notes)
 
@@ -122,11 +121,15 @@ def mended(
     begun: QuantizedModel,
     images: Float[Array, "n h w c"] | None,
     bias: BiasCorrection,
+    on_stage: Callable[[str], None],
     *,
     reestimate: bool,
 ) -> QuantizedModel:
     """The network with biases corrected, and norms re-estimated if asked for."""
-    quantized = begun if bias == "none" else corrected(begun, begun.model, images, bias)
+    quantized = begun
+    if bias != "none":
+        on_stage("correcting biases")
+        quantized = corrected(begun, begun.model, images, bias)
     return reestimated(quantized, begun.model, images) if reestimate else quantized
 
 

@@ -49,7 +49,15 @@ def test_a_good_network(reference, quantized, images):
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(data) == {
         *("agreement", "held_out_images", "output_sqnr_db", "finite", "passed", "coverage_macs"),
-        *("coverage_params", "average_weight_bits", "layers", "confidence", "notes", "in_float"),
+        *(
+            "coverage_params",
+            "average_weight_bits",
+            "layers",
+            "confidence",
+            "notes",
+            "in_float",
+            "units",
+        ),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
     assert data["layers"][0]["macs"] == 10368
