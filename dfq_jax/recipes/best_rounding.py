@@ -3,8 +3,7 @@
 The closed form (`quantize.closed_form`) makes up for the error of earlier layers and for means, and
 may move codes anywhere; what remains to a gradient is how the layers of a block go together, and
 the scales of activations. Codes learn straight through: on ResNet-20 at 2 bits 300 such steps
-reach what 2,000 steps of soft bits do. With activations of 4 bits or more the closed form alone is
-nearly as good, in a tenth of the time (`docs/RESULTS.md`).
+reach what 2,000 steps of soft bits do (`docs/RESULTS.md`).
 """
 
 from dfq_jax.numerics.rounding import straight_through

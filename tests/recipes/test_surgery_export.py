@@ -11,7 +11,9 @@ from dfq_jax.recipes.dfq import dfq
 EVERYTHING = Surgery("groups", "replace", absorb=True, split=0.1)
 
 
-@pytest.mark.parametrize(("scheme", "net"), [("w8a8", "tiny"), ("w4a8", "shuffle")])
+@pytest.mark.parametrize(
+    ("scheme", "net"), [("w8a8", "tiny"), pytest.param("w4a8", "shuffle", marks=pytest.mark.slow)]
+)
 def test_all_ways_to_run_it_agree(scheme, net, nets):
     model = getattr(nets, net)()
     x = nets.images(model, 8)
