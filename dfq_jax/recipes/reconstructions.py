@@ -17,6 +17,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.quantize.calibrate import guard_biases
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.learning import Reconstruction
 from dfq_jax.quantize.reconstruct import Method, reconstruct
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.best_rounding import best_rounding
@@ -27,7 +28,7 @@ from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 
-LEARNED: Mapping[str, Callable[..., Method]] = {
+LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "adaround": adaround,
     "brecq": brecq,
     "qdrop": qdrop,

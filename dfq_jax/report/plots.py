@@ -3,9 +3,6 @@
 import io
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from dfq_jax.quantize.bits import Allocation, Losses
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.costs import Unit
@@ -34,6 +31,9 @@ def front_png(
     Returns:
       The bytes of the PNG, the same for the same front.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow, and few runs draw
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

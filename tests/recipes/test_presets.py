@@ -8,6 +8,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.ops import Flatten, MaxPool
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.observers import NAMED
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
@@ -22,6 +23,7 @@ from dfq_jax.recipes.presets import (
     recipe_for,
     reconstruction_of,
 )
+from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import InputContract
 
@@ -148,6 +150,8 @@ def test_deepinversion_suits_the_size_of_images(nets):
 
 def test_the_command_line_knows_the_same_names():
     assert typing.get_args(cli.MethodName) == METHODS
+    assert typing.get_args(cli.Reconstruction) == RECONSTRUCTIONS
+    assert typing.get_args(cli.Observer) == tuple(NAMED)
     assert set(typing.get_args(Preset)) == set(PRESETS)
 
 

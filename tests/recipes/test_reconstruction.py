@@ -19,23 +19,12 @@ from dfq_jax.quantize.learning import (
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.recipes.adaround import adaround
-from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
-from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.reconstructions import LEARNED as METHODS
 from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, enlarged, methods_of
-
-METHODS = {
-    "adaround": adaround,
-    "brecq": brecq,
-    "qdrop": qdrop,
-    "genie_m": genie_m,
-    "flexround": flexround,
-    "pd_quant": pd_quant,
-    "best": best_rounding,
-}
 
 
 def test_published_numbers():
