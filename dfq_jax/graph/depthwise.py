@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from dfq_jax.graph.ops import Conv2d
+from dfq_jax.graph.ops import Conv2d, Pair
 from dfq_jax.graph.phases import gathered, shifts
 
 Images = Shaped[Array, "n h w c"]
@@ -55,12 +55,23 @@ def backward(op: Conv2d, saved: tuple[Images, Kernel], g: Output) -> tuple[Image
     """Gradients with respect to input and kernel."""
     x, kernel = saved
     g = lax.optimization_barrier(g)
-    by_kernel = lambda k: sum_of_shifts(x, k, op)
+    window = (kernel.shape[0], kernel.shape[1])
     share = lambda i, j, read: read[0] * kernel[i, j, 0]
-    dx = gathered(
-        (g,), (0,), op, (kernel.shape[0], kernel.shape[1]), (x.shape[1], x.shape[2]), share
-    )
-    return dx, jax.vjp(by_kernel, kernel)[1](g)[0]
+    dx = gathered((g,), (0,), op, window, (x.shape[1], x.shape[2]), share)
+    return dx, kernel_gradient(x, g, op, window)
+
+
+def kernel_gradient(x: Images, g: Output, op: Conv2d, window: Pair) -> Kernel:
+    """The gradient by the kernel, an image at a time: each fits into the cache, all do not."""
+    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *op.padding, (0, 0))))
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        image, slope = pair
+        products = (v[0] * slope for v in shifts(image[None], op, window).values())
+        return total + jnp.stack([jnp.sum(v, (0, 1)) for v in products]), None
+
+    none = jnp.zeros((window[0] * window[1], x.shape[-1]), x.dtype)
+    return lax.scan(add, none, (padded, g))[0].reshape(*window, 1, -1)
 
 
 depthwise_by_shifts.defvjp(forward, backward)

@@ -19,6 +19,7 @@ from dfq_jax.graph.depthwise import depthwise_by_shifts
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads, Pair
 from dfq_jax.graph.phases import shifts
 from dfq_jax.graph.winograd import (
+    FEWEST,
     TILE,
     convolve_by_tiles,
     tileable,
@@ -212,16 +213,47 @@ def explicit_input_gradient(
 
 
 def explicit_kernel_gradient(x: Images, g: Output, *, op: Conv2d, window: Pair) -> Kernel:
-    """The kernel gradient of a convolution with one group, a matrix product for each entry.
+    """The kernel gradient of a convolution with one group, by matrix products.
 
-    3x3 windows of stride 1 are multiplied as Winograd's tiles, exact to 1e-5 of the largest entry.
+    3x3 windows of stride 1 over many channels are multiplied as Winograd's tiles, exact to 1e-5 of
+    the largest entry.
     """
-    if winnable(window, op) and min(x.shape[1:3]) >= TILE and x.dtype == jnp.float32:
+    few = min(x.shape[-1], g.shape[-1]) < FEWEST
+    if not few and winnable(window, op) and min(x.shape[1:3]) >= TILE and x.dtype == jnp.float32:
         return tiled_kernel_gradient(x, g, op.padding)
     padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+    if few and op.strides == (1, 1):
+        return kernel_gradient_at_once(padded, g, op.dilation, window)
     flat = lambda v: v.reshape(-1, v.shape[-1])
     entries = [flat(v).T @ flat(g) for v in shifts(padded, op, window).values()]
     return jnp.stack(entries).reshape(*window, x.shape[-1], g.shape[-1])
+
+
+def kernel_gradient_at_once(padded: Images, g: Output, dilation: Pair, window: Pair) -> Kernel:
+    """All entries of the kernel gradient by one matrix product, for few channels.
+
+    With pixels in one line, rows of `width`, entry `(i, j)` is the sum of
+    `x[m + j] g[m - i width]` over all `m`: columns of the window are shifted copies of `x`, rows
+    shifted copies of `g`. Zeros beside `g` take care of the ends of rows.
+
+    Args:
+      padded: inputs with their padding.
+      g: gradient of the output.
+      dilation: of the window.
+      window: its rows and columns.
+
+    Returns:
+      The gradient, HWIO.
+    """
+    (_, height, width, cin), cout = padded.shape, g.shape[-1]
+    beside = ((0, 0), (0, height - g.shape[1]), (0, width - g.shape[2]), (0, 0))
+    line, slopes = padded.reshape(-1, cin), jnp.pad(g, beside).reshape(-1, cout)
+    ahead = [j * dilation[1] for j in range(window[1])]
+    behind = [i * dilation[0] * width for i in range(window[0])]
+    columns = [jnp.pad(line[d:], ((0, d), (0, 0))) for d in ahead]
+    rows = [jnp.pad(slopes[: len(slopes) - d], ((d, 0), (0, 0))) for d in behind]
+    product = jnp.concatenate(columns, 1).T @ jnp.concatenate(rows, 1)
+    return product.reshape(window[1], cin, window[0], cout).transpose(2, 0, 1, 3)
 
 
 def transposed_padding(

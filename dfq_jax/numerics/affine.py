@@ -156,14 +156,43 @@ def steps_of(affine: Affine, grid: Grid) -> Steps:
     return Steps(affine.scale, grid.qmin - zero_point, grid.qmax - zero_point)
 
 
+@jax.custom_vjp
 def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
-    """`fake_quantize` for a traced grid."""
+    """`fake_quantize` for a traced grid; differentiable in reverse mode, in few passes over `x`."""
+    return jnp.clip(jnp.round(x / steps.scale), steps.low, steps.high) * steps.scale
+
+
+def snapped_forward(x: Float[Array, "..."], steps: Steps):
+    """Values on the grid, and what the gradient needs."""
+    return snapped(x, steps), (x, steps)
+
+
+def snapped_backward(
+    saved: tuple[Float[Array, "..."], Steps], g: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Steps]:
+    """Gradients by the values, the scale, and the ends of the grid."""
+    x, steps = saved
     wanted = x / steps.scale
-    # clipped before rounding, without the halved gradient that jnp.clip gives at its bounds
-    inside = jnp.where(
-        wanted < steps.low, steps.low, jnp.where(wanted > steps.high, steps.high, wanted)
+    below, above = wanted < steps.low, wanted > steps.high
+    inside = ~(below | above)
+    rounded = jnp.clip(jnp.round(wanted), steps.low, steps.high)
+    by_scale = g * (rounded - jnp.where(inside, wanted, 0.0))
+    end = lambda outside, v: gathered(jnp.where(outside, g * steps.scale, 0.0), v)
+    slopes = Steps(gathered(by_scale, steps.scale), end(below, steps.low), end(above, steps.high))
+    return jnp.where(inside, g, 0.0), slopes
+
+
+snapped.defvjp(snapped_forward, snapped_backward)
+
+
+def gathered(slopes: Float[Array, "..."], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Slopes summed over the axes along which a scale is broadcast."""
+    lead = slopes.ndim - like.ndim
+    once = tuple(
+        i + lead for i, n in enumerate(like.shape) if n == 1 and slopes.shape[i + lead] > 1
     )
-    return round_ste(inside) * steps.scale
+    total = jnp.sum(slopes, (*range(lead), *once), keepdims=True)
+    return total.reshape(like.shape)
 
 
 def bias_scale(

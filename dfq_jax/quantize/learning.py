@@ -17,6 +17,7 @@ from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now, Objective
 from dfq_jax.quantize.closed_form import ClosedForm
+from dfq_jax.quantize.feeding import Rows, read
 from dfq_jax.quantize.plan import Plan, Site
 
 
@@ -204,32 +205,24 @@ class Reconstruction(NamedTuple):
     fisher: bool = False
 
 
-class Rows(NamedTuple):
-    """What steps read, one entry a step.
+class Given(NamedTuple):
+    """What an objective is given besides what it trains.
 
     Attributes:
-      exact: inputs in the float network.
-      rough: inputs in the quantized network.
-      targets: outputs in the float network.
-      slopes: of the divergence of predictions by the outputs.
-      logits: the float prediction.
+      model: the unit, its kernels not rounded.
+      qparams: its scales so far.
+      fixed: what its rounding keeps, by layer.
+      power: mean squared norm of the targets.
+      rest: the float network behind the unit, for methods that look ahead.
+      rows: of all images, where they lie on the device.
     """
-
-    exact: Tensor
-    rough: Tensor
-    targets: Tensor
-    slopes: Tensor | None = None
-    logits: Tensor | None = None
-
-
-class Given(NamedTuple):
-    """What an objective is given besides what it trains."""
 
     model: Model
     qparams: Mapping[Site, Affine]
     fixed: Mapping[str, Mapping[str, Array]]
     power: Float[Array, ""]
     rest: Model | None = None
+    rows: Rows | None = None
 
 
 @cache
@@ -259,7 +252,7 @@ def objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Objective:
 
     def objective(x: PyTree, context: Fed, now: Now):
         given: Given = context.context
-        rows: Rows = context.at(now.step)
+        rows = read(given.rows, context.at(now.step))
         input_key, edge_key = jax.random.split(now.key)
         shown = blended(input_key, rows.rough, rows.exact, phase.rough)
         ahead = method.prediction is not None and rows.logits is not None
@@ -305,10 +298,17 @@ def training_hook(
     table = plan.table
     tensors = {site: tensor for tensor, sites in plan.groups for site in sites}
     numbers = {tensor: number for number, (tensor, _) in enumerate(plan.groups)}
+    done: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # each tensor is rounded once
 
     def snap(site: Site, value: Tensor) -> Tensor:
         if site not in tensors or phase.quantized == 0:
             return value
+        known = (tensors[site], id(value))
+        if known not in done:
+            done[known] = value, snapped_share(site, value)
+        return done[known][1]
+
+    def snapped_share(site: Site, value: Tensor) -> Tensor:
         tensor, affine = tensors[site], given.qparams[site]
         if tensor in x["edges"]:
             affine = Affine(jnp.maximum(x["edges"][tensor], POSITIVE), affine.zero_point)

@@ -1,13 +1,11 @@
 """The optimisations of a unit: what trains, what it is fed, and how it is rounded for good."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from dfq_jax.graph.graph import Model
@@ -16,19 +14,16 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.fit import FitResult, fit
 from dfq_jax.optim.state import StateStore
+from dfq_jax.quantize.feeding import Rows, supply
 from dfq_jax.quantize.learning import (
     Given,
     Phase,
     Reconstruction,
-    Rows,
     objective_of,
     optimizer_of,
 )
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.work import Work, power_of
-
-MOST_STEPS = 50
-"""Steps fed to the device at a time."""
 
 
 def in_phases(
@@ -56,16 +51,17 @@ def phase_of(
     biases = biases_of(model) if phase.biases else {}
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
+    given = supply(rows, method.batch, int(jax.random.bits(key)), work.memory)
     found = fit(
         objective_of(plan, method, phase),
         {"kernels": kernels, "edges": edges, "biases": biases},
-        Given(model, qparams, fixed, power_of(work.targets), rest),
+        Given(model, qparams, fixed, power_of(work.targets), rest, given.resident),
         optimizer=optimizer_of(method.rates, phase.steps),
         steps=phase.steps,
         key=key,
-        chunk=chunk_within(rows, method.batch, work.memory),
+        chunk=given.chunk,
         store=store,
-        feed=partial(fed, rows, method.batch, int(jax.random.bits(key))),
+        feed=given.feed,
     )
     if store is not None:
         store.clear()
@@ -112,23 +108,9 @@ def biases_of(model: Model) -> dict[str, Array]:
     return {n: slots["bias"] for n, slots in model.params.items() if "bias" in slots}
 
 
-def fed(rows: Rows, batch: int, seed: int, step: int, length: int) -> Rows:
-    """The rows of the batches of some steps."""
-    count = len(rows.exact)
-    draw = lambda i: np.random.default_rng([seed, i]).choice(count, batch, replace=count < batch)
-    chosen = np.stack([draw(i) for i in range(step, step + length)])
-    return jax.tree.map(lambda v: v[chosen], rows)
-
-
 def rows_of(work: Work, method: Reconstruction) -> Rows:
     """All that the steps of a method read."""
     ahead = work.beyond is not None and method.prediction is not None
     logits = work.beyond.logits if ahead and work.beyond else None
     host: Any = (work.exact, work.rough, work.targets, work.slopes, logits)
     return Rows(*host)
-
-
-def chunk_within(rows: Rows, batch: int, memory: int) -> int:
-    """Steps whose data fit into the memory allowed, at least one."""
-    each = sum(v[0].nbytes for v in jax.tree.leaves(rows)) * batch
-    return int(np.clip(memory // max(each, 1), 1, MOST_STEPS))

@@ -12,6 +12,7 @@ from dfq_jax.numerics.affine import (
     DEAD_SCALE,
     Affine,
     Grid,
+    Steps,
     bias_scale,
     covers,
     dequantize,
@@ -212,3 +213,23 @@ def test_one_program_serves_grids_of_any_bits():
         codes = np.round(np.asarray(x) / np.asarray(affine.scale)) + float(affine.zero_point)
         truth = (np.clip(codes, grid.qmin, grid.qmax) - float(affine.zero_point)) * affine.scale
         np.testing.assert_allclose(run(x, module.steps_of(affine, grid)), truth, rtol=1e-6)
+
+
+def test_gradients_of_a_traced_grid_are_those_of_straight_through_rounding():
+    """Against autodiff of the same formula with `round_ste`, scale, low and high per channel."""
+    rng = np.random.default_rng(0)
+    x, slope = f32(rng.normal(size=(50, 3)) * 4), f32(rng.normal(size=(50, 3)))
+    steps = Steps(f32([[0.5, 1.0, 2.0]]), f32([[-2.0, 0.0, -1.0]]), f32([[1.0, 3.0, 2.0]]))
+
+    def plain(x, steps):
+        wanted = x / steps.scale
+        low = jnp.where(wanted < steps.low, steps.low, wanted)
+        return round_ste(jnp.where(wanted > steps.high, steps.high, low)) * steps.scale
+
+    for grid in (steps, Steps(f32(0.7), f32(-2.0), f32(3.0))):  # one scale for all, too
+        truth, pull = jax.vjp(plain, x, grid)
+        found, back = jax.vjp(module.snapped, x, grid)
+        np.testing.assert_allclose(found, truth, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(back(slope)), jax.tree.leaves(pull(slope)), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

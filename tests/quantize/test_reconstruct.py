@@ -133,23 +133,6 @@ def test_little_memory_feeds_fewer_steps_and_changes_nothing(learned, quantized,
     assert same(found, learned[0])
 
 
-def test_chunks_within_memory(images):
-    rows = Rows(images, images, images[:, :4])
-    each = 8 * 4 * (2 * images[0].size + images[0, :4].size)
-    for memory, steps in ((0, 1), (each, 1), (3 * each + 1, 3), (10**12, phases.MOST_STEPS)):
-        assert phases.chunk_within(rows, 8, memory) == steps
-
-
-def test_batches_depend_on_the_step_only(images):
-    rows = Rows(images, images + 1, images + 2)
-    all_of = phases.fed(rows, 8, 3, 0, 6)
-    found = phases.fed(rows, 8, 3, 2, 3)
-    for part, whole in zip(jax.tree.leaves(found), jax.tree.leaves(all_of), strict=True):
-        np.testing.assert_array_equal(part, whole[2:5])
-    np.testing.assert_array_equal(all_of.rough, all_of.exact + 1)
-    assert phases.fed(rows, 30, 3, 0, 1).exact.shape[:2] == (1, 30)  # more than there are
-
-
 def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
     wild = QUICK._replace(rates=Rates(bits=1e3, scale=10.0, edges=10.0), phases=(Phase(6),))
     found, reports = reconstruct(quantized, reference, images, wild, KEY)
