@@ -74,6 +74,7 @@ Reconstruction = Literal[
     "genie_m",
     "flexround",
     "pd_quant",
+    "aquant",
     "best",
 ]
 

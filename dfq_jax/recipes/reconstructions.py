@@ -20,6 +20,7 @@ from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.learning import Reconstruction
 from dfq_jax.quantize.reconstruct import Method, reconstruct
 from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.dfq import Quantized
@@ -35,6 +36,7 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "genie_m": genie_m,
     "flexround": flexround,
     "pd_quant": pd_quant,
+    "aquant": aquant,
     "best": best_rounding,
 }
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
