@@ -5,7 +5,8 @@ ones, then rounded input by input (OBQ), then polished (`numerics.second_order`)
 a linear layer over unfolded windows; every group is a layer of its own.
 """
 
-from functools import partial, reduce
+from collections.abc import Iterable
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.phases import shifts
@@ -31,6 +33,7 @@ from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams
 from dfq_jax.quantize.units import pieces
 
+Pair = tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, "n ..."]]
 INSIDE = 0.49
 """How far from its code, in steps, a weight may lie without leaving it."""
 MOST_VALUES = 2**25
@@ -78,8 +81,7 @@ def solved(
     model: Model,
     qparams: QParams,
     plan: Plan,
-    exact: Float[np.ndarray, "n ..."],
-    rough: Float[np.ndarray, "n ..."],
+    read: Iterable[Pair],
     method: ClosedForm,
 ) -> tuple[Model, QParams]:
     """A layer on its grid.
@@ -88,14 +90,13 @@ def solved(
       model: the layer, its kernel not rounded, with what it absorbs.
       qparams: its scales.
       plan: its share of the plan.
-      exact: its inputs in the float network.
-      rough: its inputs in the quantized network, not rounded to the layer's own grid yet.
+      read: batches of its inputs: in the quantized network, not rounded to the layer's own grid
+        yet, and in the float network.
       method: what to do.
 
     Returns:
       The layer and its scales; as they were if it cannot be solved. Weights keep as much of what
-      they
-      stand for as rounding to nearest lets them, for methods that go on from here.
+      they stand for as rounding to nearest lets them, for methods that go on from here.
     """
     node = model.graph.nodes[0]
     site = Site(node.name, "kernel")
@@ -107,7 +108,7 @@ def solved(
     inputs = None if edge is None else (qparams[data], edge.grid)
     slots = model.params[node.name]
     kernel, groups = slots["kernel"], groups_of(node.op)
-    moments = moments_of(node.op, kernel.shape, exact, rough, inputs)
+    moments = moments_of(node.op, kernel.shape, read, inputs)
     left = moments.centred() if "bias" in slots else moments
     near, affine = solve(kernel, qparams[site], left, spec.grid, groups, method)
     new = {"kernel": near}
@@ -139,20 +140,22 @@ def groups_of(op: Conv2d | Linear) -> int:
 def moments_of(
     op: Conv2d | Linear,
     kernel: tuple[int, ...],
-    exact: Float[np.ndarray, "n ..."],
-    rough: Float[np.ndarray, "n ..."],
+    read: Iterable[Pair],
     inputs: tuple[Affine, Grid] | None,
 ) -> Grams:
     """Second moments over all images and positions, a few images at a time."""
     affine, grid = (None, None) if inputs is None else inputs
     window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
-    size = images_at_a_time(rough, window)
-    parts = zip(pieces(rough, size), pieces(exact, size), strict=True)
-    sums = (
-        second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid) for x, y in parts
-    )
-    total = reduce(partial(jax.tree.map, jnp.add), sums)
-    return jax.tree.map(lambda v: v / len(exact), total)
+    total, count = None, 0
+    for rough, exact in read:
+        size = images_at_a_time(rough, window)
+        for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
+            part = second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+            count += len(x)
+    if total is None:
+        raise PlanError("moments_of() needs at least one image.")
+    return jax.tree.map(lambda v: v / count, total)
 
 
 def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:

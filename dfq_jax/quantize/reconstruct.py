@@ -34,6 +34,7 @@ from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
     Host,
+    Unit,
     layers_of,
     rest_of,
     unit_model,
@@ -41,7 +42,7 @@ from dfq_jax.quantize.units import (
     units_of,
     with_unit,
 )
-from dfq_jax.quantize.work import Beyond, Work, gap, passed, slopes_of
+from dfq_jax.quantize.work import Beyond, Work, error_of, flow, passed, slopes_of
 
 Method = Reconstruction | ClosedForm
 
@@ -161,11 +162,9 @@ def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None)
     """A unit after learning, or rounded to nearest if that is better."""
     start, unit = time.monotonic(), work.unit
     loss = relative_gap if isinstance(method, ClosedForm) else method.loss
-    run = lambda model, qparams: passed(model, qparams, unit.plan, work.rough)
-    error = lambda model, qparams: gap(run(model, qparams), work.targets, loss)
-    before = error(work.model, work.qparams)
+    before = error_of(work, work.model, work.qparams, loss)
     model, qparams = optimised(prepared(work, method, key), method, key, place)
-    after = error(model, qparams)
+    after = error_of(work, model, qparams, loss)
     kept = after <= before
     report = UnitReport(unit.title, method.name, before, after, kept, time.monotonic() - start)
     if not kept:
@@ -197,30 +196,29 @@ def optimised(
         work = work._replace(model=model, qparams=qparams)
     if method.spare and all(spec.grid.bits == 8 for _, spec in work.unit.plan.entries):
         return work.model, work.qparams
-    if not method.layers:
-        return in_phases(work, method, key, place)
-
-    def learn(part: Work, number: int) -> tuple[Model, Mapping[Site, Affine]]:
-        where = None if place is None else place / f"layer-{number}"
-        return in_phases(part, method, jax.random.fold_in(key, number), where)
-
-    return layer_by_layer(work, learn)
+    learn = learned_by_layers if method.layers else in_phases
+    return learn(work, method, key, place)
 
 
 def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site, Affine]]:
-    """A unit whose layers are solved one after the other."""
-    solve = lambda part, number: solved(
-        part.model, part.qparams, part.unit.plan, part.exact, part.rough, method
-    )
+    """A unit whose layers are solved one after the other; what they read is never kept."""
+
+    def solve(layer: Unit, whole: QuantizedModel, number: int):
+        name = layer.block.names[0]
+        rough = flow(whole.model, whole.qparams, whole.plan, work.rough, name)
+        exact = flow(work.reference, None, None, work.exact, name)
+        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.qparams)
+        return solved(model, qparams, layer.plan, zip(rough, exact, strict=True), method)
+
     return layer_by_layer(work, solve)
 
 
-def layer_by_layer(
-    work: Work, treat: Callable[[Work, int], tuple[Model, Mapping[Site, Affine]]]
+def learned_by_layers(
+    work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
 ) -> tuple[Model, Mapping[Site, Affine]]:
-    """A unit whose layers are treated one after the other, each behind those that are done."""
-    whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
-    for number, layer in enumerate(layers_of(work.unit)):
+    """A unit whose layers learn one after the other."""
+
+    def learn(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]
         exact = passed(work.reference, None, None, work.exact, name)
         rough = passed(whole.model, whole.qparams, whole.plan, work.rough, name)
@@ -228,5 +226,23 @@ def layer_by_layer(
         targets = passed(float_layer, None, None, exact)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.qparams)
         part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
-        whole = with_unit(whole, layer, *treat(part, number))
+        where = None if place is None else place / f"layer-{number}"
+        return in_phases(part, method, jax.random.fold_in(key, number), where)
+
+    return layer_by_layer(work, learn)
+
+
+def layer_by_layer(
+    work: Work,
+    treat: Callable[[Unit, QuantizedModel, int], tuple[Model, Mapping[Site, Affine]]],
+) -> tuple[Model, Mapping[Site, Affine]]:
+    """A unit whose layers are treated one after the other, each behind those that are done.
+
+    Args:
+      work: the unit.
+      treat: (layer, the unit so far, number of the layer) -> the layer and its scales.
+    """
+    whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
+    for number, layer in enumerate(layers_of(work.unit)):
+        whole = with_unit(whole, layer, *treat(layer, whole, number))
     return whole.model, whole.qparams

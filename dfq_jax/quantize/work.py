@@ -1,6 +1,6 @@
 """A unit at work: what enters it, what should leave it, and what becomes of that in the network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ from dfq_jax.quantize.learning import Loss, Seen, divergences, predicted
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import simulation_hook
 from dfq_jax.quantize.units import Host, Unit, pieces
+
+BATCH = 32
+"""Images that pass through a unit at a time."""
 
 
 class Beyond(NamedTuple):
@@ -58,6 +61,18 @@ class Work(NamedTuple):
     slopes: Host | None = None
 
 
+def flow(
+    model: Model,
+    qparams: Mapping[Site, Affine] | None,
+    plan: Plan | None,
+    data: Host,
+    tap: str | None = None,
+) -> Iterator[Host]:
+    """A unit's first output, or what one of its nodes reads, a batch of images at a time."""
+    for x in pieces(data, BATCH):
+        yield np.asarray(run(model, qparams, x, plan, tap))
+
+
 def passed(
     model: Model,
     qparams: Mapping[Site, Affine] | None,
@@ -65,9 +80,14 @@ def passed(
     data: Host,
     tap: str | None = None,
 ) -> Host:
-    """A unit's first output for all images, or what one of its nodes reads, a batch at a time."""
-    done = [np.asarray(run(model, qparams, x, plan, tap)) for x in pieces(data, 32)]
-    return np.concatenate(done)
+    """All of `flow`, as one array."""
+    whole, done = np.empty(0, np.float32), 0
+    for part in flow(model, qparams, plan, data, tap):
+        if done == 0:
+            whole = np.empty((len(data), *part.shape[1:]), part.dtype)
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
 
 
 @partial(jax.jit, static_argnames=("plan", "tap"))
@@ -84,17 +104,19 @@ def run(
     return outputs[0] if tap is None else taps[tap]
 
 
-def gap(outputs: Host, targets: Host, loss: Loss) -> float:
-    """A loss between outputs and targets, over all images."""
-    power = power_of(targets)
-    pairs = zip(pieces(outputs, 32), pieces(targets, 32), strict=True)
-    parts = [len(o) * float(loss(Seen(jnp.asarray(o), jnp.asarray(t), power))) for o, t in pairs]
-    return sum(parts) / len(outputs)
+def error_of(work: Work, model: Model, qparams: Mapping[Site, Affine], loss: Loss) -> float:
+    """A loss of a unit's outputs, in this form, over all images."""
+    power, total = power_of(work.targets), 0.0
+    outputs = flow(model, qparams, work.unit.plan, work.rough)
+    for found, wanted in zip(outputs, pieces(work.targets, BATCH), strict=True):
+        total += len(found) * float(loss(Seen(jnp.asarray(found), jnp.asarray(wanted), power)))
+    return total / len(work.rough)
 
 
 def power_of(targets: Host) -> Float[Array, ""]:
     """Mean squared norm of targets over channels, positive."""
-    return jnp.float32(max(float(np.mean(np.sum(np.square(targets), axis=-1))), 1e-30))
+    total = sum(float(np.sum(np.square(part))) for part in pieces(targets, BATCH))
+    return jnp.float32(max(total * targets.shape[-1] / targets.size, 1e-30))
 
 
 def slopes_of(beyond: Beyond, outputs: Host) -> Host:
@@ -105,7 +127,7 @@ def slopes_of(beyond: Beyond, outputs: Host) -> Host:
     Reference:
       Li et al. 2021, "BRECQ", eq. 10 (its diagonal).
     """
-    pairs = zip(pieces(outputs, 32), pieces(beyond.logits, 32), strict=True)
+    pairs = zip(pieces(outputs, BATCH), pieces(beyond.logits, BATCH), strict=True)
     return np.concatenate([np.asarray(slopes(beyond.rest, o, t)) for o, t in pairs])
 
 

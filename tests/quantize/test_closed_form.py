@@ -59,7 +59,9 @@ def test_moments_are_means_over_images_and_positions():
     op, shape = OPERATORS["plain"]
     exact = np.asarray(jax.random.normal(KEY, (5, 7, 8, 6)))
     rough, affine = exact + 0.1, Affine(jnp.float32(0.25), jnp.uint8(9))
-    found = moments_of(op, shape, exact, rough, (affine, Grid(4)))
+    found = moments_of(
+        op, shape, [(rough[:3], exact[:3]), (rough[3:], exact[3:])], (affine, Grid(4))
+    )
     snapped = fake_quantize(jnp.asarray(rough), affine, Grid(4))
     rows, wanted = (
         np.asarray(unfolded(v, op, shape))[:, 0].astype(float)
@@ -112,7 +114,7 @@ def test_mean_outputs_are_the_exact_ones(name):
     site, grid = Site("n0", "kernel"), Grid(2, axis=-1)
     plan = Plan(((site, Spec(grid)),), (), Scheme(2, 8), "zsq_all_low")
     affine = weight_affine(kernel, grid, Lp(2.4))
-    found, qparams = solved(model, {site: affine}, plan, exact, rough, ClosedForm())
+    found, qparams = solved(model, {site: affine}, plan, [(rough, exact)], ClosedForm())
     hard = fake_quantize(found.params["n0"]["kernel"], qparams[site], grid)
     wanted = convolve(jnp.asarray(exact), kernel, op) + 1
     got = convolve(jnp.asarray(rough), hard, op) + found.params["n0"]["bias"]
