@@ -148,6 +148,9 @@ def quantize(
     observer: Annotated[
         Observer | None, Parameter(help="How ranges of activations are found.")
     ] = None,
+    memory: Annotated[
+        str | None, Parameter(help="Most that a step may take, e.g. 4GiB: larger ones are split.")
+    ] = None,
     force: Annotated[bool, Parameter(negative="", help="Write beside files of others.")] = False,
     json: Json = False,
 ) -> None:
@@ -172,6 +175,7 @@ def quantize(
         seed,
         budget,
         sensitivity,
+        memory,
         force,
     )
     quantize_to(options, terminal(json))

@@ -30,6 +30,7 @@ from dfq_jax.report.terminal import (
     units_lines,
 )
 from dfq_jax.result import Result
+from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
 
@@ -120,12 +121,14 @@ class QuantizeOptions:
     seed: int
     budget: str | None
     sensitivity: str
+    memory: str | None
     force: bool
 
 
 def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     parse_scheme(options.scheme)
+    memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force)
     loaded = read_model(options.model, options.reading, terminal)
     check_size(4 * parameter_count(loaded.model))
@@ -144,6 +147,7 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
             budget=options.budget,
             sensitivity=cast(Sensitivity, options.sensitivity),
             key=options.seed,
+            memory=memory,
             on_stage=terminal.stage,
             on_progress=terminal.step,
             on_unit=terminal.unit,

@@ -26,9 +26,17 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     reconstruction_of,
 )
-from dfq_jax.recipes.reconstructions import OURS, Tell, methods_of, reconstructed
+from dfq_jax.recipes.reconstructions import (
+    ENLARGED,
+    OURS,
+    Tell,
+    foretold,
+    methods_of,
+    reconstructed,
+)
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import Result, deliverable, split_probes
+from dfq_jax.synthesis.memory import in_units
 from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet
 
@@ -51,6 +59,7 @@ class Asked:
     sensitivity: Sensitivity
     rules: tuple[Rule, ...]
     seed: int
+    memory: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +87,7 @@ def quantize(
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
     key: int = 0,
+    memory: int | None = None,
     on_stage: Stage = lambda _: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_unit: Tell = None,
@@ -102,6 +112,8 @@ def quantize(
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
       key: seed of everything random.
+      memory: bytes that a step of synthesis or reconstruction may take: batches of images are
+        split, blocks that are too large learn layer by layer.
       on_stage: told what is being done.
       on_progress: told how synthesis advances.
       on_unit: told (index, of how many, report) after each unit that was reconstructed.
@@ -118,7 +130,7 @@ def quantize(
     how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
     how = (*how, reconstruction is not None, observers, limit)
     check_seed(key)
-    asked = Asked(*how, sensitivity, tuple(rules), key)
+    asked = Asked(*how, sensitivity, tuple(rules), key, memory)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
@@ -133,9 +145,12 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     made, mix = calibrated(model, seen, asked, follow)
     units: tuple[UnitReport, ...] = ()
     if asked.methods:
-        follow.on_stage(f"reconstructing ({asked.reconstruction})")
+        more = asked.reconstruction in OURS
+        count = len(seen) * (ENLARGED if more else 1)
+        needed = in_units(foretold(made, count, asked.methods, asked.memory))
+        follow.on_stage(f"reconstructing ({asked.reconstruction}), about {needed} of memory")
         keep = {"folder": follow.folder, "on_unit": follow.on_unit}
-        keep |= {"enlarge": asked.reconstruction in OURS}
+        keep |= {"enlarge": more, "memory": asked.memory}
         random = jax.random.key(asked.seed)
         made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
     probes = probes if made.used_images or mix is not None else images
@@ -192,6 +207,7 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     named = chosen if budget.steps else budget.method
     follow.on_stage(f"synthesizing {budget.n} images ({named})")
     keep = {"on_progress": follow.on_progress, "state_folder": follow.folder}
+    keep |= {"memory": asked.memory}
     steps = budget.steps or None
     images = synthesize(model, budget.n, method=chosen, key=asked.seed, steps=steps, **keep)
     for note in images.provenance.get("notes", ()):

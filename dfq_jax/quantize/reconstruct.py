@@ -25,6 +25,7 @@ from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.closed_form import ClosedForm, solved
 from dfq_jax.quantize.correction import corrected_inputs
 from dfq_jax.quantize.finished import Finished, UnitReport, load_unit, save_unit
+from dfq_jax.quantize.footprint import Method, by_layers, cut
 from dfq_jax.quantize.learning import (
     Reconstruction,
     relative_gap,
@@ -39,12 +40,12 @@ from dfq_jax.quantize.units import (
     rest_of,
     unit_model,
     unit_qparams,
-    units_of,
     with_unit,
 )
 from dfq_jax.quantize.work import Beyond, Work, error_of, flow, passed, slopes_of
 
-Method = Reconstruction | ClosedForm
+FED = 2**30
+"""Bytes of images' data on the device, unless told otherwise."""
 
 
 def reconstruct(
@@ -66,7 +67,9 @@ def reconstruct(
       images: normalised.
       method: what is learned, and how.
       key: the only source of randomness.
-      memory: bytes of images' data to feed to the device at a time; None for 1 GiB.
+      memory: bytes that a step may take: units that take more learn layer by layer, and images'
+        data are fed to the device in as many parts as it takes; None for as much as there is, and
+        1 GiB of images' data.
       folder: where finished units and unfinished states are kept, to resume from.
       on_unit: told (index, of how many, report) after each.
 
@@ -97,8 +100,8 @@ def unit_by_unit(
     on_unit: Callable[[int, int, UnitReport], None] | None,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """`reconstruct` in a folder that is ours."""
-    merge = 1 if isinstance(method, ClosedForm) else method.merge
-    units = units_of(reference.graph, quantized.plan, merge=merge)
+    units = cut(reference.graph, quantized.plan, method)
+    split = layers_instead(units, reference, method, memory)
     exact = rough = np.asarray(images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
     reports = []
@@ -106,12 +109,13 @@ def unit_by_unit(
         float_unit = unit_model(unit, reference)
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
-        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory or 2**30)
+        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory or FED)
         if logits is not None:
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
         if unit.plan.entries:
             place = None if folder is None else folder / f"unit-{index}"
-            found = finished(work, method, jax.random.fold_in(key, index), place)
+            own = layered(method) if index in split else method
+            found = finished(work, own, jax.random.fold_in(key, index), place)
             quantized = with_unit(quantized, unit, found.model, found.qparams)
             reports.append(found.report)
             if on_unit is not None:
@@ -119,6 +123,22 @@ def unit_by_unit(
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
+
+
+def layers_instead(
+    units: tuple[Unit, ...], reference: Model, method: Method, memory: int | None
+) -> frozenset[int]:
+    """Numbers of the units that are too large to learn as a whole."""
+    if memory is None or isinstance(method, ClosedForm) or method.layers:
+        return frozenset()
+    return by_layers(units, reference, method, memory)
+
+
+def layered(method: Method) -> Method:
+    """The method for units that are too large for it; its name says so in reports."""
+    if isinstance(method, ClosedForm):
+        return method
+    return method._replace(layers=True, name=f"{method.name}, layer by layer")
 
 
 def looks_ahead(method: Method) -> bool:

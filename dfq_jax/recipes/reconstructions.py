@@ -17,8 +17,9 @@ from dfq_jax.errors import UsageError
 from dfq_jax.quantize.calibrate import guard_biases
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.footprint import Method, footprint
 from dfq_jax.quantize.learning import Reconstruction
-from dfq_jax.quantize.reconstruct import Method, reconstruct
+from dfq_jax.quantize.reconstruct import FED, reconstruct
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
@@ -42,6 +43,8 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "best")
 """Those that learn from `enlarged` images; papers say how many images theirs take."""
+ENLARGED = 4
+"""Images that `enlarged` makes of one."""
 
 Tell = Callable[[int, int, UnitReport], None] | None
 
@@ -84,6 +87,19 @@ def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Arra
     return jnp.concatenate([both, (both + both[other]) / 2])
 
 
+def foretold(made: Quantized, count: int, methods: Sequence[Method], memory: int | None) -> int:
+    """Bytes that `reconstructed` will take beyond what is there, for so many images.
+
+    Args:
+      made: calibrated.
+      count: images, those of `enlarged` included.
+      methods: one after the other.
+      memory: bytes that a step may take.
+    """
+    given = (made.reference, made.quantized.plan, count)
+    return max((footprint(*given, method, memory or FED).total for method in methods), default=0)
+
+
 def reconstructed(
     made: Quantized,
     images: Float[Array, "n h w c"],
@@ -91,6 +107,7 @@ def reconstructed(
     key: Key[Array, ""],
     *,
     enlarge: bool = False,
+    memory: int | None = None,
     folder: Path | None = None,
     on_unit: Tell = None,
 ) -> tuple[Quantized, tuple[UnitReport, ...]]:
@@ -102,6 +119,7 @@ def reconstructed(
       methods: one after the other.
       key: the only source of randomness.
       enlarge: learn from `enlarged` images.
+      memory: bytes that a step may take; see `quantize.reconstruct`.
       folder: keeps finished units here and resumes from them.
       on_unit: told (index, of how many, report) after each unit.
 
@@ -116,7 +134,7 @@ def reconstructed(
     for number, method in enumerate(methods):
         place = None if folder is None else folder / f"reconstruction-{number}"
         own = jax.random.fold_in(key, number)
-        options = {"folder": place, "on_unit": on_unit}
+        options = {"memory": memory, "folder": place, "on_unit": on_unit}
         quantized, found = reconstruct(quantized, made.reference, pixels, method, own, **options)
         reports += found
     return made._replace(quantized=guard_biases(quantized), used_images=True), reports

@@ -18,9 +18,11 @@ from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize import phases
+from dfq_jax.quantize import reconstruct as engine
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.correction import corrected_inputs, statistics_gap
+from dfq_jax.quantize.footprint import by_layers, step_bytes, values_of
 from dfq_jax.quantize.learning import (
     Correction,
     Given,
@@ -41,7 +43,7 @@ from dfq_jax.quantize.learning import (
 from dfq_jax.quantize.plan import Plan, Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.quantize.simulate import simulate
-from dfq_jax.quantize.units import Unit, rest_of, unit_model, units_of
+from dfq_jax.quantize.units import Unit, layers_of, rest_of, unit_model, units_of
 from dfq_jax.quantize.work import Beyond, passed, slopes_of
 
 KEY = jax.random.key(7)
@@ -127,10 +129,30 @@ def test_the_same_key_gives_the_same_bits(learned, quantized, reference, images)
     assert not same(other, learned[0])
 
 
-def test_little_memory_feeds_fewer_steps_and_changes_nothing(learned, quantized, reference, images):
-    image = 8 * images[0].nbytes
-    found, _ = reconstruct(quantized, reference, images, QUICK, KEY, memory=12 * image)
+def test_little_memory_feeds_fewer_steps_and_changes_nothing(
+    learned, quantized, reference, images, monkeypatch
+):
+    monkeypatch.setattr(engine, "FED", 12 * 8 * images[0].nbytes)
+    found, _ = reconstruct(quantized, reference, images, QUICK, KEY)
     assert same(found, learned[0])
+
+
+def test_units_too_large_for_memory_learn_layer_by_layer(quantized, reference, images):
+    """Said in their reports; those with one layer, and those that fit, learn as a whole."""
+    values = values_of(reference)
+    units = units_of(reference.graph, quantized.plan)
+    steps = [step_bytes(unit, values, QUICK) for unit in units]
+    memory = sorted(steps)[-1] - 1
+    _, reports = reconstruct(quantized, reference, images, QUICK, KEY, memory=memory)
+    split = by_layers(units, reference, QUICK, memory)
+    several = [steps[i] > memory and len(layers_of(u)) > 1 for i, u in enumerate(units)]
+    assert split == {i for i, both in enumerate(several) if both}
+    assert len(split) == 1
+    names = [r.method for r in reports]
+    assert [name.endswith(", layer by layer") for name in names] == several
+    assert names.count(QUICK.name) == len(names) - 1
+    assert all(r.after <= r.before for r in reports if r.kept)
+    assert not by_layers(units, reference, QUICK, max(steps))
 
 
 def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
