@@ -121,6 +121,7 @@ def test_wrong_usage_exits_2(dfq, line, message):
     [
         ("quantize NET -o OUT --scheme w9a8", 2, "scheme 'w9a8' is not w{2..8}a{2..8}"),
         ("quantize NET -o OUT --budget 4.5", 2, "4.5"),
+        ("quantize NET -o OUT --memory lots", 2, "'lots' is no amount of memory"),
         ("quantize NET -o OUT --reconstruction-steps 9", 2, "'nearest' takes no steps"),
         ("quantize NET -o NET", 2, "is a file; choose a folder"),
         ("quantize NET -o OUT --images DIR/none.npz", 2, "no image set at"),
