@@ -33,7 +33,7 @@ from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams
 from dfq_jax.quantize.units import pieces
 
-Pair = tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, "n ..."]]
+Pair = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 INSIDE = 0.49
 """How far from its code, in steps, a weight may lie without leaving it."""
 MOST_VALUES = 2**25
