@@ -3,8 +3,7 @@
 A kernel `w` on a grid of scale `s` lies between two codes, `B = floor(w / s)` and `B + 1`.
 AdaRound trains which of the two it becomes, by a soft bit `h(v)` that a penalty drives to 0 or 1;
 GENIE-M trains the scale as well, with `B` as it was; FlexRound divides the kernel by what it
-trains before rounding to nearest, so that codes may move by more than one; straight-through
-rounding trains the codes themselves as if they were not rounded.
+trains before rounding to nearest, so that codes may move by more than one.
 """
 
 from collections.abc import Callable, Mapping
@@ -158,29 +157,3 @@ def flexround() -> Rounding:
         return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
     return Rounding("flexround", init, soft, hard, decided)
-
-
-def straight_through() -> Rounding:
-    """Codes learned as real numbers, rounded in the forward pass only, with learned scales.
-
-    `w^ = s (clip(round(v) + z) - z)`, `v = w / s` at first; the gradient by `v` is `s` inside the
-    grid and 0 outside, that by `s` is the rounded codes. Codes may go anywhere, unlike AdaRound's.
-
-    Reference:
-      Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons";
-      codes and scales apart from each other as in GENIE, section 3.3.
-    """
-
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        trained = {"codes": kernel / affine.scale, "scale": affine.scale}
-        return trained, {"zero_point": affine.zero_point}
-
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        zero_point = fixed["zero_point"].astype(jnp.float32)
-        inside = jnp.clip(trained["codes"], grid.qmin - zero_point, grid.qmax - zero_point)
-        return round_ste(inside) * scales_of(trained, fixed)
-
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
-
-    return Rounding("straight_through", init, soft, hard, decided)

@@ -50,14 +50,12 @@ class Rates(NamedTuple):
       scale: of kernels' scales.
       edges: of activations' scales.
       biases: of biases.
-      codes: of codes rounded straight through, in steps of their grid.
     """
 
     bits: float = 1e-3
     scale: float = 1e-4
     edges: float = 4e-5
     biases: float = 1e-3
-    codes: float = 1e-2
 
 
 class Penalty(NamedTuple):
@@ -234,14 +232,13 @@ def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
         "scale": falling(rates.scale),
         "edges": falling(rates.edges),
         "biases": falling(rates.biases),
-        "codes": falling(rates.codes),
     }
 
     def kind(path: tuple, leaf: Any) -> str:
         del leaf
         if path[0].key != "kernels":
             return path[0].key
-        return path[-1].key if path[-1].key in ("scale", "codes") else "bits"
+        return "scale" if path[-1].key == "scale" else "bits"
 
     return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(kind, x))
 

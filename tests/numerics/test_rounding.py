@@ -15,7 +15,6 @@ from dfq_jax.numerics.rounding import (
     logit,
     nearest,
     soft_bit,
-    straight_through,
 )
 
 WAYS = {
@@ -23,7 +22,6 @@ WAYS = {
     "adaround": adaround(),
     "genie_m": adaround(scale=True),
     "flexround": flexround(),
-    "straight_through": straight_through(),
 }
 GRIDS = (Grid(2, axis=-1), Grid(4, axis=-1), Grid(8, symmetric=True, axis=-1))
 
@@ -146,14 +144,3 @@ def test_who_penalises_indecision():
         trained, _ = way.init(*kernel_on(GRIDS[1]), GRIDS[1])
         found = float(way.undecided(trained, jnp.float32(20.0)))
         assert (found > 0) == (name in ("adaround", "genie_m"))
-
-
-def test_straight_through_gradients():
-    """Inside the grid a code's gradient is the scale, outside 0; a scale's is the rounded code."""
-    grid = Grid(2, axis=-1)
-    affine = Affine(jnp.full((1, 1), 0.5), jnp.full((1, 1), 1, jnp.uint8))
-    way = straight_through()
-    trained, fixed = way.init(jnp.array([[0.3], [-0.2], [2.0], [-3.0]]), affine, grid)
-    slope = jax.grad(lambda t: jnp.sum(way.soft(t, fixed, grid)))(trained)
-    np.testing.assert_allclose(slope["codes"][:, 0], [0.5, 0.5, 0, 0])
-    assert float(slope["scale"][0, 0]) == 1 - 0 + 2 - 1

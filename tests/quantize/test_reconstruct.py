@@ -13,7 +13,7 @@ from dfq_jax.errors import PlanError, UsageError
 from dfq_jax.files import this_process
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.numerics.affine import fake_quantize
-from dfq_jax.numerics.rounding import adaround, nearest, straight_through
+from dfq_jax.numerics.rounding import adaround, nearest
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now
 from dfq_jax.passes.fold import fold_batch_norm
@@ -360,8 +360,9 @@ def test_corrected_inputs_are_nearer_to_the_moments(reference, images):
 def test_the_whole_network_as_one_unit(quantized, reference, images):
     """Its own loss judges it; biases learn too."""
     phase = Phase(80, biases=True, quantized=1.0, rough=0.0)
-    rates = Rates(codes=3e-2, scale=1e-3, edges=1e-3, biases=1e-2)
-    whole = Reconstruction("whole", straight_through(), (phase,), rates, loss=divergence, merge=0)
+    rates = Rates(bits=5e-2, scale=1e-3, edges=1e-3, biases=1e-2)
+    rounding = adaround(scale=True)
+    whole = Reconstruction("whole", rounding, (phase,), rates, loss=divergence, merge=0)
     found, (report,) = reconstruct(quantized, reference, images, whole, KEY)
     assert report.kept
     assert report.after < 0.7 * report.before
