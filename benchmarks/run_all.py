@@ -15,12 +15,18 @@ import common
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
-    *("best_ablation", "dsg_ablation", "reconstruction", "mixed_precision", "scaling"),
+    *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
+    *("reconstruction_speed", "mixed_precision", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0,1,2"),
         *("--seconds", "40", "--limit", "4000"),
+    ),
+    "synthesis_quality_long": (
+        *("synthesis_quality", "--networks", "resnet20", "--seeds", "0", "--seconds", "200"),
+        *("--limit", "4000", "--table", "synthesis_quality_long", "--methods"),
+        "real,best,best-third,zeroq,dsg,genie,deepinversion",
     ),
     "synthesis_quality_large": (
         *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "64"),

@@ -13,13 +13,15 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
-    *("mixed_precision", "ptq", "reconstruction", "synthesis_quality", "verify"),
+    *("mixed_precision", "ptq", "reconstruction", "rounding_ablation", "synthesis_quality"),
+    "verify",
 )
 MAKING = (
     "import_zoo",
     "quantize_zoo",
     "fuzz_readers",
     "synthesis_speed",
+    "reconstruction_speed",
     "scaling",
 )  # with data of their own
 SCRIPTS = (*MEASURING, *MAKING, "run_all", "update_results")
@@ -35,7 +37,7 @@ def run(name: str, *arguments: object) -> str:
 
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks"}
-    helpers |= {"synthesis_loops", "image_measures"}
+    helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}
     guide = (FOLDER / "README.md").read_text()
@@ -127,8 +129,23 @@ def test_results_page_has_a_place_for_every_table():
     tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
     zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
-    for name in (*tables, *zoo, *images, "best_ablation", "dsg_ablation"):
+    images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
+    rounding = ("reconstruction", "reconstruction_best", "reconstruction_speed")
+    rounding += ("rounding_ablation", "mixed_precision")
+    for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_both_loops_of_reconstruction_learn_the_same_units():
+    pytest.importorskip("torch")
+    found = [
+        json.loads(run("reconstruction_loops", who, "--steps", "2").splitlines()[-1])["steps"]
+        for who in ("ours", "pytorch")
+    ]
+    assert len(found[0]) == len(found[1]) == 11
+    assert all(seconds > 0 for steps in found for seconds in steps.values())
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""What each part of `best` rounding is worth, and what would be added to it.
+
+Every row changes one thing. Images are made by `best` once for each seed, grids are those of
+`brecq_8bit_ends_second`, accuracy is that of the simulator.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import common
+import synthesis_quality
+from common import Column, Row
+
+COLUMNS = [
+    Column("network", "network"),
+    Column("scheme", "scheme"),
+    Column("layers", "layers preset"),
+    Column("variant", "variant"),
+    Column("n", "images"),
+    Column("steps", "steps"),
+    Column("seed", "seed"),
+    Column("top1", "top-1 %", ".2fx100"),
+    Column("kl", "KL", ".4f"),
+    Column("kept", "units better"),
+    Column("core_seconds", "core s", ".0f"),
+]
+
+
+def main() -> None:
+    """Rows of every scheme and variant."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--networks", type=common.names, default=("resnet20",))
+    parser.add_argument("--schemes", type=common.names, default=("w2a2", "w4a4"))
+    parser.add_argument("--variants", type=common.choices(variants(1)), help="default: all")
+    parser.add_argument("--layers", default="brecq_8bit_ends_second")
+    parser.add_argument("--n", type=int, default=256, help="images")
+    parser.add_argument("--steps", type=int, default=500, help="of each unit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="judge by so many images only")
+    args = parser.parse_args()
+    rows: list[Row] = []
+    reason = None
+    for network in args.networks:
+        if missing := synthesis_quality.NETWORKS[network].absent(args.shared):
+            reason = missing
+            continue
+        subject = synthesis_quality.Subject(network, args)
+        images = synthesis_quality.synthesized(subject, "best", args.n, args.seed, None).images
+        for scheme in args.schemes:
+            for name in args.variants or variants(1):
+                rows.append(row(subject, images, scheme, name, args))
+                common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+    common.finish(args, {"rounding_ablation": COLUMNS}, rows, reason)
+
+
+def variants(steps: int) -> dict[str, tuple[Any, bool]]:
+    """{what is different: (method, whether from enlarged images)}."""
+    from dfq_jax.numerics.rounding import adaround
+    from dfq_jax.quantize.closed_form import ClosedForm
+    from dfq_jax.recipes.best_rounding import best_rounding
+
+    best = best_rounding(steps=steps)
+    (phase,) = best.phases
+    change: Callable[..., Any] = lambda **k: best._replace(phases=(phase._replace(**k),))
+    return {
+        "best": (best, True),
+        "closed form alone": (ClosedForm(), True),
+        "closed form, moments not transported": (ClosedForm(damping=None), True),
+        "closed form, not polished": (ClosedForm(sweeps=0), True),
+        "from rounding to nearest": (best._replace(start=None), True),
+        "images as they are": (best, False),
+        "scales of kernels fixed": (best._replace(rounding=adaround()), True),
+        "scales of activations fixed": (change(edges=False), True),
+        "all activations quantized": (change(quantized=1.0, rough=1.0), True),
+        "biases learn": (change(biases=True), True),
+        "bits at the papers' rate": (best._replace(rates=best.rates._replace(bits=1e-3)), True),
+        "8-bit units learn": (best._replace(spare=False), True),
+    }
+
+
+def row(subject: Any, images: Any, scheme: str, name: str, args: argparse.Namespace) -> Row:
+    """One variant."""
+    import jax
+
+    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.recipes.dfq import dfq
+    from dfq_jax.recipes.reconstructions import reconstructed
+
+    method, enlarge = variants(args.steps)[name]
+    made = dfq(subject.model, images, parse_scheme(scheme), layers=args.layers, bias="none")
+    cpu, key = time.process_time(), jax.random.key(args.seed)
+    made, reports = reconstructed(made, images, (method,), key, enlarge=enlarge)
+    core_seconds = time.process_time() - cpu
+    top1, divergence = synthesis_quality.judgement(subject, made.quantized)
+    return {
+        "table": "rounding_ablation",
+        "network": subject.name,
+        "scheme": scheme,
+        "layers": args.layers,
+        "variant": name,
+        "n": len(images),
+        "steps": args.steps if hasattr(method, "phases") else None,
+        "seed": args.seed,
+        "top1": top1,
+        "kl": divergence,
+        "kept": f"{sum(r.kept for r in reports)} of {len(reports)}",
+        "core_seconds": core_seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
