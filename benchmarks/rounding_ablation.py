@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--variants", type=common.choices(variants(1)), help="default: all")
     parser.add_argument("--layers", default="brecq_8bit_ends_second")
     parser.add_argument("--n", type=int, default=256, help="images")
-    parser.add_argument("--steps", type=int, default=500, help="of each unit")
+    parser.add_argument("--steps", type=int, default=300, help="of each unit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="judge by so many images only")
     args = parser.parse_args()

@@ -23,6 +23,11 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0,1,2"),
         *("--seconds", "40", "--limit", "4000"),
     ),
+    "reconstruction": ("reconstruction", "--reconstructions", "nearest,closed_form"),
+    "reconstruction_best": (
+        *("reconstruction", "--images", "best", "--reconstructions", "best"),
+        *("--steps", "1000", "--table", "reconstruction_best"),
+    ),
     "synthesis_quality_long": (
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0", "--seconds", "200"),
         *("--limit", "4000", "--table", "synthesis_quality_long", "--methods"),

@@ -3,8 +3,8 @@
 The closed form (`quantize.closed_form`) makes up for the error of earlier layers and for means, and
 may move codes anywhere; what remains to a gradient is how the layers of a block go together, and
 the scales. Soft bits go from what the closed form would have, between the codes on either side of
-it, at twenty times the rate of the papers: on ResNet-20 at 2 bits 500 such steps do more than 2,000
-at theirs (`docs/RESULTS.md`).
+it, at twenty times the rate of the papers, whose steps are twenty times as many
+(`docs/RESULTS.md`).
 """
 
 from dfq_jax.numerics.rounding import adaround
@@ -12,7 +12,7 @@ from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
 
 
-def best_rounding(*, steps: int = 500, batch: int = 32) -> Reconstruction:
+def best_rounding(*, steps: int = 1000, batch: int = 32) -> Reconstruction:
     """Bits and all scales of a block, from where its layers were solved.
 
     Args:
