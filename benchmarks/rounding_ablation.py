@@ -74,7 +74,7 @@ def variants(steps: int) -> dict[str, tuple[Any, bool]]:
         "scales of kernels fixed": (best._replace(rounding=adaround()), True),
         "scales of activations fixed": (change(edges=False), True),
         "all activations quantized": (change(quantized=1.0, rough=1.0), True),
-        "biases learn": (change(biases=True), True),
+        "biases stay": (change(biases=False), True),
         "bits at the papers' rate": (best._replace(rates=best.rates._replace(bits=1e-3)), True),
         "8-bit units learn": (best._replace(spare=False), True),
     }

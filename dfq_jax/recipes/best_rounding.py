@@ -1,8 +1,8 @@
 """Our rounding: layers in closed form, then blocks by gradient from there.
 
 The closed form (`quantize.closed_form`) makes up for the error of earlier layers and for means, and
-may move codes anywhere; what remains to a gradient is how the layers of a block go together, and
-the scales. Soft bits go from what the closed form would have, between the codes on either side of
+may move codes anywhere; what remains to a gradient is how the layers of a block go together, scales
+and biases. Soft bits go from what the closed form would have, between the codes on either side of
 it, at twenty times the rate of the papers, whose steps are twenty times as many
 (`docs/RESULTS.md`).
 """
@@ -13,7 +13,7 @@ from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
 
 
 def best_rounding(*, steps: int = 1000, batch: int = 32) -> Reconstruction:
-    """Bits and all scales of a block, from where its layers were solved.
+    """Bits, scales and biases of a block, from where its layers were solved.
 
     Args:
       steps: of a block.
@@ -25,7 +25,7 @@ def best_rounding(*, steps: int = 1000, batch: int = 32) -> Reconstruction:
     return Reconstruction(
         name="best",
         rounding=adaround(scale=True),
-        phases=(Phase(steps),),
+        phases=(Phase(steps, biases=True),),
         rates=Rates(bits=2e-2),
         penalty=Penalty(1.0),
         batch=batch,
