@@ -77,10 +77,11 @@ def pytorch(args: argparse.Namespace) -> dict[str, Any]:
 
     layout = torch.channels_last if args.layout == "channels_last" else torch.contiguous_format
     device = "cuda" if args.device == "gpu" else "cpu"
-    x = torch.randn(IMAGES, 3, 32, 32).to(device=device, memory_format=layout)
+    placed: Any = {"device": device, "memory_format": layout}
+    x = torch.randn(IMAGES, 3, 32, 32).to(**placed)
     steps = {}
     for name, unit in units(torch_module("resnet20")).items():
-        unit = unit.to(device=device, memory_format=layout)
+        unit = unit.to(**placed)
         with torch.no_grad():
             targets = unit(x)
         run = reconstruction(unit, x, x, targets, args.steps, args.batch)

@@ -63,23 +63,23 @@ class Residual(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.conv1, self.conv2 = Soft(block.conv1), Soft(block.conv2)
-        self.bn1, self.bn2, self.half = block.bn1, block.bn2, block.half
+        self.bn1, self.bn2, self.added = block.bn1, block.bn2, int(block.half)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block."""
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
         x = self.conv1.edge(x)
-        if self.half:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.half, self.half))
+        if self.added:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added, self.added))
         return (x + y).relu()
 
 
 def units(network: nn.Sequential) -> dict[str, nn.Module]:
     """{name: unit} of the CIFAR ResNet of `synthesis_loops`, in evaluation mode."""
-    conv, norm, relu, *blocks = network[:-3]
+    conv, norm, relu, *blocks, pool, flat, last = network.children()
     found: dict[str, nn.Module] = {"0": nn.Sequential(Soft(conv, 8), norm, relu)}
     found |= {str(i + 3): Residual(block) for i, block in enumerate(blocks)}
-    found["last"] = nn.Sequential(*network[-3:-1], Soft(network[-1], 8))
+    found["last"] = nn.Sequential(pool, flat, Soft(last, 8))
     for unit in found.values():
         unit.eval()
     return found

@@ -111,6 +111,8 @@ def gathered(
 
 def read(resident: Rows | None, entry: Rows | Chosen) -> Rows:
     """What one step reads, from what it was fed."""
-    if resident is None or isinstance(entry, Rows):
+    if isinstance(entry, Rows):
         return entry
+    if resident is None:
+        raise ValueError("read() got numbers of images, and no images lie on the device.")
     return jax.tree.map(lambda v: v.at[entry].get(mode="promise_in_bounds"), resident)

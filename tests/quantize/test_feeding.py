@@ -1,5 +1,7 @@
 """Batches are the same whether images lie on the device or are fed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from dfq_jax.quantize.feeding import MOST_STEPS, Rows, drawn, read, supply
 
 @pytest.fixture(scope="module")
 def rows():
-    images = np.random.default_rng(0).normal(size=(24, 5, 4, 3)).astype(np.float32)
+    images: Any = np.random.default_rng(0).normal(size=(24, 5, 4, 3)).astype(np.float32)
     return Rows(images, images + 1, images[:, :2] + 2, logits=images[:, 0, :, 0])
 
 
@@ -32,7 +34,7 @@ def test_both_ways_read_the_same(rows):
 
 def test_rows_of_earlier_steps_survive_later_ones(rows):
     given = supply(rows, 8, 3, 0)
-    first = given.feed(0, 2)
+    first: Any = given.feed(0, 2)
     before = np.array(first.exact)
     given.feed(2, 2)
     np.testing.assert_array_equal(first.exact, before)
@@ -56,3 +58,8 @@ def test_chunks_fit_into_memory(rows):
     each = 8 * rows.nbytes // 24
     for memory, steps in ((0, 1), (each, 1), (2 * each + 1, 2), (10**12, MOST_STEPS)):
         assert supply(rows, 8, 3, memory).chunk == steps
+
+
+def test_numbers_without_images_are_refused():
+    with pytest.raises(ValueError, match="no images lie on the device"):
+        read(None, jnp.zeros(3, jnp.int32))
