@@ -159,6 +159,7 @@ def test_quantization_of_a_small_run(shared, tmp_path):
     assert all(row["simulator_steps"] <= 1 and row["on"] > 0.9 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_speed_of_a_small_run():
     pytest.importorskip("torch")
