@@ -177,22 +177,17 @@ def snapped_backward(
     inside = ~(below | above)
     rounded = jnp.clip(jnp.round(wanted), steps.low, steps.high)
     by_scale = g * (rounded - jnp.where(inside, wanted, 0.0))
-    end = lambda outside, v: gathered(jnp.where(outside, g * steps.scale, 0.0), v)
-    slopes = Steps(gathered(by_scale, steps.scale), end(below, steps.low), end(above, steps.high))
+    end = lambda outside, v: summed(jnp.where(outside, g * steps.scale, 0.0), v)
+    slopes = Steps(summed(by_scale, steps.scale), end(below, steps.low), end(above, steps.high))
     return jnp.where(inside, g, 0.0), slopes
 
 
 snapped.defvjp(snapped_forward, snapped_backward)
 
 
-def gathered(slopes: Float[Array, "..."], like: Float[Array, "..."]) -> Float[Array, "..."]:
+def summed(slopes: Float[Array, "..."], like: Float[Array, "..."]) -> Float[Array, "..."]:
     """Slopes summed over the axes along which a scale is broadcast."""
-    lead = slopes.ndim - like.ndim
-    once = tuple(
-        i + lead for i, n in enumerate(like.shape) if n == 1 and slopes.shape[i + lead] > 1
-    )
-    total = jnp.sum(slopes, (*range(lead), *once), keepdims=True)
-    return total.reshape(like.shape)
+    return jax.vjp(lambda v: jnp.broadcast_to(v, slopes.shape), like)[1](slopes)[0]
 
 
 def bias_scale(

@@ -31,7 +31,7 @@ from dfq_jax.quantize.learning import (
     relative_gap,
 )
 from dfq_jax.quantize.phases import in_phases
-from dfq_jax.quantize.plan import Site
+from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
     Host,
@@ -82,11 +82,14 @@ def reconstruct(
     """
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
+    split = layers_instead(quantized.plan, reference, method, memory)
+    given = (method, key, memory or FED, split)
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.enter_context(owned(folder, "run"))
-            StateStore(folder, facts_of(quantized, np.asarray(images), method, key))
-        return unit_by_unit(quantized, reference, images, method, key, memory, folder, on_unit)
+            facts = facts_of(quantized, np.asarray(images), method, key)
+            StateStore(folder, facts | {"units layer by layer": sorted(split)})
+        return unit_by_unit(quantized, reference, images, *given, folder, on_unit)
 
 
 def unit_by_unit(
@@ -95,13 +98,13 @@ def unit_by_unit(
     images: Host | Float[Array, "n h w c"],
     method: Method,
     key: Key[Array, ""],
-    memory: int | None,
+    memory: int,
+    split: frozenset[int],
     folder: Path | None,
     on_unit: Callable[[int, int, UnitReport], None] | None,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
-    """`reconstruct` in a folder that is ours."""
+    """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
     units = cut(reference.graph, quantized.plan, method)
-    split = layers_instead(units, reference, method, memory)
     exact = rough = np.asarray(images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
     reports = []
@@ -109,7 +112,7 @@ def unit_by_unit(
         float_unit = unit_model(unit, reference)
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
-        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory or FED)
+        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
         if logits is not None:
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
         if unit.plan.entries:
@@ -126,12 +129,12 @@ def unit_by_unit(
 
 
 def layers_instead(
-    units: tuple[Unit, ...], reference: Model, method: Method, memory: int | None
+    plan: Plan, reference: Model, method: Method, memory: int | None
 ) -> frozenset[int]:
     """Numbers of the units that are too large to learn as a whole."""
     if memory is None or isinstance(method, ClosedForm) or method.layers:
         return frozenset()
-    return by_layers(units, reference, method, memory)
+    return by_layers(cut(reference.graph, plan, method), reference, method, memory)
 
 
 def layered(method: Method) -> Method:

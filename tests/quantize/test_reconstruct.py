@@ -137,13 +137,16 @@ def test_little_memory_feeds_fewer_steps_and_changes_nothing(
     assert same(found, learned[0])
 
 
-def test_units_too_large_for_memory_learn_layer_by_layer(quantized, reference, images):
+def test_units_too_large_for_memory_learn_layer_by_layer(quantized, reference, images, tmp_path):
     """Said in their reports; those with one layer, and those that fit, learn as a whole."""
     values = values_of(reference)
     units = units_of(reference.graph, quantized.plan)
     steps = [step_bytes(unit, values, QUICK) for unit in units]
     memory = sorted(steps)[-1] - 1
-    _, reports = reconstruct(quantized, reference, images, QUICK, KEY, memory=memory)
+    run = lambda **k: reconstruct(quantized, reference, images, QUICK, KEY, folder=tmp_path, **k)
+    _, reports = run(memory=memory)
+    with pytest.raises(UsageError, match="units layer by layer: saved"):
+        run()
     split = by_layers(units, reference, QUICK, memory)
     several = [steps[i] > memory and len(layers_of(u)) > 1 for i, u in enumerate(units)]
     assert split == {i for i, both in enumerate(several) if both}
