@@ -38,16 +38,8 @@ BUDGETS = {"resnet20": (256, 128, 60), "efficientnet_lite0": (64, 16, 40)}
 def main() -> None:
     """One row a network and variant, the mean over seeds."""
     args = arguments()
-    rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := synthesis_quality.NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
-        subject = synthesis_quality.Subject(network, args)
-        for variant, recipe in variants(subject, args.steps).items():
-            rows.append(row(subject, variant, recipe, args))
-            common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+    each = lambda s: (row(s, *way, args) for way in variants(s, args.steps).items())
+    rows, reason = synthesis_quality.measured(args, COLUMNS, each)
     common.finish(args, {"best_ablation": COLUMNS}, rows, reason)
 
 

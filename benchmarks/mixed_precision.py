@@ -37,17 +37,8 @@ COLUMNS = [
 def main() -> None:
     """Rows of uniform and of mixed networks."""
     args = arguments()
-    rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := synthesis_quality.NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
-        subject = synthesis_quality.Subject(network, args)
-        for seed in args.seeds:
-            for found in compared(subject, seed, args):
-                rows.append(found)
-                common.log(", ".join(f"{c.heading} {c.text(found)}" for c in COLUMNS))
+    each = lambda s: (found for seed in args.seeds for found in compared(s, seed, args))
+    rows, reason = synthesis_quality.measured(args, COLUMNS, each)
     common.finish(args, {"mixed_precision": COLUMNS}, rows, reason)
 
 

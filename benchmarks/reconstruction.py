@@ -10,6 +10,7 @@ for real ones. Accuracy is that of the simulator, which computes what ONNX Runti
 
 import argparse
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import common
@@ -44,16 +45,9 @@ COLUMNS = [
 def main() -> None:
     """Rows of every image set, scheme and reconstruction."""
     args = arguments()
-    rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := synthesis_quality.NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
-        subject = synthesis_quality.Subject(network, args)
-        for seed in args.seeds:
-            for method in args.images:
-                rows += compared(subject, method, seed, args)
+    sets = [(method, seed) for seed in args.seeds for method in args.images]
+    each = lambda s: (found for way in sets for found in compared(s, *way, args))
+    rows, reason = synthesis_quality.measured(args, COLUMNS, each)
     common.finish(args, {args.table: COLUMNS}, averaged(rows), reason)
 
 
@@ -79,23 +73,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compared(subject: Any, method: str, seed: int, args: argparse.Namespace) -> list[Row]:
+def compared(subject: Any, method: str, seed: int, args: argparse.Namespace) -> Iterator[Row]:
     """One set of images, used in every way."""
     import jax.numpy as jnp
 
     start = time.monotonic()
     images = jnp.asarray(drawn(subject, method, seed, args))
     seconds = None if method == "real" else time.monotonic() - start
-    rows = []
     for scheme in args.schemes:
         for name in args.reconstructions:
             facts: Row = {"table": args.table, "network": subject.name, "images": method}
             facts |= {"n": len(images), "scheme": scheme, "layers": args.layers}
             found = facts | rounded(subject, images, scheme, name, seed, args)
-            found |= {"image_seconds": seconds, "released": released(subject, method, scheme, name)}
-            rows.append(found)
-            common.log(", ".join(f"{c.heading} {c.text(found)}" for c in COLUMNS))
-    return rows
+            released_top1 = released(subject, method, scheme, name)
+            yield found | {"image_seconds": seconds, "released": released_top1}
 
 
 def drawn(subject: Any, method: str, seed: int, args: argparse.Namespace) -> Any:

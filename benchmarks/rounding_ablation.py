@@ -6,7 +6,7 @@ Every row changes one thing. Images are made by `best` once for each seed, grids
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import common
@@ -40,19 +40,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="judge by so many images only")
     args = parser.parse_args()
-    rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := synthesis_quality.NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
-        subject = synthesis_quality.Subject(network, args)
-        images = synthesis_quality.synthesized(subject, "best", args.n, args.seed, None).images
-        for scheme in args.schemes:
-            for name in args.variants or variants(1):
-                rows.append(row(subject, images, scheme, name, args))
-                common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+    rows, reason = synthesis_quality.measured(args, COLUMNS, lambda s: rows_of(s, args))
     common.finish(args, {"rounding_ablation": COLUMNS}, rows, reason)
+
+
+def rows_of(subject: Any, args: argparse.Namespace) -> Iterator[Row]:
+    """Rows of one network."""
+    images = synthesis_quality.synthesized(subject, "best", args.n, args.seed, None).images
+    for scheme in args.schemes:
+        for name in args.variants or variants(1):
+            yield row(subject, images, scheme, name, args)
 
 
 def variants(steps: int) -> dict[str, tuple[Any, bool]]:

@@ -11,7 +11,7 @@ the same labelled images are from the float network's, in nats.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,19 +67,27 @@ SETTINGS = {
 def main() -> None:
     """Makes, measures and judges the images of the chosen methods."""
     args = arguments()
+    ways = [(method, seed) for seed in args.seeds for method in args.methods]
+    rows, reason = measured(args, COLUMNS, lambda s: (row(s, *way, args) for way in ways))
+    common.finish(args, {args.table: COLUMNS}, averaged(rows), reason)
+
+
+def measured(
+    args: argparse.Namespace,
+    columns: list[Column],
+    rows_of: "Callable[[Subject], Iterable[Row]]",
+) -> tuple[list[Row], str | None]:
+    """The rows of every network that is there, told as they come, and which file is missing."""
     rows: list[Row] = []
     reason = None
     for network in args.networks:
         if missing := NETWORKS[network].absent(args.shared):
             reason = missing
             continue
-        subject = Subject(network, args)
-        for seed in args.seeds:
-            for method in args.methods:
-                found = row(subject, method, seed, args)
-                rows.append(found)
-                common.log(", ".join(f"{c.heading} {c.text(found)}" for c in COLUMNS))
-    common.finish(args, {args.table: COLUMNS}, averaged(rows), reason)
+        for found in rows_of(Subject(network, args)):
+            rows.append(found)
+            common.log(", ".join(f"{c.heading} {c.text(found)}" for c in columns))
+    return rows, reason
 
 
 def averaged(rows: list[Row]) -> list[Row]:
