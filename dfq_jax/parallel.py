@@ -73,6 +73,28 @@ def at_home(tree: Tree) -> Tree:
     return jax.tree.map(bring, tree)
 
 
+def remembered(tree: Tree) -> Callable[[], Tree]:
+    """Copies arrays to the host before a program consumes them.
+
+    Args:
+      tree: arrays; of those on several hosts, each remembers what lies on its own devices.
+
+    Returns:
+      A function that gives the tree again, on the devices it was on.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    copies = [[(np.array(s.data), s.device) for s in v.addressable_shards] for v in leaves]
+    places = [(v.shape, v.sharding) for v in leaves]
+    join = jax.make_array_from_single_device_arrays
+
+    def again() -> Tree:
+        pieces = [[jax.device_put(*each) for each in copy] for copy in copies]
+        whole = [join(*place, parts) for place, parts in zip(places, pieces, strict=True)]
+        return jax.tree.unflatten(structure, whole)
+
+    return again
+
+
 def share_rows(tree: Tree, rows: int, mesh: Mesh) -> Tree:
     """Spreads a batch over the devices.
 

@@ -14,6 +14,7 @@ from dfq_jax.parallel import (
     data_mesh,
     everywhere,
     no_mesh,
+    remembered,
     settled,
     share_rows,
     side_by_side,
@@ -89,6 +90,21 @@ def test_stacks_lie_one_entry_a_device():
     assert stack(KEYS, mesh).dtype == KEY.dtype
     assert stack([(), ()], data_mesh(2)) == ()
     assert unstack(tree)[2]["x"].devices() == {jax.local_devices()[0]}
+
+
+def test_what_is_remembered_comes_back_where_it_was():
+    mesh = data_mesh(4)
+    rows = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P("data")))
+    one, all_of_it = jnp.float32(3), jax.device_put(jnp.arange(3), NamedSharding(mesh, P()))
+    tree = {"rows": rows, "one": one, "all": all_of_it}
+    wanted, places = jax.tree.map(np.array, tree), {k: v.sharding for k, v in tree.items()}
+    again = remembered(tree)
+    for v in tree.values():
+        v.delete()
+    for _ in range(2):
+        found = again()
+        assert {k: v.sharding for k, v in found.items()} == places
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("kind", [data_mesh, explicit])

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
-from dfq_jax.parallel import no_mesh, settled, side_by_side, stack, unstack
+from dfq_jax.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
 
 
 class Now(NamedTuple):
@@ -234,7 +234,7 @@ def report_apart(
 
 def loop(
     state: FitState,
-    advance: Callable[[FitState], tuple[FitState, Mapping[str, Array]]],
+    advance: Callable[[FitState, Callable[[], FitState]], tuple[FitState, Mapping[str, Array]]],
     over: Callable[[FitState], bool],
     keep: Callable[[FitState, bool], None],
     report: Callable[[FitState, Mapping[str, Array]], None],
@@ -242,8 +242,8 @@ def loop(
     """Chunk after chunk until the run is over; what happens between chunks happens here.
 
     Args:
-      state: to begin with.
-      advance: state -> state and metrics a chunk later.
+      state: to begin with; consumed.
+      advance: (state, a function that gives it again) -> state and metrics a chunk later.
       over: whether to stop.
       keep: saves the state; the second argument says whether it must, or may wait.
       report: tells of a chunk.
@@ -255,15 +255,17 @@ def loop(
       KeyboardInterrupt: after saving the last finished chunk.
     """
     history: list[Mapping[str, Array]] = []
+    again = remembered(state)
     try:
         while not over(state):
             with no_mesh():
-                state, metrics = advance(state)
+                state, metrics = advance(state, again)
+                again = remembered(state)
             history.append(metrics)
             keep(state, False)
             report(state, metrics)
     except KeyboardInterrupt:
-        keep(state, True)
+        keep(again(), True)
         raise
     return state, history
 
@@ -286,12 +288,13 @@ def steps_of(state: FitState) -> int:
 
 
 def start_state(x: PyTree, memory: PyTree, optimizer: optax.GradientTransformation) -> FitState:
-    """The state before the first step; `x` and `memory` are copied."""
+    """The state before the first step; every array is its own, so that all can be consumed."""
     never = jnp.full((), -1, jnp.int32)
     zero, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32)
     strict = lambda v: jnp.array(v, v.dtype)  # not weakly typed: one trace serves all
     x, memory = jax.tree.map(strict, (x, memory))
-    return FitState(x, optimizer.init(x), memory, zero, infinite, infinite, zero, never)
+    state = FitState(x, optimizer.init(x), memory, zero, infinite, infinite, zero, never)
+    return jax.tree.map(strict, state)
 
 
 def chunk_length(steps: int, at_most: int) -> int:
@@ -306,7 +309,7 @@ def ended(state: FitState, steps: int, patience: int | None) -> bool:
     return step >= steps or stalled or int(state.diverged_at) >= 0
 
 
-@partial(jax.jit, static_argnames=("objective", "optimizer", "length"))
+@partial(jax.jit, static_argnames=("objective", "optimizer", "length"), donate_argnums=0)
 def run_chunk(
     state: FitState,
     context: PyTree,
@@ -315,7 +318,10 @@ def run_chunk(
     optimizer: optax.GradientTransformation,
     length: int,
 ) -> tuple[FitState, Mapping[str, Array]]:
-    """`length` steps; after a loss or step that is not finite the state stands still."""
+    """`length` steps; after a loss or step that is not finite the state stands still.
+
+    The state is consumed: what comes after takes its memory.
+    """
     update = optax.with_extra_args_support(optimizer).update
     slope = jax.value_and_grad(objective, has_aux=True)
 
@@ -343,7 +349,9 @@ def run_chunk(
     return jax.lax.scan(one, state, length=length)
 
 
-@partial(jax.jit, static_argnames=("objective", "optimizer", "length", "mesh", "own"))
+@partial(
+    jax.jit, static_argnames=("objective", "optimizer", "length", "mesh", "own"), donate_argnums=0
+)
 def run_chunks(
     state: FitState,
     context: PyTree,

@@ -12,21 +12,21 @@ Result = TypeVar("Result")
 
 def sparing(
     advance: Callable[[Way, State], Result], way: Way, lighter: Callable[[], Way] | None
-) -> Callable[[State], Result]:
+) -> Callable[[State, Callable[[], State]], Result]:
     """Steps that are tried again in a lighter way when memory does not suffice.
 
     Args:
-      advance: (way, state) -> what comes after; it leaves the state as it is.
+      advance: (way, state) -> what comes after; it may consume the state.
       way: to begin with.
       lighter: called when memory ran out -> the next way, kept from then on; it raises if there is
         none. None to give up at once.
 
     Returns:
-      state -> what comes after, computed to its end.
+      (state, a function that gives it again) -> what comes after, computed to its end.
     """
     ways = [way]
 
-    def step(state: State) -> Result:
+    def step(state: State, again: Callable[[], State]) -> Result:
         while True:
             try:
                 return jax.block_until_ready(advance(ways[-1], state))
@@ -34,6 +34,7 @@ def sparing(
                 if lighter is None or not exhausted(error):
                     raise
             ways.append(lighter())  # out here, where the failed step's arrays are let go
+            state = again()
 
     return step
 

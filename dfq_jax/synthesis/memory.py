@@ -67,7 +67,8 @@ class Need(NamedTuple):
     """Bytes that a step takes on one device.
 
     Attributes:
-      held: weights, and variables with their optimizer state before and after the step.
+      held: weights, and variables with their optimizer state; a CPU's memory is also that of the
+        host, which keeps a copy of them.
       images: those shown to the network with their gradient, and what draws them.
       network: kept and computed while all of them pass through the network and back.
       update: gradient and new state of the variables, when the network is done with.
@@ -122,7 +123,7 @@ def needed(
     variables, drawn = tree_bytes(x), 2 * tree_bytes(natural) + drawing(recipe, x)
     state = turns * (variables + max(map(tree_bytes, opts), default=0))
     network = max(passing(model, taps, images, how, platform) for images in shown)
-    held = tree_bytes(model.params) + 2 * state
+    held = tree_bytes(model.params) + (2 if platform == "cpu" else 1) * state
     copies = copied_kernels(model, how, platform)
     return Need(held, drawn, network, state + turns * variables, copies)
 

@@ -8,7 +8,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dfq_jax.optim.fit import Now, fit
+from dfq_jax.optim import fit as fitting
+from dfq_jax.optim.fit import Now, fit, run_chunk, start_state
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import data_mesh
@@ -232,6 +233,30 @@ def test_interrupt_saves_and_is_passed_on(tmp_path):
     assert store.steps() == [8]
     resumed = run(steps=12, chunk=4, store=StateStore(tmp_path, {}))
     assert resumed.history["loss"].shape == (4,)
+    np.testing.assert_array_equal(resumed.x["a"], run(steps=12, chunk=4).x["a"])
+
+
+def test_a_chunk_takes_the_memory_of_its_state():
+    begun = start_state(START, (), ADAM)
+    after, _ = run_chunk(begun, CENTRE, KEY, noisy, ADAM, 2)
+    assert all(v.is_deleted() for v in jax.tree.leaves(begun))
+    assert not any(v.is_deleted() for v in jax.tree.leaves(after))
+
+
+def test_an_interrupt_within_a_chunk_saves_the_one_before(tmp_path, monkeypatch):
+    def consumed(state, *rest):
+        found = run_chunk(state, *rest)
+        if int(found[0].step) > 4:
+            raise KeyboardInterrupt
+        return found
+
+    store = StateStore(tmp_path, {}, every_seconds=1e9)
+    monkeypatch.setattr(fitting, "run_chunk", consumed)
+    with pytest.raises(KeyboardInterrupt):
+        run(steps=12, chunk=4, store=store)
+    monkeypatch.undo()
+    assert store.steps() == [4]
+    resumed = run(steps=12, chunk=4, store=StateStore(tmp_path, {}))
     np.testing.assert_array_equal(resumed.x["a"], run(steps=12, chunk=4).x["a"])
 
 

@@ -7,12 +7,13 @@ FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 
 
 
 def needing(enough, error=FULL):
-    """Adds one to the state in any way of at least `enough`."""
+    """Adds one to the state in any way of at least `enough`; consumes the state."""
 
     def advance(way, state):
+        number = state.pop()
         if way < enough:
             raise error
-        return state + 1
+        return [number + 1]
 
     return advance
 
@@ -26,7 +27,7 @@ def test_the_next_way_is_kept(error):
         return asked[-1]
 
     step = sparing(needing(4, error), 1, lighter)
-    assert (step(0), step(1)) == (1, 2)
+    assert (step([0], lambda: [0]), step([1], list)) == ([1], [2])
     assert asked == [2, 4]
 
 
@@ -35,12 +36,12 @@ def test_giving_up():
         raise ValueError("no lighter way")
 
     with pytest.raises(ValueError, match="no lighter way") as caught:
-        sparing(needing(4), 1, lighter)(0)
+        sparing(needing(4), 1, lighter)([0], list)
     assert caught.value.__context__ is None
     with pytest.raises(jax.errors.JaxRuntimeError):
-        sparing(needing(4), 1, None)(0)
+        sparing(needing(4), 1, None)([0], list)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        sparing(needing(4, jax.errors.JaxRuntimeError("INTERNAL: a bug")), 1, lighter)(0)
+        sparing(needing(4, jax.errors.JaxRuntimeError("INTERNAL: a bug")), 1, lighter)([0], list)
 
 
 def test_what_counts():
