@@ -83,6 +83,18 @@ Observer = Literal[
 ]
 
 
+Layers = Annotated[
+    Literal[
+        "zsq_all_low",
+        "qdrop_8bit_ends",
+        "brecq_8bit_ends_second",
+        "qdrop_8bit_ends_shortcuts",
+        "brecq_8bit_ends_second_shortcuts",
+    ],
+    Parameter(help="What stays at 8 bits when the rest has fewer."),
+]
+
+
 @app.command
 def inspect(model: str, /, *, reading: Reading = DEFAULTS, json: Json = False) -> None:
     """Shows what a network is: layers with shapes, work, batch norms, input contract."""
@@ -128,7 +140,7 @@ def quantize(
     output: Output,
     scheme: Annotated[str, Parameter(help="w{bits}a{bits}, bits 2..8.")] = "w8a8",
     preset: Literal["fast", "balanced", "best"] = "fast",
-    layers: Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"] = "qdrop_8bit_ends",
+    layers: Layers = "qdrop_8bit_ends",
     method: Method | None = None,
     images: Annotated[Path | None, Parameter(help="File or folder of `dfq synthesize`.")] = None,
     reconstruction: Annotated[

@@ -34,6 +34,7 @@ FLAGS = {
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
         *("--seed", "--arch", "--size", "--force", "--json", "fast", "balanced", "best"),
         *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
+        *("qdrop_8bit_ends_shortcuts", "brecq_8bit_ends_second_shortcuts"),
     ),
     "evaluate": ("--data", "--limit", "--arch", "--size", "--json"),
     "verify": ("--json",),

@@ -14,6 +14,8 @@ A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`.
   tensor once. Pooling by maximum, slicing, padding, reshaping, … (`ops.keeps_values`) make no new
   values: edges behind them belong to the tensor before them.
 - A constant that a site reads has the range of its own values.
+- Presets that end in `shortcuts` give what layers read and what other operators read of the same
+  tensor a grid each, the latter of 8 bits, so a residual stream keeps its precision.
 - The first weighted layer and the last before each output are the ends that presets keep at
   8 bits. Edges of `MatMul` have the bits of activations, edges into other operators 8.
 """
@@ -22,7 +24,7 @@ import dataclasses
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
 from dfq_jax.errors import PlanError
@@ -37,9 +39,15 @@ from dfq_jax.quantize.observers import (
     Observers,
     check_observers,
 )
-from dfq_jax.quantize.sites import Site, products, tensor_groups
+from dfq_jax.quantize.sites import Site, leading_to, products, tensor_groups
 
-LayerPreset = Literal["zsq_all_low", "qdrop_8bit_ends", "brecq_8bit_ends_second"]
+LayerPreset = Literal[
+    "zsq_all_low",
+    "qdrop_8bit_ends",
+    "brecq_8bit_ends_second",
+    "qdrop_8bit_ends_shortcuts",
+    "brecq_8bit_ends_second_shortcuts",
+]
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
 
 
@@ -86,7 +94,7 @@ class Plan:
 
     Attributes:
       entries: every quantized site with its spec, in execution order.
-      groups: {tensor: sites sharing its grid} as a tuple of pairs.
+      groups: (tensor, sites sharing its grid); a tensor on two grids is there twice.
       scheme: as asked for.
       layers: name of the layer preset.
     """
@@ -142,7 +150,8 @@ def resolve(
       scheme: bits of weights and activations.
       layers: which layers stay at 8 bits. `zsq_all_low`: none, only tensors after a ReLU are
         quantized; `qdrop_8bit_ends`: first and last kernels and the last layer's input at 8 bits;
-        `brecq_8bit_ends_second`: also the input of the second layer.
+        `brecq_8bit_ends_second`: also the input of the second layer; `..._shortcuts`: also what
+        operators without kernels read of a tensor that layers read with fewer bits.
       rules: exceptions by name.
       observers: how ranges of weights and of activations are found.
 
@@ -169,8 +178,9 @@ def resolve(
         if isinstance(n.op, WEIGHTED) and n.name in bits
     ]
     groups = tensor_groups(graph, only_rectified=layers == "zsq_all_low")
+    parted = with_shortcuts(graph, groups, preset) if "shortcuts" in layers else groups.items()
     edges, kept = [], []
-    for tensor, sites in groups.items():
+    for tensor, sites in parted:
         wanted = [bits[s.node][1] for s in sites if s.node in bits]
         kept_float = any(s.node in preset for s in sites)  # once nobody wanted bits for it
         if not wanted and (kept_float or layers == "zsq_all_low"):
@@ -179,6 +189,17 @@ def resolve(
         edges += [(site, spec) for site in sites]
         kept.append((tensor, tuple(sites)))
     return Plan(tuple(kernels + edges), tuple(kept), scheme, layers)
+
+
+def with_shortcuts(
+    graph: Graph, groups: Mapping[str, list[Site]], layers: Collection[str]
+) -> Iterator[tuple[str, list[Site]]]:
+    """The groups, those edges apart that lead to layers alone."""
+    serving = set(layers) | set(leading_to(graph, layers))
+    for tensor, sites in groups.items():
+        read = [s for s in sites if s.node in serving]
+        others = [s for s in sites if s.node not in serving]
+        yield from ((tensor, part) for part in (read, others) if part)
 
 
 def observing(plan: Plan, observer: Observer) -> Plan:
@@ -197,9 +218,10 @@ def layer_bits(graph: Graph, scheme: Scheme, layers: LayerPreset) -> dict[str, t
     bits = {n.name: (w, a) for n in products(graph)}
     nodes = weighted_nodes(graph)
     if layers != "zsq_all_low" and nodes:
+        second = layers.startswith("brecq_8bit_ends_second")
         ends = (nodes[0].name, nodes[-1].name, *last_weighted(graph))
         bits |= dict.fromkeys(ends, (8, 8))
-        if layers == "brecq_8bit_ends_second" and len(nodes) > 2 and nodes[1].name not in ends:
+        if second and len(nodes) > 2 and nodes[1].name not in ends:
             bits[nodes[1].name] = (w, 8)
     return bits
 

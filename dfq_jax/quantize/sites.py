@@ -3,6 +3,7 @@
 The rules are those of `dfq_jax.quantize.plan`.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from dfq_jax.graph.graph import Graph, Node
@@ -107,6 +108,16 @@ def idle_moves(graph: Graph, floats: dict[str, str]) -> frozenset[str]:
         if moves and readers[node.name] and all(unread(n) for n, _ in readers[node.name]):
             idle.add(node.name)
     return frozenset(idle)
+
+
+def leading_to(graph: Graph, layers: Collection[str]) -> frozenset[str]:
+    """Operators that only move values, and only to these layers."""
+    readers, found = consumers(graph), set()
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) and node.name not in graph.outputs
+        if moves and all(n.name in layers or n.name in found for n, _ in readers[node.name]):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:

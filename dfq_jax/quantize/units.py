@@ -72,8 +72,8 @@ def units_of(graph: Graph, plan: Plan, *, merge: int = 1) -> tuple[Unit, ...]:
     groups = [pieces[i : i + merge] for i in range(0, len(pieces), merge)]
     merged = tuple(joined(graph, group) for group in groups)
     where = {name: index for index, block in enumerate(merged) for name in block.names}
-    home = {t: max(where[s.node] for s in sites) for t, sites in plan.groups}
-    read = lambda index: {tensor for tensor, last in home.items() if last == index}
+    last = [max(where[s.node] for s in sites) for _, sites in plan.groups]
+    read = lambda index: {group for group, home in enumerate(last) if home == index}
     return tuple(Unit(b, share(plan, b, read(i))) for i, b in enumerate(merged))
 
 
@@ -94,8 +94,9 @@ def layers_of(unit: Unit) -> tuple[Unit, ...]:
                 break
             chain.append(after)
         block = as_block(graph, chain, frozenset())
-        edges = {t for t, sites in unit.plan.groups if any(s.node == node.name for s in sites)}
-        found.append(Unit(block, share(unit.plan, block, edges)))
+        groups = enumerate(unit.plan.groups)
+        read = {i for i, (_, sites) in groups if any(s.node == node.name for s in sites)}
+        found.append(Unit(block, share(unit.plan, block, read)))
     return tuple(found)
 
 
@@ -107,13 +108,13 @@ def joined(graph: Graph, pieces: tuple[Block, ...]) -> Block:
     return as_block(graph, [n for n in graph.nodes if n.name in inside], frozenset())
 
 
-def share(plan: Plan, block: Block, tensors: Collection[str]) -> Plan:
+def share(plan: Plan, block: Block, groups: Collection[int]) -> Plan:
     """The part of a plan that a block carries out, under canonical names.
 
     Args:
       plan: of the whole.
       block: the part.
-      tensors: whose edges are quantized in it.
+      groups: numbers of those whose edges are quantized in it.
 
     Returns:
       Its plan.
@@ -121,18 +122,16 @@ def share(plan: Plan, block: Block, tensors: Collection[str]) -> Plan:
     names = canonical_names(block)
     inside = set(block.names)
     moved = lambda site: Site(names[site.node], site.slot)
-    groups = [
-        (tensor, tuple(site for site in sites if site.node in inside))
-        for tensor, sites in plan.groups
-        if tensor in tensors
+    kept = [
+        tuple(site for site in plan.groups[i][1] if site.node in inside) for i in sorted(groups)
     ]
-    edges = {site for _, sites in groups for site in sites}
+    edges = {site for sites in kept for site in sites}
     entries = [
         (moved(site), spec)
         for site, spec in plan.entries
         if site.node in inside and (site.argument is None or site in edges)
     ]
-    renamed = tuple((f"t{i}", tuple(map(moved, sites))) for i, (_, sites) in enumerate(groups))
+    renamed = tuple((f"t{i}", tuple(map(moved, sites))) for i, sites in enumerate(kept))
     return Plan(tuple(entries), renamed, plan.scheme, plan.layers)
 
 

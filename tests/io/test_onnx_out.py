@@ -32,6 +32,8 @@ CASES = (
     ("vgg", "w4a8", "zsq_all_low"),
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
+    ("option_a", "w2a2", "qdrop_8bit_ends_shortcuts"),
+    ("residual", "w3a3", "brecq_8bit_ends_second_shortcuts"),
 )
 
 
@@ -98,14 +100,15 @@ def test_float_inputs_of_integer_weights_stay_exact(onnx_nets, tmp_path):
 
 
 @pytest.mark.parametrize(("net", "scheme", "layers"), CASES)
-def test_one_pair_per_tensor_shared_by_its_readers(onnx_nets, net, scheme, layers):
+def test_one_pair_per_tensor_and_grid_shared_by_its_readers(onnx_nets, net, scheme, layers):
     q = onnx_nets.quantized(net, scheme, layers)
     proto = onnx.load_model_from_string(onnx_nets.integer_file(net, scheme, layers))
     quantized = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
     graph = q.model.graph
-    edges = [s for s in q.plan.table if s.argument is not None]
-    read = {graph[s.node].inputs[s.argument] for s in edges}
-    assert len({n.input[0] for n in quantized}) == len(quantized) == len(read)
+    edges = [(s, spec) for s, spec in q.plan.entries if s.argument is not None]
+    read = {(graph[s.node].inputs[s.argument], spec.grid) for s, spec in edges}
+    assert len({n.input[0] for n in quantized}) == len({tensor for tensor, _ in read})
+    assert len({tuple(n.input) for n in quantized}) == len(quantized) == len(read)
     assert all(n.domain == "" for n in proto.graph.node)
 
 

@@ -26,6 +26,8 @@ CASES = (
     ("vgg", "w4a8", "zsq_all_low"),
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
+    ("option_a", "w2a2", "qdrop_8bit_ends_shortcuts"),
+    ("residual", "w3a3", "brecq_8bit_ends_second_shortcuts"),
 )
 
 

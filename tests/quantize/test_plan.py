@@ -16,6 +16,7 @@ from dfq_jax.graph.ops import (
     LeakyRelu,
     Linear,
     MatMul,
+    MaxPool,
     Mul,
     Pad,
     Power,
@@ -45,6 +46,7 @@ from dfq_jax.quantize.sites import (
     NO_FORM,
     STREAM,
     float_operators,
+    leading_to,
     origins,
     tensor_groups,
 )
@@ -87,6 +89,7 @@ KERNELS = {
     "qdrop_8bit_ends": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
     "brecq_8bit_ends_second": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
 }
+KERNELS |= {f"{name}_shortcuts": KERNELS[name] for name in LAYER_PRESETS[1:3]}
 EDGES = {
     "conv1.0": 8,
     "depthwise.0": 3,
@@ -108,9 +111,42 @@ def test_presets_choose_bits(layers, graph):
         "zsq_all_low": {"depthwise.0": 3, "project.0": 3, "conv2.0": 3},
         "qdrop_8bit_ends": EDGES,
         "brecq_8bit_ends_second": EDGES | {"depthwise.0": 8, "add.1": 8},
+        "qdrop_8bit_ends_shortcuts": EDGES | {"add.1": 8},
+        "brecq_8bit_ends_second_shortcuts": EDGES | {"depthwise.0": 8, "add.1": 8},
     }
     assert edge_bits(plan) == wanted[layers]
     assert (plan.scheme, plan.layers) == (W4A3, layers)
+
+
+def test_shortcuts_have_a_grid_of_their_own(graph):
+    """Pooling leads to a layer alone, and stays with it."""
+    groups = resolve(graph, W4A3, "qdrop_8bit_ends_shortcuts").groups
+    shared = dict(resolve(graph, W4A3).groups)
+    twice = [sites for tensor, sites in groups if tensor == "relu1"]
+    assert twice == [(Site("depthwise", "input0"),), (Site("add", "input1"),)]
+    assert {t: s for t, s in groups if t != "relu1"} == {
+        t: s for t, s in shared.items() if t != "relu1"
+    }
+
+
+def test_what_only_moves_values_goes_with_its_readers():
+    """A chain to a layer; one to a sum; one to both."""
+    pool = MaxPool((2, 2), (2, 2))
+    nodes = (
+        Node("a", pool, ("images",)),
+        Node("b", pool, ("a",)),
+        Node("layer", Linear(), ("b",)),
+        Node("c", pool, ("images",)),
+        Node("d", pool, ("c",)),
+        Node("both", pool, ("images",)),
+        Node("layer2", Linear(), ("both",)),
+        Node("sum", Add(), ("d", "layer2")),
+        Node("sum2", Add(), ("both", "sum")),
+        Node("last", pool, ("sum2",)),
+        Node("layer3", Linear(), ("last",)),
+    )
+    graph = Graph(nodes, ("images",), ("layer", "layer3", "last"))
+    assert leading_to(graph, {"layer", "layer2", "layer3"}) == {"a", "b"}
 
 
 def test_kinds_of_grids(graph):

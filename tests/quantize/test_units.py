@@ -13,12 +13,14 @@ from dfq_jax.quantize.units import layers_of, unit_model, unit_qparams, units_of
 from dfq_jax.quantize.work import run
 
 NETWORKS = ("tiny", "dense", "inception", "excite", "mixed", "wide", "vit")
+SHORTCUTS = tuple(f"{name} qdrop_8bit_ends_shortcuts" for name in ("tiny", "dense"))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS + SHORTCUTS)
 def quantized(request, nets):
-    model = fold_batch_norm(getattr(nets, request.param)())
-    plan = resolve(model.graph, Scheme(4, 4))
+    name, _, layers = request.param.partition(" ")
+    model = fold_batch_norm(getattr(nets, name)())
+    plan = resolve(model.graph, Scheme(4, 4), layers or "qdrop_8bit_ends")
     return calibrate(model, plan, nets.images(model, 6))
 
 
@@ -52,9 +54,9 @@ def test_every_site_is_in_one_unit_or_comes_again_later(quantized):
         original = {new: old for old, new in unit.names.items()}
         seen += [Site(original[site.node], site.slot) for site, _ in unit.plan.entries]
     assert len(seen) == len(set(seen))
-    table, shared = quantized.plan.table, dict(quantized.plan.groups)
+    table = quantized.plan.table
     assert {site for site in table if site.argument is None} <= set(seen)
-    for sites in shared.values():
+    for _, sites in quantized.plan.groups:
         assert any(site in seen for site in sites)
 
 
