@@ -73,7 +73,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
 def pytorch(args: argparse.Namespace) -> dict[str, Any]:
     """A PyTorch loop over the same units."""
     import torch
-    from reconstruction_torch import reconstruction, units
+    from reconstruction_torch import reconstruction, switch, units
 
     layout = torch.channels_last if args.layout == "channels_last" else torch.contiguous_format
     device = "cuda" if args.device == "gpu" else "cpu"
@@ -83,7 +83,7 @@ def pytorch(args: argparse.Namespace) -> dict[str, Any]:
     for name, unit in units(torch_module("resnet20")).items():
         unit = unit.to(**placed)
         with torch.no_grad():
-            targets = unit(x)
+            targets = switch(unit, "float")(x)
         run = reconstruction(unit, x, x, targets, args.steps, args.batch)
         for _ in range(5):
             run()

@@ -16,7 +16,7 @@ SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
-    *("reconstruction_speed", "mixed_precision", "scaling"),
+    *("reconstruction_reference", "reconstruction_speed", "mixed_precision", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (
@@ -27,6 +27,10 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "reconstruction_best": (
         *("reconstruction", "--images", "best", "--reconstructions", "best"),
         *("--steps", "1000", "--table", "reconstruction_best"),
+    ),
+    "reconstruction_shortcuts": (
+        *("reconstruction", "--reconstructions", "best", "--steps", "1000"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
     ),
     "synthesis_quality_long": (
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0", "--seconds", "200"),

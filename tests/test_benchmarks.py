@@ -13,8 +13,8 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
-    *("mixed_precision", "ptq", "reconstruction", "rounding_ablation", "synthesis_quality"),
-    "verify",
+    *("mixed_precision", "ptq", "reconstruction", "reconstruction_reference"),
+    *("rounding_ablation", "synthesis_quality", "verify"),
 )
 MAKING = (
     "import_zoo",
@@ -130,7 +130,8 @@ def test_results_page_has_a_place_for_every_table():
     zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
-    rounding = ("reconstruction", "reconstruction_best", "reconstruction_speed")
+    rounding = ("reconstruction", "reconstruction_best", "reconstruction_shortcuts")
+    rounding += ("reconstruction_reference", "reconstruction_speed")
     rounding += ("rounding_ablation", "mixed_precision")
     for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
@@ -146,6 +147,17 @@ def test_both_loops_of_reconstruction_learn_the_same_units():
     ]
     assert len(found[0]) == len(found[1]) == 11
     assert all(seconds > 0 for steps in found for seconds in steps.values())
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_a_short_run_of_the_reference(shared):
+    pytest.importorskip("torch")
+    how = ("--steps", "100", "--n", "64", "--limit", "200", "--schemes", "w8a8")
+    text = run("reconstruction_reference", "--json", "--shared", shared, *how)
+    rows = json.loads(text)["rows"]
+    assert [row["shortcuts"] for row in rows] == ["float", "quantized"]
+    assert all(row["top1"] > 0.8 for row in rows)
 
 
 @pytest.mark.slow
