@@ -47,7 +47,7 @@ def phase_of(
     """The unit after one optimisation: kernels on their grids, scales of activations learned."""
     plan, model, qparams = work.unit.plan, work.model, work.qparams
     kernels, fixed = begun(model, qparams, plan, method.rounding if phase.kernels else None)
-    edges = {t: qparams[sites[0]].scale for t, sites in plan.groups} if phase.edges else {}
+    edges = coarse_edges(plan, qparams) if phase.edges else {}
     biases = biases_of(model) if phase.biases else {}
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
@@ -66,6 +66,21 @@ def phase_of(
     if store is not None:
         store.clear()
     return hardened(found, model, qparams, fixed, plan, method.rounding)
+
+
+def coarse_edges(plan: Plan, qparams: Mapping[Site, Affine]) -> dict[str, Array]:
+    """{tensor: scale} of the grids of activations that learn: those of fewer than 8 bits.
+
+    At 8 bits ranges cost nothing worth learning, and the steps of Adam are as long as such a scale
+    itself: a synthetic image whose values stay in a part of the range would pull the grid there,
+    and images of the world would be clipped.
+    """
+    table = plan.table
+    return {
+        tensor: qparams[sites[0]].scale
+        for tensor, sites in plan.groups
+        if table[sites[0]].grid.bits < 8
+    }
 
 
 def begun(
