@@ -5,8 +5,8 @@ named (made by that method of synthesis, or `real` ones of the training set), an
 reconstruction. `released` is what GENIE's released code reaches on this checkpoint with as many
 images and steps of batch 32 on 2 cores: its own synthetic images for synthetic ones, real images
 for real ones. It leaves the shortcuts of this network in float (`reconstruction_reference.py`), so
-the preset to compare with is `brecq_8bit_ends_second_shortcuts`. Accuracy is that of the simulator, which computes what ONNX Runtime does (see
-`verify.py`).
+the preset to compare with is `brecq_8bit_ends_second_shortcuts`. Accuracy is that of the simulator,
+which computes what ONNX Runtime does (see `verify.py`).
 """
 
 import argparse

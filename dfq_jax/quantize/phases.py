@@ -49,12 +49,15 @@ def phase_of(
     kernels, fixed = begun(model, qparams, plan, method.rounding if phase.kernels else None)
     edges = coarse_edges(plan, qparams) if phase.edges else {}
     biases = biases_of(model) if phase.biases else {}
+    trained = {"kernels": kernels, "edges": edges, "biases": biases}
+    if not jax.tree.leaves(trained):
+        return model, qparams
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
     given = supply(rows, method.batch, int(jax.random.bits(key)), work.memory)
     found = fit(
         objective_of(plan, method, phase),
-        {"kernels": kernels, "edges": edges, "biases": biases},
+        trained,
         Given(model, qparams, fixed, power_of(work.targets), rest, given.resident),
         optimizer=optimizer_of(method.rates, phase.steps),
         steps=phase.steps,

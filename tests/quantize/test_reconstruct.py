@@ -103,10 +103,14 @@ def test_a_network_gets_better_on_images_it_has_not_seen(learned, quantized, ref
     assert error(found, reference, fresh) < 0.8 * error(quantized, reference, fresh)
 
 
-def test_kernels_lie_on_their_grids(learned):
-    found, _ = learned
+def test_kernels_that_were_learned_lie_on_their_grids(learned):
+    found, reports = learned
+    units = units_of(found.model.graph, found.plan)
+    kept = {r.name for r in reports if r.kept}
+    inside = {name for unit in units if unit.title in kept for name in unit.block.names}
+    assert len(inside) > 4
     for site, spec in found.plan.entries:
-        if site.argument is None:
+        if site.argument is None and site.node in inside:
             kernel = found.model.params[site.node]["kernel"]
             snapped = fake_quantize(kernel, found.qparams[site], spec.grid)
             np.testing.assert_allclose(snapped, kernel, atol=1e-6)
@@ -156,6 +160,25 @@ def test_units_too_large_for_memory_learn_layer_by_layer(quantized, reference, i
     assert names.count(QUICK.name) == len(names) - 1
     assert all(r.after <= r.before for r in reports if r.kept)
     assert not by_layers(units, reference, QUICK, max(steps))
+
+
+def test_grids_of_eight_bits_stay_as_calibrated(reference, images):
+    """The image's above all: images that use half of its range must not have others clipped."""
+    plan = resolve(reference.graph, Scheme(3, 4))
+    calibrated = calibrate(reference, plan, jnp.asarray(images))
+    found, reports = reconstruct(calibrated, reference, images / 2, QUICK, KEY)
+    changed = lambda site: found.qparams[site].scale != calibrated.qparams[site].scale
+    edges = {s: spec.grid.bits for s, spec in plan.entries if s.argument is not None}
+    assert not any(changed(site) for site, bits in edges.items() if bits == 8)
+    assert any(changed(site) for site, bits in edges.items() if bits == 4)
+    assert any(r.kept for r in reports)
+
+
+def test_a_phase_without_anything_to_learn_takes_no_step(quantized, reference, images, monkeypatch):
+    monkeypatch.setattr(phases, "fit", None)
+    idle = QUICK._replace(phases=(Phase(5, kernels=False),))
+    found, _ = reconstruct(quantized, reference, images, idle, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found.qparams, quantized.qparams)
 
 
 def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
