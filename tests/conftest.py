@@ -23,7 +23,7 @@ def hurry_compilation() -> None:
     In this process alone: programs that tests start compile as those of users. XLA reads its flags
     once, and ends a process that names one it does not know, as versions to come may not.
     """
-    if jax.version.__version_info__ >= (0, 11):
+    if jax.__version_info__ >= (0, 11):
         return
     before = os.environ.get("XLA_FLAGS")
     os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false"

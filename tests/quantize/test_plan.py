@@ -84,12 +84,12 @@ def test_sites_know_their_argument():
     assert Site("a", "kernel").argument is None
 
 
-KERNELS = {
+PAPERS = {
     "zsq_all_low": {"conv1": 4, "depthwise": 4, "project": 4, "conv2": 4, "fc": 4},
     "qdrop_8bit_ends": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
     "brecq_8bit_ends_second": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
 }
-KERNELS |= {f"{name}_shortcuts": KERNELS[name] for name in LAYER_PRESETS[1:3]}
+KERNELS = PAPERS | {f"{name}_shortcuts": PAPERS[name] for name in LAYER_PRESETS[1:3]}
 EDGES = {
     "conv1.0": 8,
     "depthwise.0": 3,
