@@ -29,8 +29,13 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--steps", "1000", "--table", "reconstruction_best"),
     ),
     "reconstruction_shortcuts": (
-        *("reconstruction", "--reconstructions", "best", "--steps", "1000"),
+        *("reconstruction", "--images", "best", "--reconstructions", "best", "--steps", "1000"),
         *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
+    ),
+    "reconstruction_genie": (
+        *("reconstruction", "--images", "genie", "--image-steps", "500"),
+        *("--reconstructions", "genie_m", "--steps", "2000", "--table", "reconstruction_genie"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts"),
     ),
     "synthesis_quality_long": (
         *("synthesis_quality", "--networks", "resnet20", "--seeds", "0", "--seconds", "200"),

@@ -131,7 +131,7 @@ def test_results_page_has_a_place_for_every_table():
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
     rounding = ("reconstruction", "reconstruction_best", "reconstruction_shortcuts")
-    rounding += ("reconstruction_reference", "reconstruction_speed")
+    rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
     rounding += ("rounding_ablation", "mixed_precision")
     for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
