@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,24 +15,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", False)
 
-
-def hurry_compilation() -> None:
-    """Has XLA emit loops in the old way, which unoptimized programs compile three times as fast.
-
-    In this process alone: programs that tests start compile as those of users. XLA reads its flags
-    once, and ends a process that names one it does not know, as versions to come may not.
-    """
-    if jax.__version_info__ >= (0, 11):
-        return
-    before = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false"
-    jax.devices()
-    del os.environ["XLA_FLAGS"]
-    if before is not None:
-        os.environ["XLA_FLAGS"] = before
-
-
-hurry_compilation()
 STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
