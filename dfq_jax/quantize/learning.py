@@ -27,7 +27,7 @@ class Phase(NamedTuple):
     Attributes:
       steps: how many.
       kernels: whether rounding is learned.
-      edges: whether scales of activations are learned.
+      edges: whether scales of activations of fewer than 8 bits are learned.
       biases: whether biases are learned.
       quantized: share of the elements of activations that are quantized while learning, drawn
         anew each step (QDrop); 0 for activations in float.
