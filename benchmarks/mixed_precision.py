@@ -21,6 +21,7 @@ SENSITIVITIES = ("kl", "fisher", "trace")
 COLUMNS = [
     Column("network", "network"),
     Column("scheme", "uniform"),
+    Column("layers", "layers preset"),
     Column("seed", "seed"),
     Column("budget", "budget"),
     Column("sensitivity", "sensitivity"),
@@ -39,7 +40,7 @@ def main() -> None:
     args = arguments()
     each = lambda s: (found for seed in args.seeds for found in compared(s, seed, args))
     rows, reason = synthesis_quality.measured(args, COLUMNS, each)
-    common.finish(args, {"mixed_precision": COLUMNS}, rows, reason)
+    common.finish(args, {args.table: COLUMNS}, rows, reason)
 
 
 def arguments() -> argparse.Namespace:
@@ -55,9 +56,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sensitivities", type=common.choices(SENSITIVITIES), default=SENSITIVITIES
     )
+    parser.add_argument("--layers", default="qdrop_8bit_ends", help="which stay at 8 bits")
     parser.add_argument("--method", default="best", help="of synthesis, or `real`")
     parser.add_argument("--n", type=int, default=128, help="images")
     parser.add_argument("--steps", type=int, help="of synthesis (default: as published)")
+    parser.add_argument("--table", default="mixed_precision", help="name of the table")
     return parser.parse_args()
 
 
@@ -70,15 +73,13 @@ def compared(subject: Any, seed: int, args: argparse.Namespace) -> list[Row]:
 
     images = jnp.asarray(drawn(subject, seed, args))
     scheme = parse_scheme(args.scheme)
-    about: Row = {"table": "mixed_precision", "network": subject.name, "seed": seed}
-    about |= {"scheme": args.scheme.upper()}
-    quantize = lambda rules: dfq(
-        subject.model, images, scheme, layers=subject.setting.layers, rules=rules
-    )
+    about: Row = {"table": args.table, "network": subject.name, "seed": seed}
+    about |= {"scheme": args.scheme.upper(), "layers": args.layers}
+    quantize = lambda rules: dfq(subject.model, images, scheme, layers=args.layers, rules=rules)
     uniform = quantize(())
     rows = [about | {"budget": "uniform"} | judged(subject, uniform)]
     tables = {
-        (name, tensors): table(subject, uniform.reference, scheme, images, name, tensors, seed)
+        (name, tensors): table(args.layers, uniform.reference, scheme, images, name, tensors, seed)
         for name in args.sensitivities
         for tensors in sorted({budget == "bops" for budget in args.budgets})
     }
@@ -103,7 +104,7 @@ def drawn(subject: Any, seed: int, args: argparse.Namespace) -> Any:
 
 
 def table(
-    subject: Any, reference: Any, scheme: Any, images: Any, name: Any, tensors: bool, seed: int
+    layers: Any, reference: Any, scheme: Any, images: Any, name: Any, tensors: bool, seed: int
 ) -> tuple[Any, Any, float]:
     """What can be chosen, its sensitivities, and the seconds they took."""
     import jax
@@ -112,7 +113,6 @@ def table(
     from dfq_jax.quantize.sensitivity import sensitivities
 
     start = time.perf_counter()
-    layers = subject.setting.layers
     space = space_of(reference.graph, layers, scheme=scheme, tensors=tensors)
     losses = sensitivities(reference, space, images, method=name, key=jax.random.key(seed))
     return space, losses, time.perf_counter() - start
