@@ -16,7 +16,8 @@ SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
     *("import_zoo", "quantize_zoo", "fuzz_readers", "synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
-    *("reconstruction_reference", "reconstruction_speed", "mixed_precision", "scaling"),
+    *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),
+    *("mixed_precision", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (
