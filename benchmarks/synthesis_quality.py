@@ -117,6 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=256, help="images")
     parser.add_argument("--seconds", type=float, default=90, help="of all cores, per method")
     parser.add_argument("--published", action="store_true", help="steps of the papers instead")
+    parser.add_argument("--steps", type=int, help="of a batch, instead")
     parser.add_argument("--limit", type=int, help="judge by so many images only")
     parser.add_argument("--grids", type=Path, help="folder for a PNG of each method's images")
     parser.add_argument("--table", default="synthesis_quality", help="name of the table")
@@ -202,6 +203,8 @@ def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int |
     """Steps that take the seconds allowed: from the difference of a longer and a shorter run."""
     if method == "noise":
         return None
+    if args.steps is not None:
+        return args.steps
     if method == THIRD:
         return affordable(subject, "best", args)
     if method not in subject.programs:

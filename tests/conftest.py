@@ -73,18 +73,16 @@ def resnet20(shared: Path) -> Any:
     return load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
 
 
-CORE = {"graph", "numerics", "passes", "optim", "synthesis", "quantize", "recipes"}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves the many tiny programs of the core unoptimized: compiling them is what takes time.
+    """Leaves the many tiny programs of tests unoptimized: compiling them is what takes time.
 
-    Compiled programs are dropped after each module: a process may map only so many pieces of
-    memory, and every program takes some.
+    Long tests, of real networks, run what users run. Compiled programs are dropped after each
+    module: a process may map only so many pieces of memory, and every program takes some.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in CORE)
+    long = request.config.option.markexpr.startswith("slow")
+    jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
