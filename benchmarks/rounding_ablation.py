@@ -1,7 +1,7 @@
 """What each part of `best` rounding is worth, and what would be added to it.
 
-Every row changes one thing. Images are made by `best` once for each seed, grids are those of
-`brecq_8bit_ends_second`, accuracy is that of the simulator.
+Every row changes one thing. Images are made by `best` once for each seed, accuracy is that of the
+simulator.
 """
 
 import argparse
@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--networks", type=common.names, default=("resnet20",))
     parser.add_argument("--schemes", type=common.names, default=("w2a2", "w4a4"))
     parser.add_argument("--variants", type=common.choices(variants(1)), help="default: all")
-    parser.add_argument("--layers", default="brecq_8bit_ends_second")
+    parser.add_argument("--layers", default="brecq_8bit_ends_second_shortcuts")
     parser.add_argument("--n", type=int, default=256, help="images")
     parser.add_argument("--steps", type=int, default=300, help="of each unit")
+    parser.add_argument("--image-steps", type=int, help="of synthesis (default: as published)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="judge by so many images only")
     args = parser.parse_args()
@@ -46,34 +47,42 @@ def main() -> None:
 
 def rows_of(subject: Any, args: argparse.Namespace) -> Iterator[Row]:
     """Rows of one network."""
-    images = synthesis_quality.synthesized(subject, "best", args.n, args.seed, None).images
+    images = synthesis_quality.synthesized(
+        subject, "best", args.n, args.seed, args.image_steps
+    ).images
     for scheme in args.schemes:
         for name in args.variants or variants(1):
             yield row(subject, images, scheme, name, args)
 
 
-def variants(steps: int) -> dict[str, tuple[Any, bool]]:
-    """{what is different: (method, whether from enlarged images)}."""
+def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
+    """{what is different: (methods, whether from enlarged images)}."""
     from dfq_jax.numerics.rounding import adaround
     from dfq_jax.quantize.closed_form import ClosedForm
-    from dfq_jax.recipes.best_rounding import best_rounding
+    from dfq_jax.recipes.reconstructions import methods_of
 
-    best = best_rounding(steps=steps)
+    best, last = methods_of("best", steps)
     (phase,) = best.phases
     change: Callable[..., Any] = lambda **k: best._replace(phases=(phase._replace(**k),))
+    blocks = {
+        "from rounding to nearest": best._replace(start=None),
+        "scales of kernels fixed": best._replace(rounding=adaround()),
+        "scales of activations fixed": change(edges=False),
+        "all activations quantized": change(quantized=1.0, rough=1.0),
+        "biases stay": change(biases=False),
+        "bits at the papers' rate": best._replace(rates=best.rates._replace(bits=1e-3)),
+        "activations at ten times the rate": best._replace(rates=best.rates._replace(edges=4e-4)),
+        "8-bit units learn": best._replace(spare=False),
+    }
     return {
-        "best": (best, True),
-        "closed form alone": (ClosedForm(), True),
-        "closed form, moments not transported": (ClosedForm(damping=None), True),
-        "closed form, not polished": (ClosedForm(sweeps=0), True),
-        "from rounding to nearest": (best._replace(start=None), True),
-        "images as they are": (best, False),
-        "scales of kernels fixed": (best._replace(rounding=adaround()), True),
-        "scales of activations fixed": (change(edges=False), True),
-        "all activations quantized": (change(quantized=1.0, rough=1.0), True),
-        "biases stay": (change(biases=False), True),
-        "bits at the papers' rate": (best._replace(rates=best.rates._replace(bits=1e-3)), True),
-        "8-bit units learn": (best._replace(spare=False), True),
+        "best": ((best, last), True),
+        "not end to end": ((best,), True),
+        "closed form alone": ((ClosedForm(),), True),
+        "closed form, end to end": ((ClosedForm(), last), True),
+        "closed form, moments not transported": ((ClosedForm(damping=None),), True),
+        "closed form, not polished": ((ClosedForm(sweeps=0),), True),
+        "images as they are": ((best, last), False),
+        **{name: ((changed, last), True) for name, changed in blocks.items()},
     }
 
 
@@ -85,10 +94,10 @@ def row(subject: Any, images: Any, scheme: str, name: str, args: argparse.Namesp
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.reconstructions import reconstructed
 
-    method, enlarge = variants(args.steps)[name]
+    methods, enlarge = variants(args.steps)[name]
     made = dfq(subject.model, images, parse_scheme(scheme), layers=args.layers, bias="none")
     cpu, key = time.process_time(), jax.random.key(args.seed)
-    made, reports = reconstructed(made, images, (method,), key, enlarge=enlarge)
+    made, reports = reconstructed(made, images, methods, key, enlarge=enlarge)
     core_seconds = time.process_time() - cpu
     top1, divergence = synthesis_quality.judgement(subject, made.quantized)
     return {
@@ -98,7 +107,7 @@ def row(subject: Any, images: Any, scheme: str, name: str, args: argparse.Namesp
         "layers": args.layers,
         "variant": name,
         "n": len(images),
-        "steps": args.steps if hasattr(method, "phases") else None,
+        "steps": args.steps if any(hasattr(m, "phases") for m in methods) else None,
         "seed": args.seed,
         "top1": top1,
         "kl": divergence,

@@ -3,7 +3,8 @@
 A kernel `w` on a grid of scale `s` lies between two codes, `B = floor(w / s)` and `B + 1`.
 AdaRound trains which of the two it becomes, by a soft bit `h(v)` that a penalty drives to 0 or 1;
 GENIE-M trains the scale as well, with `B` as it was; FlexRound divides the kernel by what it
-trains before rounding to nearest, so that codes may move by more than one.
+trains before rounding to nearest, so that codes may move by more than one. Once codes are settled,
+scales can still learn (`rescaled`).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.numerics.affine import Affine, Grid, fake_quantize, round_ste
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize, quantize, round_ste
 
 Kernel = Float[Array, "..."]
 Leaves = Mapping[str, Array]
@@ -58,6 +59,29 @@ def nearest() -> Rounding:
         return Affine(fixed["scale"], fixed["zero_point"]), fixed["kernel"]
 
     return Rounding("nearest", init, soft, hard, decided)
+
+
+def rescaled() -> Rounding:
+    """Codes stay, those that the kernel rounds to now; their scales are trained.
+
+    Reference:
+      Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language
+      Models", section 3.3 (end-to-end training of quantization parameters).
+    """
+
+    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+        codes = quantize(kernel, affine, grid).astype(jnp.float32)
+        zero_point = affine.zero_point
+        inside = codes - zero_point.astype(jnp.float32)
+        return {"scale": affine.scale}, {"codes": inside, "zero_point": zero_point}
+
+    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        return fixed["codes"] * scales_of(trained, fixed)
+
+    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
+
+    return Rounding("rescaled", init, soft, hard, decided)
 
 
 def decided(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:

@@ -25,6 +25,8 @@ from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.dfq import Quantized
+from dfq_jax.recipes.end_to_end import STEPS as LAST_STEPS
+from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
@@ -72,7 +74,10 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     if name == "closed_form":
         return (ClosedForm(),)
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    return (LEARNED[name](**given),)
+    learned = LEARNED[name](**given)
+    if name != "best":
+        return (learned,)
+    return learned, end_to_end(steps=min(steps or LAST_STEPS, LAST_STEPS))
 
 
 def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:

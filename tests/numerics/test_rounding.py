@@ -14,6 +14,7 @@ from dfq_jax.numerics.rounding import (
     indecision,
     logit,
     nearest,
+    rescaled,
     soft_bit,
 )
 
@@ -22,6 +23,7 @@ WAYS = {
     "adaround": adaround(),
     "genie_m": adaround(scale=True),
     "flexround": flexround(),
+    "rescaled": rescaled(),
 }
 GRIDS = (Grid(2, axis=-1), Grid(4, axis=-1), Grid(8, symmetric=True, axis=-1))
 
@@ -106,6 +108,21 @@ def test_the_gradient_by_the_scale_is_the_code():
     zero = np.asarray(affine.zero_point, np.float64)
     code = np.clip(np.floor(kernel / affine.scale) + soft_bit(trained["bits"]), -zero, 7 - zero)
     wanted = np.sum(np.asarray(picked, float) * code, axis=(0, 1, 2), keepdims=True)
+    np.testing.assert_allclose(slope(trained["scale"]), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_rescaled_codes_stay():
+    """Whatever the scale becomes; its gradient is the code, a whole number."""
+    grid, way = Grid(3, axis=-1), WAYS["rescaled"]
+    kernel, affine = kernel_on(grid)
+    trained, fixed = way.init(kernel, affine, grid)
+    assert set(trained) == {"scale"}
+    found, hard = way.hard({"scale": trained["scale"] * 1.7}, fixed, grid)
+    before = codes(fake_quantize(kernel, affine, grid), affine, grid)
+    np.testing.assert_array_equal(codes(hard, found, grid), before)
+    np.testing.assert_allclose(found.scale, affine.scale * 1.7, rtol=1e-6)
+    slope = jax.grad(lambda s: jnp.sum(kernel * way.soft({"scale": s}, fixed, grid)))
+    wanted = np.sum(np.asarray(kernel, float) * before, axis=(0, 1, 2), keepdims=True)
     np.testing.assert_allclose(slope(trained["scale"]), wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.numerics.affine import quantize
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.learning import (
@@ -18,8 +20,10 @@ from dfq_jax.quantize.learning import (
 )
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
+from dfq_jax.quantize.simulate import simulate
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
@@ -64,8 +68,11 @@ def given(nets):
 
 def test_names():
     """Every one is a method of that name, with its steps replaced where it has some."""
+    last = {"best": ["best", "end_to_end"], "nearest": []}
     for name in RECONSTRUCTIONS:
-        assert [m.name for m in methods_of(name)] == ([] if name == "nearest" else [name])
+        assert [m.name for m in methods_of(name)] == last.get(name, [name])
+    assert [m.phases[0].steps for m in methods_of("best", 7)] == [7, 7]
+    assert [m.phases[0].steps for m in methods_of("best", 700)] == [700, 300]
     (learned,) = methods_of("qdrop", 7)
     assert isinstance(learned, Reconstruction)
     assert [p.steps for p in learned.phases] == [7]
@@ -82,6 +89,28 @@ def test_enlarged_images():
     for number, mean in enumerate(np.asarray(found[12:])):
         other = 2 * mean - pool[number]
         assert min(np.abs(pool - other).max((1, 2, 3))) < 1e-5
+
+
+def test_end_to_end_moves_scales_and_biases_alone(given):
+    """Codes stay; logits come nearer to the float network's, on images not learned from too."""
+    start, reference, images = given
+    method = end_to_end(steps=100, batch=8)._replace(rates=Rates(0, 1e-3, 1e-3, 3e-3))
+    seen, fresh = images[:16], jnp.asarray(images[16:])
+    found, (report,) = reconstruct(start, reference, seen, method, jax.random.key(1))
+    assert report.kept
+    assert report.after < 0.7 * report.before
+    logits = evaluate(reference, fresh)[0][0]
+    gap = lambda q: float(jnp.mean((simulate(q, fresh) - logits) ** 2))
+    assert gap(found) < gap(start)
+    for site, spec in start.plan.entries:
+        if site.argument is None:
+            kernels = (q.model.params[site.node]["kernel"] for q in (start, found))
+            before, after = (
+                quantize(kernel, q.qparams[site], spec.grid)
+                for kernel, q in zip(kernels, (start, found), strict=True)
+            )
+            np.testing.assert_array_equal(before, after)
+            assert not np.array_equal(start.qparams[site].scale, found.qparams[site].scale)
 
 
 @pytest.mark.parametrize("name", METHODS)

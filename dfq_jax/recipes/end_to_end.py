@@ -1,0 +1,38 @@
+"""Scales and biases of the whole network at once, all codes as they are.
+
+What block reconstruction leaves is the error that blocks add up to; a few hundred numbers, which
+do not overfit as codes would, take some of it back. The target are the float network's logits: its
+class probabilities say little on images that it is sure of.
+
+Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models",
+section 3.3: block-wise training of everything, then end-to-end training of scales.
+"""
+
+from dfq_jax.numerics.rounding import rescaled
+from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
+
+STEPS = 300
+"""Three times as many fit the images more closely, and the world less (`docs/RESULTS.md`)."""
+
+
+def end_to_end(*, steps: int = STEPS, batch: int = 32) -> Reconstruction:
+    """Adam on scales of kernels and activations, and on biases.
+
+    Args:
+      steps: of the whole network.
+      batch: images a step.
+
+    Returns:
+      The method, to follow one that chooses codes.
+    """
+    return Reconstruction(
+        name="end_to_end",
+        rounding=rescaled(),
+        phases=(Phase(steps, biases=True, quantized=1.0, rough=1.0),),
+        rates=Rates(edges=4e-4),
+        penalty=Penalty(0.0),
+        loss=relative_gap,
+        batch=batch,
+        merge=0,
+        spare=True,
+    )
