@@ -30,8 +30,9 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--steps", "1000", "--table", "reconstruction_best"),
     ),
     "reconstruction_shortcuts": (
-        *("reconstruction", "--images", "best", "--reconstructions", "best", "--steps", "1000"),
-        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
+        *("reconstruction", "--images", "best", "--n", "1024", "--image-steps", "60"),
+        *("--reconstructions", "best", "--steps", "2000", "--table", "reconstruction_shortcuts"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts"),
     ),
     "reconstruction_genie": (
         *("reconstruction", "--images", "genie", "--image-steps", "500"),
@@ -51,8 +52,17 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
             "real,best,best-third,zeroq,dsg,genie,deepinversion,intraq,mct,noise,gaussian",
         ),
     ),
+    "synthesis_quality_large_256": (
+        *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "256"),
+        *("--seconds", "360", "--table", "synthesis_quality_large_256"),
+        *("--methods", "real,best,zeroq,dsg"),
+    ),
     "best_ablation": ("best_ablation", "--limit", "4000"),
     "mixed_precision": ("mixed_precision", "--seeds", "0,1,2", "--limit", "4000"),
+    "mixed_precision_all": (
+        *("mixed_precision", "--layers", "zsq_all_low", "--limit", "4000"),
+        *("--table", "mixed_precision_all"),
+    ),
     "dsg_ablation": ("dsg_ablation", "--seeds", "0,1,2", "--steps", "100", "--limit", "4000"),
 }
 """{name of a result file: script and arguments}."""

@@ -208,13 +208,15 @@ def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int |
     if method == THIRD:
         return affordable(subject, "best", args)
     if method not in subject.programs:
-        once = []
+        once, compiling = [], []
         for steps in (10, 10, 30):  # the first warms up
             start = time.process_time()
-            synthesized(subject, method, subject.setting.batch, 99, steps)
+            made = synthesized(subject, method, subject.setting.batch, 99, steps)
             once.append(time.process_time() - start)
+            compiling.append(made.provenance["compile_seconds"])
         batches = -(-args.n // subject.setting.batch)
-        per_step = max((once[2] - once[1]) / 20, 1e-4) * batches
+        longer = once[2] - once[1] - (compiling[2] - compiling[1])
+        per_step = max(longer / 20, 1e-3) * batches
         fixed = max(once[1] - 10 * per_step / batches, 0)
         subject.programs[method] = max(int((args.seconds - fixed) / per_step), 10)
     return subject.programs[method]
