@@ -21,8 +21,13 @@ def divergence(exact: Logits, rough: Logits) -> Float[Array, ""]:
     Reference:
       Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", Eq. 6.
     """
-    log_p, log_q = (jax.nn.log_softmax(two_sided(v)) for v in (exact, rough))
-    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+    return jnp.mean(divergences(exact, rough))
+
+
+def divergences(exact: Logits, rough: Logits, temperature: float = 1.0) -> Float[Array, "..."]:
+    """`KL(softmax(exact / T) || softmax(rough / T))` of each row of scores, as in `divergence`."""
+    log_p, log_q = (jax.nn.log_softmax(two_sided(v) / temperature) for v in (exact, rough))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def two_sided(scores: Logits) -> Float[Array, "... sides"]:

@@ -14,6 +14,7 @@ from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_tiled, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Affine, fake_quantize
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
+from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now, Objective
 from dfq_jax.quantize.closed_form import ClosedForm
@@ -114,20 +115,6 @@ def squared_gap(seen: Seen) -> Float[Array, ""]:
 def relative_gap(seen: Seen) -> Float[Array, ""]:
     """`squared_gap` in units of the targets' own power: the same weights fit every unit."""
     return squared_gap(seen) / seen.power
-
-
-def divergence(seen: Seen) -> Float[Array, ""]:
-    """Mean of `KL(softmax(targets) || softmax(outputs))`, where both are logits."""
-    return jnp.mean(divergences(seen.outputs, seen.targets))
-
-
-def divergences(
-    logits: Float[Array, "... c"], targets: Float[Array, "... c"], temperature: float = 1.0
-) -> Float[Array, "..."]:
-    """`KL(softmax(targets / T) || softmax(logits / T))`."""
-    wanted = jax.nn.log_softmax(targets / temperature)
-    gaps = jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits / temperature))
-    return jnp.sum(gaps, axis=-1)
 
 
 def fisher_gap(seen: Seen) -> Float[Array, ""]:
@@ -261,7 +248,7 @@ def objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Objective:
         loss = parts["reconstruction"]
         if method.prediction is not None and rows.logits is not None:
             weight, temperature = method.prediction
-            gaps = divergences(predicted(given.rest, last), rows.logits, temperature)
+            gaps = divergences(rows.logits, predicted(given.rest, last), temperature)
             parts["prediction"] = jnp.mean(gaps)
             loss += weight * parts["prediction"]
         parts["undecided"] = undecided(method.rounding, x["kernels"], method.penalty, now, phase)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine
-from dfq_jax.quantize.learning import Loss, Seen, divergences, predicted
+from dfq_jax.numerics.softmax import divergences
+from dfq_jax.quantize.learning import Loss, Seen, predicted
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import simulation_hook
 from dfq_jax.quantize.units import Host, Unit, pieces
@@ -134,4 +135,4 @@ def slopes_of(beyond: Beyond, outputs: Host) -> Host:
 @jax.jit
 def slopes(rest: Model | None, outputs: Tensor, logits: Tensor) -> Tensor:
     """`slopes_of` one batch."""
-    return jax.grad(lambda o: jnp.sum(divergences(predicted(rest, o), logits)))(outputs)
+    return jax.grad(lambda o: jnp.sum(divergences(logits, predicted(rest, o))))(outputs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from dfq_jax.numerics.softmax import curvature_probe, divergence
+from dfq_jax.numerics.softmax import curvature_probe, divergence, divergences
 
 
 def scores(seed, *shape):
@@ -19,6 +19,13 @@ def test_divergence_is_the_mean_over_positions(shape):
     np.testing.assert_allclose(divergence(exact, rough), truth, rtol=1e-5)
     assert float(divergence(exact, exact)) == 0
     assert float(divergence(exact, exact + 3.0)) < 1e-6
+
+
+def test_divergences_of_warm_scores():
+    exact, rough = scores(0, 6, 5), scores(1, 6, 5)
+    p, q = (softmax(np.asarray(v, np.float64) / 4, axis=-1) for v in (exact, rough))
+    truth = rel_entr(p, q).sum(-1)
+    np.testing.assert_allclose(divergences(exact, rough, 4.0), truth, rtol=1e-4, atol=1e-6)
 
 
 def test_divergence_of_single_scores_is_that_of_a_coin():

@@ -9,7 +9,6 @@ from dfq_jax.quantize.learning import (
     Penalty,
     Seen,
     blended,
-    divergence,
     fisher_gap,
     relative_gap,
     squared_gap,
@@ -50,11 +49,6 @@ def test_losses_by_hand():
     seen = Seen(out, target, jnp.float32(0.25))
     assert float(squared_gap(seen)) == pytest.approx(4 * 0.25)
     assert float(relative_gap(seen)) == pytest.approx(4.0)
-    wanted = np.array([[1.0, 2.0, 0.5]])
-    logits = np.array([[0.3, -1.0, 2.0]])
-    p, q = (np.exp(v) / np.exp(v).sum() for v in (wanted, logits))
-    found = divergence(Seen(jnp.asarray(logits), jnp.asarray(wanted), jnp.float32(1)))
-    assert float(found) == pytest.approx(float(np.sum(p * np.log(p / q))), rel=1e-5)
 
 
 def test_fisher_weights_of_ones_are_a_multiple_of_the_squared_gap():
