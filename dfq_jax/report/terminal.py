@@ -220,9 +220,12 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
     shares = [u.after / u.before if u.kept and u.before > 0 else 1.0 for u in units]
     mean = statistics.geometric_mean([max(share, 1e-12) for share in shares])
     worse = sum(not unit.kept for unit in units)
+    several = len(units) > 1
+    whose = f"errors of {len(units)} units" if several else "the error of one unit"
+    on_average = " on average" if several else ""
     left = f"; {worse} would have got worse and were left as they were" if worse else ""
     return (
-        f"{method}: errors of {len(units)} units fell to {100 * mean:.0f} % on average, "
+        f"{method}: {whose} fell to {100 * mean:.0f} %{on_average}, "
         f"in {sum(u.seconds for u in units):.0f} s{left}"
     )
 
