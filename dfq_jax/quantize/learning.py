@@ -165,7 +165,7 @@ class Reconstruction(NamedTuple):
       penalty: of soft bits.
       loss: between outputs and targets.
       batch: images a step.
-      merge: blocks that make a unit.
+      merge: blocks that make a unit; 0 for the whole network.
       layers: learn the layers of a unit one by one instead.
       start: solve them in closed form first.
       spare: learn nothing where every grid of a unit has 8 bits.
