@@ -59,9 +59,10 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
     """{what is different: (methods, whether from enlarged images)}."""
     from dfq_jax.numerics.rounding import adaround
     from dfq_jax.quantize.closed_form import ClosedForm
-    from dfq_jax.recipes.reconstructions import methods_of
+    from dfq_jax.recipes.best_rounding import best_rounding
+    from dfq_jax.recipes.end_to_end import STEPS, end_to_end
 
-    best, last = methods_of("best", steps)
+    best, last = best_rounding(steps=steps), end_to_end(steps=min(steps, STEPS))
     (phase,) = best.phases
     change: Callable[..., Any] = lambda **k: best._replace(phases=(phase._replace(**k),))
     blocks = {
