@@ -30,9 +30,13 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--steps", "1000", "--table", "reconstruction_best"),
     ),
     "reconstruction_shortcuts": (
+        *("reconstruction", "--images", "best", "--reconstructions", "best", "--steps", "1000"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
+    ),
+    "reconstruction_more": (
         *("reconstruction", "--images", "best", "--n", "1024", "--image-steps", "60"),
-        *("--reconstructions", "best", "--steps", "2000", "--table", "reconstruction_shortcuts"),
-        *("--layers", "brecq_8bit_ends_second_shortcuts"),
+        *("--reconstructions", "best", "--steps", "2000", "--schemes", "w3a3,w4a4"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_more"),
     ),
     "reconstruction_genie": (
         *("reconstruction", "--images", "genie", "--image-steps", "500"),
