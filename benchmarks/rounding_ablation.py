@@ -63,6 +63,7 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
     from dfq_jax.recipes.end_to_end import STEPS, end_to_end
 
     best, last = best_rounding(steps=steps), end_to_end(steps=min(steps, STEPS))
+    longer = end_to_end(steps=3 * last.phases[0].steps)
     (phase,) = best.phases
     change: Callable[..., Any] = lambda **k: best._replace(phases=(phase._replace(**k),))
     blocks = {
@@ -78,6 +79,7 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
     return {
         "best": ((best, last), True),
         "not end to end": ((best,), True),
+        "end to end three times as long": ((best, longer), True),
         "closed form alone": ((ClosedForm(),), True),
         "closed form, end to end": ((ClosedForm(), last), True),
         "closed form, moments not transported": ((ClosedForm(damping=None),), True),
