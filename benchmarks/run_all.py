@@ -61,6 +61,11 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--seconds", "360", "--table", "synthesis_quality_large_256"),
         *("--methods", "real,best,zeroq,dsg"),
     ),
+    "synthesis_quality_large_long": (
+        *("synthesis_quality", "--networks", "efficientnet_lite0", "--n", "64"),
+        *("--seconds", "300", "--table", "synthesis_quality_large_long"),
+        *("--methods", "best,zeroq,dsg"),
+    ),
     "best_ablation": ("best_ablation", "--limit", "4000"),
     "mixed_precision": ("mixed_precision", "--seeds", "0,1,2", "--limit", "4000"),
     "mixed_precision_all": (
