@@ -12,7 +12,7 @@ from dfq_jax.numerics.rounding import rescaled
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
 
 STEPS = 300
-"""Three times as many fit the images more closely, and the world less (`docs/RESULTS.md`)."""
+"""Few: what learns here follows the images, and those are synthetic."""
 
 
 def end_to_end(*, steps: int = STEPS, batch: int = 32) -> Reconstruction:
