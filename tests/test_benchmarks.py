@@ -149,9 +149,11 @@ def test_results_page_has_a_place_for_every_table():
     zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
+    images += ("synthesis_quality_large_256", "synthesis_quality_large_long")
     rounding = ("reconstruction", "reconstruction_best", "reconstruction_shortcuts")
     rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
-    rounding += ("rounding_ablation", "mixed_precision")
+    rounding += ("reconstruction_more", "reconstruction_memory", "rounding_ablation")
+    rounding += ("mixed_precision", "mixed_precision_all")
     for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 

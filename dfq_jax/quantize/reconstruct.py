@@ -9,7 +9,7 @@ output travels on, so later units make up for what earlier ones could not.
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,16 +182,18 @@ def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None
 
 
 def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
-    """A unit after learning, or rounded to nearest if that is better."""
+    """A unit after learning: where it learned from, or as it came, if that is better."""
     start, unit = time.monotonic(), work.unit
     loss = relative_gap if isinstance(method, ClosedForm) else method.loss
     before = error_of(work, work.model, work.qparams, loss)
-    model, qparams = optimised(prepared(work, method, key), method, key, place)
-    after = error_of(work, model, qparams, loss)
+    tried = [
+        (error_of(work, *attempt, loss), attempt)
+        for attempt in attempts(prepared(work, method, key), method, key, place)
+    ]
+    after, attempt = min(tried, key=lambda found: found[0])
     kept = after <= before
     report = UnitReport(unit.title, method.name, before, after, kept, time.monotonic() - start)
-    if not kept:
-        model, qparams = work.model, work.qparams
+    model, qparams = attempt if kept else (work.model, work.qparams)
     return Finished(model, qparams, report)
 
 
@@ -208,19 +210,22 @@ def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
     return work
 
 
-def optimised(
+def attempts(
     work: Work, method: Method, key: Key[Array, ""], place: Path | None
-) -> tuple[Model, Mapping[Site, Affine]]:
-    """A unit as a method would have it."""
-    if isinstance(method, ClosedForm):
-        return in_closed_form(work, method)
-    if method.start is not None:
-        model, qparams = in_closed_form(work, method.start)
+) -> Iterator[tuple[Model, Mapping[Site, Affine]]]:
+    """A unit as a method would have it, after what it would learn from."""
+    closed = method if isinstance(method, ClosedForm) else method.start
+    if closed is not None:
+        model, qparams = in_closed_form(work, closed)
+        yield model, qparams
         work = work._replace(model=model, qparams=qparams)
+    if isinstance(method, ClosedForm):
+        return
     if method.spare and all(spec.grid.bits == 8 for _, spec in work.unit.plan.entries):
-        return work.model, work.qparams
+        yield work.model, work.qparams
+        return
     learn = learned_by_layers if method.layers else in_phases
-    return learn(work, method, key, place)
+    yield learn(work, method, key, place)
 
 
 def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site, Affine]]:

@@ -188,6 +188,22 @@ def test_a_unit_that_gets_worse_stays_as_it_was(quantized, reference, images):
         np.testing.assert_array_equal(found.model.params[name]["kernel"], old)
 
 
+def test_a_unit_that_learning_makes_worse_stays_as_it_was_solved(quantized, reference, images):
+    """No step is as good as none; what the closed form gained is not lost with it."""
+    solution = ClosedForm(sweeps=1)
+    rates = Rates(bits=1e3, scale=10.0, edges=10.0)
+    wild = QUICK._replace(
+        rates=rates, phases=(Phase(6),), start=solution, loss=relative_gap, merge=0
+    )
+    found, (report,) = reconstruct(quantized, reference, images, wild, KEY)
+    whole = QUICK._replace(rates=Rates(0, 0, 0), phases=(), start=solution, merge=0)
+    solved, _ = reconstruct(quantized, reference, images, whole, KEY)
+    assert report.kept
+    assert report.after < report.before
+    jax.tree.map(np.testing.assert_array_equal, found.qparams, solved.qparams)
+    jax.tree.map(np.testing.assert_array_equal, found.model.params, solved.model.params)
+
+
 def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_path, monkeypatch):
     """Between units and inside one."""
     calls, real = [], phases.fit
