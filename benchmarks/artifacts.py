@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +171,12 @@ def chosen(args: argparse.Namespace) -> list[Run]:
 
 def available(args: argparse.Namespace, runs: list[Run]) -> tuple[list[Run], str | None]:
     """The runs whose data are there, and what is missing for the others."""
-    missing = {run.network: NETWORKS[run.network].absent(args.shared) for run in runs}
+    there, reason = present(args.shared, {run.network for run in runs})
+    return [run for run in runs if run.network in there], reason
+
+
+def present(shared: Path, networks: Iterable[str]) -> tuple[list[str], str | None]:
+    """The networks whose data are there, in order, and what is missing for the others."""
+    missing = {network: NETWORKS[network].absent(shared) for network in networks}
     reasons = sorted({reason for reason in missing.values() if reason})
-    return [run for run in runs if missing[run.network] is None], "; ".join(reasons) or None
+    return [n for n, reason in missing.items() if reason is None], "; ".join(reasons) or None

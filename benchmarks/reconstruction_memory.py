@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import artifacts
 import common
 from artifacts import NETWORKS
 from common import Column, Row
@@ -43,11 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of each unit that learns")
     args = parser.parse_args()
     rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
+    networks, reason = artifacts.present(args.shared, args.networks)
+    for network in networks:
         for name in args.reconstructions:
             rows.append(alone(network, name, args))
             common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import artifacts
 import common
 import image_measures
 from artifacts import NETWORKS
@@ -79,11 +80,8 @@ def measured(
 ) -> tuple[list[Row], str | None]:
     """The rows of every network that is there, told as they come, and which file is missing."""
     rows: list[Row] = []
-    reason = None
-    for network in args.networks:
-        if missing := NETWORKS[network].absent(args.shared):
-            reason = missing
-            continue
+    networks, reason = artifacts.present(args.shared, args.networks)
+    for network in networks:
         for found in rows_of(Subject(network, args)):
             rows.append(found)
             common.log(", ".join(f"{c.heading} {c.text(found)}" for c in columns))
