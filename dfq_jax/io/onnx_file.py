@@ -24,7 +24,7 @@ from dfq_jax.errors import CheckpointError, ResourceError, UnsafeInputError, Uns
 from dfq_jax.io.pickle_policy import show
 
 MAX_BYTES = (1 << 31) - 1  # of a protobuf message
-MAX_FIELDS = 1 << 19  # each costs protobuf up to 400 bytes; networks have some 10,000
+MAX_FIELDS = 1 << 18  # each costs protobuf up to 400 bytes; networks have some 10,000
 MAX_DEPTH = 50
 MAX_PACKED = 32 << 20  # bytes of numbers of variable length, which protobuf expands up to 16 times
 MAX_RANK = 32
@@ -259,6 +259,8 @@ class Walk:
 
     def _number(self, start: int, end: int) -> tuple[int, int]:
         """(value, position after it) of the variable-length number at `start`."""
+        if start < end and self._data[start] < 128:  # nearly all of them
+            return self._data[start], start + 1
         result = 0
         for i, byte in enumerate(self._data[start : min(end, start + 10)]):
             result |= (byte & 127) << 7 * i

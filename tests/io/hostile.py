@@ -126,7 +126,7 @@ add("pth", "memo at 2^31", forged.checkpoint(b"Nr\xff\xff\xff\x7fj\xfe\xff\xff\x
 
 @hostile("pth", CheckpointError, "no weights")
 def objects_within_objects() -> bytes:
-    count = 300_000
+    count = 150_000
     return forged.checkpoint(b"ca\nb\nq\0" + b"h\0" * count + b"N" + b"\x85R" * count, {})
 
 
