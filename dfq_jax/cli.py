@@ -46,6 +46,7 @@ Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 MethodName = Literal[
     "best",
+    "best_unlabelled",
     "dsg",
     "zeroq",
     "deepinversion",

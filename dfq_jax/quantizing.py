@@ -136,7 +136,7 @@ def quantize(
 
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
-    budget = image_budget(asked.preset, model.contract)
+    budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round

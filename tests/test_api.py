@@ -160,7 +160,7 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
         raise DivergedError("stop here")
 
     monkeypatch.setattr(quantizing, "synthesize", made)
-    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("zeroq", 8, 5))
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("zeroq", 8, 5))
     for method in (None, "dsg"):
         with pytest.raises(DivergedError, match="stop here"):
             dfq.quantize(model, method=method, key=3, on_stage=said.append)
@@ -268,7 +268,7 @@ def test_noise_by_request(model):
 
 def test_estimated_statistics_by_request(nets, model, monkeypatch):
     """A network without batch norm, by name; judged with little confidence, as it should be."""
-    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("best", 8, 3))
     bare, said = nets.convnext(), []
     result = dfq.quantize(bare, method="gzsq", key=2, on_stage=said.append)
     assert said[0] == "synthesizing 8 images (gzsq)"
@@ -295,7 +295,7 @@ def test_attention_needs_no_statistics(nets, model):
 
 @pytest.mark.parametrize("name", ["unet", "two_heads"])
 def test_networks_that_are_no_classifiers(name, nets, monkeypatch):
-    monkeypatch.setattr(quantizing, "image_budget", lambda *_: ImageBudget("best", 8, 3))
+    monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("best", 8, 3))
     result = dfq.quantize(getattr(nets, name)(), scheme="w8a8")
     (note,) = result.report.notes
     assert note.startswith("no class labels: the network's output is ")

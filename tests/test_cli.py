@@ -290,15 +290,15 @@ def test_quantize_json_and_the_same_bytes_every_time(dfq, net, made, tmp_path):
 def test_presets_make_their_own_images(dfq, net, monkeypatch, tmp_path):
     asked = []
 
-    def budget(preset, contract):
-        asked.append((preset, contract.shape))
+    def budget(preset, contract, *, learned):
+        asked.append((preset, contract.shape, learned))
         return ImageBudget("zeroq", 8, 2)
 
     monkeypatch.setattr(quantizing, "image_budget", budget)
     out = tmp_path / "out"
     found = dfq("quantize", *net, "-o", out, "--preset", "balanced", "--seed", 3, "--json")
     manifest = load_artifact(out).manifest
-    assert asked == [("balanced", (8, 8, 3))]
+    assert asked == [("balanced", (8, 8, 3), True)]
     assert "synthesizing 8 images (zeroq)" in found.err
     assert (manifest["preset"], manifest["seed"]) == ("balanced", 3)
     assert found.data["status"] == manifest["status"] == "ok"

@@ -8,7 +8,13 @@ have the spectrum and the edges of photographs (small images: from pink noise al
 half the size where the network can read it, a quarter of the cost; a cosine schedule, so that a few
 dozen steps suffice. What each of these is worth is measured in `docs/RESULTS.md`; `presets` knows
 what suits which network.
+
+Labels make a network sure of every image. A quantizer that takes no more than ranges from images
+gains a little by that; rounding that is learned from them loses much more, in all the decisions
+that are close ones (`docs/RESULTS.md`): it takes images `best_unlabelled`.
 """
+
+from functools import partial
 
 import optax
 
@@ -37,7 +43,7 @@ def best(
       steps: Adam steps of both sizes.
       batch: images whose statistics are taken together.
       learning_rate: initial at either size, in natural units; falls to 0 along a cosine.
-      labels: weight of the cross-entropy to random labels.
+      labels: weight of the cross-entropy to random labels; 0 for images without labels.
       coarse: share of the steps in which the network sees the images at half their size; 0.8 pays
         for images of 224 pixels.
       start: `noise` (dead leaves and pink noise in turn) or `pink`.
@@ -55,8 +61,8 @@ def best(
         lambda scale: optax.adam(optax.cosine_decay_schedule(learning_rate * scale, steps))
     )
     stages = (Stage(small, falling(small), halve),) if small else ()
-    return Recipe(
-        name="best",
+    unlabelled = Recipe(
+        name="best_unlabelled",
         settings={
             "learning_rate": learning_rate,
             "labels": labels,
@@ -66,10 +72,15 @@ def best(
         batch=batch,
         source=Source(STARTS[start]),
         stages=(*stages, Stage(steps - small, falling(steps - small))),
-        terms=(
-            Term("batch norm", 1.0, relative_batch_match),
-            Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),
-        ),
-        condition=random_labels,
+        terms=(Term("batch norm", 1.0, relative_batch_match),),
         bounded=True,
     )
+    if labels == 0:
+        return unlabelled
+    sure = Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True)
+    terms = (*unlabelled.terms, sure)
+    return unlabelled._replace(name="best", terms=terms, condition=random_labels)
+
+
+best_unlabelled = partial(best, labels=0.0)
+"""`best` for rounding that is learned: images that the network may be unsure about."""

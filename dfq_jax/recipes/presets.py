@@ -8,7 +8,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
 from dfq_jax.recipes.aac import aac
-from dfq_jax.recipes.best import best
+from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dsg import dsg
@@ -26,6 +26,7 @@ from dfq_jax.types import InputContract
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,
+    "best_unlabelled": best_unlabelled,
     "dsg": dsg,
     "zeroq": zeroq,
     "deepinversion": deepinversion,
@@ -40,6 +41,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "noise": noise,
 }
 METHODS = tuple(RECIPES)
+OURS = ("best", "best_unlabelled")
 Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
@@ -59,18 +61,23 @@ class ImageBudget:
     steps: int
 
 
-def image_budget(preset: str, contract: InputContract) -> ImageBudget:
+def image_budget(preset: str, contract: InputContract, *, learned: bool) -> ImageBudget:
     """The images of a preset for networks that read such images.
+
+    Args:
+      preset: its name.
+      contract: what the network reads.
+      learned: whether rounding is learned from them, rather than ranges alone.
 
     Raises:
       UsageError: for an unknown preset.
     """
-    small = is_small(contract)
+    small, method = is_small(contract), "best_unlabelled" if learned else "best"
     match preset:
         case "fast":
-            return ImageBudget("best", 64, 100) if small else ImageBudget("best", 12, 40)
+            return ImageBudget(method, 64, 100) if small else ImageBudget(method, 12, 40)
         case "balanced" | "best":
-            return ImageBudget("best", 256, 100) if small else ImageBudget("best", 64, 60)
+            return ImageBudget(method, 256, 100) if small else ImageBudget(method, 64, 60)
         case _:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 
@@ -128,16 +135,17 @@ def recipe_for(
         given.pop("steps", None)
     if method == "deepinversion" and model is not None:
         return deepinversion_for(model, **given)
-    if method == "best" and model is not None:
-        return best(**settings_of_best(model), **given)
+    if method in OURS and model is not None:
+        return best(**settings_of_best(model, method), **given)
     return RECIPES[method](**given)
 
 
-def settings_of_best(model: Model) -> Mapping[str, Any]:
+def settings_of_best(model: Model, method: str = "best") -> Mapping[str, Any]:
     """How `best` is set for a network: by the size of its images, and whether it reads halves."""
+    unlabelled = {"labels": 0.0} if method == "best_unlabelled" else {}
     if is_small(model.contract):
-        return SMALL_BEST
-    return {"coarse": COARSE} if gains_from_halves(model) else {}
+        return {**SMALL_BEST, **unlabelled}
+    return {"coarse": COARSE, **unlabelled} if gains_from_halves(model) else unlabelled
 
 
 def deepinversion_for(model: Model, **given: Any) -> Recipe:

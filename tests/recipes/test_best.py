@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfq_jax.recipes.best import best
+from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.synthesis.noise import noise
 from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import random_labels
@@ -27,10 +27,12 @@ def test_more_steps_bring_statistics_and_labels_closer(tiny_net):
     assert losses[1] < 0.5 * losses[0]
 
 
-def test_label_weight_zero_leaves_labels_out(tiny_net):
-    recipe = best(labels=0.0)
-    assert next(t.weight for t in recipe.terms if t.name == "labels") == 0.0
-    assert recipe.settings["labels"] == 0.0
+def test_without_labels_nothing_looks_at_predictions(tiny_net):
+    recipe = best_unlabelled(steps=4, batch=6)
+    assert [term.name for term in recipe.terms] == ["batch norm"]
+    assert [term.name for term in best().terms] == ["batch norm", "labels"]
+    assert (recipe.name, recipe.settings["labels"]) == ("best_unlabelled", 0.0)
+    assert synthesize_images(tiny_net, recipe, 6, KEY).images.shape == (6, *tiny_net.contract.shape)
 
 
 def test_random_labels_are_one_hot_and_spread():

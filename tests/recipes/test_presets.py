@@ -13,6 +13,7 @@ from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
     METHODS,
+    OURS,
     PRESETS,
     ImageBudget,
     Preset,
@@ -51,7 +52,7 @@ def test_steps_and_batch_replace_those_of_the_method(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("magic",), r"^method 'magic' is none of best, dsg, zeroq, .*, noise\.$"),
+        (("magic",), r"^method 'magic' is none of best, best_unlabelled, dsg, zeroq, .*, noise\.$"),
         (("dsg", 0), r"^steps must be at least 1, got 0\.$"),
         (("dsg", None, -2), r"^batch must be at least 1, got -2\.$"),
     ],
@@ -63,15 +64,17 @@ def test_senseless_requests(arguments, message):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("contract", [SMALL, LARGE])
-def test_presets_ask_for_images_some_method_makes(preset, contract):
-    budget = image_budget(preset, contract)
+@pytest.mark.parametrize("learned", [False, True])
+def test_presets_ask_for_images_some_method_makes(preset, contract, learned):
+    budget = image_budget(preset, contract, learned=learned)
+    assert budget.method == ("best_unlabelled" if learned else "best")
     assert budget.method in METHODS
     assert budget.n >= 12  # fast judges by all of them
     assert recipe_for(budget.method, budget.steps).steps == budget.steps
 
 
 def test_fast_is_the_least_work():
-    work = lambda preset, contract: (b := image_budget(preset, contract)).n * b.steps
+    work = lambda preset, contract: (b := image_budget(preset, contract, learned=False)).n * b.steps
     for contract in (SMALL, LARGE):
         assert work("fast", contract) < work("balanced", contract) <= work("best", contract)
 
@@ -83,7 +86,7 @@ def test_noise_costs_nothing_so_there_is_more():
 
 def test_an_unknown_preset():
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
-        image_budget("slow", SMALL)
+        image_budget("slow", SMALL, learned=False)
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
         reconstruction_of("slow", SMALL)
 
@@ -153,6 +156,11 @@ def test_the_command_line_knows_the_same_names():
     assert typing.get_args(cli.Reconstruction) == RECONSTRUCTIONS
     assert typing.get_args(cli.Observer) == tuple(NAMED)
     assert set(typing.get_args(Preset)) == set(PRESETS)
+
+
+def test_learned_rounding_gets_the_images_of_best_without_labels(tiny_net):
+    best, other = (recipe_for(m, model=tiny_net).settings for m in OURS)
+    assert other == {**best, "labels": 0.0} != best
 
 
 def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
