@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser = common.parser(__doc__)
     kinds = common.choices(synthesis_quality.SETTINGS)
     parser.add_argument("--networks", type=kinds, default=("resnet20",))
-    parser.add_argument("--images", type=common.names, default=("best", "real"))
+    parser.add_argument("--images", type=common.names, default=("best_unlabelled", "real"))
     parser.add_argument("--schemes", type=common.names, default=SCHEMES)
     parser.add_argument("--layers", default="brecq_8bit_ends_second")
     parser.add_argument(

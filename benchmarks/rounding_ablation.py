@@ -1,7 +1,7 @@
 """What each part of `best` rounding is worth, and what would be added to it.
 
-Every row changes one thing. Images are made by `best` once for each seed, accuracy is that of the
-simulator.
+Every row changes one thing. Images are made by `best_unlabelled` once for each seed, accuracy is
+that of the simulator.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 def rows_of(subject: Any, args: argparse.Namespace) -> Iterator[Row]:
     """Rows of one network."""
     images = synthesis_quality.synthesized(
-        subject, "best", args.n, args.seed, args.image_steps
+        subject, "best_unlabelled", args.n, args.seed, args.image_steps
     ).images
     for scheme in args.schemes:
         for name in args.variants or variants(1):
@@ -73,7 +73,7 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
         "all activations quantized": change(quantized=1.0, rough=1.0),
         "biases stay": change(biases=False),
         "bits at the papers' rate": best._replace(rates=best.rates._replace(bits=1e-3)),
-        "activations at ten times the rate": best._replace(rates=best.rates._replace(edges=4e-4)),
+        "activations at ten times the rate": best._replace(rates=best.rates._replace(edges=1e-3)),
         "8-bit units learn": best._replace(spare=False),
     }
     return {

@@ -25,18 +25,21 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--seconds", "40", "--limit", "4000"),
     ),
     "reconstruction": ("reconstruction", "--reconstructions", "nearest,closed_form"),
-    "reconstruction_best": (
-        *("reconstruction", "--images", "best", "--reconstructions", "best"),
-        *("--steps", "1000", "--table", "reconstruction_best"),
+    "reconstruction_images": (
+        *("reconstruction", "--images", "best,best_unlabelled,real", "--image-steps", "60"),
+        *("--reconstructions", "best", "--steps", "300", "--schemes", "w3a3"),
+        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_images"),
     ),
     "reconstruction_shortcuts": (
-        *("reconstruction", "--images", "best", "--reconstructions", "best", "--steps", "1000"),
+        *("reconstruction", "--images", "best_unlabelled", "--image-steps", "100"),
+        *("--reconstructions", "best", "--steps", "600", "--seeds", "0,1,2"),
         *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
     ),
-    "reconstruction_more": (
-        *("reconstruction", "--images", "best", "--n", "1024", "--image-steps", "60"),
-        *("--reconstructions", "best", "--steps", "2000", "--schemes", "w3a3,w4a4"),
-        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_more"),
+    "reconstruction_large": (
+        *("reconstruction", "--networks", "efficientnet_lite0", "--n", "64"),
+        *("--images", "best,best_unlabelled,real", "--image-steps", "60"),
+        *("--reconstructions", "closed_form", "--schemes", "w8a8,w4a8,w4a4"),
+        *("--layers", "qdrop_8bit_ends", "--table", "reconstruction_large"),
     ),
     "reconstruction_genie": (
         *("reconstruction", "--images", "genie", "--image-steps", "500"),

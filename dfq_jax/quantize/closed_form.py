@@ -70,6 +70,17 @@ class Grams(NamedTuple):
     mean: Float[Array, "g k"]
     wanted: Float[Array, "g k"]
 
+    def shrunk(self, share: float) -> "Grams":
+        """As if so many samples of white noise of equal power, unharmed, had been seen for each.
+
+        With fewer samples than inputs, weights could otherwise do as they like in all directions
+        but those few (`share` is the number of inputs for each sample).
+        """
+        inputs = self.gram.shape[-1]
+        power = jnp.trace(self.gram, axis1=1, axis2=2) / inputs
+        noise = share * power[:, None, None] * jnp.eye(inputs, dtype=self.gram.dtype)
+        return self._replace(gram=self.gram + noise, cross=self.cross + noise)
+
     def centred(self) -> "Grams":
         """Second moments about the means: what is left for kernels where a bias does the rest."""
         outer = lambda a, b: a[:, :, None] * b[:, None, :]
@@ -108,8 +119,9 @@ def solved(
     inputs = None if edge is None else (qparams[data], edge.grid)
     slots = model.params[node.name]
     kernel, groups = slots["kernel"], groups_of(node.op)
-    moments = moments_of(node.op, kernel.shape, read, inputs)
+    moments, samples = moments_of(node.op, kernel.shape, read, inputs)
     left = moments.centred() if "bias" in slots else moments
+    left = left.shrunk(left.gram.shape[-1] / samples)
     near, affine = solve(kernel, qparams[site], left, spec.grid, groups, method)
     new = {"kernel": near}
     if "bias" in slots:
@@ -142,20 +154,20 @@ def moments_of(
     kernel: tuple[int, ...],
     read: Iterable[Pair],
     inputs: tuple[Affine, Grid] | None,
-) -> Grams:
-    """Second moments over all images and positions, a few images at a time."""
+) -> tuple[Grams, float]:
+    """Second moments over all images and positions, a few images at a time; and their number."""
     affine, grid = (None, None) if inputs is None else inputs
     window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
-    total, count = None, 0
+    total = None
     for rough, exact in read:
         size = images_at_a_time(rough, window)
         for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
             part = second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-            count += len(x)
     if total is None:
         raise PlanError("moments_of() needs at least one image.")
-    return jax.tree.map(lambda v: v / count, total)
+    sums, count = total
+    return jax.tree.map(lambda v: v / count, sums), float(count)
 
 
 def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:
@@ -171,17 +183,14 @@ def second_moments(
     op: Conv2d | Linear,
     kernel: tuple[int, ...],
     grid: Grid | None,
-) -> Grams:
-    """Sums of products of unfolded inputs."""
+) -> tuple[Grams, Float[Array, ""]]:
+    """Sums of products of unfolded inputs, and over how many positions."""
     if affine is not None and grid is not None:
         rough = fake_quantize(rough, affine, grid)
     rows, wanted = (unfolded(v, op, kernel) for v in (rough, exact))
     product = lambda a, b: jnp.einsum("rgk,rgl->gkl", a, b, precision="highest")
-    positions = rows.shape[0] / rough.shape[0]
-    mean = lambda v: jnp.sum(v, 0) / positions
-    return Grams(
-        product(rows, rows) / positions, product(rows, wanted) / positions, mean(rows), mean(wanted)
-    )
+    sums = Grams(product(rows, rows), product(rows, wanted), jnp.sum(rows, 0), jnp.sum(wanted, 0))
+    return sums, jnp.float32(rows.shape[0])
 
 
 def unfolded(

@@ -51,12 +51,15 @@ class Rates(NamedTuple):
       scale: of kernels' scales.
       edges: of activations' scales.
       biases: of biases.
+      relative: whether rates of scales are in units of each scale. Adam's steps are as long as the
+        rate, whatever they change: networks with some tiny scales among large ones need this.
     """
 
     bits: float = 1e-3
     scale: float = 1e-4
     edges: float = 4e-5
     biases: float = 1e-3
+    relative: bool = False
 
 
 class Penalty(NamedTuple):
@@ -214,10 +217,12 @@ class Given(NamedTuple):
 def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
     """Adam with a rate for each kind of variable."""
     falling = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, steps))
+    own = lambda rate: optax.chain(falling(rate), in_own_units())
+    sized = own if rates.relative else falling
     kinds: dict[Hashable, optax.GradientTransformation] = {
         "bits": optax.adam(rates.bits),
-        "scale": falling(rates.scale),
-        "edges": falling(rates.edges),
+        "scale": sized(rates.scale),
+        "edges": sized(rates.edges),
         "biases": falling(rates.biases),
     }
 
@@ -228,6 +233,12 @@ def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
         return "scale" if path[-1].key == "scale" else "bits"
 
     return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(kind, x))
+
+
+def in_own_units() -> optax.GradientTransformation:
+    """Updates in units of the size of what they change: a scale then never changes its sign."""
+    sized = lambda update, value: update * jnp.abs(value)
+    return optax.stateless(lambda updates, params: jax.tree.map(sized, updates, params))
 
 
 @cache

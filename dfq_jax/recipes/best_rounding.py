@@ -26,7 +26,7 @@ def best_rounding(*, steps: int = 1000, batch: int = 32) -> Reconstruction:
         name="best",
         rounding=adaround(scale=True),
         phases=(Phase(steps, biases=True),),
-        rates=Rates(bits=2e-2),
+        rates=Rates(bits=2e-2, scale=1e-3, edges=1e-4, relative=True),
         penalty=Penalty(1.0),
         batch=batch,
         start=ClosedForm(),

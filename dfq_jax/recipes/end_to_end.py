@@ -29,7 +29,7 @@ def end_to_end(*, steps: int = STEPS, batch: int = 32) -> Reconstruction:
         name="end_to_end",
         rounding=rescaled(),
         phases=(Phase(steps, biases=True, quantized=1.0, rough=1.0),),
-        rates=Rates(edges=4e-4),
+        rates=Rates(scale=1e-3, edges=1e-3, relative=True),
         penalty=Penalty(0.0),
         loss=relative_gap,
         batch=batch,

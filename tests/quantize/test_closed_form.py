@@ -59,7 +59,7 @@ def test_moments_are_means_over_images_and_positions():
     op, shape = OPERATORS["plain"]
     exact = np.asarray(jax.random.normal(KEY, (5, 7, 8, 6)))
     rough, affine = exact + 0.1, Affine(jnp.float32(0.25), jnp.uint8(9))
-    found = moments_of(
+    found, samples = moments_of(
         op, shape, [(rough[:3], exact[:3]), (rough[3:], exact[3:])], (affine, Grid(4))
     )
     snapped = fake_quantize(jnp.asarray(rough), affine, Grid(4))
@@ -67,6 +67,7 @@ def test_moments_are_means_over_images_and_positions():
         np.asarray(unfolded(v, op, shape))[:, 0].astype(float)
         for v in (snapped, jnp.asarray(exact))
     )
+    assert samples == len(rows)
     np.testing.assert_allclose(found.gram[0], rows.T @ rows / len(rows), atol=1e-4)
     np.testing.assert_allclose(found.cross[0], rows.T @ wanted / len(rows), atol=1e-4)
     np.testing.assert_allclose(found.mean[0], rows.mean(0), atol=1e-5)
@@ -75,6 +76,10 @@ def test_moments_are_means_over_images_and_positions():
     np.testing.assert_allclose(about.gram[0], np.cov(rows.T, bias=True), atol=1e-4)
     gaps = (rows - rows.mean(0)).T @ (wanted - wanted.mean(0)) / len(rows)
     np.testing.assert_allclose(about.cross[0], gaps, atol=1e-4)
+    eye = np.mean(rows**2) * np.eye(rows.shape[1])
+    for name in ("gram", "cross"):
+        added = getattr(found.shrunk(0.5), name)[0] - getattr(found, name)[0]
+        np.testing.assert_allclose(added, 0.5 * eye, atol=1e-4)
     many = np.zeros((5, MOST_VALUES // 20))
     assert [len(v) for v in pieces(many, images_at_a_time(many, 10))] == [2, 2, 1]
 

@@ -1,5 +1,7 @@
 """The parts of a method of reconstruction."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from dfq_jax.quantize.learning import (
     Penalty,
+    Rates,
     Seen,
     blended,
     fisher_gap,
+    optimizer_of,
     relative_gap,
     squared_gap,
 )
@@ -58,3 +62,21 @@ def test_fisher_weights_of_ones_are_a_multiple_of_the_squared_gap():
     gap = lambda loss, s: jax.grad(lambda o: loss(Seen(o, 0 * out, jnp.float32(1), s)))(out)
     np.testing.assert_allclose(gap(fisher_gap, slopes), 4 * gap(squared_gap, None), rtol=1e-5)
     np.testing.assert_allclose(gap(fisher_gap, None), gap(squared_gap, None), rtol=1e-6)
+
+
+def test_rates_in_units_of_each_scale():
+    """Adam's first step is as long as the rate; scales of any size move by the same share."""
+    optimizer = optimizer_of(Rates(scale=1e-2, edges=2e-2, biases=3e-3, relative=True), 10)
+    scales = {"bits": jnp.array([0.5]), "scale": jnp.array([1e-8, 2.0])}
+    x = {
+        "kernels": {"conv": scales},
+        "edges": {"t": jnp.array(4.0)},
+        "biases": {"conv": jnp.ones(1)},
+    }
+    slopes = jax.tree.map(jnp.ones_like, x)
+    with jax.numpy_dtype_promotion("standard"):
+        steps: Any = optimizer.update(slopes, optimizer.init(x), x)[0]
+    np.testing.assert_allclose(steps["kernels"]["conv"]["scale"], [-1e-10, -2e-2], rtol=1e-4)
+    np.testing.assert_allclose(steps["edges"]["t"], -8e-2, rtol=1e-4)
+    np.testing.assert_allclose(steps["biases"]["conv"], -3e-3, rtol=1e-4)
+    np.testing.assert_allclose(steps["kernels"]["conv"]["bits"], -Rates().bits, rtol=1e-4)
