@@ -113,7 +113,7 @@ def rounded(
 
     from dfq_jax.quantize.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
-    from dfq_jax.recipes.reconstructions import LEARNED, OURS, methods_of, reconstructed
+    from dfq_jax.recipes.reconstructions import LEARNED, enlarges, methods_of, reconstructed
 
     steps = args.steps if name in LEARNED else None
     methods = methods_of(name, steps)
@@ -121,7 +121,7 @@ def rounded(
     bias = "none" if methods else "analytic"
     made = dfq(subject.model, images, parse_scheme(scheme), layers=args.layers, bias=bias)
     if methods:
-        more = name in OURS
+        more = enlarges(name, subject.model.contract)
         made, _ = reconstructed(made, images, methods, jax.random.key(seed), enlarge=more)
     jax.block_until_ready(made.quantized.qparams)
     seconds, core_seconds = time.monotonic() - start, time.process_time() - cpu

@@ -69,7 +69,7 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     from dfq_jax.recipes.reconstructions import (
         ENLARGED,
         LEARNED,
-        OURS,
+        enlarges,
         foretold,
         methods_of,
         reconstructed,
@@ -81,7 +81,7 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     images = dfq_jax.synthesize(model, args.n, method="noise").images
     made = dfq(model, images, parse_scheme(args.scheme), bias="none")
     steps = args.steps if name in LEARNED else None
-    methods, enlarge = methods_of(name, steps), name in OURS
+    methods, enlarge = methods_of(name, steps), enlarges(name, model.contract)
     seen = args.n * (ENLARGED if enlarge else 1)
     expected = foretold(made, seen, methods, None) / 2**20
     before, earlier = held("VmRSS"), held("VmHWM")

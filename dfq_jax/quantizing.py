@@ -28,8 +28,8 @@ from dfq_jax.recipes.presets import (
 )
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
-    OURS,
     Tell,
+    enlarges,
     foretold,
     methods_of,
     reconstructed,
@@ -145,7 +145,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     made, mix = calibrated(model, seen, asked, follow)
     units: tuple[UnitReport, ...] = ()
     if asked.methods:
-        more = asked.reconstruction in OURS
+        more = enlarges(asked.reconstruction, model.contract)
         count = len(seen) * (ENLARGED if more else 1)
         needed = in_units(foretold(made, count, asked.methods, asked.memory))
         follow.on_stage(f"reconstructing ({asked.reconstruction}), about {needed} of memory")

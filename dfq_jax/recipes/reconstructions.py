@@ -30,7 +30,9 @@ from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
+from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.types import InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "adaround": adaround,
@@ -44,7 +46,6 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
 }
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "best")
-"""Those that learn from `enlarged` images; papers say how many images theirs take."""
 ENLARGED = 4
 """Images that `enlarged` makes of one."""
 
@@ -78,6 +79,16 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     if name != "best":
         return (learned,)
     return learned, end_to_end(steps=min(steps or LAST_STEPS, LAST_STEPS))
+
+
+def enlarges(name: str, contract: InputContract) -> bool:
+    """Whether a reconstruction learns from `enlarged` images of a network that reads such images.
+
+    Papers say how many images theirs take. Of large images a few have all the positions one needs,
+    and what deep layers make of the mean of two is like nothing they make of one: on
+    EfficientNet-lite0 at 4 bits it costs six points (`docs/RESULTS.md`).
+    """
+    return name in OURS and is_small(contract)
 
 
 def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:

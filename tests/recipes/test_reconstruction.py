@@ -28,7 +28,8 @@ from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.reconstructions import LEARNED as METHODS
-from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, enlarged, methods_of
+from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, enlarged, enlarges, methods_of
+from dfq_jax.types import InputContract
 
 
 def test_published_numbers():
@@ -77,6 +78,12 @@ def test_names():
     (learned,) = methods_of("qdrop", 7)
     assert isinstance(learned, Reconstruction)
     assert [p.steps for p in learned.phases] == [7]
+
+
+def test_ours_learn_from_enlarged_images_where_those_are_small():
+    small, large = InputContract(32, 32), InputContract(224, 224)
+    asked = [(n, c) for n in RECONSTRUCTIONS for c in (small, large) if enlarges(n, c)]
+    assert asked == [("closed_form", small), ("best", small)]
 
 
 def test_enlarged_images():
