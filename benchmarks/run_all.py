@@ -25,11 +25,6 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--seconds", "40", "--limit", "4000"),
     ),
     "reconstruction": ("reconstruction", "--reconstructions", "nearest,closed_form"),
-    "reconstruction_images": (
-        *("reconstruction", "--images", "best,best_unlabelled,real", "--image-steps", "60"),
-        *("--reconstructions", "best", "--steps", "300", "--schemes", "w3a3"),
-        *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_images"),
-    ),
     "reconstruction_shortcuts": (
         *("reconstruction", "--images", "best_unlabelled", "--image-steps", "100"),
         *("--reconstructions", "best", "--steps", "600", "--seeds", "0,1,2"),
@@ -37,7 +32,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     ),
     "reconstruction_large": (
         *("reconstruction", "--networks", "efficientnet_lite0", "--n", "64"),
-        *("--images", "best,best_unlabelled,real", "--image-steps", "60"),
+        *("--images", "best_unlabelled", "--image-steps", "60"),
         *("--reconstructions", "closed_form", "--schemes", "w8a8,w4a8,w4a4"),
         *("--layers", "qdrop_8bit_ends", "--table", "reconstruction_large"),
     ),

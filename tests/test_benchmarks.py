@@ -150,9 +150,9 @@ def test_results_page_has_a_place_for_every_table():
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
     images += ("synthesis_quality_large_256", "synthesis_quality_large_long")
-    rounding = ("reconstruction", "reconstruction_best", "reconstruction_shortcuts")
+    rounding = ("reconstruction", "reconstruction_large", "reconstruction_shortcuts")
     rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
-    rounding += ("reconstruction_more", "reconstruction_memory", "rounding_ablation")
+    rounding += ("reconstruction_memory", "rounding_ablation")
     rounding += ("mixed_precision", "mixed_precision_all")
     for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
