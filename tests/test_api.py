@@ -111,7 +111,7 @@ def test_synthesis_tells_where_images_come_from(model):
     ("how", "message"),
     [
         ({"n": 0}, "n >= 1, got 0"),
-        ({"method": "magic"}, "method 'magic' is none of best, dsg, zeroq, .*, noise"),
+        ({"method": "magic"}, "method 'magic' is none of best, best_unl.*, noise"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": -3}, "batch must be at least 1"),
         ({"key": -1}, "a seed must be 0..4294967295, got -1"),

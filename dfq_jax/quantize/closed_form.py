@@ -70,7 +70,7 @@ class Grams(NamedTuple):
     mean: Float[Array, "g k"]
     wanted: Float[Array, "g k"]
 
-    def shrunk(self, share: float) -> "Grams":
+    def shrunk(self, share: float | Float[Array, ""]) -> "Grams":
         """As if so many samples of white noise of equal power, unharmed, had been seen for each.
 
         With fewer samples than inputs, weights could otherwise do as they like in all directions
@@ -120,14 +120,20 @@ def solved(
     slots = model.params[node.name]
     kernel, groups = slots["kernel"], groups_of(node.op)
     moments, samples = moments_of(node.op, kernel.shape, read, inputs)
-    left = moments.centred() if "bias" in slots else moments
-    left = left.shrunk(left.gram.shape[-1] / samples)
+    left = left_for_kernels(moments, samples, biased="bias" in slots)
     near, affine = solve(kernel, qparams[site], left, spec.grid, groups, method)
     new = {"kernel": near}
     if "bias" in slots:
         hard = fake_quantize(near, affine, spec.grid)
         new["bias"] = slots["bias"] + mean_shift(kernel, hard, moments, groups)
     return with_params(model, {node.name: new}), {**qparams, site: affine}
+
+
+@partial(jax.jit, static_argnames="biased")
+def left_for_kernels(moments: Grams, samples: Float[Array, ""], *, biased: bool) -> Grams:
+    """The moments by which kernels are chosen."""
+    left = moments.centred() if biased else moments
+    return left.shrunk(left.gram.shape[-1] / samples)
 
 
 @partial(jax.jit, static_argnames="groups")
@@ -154,7 +160,7 @@ def moments_of(
     kernel: tuple[int, ...],
     read: Iterable[Pair],
     inputs: tuple[Affine, Grid] | None,
-) -> tuple[Grams, float]:
+) -> tuple[Grams, Float[Array, ""]]:
     """Second moments over all images and positions, a few images at a time; and their number."""
     affine, grid = (None, None) if inputs is None else inputs
     window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
@@ -167,7 +173,7 @@ def moments_of(
     if total is None:
         raise PlanError("moments_of() needs at least one image.")
     sums, count = total
-    return jax.tree.map(lambda v: v / count, sums), float(count)
+    return jax.tree.map(lambda v: v / count, sums), count
 
 
 def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:
