@@ -10,8 +10,8 @@ dozen steps suffice. What each of these is worth is measured in `docs/RESULTS.md
 what suits which network.
 
 Labels make a network sure of every image. A quantizer that takes no more than ranges from images
-gains a little by that; rounding that is learned from them learns nothing about decisions that are
-close ones (`docs/RESULTS.md`), and takes images `best_unlabelled`.
+gains a little by that; rounding that is learned should see close decisions as well, and takes
+images of `best_unlabelled`.
 """
 
 from functools import partial
