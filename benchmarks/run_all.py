@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "reconstruction": ("reconstruction", "--reconstructions", "nearest,closed_form"),
     "reconstruction_shortcuts": (
         *("reconstruction", "--images", "best_unlabelled", "--image-steps", "100"),
-        *("--reconstructions", "best", "--steps", "600", "--seeds", "0,1,2"),
+        *("--reconstructions", "best", "--steps", "1000", "--seeds", "0,1,2"),
         *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
     ),
     "reconstruction_large": (
@@ -67,8 +67,8 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "best_ablation": ("best_ablation", "--limit", "4000"),
     "mixed_precision": ("mixed_precision", "--seeds", "0,1,2", "--limit", "4000"),
     "mixed_precision_all": (
-        *("mixed_precision", "--layers", "zsq_all_low", "--limit", "4000"),
-        *("--table", "mixed_precision_all"),
+        *("mixed_precision", "--layers", "zsq_all_low", "--method", "best_unlabelled"),
+        *("--steps", "60", "--budgets", "4.0bits", "--table", "mixed_precision_all"),
     ),
     "dsg_ablation": ("dsg_ablation", "--seeds", "0,1,2", "--steps", "100", "--limit", "4000"),
 }
