@@ -181,6 +181,28 @@ def made(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def weights(checkpoints: Any) -> Any:
+    """A `state_dict` of `small`, for a test to change."""
+    return checkpoints.tensors()
+
+
+@pytest.fixture
+def run(
+    dfq: Callable[..., Ran], checkpoints: Any, made: Path, tmp_path: Path
+) -> Callable[..., Ran]:
+    """Runs a verb on a network with other weights; `quantize` writes to `tmp_path / "out"`."""
+
+    def on(verb: str, values: Any, *more: object) -> Ran:
+        net = checkpoints.write(tmp_path / "net.safetensors", values)
+        line = [verb, net, "--arch", "small", *more]
+        if verb == "quantize":
+            line += ["-o", tmp_path / "out", "--images", made / "images.npz"]
+        return dfq(*line)
+
+    return on
+
+
 @pytest.fixture(scope="session")
 def tiny_net(nets: Any) -> Any:
     """`Model`: a small residual network with its batch norms in place; see `nets.tiny`."""

@@ -220,7 +220,7 @@ def start(folder, process, processes, port, pause=0.0):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(package)},
+        env=os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{tests}"},
     )
 
 

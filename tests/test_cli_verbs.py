@@ -1,0 +1,282 @@
+"""What every verb of the command line does, shows, and writes as JSON."""
+
+import re
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from plain_text import plain
+
+from dfq_jax import imaging, quantizing
+from dfq_jax.io.artifacts import load_artifact
+from dfq_jax.io.images import load_images
+from dfq_jax.recipes.presets import ImageBudget
+from dfq_jax.report.terminal import LAYER_HEADER
+from dfq_jax.synthesis.run import Progress
+from dfq_jax.types import ImageSet
+
+
+@pytest.fixture
+def net(made):
+    """The arguments that name the network."""
+    return made / "net.safetensors", "--arch", "small"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """20 images in 5 class folders, and a zip archive of them."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for index in range(20):
+            path = root / "images" / f"class {index % 5}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+            archive.write(path, path.relative_to(root / "images"))
+    return root
+
+
+# inspect
+
+
+def test_inspect(dfq, net):
+    found = plain(dfq("inspect", *net))
+    assert found.code == 0
+    lines = found.out.splitlines()
+    words = [line.split() for line in lines]
+    assert words[0] == ["images", "input", "8x8x3"]
+    assert words[1][:3] == ["conv1", "Conv2d(3x3,", "padding=1)"]
+    assert words[15] == ["fc", "Linear", "5", "<-", "pool"]
+    assert lines[16] == "returns fc"
+    assert "1,425 values, 36,412 multiply-accumulates an image" in lines
+    assert "4 of 4 batch norms usable for synthesis" in found.out
+    assert "input 8x8 RGB, (pixel/255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)" in found.out
+    assert "read net.safetensors as small" in found.err
+
+
+def test_inspect_json(dfq, net):
+    found = dfq("inspect", *net, "--size", 16, "--json")
+    assert set(found.data) == {
+        *("architecture", "source", "sha256", "values", "macs", "nodes", "batch_norms"),
+        *("usable_batch_norms", "contract", "notes"),
+    }
+    assert found.data["architecture"] == "small"
+    assert found.data["source"] == "net.safetensors"
+    assert (found.data["contract"]["height"], found.data["contract"]["width"]) == (16, 16)
+    assert "read net.safetensors" in found.err
+
+
+# synthesize
+
+
+def test_synthesize(dfq, net, tmp_path):
+    out, preview = tmp_path / "bilder ü.npz", tmp_path / "grid.png"
+    how = ("-n", 3, "--steps", 2, "--batch", 2, "--method", "zeroq", "--seed", 5, "--size", 10)
+    found = plain(dfq("synthesize", *net, "-o", out, *how, "--preview", preview))
+    assert found.code == 0
+    assert re.fullmatch(
+        r"3 images by zeroq in [\d.]+ s \([\d.]+ s compiling\): .*bilder ü\.npz\n", found.out
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, preview.name}
+    images = load_images(out)
+    assert images.images.shape == (3, 10, 10, 3)
+    with PIL.Image.open(preview) as picture:
+        assert picture.format == "PNG"
+    with np.load(out, allow_pickle=False) as raw:
+        assert raw["images"].dtype == np.float32
+    facts = dict(images.provenance)
+    assert [facts[k] for k in ("method", "steps", "batch", "n", "seed")] == ["zeroq", 2, 2, 3, 5]
+    assert len(facts["final_losses"]) == 2
+    assert facts["excluded"] == []
+
+
+def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
+    asked = []
+
+    def made(model, n, *, on_progress, on_stage, **options):
+        asked.append((n, options))
+        on_stage("a step takes little")
+        on_progress(Progress(0, 1, 2, 2, {"loss": 0.5}))
+        shape = (n, *model.contract.shape)
+        return ImageSet(jnp.zeros(shape), model.contract, {"method": "dsg", "seconds": 1.5})
+
+    monkeypatch.setattr(imaging, "synthesize", made)
+    out = tmp_path / "i.npz"
+    found = plain(dfq("synthesize", *net, "--output", out, "--json"))
+    assert found.data == {
+        "images": str(out),
+        "n": 256,
+        "provenance": {"method": "dsg", "seconds": 1.5},
+    }
+    assert found.data["provenance"] == load_images(out).provenance
+    assert "synthesizing 2/2 steps: loss 0.5" in found.err
+    assert asked.pop() == (
+        256,
+        {
+            **{"method": "best", "key": 0, "steps": None, "batch": None},
+            **{"devices": 1, "together": False, "dtype": "float32", "remat": False},
+            **{"memory": None, "state_folder": tmp_path / ".i.npz.run"},
+        },
+    )
+
+
+# quantize
+
+
+def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tmp_path):
+    images, out = made / "images.npz", tmp_path / "out"
+    found = plain(dfq("quantize", *net, "-o", out, "--images", images))
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert re.split("  +", lines[0]) == list(LAYER_HEADER)
+    assert lines[1].split()[:6] == ["conv1", "Conv2d", "8/8", "38.0", "%", "216"]
+    assert "small w8a8, layers qdrop_8bit_ends" in lines
+    assert lines[8].startswith("quantized 5/5 layers (100.0 % of MACs, 100.0 % of weights")
+    assert re.search(r"^on disk 0\.01 MB -> 0\.01 MB \([\d.]+ %\)$", found.out, re.M)
+    assert re.search(r"^agreement with the float network [\d.]+ % of \d held-out", found.out, re.M)
+    assert "(not an accuracy)" in found.out
+    assert "verified against ONNX Runtime" in found.out
+    assert lines[-1] == f"saved: {out / 'model.onnx'}"
+    assert {p.name for p in out.iterdir()} == {
+        *("model.onnx", "float.onnx", "model.safetensors", "report.html", "manifest.json"),
+        "probe.npz",
+    }
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    for stage in ("folding batch norms", "calibrating", "correcting", "judging", "verifying"):
+        assert stage in found.err
+
+
+def test_quantize_json_and_the_same_bytes_every_time(dfq, net, made, tmp_path):
+    out = tmp_path / "a folder" / "größe"
+    found = dfq("quantize", *net, "-o", out, "--images", made / "images.npz", "--json")
+    assert set(found.data) == {
+        *("status", "out", "model", "scheme", "layers", "bytes_float", "bytes_int", "report"),
+        "seconds",
+    }
+    assert found.data["status"] == "ok"
+    assert found.data["model"] == str(out / "model.onnx")
+    assert found.data["bytes_int"] == (out / "model.onnx").stat().st_size
+    assert found.data["bytes_float"] == (out / "float.onnx").stat().st_size
+    assert found.data["report"]["verification"]["passed"] is True
+    for name in ("model.onnx", "float.onnx", "model.safetensors", "probe.npz", "report.html"):
+        assert (out / name).read_bytes() == (made / "out" / name).read_bytes()
+    manifest = load_artifact(out).manifest
+    assert manifest["source"]["name"] == "net.safetensors"
+    assert manifest["source"]["architecture"] == "small"
+    assert len(manifest["source"]["sha256"]) == 64
+    assert (manifest["preset"], manifest["seed"]) == ("fast", 0)
+    assert manifest["images"]["method"] == "zeroq"
+    assert manifest["report"] == found.data["report"]
+
+
+def test_presets_make_their_own_images(dfq, net, monkeypatch, tmp_path):
+    asked = []
+
+    def budget(preset, contract, *, learned):
+        asked.append((preset, contract.shape, learned))
+        return ImageBudget("zeroq", 8, 2)
+
+    monkeypatch.setattr(quantizing, "image_budget", budget)
+    out = tmp_path / "out"
+    found = dfq("quantize", *net, "-o", out, "--preset", "balanced", "--seed", 3, "--json")
+    manifest = load_artifact(out).manifest
+    assert asked == [("balanced", (8, 8, 3), True)]
+    assert "synthesizing 8 images (zeroq)" in found.err
+    assert (manifest["preset"], manifest["seed"]) == ("balanced", 3)
+    assert found.data["status"] == manifest["status"] == "ok"
+    assert [manifest["images"][k] for k in ("method", "n", "steps", "seed")] == ["zeroq", 8, 2, 3]
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_learned_rounding_and_budgets(dfq, net, made, tmp_path):
+    """Every unit is told of on the way, and all of them in a line at the end."""
+    given = ("--images", made / "images.npz", "--scheme", "w4a8", "--preset", "balanced")
+    found = dfq("quantize", *net, "-o", tmp_path / "out", *given, "--budget", "4.6bits")
+    assert "unit 1/" in found.err
+    assert "closed_form: errors of" in found.out
+    assert "bits by layer" in found.out
+    assert "best allocations" in found.out
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_without_onnx_runtime_a_network_is_saved_unverified(dfq, net, made, monkeypatch, tmp_path):
+    def missing(*_):
+        raise ImportError("this needs ONNX Runtime: pip install dfq-jax[runtime]")
+
+    for place in ("dfq_jax.api", "dfq_jax.result"):
+        monkeypatch.setattr(f"{place}.compare_runtimes", missing)
+    line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
+    found = dfq(*line, "--json")
+    assert found.data["report"]["verification"] is None
+    assert "not verified: this needs ONNX Runtime" in found.err
+    gone = dfq("verify", tmp_path / "out")
+    assert (gone.code, gone.out) == (2, "")
+    assert "pip install dfq-jax[runtime]" in gone.err
+
+
+# evaluate, verify, bench
+
+
+@pytest.mark.onnx
+def test_evaluate_runs_networks_folders_and_files(dfq, net, made, data):
+    images = ("--data", data / "images", "--json")
+    found = dfq("evaluate", *net, *images).data
+    assert set(found) == {"top1", "top5", "n"}
+    assert (found["n"], found["top5"]) == (20, 1.0)
+    assert 0 <= found["top1"] <= 1
+    assert dfq("evaluate", made / "out" / "float.onnx", *images).data == found
+    whole = dfq("evaluate", made / "out", *images).data
+    assert whole == dfq("evaluate", made / "out" / "model.onnx", *images).data
+    assert whole == dfq("evaluate", made / "out", "--data", data / "images.zip", "--json").data
+    assert abs(whole["top1"] - found["top1"]) <= 0.1
+    assert dfq("evaluate", made / "out", *images, "--limit", 7).data["n"] == 7
+    said = plain(dfq("evaluate", made / "out", "--data", data / "images.zip"))
+    assert said.out == f"top-1 {100 * whole['top1']:.2f} %, top-5 100.00 % of 20\n"
+
+
+def test_evaluate_refuses_files_and_data_that_do_not_fit(dfq, net, made, data, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"no model")
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "one" / "only" / "a.png")
+    for model, where, message in (
+        ([tmp_path / "net.onnx"], data / "images", "cannot read"),
+        ([tmp_path / "none.onnx"], data / "images", "there is no file"),
+        (net, tmp_path / "one", "network has 5 outputs"),
+        (net, made / "net.safetensors", "neither a folder nor a readable zip archive"),
+        (net, "tfds:no_such_data_set", "no_such_data_set"),
+    ):
+        found = dfq("evaluate", *model, "--data", where)
+        assert (found.code, found.out) == (2, ""), found.err
+        assert message in found.err
+    assert dfq("evaluate", *net, "--data", data / "images", "--limit", 0).code == 2
+
+
+@pytest.mark.onnx
+def test_verify(dfq, made):
+    found = plain(dfq("verify", made / "out"))
+    assert found.code == 0
+    assert found.out.startswith("against ONNX Runtime, optimisations off\ntensor ")
+    assert "onnxruntime on: logits within" in found.out
+    assert "\nverified against ONNX Runtime" in found.out
+    data = dfq("verify", made / "out", "--json").data
+    assert {"passed", "most_steps", "agreement", "layers", "ends", "images"} <= set(data)
+    assert data["passed"] is True
+    assert data["most_steps"] <= 1
+    assert 2 <= data["images"] <= 8
+    assert [e["runner"] for e in data["ends"]] == ["integer", "onnxruntime off", "onnxruntime on"]
+
+
+@pytest.mark.onnx
+def test_bench(dfq, made):
+    found = plain(dfq("bench", made / "out", "--runs", 2))
+    assert found.code == 0
+    assert re.search(r"^float32 +[\d.]+\nw8a8 +[\d.]+\n", found.out, re.M)
+    assert re.search(r"the integer network is [\d.]+x as fast", found.out)
+    data = dfq("bench", made / "out", "--runs", 2, "--json").data
+    assert {"float_ms", "int_ms", "speedup", "batch", "threads", "runs", "runtime"} <= set(data)
+    assert (data["batch"], data["runs"]) == (1, 2)
+    none = dfq("bench", made / "out", "--runs", 0)
+    assert (none.code, none.out) == (2, "")
+    assert "runs >= 1" in none.err
