@@ -1,8 +1,5 @@
 """`preprocess` against torchvision on PIL images, and every colour mode it accepts."""
 
-import contextlib
-import importlib
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,25 +16,8 @@ def plain(height: int, width: int, channels: int = 3, **options) -> InputContrac
 
 @pytest.fixture(scope="session")
 def transforms():
-    """torchvision's transforms, also where its compiled operators do not fit the torch build.
-
-    Importing it then fails on the missing operators, so they are declared; resizing and cropping
-    PIL images needs none of them.
-    """
-    torch = pytest.importorskip("torch")
-    name = "torchvision.transforms.v2"
-    try:
-        module = importlib.import_module(name)
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            with contextlib.suppress(RuntimeError):  # declared already
-                library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        module = importlib.import_module(name)
-        yield module
-        del library  # which would take the operators along if it went any earlier
-    else:
-        yield module
+    """torchvision's transforms on PIL images; `conftest` declares what keeps it from loading."""
+    return pytest.importorskip("torchvision.transforms.v2")
 
 
 def photo(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
