@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--layers", "brecq_8bit_ends_second_shortcuts", "--table", "reconstruction_shortcuts"),
     ),
     "reconstruction_large": (
-        *("reconstruction", "--networks", "efficientnet_lite0", "--n", "64"),
+        *("reconstruction", "--networks", "efficientnet_lite0", "--n", "128"),
         *("--images", "best_unlabelled", "--image-steps", "60"),
         *("--reconstructions", "closed_form", "--schemes", "w8a8,w4a8,w4a4"),
         *("--layers", "qdrop_8bit_ends", "--table", "reconstruction_large"),

@@ -18,6 +18,8 @@ jax.config.update("jax_enable_x64", False)
 
 STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MOST_PIECES = 25_000
+"""Linux gives a process 65,530."""
 
 
 def define_torchvision_operators() -> Any:
@@ -88,15 +90,25 @@ def resnet20(shared: Path) -> Any:
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leaves the many tiny programs of tests unoptimized: compiling them is what takes time.
 
-    Long tests, of real networks, run what users run. Compiled programs are dropped after each
-    module: a process may map only so many pieces of memory, and every program takes some.
+    Long tests, of real networks, run what users run. Compiled programs are dropped when many have
+    gathered: a process may map only so many pieces of memory, and every program takes some.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     long = request.config.option.markexpr.startswith("slow")
     jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
+    if pieces_of_memory() > MOST_PIECES:
+        jax.clear_caches()
+
+
+def pieces_of_memory() -> float:
+    """How many this process has mapped; infinitely many where nobody counts them."""
+    try:
+        with Path("/proc/self/maps").open("rb") as maps:
+            return sum(1 for _ in maps)
+    except OSError:
+        return float("inf")
 
 
 def module_beside(name: str) -> Any:

@@ -197,6 +197,7 @@ def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[
     return fitted
 
 
+@jax.jit
 def guarded(kernel: Affine, scale: Tensor, bias: Tensor) -> Affine:
     """Kernel scales raised where a bias would overflow; the largest bias decides a single scale."""
     if kernel.scale.size == 1:

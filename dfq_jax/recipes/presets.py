@@ -76,8 +76,10 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     match preset:
         case "fast":
             return ImageBudget(method, 64, 100) if small else ImageBudget(method, 12, 40)
-        case "balanced" | "best":
+        case "balanced":
             return ImageBudget(method, 256, 100) if small else ImageBudget(method, 64, 60)
+        case "best":
+            return ImageBudget(method, 256, 100) if small else ImageBudget(method, 128, 60)
         case _:
             raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
 

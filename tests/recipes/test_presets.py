@@ -77,6 +77,7 @@ def test_fast_is_the_least_work():
     work = lambda preset, contract: (b := image_budget(preset, contract, learned=False)).n * b.steps
     for contract in (SMALL, LARGE):
         assert work("fast", contract) < work("balanced", contract) <= work("best", contract)
+    assert work("balanced", LARGE) < work("best", LARGE)  # where both solve layers alike
 
 
 def test_noise_costs_nothing_so_there_is_more():
