@@ -38,15 +38,20 @@ class Histogram(NamedTuple):
         return self.lo >= 0
 
 
+def empty(lo: Float[Array, ""], hi: Float[Array, ""]) -> Histogram:
+    """A histogram of nothing."""
+    return Histogram(jnp.zeros(BINS, jnp.float32), lo, hi)
+
+
 def extend(
-    hist: Histogram | None, x: Float[Array, "..."], lo: Float[Array, ""], hi: Float[Array, ""]
+    hist: Histogram, x: Float[Array, "..."], lo: Float[Array, ""], hi: Float[Array, ""]
 ) -> Histogram:
     """Adds the values of `x` to a histogram over [lo, hi]; values outside go to the end bins."""
     lo, hi = jnp.minimum(lo, 0.0), jnp.maximum(hi, 0.0)
     width = jnp.maximum((hi - lo) / BINS, 1e-30)
     index = jnp.clip(jnp.floor((x.reshape(-1) - lo) / width), 0, BINS - 1).astype(jnp.int32)
     counts = jnp.zeros(BINS, jnp.float32).at[index].add(1.0)
-    return Histogram(counts if hist is None else hist.counts + counts, lo, hi)
+    return Histogram(hist.counts + counts, lo, hi)
 
 
 def percentile_range(hist: Histogram, percent: float) -> tuple[Float[Array, ""], Float[Array, ""]]:

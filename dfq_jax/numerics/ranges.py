@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.numerics.affine import Affine, Grid, dequantize, from_range, quantize
 from dfq_jax.numerics.clipping import aciq_range, entropy_range
-from dfq_jax.numerics.histogram import Histogram, extend, percentile_range
+from dfq_jax.numerics.histogram import Histogram, empty, extend, percentile_range
 from dfq_jax.numerics.search import best_clip, best_shift, best_shrinkage
 
 CHANNELS_AT_ONCE = 16
@@ -155,7 +155,8 @@ def by_channel(w: Float[Array, "..."], grid: Grid, observer: Aciq | Entropy) -> 
     rows = rows.reshape(rows.shape[0], -1)
 
     def fit(row: Float[Array, " n"]) -> Affine:
-        return activation_affine(extend(None, row, jnp.min(row), jnp.max(row)), grid, observer)
+        lo, hi = jnp.min(row), jnp.max(row)
+        return activation_affine(extend(empty(lo, hi), row, lo, hi), grid, observer)
 
     found = lax.map(fit, rows, batch_size=min(CHANNELS_AT_ONCE, rows.shape[0]))
     return jax.tree.map(lambda v: v.reshape(shape), found)
@@ -195,13 +196,20 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
             return from_range(*entropy_range(hist, grid.bits), grid)
 
 
+def unseen(observer: Observer) -> Range:
+    """The range of no batch, for `merged` to begin from."""
+    if isinstance(observer, EmaMinMax):
+        return jnp.float32(0.0), jnp.float32(0.0)
+    return jnp.float32(jnp.inf), jnp.float32(-jnp.inf)
+
+
 def merged(before: Range, new: Range, seen: Float[Array, ""], observer: Observer) -> Range:
     """The range of several batches.
 
     Args:
       before: that of the batches so far.
       new: smallest and largest value of one batch more.
-      seen: how many batches that makes, at least 2.
+      seen: how many batches that makes.
       observer: whose range it is.
 
     Returns:
@@ -213,5 +221,6 @@ def merged(before: Range, new: Range, seen: Float[Array, ""], observer: Observer
     """
     if isinstance(observer, EmaMinMax):
         rate = (1 - observer.momentum) / (1 - observer.momentum**seen)
+        rate = jnp.where(seen > 1, rate, 1.0)  # exactly, whatever the powers round to
         return before[0] + rate * (new[0] - before[0]), before[1] + rate * (new[1] - before[1])
     return jnp.minimum(before[0], new[0]), jnp.maximum(before[1], new[1])

@@ -13,8 +13,8 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
-from dfq_jax.numerics.histogram import Histogram, extend
-from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, weight_affine
+from dfq_jax.numerics.histogram import Histogram, empty, extend
+from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, unseen, weight_affine
 from dfq_jax.quantize.plan import Plan, Site, Spec
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -63,13 +63,13 @@ def histograms_of(
     if images.shape[0] == 0:
         raise PlanError("calibrate() needs at least one image.")
     batch = min(batch, images.shape[0])
-    ranges: Ranges | None = None
+    ranges = unseen_ranges(plan)
     for index, x in enumerate(batches(images, batch)):
         ranges = observe_ranges(model, plan, x, ranges, jnp.float32(index + 1))
-    histograms: Mapping[str, Histogram] | None = None
+    histograms: Mapping[str, Histogram] = {t: empty(*found) for t, found in ranges.items()}
     for x in batches(images, batch):
-        histograms = observe_histograms(model, plan, x, ranges or {}, histograms)
-    return histograms or {}
+        histograms = observe_histograms(model, plan, x, ranges, histograms)
+    return histograms
 
 
 def batches(images: Float[Array, "n h w c"], size: int):
@@ -78,6 +78,11 @@ def batches(images: Float[Array, "n h w c"], size: int):
     for start in range(0, count, size):
         first = min(start, count - size)
         yield images[first : first + size]
+
+
+def unseen_ranges(plan: Plan) -> Ranges:
+    """{tensor: the range of no batch}, for `observe_ranges` to begin from."""
+    return {tensor: unseen(plan.table[sites[0]].observer) for tensor, sites in plan.groups}
 
 
 def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
@@ -98,29 +103,20 @@ def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
 
 @partial(jax.jit, static_argnames="plan")
 def observe_ranges(
-    model: Model, plan: Plan, x: Tensor, before: Ranges | None, seen: Float[Array, ""]
+    model: Model, plan: Plan, x: Tensor, before: Ranges, seen: Float[Array, ""]
 ) -> Ranges:
     """{tensor: range} over `x`, the batch number `seen`, and everything observed before."""
-    ranges = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
-    if before is None:
-        return ranges
     observers = {tensor: plan.table[sites[0]].observer for tensor, sites in plan.groups}
-    return {t: merged(before[t], new, seen, observers[t]) for t, new in ranges.items()}
+    extremes = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
+    return {t: merged(before[t], new, seen, observers[t]) for t, new in extremes.items()}
 
 
 @partial(jax.jit, static_argnames="plan")
 def observe_histograms(
-    model: Model,
-    plan: Plan,
-    x: Tensor,
-    ranges: Ranges,
-    before: Mapping[str, Histogram] | None,
+    model: Model, plan: Plan, x: Tensor, ranges: Ranges, before: Mapping[str, Histogram]
 ) -> Mapping[str, Histogram]:
     """{tensor: histogram} over `x` and everything observed before."""
-    return {
-        t: extend(None if before is None else before[t], v, *ranges[t])
-        for t, v in capture(model, plan, x).items()
-    }
+    return {t: extend(before[t], v, *ranges[t]) for t, v in capture(model, plan, x).items()}
 
 
 def fit_edges(

@@ -15,7 +15,7 @@ from dfq_jax.numerics.clipping import (
     divergence,
     entropy_range,
 )
-from dfq_jax.numerics.histogram import extend
+from dfq_jax.numerics.histogram import empty, extend
 
 aciq = jax.jit(aciq_range, static_argnums=1)
 by_entropy = jax.jit(entropy_range, static_argnums=1)
@@ -23,7 +23,8 @@ by_entropy = jax.jit(entropy_range, static_argnums=1)
 
 def hist(x):
     x = jnp.asarray(x, jnp.float32)
-    return extend(None, x, jnp.min(x), jnp.max(x))
+    lo, hi = jnp.min(x), jnp.max(x)
+    return extend(empty(lo, hi), x, lo, hi)
 
 
 @pytest.mark.parametrize("bits", range(2, 10))

@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.histogram import BINS, extend, magnitudes
+from dfq_jax.numerics.histogram import BINS, empty, extend, magnitudes
 
-fill = jax.jit(extend)
+
+@jax.jit
+def fill(hist, x, lo, hi):
+    return extend(empty(lo, hi) if hist is None else hist, x, lo, hi)
 
 
 def f32(x):

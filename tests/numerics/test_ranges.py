@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.numerics.affine import DEAD_SCALE, Grid, covers
-from dfq_jax.numerics.histogram import BINS, Histogram, extend
+from dfq_jax.numerics.histogram import BINS, Histogram, empty, extend
 from dfq_jax.numerics.ranges import (
     Aciq,
     EmaMinMax,
@@ -17,13 +17,18 @@ from dfq_jax.numerics.ranges import (
     Statistics,
     activation_affine,
     merged,
+    unseen,
     weight_affine,
 )
 
 SYMMETRIC, LOW = Grid(8, symmetric=True, axis=-1), Grid(4, axis=-1)
 fit = jax.jit(weight_affine, static_argnames=("grid", "observer"))
 fit_activation = jax.jit(activation_affine, static_argnames=("grid", "observer"))
-fill = jax.jit(extend)
+
+
+@jax.jit
+def fill(hist, x, lo, hi):
+    return extend(empty(lo, hi) if hist is None else hist, x, lo, hi)
 
 
 def f32(x):
@@ -287,13 +292,19 @@ def test_weights_by_histogram_are_those_of_each_channel_alone(observer, axis):
 def test_averages_over_batches_weigh_the_last_most():
     """Against the uncorrected recursion, divided at the end."""
     ends = np.random.default_rng(24).normal([-3.0, 3.0], size=(7, 2))
-    found, raw = (f32(ends[0, 0]), f32(ends[0, 1])), 0.1 * ends[0]
-    for index, new in enumerate(ends[1:]):
-        found = merged(found, (f32(new[0]), f32(new[1])), f32(index + 2), EmaMinMax())
+    found, raw = unseen(EmaMinMax()), np.zeros(2)
+    for index, new in enumerate(ends):
+        found = merged(found, (f32(new[0]), f32(new[1])), f32(index + 1), EmaMinMax())
         raw = 0.9 * raw + 0.1 * new
     np.testing.assert_allclose(np.array(found), raw / (1 - 0.9**7), rtol=1e-5)
     lo, hi = merged((f32(-1), f32(2)), (f32(-3), f32(1)), f32(2), Lp())
     assert (float(lo), float(hi)) == (-3, 2)
+
+
+@pytest.mark.parametrize("observer", [EmaMinMax(), Lp(), MinMax()])
+def test_one_batch_is_its_own_range(observer):
+    found = merged(unseen(observer), (f32(0.3), f32(0.7)), f32(1), observer)
+    assert (float(found[0]), float(found[1])) == (float(f32(0.3)), float(f32(0.7)))
 
 
 @pytest.mark.parametrize("observer", [EmaMinMax(), Statistics()])

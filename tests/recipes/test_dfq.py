@@ -11,7 +11,7 @@ from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.surgery import Surgery, operated
-from dfq_jax.quantize.calibrate import calibrate, observe_ranges
+from dfq_jax.quantize.calibrate import calibrate, observe_ranges, unseen_ranges
 from dfq_jax.quantize.observers import (
     ACTIVATIONS_ONLY,
     DEFAULT_OBSERVER,
@@ -235,7 +235,7 @@ def test_ranges_end_at_peaks(tiny_net, images):
     found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
     assert found.used_images
     plan, reference = found.quantized.plan, found.reference
-    most = observe_ranges(reference, plan, images * 0.5, None, jnp.zeros(()))
+    most = observe_ranges(reference, plan, images * 0.5, unseen_ranges(plan), jnp.ones(()))
     for tensor, sites in plan.groups:
         if tensor not in reference.graph.inputs:
             low, high = covers(found.quantized.qparams[sites[0]], Grid(8))
