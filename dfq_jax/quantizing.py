@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.quantize.costs import Budget, parse_budget
@@ -24,6 +25,7 @@ from dfq_jax.recipes.presets import (
     image_budget,
     makes_noise,
     noise_budget,
+    recipe_for,
     reconstruction_of,
 )
 from dfq_jax.recipes.reconstructions import (
@@ -102,7 +104,8 @@ def quantize(
       preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
         solved in closed form) or `best` (gradient reconstruction on top, where images are small).
       layers: which layers stay at 8 bits.
-      method: how to synthesize, instead of the preset's choice.
+      method: how to synthesize, instead of the preset's choice; activation ranges end at what
+        images of `aac` show.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
       reconstruction_steps: of a unit, instead of the paper's.
       observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
@@ -123,6 +126,10 @@ def quantize(
       UsageError: for a bad argument, or images of another input contract; a budget out of reach is
         answered with the smallest that is not.
     """
+    if method is not None:
+        recipe_for(method)  # refuses unknown names before any work
+        if images is not None:
+            raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
@@ -180,6 +187,7 @@ def calibrated(
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
         noise=is_guess(seen),
+        peaks=seen.images if seen.provenance.get("method") == "aac" else None,
         on_stage=follow.on_stage,
     )
     made = on_grids(rules=asked.rules)

@@ -203,6 +203,8 @@ def test_reconstructions_by_name(model, images, tmp_path):
         ({"observer": "lpp"}, "observer 'lpp' is none of .*nearest: lp"),
         ({"budget": "4.5"}, "4.5"),
         ({"budget": "0.1bits"}, "0.1bits"),
+        ({"method": "magic"}, "method 'magic' is none of best"),
+        ({"method": "dsg"}, "method 'dsg' makes images, and some were given: leave one out"),
     ],
 )
 def test_unknown_ways_are_refused(model, images, how, message):

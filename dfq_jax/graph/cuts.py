@@ -97,8 +97,10 @@ def as_block(graph: Graph, piece: list[Node], fixed: frozenset[str]) -> Block:
     needed = {name for n in piece for i in n.inputs if i in fixed for name in ancestors(graph, i)}
     nodes = tuple(n for n in graph.nodes if n.name in inside | needed)
     entering = dict.fromkeys(i for n in piece for i in n.inputs if i not in inside | needed)
-    later = {i for n in graph.nodes if n.name not in inside for i in n.inputs} | {*graph.outputs}
-    leaving = tuple(n.name for n in piece if n.name in later) or (piece[-1].name,)
+    later = {i for n in graph.nodes if n.name not in inside for i in n.inputs}
+    answers = [name for name in graph.outputs if name in inside]  # the network's first comes first
+    leaving = dict.fromkeys([*answers, *(n.name for n in piece if n.name in later)])
+    leaving = tuple(leaving) or (piece[-1].name,)
     return Block(Graph(nodes, tuple(entering), leaving), tuple(n.name for n in nodes))
 
 

@@ -71,11 +71,6 @@ class StateStore:
         for old in done:
             shutil.rmtree(self.folder / f"step_{old}")
 
-    def clear(self) -> None:
-        """Deletes the states, once the run's result is safe elsewhere; the fingerprint stays."""
-        for step in self.steps():
-            shutil.rmtree(self.folder / f"step_{step}")
-
 
 def refuse_other_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UsageError if two fingerprints differ, naming every field."""

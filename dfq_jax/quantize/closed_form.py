@@ -235,12 +235,15 @@ def solve(
     """
     weights, cells = by_group(kernel, groups), lattice(affine, grid, kernel.shape[-1])
     cells = Lattice(*(by_group(v, groups) for v in cells))
+    shared = affine.scale.size < kernel.shape[-1]
+    if shared:
+        method = method._replace(sweeps=0)  # the polish goes on to scales of each output's own
     codes, scale, target = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
-    if affine.scale.size == 1:
+    if shared:
         scale = cells.scale
     near = jnp.clip(target / scale, codes - INSIDE, codes + INSIDE) * scale
     whole = jnp.moveaxis(scale, 0, 1).reshape(1, -1)
-    fitted = whole.reshape(affine.scale.shape) if affine.scale.size > 1 else affine.scale
+    fitted = affine.scale if shared else whole.reshape(affine.scale.shape)
     return jnp.moveaxis(near, 0, 1).reshape(kernel.shape), Affine(fitted, affine.zero_point)
 
 

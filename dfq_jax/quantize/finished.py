@@ -53,7 +53,7 @@ class Finished(NamedTuple):
 
 
 def save_unit(path: Path, found: Finished) -> None:
-    """Writes kernels, biases, scales and report of a unit; all else is as it was before.
+    """Writes parameters, scales and report of a unit; its graph is as it was before.
 
     Raises:
       ResourceError: if the disk is full.
@@ -65,9 +65,9 @@ def save_unit(path: Path, found: Finished) -> None:
     for site, affine in found.qparams.items():
         for part, value in affine._asdict().items():
             arrays[f"{part}/{site.node}/{site.slot}"] = np.asarray(value)
-        if site.argument is None:
-            for slot, value in found.model.params[site.node].items():
-                arrays[f"{slot}/{site.node}"] = np.asarray(value)
+    for name, slots in found.model.params.items():
+        for slot, value in slots.items():
+            arrays[f"{slot}/{name}"] = np.asarray(value)
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
@@ -89,8 +89,7 @@ def load_unit(path: Path, model: Model, qparams: Mapping[Site, Affine]) -> Finis
             name, method = arrays["titles"].tolist()
             report = UnitReport(name, method, before, after, bool(kept), seconds)
             scales = {site: like(arrays, site, affine) for site, affine in qparams.items()}
-            layers = [site.node for site in qparams if site.argument is None]
-            slots = {name: slots_like(arrays, name, model.params[name]) for name in layers}
+            slots = {name: slots_like(arrays, name, old) for name, old in model.params.items()}
     except (*NOT_AN_NPZ, OSError):
         return None
     return Finished(with_params(model, slots), scales, report)

@@ -66,8 +66,6 @@ def phase_of(
         store=store,
         feed=given.feed,
     )
-    if store is not None:
-        store.clear()
     return hardened(found, model, qparams, fixed, plan, method.rounding)
 
 

@@ -78,8 +78,9 @@ class Rule:
     Attributes:
       pattern: shell-style glob over node names, e.g. `layer1.*`.
       weight_bits: bits of the kernel, None to leave as resolved.
-      input_bits: bits of the layer's input tensor, None to leave as resolved.
-      keep_float: leave the layer in float altogether.
+      input_bits: bits of the layer's input tensor, None to leave as resolved; if others read that
+        tensor with more, it has those.
+      keep_float: leave the layer in float; its input stays on the grid that others read it on.
     """
 
     pattern: str
@@ -159,8 +160,8 @@ def resolve(
       The resolved plan.
 
     Raises:
-      PlanError: if a rule matches no layer, a preset is unknown, an observer does not suit
-        weights, or nothing is left to quantize.
+      PlanError: if a rule matches no layer or is none, a preset is unknown, an observer does not
+        suit weights, or nothing is left to quantize.
     """
     check_observers(observers)
     if layers not in LAYER_PRESETS:
@@ -237,8 +238,9 @@ def apply_rule(
       rule: the rule.
 
     Raises:
-      PlanError: if its pattern matches no layer.
+      PlanError: if its pattern matches no layer, or it asks for nothing or bits there are none of.
     """
+    check_rule(rule)
     matched = fnmatch.filter(preset, rule.pattern)
     if not matched:
         near = difflib.get_close_matches(rule.pattern, preset, n=3, cutoff=0.0)
@@ -249,6 +251,22 @@ def apply_rule(
         else:
             w, a = bits.get(name, preset[name])
             bits[name] = (rule.weight_bits or w, rule.input_bits or a)
+
+
+def check_rule(rule: Rule) -> None:
+    """Refuses a rule that asks for nothing, or for other than 2 to 8 bits.
+
+    Raises:
+      PlanError: naming it.
+    """
+    asked = {"weight_bits": rule.weight_bits, "input_bits": rule.input_bits}
+    for name, bits in asked.items():
+        if bits is not None and not 2 <= bits <= 8:
+            raise PlanError(f"rule {rule.pattern!r} has {name} {bits}; a grid has 2 to 8 bits.")
+    if not rule.keep_float and not any(asked.values()):
+        raise PlanError(
+            f"rule {rule.pattern!r} asks for nothing: give weight_bits, input_bits or keep_float."
+        )
 
 
 def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:

@@ -8,6 +8,7 @@ output travels on, so later units make up for what earlier ones could not.
 
 import contextlib
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -178,6 +179,8 @@ def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None
         found = learned(work, method, key, place)
         if file is not None:
             save_unit(file, found)
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)  # states on the way here
     return found
 
 

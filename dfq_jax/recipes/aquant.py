@@ -24,7 +24,7 @@ def aquant(
     Args:
       steps: of a block.
       batch: images a step.
-      learning_rate: of gains and shifts.
+      learning_rate: of gains, in units of each, and of shifts.
       weight: of the penalty on undecided bits.
       quantized: share of activations, and of the block's input, that are quantized.
 
@@ -35,7 +35,7 @@ def aquant(
         name="aquant",
         rounding=adaround(scale=True),
         phases=(Phase(steps, biases=True, quantized=quantized, rough=quantized),),
-        rates=Rates(scale=learning_rate, biases=learning_rate),
+        rates=Rates(scale=learning_rate, biases=learning_rate, relative=True),
         penalty=Penalty(weight),
         batch=batch,
     )

@@ -54,7 +54,8 @@ def lq_nets(
       made: by `dfq`; its plan says what is quantized and to how many bits.
       images: normalised images to fit activations to; None leaves those on their grids.
       turns: of the fit.
-      correct: correct biases analytically for what the levels change in kernels.
+      correct: correct biases analytically for what the levels change in kernels; the paper trains
+        on instead.
       batch: images per forward pass.
 
     Returns:

@@ -39,6 +39,14 @@ def test_cuts_respect_residuals_and_returned_tensors(tiny_net):
     assert single_live_cuts(returned) == ("conv1", "bn1", "relu1")
 
 
+def test_outputs_of_the_network_come_first_and_in_its_order(nets):
+    """Whatever order they are computed in."""
+    graph = nets.two_heads().graph
+    turned = Graph(graph.nodes, graph.inputs, ("number", "classes"))
+    assert blocks(graph)[-1].graph.outputs == ("classes", "number")
+    assert blocks(turned)[-1].graph.outputs == ("number", "classes")
+
+
 def test_block_contents(tiny_net):
     pieces = blocks(tiny_net.graph)
     assert [b.names for b in pieces] == [

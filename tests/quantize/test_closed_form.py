@@ -16,8 +16,10 @@ from dfq_jax.quantize.closed_form import (
     INSIDE,
     MOST_VALUES,
     ClosedForm,
+    Grams,
     images_at_a_time,
     moments_of,
+    solve,
     solved,
     unfolded,
 )
@@ -141,3 +143,20 @@ def test_a_transposed_convolution_is_left_alone(nets):
         np.testing.assert_array_equal(old, new)
     assert isinstance(reference.graph, Graph)
     assert isinstance(reference.graph.nodes[0], Node)
+
+
+def test_a_layer_with_one_output_is_solved_as_one_of_many():
+    """Its one scale is that of its channel, and is refitted like others."""
+    kernel = jax.random.normal(jax.random.key(5), (16, 1))
+    rows = jax.random.normal(KEY, (64, 16)) @ jax.random.normal(jax.random.key(6), (16, 16))
+    gram = (rows.T @ rows / 64)[None]
+    moments = Grams(gram, gram, jnp.zeros((1, 16)), jnp.zeros((1, 16)))
+    found = []
+    for count in (1, 2):
+        twins, grid = jnp.tile(kernel, (1, count)), Grid(2, symmetric=True, axis=-1)
+        near, affine = solve(
+            twins, weight_affine(twins, grid, Lp()), moments, grid, 1, ClosedForm()
+        )
+        found.append((near[:, 0], affine.scale.reshape(-1)[0]))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)

@@ -140,6 +140,20 @@ def test_a_shared_tensor_takes_the_largest_bits(graph):
     assert edge_bits(plan)["b.0"] == edge_bits(plan)["c.0"] == 7
 
 
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule("fc", weight_bits=9), r"^rule 'fc' has weight_bits 9; a grid has 2 to 8 bits\.$"),
+        (Rule("fc", weight_bits=0), r"^rule 'fc' has weight_bits 0; a grid has 2 to 8 bits\.$"),
+        (Rule("fc", input_bits=1), r"^rule 'fc' has input_bits 1; a grid has 2 to 8 bits\.$"),
+        (Rule("fc"), r"^rule 'fc' asks for nothing: give weight_bits, input_bits or keep_float\.$"),
+    ],
+)
+def test_rules_that_are_none(graph, rule, message):
+    with pytest.raises(PlanError, match=message):
+        resolve(graph, W4A3, rules=[rule])
+
+
 def test_the_last_matching_rule_wins(graph):
     rules = [
         Rule("*", weight_bits=6, input_bits=7),

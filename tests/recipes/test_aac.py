@@ -1,9 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+import dfq_jax
+from dfq_jax import quantizing
+from dfq_jax.imaging import synthesize
 from dfq_jax.optim.fit import Now
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.zeroq import zeroq
@@ -41,3 +46,20 @@ def test_its_images_reach_higher_peaks_than_matching_ones(tiny_net, nets):
     high, low = peaks(loud), peaks(calm)
     assert sum(high[k] > low[k] for k in high) > len(high) / 2
     assert high["relu4"] > low["relu4"]
+
+
+def test_activation_ranges_end_at_what_they_show(tiny_net, monkeypatch):
+    """By `dfq.quantize` too: statistics widen no range."""
+    peaks, real = [], quantizing.dfq
+
+    def watched(*args, **how):
+        peaks.append(how["peaks"])
+        return real(*args, **how)
+
+    monkeypatch.setattr(quantizing, "dfq", watched)
+    images = synthesize(tiny_net, 8, method="aac", steps=2)
+    dfq_jax.quantize(tiny_net, images)
+    others = dataclasses.replace(images, provenance={"method": "dsg"})
+    dfq_jax.quantize(tiny_net, others)
+    assert len(peaks[0]) == 6  # a quarter is held out
+    assert peaks[1] is None

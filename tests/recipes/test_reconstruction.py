@@ -78,6 +78,9 @@ def test_names():
     (learned,) = methods_of("qdrop", 7)
     assert isinstance(learned, Reconstruction)
     assert [p.steps for p in learned.phases] == [7]
+    (learned,) = methods_of("brecq", 8)
+    assert isinstance(learned, Reconstruction)
+    assert [p.steps for p in learned.phases] == [8, 2]  # as 20,000 to 5,000
 
 
 def test_ours_learn_from_enlarged_images_where_those_are_small():
