@@ -18,7 +18,7 @@ jax.config.update("jax_enable_x64", False)
 
 STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-MOST_PIECES = 25_000
+MOST_PIECES = 10_000
 """Linux gives a process 65,530."""
 
 
