@@ -50,14 +50,17 @@ class Space:
     Attributes:
       choices: kernels in execution order, then tensors.
       bits: candidates of each, ascending.
-      plans: for each candidate, the plan that gives it to every choice; pinned sites have the
-        same bits in all of them.
+      plans: for each candidate, the plan that gives it to every choice. A site that is no choice
+        may have other bits there than in the end: a tensor has the most that its readers want.
+      rest: the plan of the scheme and the rules, where sites that are no choice have the bits that
+        they keep whatever is chosen.
       rules: exceptions by name that hold whatever is chosen.
     """
 
     choices: tuple[Choice, ...]
     bits: tuple[int, ...]
     plans: tuple[Plan, ...]
+    rest: Plan
     rules: tuple[Rule, ...]
 
     @property
@@ -97,8 +100,8 @@ def space_of(
       PlanError: if a rule matches no layer, or nothing is left to choose.
     """
     rules, bits = tuple(rules), tuple(sorted(set(bits)))
-    wanted = lambda b: Scheme(b, b if tensors else scheme.activation_bits)
-    plans = tuple(resolve(graph, wanted(b), layers, rules) for b in bits)
+    planned = lambda wanted: resolve(graph, wanted, layers, rules)
+    plans = tuple(planned(Scheme(b, b if tensors else scheme.activation_bits)) for b in bits)
     tables = [plan.table for plan in plans]
     follows = lambda site: all(t[site].grid.bits == b for t, b in zip(tables, bits, strict=True))
     kernels = [
@@ -113,7 +116,7 @@ def space_of(
             f"mixed precision finds nothing to choose: the preset {layers} and the rules pin every "
             "layer; choose another preset or fewer rules."
         )
-    return Space(found, bits, plans, rules)
+    return Space(found, bits, plans, planned(scheme), rules)
 
 
 def ruled_layers(
