@@ -9,7 +9,7 @@ import jax
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
-from dfq_jax.quantize.costs import Budget, parse_budget
+from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
@@ -186,7 +186,7 @@ def calibrated(
     if asked.budget is None:
         return made, None
     mix = mixed(
-        made.reference,
+        with_biases_of(made.reference, made.quantized.model),
         seen.images,
         asked.scheme,
         layers=asked.layers,

@@ -55,7 +55,8 @@ def mixed(
     """Chooses bits for the kernels of a network; under a budget of bit operations, for tensors too.
 
     Args:
-      reference: folded float network, in which the rules will be used.
+      reference: folded float network, in which the rules will be used. Where bias correction is
+        going to add biases, a budget of bytes needs those of `costs.with_biases_of` to count them.
       images: normalised synthetic images; 32 to 256 do.
       scheme: what a uniform network would have; its bits of activations hold wherever tensors are
         not chosen.
