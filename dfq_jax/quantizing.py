@@ -193,6 +193,7 @@ def calibrated(
         rules=asked.rules,
         budget=asked.budget,
         sensitivity=asked.sensitivity,
+        observers=asked.observers,
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )

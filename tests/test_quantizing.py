@@ -1,8 +1,14 @@
 """What `dfq.quantize` hands to the choice of bits within a budget."""
 
+import pytest
+
 import dfq_jax as dfq
+from dfq_jax import quantizing
+from dfq_jax.errors import DivergedError
 from dfq_jax.io.onnx_out import quantized_onnx
+from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
+from dfq_jax.quantize.observers import Observers
 
 
 def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets):
@@ -18,3 +24,18 @@ def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets):
     assert made.mixed.chosen.cost == cost_of(final.model, final.plan, "bytes")
     assert made.mixed.chosen.cost.amount == size
     assert size <= 1400
+
+
+@pytest.mark.parametrize("observer", [None, "min_max"])
+def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, nets, monkeypatch):
+    asked = []
+
+    def chosen(*_, observers, **__):
+        asked.append(observers)
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "mixed", chosen)
+    images = dfq.ImageSet(nets.images(tiny_net, 4), tiny_net.contract)
+    with pytest.raises(DivergedError, match="stop here"):
+        dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
+    assert asked == [None if observer is None else Observers(activations=MinMax())]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Graph
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, apply_rule, layer_bits, resolve
 from dfq_jax.quantize.sites import Site
 
@@ -82,6 +83,7 @@ def space_of(
     scheme: Scheme,
     tensors: bool = False,
     bits: Sequence[int] = BITS,
+    observers: Observers = DEFAULT_OBSERVERS,
 ) -> Space:
     """What can be chosen in a network.
 
@@ -92,15 +94,17 @@ def space_of(
       scheme: bits of activations where `tensors` is false.
       tensors: also choose the bits of tensors.
       bits: candidates.
+      observers: how ranges are found, of the plans.
 
     Returns:
       The space.
 
     Raises:
-      PlanError: if a rule matches no layer, or nothing is left to choose.
+      PlanError: if a rule matches no layer, an observer does not suit weights, or nothing is left
+        to choose.
     """
     rules, bits = tuple(rules), tuple(sorted(set(bits)))
-    planned = lambda wanted: resolve(graph, wanted, layers, rules)
+    planned = lambda wanted: resolve(graph, wanted, layers, rules, observers)
     plans = tuple(planned(Scheme(b, b if tensors else scheme.activation_bits)) for b in bits)
     tables = [plan.table for plan in plans]
     follows = lambda site: all(t[site].grid.bits == b for t, b in zip(tables, bits, strict=True))
