@@ -23,6 +23,7 @@ from dfq_jax.recipes.presets import (
     Preset,
     image_budget,
     makes_noise,
+    mixed_budget,
     noise_budget,
     reconstruction_of,
 )
@@ -108,7 +109,7 @@ def quantize(
       observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
         search of BRECQ that also covers what batch-norm statistics predict.
       budget: within which bits of layers are chosen: `4.5bits` a weight, `600KB` of weights in the
-        file, `2GBOPs` bit operations an image.
+        file, `2GBOPs` bit operations an image; at least 43 images are then made.
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
       key: seed of everything random.
@@ -137,6 +138,7 @@ def quantize(
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
+    budget = budget if asked.budget is None else mixed_budget(budget)
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round

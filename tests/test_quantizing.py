@@ -9,6 +9,8 @@ from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.observers import Observers
+from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
+from dfq_jax.result import split_probes
 
 
 def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets):
@@ -39,3 +41,22 @@ def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, ne
     with pytest.raises(DivergedError, match="stop here"):
         dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
     assert asked == [None if observer is None else Observers(activations=MinMax())]
+
+
+@pytest.mark.parametrize("preset", [12, 64])
+def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, nets, monkeypatch):
+    asked = []
+
+    def made(model, n, **_):
+        asked.append(n)
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    budget = lambda *_, **__: ImageBudget("zeroq", preset, 5)
+    monkeypatch.setattr(quantizing, "image_budget", budget)
+    for bits in (None, "4bits"):
+        with pytest.raises(DivergedError, match="stop here"):
+            dfq.quantize(tiny_net, budget=bits)
+    assert asked == [preset, max(preset, MIXED_IMAGES)]
+    images = dfq.ImageSet(nets.images(tiny_net, MIXED_IMAGES), tiny_net.contract)
+    assert len(split_probes(images)[0]) >= 32
