@@ -10,7 +10,7 @@ import jax
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
-from dfq_jax.quantize.costs import Budget, parse_budget
+from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
@@ -24,6 +24,7 @@ from dfq_jax.recipes.presets import (
     Preset,
     image_budget,
     makes_noise,
+    mixed_budget,
     noise_budget,
     recipe_for,
     reconstruction_of,
@@ -111,7 +112,7 @@ def quantize(
       observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
         search of BRECQ that also covers what batch-norm statistics predict.
       budget: within which bits of layers are chosen: `4.5bits` a weight, `600KB` of weights in the
-        file, `2GBOPs` bit operations an image.
+        file, `2GBOPs` bit operations an image; at least 43 images are then made.
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
       key: seed of everything random.
@@ -144,6 +145,7 @@ def quantize(
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
+    budget = budget if asked.budget is None else mixed_budget(budget)
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
@@ -194,13 +196,14 @@ def calibrated(
     if asked.budget is None:
         return made, None
     mix = mixed(
-        made.reference,
+        with_biases_of(made.reference, made.quantized.model),
         seen.images,
         asked.scheme,
         layers=asked.layers,
         rules=asked.rules,
         budget=asked.budget,
         sensitivity=asked.sensitivity,
+        observers=asked.observers,
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )

@@ -142,6 +142,8 @@ def described(
 def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsack:
     """The knapsack of a network: pinned layers are a fixed cost, two free operands a pair.
 
+    What is no choice has the bits it has in the end, which are those of `space.rest`.
+
     Args:
       model: folded network.
       space: what can be chosen.
@@ -158,7 +160,7 @@ def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsa
         counted = work.operands if unit == "bops" else work.operands[:1]
         first, second = (owners.get(s) if s in counted else None for s in work.operands)
         ours, theirs = (
-            space.bits if chosen is not None else (bits_of(space.plans[0], site),) * levels
+            space.bits if chosen is not None else (bits_of(space.rest, site),) * levels
             for chosen, site in zip((first, second), work.operands, strict=True)
         )
         table = np.array([[cost(work, a, b, unit) for b in theirs] for a in ours], np.int64)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Graph
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, apply_rule, layer_bits, resolve
 from dfq_jax.quantize.sites import Site
 
@@ -50,14 +51,17 @@ class Space:
     Attributes:
       choices: kernels in execution order, then tensors.
       bits: candidates of each, ascending.
-      plans: for each candidate, the plan that gives it to every choice; pinned sites have the
-        same bits in all of them.
+      plans: for each candidate, the plan that gives it to every choice. A site that is no choice
+        may have other bits there than in the end: a tensor has the most that its readers want.
+      rest: the plan of the scheme and the rules, where sites that are no choice have the bits that
+        they keep whatever is chosen.
       rules: exceptions by name that hold whatever is chosen.
     """
 
     choices: tuple[Choice, ...]
     bits: tuple[int, ...]
     plans: tuple[Plan, ...]
+    rest: Plan
     rules: tuple[Rule, ...]
 
     @property
@@ -79,6 +83,7 @@ def space_of(
     scheme: Scheme,
     tensors: bool = False,
     bits: Sequence[int] = BITS,
+    observers: Observers = DEFAULT_OBSERVERS,
 ) -> Space:
     """What can be chosen in a network.
 
@@ -89,16 +94,18 @@ def space_of(
       scheme: bits of activations where `tensors` is false.
       tensors: also choose the bits of tensors.
       bits: candidates.
+      observers: how ranges are found, of the plans.
 
     Returns:
       The space.
 
     Raises:
-      PlanError: if a rule matches no layer, or nothing is left to choose.
+      PlanError: if a rule matches no layer, an observer does not suit weights, or nothing is left
+        to choose.
     """
     rules, bits = tuple(rules), tuple(sorted(set(bits)))
-    wanted = lambda b: Scheme(b, b if tensors else scheme.activation_bits)
-    plans = tuple(resolve(graph, wanted(b), layers, rules) for b in bits)
+    planned = lambda wanted: resolve(graph, wanted, layers, rules, observers)
+    plans = tuple(planned(Scheme(b, b if tensors else scheme.activation_bits)) for b in bits)
     tables = [plan.table for plan in plans]
     follows = lambda site: all(t[site].grid.bits == b for t, b in zip(tables, bits, strict=True))
     kernels = [
@@ -113,7 +120,7 @@ def space_of(
             f"mixed precision finds nothing to choose: the preset {layers} and the rules pin every "
             "layer; choose another preset or fewer rules."
         )
-    return Space(found, bits, plans, rules)
+    return Space(found, bits, plans, planned(scheme), rules)
 
 
 def ruled_layers(

@@ -11,10 +11,13 @@ import math
 import re
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
+
 from dfq_jax.errors import BudgetError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs
+from dfq_jax.graph.rewrite import with_params
 from dfq_jax.quantize.observers import DEFAULT_OBSERVER
 from dfq_jax.quantize.plan import Plan, weight_spec
 from dfq_jax.quantize.sites import Site, products
@@ -107,6 +110,28 @@ def work_of(model: Model) -> tuple[Work, ...]:
         sites = Site(node.name, "kernel"), first
         found.append(Work(sites, counted[node.name], kernel.size, scales, biases))
     return tuple(found)
+
+
+def with_biases_of(model: Model, corrected: Model) -> Model:
+    """A float network with a zero bias wherever a corrected one has a bias that it lacks.
+
+    It computes the same and takes the bytes that it will take once corrected.
+
+    Args:
+      model: folded network.
+      corrected: the same network after the correction of its biases.
+
+    Returns:
+      The float network, its own biases as they were.
+    """
+    return with_params(
+        model,
+        {
+            name: {"bias": jnp.zeros_like(slots["bias"])}
+            for name, slots in corrected.params.items()
+            if "bias" in slots and "bias" not in model.params[name]
+        },
+    )
 
 
 def cost(work: Work, first: int, second: int, unit: Unit) -> int:

@@ -18,7 +18,7 @@ from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Steps, snapped, steps_of
 from dfq_jax.numerics.softmax import curvature_probe, divergence
-from dfq_jax.quantize.calibrate import batches, fit_edges, fit_kernels, histograms_of
+from dfq_jax.quantize.calibrate import Ranges, batches, fit_edges, fit_kernels, histograms_of
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.sites import Site
 
@@ -41,6 +41,8 @@ def sensitivities(
     *,
     method: Sensitivity = "kl",
     key: Key[Array, ""],
+    expected: Ranges | None = None,
+    widen: bool = True,
     batch: int = 32,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Float[np.ndarray, "choices bits"]:
@@ -48,12 +50,14 @@ def sensitivities(
 
     Args:
       model: folded float network.
-      space: what can be chosen.
+      space: what can be chosen; its plans say how ranges are found.
       images: normalised, e.g. synthetic.
       method: `kl`: quantize one choice at a time and measure. `fisher`: half the squared rounding
         error, weighted by the diagonal of the Fisher matrix. `trace`: half the squared rounding
         error times the mean of that diagonal, the average trace of the Hessian.
       key: for the probes of `fisher` and `trace`.
+      expected: ranges known without images, as `calibrate` takes them.
+      widen: let grids of 8 bits cover what is expected too.
       batch: images per forward pass; the last overlaps its predecessor if need be.
       on_progress: told which batch is at work.
 
@@ -69,7 +73,7 @@ def sensitivities(
     """
     if method not in SENSITIVITIES:
         raise PlanError(f"sensitivity {method!r} is none of {', '.join(SENSITIVITIES)}.")
-    lattices = lattices_of(model, space, images, batch)
+    lattices = lattices_of(model, space, images, batch, expected=expected, widen=widen)
     measure = measured if method == "kl" else partial(curved, key=key, mean=method == "trace")
     parts = []
     for number, x in enumerate(batches(images, min(batch, len(images)))):
@@ -86,13 +90,19 @@ def sensitivities(
 
 
 def lattices_of(
-    model: Model, space: Space, images: Float[Array, "n h w c"], batch: int
+    model: Model,
+    space: Space,
+    images: Float[Array, "n h w c"],
+    batch: int,
+    *,
+    expected: Ranges | None = None,
+    widen: bool = True,
 ) -> Lattices:
     """The grids of every site that can be chosen, fitted as `calibrate` fits them."""
     histograms = histograms_of(model, space.plans[0], images, batch)
     found: dict[Site, list[Steps]] = {site: [] for site in space.owners}
     for plan in space.plans:
-        edges = fit_edges(model, plan, histograms, {})
+        edges = fit_edges(model, plan, histograms, expected or {}, widen=widen)
         fitted = {**edges, **fit_kernels(model, plan, edges)}
         for site, steps in found.items():
             steps.append(steps_of(fitted[site], plan.table[site].grid))

@@ -7,16 +7,19 @@ program instead, which is what happens here. The allocation is a tuple of rules,
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.quantize.bits import POINTS, Allocation, Losses, allocate, pareto, priced
 from dfq_jax.quantize.choices import BITS, Space, space_of
-from dfq_jax.quantize.costs import Budget
+from dfq_jax.quantize.costs import Budget, Unit
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme
 from dfq_jax.quantize.sensitivity import Sensitivity, sensitivities
+from dfq_jax.recipes.dfq import expectations
 
 
 class Mixed(NamedTuple):
@@ -48,6 +51,7 @@ def mixed(
     rules: Iterable[Rule] = (),
     budget: Budget | None = None,
     sensitivity: Sensitivity = "kl",
+    observers: Observers | None = None,
     points: int = POINTS,
     key: Key[Array, ""],
     on_stage: Callable[[str], None] = lambda _: None,
@@ -55,7 +59,8 @@ def mixed(
     """Chooses bits for the kernels of a network; under a budget of bit operations, for tensors too.
 
     Args:
-      reference: folded float network, in which the rules will be used.
+      reference: folded float network, in which the rules will be used. Where bias correction is
+        going to add biases, a budget of bytes needs those of `costs.with_biases_of` to count them.
       images: normalised synthetic images; 32 to 256 do.
       scheme: what a uniform network would have; its bits of activations hold wherever tensors are
         not chosen.
@@ -63,6 +68,8 @@ def mixed(
       rules: exceptions by name, which stay as they are too.
       budget: what the network may cost; None for as many bits a weight as the scheme takes.
       sensitivity: how losses are predicted; see `sensitivities`.
+      observers: how ranges are found; None for the search of BRECQ, with 8-bit grids that cover
+        what batch-norm statistics predict too. Give `dfq` the same.
       points: budgets tried for the front.
       key: for sensitivities that draw.
       on_stage: told what is being done.
@@ -77,15 +84,43 @@ def mixed(
       ResourceError: if a best allocation cannot be proven within a minute.
     """
     unit = "bits" if budget is None else budget.unit
-    candidates = (*BITS, scheme.weight_bits, scheme.activation_bits)
-    space = space_of(
-        reference.graph, layers, rules, scheme=scheme, tensors=unit == "bops", bits=candidates
-    )
+    space = offered(reference.graph, layers, rules, scheme, unit, observers or DEFAULT_OBSERVERS)
     on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
-    losses = sensitivities(reference, space, images, method=sensitivity, key=key)
+    measure = partial(sensitivities, expected=expectations(reference), widen=observers is None)
+    losses = measure(reference, space, images, method=sensitivity, key=key)
     same = [scheme.weight_bits if c.weight else scheme.activation_bits for c in space.choices]
     uniform = priced(reference, space, losses, same, unit)
     on_stage("allocating bits")
     chosen = allocate(reference, space, losses, uniform.cost if budget is None else budget)
     front = pareto(reference, space, losses, unit, points)
     return Mixed(chosen.rules, chosen, uniform, front, space, losses)
+
+
+def offered(
+    graph: Graph,
+    layers: LayerPreset,
+    rules: Iterable[Rule],
+    scheme: Scheme,
+    unit: Unit,
+    observers: Observers,
+) -> Space:
+    """What can be chosen under a budget of some unit, the scheme's own bits among the candidates.
+
+    Args:
+      graph: of the folded network.
+      layers: which layers are pinned.
+      rules: exceptions by name.
+      scheme: what a uniform network would have.
+      unit: of the budget.
+      observers: how ranges are found.
+    """
+    candidates = (*BITS, scheme.weight_bits, scheme.activation_bits)
+    return space_of(
+        graph,
+        layers,
+        rules,
+        scheme=scheme,
+        tensors=unit == "bops",
+        bits=candidates,
+        observers=observers,
+    )

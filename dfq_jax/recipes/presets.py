@@ -50,6 +50,8 @@ COARSE = 0.8
 SMALL_BEST: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
 """On small images edges of dead leaves are as long as objects, and take steps to wear off."""
 NOISE_IMAGES = 32
+MIXED_IMAGES = 43
+"""The fewest images to make where bits are chosen: a quarter is held out, 32 or more predict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,11 @@ def reconstruction_of(preset: str, contract: InputContract) -> str:
 def is_small(contract: InputContract) -> bool:
     """Whether images are of the size of CIFAR's rather than of ImageNet's."""
     return contract.height * contract.width <= SMALL_IMAGE
+
+
+def mixed_budget(budget: ImageBudget) -> ImageBudget:
+    """The images of a preset where they also tell which layers need bits."""
+    return dataclasses.replace(budget, n=max(budget.n, MIXED_IMAGES))
 
 
 def noise_budget(budget: ImageBudget) -> ImageBudget:

@@ -12,14 +12,17 @@ from scipy.stats import spearmanr
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.ops import Relu
-from dfq_jax.numerics.affine import fake_quantize
+from dfq_jax.numerics.affine import fake_quantize, steps_of
+from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantize import sensitivity as module
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.choices import space_of
+from dfq_jax.quantize.observers import Observers
 from dfq_jax.quantize.plan import Site, parse_scheme
-from dfq_jax.quantize.sensitivity import SENSITIVITIES, sensitivities, slopes_of
+from dfq_jax.quantize.sensitivity import SENSITIVITIES, lattices_of, sensitivities, slopes_of
 from dfq_jax.types import InputContract
 
 W4A4, BITS = parse_scheme("w4a4"), (2, 4, 8)
@@ -86,6 +89,35 @@ def test_divergences_equal_those_of_networks_with_one_site_quantized(space, tabl
     raw = np.array([[moved(alone(row, b)) for b in BITS] for row in range(count)])
     truth = np.minimum.accumulate(raw, axis=1)
     np.testing.assert_allclose(tables["kl"], truth, rtol=0.02, atol=3e-7)
+
+
+@pytest.mark.parametrize("observer", [MinMax(), Statistics()])
+@pytest.mark.parametrize("widen", [True, False])
+def test_grids_are_those_that_calibration_finds(model, images, observer, widen):
+    seen = Observers(activations=observer)
+    space = space_of(model.graph, scheme=W4A4, tensors=True, bits=BITS, observers=seen)
+    how = {"expected": expected_ranges(model), "widen": widen, "batch": 6}
+    found = lattices_of(model, space, images, **how)
+    for level, plan in enumerate(space.plans):
+        fitted = calibrate(model, plan, images, **how)
+        for site, lattice in found.items():
+            wanted = steps_of(fitted.qparams[site], plan.table[site].grid)
+            jax.tree.map(
+                lambda stack, one, level=level: np.testing.assert_array_equal(stack[level], one),
+                lattice,
+                wanted,
+            )
+
+
+def test_expected_ranges_widen_grids_of_eight_bits(model, space, images, tables):
+    far = {tensor: (-1e3 * jnp.ones(()), 1e3 * jnp.ones(())) for tensor, _ in space.plans[0].groups}
+    how = {"key": jax.random.key(0), "batch": 6, "expected": far}
+    wide = sensitivities(model, space, images, **how)
+    tensors = [not choice.weight for choice in space.choices]
+    assert (wide[tensors, -1] > 2 * tables["kl"][tensors, -1]).all()
+    np.testing.assert_array_equal(
+        sensitivities(model, space, images, widen=False, **how), tables["kl"]
+    )
 
 
 def test_one_program_for_all_kernels_tensors_and_bits(model, space, images, caplog):

@@ -3,10 +3,14 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import BudgetError
+from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantize.bits import allocate, priced
 from dfq_jax.quantize.costs import Unit, cost_of, parse_budget
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import Rule, parse_scheme, resolve
+from dfq_jax.quantize.sensitivity import sensitivities
 from dfq_jax.recipes.mixed import mixed
 
 SCHEMES: dict[Unit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
@@ -87,6 +91,27 @@ def test_rules_of_the_caller_hold(model, nets):
     assert 7 in mix.space.bits
     plan = resolve(model.graph, scheme, rules=mix.rules)
     assert np.isclose(cost_of(model, plan, "bits").amount, mix.chosen.cost.amount)
+
+
+@pytest.mark.parametrize("observers", [None, Observers(activations=MinMax())])
+def test_losses_are_those_of_the_grids_that_dfq_would_take(observers, model, nets):
+    images, key = nets.images(model, 4), jax.random.key(1)
+    mix = mixed(
+        model,
+        images,
+        parse_scheme("w4a4"),
+        budget=parse_budget("1GBOPs"),
+        observers=observers,
+        points=2,
+        key=key,
+    )
+    activations = {
+        s.observer for p in mix.space.plans for site, s in p.entries if site.argument == 0
+    }
+    assert activations == {(observers or DEFAULT_OBSERVERS).activations}
+    how = {"expected": expected_ranges(model), "widen": observers is None, "key": key}
+    wanted = sensitivities(model, mix.space, images, **how)
+    np.testing.assert_allclose(mix.losses, wanted, rtol=1e-4)
 
 
 def test_a_budget_out_of_reach_is_told(model, nets):

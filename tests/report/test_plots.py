@@ -7,6 +7,7 @@ import pytest
 from dfq_jax.quantize.bits import Allocation
 from dfq_jax.quantize.choices import Choice, Space
 from dfq_jax.quantize.costs import Budget, Unit
+from dfq_jax.quantize.plan import Plan, Scheme
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_png, front_rows
 
 
@@ -15,9 +16,8 @@ def point(amount, loss, bits=(4, 8), unit: Unit = "bits"):
 
 
 FRONT = (point(3.0, 0.5, (2, 4)), point(5.0, 1e-3, (4, 8)), point(8.0, 0.0, (8, 8)))
-SPACE = Space(
-    (Choice("conv", (), ("conv",), True), Choice("relu", (), (), False)), (2, 4, 8), (), ()
-)
+CHOICES = Choice("conv", (), ("conv",), True), Choice("relu", (), (), False)
+SPACE = Space(CHOICES, (2, 4, 8), (), Plan((), (), Scheme(8, 8), "qdrop_8bit_ends"), ())
 
 
 @pytest.mark.parametrize("unit", ["bits", "bytes", "bops"])

@@ -1,0 +1,62 @@
+"""What `dfq.quantize` hands to the choice of bits within a budget."""
+
+import pytest
+
+import dfq_jax as dfq
+from dfq_jax import quantizing
+from dfq_jax.errors import DivergedError
+from dfq_jax.io.onnx_out import quantized_onnx
+from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.quantize.costs import cost_of
+from dfq_jax.quantize.observers import Observers
+from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
+from dfq_jax.result import split_probes
+
+
+def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets):
+    model = nets.dense()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    made = dfq.quantize(model, images, scheme="w4a8", budget="1.4KB")
+    final = made.quantized
+    weighted = [name for name, slots in final.model.params.items() if "kernel" in slots]
+    stems = tuple(f"{name}.{slot}" for name in weighted for slot in ("kernel", "bias"))
+    stored = [i for i in quantized_onnx(final).graph.initializer if i.name.startswith(stems)]
+    size = sum(len(i.raw_data) for i in stored)
+    assert made.mixed is not None
+    assert made.mixed.chosen.cost == cost_of(final.model, final.plan, "bytes")
+    assert made.mixed.chosen.cost.amount == size
+    assert size <= 1400
+
+
+@pytest.mark.parametrize("observer", [None, "min_max"])
+def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, nets, monkeypatch):
+    asked = []
+
+    def chosen(*_, observers, **__):
+        asked.append(observers)
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "mixed", chosen)
+    images = dfq.ImageSet(nets.images(tiny_net, 4), tiny_net.contract)
+    with pytest.raises(DivergedError, match="stop here"):
+        dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
+    assert asked == [None if observer is None else Observers(activations=MinMax())]
+
+
+@pytest.mark.parametrize("preset", [12, 64])
+def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, nets, monkeypatch):
+    asked = []
+
+    def made(model, n, **_):
+        asked.append(n)
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    budget = lambda *_, **__: ImageBudget("zeroq", preset, 5)
+    monkeypatch.setattr(quantizing, "image_budget", budget)
+    for bits in (None, "4bits"):
+        with pytest.raises(DivergedError, match="stop here"):
+            dfq.quantize(tiny_net, budget=bits)
+    assert asked == [preset, max(preset, MIXED_IMAGES)]
+    images = dfq.ImageSet(nets.images(tiny_net, MIXED_IMAGES), tiny_net.contract)
+    assert len(split_probes(images)[0]) >= 32
