@@ -189,13 +189,19 @@ def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None
 
 
 def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
-    """A unit after learning: where it learned from, or as it came, if that is better."""
+    """A unit after learning: where it learned from, or as it came, if that is better.
+
+    What judges is the method's loss, with the slopes it weighs errors by, on inputs and targets as
+    they are: corrected ones only serve to learn from, and so does the prediction of PD-Quant.
+    """
     start, unit = time.monotonic(), work.unit
     loss = relative_gap if isinstance(method, ClosedForm) else method.loss
-    before = error_of(work, work.model, work.qparams, loss)
+    ready = prepared(work, method, key)
+    judged = work._replace(slopes=ready.slopes)
+    before = error_of(judged, work.model, work.qparams, loss)
     tried = [
-        (error_of(work, *attempt, loss), attempt)
-        for attempt in attempts(prepared(work, method, key), method, key, place)
+        (error_of(judged, *attempt, loss), attempt)
+        for attempt in attempts(ready, method, key, place)
     ]
     after, attempt = min(tried, key=lambda found: found[0])
     kept = after <= before

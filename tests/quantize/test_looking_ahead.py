@@ -15,7 +15,8 @@ from dfq_jax.quantize.footprint import behind, by_layers, step_bytes, values_of
 from dfq_jax.quantize.learning import Phase, Prediction, Reconstruction, fisher_gap
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
-from dfq_jax.quantize.units import layers_of, units_of
+from dfq_jax.quantize.units import layers_of, rest_of, unit_model, unit_qparams, units_of
+from dfq_jax.quantize.work import Beyond, passed, slopes_of
 
 KEY = jax.random.key(7)
 PLAIN = Reconstruction("plain", adaround(), (Phase(1),), batch=8)
@@ -44,6 +45,22 @@ def asked(monkeypatch: Any) -> list[int]:
     counts, real = [], engine.slopes_of
     monkeypatch.setattr(engine, "slopes_of", lambda b, o: counts.append(len(o)) or real(b, o))
     return counts
+
+
+def test_units_are_judged_by_the_weights_they_learn_with(given, asked):
+    """BRECQ, eq. 10, by hand for the first unit, of which nothing was learned yet."""
+    quantized, reference, images = given
+    first, *others = units_of(reference.graph, quantized.plan)
+    model, qparams = unit_model(first, quantized.model), unit_qparams(first, quantized.qparams)
+    outputs = passed(model, qparams, first.plan, images)
+    gaps = (outputs - passed(unit_model(first, reference), None, None, images)) ** 2
+    logits = passed(reference, None, None, images)
+    slopes = slopes_of(Beyond(rest_of(reference, others), logits), outputs)
+    weighted = np.mean(np.sum(gaps * (np.abs(slopes) + 1) ** 2, axis=-1))
+    assert weighted > 1.001 * np.mean(np.sum(gaps, axis=-1))
+    reports = learned(given, FISHER)
+    assert reports[0].before == pytest.approx(weighted, rel=1e-5)
+    assert asked == [len(images)] * len(reports)
 
 
 @pytest.mark.parametrize(
