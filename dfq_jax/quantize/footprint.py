@@ -18,6 +18,8 @@ PASSES = 3
 """Copies of a tensor while it passes: as it is, quantized, and padded or unfolded."""
 STEPS = 5
 """Copies of a tensor in a step: those, and its gradients before and after a quantizer."""
+BEHIND = 3
+"""Copies of a float tensor that gradients pass through: as it is, padded or unfolded, its slope."""
 
 Method = Reconstruction | ClosedForm
 
@@ -50,8 +52,9 @@ def footprint(reference: Model, plan: Plan, count: int, method: Method, fed: int
       fed: bytes of images' data that steps may have on the device.
     """
     values, units = values_of(reference), cut(reference.graph, plan, method)
-    each = [unit_footprint(unit, values, reference, count, method, fed) for unit in units]
-    return max(each, key=lambda f: f.total)
+    given = (values, reference, count, method, fed)
+    pairs = zip(units, behind(units, values), strict=True)
+    return max((unit_footprint(u, *given, after) for u, after in pairs), key=lambda f: f.total)
 
 
 def cut(graph: Graph, plan: Plan, method: Method) -> tuple[Unit, ...]:
@@ -66,36 +69,83 @@ def unit_footprint(
     count: int,
     method: Method,
     fed: int,
+    after: int = 0,
 ) -> Footprint:
-    """What one unit takes."""
+    """What one unit takes.
+
+    Args:
+      unit: which.
+      values: as of `values_of`.
+      reference: the float network.
+      count: images.
+      method: what is learned.
+      fed: bytes of images' data that steps may have on the device.
+      after: values of all tensors behind the unit, for methods that look ahead.
+    """
     graph = unit.block.graph
-    ends = sum(values[name] for name in (graph.inputs[0], graph.outputs[0]))
-    kept = 2 * ends * count * FLOAT
+    enters, leaves = values[graph.inputs[0]], values[graph.outputs[0]]
+    kept = 2 * (enters + leaves) * count * FLOAT
     passing = PASSES * BATCH * largest_step(graph, values) * FLOAT
     if isinstance(method, ClosedForm):
         windows = 3 * min(MOST_VALUES, count * most_unfolded(graph, values, reference)) * FLOAT
         return Footprint(kept, passing + windows)
-    held = min((values[graph.inputs[0]] + ends) * count * FLOAT, fed)
-    return Footprint(kept + held, max(passing, step_bytes(unit, values, method)))
+    ahead, corrected = looks_ahead(method), method.correction is not None
+    logits = values[reference.graph.outputs[0]] if ahead else 0
+    slopes = leaves if ahead and method.fisher else 0
+    copies = enters + leaves if corrected else 0
+    kept += (copies + slopes + logits) * count * FLOAT
+    held = min((2 * enters + leaves + slopes + logits) * count * FLOAT, fed)
+    return Footprint(kept + held, max(passing, step_bytes(unit, values, method, after)))
 
 
-def step_bytes(unit: Unit, values: Mapping[str, int], method: Reconstruction) -> int:
-    """What a gradient step leaves behind: every tensor of the unit, or of its largest layer."""
+def step_bytes(
+    unit: Unit, values: Mapping[str, int], method: Reconstruction, after: int = 0
+) -> int:
+    """What a gradient step leaves behind, or what slopes or corrected inputs take before it.
+
+    Args:
+      unit: every tensor of it counts, or those of its largest layer.
+      values: as of `values_of`.
+      method: what is learned. With a prediction the unit runs on two batches at once, and one
+        passes through all that follows.
+      after: values of all tensors behind the unit.
+    """
     graph = unit.block.graph
-    if method.layers:
-        inside = largest_step(graph, values)
-    else:
-        inside = sum(values[name] for name in (*graph.inputs, *(n.name for n in graph.nodes)))
-    return STEPS * method.batch * inside * FLOAT
+    whole = sum(values[name] for name in (*graph.inputs, *(n.name for n in graph.nodes)))
+    step = STEPS * method.batch * (largest_step(graph, values) if method.layers else whole)
+    beside = BEHIND * BATCH * whole if method.correction is not None else 0
+    if looks_ahead(method) and method.prediction is not None:
+        step = 2 * step + BEHIND * method.batch * after
+    if looks_ahead(method) and method.fisher:
+        beside = max(beside, BEHIND * BATCH * (values[graph.outputs[0]] + after))
+    return max(step, beside) * FLOAT
+
+
+def looks_ahead(method: Method) -> bool:
+    """Whether a method needs to know what follows a unit; what learns layer by layer does not."""
+    if isinstance(method, ClosedForm) or method.layers:
+        return False
+    return method.fisher or method.prediction is not None
 
 
 def by_layers(
     units: tuple[Unit, ...], reference: Model, method: Reconstruction, memory: int
 ) -> frozenset[int]:
-    """Numbers of the units whose steps take more than so many bytes: those learn layer by layer."""
-    values = values_of(reference)
-    too_large = (i for i, u in enumerate(units) if step_bytes(u, values, method) > memory)
-    return frozenset(i for i in too_large if len(layers_of(units[i])) > 1)
+    """Numbers of the units whose steps take more than so many bytes: those learn layer by layer.
+
+    A unit of one layer is among them only if that spares it a look at what follows.
+    """
+    values, fewest = values_of(reference), 1 if looks_ahead(method) else 2
+    sizes = zip(units, behind(units, values), strict=True)
+    too_large = [step_bytes(u, values, method, after) > memory for u, after in sizes]
+    several = [len(layers_of(unit)) >= fewest for unit in units]
+    return frozenset(i for i in range(len(units)) if too_large[i] and several[i])
+
+
+def behind(units: tuple[Unit, ...], values: Mapping[str, int]) -> list[int]:
+    """Values of all tensors that follow each unit, for one image."""
+    own = [sum(values[node.name] for node in unit.block.graph.nodes) for unit in units]
+    return [sum(own[i + 1 :]) for i in range(len(units))]
 
 
 def values_of(model: Model) -> dict[str, int]:

@@ -169,7 +169,7 @@ class Reconstruction(NamedTuple):
       loss: between outputs and targets.
       batch: images a step.
       merge: blocks that make a unit; 0 for the whole network.
-      layers: learn the layers of a unit one by one instead.
+      layers: learn the layers of a unit one by one instead, without prediction or slopes.
       start: solve them in closed form first.
       spare: learn nothing where every grid of a unit has 8 bits.
       prediction: what the network's prediction counts beside the loss.

@@ -26,7 +26,7 @@ from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.closed_form import ClosedForm, solved
 from dfq_jax.quantize.correction import corrected_inputs
 from dfq_jax.quantize.finished import Finished, UnitReport, load_unit, save_unit
-from dfq_jax.quantize.footprint import Method, by_layers, cut
+from dfq_jax.quantize.footprint import Method, by_layers, cut, looks_ahead
 from dfq_jax.quantize.learning import (
     Reconstruction,
     relative_gap,
@@ -68,9 +68,9 @@ def reconstruct(
       images: normalised.
       method: what is learned, and how.
       key: the only source of randomness.
-      memory: bytes that a step may take: units that take more learn layer by layer, and images'
-        data are fed to the device in as many parts as it takes; None for as much as there is, and
-        1 GiB of images' data.
+      memory: bytes that a step may take: units that take more learn layer by layer, without a look
+        at the prediction, and images' data are fed to the device in as many parts as it takes; None
+        for as much as there is, and 1 GiB of images' data.
       folder: where finished units and unfinished states are kept, to resume from.
       on_unit: told (index, of how many, report) after each.
 
@@ -83,6 +83,8 @@ def reconstruct(
     """
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
+    if isinstance(method, Reconstruction) and method.layers:
+        method = layered(method)
     split = layers_instead(quantized.plan, reference, method, memory)
     given = (method, key, memory or FED, split)
     with contextlib.ExitStack() as stack:
@@ -114,11 +116,11 @@ def unit_by_unit(
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
         work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
-        if logits is not None:
+        own = layered(method) if index in split else method
+        if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
         if unit.plan.entries:
             place = None if folder is None else folder / f"unit-{index}"
-            own = layered(method) if index in split else method
             found = finished(work, own, jax.random.fold_in(key, index), place)
             quantized = with_unit(quantized, unit, found.model, found.qparams)
             reports.append(found.report)
@@ -139,15 +141,20 @@ def layers_instead(
 
 
 def layered(method: Method) -> Method:
-    """The method for units that are too large for it; its name says so in reports."""
+    """The method where layers learn one by one; its name says so, and what it goes without.
+
+    The prediction follows from what a unit puts out, not from a layer inside it: only whole units
+    look ahead.
+    """
     if isinstance(method, ClosedForm):
         return method
-    return method._replace(layers=True, name=f"{method.name}, layer by layer")
-
-
-def looks_ahead(method: Method) -> bool:
-    """Whether a method needs to know what follows a unit."""
-    return isinstance(method, Reconstruction) and (method.fisher or method.prediction is not None)
+    asked = {"prediction": method.prediction is not None, "Fisher weights": method.fisher}
+    lost = [what for what, wanted in asked.items() if wanted]
+    if method.layers and not lost:
+        return method
+    without = [f"without its {' and '.join(lost)}"] if lost else []
+    name = ", ".join([method.name, "layer by layer", *without])
+    return method._replace(layers=True, name=name, prediction=None, fisher=False)
 
 
 def facts_of(
@@ -185,13 +192,19 @@ def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None
 
 
 def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
-    """A unit after learning: where it learned from, or as it came, if that is better."""
+    """A unit after learning: where it learned from, or as it came, if that is better.
+
+    What judges is the method's loss, with the slopes it weighs errors by, on inputs and targets as
+    they are: corrected ones only serve to learn from, and so does the prediction of PD-Quant.
+    """
     start, unit = time.monotonic(), work.unit
     loss = relative_gap if isinstance(method, ClosedForm) else method.loss
-    before = error_of(work, work.model, work.qparams, loss)
+    ready = prepared(work, method, key)
+    judged = work._replace(slopes=ready.slopes)
+    before = error_of(judged, work.model, work.qparams, loss)
     tried = [
-        (error_of(work, *attempt, loss), attempt)
-        for attempt in attempts(prepared(work, method, key), method, key, place)
+        (error_of(judged, *attempt, loss), attempt)
+        for attempt in attempts(ready, method, key, place)
     ]
     after, attempt = min(tried, key=lambda found: found[0])
     kept = after <= before

@@ -106,11 +106,14 @@ def run(
 
 
 def error_of(work: Work, model: Model, qparams: Mapping[Site, Affine], loss: Loss) -> float:
-    """A loss of a unit's outputs, in this form, over all images."""
+    """A loss of a unit's outputs, in this form, over all images; with slopes, if there are any."""
     power, total = power_of(work.targets), 0.0
     outputs = flow(model, qparams, work.unit.plan, work.rough)
-    for found, wanted in zip(outputs, pieces(work.targets, BATCH), strict=True):
-        total += len(found) * float(loss(Seen(jnp.asarray(found), jnp.asarray(wanted), power)))
+    for start, found in zip(range(0, len(work.rough), BATCH), outputs, strict=True):
+        part = slice(start, start + BATCH)
+        slopes = None if work.slopes is None else jnp.asarray(work.slopes[part])
+        seen = Seen(jnp.asarray(found), jnp.asarray(work.targets[part]), power, slopes)
+        total += len(found) * float(loss(seen))
     return total / len(work.rough)
 
 

@@ -2,6 +2,11 @@
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; numbers as in
 the AIMET library, to which its authors contribute.
+
+Weights alone are learned, and a layer's own activations are in float meanwhile. But what it reads
+comes from the quantized network as it will be, activations of earlier layers included, where the
+method rounds the weights of the whole network before any activation: so weights make up for the
+error of those activations, too.
 """
 
 from dfq_jax.numerics.rounding import adaround as learned_bits

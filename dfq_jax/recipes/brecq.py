@@ -1,6 +1,12 @@
 """BRECQ: AdaRound by residual blocks, then the steps of activations.
 
 Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction".
+
+The released code walks through the network twice: weights of all units first, with activations in
+float everywhere, then the steps of all activations. Here a unit goes through both phases before the
+next one begins, which therefore reads activations that are quantized already. So later units make
+up for the error that activations of earlier ones bring as well, and units finish one by one: what
+is done is never touched again.
 """
 
 from dfq_jax.numerics.rounding import adaround

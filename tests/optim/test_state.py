@@ -98,17 +98,6 @@ def test_refuses_another_run_and_names_the_fields(tmp_path):
     assert json.loads((tmp_path / "fingerprint.json").read_text())["seed"] == 1
 
 
-def test_clearing_keeps_the_fingerprint(tmp_path):
-    store = StateStore(tmp_path, {"seed": 1})
-    store.save(1, STATE, force=True)
-    store.clear()
-    assert store.steps() == []
-    assert store.load(BLANK) is BLANK
-    store.clear()  # twice is fine
-    with pytest.raises(UsageError, match="seed: saved 1, now 2"):
-        StateStore(tmp_path, {"seed": 2})
-
-
 def test_start_state_copies(tmp_path):
     import optax
 

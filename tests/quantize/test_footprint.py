@@ -1,17 +1,34 @@
 """Memory of a reconstruction, foretold from shapes."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.fit import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.closed_form import ClosedForm
-from dfq_jax.quantize.footprint import footprint, largest_step, unit_footprint, values_of
+from dfq_jax.quantize.feeding import Rows
+from dfq_jax.quantize.footprint import (
+    behind,
+    footprint,
+    largest_step,
+    step_bytes,
+    unit_footprint,
+    values_of,
+)
+from dfq_jax.quantize.learning import Given, objective_of
+from dfq_jax.quantize.phases import begun, coarse_edges
 from dfq_jax.quantize.plan import Scheme, resolve
-from dfq_jax.quantize.units import unit_model, units_of
+from dfq_jax.quantize.units import rest_of, unit_model, unit_qparams, units_of
 from dfq_jax.quantize.work import passed
+from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.dfq import Quantized
+from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.reconstructions import foretold
 
@@ -56,6 +73,66 @@ def test_more_images_and_larger_batches_take_more(reference, plan):
     layers = footprint(reference, plan, 16, method._replace(batch=512, layers=True), 2**30)
     assert layers.working < large.working
     assert footprint(reference, plan, 64, method, 100).kept < many.kept
+
+
+def test_looking_ahead_takes_more(reference, plan):
+    """PD-Quant: two batches in the unit, one behind it, corrected copies; Fisher: slopes."""
+    units, values = units_of(reference.graph, plan), values_of(reference)
+    after = behind(units, values)
+    assert after[-1] == 0
+    assert after[0] == sum(values[n.name] for u in units[1:] for n in u.block.graph.nodes)
+    given = (units[0], values, reference, 64)
+    take = lambda method: unit_footprint(*given, method, 2**30, after[0])
+    graph = units[0].block.graph
+    enters, leaves = values[graph.inputs[0]], values[graph.outputs[0]]
+    plain, predicting = take(qdrop()), take(pd_quant(closeness=None))
+    logits = 2 * 64 * values["fc"] * 4  # on the host and on the device
+    assert predicting.kept == plain.kept + logits
+    assert predicting.working > 2 * plain.working
+    assert take(pd_quant()).kept == predicting.kept + 64 * (enters + leaves) * 4
+    brecqs = [take(brecq(fisher=fisher)) for fisher in (False, True)]
+    assert brecqs[1].kept == brecqs[0].kept + 2 * 64 * leaves * 4 + logits
+    few = brecq(fisher=True, batch=1)  # slopes are of 32 images all the same
+    assert take(few).working >= 32 * (leaves + after[0]) * 4
+    alone = take(pd_quant(closeness=None)._replace(layers=True))
+    assert alone == take(qdrop()._replace(layers=True))
+
+
+@pytest.mark.parametrize("method", [qdrop(batch=16), pd_quant(batch=16)])
+def test_a_step_fits_into_what_is_foretold(method, nets, quick_compilation):
+    """XLA's own figure for gradients of the first unit, with optimizations as users have them."""
+    del quick_compilation
+    reference = fold_batch_norm(nets.wide())
+    plan = resolve(reference.graph, Scheme(4, 4), "zsq_all_low")
+    exact = np.asarray(nets.images(reference, 16))
+    calibrated = calibrate(reference, plan, jnp.asarray(exact))
+    logits = passed(reference, None, None, exact) if method.prediction else None
+    units, values = units_of(reference.graph, plan), values_of(reference)
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        targets = passed(unit_model(units[0], reference), None, None, exact)
+        rows: Any = (exact, exact, targets, None, logits)
+        taken = xla_bytes(units[0], calibrated, method, Rows(*rows), rest_of(reference, units[1:]))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    found = step_bytes(units[0], values, method, behind(units, values)[0]) / taken
+    assert 1 < found < 4, f"foretold {found:.2f} of {taken} bytes"
+
+
+def xla_bytes(unit, calibrated, method, rows, beyond):
+    """What XLA sets aside for the gradients of one step."""
+    model, qparams = unit_model(unit, calibrated.model), unit_qparams(unit, calibrated.qparams)
+    kernels, fixed = begun(model, qparams, unit.plan, method.rounding)
+    x = {"kernels": kernels, "edges": coarse_edges(unit.plan, qparams), "biases": {}}
+    given = Given(model, qparams, fixed, jnp.float32(1), beyond if method.prediction else None)
+    fed = Fed(given, jnp.int32(0), jax.tree.map(lambda v: jnp.asarray(v)[None], rows))
+    objective = objective_of(unit.plan, method, method.phases[0])
+    leaves, tree = jax.tree.flatten((x, fed, Now(jax.random.key(0), jnp.int32(0))))
+    gradients = jax.value_and_grad(objective, has_aux=True)
+    step = jax.jit(lambda *leaves: gradients(*tree.unflatten(leaves)))
+    stats = step.lower(*leaves).compile().memory_analysis()
+    assert stats is not None
+    return stats.temp_size_in_bytes
 
 
 def test_several_methods_take_what_the_largest_does(reference, plan, nets):
