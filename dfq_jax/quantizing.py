@@ -127,10 +127,7 @@ def quantize(
       UsageError: for a bad argument, or images of another input contract; a budget out of reach is
         answered with the smallest that is not.
     """
-    if method is not None:
-        recipe_for(method)  # refuses unknown names before any work
-        if images is not None:
-            raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
+    check_method(method, given=images is not None)
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
@@ -140,6 +137,15 @@ def quantize(
     check_seed(key)
     asked = Asked(*how, sensitivity, tuple(rules), key, memory)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+
+
+def check_method(method: str | None, *, given: bool) -> None:
+    """Refuses a method that is none, or one beside images that are given."""
+    if method is None:
+        return
+    recipe_for(method)
+    if given:
+        raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
 
 
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,16 +50,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--time-limit SECONDS`, for runs that must end in time."""
     text = "leave out tests that would begin later than so many seconds after the start"
     parser.addoption("--time-limit", type=float, default=float("inf"), help=text)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Has XLA generate the code of short tests by its older emitters: two thirds of the time.
-
-    Before anything is compiled, since the flags are read once; long tests run what users run.
-    """
-    if not config.option.markexpr.startswith("slow"):
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
