@@ -105,8 +105,7 @@ def quantize(
       preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
         solved in closed form) or `best` (gradient reconstruction on top, where images are small).
       layers: which layers stay at 8 bits.
-      method: how to synthesize, instead of the preset's choice; activation ranges end at what
-        images of `aac` show.
+      method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
       reconstruction_steps: of a unit, instead of the paper's.
       observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
@@ -127,20 +126,20 @@ def quantize(
       UsageError: for a bad argument, or images of another input contract; a budget out of reach is
         answered with the smallest that is not.
     """
-    check_method(method, given=images is not None)
+    check_method(method, key, given=images is not None)
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
     how = (*how, reconstruction is not None, observers, limit)
-    check_seed(key)
     asked = Asked(*how, sensitivity, tuple(rules), key, memory)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
-def check_method(method: str | None, *, given: bool) -> None:
-    """Refuses a method that is none, or one beside images that are given."""
+def check_method(method: str | None, seed: int, *, given: bool) -> None:
+    """Refuses a method or a seed that is none, and a method beside images that are given."""
+    check_seed(seed)
     if method is None:
         return
     recipe_for(method)
