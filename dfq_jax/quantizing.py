@@ -126,7 +126,7 @@ def quantize(
       UsageError: for a bad argument, or images of another input contract; a budget out of reach is
         answered with the smallest that is not.
     """
-    check_method(method, key, given=images is not None)
+    check_synthesis(method, key, given=images is not None)
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
@@ -137,7 +137,7 @@ def quantize(
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
-def check_method(method: str | None, seed: int, *, given: bool) -> None:
+def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
     """Refuses a method or a seed that is none, and a method beside images that are given."""
     check_seed(seed)
     if method is None:

@@ -23,7 +23,7 @@ from dfq_jax.quantize.learning import (
 def brecq(
     *,
     steps: int = 20_000,
-    edge_steps: int = 5_000,
+    edge_steps: int | None = None,
     batch: int = 32,
     weight: float = 0.01,
     merge: int = 1,
@@ -33,7 +33,7 @@ def brecq(
 
     Args:
       steps: of the first phase.
-      edge_steps: of the second.
+      edge_steps: of the second; None for a quarter of the first, as in the paper.
       batch: images a step.
       weight: of the penalty on undecided bits; 0.1 for MobileNetV2.
       merge: blocks that make a unit (the paper's stages).
@@ -47,7 +47,7 @@ def brecq(
         rounding=adaround(),
         phases=(
             Phase(steps, edges=False, quantized=0.0, rough=1.0),
-            Phase(edge_steps, kernels=False, quantized=1.0, rough=1.0),
+            Phase(edge_steps or max(steps // 4, 1), kernels=False, quantized=1.0, rough=1.0),
         ),
         rates=Rates(edges=4e-4),
         penalty=Penalty(weight),

@@ -75,8 +75,6 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     if name == "closed_form":
         return (ClosedForm(),)
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if name == "brecq" and steps is not None:
-        given["edge_steps"] = max(steps // 4, 1)  # the paper's 20,000 to 5,000
     learned = LEARNED[name](**given)
     if name != "best":
         return (learned,)
