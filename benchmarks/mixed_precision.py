@@ -111,10 +111,12 @@ def table(
 
     from dfq_jax.quantize.choices import space_of
     from dfq_jax.quantize.sensitivity import sensitivities
+    from dfq_jax.recipes.dfq import expectations
 
     start = time.perf_counter()
     space = space_of(reference.graph, layers, scheme=scheme, tensors=tensors)
-    losses = sensitivities(reference, space, images, method=name, key=jax.random.key(seed))
+    given = {"expected": expectations(reference), "method": name, "key": jax.random.key(seed)}
+    losses = sensitivities(reference, space, images, **given)
     return space, losses, time.perf_counter() - start
 
 

@@ -4,6 +4,8 @@ A message says what was attempted, where (node, tensor, file), what was found, w
 and what to do next.
 """
 
+import difflib
+from collections.abc import Collection
 from typing import ClassVar
 
 
@@ -75,3 +77,24 @@ class UnsafeInputError(DfqError):
     """A file that tries to run code, escape its folder, or exhaust the machine (exit 6)."""
 
     exit_code = 6
+
+
+def check_choice(
+    what: str, value: str, choices: Collection[str], error: type[DfqError] = UsageError
+) -> None:
+    """Refuses a name that is not among those there are.
+
+    Args:
+      what: it names, for the message.
+      value: the name.
+      choices: all there are.
+      error: to raise.
+
+    Raises:
+      UsageError: or `error`, listing them, and the nearest if one is near.
+    """
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; nearest: {near[0]}" if near else ""
+    raise error(f"{what} {value!r} is none of {', '.join(choices)}{hint}.")

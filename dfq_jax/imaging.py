@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast, get_args
 import jax
 from jaxtyping import Array, Key
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import fingerprint
 from dfq_jax.optim.compiling import compile_clock
@@ -205,8 +205,7 @@ def forward(dtype: str, remat: bool, memory: int | None) -> Forward:
     Raises:
       UsageError: for an unknown precision.
     """
-    if dtype not in get_args(Precision):
-        raise UsageError(f"dtype {dtype!r} is none of {', '.join(get_args(Precision))}.")
+    check_choice("dtype", dtype, get_args(Precision))
     return Forward(cast(Precision, dtype), remat=remat, memory=memory)
 
 

@@ -1,7 +1,8 @@
 """What may be done to a float network before it is quantized, chosen by name and done in order."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from dfq_jax.errors import check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.passes.absorb import absorb_high_biases
 from dfq_jax.passes.equalize import Reach, capped_between, equalize_cross_layer, uncapped
@@ -39,10 +40,16 @@ def operated(model: Model, surgery: Surgery, *, distrusted: frozenset[str] = fro
     Returns:
       The network, folded.
 
+    Raises:
+      UsageError: if the surgery names what there is not.
+
     Reference:
       Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Figure 4: the
       order of the steps.
     """
+    if surgery.reach is not None:
+        check_choice("reach of equalization", surgery.reach, get_args(Reach))
+    check_choice("relu6", surgery.relu6, get_args(Relu6))
     model = fold_batch_norm(model, distrusted=distrusted)
     if surgery.reach is not None:
         if surgery.relu6 == "replace":

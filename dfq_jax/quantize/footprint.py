@@ -21,6 +21,9 @@ STEPS = 5
 BEHIND = 3
 """Copies of a float tensor that gradients pass through: as it is, padded or unfolded, its slope."""
 
+FED = 2**30
+"""Bytes of images' data on the device, unless told otherwise."""
+
 Method = Reconstruction | ClosedForm
 
 
@@ -41,7 +44,9 @@ class Footprint(NamedTuple):
         return self.kept + self.working
 
 
-def footprint(reference: Model, plan: Plan, count: int, method: Method, fed: int) -> Footprint:
+def footprint(
+    reference: Model, plan: Plan, count: int, method: Method, memory: int | None = None
+) -> Footprint:
     """What reconstruction takes beyond the network and what the process held before.
 
     Args:
@@ -49,12 +54,16 @@ def footprint(reference: Model, plan: Plan, count: int, method: Method, fed: int
       plan: what is quantized.
       count: images.
       method: what is learned.
-      fed: bytes of images' data that steps may have on the device.
+      memory: bytes that a step may take, as `reconstruct` takes them.
     """
     values, units = values_of(reference), cut(reference.graph, plan, method)
-    given = (values, reference, count, method, fed)
-    pairs = zip(units, behind(units, values), strict=True)
-    return max((unit_footprint(u, *given, after) for u, after in pairs), key=lambda f: f.total)
+    split = layers_instead(plan, reference, method, memory)
+    given, fed = (values, reference, count), memory or FED
+    found = [
+        unit_footprint(unit, *given, layered(method) if index in split else method, fed, after)
+        for index, (unit, after) in enumerate(zip(units, behind(units, values), strict=True))
+    ]
+    return max(found, key=lambda footprint: footprint.total)
 
 
 def cut(graph: Graph, plan: Plan, method: Method) -> tuple[Unit, ...]:
@@ -140,6 +149,32 @@ def by_layers(
     too_large = [step_bytes(u, values, method, after) > memory for u, after in sizes]
     several = [len(layers_of(unit)) >= fewest for unit in units]
     return frozenset(i for i in range(len(units)) if too_large[i] and several[i])
+
+
+def layers_instead(
+    plan: Plan, reference: Model, method: Method, memory: int | None
+) -> frozenset[int]:
+    """Numbers of the units that are too large to learn as a whole."""
+    if memory is None or isinstance(method, ClosedForm) or method.layers:
+        return frozenset()
+    return by_layers(cut(reference.graph, plan, method), reference, method, memory)
+
+
+def layered(method: Method) -> Method:
+    """The method where layers learn one by one; its name says so, and what it goes without.
+
+    The prediction follows from what a unit puts out, not from a layer inside it: only whole units
+    look ahead.
+    """
+    if isinstance(method, ClosedForm):
+        return method
+    asked = {"prediction": method.prediction is not None, "Fisher weights": method.fisher}
+    lost = [what for what, wanted in asked.items() if wanted]
+    if method.layers and not lost:
+        return method
+    without = [f"without its {' and '.join(lost)}"] if lost else []
+    name = ", ".join([method.name, "layer by layer", *without])
+    return method._replace(layers=True, name=name, prediction=None, fisher=False)
 
 
 def behind(units: tuple[Unit, ...], values: Mapping[str, int]) -> list[int]:

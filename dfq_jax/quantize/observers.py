@@ -1,9 +1,8 @@
 """The observers of a plan, and their names."""
 
-import difflib
 from typing import NamedTuple
 
-from dfq_jax.errors import PlanError
+from dfq_jax.errors import PlanError, check_choice
 from dfq_jax.numerics.ranges import (
     Aciq,
     EmaMinMax,
@@ -53,9 +52,7 @@ def observer_named(name: str) -> Observer:
     Raises:
       PlanError: if there is none; it says which there are.
     """
-    if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.0)[0]
-        raise PlanError(f"observer {name!r} is none of {', '.join(NAMED)}; nearest: {near}.")
+    check_choice("observer", name, NAMED, PlanError)
     return NAMED[name]
 
 

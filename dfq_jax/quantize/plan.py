@@ -27,7 +27,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
-from dfq_jax.errors import PlanError
+from dfq_jax.errors import PlanError, check_choice
 from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import WEIGHTED, ConvTranspose2d, Weighted
 from dfq_jax.graph.query import last_weighted, weighted_nodes
@@ -164,8 +164,7 @@ def resolve(
         suit weights, or nothing is left to quantize.
     """
     check_observers(observers)
-    if layers not in LAYER_PRESETS:
-        raise PlanError(f"layer preset {layers!r} is none of {', '.join(LAYER_PRESETS)}.")
+    check_choice("layer preset", layers, LAYER_PRESETS, PlanError)
     preset = layer_bits(graph, scheme, layers)
     ruled = dict(preset)
     for rule in rules:

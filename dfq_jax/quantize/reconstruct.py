@@ -26,13 +26,20 @@ from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.closed_form import ClosedForm, solved
 from dfq_jax.quantize.correction import corrected_inputs
 from dfq_jax.quantize.finished import Finished, UnitReport, load_unit, save_unit
-from dfq_jax.quantize.footprint import Method, by_layers, cut, looks_ahead
+from dfq_jax.quantize.footprint import (
+    FED,
+    Method,
+    cut,
+    layered,
+    layers_instead,
+    looks_ahead,
+)
 from dfq_jax.quantize.learning import (
     Reconstruction,
     relative_gap,
 )
 from dfq_jax.quantize.phases import in_phases
-from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
     Host,
@@ -44,9 +51,6 @@ from dfq_jax.quantize.units import (
     with_unit,
 )
 from dfq_jax.quantize.work import Beyond, Work, error_of, flow, passed, slopes_of
-
-FED = 2**30
-"""Bytes of images' data on the device, unless told otherwise."""
 
 
 def reconstruct(
@@ -129,32 +133,6 @@ def unit_by_unit(
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
-
-
-def layers_instead(
-    plan: Plan, reference: Model, method: Method, memory: int | None
-) -> frozenset[int]:
-    """Numbers of the units that are too large to learn as a whole."""
-    if memory is None or isinstance(method, ClosedForm) or method.layers:
-        return frozenset()
-    return by_layers(cut(reference.graph, plan, method), reference, method, memory)
-
-
-def layered(method: Method) -> Method:
-    """The method where layers learn one by one; its name says so, and what it goes without.
-
-    The prediction follows from what a unit puts out, not from a layer inside it: only whole units
-    look ahead.
-    """
-    if isinstance(method, ClosedForm):
-        return method
-    asked = {"prediction": method.prediction is not None, "Fisher weights": method.fisher}
-    lost = [what for what, wanted in asked.items() if wanted]
-    if method.layers and not lost:
-        return method
-    without = [f"without its {' and '.join(lost)}"] if lost else []
-    name = ", ".join([method.name, "layer by layer", *without])
-    return method._replace(layers=True, name=name, prediction=None, fisher=False)
 
 
 def facts_of(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.errors import PlanError
+from dfq_jax.errors import PlanError, check_choice
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Steps, snapped, steps_of
@@ -71,8 +71,7 @@ def sensitivities(
       Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", Eq. 6 (`kl`); Dong et al.
       2020, "HAWQ-V2", Eq. 11 (`trace`); Li et al. 2021, "BRECQ", Eq. 9-10 (`fisher`).
     """
-    if method not in SENSITIVITIES:
-        raise PlanError(f"sensitivity {method!r} is none of {', '.join(SENSITIVITIES)}.")
+    check_choice("sensitivity", method, SENSITIVITIES, PlanError)
     lattices = lattices_of(model, space, images, batch, expected=expected, widen=widen)
     measure = measured if method == "kl" else partial(curved, key=key, mean=method == "trace")
     parts = []

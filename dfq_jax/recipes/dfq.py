@@ -8,13 +8,13 @@ More surgery is there on request (`passes/surgery.py`): it helps where kernels h
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
@@ -98,8 +98,9 @@ def dfq(
       The quantized network and its float reference.
 
     Raises:
-      UsageError: if the plan does not fit the network, or ranges are unknown without images.
+      UsageError: if the plan does not fit, a name is unknown, or ranges are without images.
     """
+    check_choice("bias correction", bias, get_args(BiasCorrection))
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
     whole = operate(model, surgery, distrusted=distrusted_norms(model))
     reference = splitting(whole, surgery.split) if surgery.split else whole

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
 from dfq_jax.recipes.aac import aac
@@ -46,6 +46,10 @@ Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64
+SMALL = {"fast": (64, 100), "balanced": (256, 100), "best": (256, 100)}
+"""Images and steps of a preset."""
+LARGE = {"fast": (12, 40), "balanced": (64, 60), "best": (128, 60)}
+"""The same where images are larger than `SMALL_IMAGE`."""
 COARSE = 0.8
 SMALL_BEST: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
 """On small images edges of dead leaves are as long as objects, and take steps to wear off."""
@@ -74,16 +78,9 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     Raises:
       UsageError: for an unknown preset.
     """
-    small, method = is_small(contract), "best_unlabelled" if learned else "best"
-    match preset:
-        case "fast":
-            return ImageBudget(method, 64, 100) if small else ImageBudget(method, 12, 40)
-        case "balanced":
-            return ImageBudget(method, 256, 100) if small else ImageBudget(method, 64, 60)
-        case "best":
-            return ImageBudget(method, 256, 100) if small else ImageBudget(method, 128, 60)
-        case _:
-            raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
+    check_choice("preset", preset, PRESETS)
+    n, steps = (SMALL if is_small(contract) else LARGE)[preset]
+    return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
 def reconstruction_of(preset: str, contract: InputContract) -> str:
@@ -94,15 +91,9 @@ def reconstruction_of(preset: str, contract: InputContract) -> str:
     Raises:
       UsageError: for an unknown preset.
     """
-    match preset:
-        case "fast":
-            return "nearest"
-        case "balanced":
-            return "closed_form"
-        case "best":
-            return "best" if is_small(contract) else "closed_form"
-        case _:
-            raise UsageError(f"preset {preset!r} is none of {', '.join(PRESETS)}.")
+    check_choice("preset", preset, PRESETS)
+    learned = "best" if is_small(contract) else "closed_form"
+    return {"fast": "nearest", "balanced": "closed_form", "best": learned}[preset]
 
 
 def is_small(contract: InputContract) -> bool:
@@ -134,8 +125,7 @@ def recipe_for(
     Raises:
       UsageError: for an unknown method, or steps or batch below 1.
     """
-    if method not in METHODS:
-        raise UsageError(f"method {method!r} is none of {', '.join(METHODS)}.")
+    check_choice("method", method, METHODS)
     for name, value in (("steps", steps), ("batch", batch)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}.")

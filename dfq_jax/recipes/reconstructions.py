@@ -3,7 +3,6 @@
 A reconstruction is one method or several, each from what the one before left.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.quantize.calibrate import guard_biases
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.footprint import Method, footprint
 from dfq_jax.quantize.learning import Reconstruction
-from dfq_jax.quantize.reconstruct import FED, reconstruct
+from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
@@ -48,6 +47,8 @@ RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "best")
 ENLARGED = 4
 """Images that `enlarged` makes of one."""
+MIXING = 2
+"""Which draw of a key pairs images: the same for all methods, so that they learn from the same."""
 
 Tell = Callable[[int, int, UnitReport], None] | None
 
@@ -62,11 +63,7 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     Raises:
       UsageError: for another name, or steps where there are none or below 1.
     """
-    if name not in RECONSTRUCTIONS:
-        near = difflib.get_close_matches(name, RECONSTRUCTIONS, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"reconstruction {name!r} is none of {', '.join(RECONSTRUCTIONS)}; nearest: {near}."
-        )
+    check_choice("reconstruction", name, RECONSTRUCTIONS)
     if steps is not None and (steps < 1 or name not in LEARNED):
         able = f"takes steps >= 1, got {steps}" if name in LEARNED else "takes no steps"
         raise UsageError(f"reconstruction {name!r} {able}.")
@@ -113,7 +110,7 @@ def foretold(made: Quantized, count: int, methods: Sequence[Method], memory: int
       memory: bytes that a step may take.
     """
     given = (made.reference, made.quantized.plan, count)
-    return max((footprint(*given, method, memory or FED).total for method in methods), default=0)
+    return max((footprint(*given, method, memory).total for method in methods), default=0)
 
 
 def reconstructed(
@@ -145,7 +142,7 @@ def reconstructed(
     Raises:
       UsageError: if the folder belongs to another run, or is in use.
     """
-    images = enlarged(images, jax.random.fold_in(key, len(methods))) if enlarge else images
+    images = enlarged(images, jax.random.fold_in(key, MIXING)) if enlarge else images
     quantized, reports, pixels = made.quantized, (), np.asarray(images)
     for number, method in enumerate(methods):
         place = None if folder is None else folder / f"reconstruction-{number}"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, output_shapes
@@ -211,8 +211,7 @@ def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread
     Raises:
       UsageError: if there are not so many, or for another mode.
     """
-    if mode not in get_args(Mode):
-        raise UsageError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}.")
+    check_choice("mode", mode, get_args(Mode))
     data_mesh(devices)  # refuses more than there are
     recipe, used, why = work.recipe, 1, ""
     if not recipe.terms or devices == 1:

@@ -1,7 +1,10 @@
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.ops import Relu
 from dfq_jax.passes.absorb import absorb_high_biases
 from dfq_jax.passes.equalize import equalize_cross_layer, uncapped
@@ -49,3 +52,19 @@ def test_replacing_makes_pairs_of_what_a_ceiling_kept_apart(tiny_net):
 def test_distrusted_statistics_are_not_recorded(tiny_net):
     found = operated(tiny_net, Surgery(), distrusted=frozenset({"bn1"}))
     assert set(found.moments) == {"depthwise", "project", "conv2"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"reach": "group"},
+            "reach of equalization 'group' is none of pairs, groups; nearest: gro",
+        ),
+        ({"relu6": "remove"}, "relu6 'remove' is none of keep, replace"),
+    ],
+)
+def test_names_that_are_none(wrong, message, tiny_net):
+    surgery: Any = Surgery(**wrong)
+    with pytest.raises(UsageError, match=message):
+        operated(tiny_net, surgery)

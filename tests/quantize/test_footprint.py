@@ -75,6 +75,14 @@ def test_more_images_and_larger_batches_take_more(reference, plan):
     assert footprint(reference, plan, 64, method, 100).kept < many.kept
 
 
+def test_units_that_memory_splits_count_layer_by_layer(reference, plan):
+    method = qdrop(steps=1)._replace(batch=512)
+    whole = footprint(reference, plan, 16, method)
+    split = footprint(reference, plan, 16, method, whole.working - 1)
+    layers = footprint(reference, plan, 16, method._replace(layers=True))
+    assert layers.working <= split.working < whole.working
+
+
 def test_looking_ahead_takes_more(reference, plan):
     """PD-Quant: two batches in the unit, one behind it, corrected copies; Fisher: slopes."""
     units, values = units_of(reference.graph, plan), values_of(reference)

@@ -1,4 +1,6 @@
 import dataclasses
+import inspect
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -247,3 +249,10 @@ def test_ranges_end_at_peaks(tiny_net, images):
 def test_norms_cannot_be_reestimated_blindly(tiny_net):
     with pytest.raises(UsageError, match=r"reestimate=True\) got no images"):
         dfq(tiny_net, None, parse_scheme("w8a8"), reestimate=True)
+
+
+def test_an_unknown_way_to_correct_biases(tiny_net):
+    """What callers without a type checker see."""
+    unchecked: Any = inspect.unwrap(dfq)
+    with pytest.raises(UsageError, match=r"bias correction 'bothe' is none of .*; nearest: both"):
+        unchecked(tiny_net, None, parse_scheme("w8a8"), bias="bothe")

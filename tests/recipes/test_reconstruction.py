@@ -21,14 +21,22 @@ from dfq_jax.quantize.learning import (
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.quantize.simulate import simulate
+from dfq_jax.recipes import reconstructions as recipe
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.reconstructions import LEARNED as METHODS
-from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, enlarged, enlarges, methods_of
+from dfq_jax.recipes.reconstructions import (
+    RECONSTRUCTIONS,
+    enlarged,
+    enlarges,
+    methods_of,
+    reconstructed,
+)
 from dfq_jax.types import InputContract
 
 
@@ -100,6 +108,23 @@ def test_enlarged_images():
     for number, mean in enumerate(np.asarray(found[12:])):
         other = 2 * mean - pool[number]
         assert min(np.abs(pool - other).max((1, 2, 3))) < 1e-5
+
+
+def test_all_methods_of_a_key_learn_from_the_same_images(given, monkeypatch):
+    """However many there are one after the other: what one of them is worth is to be compared."""
+    quantized, reference, images = given
+    seen = []
+
+    def note(network, reference, pixels, *rest, **options):
+        seen.append(pixels)
+        return network, ()
+
+    monkeypatch.setattr(recipe, "reconstruct", note)
+    made, key = Quantized(quantized, reference, used_images=True), jax.random.key(3)
+    for name in ("closed_form", "best"):
+        reconstructed(made, jnp.asarray(images), methods_of(name), key, enlarge=True)
+    assert len(seen) == 3
+    assert all(np.array_equal(seen[0], pixels) for pixels in seen[1:])
 
 
 def test_end_to_end_moves_scales_and_biases_alone(given):
