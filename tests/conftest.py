@@ -1,7 +1,7 @@
 """What every test runs under: 8 host devices, strict dtype promotion, 32-bit numbers."""
 
+import contextlib
 import importlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import pytest
+import zoo_networks
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,29 +22,8 @@ MOST_PIECES = 10_000
 """Linux gives a process 65,530."""
 
 
-def define_torchvision_operators() -> Any:
-    """Declares the operators torchvision registers fakes for, where its binary half cannot load.
-
-    Returns:
-      The library that must stay alive as long as they are needed; None where there is no need.
-    """
-    try:
-        import torch
-    except ImportError:
-        return None
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
-    except ImportError:
-        pass
-    return None
-
-
-TORCHVISION_OPERATORS = define_torchvision_operators()
+with contextlib.suppress(ImportError):  # tests that need them skip
+    zoo_networks.torchvision_models()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -100,33 +80,22 @@ def pieces_of_memory() -> float:
         return float("inf")
 
 
-def module_beside(name: str) -> Any:
-    """The module in a file of this folder."""
-    path = Path(__file__).with_name(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def nets() -> Any:
     """The module `tests/nets.py`: hand-built networks and a NumPy evaluator."""
-    return module_beside("nets.py")
+    return importlib.import_module("nets")
 
 
 @pytest.fixture(scope="session")
 def scenes() -> Any:
     """The module `tests/scenes.py`: what terms of image synthesis see, made by hand."""
-    return module_beside("scenes.py")
+    return importlib.import_module("scenes")
 
 
 @pytest.fixture(scope="session")
 def checkpoints() -> Any:
     """The module `tests/checkpoints.py`: files of small networks to give to `dfq`."""
-    return module_beside("checkpoints.py")
+    return importlib.import_module("checkpoints")
 
 
 class Ran(NamedTuple):

@@ -1,6 +1,5 @@
 """The readers on files that are damaged, or made to do harm: typed errors, soon, and no harm."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,28 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forged
+import hostile_graphs
+import mutations
 import pytest
+import reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 
 
-def beside(name: str) -> Any:
-    """The module of that name in this folder, which others there can import then."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-FORGED, MUTATIONS, _, GRAPHS, READING = map(
-    beside, ("forged", "mutations", "hostile", "hostile_graphs", "reading")
-)
-CORPUS = GRAPHS.CORPUS
+CORPUS = hostile_graphs.CORPUS
 MOST_SECONDS = 2.0
 STARTS = {
     "pth": (b"", b"PK\3\4", b"\x80\2", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3."),
@@ -48,10 +37,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # weights tha
 def no_harm() -> Iterator[None]:
     """No test may take 4 GiB more than there is, or leave the canary's file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    READING.limit_memory(4 << 30)
+    reading.limit_memory(4 << 30)
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert not MUTATIONS.CANARY.exists()
+    assert not mutations.CANARY.exists()
 
 
 @pytest.fixture(scope="module")
@@ -81,36 +70,36 @@ def test_hostile_files_are_refused_and_do_no_harm(title, ends):
 
 
 def test_every_reader_has_hostile_files():
-    count = {reader: 0 for reader in MUTATIONS.READERS}
+    count = {reader: 0 for reader in mutations.READERS}
     for case in CORPUS.values():
         count[case.reader] += 1
     assert min(count.values()) >= 10
 
 
-@pytest.mark.parametrize("reader", MUTATIONS.READERS)
+@pytest.mark.parametrize("reader", mutations.READERS)
 def test_healthy_files_are_read(reader, tmp_path):
-    folder = FORGED.folder_for_onnx(tmp_path)
-    for data in FORGED.seeds()[reader]:
-        assert READING.ended(reader, data, folder).kind == "accepted"
+    folder = forged.folder_for_onnx(tmp_path)
+    for data in forged.seeds()[reader]:
+        assert reading.ended(reader, data, folder).kind == "accepted"
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("reader", ["pth", "pt2", "onnx"])
 def test_forged_files_are_like_those_of_pytorch(reader, tmp_path):
     pytest.importorskip("torch")
-    for data in FORGED.torch_seeds()[reader]:
-        assert READING.ended(reader, data, tmp_path).kind == "accepted"
+    for data in forged.torch_seeds()[reader]:
+        assert reading.ended(reader, data, tmp_path).kind == "accepted"
 
 
-@pytest.mark.parametrize("reader", MUTATIONS.READERS)
+@pytest.mark.parametrize("reader", mutations.READERS)
 def test_a_number_stands_for_one_file(reader):
-    files = [MUTATIONS.mutated(reader, number) for number in range(100)]
-    assert files == [MUTATIONS.mutated(reader, number) for number in range(100)]
+    files = [mutations.mutated(reader, number) for number in range(100)]
+    assert files == [mutations.mutated(reader, number) for number in range(100)]
     assert len(set(files)) > 90
-    assert files != [MUTATIONS.mutated(reader, number, seed=1) for number in range(100)]
+    assert files != [mutations.mutated(reader, number, seed=1) for number in range(100)]
 
 
-@pytest.mark.parametrize("reader", MUTATIONS.READERS)
+@pytest.mark.parametrize("reader", mutations.READERS)
 def test_mutated_files_are_read_or_refused(reader, ends):
     found = ends[reader]
     assert found["failures"] == []
@@ -120,20 +109,20 @@ def test_mutated_files_are_read_or_refused(reader, ends):
     assert len(found["kinds"]) > 2
 
 
-@pytest.mark.parametrize("reader", MUTATIONS.READERS)
+@pytest.mark.parametrize("reader", mutations.READERS)
 def test_mutated_files_meet_the_annotations(reader, tmp_path):
-    found = READING.survey(reader, range(5000, 5060), 0, FORGED.folder_for_onnx(tmp_path))
+    found = reading.survey(reader, range(5000, 5060), 0, forged.folder_for_onnx(tmp_path))
     assert found["failures"] == []
 
 
-@pytest.mark.parametrize("reader", MUTATIONS.READERS)
+@pytest.mark.parametrize("reader", mutations.READERS)
 def test_any_bytes_are_read_or_refused(reader, tmp_path):
-    folder = FORGED.folder_for_onnx(tmp_path)
+    folder = forged.folder_for_onnx(tmp_path)
 
     @settings(max_examples=40, deadline=None, database=None)
     @given(start=st.sampled_from(STARTS[reader]), rest=st.binary(max_size=200))
     def run(start: bytes, rest: bytes) -> None:
-        end = READING.ended(reader, start + rest, folder)
+        end = reading.ended(reader, start + rest, folder)
         assert end.fine, end
 
     run()
@@ -141,11 +130,11 @@ def test_any_bytes_are_read_or_refused(reader, tmp_path):
 
 @pytest.mark.slow
 def test_mutated_files_for_a_minute(tmp_path):
-    folder = FORGED.folder_for_onnx(tmp_path)
+    folder = forged.folder_for_onnx(tmp_path)
     start, first = time.monotonic(), 0
     while time.monotonic() - start < 60:
-        for reader in MUTATIONS.READERS:
-            found = READING.survey(reader, range(first, first + 50), 1, folder)
+        for reader in mutations.READERS:
+            found = reading.survey(reader, range(first, first + 50), 1, folder)
             assert found["failures"] == [], reader
         first += 50
     assert first > 0
