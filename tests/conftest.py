@@ -18,6 +18,8 @@ jax.config.update("jax_enable_x64", False)
 
 STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+WORTH_KEEPING = 0.1
+"""Seconds that compiling a program takes, from which on it is kept."""
 MOST_PIECES = 10_000
 """Linux gives a process 65,530."""
 
@@ -30,6 +32,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--time-limit SECONDS`, for runs that must end in time."""
     text = "leave out tests that would begin later than so many seconds after the start"
     parser.addoption("--time-limit", type=float, default=float("inf"), help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that one test compiles are there for the others, and for the next run.
+
+    Most of the time goes into compiling. `make clean` removes them, or `pytest --cache-clear`.
+    """
+    assert config.cache is not None
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

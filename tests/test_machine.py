@@ -87,4 +87,10 @@ def test_the_folder_of_a_system(platform, variable, end, monkeypatch, tmp_path):
 
 
 def test_the_library_keeps_nothing():
-    assert getattr(jax.config, SETTINGS[0]) is None
+    """In a process of its own: programs of tests are kept."""
+    script = f"import dfq_jax, jax; dfq_jax.quantize; print(jax.config.{SETTINGS[0]})"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=clean
+    )
+    assert ran.stdout == "None\n"
