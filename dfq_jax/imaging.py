@@ -13,9 +13,10 @@ from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import fingerprint
 from dfq_jax.optim.compiling import compile_clock
+from dfq_jax.optim.progress import Progress
 from dfq_jax.recipes.presets import Choice, choice_for
 from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run import Progress, synthesize_images
+from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.share import synthesize_shards
 from dfq_jax.synthesis.targets import Forward, Precision
 from dfq_jax.types import ImageSet

@@ -10,6 +10,7 @@ import jax
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
+from dfq_jax.optim.progress import Progress
 from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import Observers, observer_named
@@ -40,7 +41,6 @@ from dfq_jax.recipes.reconstructions import (
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.memory import in_units
-from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet
 
 Stage = Callable[[str], None]
@@ -118,7 +118,7 @@ def quantize(
       memory: bytes that a step of synthesis or reconstruction may take: batches of images are
         split, blocks that are too large learn layer by layer.
       on_stage: told what is being done.
-      on_progress: told how synthesis advances.
+      on_progress: told how synthesis and learning advance.
       on_unit: told (index, of how many, report) after each unit that was reconstructed.
       state_folder: keeps state here and resumes from it.
 
@@ -164,6 +164,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
         needed = in_units(foretold(made, count, asked.methods, asked.memory))
         follow.on_stage(f"reconstructing ({asked.reconstruction}), about {needed} of memory")
         keep = {"folder": follow.folder, "on_unit": follow.on_unit}
+        keep |= {"on_progress": follow.on_progress}
         keep |= {"enlarge": more, "memory": asked.memory}
         random = jax.random.key(asked.seed)
         made, units = reconstructed(made, seen.images, asked.methods, random, **keep)

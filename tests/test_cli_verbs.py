@@ -12,9 +12,9 @@ from plain_text import plain
 from dfq_jax import imaging, quantizing
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
+from dfq_jax.optim.progress import Progress
 from dfq_jax.recipes.presets import ImageBudget
 from dfq_jax.report.terminal import LAYER_HEADER
-from dfq_jax.synthesis.run import Progress
 from dfq_jax.types import ImageSet
 
 

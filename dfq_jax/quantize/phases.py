@@ -1,6 +1,7 @@
 """The optimisations of a unit: what trains, what it is fed, and how it is rounded for good."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
-from dfq_jax.optim.fit import FitResult, fit
+from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.feeding import Rows, supply
 from dfq_jax.quantize.learning import (
@@ -23,18 +24,26 @@ from dfq_jax.quantize.learning import (
     optimizer_of,
 )
 from dfq_jax.quantize.plan import Plan, Site
-from dfq_jax.quantize.work import Work, power_of
+from dfq_jax.quantize.work import OnStep, Work, power_of
 
 
 def in_phases(
     work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
 ) -> tuple[Model, Mapping[Site, Affine]]:
     """A unit after all optimisations of a method."""
+    done, steps = 0, sum(phase.steps for phase in method.phases)
     for number, phase in enumerate(method.phases):
         store = None if place is None else StateStore(place / f"phase-{number}", {})
-        found = phase_of(work, method, phase, jax.random.fold_in(key, number), store)
+        tell = None if work.on_step is None else partial(counted, work.on_step, done, steps)
+        found = phase_of(work, method, phase, jax.random.fold_in(key, number), store, tell)
+        done += phase.steps
         work = work._replace(model=found[0], qparams=found[1])
     return work.model, work.qparams
+
+
+def counted(tell: OnStep, done: int, steps: int, step: int, parts: Metrics) -> None:
+    """Tells of a step behind so many of earlier phases."""
+    tell(done + step, steps, parts)
 
 
 def phase_of(
@@ -43,6 +52,7 @@ def phase_of(
     phase: Phase,
     key: Key[Array, ""],
     store: StateStore | None,
+    on_chunk: Callable[[int, Metrics], None] | None,
 ) -> tuple[Model, Mapping[Site, Affine]]:
     """The unit after one optimisation: kernels on their grids, scales of activations learned."""
     plan, model, qparams = work.unit.plan, work.model, work.qparams
@@ -63,6 +73,7 @@ def phase_of(
         steps=phase.steps,
         key=key,
         chunk=given.chunk,
+        on_chunk=on_chunk,
         store=store,
         feed=given.feed,
     )

@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from dfq_jax.errors import PlanError
 from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine
+from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.progress import Progress
 from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.closed_form import ClosedForm, solved
 from dfq_jax.quantize.correction import corrected_inputs
@@ -50,7 +53,7 @@ from dfq_jax.quantize.units import (
     unit_qparams,
     with_unit,
 )
-from dfq_jax.quantize.work import Beyond, Work, error_of, flow, passed, slopes_of
+from dfq_jax.quantize.work import Beyond, OnStep, Work, error_of, flow, passed, slopes_of
 
 
 def reconstruct(
@@ -63,6 +66,7 @@ def reconstruct(
     memory: int | None = None,
     folder: Path | None = None,
     on_unit: Callable[[int, int, UnitReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """Learns the rounding of a calibrated network, unit by unit.
 
@@ -77,6 +81,7 @@ def reconstruct(
         for as much as there is, and 1 GiB of images' data.
       folder: where finished units and unfinished states are kept, to resume from.
       on_unit: told (index, of how many, report) after each.
+      on_progress: told how far the steps of a unit are.
 
     Returns:
       The network with its kernels on their grids, and how each unit fared.
@@ -96,7 +101,7 @@ def reconstruct(
             stack.enter_context(owned(folder, "run"))
             facts = facts_of(quantized, np.asarray(images), method, key)
             StateStore(folder, facts | {"units layer by layer": sorted(split)})
-        return unit_by_unit(quantized, reference, images, *given, folder, on_unit)
+        return unit_by_unit(quantized, reference, images, *given, folder, on_unit, on_progress)
 
 
 def unit_by_unit(
@@ -109,6 +114,7 @@ def unit_by_unit(
     split: frozenset[int],
     folder: Path | None,
     on_unit: Callable[[int, int, UnitReport], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
     units = cut(reference.graph, quantized.plan, method)
@@ -120,6 +126,8 @@ def unit_by_unit(
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
         work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
+        if on_progress is not None:
+            work = work._replace(on_step=partial(told, on_progress, index, len(units)))
         own = layered(method) if index in split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
@@ -133,6 +141,18 @@ def unit_by_unit(
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
+
+
+def told(
+    on_progress: Callable[[Progress], None],
+    unit: int,
+    units: int,
+    step: int,
+    steps: int,
+    parts: Metrics,
+) -> None:
+    """Passes on how far the steps of a unit are."""
+    on_progress(Progress(unit, units, step, steps, parts, "learning"))
 
 
 def facts_of(
@@ -239,6 +259,7 @@ def learned_by_layers(
     work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
 ) -> tuple[Model, Mapping[Site, Affine]]:
     """A unit whose layers learn one after the other."""
+    layers = len(layers_of(work.unit))
 
     def learn(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]
@@ -248,10 +269,17 @@ def learned_by_layers(
         targets = passed(float_layer, None, None, exact)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.qparams)
         part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
+        if work.on_step is not None:
+            part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
         where = None if place is None else place / f"layer-{number}"
         return in_phases(part, method, jax.random.fold_in(key, number), where)
 
     return layer_by_layer(work, learn)
+
+
+def in_layer(tell: OnStep, number: int, layers: int, step: int, steps: int, parts: Metrics) -> None:
+    """Tells of a step of one of the layers of a unit, each of which takes as many."""
+    tell(number * steps + step, layers * steps, parts)
 
 
 def layer_by_layer(

@@ -1,6 +1,6 @@
 """A unit at work: what enters it, what should leave it, and what becomes of that in the network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.softmax import divergences
+from dfq_jax.optim.fit import Metrics
 from dfq_jax.quantize.learning import Loss, Seen, predicted
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import simulation_hook
@@ -34,6 +35,9 @@ class Beyond(NamedTuple):
     logits: Host
 
 
+OnStep = Callable[[int, int, Metrics], None]
+
+
 class Work(NamedTuple):
     """A unit before learning, with all that passes through it.
 
@@ -48,6 +52,7 @@ class Work(NamedTuple):
       memory: bytes that may be fed to the device at a time.
       beyond: what follows, if the method asks.
       slopes: of the divergence of predictions by the unit's outputs, if the method asks.
+      on_step: told (step, of how many, parts of the loss) while it learns.
     """
 
     unit: Unit
@@ -60,6 +65,7 @@ class Work(NamedTuple):
     memory: int
     beyond: Beyond | None = None
     slopes: Host | None = None
+    on_step: OnStep | None = None
 
 
 def flow(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.optim.progress import Progress
 from dfq_jax.quantize.calibrate import guard_biases
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.finished import UnitReport
@@ -123,6 +124,7 @@ def reconstructed(
     memory: int | None = None,
     folder: Path | None = None,
     on_unit: Tell = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Quantized, tuple[UnitReport, ...]]:
     """A quantized network after learned rounding.
 
@@ -135,6 +137,7 @@ def reconstructed(
       memory: bytes that a step may take; see `quantize.reconstruct`.
       folder: keeps finished units here and resumes from them.
       on_unit: told (index, of how many, report) after each unit.
+      on_progress: told how far the steps of a unit are.
 
     Returns:
       The network with kernels on their grids, and how each unit fared under each method.
@@ -148,6 +151,7 @@ def reconstructed(
         place = None if folder is None else folder / f"reconstruction-{number}"
         own = jax.random.fold_in(key, number)
         options = {"memory": memory, "folder": place, "on_unit": on_unit}
+        options |= {"on_progress": on_progress}
         quantized, found = reconstruct(quantized, made.reference, pixels, method, own, **options)
         reports += found
     return made._replace(quantized=guard_biases(quantized), used_images=True), reports

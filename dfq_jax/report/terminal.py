@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from dfq_jax.optim.progress import Progress as Step
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
-from dfq_jax.synthesis.run import Progress as Step
 
 LOG_EVERY = 5.0
 
@@ -46,6 +46,7 @@ class Terminal:
         self.quiet = quiet
         self.bar: Progress | None = None
         self.task: TaskID | None = None
+        self.doing = ""
         self.logged_at = 0.0
         self.started = time.perf_counter()
 
@@ -97,7 +98,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[None]:
-        """A progress bar for the synthesis inside."""
+        """A progress bar for the synthesis and the learning inside."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -114,15 +115,15 @@ class Terminal:
                 self.bar, self.task = None, None
 
     def step(self, at: Step) -> None:
-        """Shows how far synthesis is."""
+        """Shows how far synthesis or learning is."""
         done, total = at.batch * at.steps + at.step, at.batches * at.steps
         parts = ", ".join(f"{name} {value:.4g}" for name, value in at.parts.items())
         if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task("synthesizing", total=total, parts="")
-            self.bar.update(self.task, completed=done, parts=parts)
+            if self.task is None or at.what != self.doing:
+                self.task, self.doing = self.bar.add_task(at.what, total=total, parts=""), at.what
+            self.bar.update(self.task, completed=done, total=total, parts=parts)
         else:
-            self.every(f"synthesizing {done}/{total} steps: {parts}")
+            self.every(f"{at.what} {done}/{total} steps: {parts}")
 
     def unit(self, index: int, units: int, found: UnitReport) -> None:
         """Tells of a unit whose rounding was learned."""

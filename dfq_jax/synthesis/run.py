@@ -17,6 +17,7 @@ from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, output_shapes
 from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.progress import Progress
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import Mode, at_home, data_mesh, no_mesh
 from dfq_jax.synthesis.batches import finished, job_for
@@ -34,25 +35,6 @@ from dfq_jax.synthesis.rounds import (
     notes_on,
 )
 from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run is, for whoever shows it.
-
-    Attributes:
-      batch: index of the batch, from 0; of a round, where several batches are made at a time.
-      batches: number of batches, or rounds.
-      step: steps done in this batch.
-      steps: steps of a batch.
-      parts: last values of the loss and its parts, averaged over the batches of a round.
-    """
-
-    batch: int
-    batches: int
-    step: int
-    steps: int
-    parts: Metrics
 
 
 class Synthesized(NamedTuple):

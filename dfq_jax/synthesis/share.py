@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 from dfq_jax.errors import UsageError
 from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
+from dfq_jax.optim.progress import Progress
 from dfq_jax.parallel import Mode, at_home, no_mesh
 from dfq_jax.synthesis.making import Made
 from dfq_jax.synthesis.recipe import Recipe
@@ -22,7 +23,7 @@ from dfq_jax.synthesis.rounds import (
     in_memory,
     make_missing,
 )
-from dfq_jax.synthesis.run import Progress, Work, measured, ready, report, spread_of, unfitted
+from dfq_jax.synthesis.run import Work, measured, ready, report, spread_of, unfitted
 from dfq_jax.synthesis.shards import ShardSet, begin_set, finish_set, write_shard
 from dfq_jax.synthesis.targets import PLAIN, Forward, Unusable
 

@@ -123,10 +123,36 @@ def test_sites_of_a_tensor_still_share_its_grid(learned):
 
 
 def test_the_same_key_gives_the_same_bits(learned, quantized, reference, images):
-    again, _ = reconstruct(quantized, reference, images, QUICK, KEY)
+    """Whether anybody is told how far the steps of a unit are or not."""
+    told = []
+    again, reports = reconstruct(quantized, reference, images, QUICK, KEY, on_progress=told.append)
     assert same(again, learned[0])
+    ends = [at for at in told if at.step == at.steps]
+    assert [at.batch for at in ends] == list(range(len(reports)))
+    assert {(at.batches, at.steps, at.what) for at in told} == {(len(reports), 60, "learning")}
+    assert len(told) > len(ends)
+    assert set(told[0].parts) == {"loss", "reconstruction", "undecided"}
     other, _ = reconstruct(quantized, reference, images, QUICK, jax.random.key(8))
     assert not same(other, learned[0])
+
+
+def test_steps_of_all_phases_and_layers_of_a_unit_are_counted(
+    quantized, reference, images, monkeypatch
+):
+    def phase_of(work, method, phase, key, store, on_chunk):
+        on_chunk(phase.steps, {})
+        return work.model, work.qparams
+
+    monkeypatch.setattr(phases, "phase_of", phase_of)
+    told, wanted = [], []
+    method = QUICK._replace(phases=(Phase(6), Phase(4)), layers=True)
+    reconstruct(quantized, reference, images, method, KEY, on_progress=told.append)
+    for number, unit in enumerate(units_of(reference.graph, quantized.plan)):
+        layers = len(layers_of(unit))
+        steps = [10 * layer + done for layer in range(layers) for done in (6, 10)]
+        wanted += [(number, step, 10 * layers) for step in steps]
+    assert [(at.batch, at.step, at.steps) for at in told] == wanted
+    assert {at.steps for at in told} == {10, 20}
 
 
 def test_little_memory_feeds_fewer_steps_and_changes_nothing(
@@ -216,7 +242,7 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
                 if step >= 20:
                     raise KeyboardInterrupt
 
-            return real(*args, **{**how, "chunk": 10}, on_chunk=stop)
+            return real(*args, **{**how, "chunk": 10, "on_chunk": stop})
         return real(*args, **how)
 
     monkeypatch.setattr(phases, "fit", stopping)

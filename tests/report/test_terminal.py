@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from dfq_jax.optim.progress import Progress
 from dfq_jax.report import terminal as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.terminal import (
@@ -20,7 +21,6 @@ from dfq_jax.report.terminal import (
     printable,
     trust_lines,
 )
-from dfq_jax.synthesis.run import Progress
 
 NASTY = "a\x1b[31mb\x9bc\u202ed\r\n[bold]e[/bold] %s\0\x07"
 
@@ -120,6 +120,12 @@ def test_progress_on_a_screen_is_a_bar_that_goes_away(monkeypatch):
     assert made.bar is None
     assert "40/40 steps" in log.getvalue()
     assert "loss 0.25" in log.getvalue()
+    with made.progress():
+        made.step(Progress(0, 1, 20, 20, {}))
+        made.step(Progress(1, 4, 10, 50, {"loss": 0.5}, "learning"))
+        made.step(Progress(2, 4, 10, 100, {"loss": 0.5}, "learning"))
+        made.bar.refresh()
+    assert re.search(r"learning\b.*210/400 steps", log.getvalue())
     assert out.getvalue() == ""
 
 

@@ -1,0 +1,27 @@
+"""Where a long run is, for whoever shows it."""
+
+import dataclasses
+
+from dfq_jax.optim.fit import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+      batch: index of the batch, from 0; of a round, where several batches are made at a time; of
+        the unit, where rounding is learned.
+      batches: number of batches, rounds or units.
+      step: steps done in this batch.
+      steps: steps of a batch.
+      parts: last values of the loss and its parts, averaged over the batches of a round.
+      what: is being done.
+    """
+
+    batch: int
+    batches: int
+    step: int
+    steps: int
+    parts: Metrics
+    what: str = "synthesizing"
