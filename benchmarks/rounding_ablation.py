@@ -81,9 +81,9 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
         "not end to end": ((best,), True),
         "end to end three times as long": ((best, longer), True),
         "closed form alone": ((ClosedForm(),), True),
-        "closed form, end to end": ((ClosedForm(), last), True),
-        "closed form, moments not transported": ((ClosedForm(damping=None),), True),
-        "closed form, not polished": ((ClosedForm(sweeps=0),), True),
+        "closed form then end to end": ((ClosedForm(), last), True),
+        "closed form of moments not transported": ((ClosedForm(damping=None),), True),
+        "closed form not polished": ((ClosedForm(sweeps=0),), True),
         "images as they are": ((best, last), False),
         **{name: ((changed, last), True) for name, changed in blocks.items()},
     }

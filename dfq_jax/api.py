@@ -128,6 +128,8 @@ def stated_contract(file: Path) -> InputContract:
 def verify(folder: str | Path) -> Verification:
     """Compares the network in an output folder with ONNX Runtime, on the probes kept there.
 
+    Where that is missing, or too old for the file, with ONNX's reference evaluator.
+
     Args:
       folder: output folder of `quantize`.
 
@@ -136,7 +138,7 @@ def verify(folder: str | Path) -> Verification:
 
     Raises:
       DataError: if the folder is damaged.
-      ImportError: if ONNX Runtime is not installed.
+      UnsupportedModelError: if neither runs it.
     """
     artifact = load_artifact(folder)
     contract = artifact.quantized.model.contract

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from dfq_jax import api
-from dfq_jax.errors import QualityError
+from dfq_jax.errors import QualityError, UnsupportedModelError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.verify import Verification
+from dfq_jax.io.verify_runners import RUNTIME
 from dfq_jax.quantize.plan import LayerPreset, parse_scheme
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantizing import quantize
@@ -168,14 +169,20 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
             f"saved as {options.output / 'model.failed.onnx'}. Use more bits (--scheme), "
             "--preset balanced, or another --layers preset."
         )
+    if verification is not None and not verification.passed:
+        raise QualityError(
+            f"the file does not compute what was simulated ({verification.most_steps} steps apart, "
+            f"same top-1 on {100 * verification.agreement:.1f} %): saved as "
+            f"{options.output / 'model.failed.onnx'}. Please report it with the network."
+        )
 
 
 def verified(result: Result, terminal: Terminal) -> Verification | None:
-    """Compares the result with ONNX Runtime where that is installed."""
+    """Compares the result with what runs its file, if anything does."""
     terminal.stage("verifying against ONNX Runtime")
     try:
         return result.verify()
-    except ImportError as error:
+    except UnsupportedModelError as error:
         terminal.note(f"  not verified: {error}")
         return None
 
@@ -210,8 +217,12 @@ def show_result(
     for line in [*units_lines(report), *trust_lines(report)]:
         terminal.say(line)
     if verification is not None:
+        for warning in verification.warnings:
+            terminal.note(warning)
         terminal.say(verification_line(verification))
-    terminal.say(f"{'saved' if report.passed else 'FAILED, kept'}: {options.output / model}")
+    terminal.say(
+        f"{'saved' if model == 'model.onnx' else 'FAILED, kept'}: {options.output / model}"
+    )
     emit(
         terminal,
         {
@@ -229,12 +240,13 @@ def show_result(
 
 
 def verification_line(found: Verification) -> str:
-    """The comparison with ONNX Runtime in one line."""
+    """The comparison with what runs the file in one line."""
     ties = f" (without {100 * found.undecided:.1f} % ties)" if found.undecided else ""
+    optimised = " with optimisations on" if found.runner == RUNTIME else ""
     return (
-        f"{'verified' if found.passed else 'NOT VERIFIED'} against ONNX Runtime {found.runtime}: "
+        f"{'verified' if found.passed else 'NOT VERIFIED'} against {found.runner} {found.runtime}: "
         f"at most {found.most_steps} step apart in any of {len(found.layers)} tensors, same top-1 "
-        f"on {100 * found.agreement:.1f} % of {found.images} images{ties} with optimisations on"
+        f"on {100 * found.agreement:.1f} % of {found.images} images{ties}{optimised}"
     )
 
 
@@ -266,7 +278,7 @@ def verify_folder(folder: Path, terminal: Terminal) -> None:
         for c in found.layers
     ]
     header = ("tensor", "bits", "simulator steps", "equal", "integer steps", "equal")
-    terminal.table("against ONNX Runtime, optimisations off", header, rows)
+    terminal.table(f"against {found.runner}, optimisations off", header, rows)
     for end in found.ends:
         terminal.say(
             f"{end.runner}: logits within {end.difference:.3g} of the simulator, "

@@ -11,14 +11,16 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.optim.progress import Progress
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.observers import Observers, observer_named
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.recipes.dfq import Quantized, dfq
-from dfq_jax.recipes.mixed import Mixed, mixed
+from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
     ImageBudget,
@@ -151,6 +153,8 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     """The network as asked for."""
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
     budget = budget if asked.budget is None else mixed_budget(budget)
+    if asked.budget is not None and images is None:
+        require_reach(model, asked.budget, asked)
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
@@ -179,6 +183,18 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     settings["held out"] = len(probes) if probes is not seen else 0
     report = qualified(found, images)
     return Result(made.quantized, model, images, probes, report, settings, mix)
+
+
+def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
+    """Refuses a budget out of reach before images are made; biases that come later do not count.
+
+    Raises:
+      BudgetError: naming the smallest budget within reach.
+    """
+    reference = fold_batch_norm(model)
+    given = (asked.layers, asked.rules, asked.scheme, budget.unit)
+    observers = asked.observers or DEFAULT_OBSERVERS
+    limit_of(reference, offered(reference.graph, *given, observers), budget)
 
 
 def calibrated(

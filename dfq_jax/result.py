@@ -25,6 +25,8 @@ from dfq_jax.types import ImageSet, InputContract
 
 PROBE = "probe.npz"
 MOST_PROBES = 16
+MOST_OUTSIDE = 0.8
+"""Share of the values of images that may be out of range: of optimised ones up to a half are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Result:
         verification: Verification | None = None,
         force: bool = False,
     ) -> dict[str, Any]:
-        """Writes the output folder; a collapsed network as `model.failed.onnx`.
+        """Writes the output folder; a network that failed as `model.failed.onnx`.
+
+        It did if it collapsed, or if it does not compute what was simulated.
 
         Args:
           folder: absent, empty, or an earlier output of ours.
@@ -108,7 +112,7 @@ class Result:
             source=source,
             files={"report.html": page, **files},
             force=force,
-            failed=not self.report.passed,
+            failed=not self.report.passed or not (verification is None or verification.passed),
         )
 
 
@@ -153,10 +157,10 @@ def split_probes(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def check_contract(images: ImageSet, contract: InputContract) -> None:
-    """Refuses images made for another input.
+    """Refuses images made for another input, and values that are no normalised pixels.
 
     Raises:
-      UsageError: naming the first field that differs.
+      UsageError: naming the first field that differs, or how many values are out of range.
     """
     for field in ("height", "width", "mean", "std"):
         given, wanted = getattr(images.contract, field), getattr(contract, field)
@@ -165,3 +169,16 @@ def check_contract(images: ImageSet, contract: InputContract) -> None:
                 f"the images were made for {field} {given}, the network reads {wanted}; "
                 "synthesize them from this network."
             )
+    if images.images.shape[1:] != contract.shape:
+        raise UsageError(
+            f"the images have shape {tuple(images.images.shape[1:])}, the network reads "
+            f"{contract.shape} (height, width, channels)."
+        )
+    values, (low, high) = np.asarray(images.images), contract.value_range
+    outside = 1 - np.mean((values >= low) & (values <= high))
+    if outside > MOST_OUTSIDE:
+        raise UsageError(
+            f"{100 * outside:.0f} % of the images' values lie outside [{low:.3g}, {high:.3g}], so "
+            f"they are no pixels normalised for this network: (pixel/255 - {contract.mean}) / "
+            f"{contract.std}."
+        )

@@ -1,6 +1,8 @@
 """What every verb of the command line does, shows, and writes as JSON."""
 
+import dataclasses
 import re
+import sys
 import zipfile
 
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import PIL.Image
 import pytest
 from plain_text import plain
 
-from dfq_jax import imaging, quantizing
+from dfq_jax import imaging, quantizing, result
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.optim.progress import Progress
@@ -201,18 +203,58 @@ def test_learned_rounding_and_budgets(dfq, net, made, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
-def test_without_onnx_runtime_a_network_is_saved_unverified(dfq, net, made, monkeypatch, tmp_path):
-    def missing(*_):
-        raise ImportError("this needs ONNX Runtime: pip install dfq-jax[runtime]")
+def test_without_onnx_runtime_the_reference_evaluator_verifies(
+    dfq, net, made, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
+    found = dfq(*line, "--json")
+    verification = found.data["report"]["verification"]
+    assert verification["passed"] is True
+    assert verification["runner"] == "the ONNX reference evaluator"
+    assert "pip install dfq-jax[runtime]" in found.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "largest difference to the ONNX reference evaluator" in page
+    shown = plain(dfq("verify", tmp_path / "out"))
+    assert shown.code == 0
+    assert shown.out.startswith("against the ONNX reference evaluator, optimisations off\n")
+    assert "\nverified against the ONNX reference evaluator" in shown.out
+    assert "with optimisations on" not in shown.out
+    gone = dfq("bench", tmp_path / "out")
+    assert (gone.code, gone.out) == (2, "")
+    assert "pip install dfq-jax[runtime]" in gone.err
 
-    for place in ("dfq_jax.api", "dfq_jax.result"):
-        monkeypatch.setattr(f"{place}.compare_runtimes", missing)
+
+def test_a_file_that_computes_something_else_fails(dfq, net, made, monkeypatch, tmp_path):
+    real = result.compare_runtimes
+
+    def apart(*given):
+        found = real(*given)
+        first = dataclasses.replace(found.layers[0], simulator_steps=9)
+        return dataclasses.replace(found, layers=(first, *found.layers[1:]))
+
+    monkeypatch.setattr(result, "compare_runtimes", apart)
+    found = dfq("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
+    assert found.code == 4
+    assert "NOT VERIFIED" in found.out
+    assert "does not compute what was simulated (9 steps apart" in found.err
+    assert (tmp_path / "out" / "model.failed.onnx").exists()
+    assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_what_nothing_runs_is_saved_unverified(dfq, net, made, monkeypatch, tmp_path):
+    def unable(*_):
+        raise RuntimeError("no implementation")
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("dfq_jax.io.verify_runners.ReferenceEvaluator", unable)
     line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
     found = dfq(*line, "--json")
     assert found.data["report"]["verification"] is None
     assert "not verified: this needs ONNX Runtime" in found.err
+    assert "no implementation" in found.err
     gone = dfq("verify", tmp_path / "out")
-    assert (gone.code, gone.out) == (2, "")
+    assert (gone.code, gone.out) == (3, "")
     assert "pip install dfq-jax[runtime]" in gone.err
 
 

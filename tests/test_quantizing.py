@@ -4,7 +4,7 @@ import pytest
 
 import dfq_jax as dfq
 from dfq_jax import quantizing
-from dfq_jax.errors import DivergedError
+from dfq_jax.errors import BudgetError, DivergedError
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
@@ -16,7 +16,7 @@ from dfq_jax.result import split_probes
 def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets):
     model = nets.dense()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
-    made = dfq.quantize(model, images, scheme="w4a8", budget="1.4KB")
+    made = dfq.quantize(model, images, scheme="w4a8", budget="1.4KB", sensitivity="fisher")
     final = made.quantized
     weighted = [name for name, slots in final.model.params.items() if "kernel" in slots]
     stems = tuple(f"{name}.{slot}" for name in weighted for slot in ("kernel", "bias"))
@@ -41,6 +41,12 @@ def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, ne
     with pytest.raises(DivergedError, match="stop here"):
         dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
     assert asked == [None if observer is None else Observers(activations=MinMax())]
+
+
+def test_a_budget_out_of_reach_is_refused_before_images_are_made(nets, monkeypatch):
+    monkeypatch.delattr(quantizing, "synthesize")
+    with pytest.raises(BudgetError, match=r"budget 2bits is out of reach.* takes \d\.\d+bits"):
+        dfq.quantize(nets.tiny(), budget="2bits")
 
 
 @pytest.mark.parametrize("preset", [12, 64])

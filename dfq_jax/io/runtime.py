@@ -77,7 +77,7 @@ def open_session(file: File, *, optimize: bool, threads: int = 2) -> Any:
 
 def require_version(version: str, proto: onnx.ModelProto) -> None:
     """Raises UnsupportedModelError if that ONNX Runtime is too old for the file's operators."""
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(proto)
     needed = next(runtime for first, runtime in NEEDED if opset >= first)
     found = tuple(int(part) for part in version.split(".")[:2])
     if found < needed:
@@ -86,6 +86,11 @@ def require_version(version: str, proto: onnx.ModelProto) -> None:
             f"the file uses ONNX opset {opset}, which needs ONNX Runtime {least} or newer, found "
             f'{version}: pip install "onnxruntime>={least}"'
         )
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Of ONNX's own operators; 0 where none is named."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def run(session: Any, images: Float[Any, "n h w c"]) -> Float[np.ndarray, "n ..."]:

@@ -23,16 +23,9 @@ from dfq_jax.graph.graph import Node
 from dfq_jax.io.onnx_layout import FIRST, STORED, as_stored
 from dfq_jax.io.onnx_out import serialize
 from dfq_jax.io.onnx_values import Draft, Edge, draft, quantized_edges
-from dfq_jax.io.runtime import (
-    File,
-    cpu_features,
-    feed,
-    onnxruntime,
-    open_session,
-    read_onnx,
-    saturation_risk,
-)
+from dfq_jax.io.runtime import File, feed, read_onnx
 from dfq_jax.io.verify_ends import EndCheck, decided, end_checks, end_gaps, first_output
+from dfq_jax.io.verify_runners import RUNTIME, runners_of
 from dfq_jax.numerics.affine import dequantize, quantize
 from dfq_jax.quantize.integer import integer_node
 from dfq_jax.quantize.plan import Site
@@ -48,10 +41,6 @@ BATCH = 8
 MOST_STEPS = 1
 FACTS = ("passed", "most_steps", "agreement", "undecided")
 LEAST_AGREEMENT = 0.99
-SATURATION = (
-    "This processor has AVX2 but no VNNI: its 8-bit products can saturate at 16 bits, so optimised "
-    "results may differ from those of other machines."
-)
 
 Readers = tuple[tuple[Site, int], ...]
 """((reader, index of the quantized tensor it reads), ...)."""
@@ -88,8 +77,10 @@ class Verification:
       layers: one entry per quantized tensor, in execution order.
       ends: one entry per way to run the network.
       images: number of images compared.
-      runtime: version of ONNX Runtime.
+      runtime: version of what ran the file.
       warnings: what the numbers do not show, in sentences.
+      runner: what ran the file: `ONNX Runtime`, or `the ONNX reference evaluator` where that is
+        missing or too old.
     """
 
     layers: tuple[LayerCheck, ...]
@@ -97,6 +88,7 @@ class Verification:
     images: int
     runtime: str
     warnings: tuple[str, ...] = ()
+    runner: str = RUNTIME
 
     @property
     def most_steps(self) -> int:
@@ -139,6 +131,9 @@ def verify(
 ) -> Verification:
     """Compares simulator, integer function and ONNX Runtime on images.
 
+    Where ONNX Runtime is missing, or too old for the file, ONNX's reference evaluator takes its
+    place, and a warning says so.
+
     Args:
       quantized: the network.
       file: path or bytes of the .onnx file written from it.
@@ -153,20 +148,20 @@ def verify(
     Raises:
       UsageError: without images.
       DataError: if the file does not hold this network.
-      ImportError: if ONNX Runtime is not installed.
+      UnsupportedModelError: if neither runs it.
     """
     if len(images) == 0:
         raise UsageError("verify() needs at least one image.")
     edges, proto = quantized_edges(quantized), read_onnx(file)
     drafted = draft(quantized.model, edges)
     watched = code_values(proto, edges, drafted)
-    off = open_session(serialize(exposed(proto, watched)), optimize=False, threads=threads)
-    on = open_session(file, optimize=True, threads=threads)
+    runners = runners_of(file, serialize(exposed(proto, watched)), threads)
+    (_, revealing), *others = runners.ways
     indexed = tuple((site, i) for i, edge in enumerate(edges) for site in edge.sites)
     names, done = list(drafted.outputs.values()), 0
     steps, unequal, counts, ends = [], [], np.zeros(len(edges), np.int64), []
     for valid, x in padded_batches(np.asarray(images, np.float32), batch):
-        values = off.run([*names, *watched], feed(off, x))
+        values = revealing.run([*names, *watched], feed(revealing, x))
         found = dict(zip(watched, values[len(names) :], strict=True))
         codes = [edge_codes(found, edge, drafted) for edge in edges]
         most, differing = layer_gaps(
@@ -175,18 +170,25 @@ def verify(
         steps.append(np.asarray(most))
         unequal.append(np.asarray(differing))
         counts += [c[:valid].size for c in codes]
-        ours = [outputs(quantized, x, integer=integer) for integer in (False, True)]
-        theirs = [in_nhwc(values[: len(names)]), in_nhwc(on.run(names, feed(on, x)))]
-        plain = np.asarray(first_output(quantized.model, x))[:valid]
-        runs = [[np.asarray(y)[:valid] for y in run] for run in (*ours, *theirs)]
-        ends.append(end_gaps(runs, decided(runs[0][0], plain)))
+        theirs = [values[: len(names)], *(way.run(names, feed(way, x)) for _, way in others)]
+        ends.append(gaps_of_ends(quantized, x, theirs, valid))
         done += valid
         if on_batch is not None:
             on_batch(done, len(images))
     layers = layer_checks(edges, np.stack(steps), np.stack(unequal), counts)
-    warnings = (SATURATION,) if saturation_risk(cpu_features()) else ()
-    runtime = onnxruntime().__version__
-    return Verification(layers, end_checks(np.stack(ends)), len(images), runtime, warnings)
+    checks = end_checks(np.stack(ends), ("integer", *(name for name, _ in runners.ways)))
+    about = (runners.version, runners.warnings, runners.name)
+    return Verification(layers, checks, len(images), *about)
+
+
+def gaps_of_ends(
+    quantized: QuantizedModel, x: np.ndarray, theirs: Sequence[Sequence[np.ndarray]], valid: int
+) -> Float[np.ndarray, "runners 4"]:
+    """`end_gaps` of the integer function and of what ran the file, on images that count."""
+    ours = [outputs(quantized, x, integer=integer) for integer in (False, True)]
+    plain = np.asarray(first_output(quantized.model, x))[:valid]
+    runs = [[np.asarray(y)[:valid] for y in run] for run in (*ours, *map(in_nhwc, theirs))]
+    return end_gaps(runs, decided(runs[0][0], plain))
 
 
 def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -17,7 +17,7 @@ class EndCheck:
     """Scores of one way to run the network, compared with those of the simulator.
 
     Attributes:
-      runner: `integer`, `onnxruntime off` or `onnxruntime on`.
+      runner: `integer`, `onnxruntime off`, `onnxruntime on` or `onnx reference`.
       difference: largest absolute difference of a score, of any output.
       agreement: share of images (of pixels, where each has scores) with the same top class, of
         those on which the simulator is decided.
@@ -80,9 +80,10 @@ def end_gaps(
     return np.array(rows, np.float64)
 
 
-def end_checks(gaps: Float[np.ndarray, "batches runners 4"]) -> tuple[EndCheck, ...]:
+def end_checks(
+    gaps: Float[np.ndarray, "batches runners 4"], names: Sequence[str]
+) -> tuple[EndCheck, ...]:
     """One entry per runner, from what `end_gaps` found in each batch."""
-    names = ("integer", "onnxruntime off", "onnxruntime on")
     differences, (agreeing, counted, every) = gaps[..., 0].max(0), gaps[..., 1:].sum(0).T
     return tuple(
         EndCheck(

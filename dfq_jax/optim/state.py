@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import write_atomically
 
 State = TypeVar("State")
+MOST_TOLD = 8
+"""Differences between two runs that a message lists."""
 
 
 class StateStore:
@@ -34,6 +36,7 @@ class StateStore:
 
         Raises:
           UsageError: if the folder belongs to a run with another fingerprint; names the fields.
+          DataError: if nobody can tell whose it is.
         """
         self.folder = folder.resolve()
         self.every_seconds = every_seconds
@@ -41,7 +44,7 @@ class StateStore:
         note = self.folder / "fingerprint.json"
         wanted = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
         if note.exists():
-            refuse_other_run(self.folder, json.loads(note.read_text()), wanted)
+            refuse_other_run(self.folder, fingerprint_in(note), wanted)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(note, json.dumps(wanted, indent=1, sort_keys=True).encode())
@@ -52,11 +55,17 @@ class StateStore:
         return sorted(int(n[5:]) for n in names if n[5:].isdigit())
 
     def load(self, like: State) -> State:
-        """The latest state, or `like` itself when there is none."""
-        done = self.steps()
-        if not done:
-            return like
-        return ocp.load(str(self.folder / f"step_{done[-1]}"), like)
+        """The latest state that is whole, or `like` itself when there is none.
+
+        States that are damaged are deleted: what they held is computed anew.
+        """
+        for step in reversed(self.steps()):
+            path = self.folder / f"step_{step}"
+            try:
+                return ocp.load(str(path), like)
+            except (ValueError, TypeError, KeyError, OSError):
+                shutil.rmtree(path)
+        return like
 
     def save(self, step: int, state: Any, *, force: bool = False) -> None:
         """Saves `state` if the last save is long enough ago or `force` is set."""
@@ -72,13 +81,43 @@ class StateStore:
             shutil.rmtree(self.folder / f"step_{old}")
 
 
+def fingerprint_in(note: Path) -> dict[str, Any]:
+    """What a folder says of the run it belongs to.
+
+    Raises:
+      DataError: if that is damaged.
+    """
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{note} is damaged ({error}), so nobody can tell whose states are beside it. "
+            f"Delete {note.parent} to start afresh."
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(f"{note} is damaged. Delete {note.parent} to start afresh.")
+    return found
+
+
 def refuse_other_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UsageError if two fingerprints differ, naming every field."""
-    fields = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-    if fields:
-        lines = [f"  {k}: saved {found.get(k)!r}, now {wanted.get(k)!r}" for k in sorted(fields)]
+    """Raises UsageError if two fingerprints differ, naming the fields, and those inside a field."""
+    lines = differences(found, wanted)
+    if lines:
         raise UsageError(
             f"{folder} holds the state of a different run:\n"
-            + "\n".join(lines)
+            + "\n".join(lines[:MOST_TOLD])
+            + (f"\n  and {more} more" if (more := len(lines) - MOST_TOLD) > 0 else "")
             + "\nFinish that run with its own settings, or delete the folder to start afresh."
         )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
+    """A line for each field of two fingerprints that differs, in the order of their names."""
+    lines = []
+    for name in sorted({*found, *wanted}):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{inside}{name}: ")
+        elif old != new:
+            lines.append(f"  {inside}{name}: saved {old!r}, now {new!r}")
+    return lines

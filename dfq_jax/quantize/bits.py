@@ -52,9 +52,25 @@ def allocate(model: Model, space: Space, losses: Losses, budget: Budget) -> Allo
       BudgetError: if no choice keeps to the budget; names the smallest that one does.
       ResourceError: if there is no proven optimum within a minute.
     """
-    problem = problem_of(model, space, losses, budget.unit)
+    limit = limit_of(model, space, budget)
+    return within(model, space, problem_of(model, space, losses, budget.unit), limit, budget.unit)
+
+
+def limit_of(model: Model, space: Space, budget: Budget) -> int:
+    """A budget in whole units, before anything is known of losses.
+
+    Args:
+      model: folded network.
+      space: what can be chosen.
+      budget: what all layers together may take, pinned ones included.
+
+    Raises:
+      BudgetError: if no choice keeps to the budget; names the smallest that one does.
+    """
+    nothing = np.zeros((len(space.choices), len(space.bits)), np.float32)
     whole = per_unit(work_of(model), budget.unit)
-    limit, least = math.floor(budget.amount * whole + 1e-6), extremes(problem)[0]
+    limit = math.floor(budget.amount * whole + 1e-6)
+    least = extremes(problem_of(model, space, nothing, budget.unit))[0]
     if limit < least:
         smallest = Budget(least / whole, budget.unit)
         raise BudgetError(
@@ -62,7 +78,7 @@ def allocate(model: Model, space: Space, losses: Losses, budget: Budget) -> Allo
             f"choice, and pinned layers counted, the network takes {smallest}; allow that much, "
             "or pin fewer layers with another preset."
         )
-    return within(model, space, problem, limit, budget.unit)
+    return limit
 
 
 def pareto(

@@ -169,8 +169,12 @@ def facts_of(
     return {
         "method": repr(settings),
         "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+        "layers": plan.layers,
+        "bits": {f"{site.node} {site.slot}": spec.grid.bits for site, spec in plan.entries},
+        "observers": sorted({repr(spec.observer) for _, spec in plan.entries}),
         "scheme": str(plan.scheme),
-        "weights": digest((quantized.model.params, quantized.qparams)),
+        "weights": digest(quantized.model.params),
+        "ranges": digest(quantized.qparams),
         "images": digest(images),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }

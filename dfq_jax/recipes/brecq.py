@@ -27,6 +27,7 @@ def brecq(
     batch: int = 32,
     weight: float = 0.01,
     merge: int = 1,
+    layers: bool = False,
     fisher: bool = False,
 ) -> Reconstruction:
     """Rounding with activations in float, then scales of activations with rounding done.
@@ -37,6 +38,7 @@ def brecq(
       batch: images a step.
       weight: of the penalty on undecided bits; 0.1 for MobileNetV2.
       merge: blocks that make a unit (the paper's stages).
+      layers: learn layer by layer instead of by units.
       fisher: weight errors by slopes of the prediction, as the paper tells; its code does not.
 
     Returns:
@@ -53,6 +55,7 @@ def brecq(
         penalty=Penalty(weight),
         batch=batch,
         merge=merge,
+        layers=layers,
         loss=fisher_gap if fisher else squared_gap,
         fisher=fisher,
     )

@@ -13,7 +13,15 @@ from typing import NamedTuple
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.quantize.bits import POINTS, Allocation, Losses, allocate, pareto, priced
+from dfq_jax.quantize.bits import (
+    POINTS,
+    Allocation,
+    Losses,
+    allocate,
+    limit_of,
+    pareto,
+    priced,
+)
 from dfq_jax.quantize.choices import BITS, Space, space_of
 from dfq_jax.quantize.costs import Budget, Unit
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
@@ -85,6 +93,8 @@ def mixed(
     """
     unit = "bits" if budget is None else budget.unit
     space = offered(reference.graph, layers, rules, scheme, unit, observers or DEFAULT_OBSERVERS)
+    if budget is not None:
+        limit_of(reference, space, budget)  # refused before minutes are spent
     on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
     measure = partial(sensitivities, expected=expectations(reference), widen=observers is None)
     losses = measure(reference, space, images, method=sensitivity, key=key)

@@ -84,8 +84,14 @@ def report_html(
     facts += [(f"{kind.count} {kind.kind}", f"in float: {kind.reason}") for kind in report.in_float]
     if verification is not None:
         facts += [
-            ("largest difference to ONNX Runtime", f"{verification['most_steps']} steps"),
-            ("same top class as ONNX Runtime", f"{100 * verification['agreement']:.1f} %"),
+            (
+                f"largest difference to {verification['runner']}",
+                f"{verification['most_steps']} steps",
+            ),
+            (
+                f"same top class as {verification['runner']}",
+                f"{100 * verification['agreement']:.1f} %",
+            ),
         ]
     shown = lambda value: one_line(value) if isinstance(value, str) else value
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)

@@ -116,14 +116,19 @@ class Terminal:
 
     def step(self, at: Step) -> None:
         """Shows how far synthesis or learning is."""
-        done, total = at.batch * at.steps + at.step, at.batches * at.steps
+        done, total, label = at.batch * at.steps + at.step, at.batches * at.steps, at.what
+        if label == "learning":  # units take more or fewer steps
+            done, total, label = at.step, at.steps, f"learning unit {at.batch + 1}/{at.batches}"
         parts = ", ".join(f"{name} {value:.4g}" for name, value in at.parts.items())
         if self.bar is not None:
-            if self.task is None or at.what != self.doing:
-                self.task, self.doing = self.bar.add_task(at.what, total=total, parts=""), at.what
-            self.bar.update(self.task, completed=done, total=total, parts=parts)
+            if self.task is None:
+                self.task = self.bar.add_task(label, total=total, parts="")
+            elif label != self.doing:
+                self.bar.reset(self.task, description=label, total=total)
+            self.doing = label
+            self.bar.update(self.task, completed=done, parts=parts)
         else:
-            self.every(f"{at.what} {done}/{total} steps: {parts}")
+            self.every(f"{label} {done}/{total} steps: {parts}")
 
     def unit(self, index: int, units: int, found: UnitReport) -> None:
         """Tells of a unit whose rounding was learned."""

@@ -1,14 +1,17 @@
 import dataclasses
 import json
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.io import verify as module
+from dfq_jax.io import verify_runners
 from dfq_jax.io.verify import verify
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.plan import Site
@@ -62,6 +65,29 @@ def test_all_ways_to_run_a_network_agree(onnx_nets, net, scheme, layers):
     assert found.layers[0].count == 13 * np.prod(q.model.contract.shape) or layers == "zsq_all_low"
     assert [e.runner for e in found.ends] == ["integer", "onnxruntime off", "onnxruntime on"]
     assert json.loads(json.dumps(found.to_dict()))["passed"] is True
+
+
+@pytest.mark.parametrize("case", ["missing", "too old"])
+@pytest.mark.parametrize(("net", "scheme", "layers"), CASES[1:3])
+def test_without_onnx_runtime_the_reference_evaluator_judges(
+    case, onnx_nets, net, scheme, layers, monkeypatch
+):
+    if case == "missing":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    else:
+        monkeypatch.setattr(onnxruntime, "__version__", "1.9.0")
+    q = onnx_nets.quantized(net, scheme, layers)
+    x = onnx_nets.images(q.model, 5, seed=3)
+    file = onnx_nets.integer_file(net, scheme, layers)
+    found = verify(q, file, x, batch=4)
+    assert found.passed
+    assert all(min(c.simulator_equal, c.integer_equal) > 0.9995 for c in found.layers)
+    assert [e.runner for e in found.ends] == ["integer", "onnx reference"]
+    assert (found.runner, found.runtime) == ("the ONNX reference evaluator", onnx.__version__)
+    remedy = r"dfq-jax\[runtime\]" if case == "missing" else r"onnxruntime>=1\.1\d"
+    assert re.search(f"reference evaluator.*{remedy}", found.warnings[0])
+    half = {site: affine._replace(scale=affine.scale / 2) for site, affine in q.qparams.items()}
+    assert not verify(dataclasses.replace(q, qparams=half), file, x, batch=4).passed
 
 
 @pytest.mark.parametrize(("net", "scheme"), COMPOSITES)
@@ -137,7 +163,7 @@ def test_files_of_other_networks_are_refused(onnx_nets):
 
 
 def test_processors_that_saturate_are_named(onnx_nets, monkeypatch):
-    monkeypatch.setattr(module, "cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr(verify_runners, "cpu_features", lambda: ("avx2",))
     q = onnx_nets.quantized("extreme", "w2a2")
     found = verify(q, onnx_nets.integer_file("extreme", "w2a2"), onnx_nets.images(q.model, 2))
     assert "saturate" in found.warnings[0]

@@ -34,7 +34,7 @@ def test_agreement_counts_decided_images_only():
     counted = np.array([True, False, True, True])
     gaps = end_gaps([[simulator], [simulator], [same], [wrong]], counted)
     np.testing.assert_allclose(gaps[:, 0], [0, 0.5, 3])
-    checks = end_checks(np.stack([gaps, gaps]))
+    checks = end_checks(np.stack([gaps, gaps]), ("integer", "onnxruntime off", "onnxruntime on"))
     assert [c.runner for c in checks] == ["integer", "onnxruntime off", "onnxruntime on"]
     assert [c.agreement for c in checks] == pytest.approx([1, 1, 2 / 3])
     assert [c.undecided for c in checks] == pytest.approx([0.25] * 3)

@@ -1,11 +1,12 @@
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import DataError, UsageError
 from dfq_jax.optim.fit import start_state
 from dfq_jax.optim.state import StateStore
 
@@ -69,6 +70,51 @@ def test_survives_half_a_save(tmp_path):
     same(again.load(BLANK), STATE)
     again.save(4, {**STATE, "step": jnp.array(4, jnp.int32)})
     assert int(again.load(BLANK)["step"]) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damaged_states_are_passed_over_for_older_ones_or_none(damage, tmp_path):
+    store = StateStore(tmp_path, {}, every_seconds=0.0)
+    store.save(9, STATE)
+    shutil.copytree(tmp_path / "step_9", tmp_path / "kept")
+    store.save(10, {**STATE, "x": jnp.full(3, 5.0)})
+    (tmp_path / "kept").rename(tmp_path / "step_9")
+    for step in (10, 9):
+        for file in (p for p in (tmp_path / f"step_{step}").rglob("*") if p.is_file()):
+            data = bytearray(file.read_bytes())
+            if damage == "flipped":
+                data[len(data) // 2 :] = bytes(b ^ 0x55 for b in data[len(data) // 2 :])
+            if damage == "gone":
+                file.unlink()
+            else:
+                file.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+        found = StateStore(tmp_path, {}).load(BLANK)
+        if step == 10:
+            same(found, STATE)
+        else:
+            assert found is BLANK
+    assert store.steps() == []
+    store.save(11, STATE, force=True)
+    same(store.load(BLANK), STATE)
+
+
+@pytest.mark.parametrize("data", [b"", b'{"seed": 1', b"[1]", b"\xff\xfe"])
+def test_a_damaged_fingerprint_is_told(data, tmp_path):
+    StateStore(tmp_path, {"seed": 1})
+    (tmp_path / "fingerprint.json").write_bytes(data)
+    with pytest.raises(DataError, match=rf"fingerprint\.json is damaged.*Delete {tmp_path}"):
+        StateStore(tmp_path, {"seed": 1})
+    assert (tmp_path / "fingerprint.json").read_bytes() == data
+
+
+def test_differences_inside_fields_are_named_and_counted(tmp_path):
+    bits = {f"conv{i}": 4 for i in range(12)}
+    StateStore(tmp_path, {"bits": bits, "seed": 1})
+    with pytest.raises(UsageError) as caught:
+        StateStore(tmp_path, {"bits": {**bits, "conv3": 8}, "seed": 1})
+    assert "run:\n  bits: conv3: saved 4, now 8\nFinish" in str(caught.value)
+    with pytest.raises(UsageError, match=r"conv0: saved 4, now 2\n(?s:.*)\n  and 5 more\nFinish"):
+        StateStore(tmp_path, {"bits": dict.fromkeys(bits, 2), "seed": 2})
 
 
 def test_a_kill_leaves_no_half_fingerprint(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import pytest
 from dfq_jax.errors import PlanError, UsageError
 from dfq_jax.files import this_process
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.ops import Relu
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.rounding import adaround, nearest
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.optim.feed import Fed
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.fit import Now, run_chunk
+from dfq_jax.optim.state import StateStore
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize import phases
 from dfq_jax.quantize import reconstruct as engine
@@ -36,11 +39,12 @@ from dfq_jax.quantize.learning import (
     objective_of,
     relative_gap,
 )
-from dfq_jax.quantize.plan import Plan, Scheme, resolve
+from dfq_jax.quantize.plan import Plan, Rule, Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.quantize.simulate import simulate
 from dfq_jax.quantize.units import Unit, layers_of, rest_of, unit_model, units_of
 from dfq_jax.quantize.work import Beyond, passed, slopes_of
+from dfq_jax.types import InputContract
 
 KEY = jax.random.key(7)
 QUICK = Reconstruction(
@@ -232,10 +236,12 @@ def test_a_unit_that_learning_makes_worse_stays_as_it_was_solved(quantized, refe
 
 def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_path, monkeypatch):
     """Between units and inside one."""
-    calls, real = [], phases.fit
+    calls, fed, real = [], [], phases.fit
 
     def stopping(*args, **how):
         calls.append(1)
+        feed = how["feed"]
+        how["feed"] = lambda step, length: fed.append((len(calls), step)) or feed(step, length)
         if len(calls) == 2:
 
             def stop(step, metrics):
@@ -246,6 +252,7 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
         return real(*args, **how)
 
     monkeypatch.setattr(phases, "fit", stopping)
+    monkeypatch.setattr(phases, "StateStore", lambda *given: StateStore(*given, every_seconds=0.0))
     given = {"folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         reconstruct(quantized, reference, images, QUICK, KEY, **given)
@@ -253,6 +260,8 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
     found, reports = reconstruct(quantized, reference, images, QUICK, KEY, **given)
     assert same(found, learned[0])
     assert len(calls) == 2 + 3  # the first unit was there
+    begun = {call: min(step for c, step in fed if c == call) for call in range(1, 6)}
+    assert begun == {1: 0, 2: 0, 3: 20, 4: 0, 5: 0}
     assert [r._replace(seconds=0) for r in reports] == [r._replace(seconds=0) for r in learned[1]]
     for name, other in (
         ("key", (images, QUICK, jax.random.key(8))),
@@ -264,6 +273,34 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
     (tmp_path / "run.lock").write_text(json.dumps(this_process()))
     with pytest.raises(UsageError, match=str(os.getpid())):
         reconstruct(quantized, reference, images, QUICK, KEY, **given)
+
+
+def test_a_refused_run_names_the_layers_that_differ(quantized, reference, images, tmp_path):
+    idle = Reconstruction("idle", nearest(), (), batch=4)
+    reconstruct(quantized, reference, images, idle, KEY, folder=tmp_path)
+    plan = resolve(reference.graph, Scheme(2, 8), rules=[Rule("conv2", weight_bits=4)])
+    other = calibrate(reference, plan, jnp.asarray(images))
+    with pytest.raises(UsageError, match="\n  bits: conv2 kernel: saved 2, now 4\n") as caught:
+        reconstruct(other, reference, images, idle, KEY, folder=tmp_path)
+    assert str(caught.value).count("bits: ") == 1
+
+
+def test_units_of_equal_structure_compile_once(nets):
+    """Of four convolutions three are equal: one program for them, one for the first."""
+    b = nets.Builder(InputContract(6, 6), 0)
+    x = "images"
+    for name in ("first", "second", "third", "fourth"):
+        x = b.op(f"{name}.act", Relu(), b.conv(name, x, 4, bias=True))
+    model = b.done(x)
+    images = np.asarray(nets.images(model, 8))
+    plan = resolve(model.graph, Scheme(4, 4), "zsq_all_low")
+    ready = calibrate(model, plan, jnp.asarray(images))
+    method = QUICK._replace(phases=(Phase(2),), penalty=Penalty(0.02))
+    programs: Any = run_chunk
+    before = programs._cache_size()
+    _, reports = reconstruct(ready, model, images, method, KEY)
+    assert len(reports) == 4
+    assert programs._cache_size() - before == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])

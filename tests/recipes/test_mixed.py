@@ -114,7 +114,9 @@ def test_losses_are_those_of_the_grids_that_dfq_would_take(observers, model, net
     np.testing.assert_allclose(mix.losses, wanted, rtol=1e-4)
 
 
-def test_a_budget_out_of_reach_is_told(model, nets):
+def test_a_budget_out_of_reach_is_told(model, nets, monkeypatch):
+    """Before anything is measured."""
+    monkeypatch.delattr("dfq_jax.recipes.mixed.sensitivities")
     with pytest.raises(BudgetError, match=r"budget 2bits is out of reach.* takes 3\.6741bits"):
         mixed(
             model,

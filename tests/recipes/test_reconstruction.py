@@ -1,11 +1,15 @@
 """Methods of learned rounding: their numbers, and that each of them learns."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.io.onnx_out import quantized_onnx, serialize
+from dfq_jax.io.verify import verify
 from dfq_jax.numerics.affine import quantize
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
@@ -149,10 +153,19 @@ def test_end_to_end_moves_scales_and_biases_alone(given):
             assert not np.array_equal(start.qparams[site].scale, found.qparams[site].scale)
 
 
-@pytest.mark.parametrize("name", METHODS)
+VARIANTS = {
+    **METHODS,
+    "brecq, stages": partial(brecq, merge=2),
+    "brecq, layers": partial(brecq, layers=True),
+    "brecq, fisher": partial(brecq, fisher=True),
+}
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_method_learns(name, given):
-    """With large steps, since there are few of them."""
-    method = METHODS[name]()._replace(batch=8)
+    """With large steps, since there are few of them; and ONNX Runtime computes what was learned."""
+    method = VARIANTS[name]()._replace(batch=8)
     rates = Rates(bits=3e-3 if name == "flexround" else 3e-2, scale=1e-3, edges=1e-3)
     phases = tuple(p._replace(steps=60) for p in method.phases)
     small = method._replace(rates=rates, phases=phases, penalty=Penalty(0.003))
@@ -165,3 +178,6 @@ def test_every_method_learns(name, given):
     assert jax.tree.structure(found.qparams) == jax.tree.structure(quantized.qparams)
     assert jnp.isfinite(found.model.params["fc"]["kernel"]).all()
     assert reference.graph == found.model.graph
+    checked = verify(found, serialize(quantized_onnx(found)), images[:8])
+    assert checked.most_steps <= 1
+    assert checked.passed

@@ -86,9 +86,12 @@ def test_low_confidence_floats_and_notes_are_told(report):
     assert "Low confidence" not in page_of(report)
 
 
+VERIFIED = {"most_steps": 1, "agreement": 0.985, "runner": "ONNX Runtime"}
+
+
 def test_failure_and_verification_are_told(report):
     failed = Report(report.layers, 0.25, 4, math.nan, False)
-    page = page_of(failed, channels=1, verification={"most_steps": 1, "agreement": 0.985})
+    page = page_of(failed, channels=1, verification=VERIFIED)
     assert 'class="bad"' in page
     assert "FAILED: the integer network agrees with the float network on only\n25.0 %" in page
     assert "<td>input</td><td>8 x 6, 1 channels</td>" in page

@@ -125,7 +125,7 @@ def test_progress_on_a_screen_is_a_bar_that_goes_away(monkeypatch):
         made.step(Progress(1, 4, 10, 50, {"loss": 0.5}, "learning"))
         made.step(Progress(2, 4, 10, 100, {"loss": 0.5}, "learning"))
         made.bar.refresh()
-    assert re.search(r"learning\b.*210/400 steps", log.getvalue())
+    assert re.search(r"learning unit 3/4\b.* 10/100 steps", log.getvalue())
     assert out.getvalue() == ""
 
 
