@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.optim.progress import Progress
@@ -42,6 +42,7 @@ from dfq_jax.recipes.reconstructions import (
 )
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.result import Result, deliverable, split_probes
+from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
 
@@ -165,8 +166,10 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     if asked.methods:
         more = enlarges(asked.reconstruction, model.contract)
         count = len(seen) * (ENLARGED if more else 1)
-        needed = in_units(foretold(made, count, asked.methods, asked.memory))
-        follow.on_stage(f"reconstructing ({asked.reconstruction}), about {needed} of memory")
+        needed = foretold(made, count, asked.methods, asked.memory)
+        require_memory(needed, count)
+        about = f"about {in_units(needed)} of memory"
+        follow.on_stage(f"reconstructing ({asked.reconstruction}), {about}")
         keep = {"folder": follow.folder, "on_unit": follow.on_unit}
         keep |= {"on_progress": follow.on_progress}
         keep |= {"enlarge": more, "memory": asked.memory}
@@ -183,6 +186,21 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     settings["held out"] = len(probes) if probes is not seen else 0
     report = qualified(found, images)
     return Result(made.quantized, model, images, probes, report, settings, mix)
+
+
+def require_memory(needed: int, images: int) -> None:
+    """Refuses to learn what the machine cannot hold: data of all images stay in its memory.
+
+    Raises:
+      ResourceError: with the bytes.
+    """
+    there = host_bytes()
+    if there is not None and needed > there:
+        raise ResourceError(
+            f"learning from {images} images takes about {in_units(needed)} of memory ({needed} "
+            f"bytes), and there are {in_units(there)}: give fewer images, or reconstruct "
+            "'nearest', which keeps none."
+        )
 
 
 def require_reach(model: Model, budget: Budget, asked: Asked) -> None:

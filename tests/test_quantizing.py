@@ -4,7 +4,7 @@ import pytest
 
 import dfq_jax as dfq
 from dfq_jax import quantizing
-from dfq_jax.errors import BudgetError, DivergedError
+from dfq_jax.errors import BudgetError, DivergedError, ResourceError
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
@@ -47,6 +47,14 @@ def test_a_budget_out_of_reach_is_refused_before_images_are_made(nets, monkeypat
     monkeypatch.delattr(quantizing, "synthesize")
     with pytest.raises(BudgetError, match=r"budget 2bits is out of reach.* takes \d\.\d+bits"):
         dfq.quantize(nets.tiny(), budget="2bits")
+
+
+def test_more_than_the_machine_holds_is_refused_before_learning(tiny_net, nets, monkeypatch):
+    monkeypatch.delattr(quantizing, "reconstructed")
+    monkeypatch.setattr(quantizing, "host_bytes", lambda: 300_000)
+    images = dfq.ImageSet(nets.images(tiny_net, 40), tiny_net.contract)
+    with pytest.raises(ResourceError, match=r"from 120 images takes about .*, and there are"):
+        dfq.quantize(tiny_net, images, reconstruction="closed_form")
 
 
 @pytest.mark.parametrize("preset", [12, 64])

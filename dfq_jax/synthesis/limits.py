@@ -34,6 +34,11 @@ def bytes_here() -> int | None:
     told = [device.memory_stats() for device in jax.local_devices()]
     if all(stats and "bytes_limit" in stats for stats in told):
         return sum(stats["bytes_limit"] for stats in told if stats)
+    return host_bytes()
+
+
+def host_bytes() -> int | None:
+    """Memory of the machine; None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
