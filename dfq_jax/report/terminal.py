@@ -229,7 +229,8 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
     several = len(units) > 1
     whose = f"errors of {len(units)} units" if several else "the error of one unit"
     on_average = " on average" if several else ""
-    left = f"; {worse} would have got worse and were left as they were" if worse else ""
+    stayed = "was left as it was" if worse == 1 else "were left as they were"
+    left = f"; {worse} would have got worse and {stayed}" if worse else ""
     return (
         f"{method}: {whose} fell to {100 * mean:.0f} %{on_average}, "
         f"in {sum(u.seconds for u in units):.0f} s{left}"

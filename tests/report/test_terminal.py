@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dfq_jax.optim.progress import Progress
+from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report import terminal as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.terminal import (
@@ -20,6 +21,7 @@ from dfq_jax.report.terminal import (
     one_line,
     printable,
     trust_lines,
+    units_line,
 )
 
 NASTY = "a\x1b[31mb\x9bc\u202ed\r\n[bold]e[/bold] %s\0\x07"
@@ -213,3 +215,15 @@ def test_without_a_reader_results_end_the_command_and_logs_do_not():
     log.print("x")
     log.print("y")
     assert log.quiet
+
+
+def test_units_that_got_worse_are_counted():
+    unit = lambda kept: UnitReport("block", "brecq", 2.0, 1.0, kept, 3.0)
+    assert units_line("brecq", [unit(True)]) == "brecq: the error of one unit fell to 50 %, in 3 s"
+    assert units_line("brecq", [unit(True), unit(False)]) == (
+        "brecq: errors of 2 units fell to 71 % on average, in 6 s; "
+        "1 would have got worse and was left as it was"
+    )
+    assert units_line("brecq", 2 * [unit(False)]).endswith(
+        "2 would have got worse and were left as they were"
+    )
