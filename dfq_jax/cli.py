@@ -9,14 +9,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from dfq_jax.config import from_file
 from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
 from dfq_jax.io.load import ReadOptions
-from dfq_jax.machine import MachineOptions, count_cpu_as, keep_programs
+from dfq_jax.machine import count_cpu_as, keep_programs
+from dfq_jax.options import FLAT, QuantizeOptions, Reading, SynthesizeOptions
 
 INTERRUPTED = 130
 
@@ -35,65 +37,11 @@ app = App(
     help_format="plaintext",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
+    config=from_file,
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
-Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 DEFAULTS = ReadOptions()
-Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
-MACHINE = MachineOptions()
-Seed = Annotated[int, Parameter(help="Seed of everything random.")]
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-MethodName = Literal[
-    "best",
-    "best_unlabelled",
-    "dsg",
-    "zeroq",
-    "deepinversion",
-    "knowledge_within",
-    "intraq",
-    "clusterq",
-    "mct",
-    "genie",
-    "gzsq",
-    "psaq_vit",
-    "aac",
-    "noise",
-]
-Method = Annotated[
-    MethodName,
-    Parameter(help="How images are made; without batch norm: gzsq, psaq_vit (attention), noise."),
-]
-
-
-Reconstruction = Literal[
-    "nearest",
-    "closed_form",
-    "adaround",
-    "brecq",
-    "qdrop",
-    "genie_m",
-    "flexround",
-    "pd_quant",
-    "aquant",
-    "best",
-]
-
-Observer = Literal[
-    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
-]
-
-
-Layers = Annotated[
-    Literal[
-        "zsq_all_low",
-        "qdrop_8bit_ends",
-        "brecq_8bit_ends_second",
-        "qdrop_8bit_ends_shortcuts",
-        "brecq_8bit_ends_second_shortcuts",
-    ],
-    Parameter(help="What stays at 8 bits when the rest has fewer."),
-]
 
 
 @app.command
@@ -106,92 +54,31 @@ def inspect(model: str, /, *, reading: Reading = DEFAULTS, json: Json = False) -
 
 @app.command
 def synthesize(
-    model: str,
-    /,
-    *,
-    output: Output,
-    n: Annotated[int, Parameter(name=["-n", "--n"], help="How many images.")] = 256,
-    method: Method = "best",
-    reading: Reading = DEFAULTS,
-    steps: Annotated[int | None, Parameter(help="Optimisation steps of a batch.")] = None,
-    batch: Annotated[int | None, Parameter(help="Images optimised together.")] = None,
-    seed: Seed = 0,
-    machine: Machine = MACHINE,
-    preview: Annotated[Path | None, Parameter(help="Also write a PNG contact sheet.")] = None,
-    json: Json = False,
+    model: str, /, *, options: Annotated[SynthesizeOptions, FLAT], json: Json = False
 ) -> None:
     """Makes calibration images from the network alone: from its batch-norm statistics, if any.
 
     OUTPUT is one .npz file, or a folder (a name without suffix) of many, which several processes
     can fill. Interrupted runs resume: type the same command again.
     """
-    count_cpu_as(machine.devices)
+    count_cpu_as(options.machine.devices)
     from dfq_jax.command_synthesize import synthesize_to
 
-    synthesize_to(
-        model, output, n, method, reading, steps, batch, seed, machine, preview, terminal(json)
-    )
+    synthesize_to(model, options, terminal(json))
 
 
 @app.command
 def quantize(
-    model: str,
-    /,
-    *,
-    output: Output,
-    scheme: Annotated[str, Parameter(help="w{bits}a{bits}, bits 2..8.")] = "w8a8",
-    preset: Literal["fast", "balanced", "best"] = "fast",
-    layers: Layers = "qdrop_8bit_ends",
-    method: Method | None = None,
-    images: Annotated[Path | None, Parameter(help="File or folder of `dfq synthesize`.")] = None,
-    reconstruction: Annotated[
-        Reconstruction | None,
-        Parameter(help="How weights are rounded; the preset says if you do not."),
-    ] = None,
-    reconstruction_steps: Annotated[int | None, Parameter(help="Steps of a block.")] = None,
-    reading: Reading = DEFAULTS,
-    seed: Seed = 0,
-    budget: Annotated[
-        str | None,
-        Parameter(help="Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs."),
-    ] = None,
-    sensitivity: Annotated[
-        Literal["kl", "fisher", "trace"], Parameter(help="What a --budget listens to.")
-    ] = "kl",
-    observer: Annotated[
-        Observer | None, Parameter(help="How ranges of activations are found.")
-    ] = None,
-    memory: Annotated[
-        str | None, Parameter(help="Most that a step may take, e.g. 4GiB: larger ones are split.")
-    ] = None,
-    force: Annotated[bool, Parameter(negative="", help="Write beside files of others.")] = False,
-    json: Json = False,
+    model: str, /, *, options: Annotated[QuantizeOptions, FLAT], json: Json = False
 ) -> None:
     """Turns a network into an integer ONNX file, verifies it, and says how far to trust it.
 
-    OUT/ receives model.onnx (integers), float.onnx, model.safetensors, report.html, manifest.json.
+    OUT/ receives model.onnx (integers), float.onnx, model.safetensors, report.html, manifest.json
+    and config.toml, with which `--config` makes the same again.
     """
-    from dfq_jax.commands import QuantizeOptions, quantize_to
+    from dfq_jax.commands import quantize_to
 
-    options = QuantizeOptions(
-        model,
-        output,
-        scheme,
-        preset,
-        layers,
-        method,
-        images,
-        reconstruction,
-        reconstruction_steps,
-        observer,
-        reading,
-        seed,
-        budget,
-        sensitivity,
-        memory,
-        force,
-    )
-    quantize_to(options, terminal(json))
+    quantize_to(model, options, terminal(json))
 
 
 @app.command

@@ -4,64 +4,52 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax import imaging
-from dfq_jax.commands import emit, read_model, remove_state, state_folder
+from dfq_jax.commands import CONFIG, emit, read_model, remove_state, state_folder
+from dfq_jax.config import settings_toml
 from dfq_jax.errors import UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.images import load_images, save_images
-from dfq_jax.io.load import ReadOptions
 from dfq_jax.machine import MachineOptions
+from dfq_jax.options import SynthesizeOptions
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.terminal import Terminal, duration_line
 from dfq_jax.synthesis.memory import bytes_from
 
 
-def synthesize_to(
-    model: str,
-    output: Path,
-    n: int,
-    method: str,
-    reading: ReadOptions,
-    steps: int | None,
-    batch: int | None,
-    seed: int,
-    machine: MachineOptions,
-    preview: Path | None,
-    terminal: Terminal,
-) -> None:
+def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) -> None:
     """`dfq synthesize`."""
+    output, preview, machine = options.output, options.preview, options.machine
     single = check_output(output, machine)
     if preview is not None and not preview.absolute().parent.is_dir():
         raise UsageError(f"--preview {preview}: its folder does not exist.")
-    memory = None if machine.memory is None else bytes_from(machine.memory)
-    network = read_model(model, reading, terminal).model
-    options: dict[str, Any] = {
-        **{"method": method, "key": seed, "steps": steps, "batch": batch, "memory": memory},
+    network = read_model(model, options.reading, terminal).model
+    given: dict[str, Any] = {
+        **{"method": options.method, "key": options.seed},
+        **{"steps": options.steps, "batch": options.batch},
+        "memory": None if machine.memory is None else bytes_from(machine.memory),
         **{"devices": machine.devices, "together": machine.together, "dtype": machine.dtype},
         **{"remat": machine.remat, "on_stage": terminal.stage, "on_progress": terminal.step},
     }
     if single:
-        fill_file(network, n, output, preview, options, terminal)
+        fill_file(network, options, given, terminal)
     else:
-        options |= {"process": machine.process, "processes": machine.processes}
-        fill_folder(network, n, output, preview, options, terminal)
+        given |= {"process": machine.process, "processes": machine.processes}
+        fill_folder(network, options, given, terminal)
 
 
 def fill_file(
-    network: Model,
-    n: int,
-    output: Path,
-    preview: Path | None,
-    options: dict[str, Any],
-    terminal: Terminal,
+    network: Model, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
 ) -> None:
     """Makes images and writes them into one file."""
+    n, output = options.n, options.output
     state = state_folder(output)
     with terminal.progress():
-        images = imaging.synthesize(network, n, **options, state_folder=state)
+        images = imaging.synthesize(network, n, **given, state_folder=state)
     save_images(output, images)
-    if preview is not None:
-        write_atomically(preview, grid_png(images))
+    write_atomically(output.with_name(f"{output.name}.toml"), settings_toml("synthesize", options))
+    if options.preview is not None:
+        write_atomically(options.preview, grid_png(images))
     remove_state(state)
     made = images.provenance
     for note in made.get("notes", ()):
@@ -71,19 +59,17 @@ def fill_file(
 
 
 def fill_folder(
-    network: Model,
-    n: int,
-    output: Path,
-    preview: Path | None,
-    options: dict[str, Any],
-    terminal: Terminal,
+    network: Model, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
 ) -> None:
     """Makes images, or the share of this process in them, and writes them into a folder."""
+    n, output = options.n, options.output
     state = state_folder(output)
     with terminal.progress():
-        made = imaging.synthesize_set(network, n, output, **options)
-    if made.complete and preview is not None:
-        write_atomically(preview, grid_png(load_images(output)))
+        made = imaging.synthesize_set(network, n, output, **given)
+    if made.complete:
+        write_atomically(output / CONFIG, settings_toml("synthesize", options))
+    if made.complete and options.preview is not None:
+        write_atomically(options.preview, grid_png(load_images(output)))
     if made.complete and not any(state.glob("*.lock")):
         remove_state(state)
     for note in made.notes:

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dfq_jax import api
+from dfq_jax.config import settings_toml
 from dfq_jax.errors import QualityError, UnsupportedModelError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
@@ -15,11 +16,10 @@ from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify_runners import RUNTIME
-from dfq_jax.quantize.plan import LayerPreset, parse_scheme
-from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.options import QuantizeOptions
+from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
-from dfq_jax.recipes.presets import Preset
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
@@ -34,6 +34,9 @@ from dfq_jax.result import Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
+
+CONFIG = "config.toml"
+"""Beside the result: what `--config` needs to make it again."""
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -104,34 +107,12 @@ def remove_state(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class QuantizeOptions:
-    """The arguments of `dfq quantize`, in the order of its help."""
-
-    model: str
-    output: Path
-    scheme: str
-    preset: str
-    layers: str
-    method: str | None
-    images: Path | None
-    reconstruction: str | None
-    reconstruction_steps: int | None
-    observer: str | None
-    reading: ReadOptions
-    seed: int
-    budget: str | None
-    sensitivity: str
-    memory: str | None
-    force: bool
-
-
-def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
+def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     parse_scheme(options.scheme)
     memory = None if options.memory is None else bytes_from(options.memory)
-    check_output_folder(options.output, options.force)
-    loaded = read_model(options.model, options.reading, terminal)
+    check_output_folder(options.output, options.force, names=(CONFIG,))
+    loaded = read_model(model, options.reading, terminal)
     check_size(4 * parameter_count(loaded.model))
     state = state_folder(options.output)
     with terminal.progress():
@@ -139,14 +120,14 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
             loaded.model,
             None if options.images is None else load_images(options.images),
             scheme=options.scheme,
-            preset=cast(Preset, options.preset),
-            layers=cast(LayerPreset, options.layers),
+            preset=options.preset,
+            layers=options.layers,
             method=options.method,
             reconstruction=options.reconstruction,
             reconstruction_steps=options.reconstruction_steps,
             observer=options.observer,
             budget=options.budget,
-            sensitivity=cast(Sensitivity, options.sensitivity),
+            sensitivity=options.sensitivity,
             key=options.seed,
             memory=memory,
             on_stage=terminal.stage,
@@ -158,7 +139,11 @@ def quantize_to(options: QuantizeOptions, terminal: Terminal) -> None:
     terminal.stage(f"writing {options.output}")
     source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
     manifest = result.save(
-        options.output, source=source, verification=verification, force=options.force
+        options.output,
+        source=source,
+        verification=verification,
+        files={CONFIG: settings_toml("quantize", options)},
+        force=options.force,
     )
     remove_state(state)
     show_result(result, verification, manifest, loaded, options, terminal)

@@ -75,6 +75,7 @@ class Result:
         *,
         source: Mapping[str, Any] | None = None,
         verification: Verification | None = None,
+        files: Mapping[str, bytes] | None = None,
         force: bool = False,
     ) -> dict[str, Any]:
         """Writes the output folder; a network that failed as `model.failed.onnx`.
@@ -85,6 +86,7 @@ class Result:
           folder: absent, empty, or an earlier output of ours.
           source: where the weights came from, plain data.
           verification: what `verify` found, to be kept in the report.
+          files: further files, by name.
           force: also write beside files of others.
 
         Returns:
@@ -95,7 +97,7 @@ class Result:
           ResourceError: if the disk is full.
         """
         report = {**self.report.to_dict(), "settings": dict(self.settings)}
-        files = {PROBE: self.probe_bytes}
+        files = {PROBE: self.probe_bytes, **(files or {})}
         if self.mixed is not None:
             files["front.png"] = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
             report["mixed"] = plain(self.mixed)

@@ -81,7 +81,7 @@ def test_synthesize(dfq, net, tmp_path):
     assert re.fullmatch(
         r"3 images by zeroq in [\d.]+ s \([\d.]+ s compiling\): .*bilder ü\.npz\n", found.out
     )
-    assert {p.name for p in tmp_path.iterdir()} == {out.name, preview.name}
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, f"{out.name}.toml", preview.name}
     images = load_images(out)
     assert images.images.shape == (3, 10, 10, 3)
     with PIL.Image.open(preview) as picture:
@@ -143,7 +143,7 @@ def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tm
     assert lines[-1] == f"saved: {out / 'model.onnx'}"
     assert {p.name for p in out.iterdir()} == {
         *("model.onnx", "float.onnx", "model.safetensors", "report.html", "manifest.json"),
-        "probe.npz",
+        *("probe.npz", "config.toml"),
     }
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     for stage in ("folding batch norms", "calibrating", "correcting", "judging", "verifying"):

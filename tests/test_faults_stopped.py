@@ -146,8 +146,8 @@ def ends(child, whole):
     code, _, err = child.end()
     assert code == 0, err
     assert pixels(child.output) == whole
-    names = [p.name for p in child.folder.iterdir() if not p.name.startswith(".tmp-")]
-    assert names == ["images.npz"]
+    names = {p.name for p in child.folder.iterdir() if not p.name.startswith(".tmp-")}
+    assert names == {"images.npz", "images.npz.toml"}
 
 
 def test_a_run_stopped_in_every_way_says_so_and_resumes(made, whole, dfq, tmp_path):

@@ -16,7 +16,7 @@ LAYERS = (
     {"recipes"},
     {"result", "imaging"},
     {"quantizing"},
-    {"api"},
+    {"api", "options", "config"},
     {"commands"},
     {"command_synthesize"},
     {"cli"},

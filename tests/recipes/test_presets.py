@@ -3,7 +3,7 @@ import typing
 
 import pytest
 
-from dfq_jax import cli
+from dfq_jax import options
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.ops import Flatten, MaxPool
 from dfq_jax.graph.query import batch_norms
@@ -153,9 +153,9 @@ def test_deepinversion_suits_the_size_of_images(nets):
 
 
 def test_the_command_line_knows_the_same_names():
-    assert typing.get_args(cli.MethodName) == METHODS
-    assert typing.get_args(cli.Reconstruction) == RECONSTRUCTIONS
-    assert typing.get_args(cli.Observer) == tuple(NAMED)
+    assert typing.get_args(options.MethodName) == METHODS
+    assert typing.get_args(options.Reconstruction) == RECONSTRUCTIONS
+    assert typing.get_args(options.Observer) == tuple(NAMED)
     assert set(typing.get_args(Preset)) == set(PRESETS)
 
 

@@ -1,0 +1,120 @@
+"""What `dfq synthesize` and `dfq quantize` can be told, on the command line or in a TOML file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from dfq_jax.io.load import ReadOptions
+from dfq_jax.machine import MachineOptions
+from dfq_jax.quantize.plan import LayerPreset
+from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.recipes.presets import Preset
+
+MethodName = Literal[
+    "best",
+    "best_unlabelled",
+    "dsg",
+    "zeroq",
+    "deepinversion",
+    "knowledge_within",
+    "intraq",
+    "clusterq",
+    "mct",
+    "genie",
+    "gzsq",
+    "psaq_vit",
+    "aac",
+    "noise",
+]
+Reconstruction = Literal[
+    "nearest",
+    "closed_form",
+    "adaround",
+    "brecq",
+    "qdrop",
+    "genie_m",
+    "flexround",
+    "pd_quant",
+    "aquant",
+    "best",
+]
+Observer = Literal[
+    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
+]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
+Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
+FLAT = Parameter(name="*", negative="")
+"""Of a group of options: its fields are flags."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizeOptions:
+    """The options of `dfq synthesize`, in the order of its help.
+
+    Attributes:
+      output: One .npz file, or a folder (a name without suffix) of many.
+      n: How many images.
+      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      reading: how the model is read.
+      steps: Optimisation steps of a batch.
+      batch: Images optimised together.
+      seed: Seed of everything random.
+      machine: what to use of the machine.
+      preview: Also write a PNG contact sheet.
+      config: TOML file of options; those given here win.
+    """
+
+    output: Output
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 256
+    method: MethodName = "best"
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    steps: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    machine: Machine = dataclasses.field(default_factory=MachineOptions)
+    preview: Path | None = None
+    config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeOptions:
+    """The options of `dfq quantize`, in the order of its help.
+
+    Attributes:
+      output: Folder of the result.
+      scheme: w{bits}a{bits}, bits 2..8.
+      preset: Rounding to nearest, in closed form, or learned from there where images are small.
+      layers: What stays at 8 bits when the rest has fewer.
+      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      images: File or folder of `dfq synthesize`.
+      reconstruction: How weights are rounded; the preset says if you do not.
+      reconstruction_steps: Steps of a block.
+      reading: how the model is read.
+      seed: Seed of everything random.
+      budget: Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs.
+      sensitivity: What a --budget listens to.
+      observer: How ranges of activations are found.
+      memory: Most that a step may take, e.g. 4GiB: larger ones are split.
+      force: Write beside files of others.
+      config: TOML file of options; those given here win.
+    """
+
+    output: Output
+    scheme: str = "w8a8"
+    preset: Preset = "fast"
+    layers: LayerPreset = "qdrop_8bit_ends"
+    method: MethodName | None = None
+    images: Path | None = None
+    reconstruction: Reconstruction | None = None
+    reconstruction_steps: int | None = None
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    seed: int = 0
+    budget: str | None = None
+    sensitivity: Sensitivity = "kl"
+    observer: Observer | None = None
+    memory: str | None = None
+    force: bool = False
+    config: Path | None = None
