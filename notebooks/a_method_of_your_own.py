@@ -104,14 +104,16 @@ figure.savefig("images.png", dpi=100)
 # tells that, where there are labels.
 
 # %%
+results = []
 for images, judge in itertools.permutations(sets.values()):
     result = dfq.quantize(model, images, scheme="w8a8")
+    results.append(result)
     float_scores = dfq.predict(model, judge.images)
     scores = dfq.simulate(result.quantized, judge.images)
     noise = jnp.mean((scores - float_scores) ** 2) / jnp.mean(float_scores**2)
     print(f"{images.provenance['method']}: {-10 * jnp.log10(noise):.1f} dB on the other's images")
 
-weakest = min(result.report.layers, key=lambda layer: layer.sqnr)
+weakest = min(results[0].report.layers, key=lambda layer: layer.sqnr)
 print(f"weakest layer: {weakest.name}, {weakest.sqnr:.1f} dB")
 
 # %% [markdown]
@@ -122,7 +124,7 @@ print(f"weakest layer: {weakest.name}, {weakest.sqnr:.1f} dB")
 # (generators and their latents), augmentations, memories that pass from batch to batch.
 
 # %%
-verification = result.verify()
+verification = results[0].verify()
 print(
     f"verified: at most {verification.most_steps} step apart in {len(verification.layers)} tensors"
 )
