@@ -89,7 +89,7 @@ def fingerprint_in(note: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{note} is damaged ({error}), so nobody can tell whose states are beside it. "
             f"Delete {note.parent} to start afresh."
