@@ -92,15 +92,15 @@ def build(name: str) -> Any:
 
 def torchvision_models() -> Any:
     """`torchvision.models`, on builds whose operators for detection cannot load too."""
-    import torch
+    from torch import library
 
     try:
         import torchvision
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        KEPT.append(library)
+        declared = library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        KEPT.append(declared)
         import torchvision
     return torchvision.models
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax import imaging
-from dfq_jax.commands import CONFIG, emit, read_model, remove_state, state_folder
-from dfq_jax.config import settings_toml
+from dfq_jax.commands import emit, read_model, remove_state, state_folder
+from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import UsageError
 from dfq_jax.files import write_atomically
 from dfq_jax.graph.graph import Model
@@ -23,11 +23,11 @@ def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) ->
     single = check_output(output, machine)
     if preview is not None and not preview.absolute().parent.is_dir():
         raise UsageError(f"--preview {preview}: its folder does not exist.")
+    memory = None if machine.memory is None else bytes_from(machine.memory)
     network = read_model(model, options.reading, terminal).model
     given: dict[str, Any] = {
-        **{"method": options.method, "key": options.seed},
+        **{"method": options.method, "key": options.seed, "memory": memory},
         **{"steps": options.steps, "batch": options.batch},
-        "memory": None if machine.memory is None else bytes_from(machine.memory),
         **{"devices": machine.devices, "together": machine.together, "dtype": machine.dtype},
         **{"remat": machine.remat, "on_stage": terminal.stage, "on_progress": terminal.step},
     }

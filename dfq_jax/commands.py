@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax import api
-from dfq_jax.config import settings_toml
+from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import QualityError, UnsupportedModelError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
@@ -34,9 +34,6 @@ from dfq_jax.result import Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
-
-CONFIG = "config.toml"
-"""Beside the result: what `--config` needs to make it again."""
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:

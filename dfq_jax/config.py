@@ -17,6 +17,8 @@ from cyclopts.config import Dict
 
 from dfq_jax.errors import UsageError, check_choice
 
+CONFIG = "config.toml"
+"""Beside the result: what `--config` needs to make it again."""
 SCHEMA_VERSION = 1
 VERBS = ("synthesize", "quantize")
 PLACES = frozenset({"output", "preview", "process", "processes", "force", "config"})
@@ -52,7 +54,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}") from error
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:

@@ -99,6 +99,7 @@ def test_wrong_usage_exits_2(dfq, line, message):
         ("synthesize NET -o DIR/i.npz --preview DIR/none/i.png", 2, "its folder does not exist"),
         ("synthesize NET -o DIR/i.npz --devices 9", 2, "asked for 9 devices, this process has 8"),
         ("synthesize NET -o DIR/i.npz -n 0", 2, "n >= 1, got 0"),
+        ("synthesize NONE -o DIR/i.npz --memory lots", 2, "'lots' is no amount of memory"),
         ("synthesize NET -o DIR/i.npz --steps 0", 2, "steps must be at least 1, got 0"),
         ("synthesize NET -o DIR/i.npz --batch -1", 2, "batch must be at least 1, got -1"),
         ("synthesize NET -o DIR/i.npz --size 0", 2, "an image size is at least 1 pixel"),
