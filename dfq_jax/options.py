@@ -38,6 +38,7 @@ Reconstruction = Literal[
     "flexround",
     "pd_quant",
     "aquant",
+    "together",
     "best",
 ]
 Observer = Literal[

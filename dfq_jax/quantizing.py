@@ -12,6 +12,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.optim.progress import Progress
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
@@ -31,12 +32,14 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     recipe_for,
     reconstruction_of,
+    steps_of,
 )
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
     Tell,
     enlarges,
     foretold,
+    learns_together,
     methods_of,
     reconstructed,
 )
@@ -130,11 +133,12 @@ def quantize(
         answered with the smallest that is not.
     """
     check_synthesis(method, key, given=images is not None)
-    chosen = reconstruction or reconstruction_of(preset, model.contract)
-    methods = methods_of(chosen, reconstruction_steps)
+    asked_for = parse_scheme(scheme)
+    chosen = reconstruction or reconstruction_of(preset, model.contract, asked_for)
+    methods = methods_of(chosen, reconstruction_steps or steps_of(preset, chosen))
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
-    how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
+    how = (asked_for, preset, layers, method, chosen, methods)
     how = (*how, reconstruction is not None, observers, limit)
     asked = Asked(*how, sensitivity, tuple(rules), key, memory)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
@@ -219,13 +223,15 @@ def calibrated(
     model: Model, seen: ImageSet, asked: Asked, follow: Follow
 ) -> tuple[Quantized, Mixed | None]:
     """The network on its grids, with bits chosen within a budget if there is one, and how."""
+    together = learns_together(asked.methods)
     on_grids = partial(
         dfq,
         model,
         seen.images,
         asked.scheme,
         layers=asked.layers,
-        bias="none" if asked.methods else "analytic",
+        level=LEVEL if together else None,
+        bias="none" if asked.methods and not together else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
         noise=is_guess(seen),

@@ -66,3 +66,24 @@ def evaluate(
     if missing := set(taps) - set(tapped):
         raise GraphError(f"taps {sorted(missing)} name no node of this graph.")
     return tuple(env[o] for o in graph.outputs), tapped
+
+
+def values_at(
+    model: Model,
+    images: Tensor,
+    names: Collection[str],
+    *,
+    hook: Hook | None = None,
+    apply: Apply = apply_node,
+) -> dict[str, Tensor]:
+    """{node: its output} for some nodes, in execution order; otherwise as `evaluate`."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
+        out = apply(node, slots, args)
+        if node.name in names:
+            kept[node.name] = out
+        return out
+
+    evaluate(model, images, hook=hook, apply=keep)
+    return kept

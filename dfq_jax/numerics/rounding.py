@@ -3,8 +3,8 @@
 A kernel `w` on a grid of scale `s` lies between two codes, `B = floor(w / s)` and `B + 1`.
 AdaRound trains which of the two it becomes, by a soft bit `h(v)` that a penalty drives to 0 or 1;
 GENIE-M trains the scale as well, with `B` as it was; FlexRound divides the kernel by what it
-trains before rounding to nearest, so that codes may move by more than one. Once codes are settled,
-scales can still learn (`rescaled`).
+trains before rounding to nearest, so that codes may move by more than one; `straight_through`
+trains the kernel itself. Once codes are settled, scales can still learn (`rescaled`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.numerics.affine import Affine, Grid, fake_quantize, quantize, round_ste
+from dfq_jax.numerics.affine import (
+    Affine,
+    Grid,
+    Steps,
+    fake_quantize,
+    quantize,
+    round_ste,
+    snapped,
+)
 
 Kernel = Float[Array, "..."]
 Leaves = Mapping[str, Array]
@@ -181,3 +189,30 @@ def flexround() -> Rounding:
         return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
     return Rounding("flexround", init, soft, hard, decided)
+
+
+def straight_through() -> Rounding:
+    """Rounding to nearest of a kernel that learns itself, in units of its codes, and its scales.
+
+    `w^ = s (clip(round(v) + z) - z)`, with `v = w / s` at first; rounding has the gradient of the
+    identity. In units of codes one learning rate suits every layer.
+
+    Reference:
+      Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
+      Conditional Computation", section 3 (straight-through); Esser et al. 2020, "Learned Step Size
+      Quantization", eq. 3, at values that are codes: the gradient by the scale is the code.
+    """
+
+    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+        codes = {"codes": kernel / affine.scale, "scale": affine.scale}
+        return codes, {"zero_point": affine.zero_point}
+
+    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+        zero_point = fixed["zero_point"].astype(jnp.float32)
+        whole = Steps(jnp.ones_like(zero_point), grid.qmin - zero_point, grid.qmax - zero_point)
+        return snapped(trained["codes"], whole) * scales_of(trained, fixed)
+
+    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
+
+    return Rounding("straight_through", init, soft, hard, decided)

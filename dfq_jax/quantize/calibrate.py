@@ -27,6 +27,7 @@ def calibrate(
     images: Float[Array, "n h w c"] | None,
     *,
     expected: Ranges | None = None,
+    settled: Ranges | None = None,
     widen: bool = True,
     batch: int = 16,
 ) -> QuantizedModel:
@@ -41,6 +42,7 @@ def calibrate(
       images: normalised calibration images; None to rely on `expected` alone.
       expected: ranges known without images, used where there are no images, and where the
         observer is `Statistics`.
+      settled: ranges that are taken as they are.
       widen: let grids of 8 bits cover what is expected in addition to what the images show: a
         wide 8-bit range costs little, a clipped one much.
       batch: images per forward pass.
@@ -52,7 +54,7 @@ def calibrate(
       PlanError: if a tensor has neither images nor an expected range, and is no constant.
     """
     histograms = None if images is None else histograms_of(model, plan, images, batch)
-    edges = fit_edges(model, plan, histograms, expected or {}, widen=widen)
+    edges = fit_edges(model, plan, histograms, expected or {}, settled=settled, widen=widen)
     return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
 
 
@@ -125,6 +127,7 @@ def fit_edges(
     histograms: Mapping[str, Histogram] | None,
     expected: Ranges,
     *,
+    settled: Ranges | None = None,
     widen: bool = True,
 ) -> dict[Site, Affine]:
     """Scales of every edge; sites of one group share theirs.
@@ -142,6 +145,8 @@ def fit_edges(
         elif tensor in constants:
             values = model.params[tensor]["value"]
             affine = from_range(jnp.min(values), jnp.max(values), spec.grid)
+        elif settled is not None and tensor in settled:
+            affine = from_range(*settled[tensor], spec.grid)
         elif tensor in expected and isinstance(spec.observer, Statistics):
             affine = from_range(*expected[tensor], spec.grid)
         elif histograms is None:

@@ -122,6 +122,7 @@ def step_bytes(
     graph = unit.block.graph
     whole = sum(values[name] for name in (*graph.inputs, *(n.name for n in graph.nodes)))
     step = STEPS * method.batch * (largest_step(graph, values) if method.layers else whole)
+    step += method.batch * whole if method.guided else 0
     beside = BEHIND * BATCH * whole if method.correction is not None else 0
     if looks_ahead(method) and method.prediction is not None:
         step = 2 * step + BEHIND * method.batch * after
@@ -154,8 +155,8 @@ def by_layers(
 def layers_instead(
     plan: Plan, reference: Model, method: Method, memory: int | None
 ) -> frozenset[int]:
-    """Numbers of the units that are too large to learn as a whole."""
-    if memory is None or isinstance(method, ClosedForm) or method.layers:
+    """Numbers of the units that are too large to learn as a whole; what is guided has to."""
+    if memory is None or isinstance(method, ClosedForm) or method.layers or method.guided:
         return frozenset()
     return by_layers(cut(reference.graph, plan, method), reference, method, memory)
 

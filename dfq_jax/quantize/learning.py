@@ -44,15 +44,16 @@ class Phase(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Adam's learning rates; those of scales fall to 0 along a cosine.
+    """Adam's learning rates; those of scales and biases fall to 0 along a cosine.
 
     Attributes:
-      bits: of soft bits and divisors.
+      bits: of soft bits, divisors and codes.
       scale: of kernels' scales.
       edges: of activations' scales.
       biases: of biases.
       relative: whether rates of scales are in units of each scale. Adam's steps are as long as the
         rate, whatever they change: networks with some tiny scales among large ones need this.
+      settling: whether the rate of bits falls likewise.
     """
 
     bits: float = 1e-3
@@ -60,6 +61,7 @@ class Rates(NamedTuple):
     edges: float = 4e-5
     biases: float = 1e-3
     relative: bool = False
+    settling: bool = False
 
 
 class Penalty(NamedTuple):
@@ -175,6 +177,8 @@ class Reconstruction(NamedTuple):
       prediction: what the network's prediction counts beside the loss.
       correction: how inputs are corrected first.
       fisher: whether the loss is given slopes of the prediction.
+      guided: learn from what every block of the unit puts out, not the unit alone
+        (`quantize.guided`).
     """
 
     name: str
@@ -191,6 +195,7 @@ class Reconstruction(NamedTuple):
     prediction: Prediction | None = None
     correction: Correction | None = None
     fisher: bool = False
+    guided: bool = False
 
 
 class Given(NamedTuple):
@@ -203,6 +208,7 @@ class Given(NamedTuple):
       power: mean squared norm of the targets.
       rest: the float network behind the unit, for methods that look ahead.
       rows: of all images, where they lie on the device.
+      reference: the float unit, for methods that are guided.
     """
 
     model: Model
@@ -211,6 +217,7 @@ class Given(NamedTuple):
     power: Float[Array, ""]
     rest: Model | None = None
     rows: Rows | None = None
+    reference: Model | None = None
 
 
 @cache
@@ -220,7 +227,7 @@ def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
     own = lambda rate: optax.chain(falling(rate), in_own_units())
     sized = own if rates.relative else falling
     kinds: dict[Hashable, optax.GradientTransformation] = {
-        "bits": optax.adam(rates.bits),
+        "bits": falling(rates.bits) if rates.settling else optax.adam(rates.bits),
         "scale": sized(rates.scale),
         "edges": sized(rates.edges),
         "biases": falling(rates.biases),

@@ -16,6 +16,7 @@ from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.feeding import Rows, supply
+from dfq_jax.quantize.guided import CHUNK, guided_objective_of
 from dfq_jax.quantize.learning import (
     Given,
     Phase,
@@ -65,14 +66,17 @@ def phase_of(
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
     given = supply(rows, method.batch, int(jax.random.bits(key)), work.memory)
+    context = Given(model, qparams, fixed, power_of(work.targets), rest, given.resident)
+    if method.guided:
+        context = context._replace(reference=work.reference)
     found = fit(
-        objective_of(plan, method, phase),
+        (guided_objective_of if method.guided else objective_of)(plan, method, phase),
         trained,
-        Given(model, qparams, fixed, power_of(work.targets), rest, given.resident),
+        context,
         optimizer=optimizer_of(method.rates, phase.steps),
         steps=phase.steps,
         key=key,
-        chunk=given.chunk,
+        chunk=min(given.chunk, CHUNK) if method.guided else given.chunk,
         on_chunk=on_chunk,
         store=store,
         feed=given.feed,

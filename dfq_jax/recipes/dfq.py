@@ -8,6 +8,7 @@ More surgery is there on request (`passes/surgery.py`): it helps where kernels h
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -21,11 +22,13 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.channel_split import runs, split_channels, unsplit
+from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
 from dfq_jax.quantize.calibrate import calibrate, guard_biases
 from dfq_jax.quantize.correct import correct_biases
+from dfq_jax.quantize.narrowing import narrowed
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
 from dfq_jax.quantize.reestimate import reestimate_norms
@@ -64,6 +67,7 @@ def dfq(
     layers: LayerPreset = "qdrop_8bit_ends",
     rules: Iterable[Rule] = (),
     surgery: Surgery = DEFAULT_SURGERY,
+    level: float | None = None,
     bias: BiasCorrection = "analytic",
     reestimate: bool = False,
     peaks: Float[Array, "n h w c"] | None = None,
@@ -82,6 +86,8 @@ def dfq(
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
       surgery: what becomes of the float network first.
+      level: bring all channels that share a grid of fewer than 8 bits to one width, that of so many
+        deviations (`passes/level.py`).
       bias: how biases are corrected, `none` if later; without moments always empirically.
       reestimate: have images correct means and variances of layers that had a batch norm.
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
@@ -103,14 +109,26 @@ def dfq(
     check_choice("bias correction", bias, get_args(BiasCorrection))
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
     whole = operate(model, surgery, distrusted=distrusted_norms(model))
+    planned = partial(
+        resolve,
+        scheme=scheme,
+        layers=layers,
+        rules=tuple(rules),
+        observers=observers or DEFAULT_OBSERVERS,
+    )
+    ends: Mapping[str, Float[Array, ""]] = {}
+    if level is not None:
+        whole, ends = levelling(whole, level, only=coarse_tensors(planned(whole.graph)))
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments
     extremes = peaks is not None or (blind and observers is None)
-    plan = resolve(reference.graph, scheme, layers, rules, observers or DEFAULT_OBSERVERS)
+    plan = planned(reference.graph)
     plan = observing(plan, MinMax()) if extremes else plan
     on_stage("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
-    seen = Evidence(images if peaks is None else peaks, sigmas if peaks is None else None, spare)
+    seen = Evidence(
+        images if peaks is None else peaks, sigmas if peaks is None else None, spare, ends
+    )
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
     given = images if used else None
     quantized = mended(begun, given, "none" if blind else bias, on_stage, reestimate=reestimate)
@@ -141,11 +159,13 @@ class Evidence(NamedTuple):
       images: normalised; None for statistics alone.
       sigmas: standard deviations that recorded statistics stand for; None to leave them aside.
       spare: leave images aside where statistics predict every range, of 8 bits each.
+      ends: {tensor: upper end of its range}, of tensors that begin at 0 and where that is settled.
     """
 
     images: Float[Array, "n h w c"] | None
     sigmas: float | None
     spare: bool
+    ends: Mapping[str, Float[Array, ""]] = {}
 
 
 def ranged(
@@ -164,13 +184,23 @@ def ranged(
     expected = {} if seen.sigmas is None else expectations(reference, sigmas=seen.sigmas)
     spared = seen.spare and suffices(plan, {*expected, *whole.graph.inputs})
     images = None if spared else seen.images
-    quantized = calibrate(reference, plan, images, expected=expected, widen=widen)
+    settled = {tensor: (jnp.zeros(()), end) for tensor, end in seen.ends.items()}
+    quantized = calibrate(reference, plan, images, expected=expected, settled=settled, widen=widen)
+    if images is not None and widen and seen.sigmas is not None:
+        quantized = narrowed(quantized, expected, images)
     return on_grids(quantized, whole, split), images is not None
 
 
 expectations = jax.jit(expected_ranges, static_argnames="sigmas")
 operate = jax.jit(operated, static_argnames=("surgery", "distrusted"))
 splitting = jax.jit(split_channels, static_argnames="ratio")
+levelling = jax.jit(level_channels, static_argnames=("sigmas", "only"))
+
+
+def coarse_tensors(plan: Plan) -> tuple[str, ...]:
+    """The tensors of a plan on grids of fewer than 8 bits."""
+    table = plan.table
+    return tuple(tensor for tensor, sites in plan.groups if table[sites[0]].grid.bits < 8)
 
 
 def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> QuantizedModel:

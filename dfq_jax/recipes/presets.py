@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
+from dfq_jax.quantize.plan import Scheme
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.clusterq import clusterq
@@ -53,6 +54,9 @@ LARGE = {"fast": (12, 40), "balanced": (64, 60), "best": (128, 60)}
 COARSE = 0.8
 SMALL_BEST: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
 """On small images edges of dead leaves are as long as objects, and take steps to wear off."""
+FEW_BITS = 6
+"""Activations of fewer bits than these lose more than layers can make up for one by one."""
+LONG_STEPS = 2000
 NOISE_IMAGES = 32
 MIXED_IMAGES = 43
 """The fewest images to make where bits are chosen: a quarter is held out, 32 or more predict."""
@@ -83,17 +87,25 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
-def reconstruction_of(preset: str, contract: InputContract) -> str:
+def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> str:
     """How a preset rounds kernels, by its name in `recipes.reconstructions`.
 
-    Gradient steps at large images take hours on a CPU: there `best` learns only on request.
+    Blocks learned one after the other at large images take hours on a CPU: there layers are solved
+    in closed form, or where activations have few bits, the network learns as a whole.
 
     Raises:
       UsageError: for an unknown preset.
     """
     check_choice("preset", preset, PRESETS)
-    learned = "best" if is_small(contract) else "closed_form"
-    return {"fast": "nearest", "balanced": "closed_form", "best": learned}[preset]
+    if is_small(contract):
+        return {"fast": "nearest", "balanced": "closed_form", "best": "best"}[preset]
+    learned = "together" if scheme.activation_bits < FEW_BITS else "closed_form"
+    return "nearest" if preset == "fast" else learned
+
+
+def steps_of(preset: str, reconstruction: str) -> int | None:
+    """How many steps a preset takes of a reconstruction; None for as many as it has by itself."""
+    return LONG_STEPS if (preset, reconstruction) == ("best", "together") else None
 
 
 def is_small(contract: InputContract) -> bool:

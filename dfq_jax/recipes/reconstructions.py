@@ -32,6 +32,7 @@ from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.together import together
 from dfq_jax.types import InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
@@ -42,10 +43,11 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "flexround": flexround,
     "pd_quant": pd_quant,
     "aquant": aquant,
+    "together": together,
     "best": best_rounding,
 }
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
-OURS = ("closed_form", "best")
+OURS = ("closed_form", "together", "best")
 ENLARGED = 4
 """Images that `enlarged` makes of one."""
 MIXING = 2
@@ -77,6 +79,11 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     if name != "best":
         return (learned,)
     return learned, end_to_end(steps=min(steps or LAST_STEPS, LAST_STEPS))
+
+
+def learns_together(methods: Sequence[Method]) -> bool:
+    """Whether one of them trains the network as a whole, guided by its blocks."""
+    return any(isinstance(method, Reconstruction) and method.guided for method in methods)
 
 
 def enlarges(name: str, contract: InputContract) -> bool:

@@ -9,6 +9,7 @@ from dfq_jax.graph.ops import Flatten, MaxPool
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.observers import NAMED
+from dfq_jax.quantize.plan import Scheme
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
@@ -23,8 +24,9 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     recipe_for,
     reconstruction_of,
+    steps_of,
 )
-from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS
+from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, methods_of
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.types import InputContract
 
@@ -89,16 +91,24 @@ def test_an_unknown_preset():
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
         image_budget("slow", SMALL, learned=False)
     with pytest.raises(UsageError, match=r"^preset 'slow' is none of fast, balanced, best\.$"):
-        reconstruction_of("slow", SMALL)
+        reconstruction_of("slow", SMALL, Scheme(8, 8))
 
 
 def test_reconstructions_of_presets():
-    found = {p: [reconstruction_of(p, c) for c in (SMALL, LARGE)] for p in PRESETS}
+    """Large images: layers in closed form, or with few bits of activations all at once."""
+    asked = ((SMALL, Scheme(4, 4)), (LARGE, Scheme(4, 8)), (LARGE, Scheme(4, 4)))
+    found = {p: [reconstruction_of(p, *given) for given in asked] for p in PRESETS}
     assert found == {
-        "fast": ["nearest"] * 2,
-        "balanced": ["closed_form"] * 2,
-        "best": ["best", "closed_form"],
+        "fast": ["nearest"] * 3,
+        "balanced": ["closed_form", "closed_form", "together"],
+        "best": ["best", "closed_form", "together"],
     }
+    assert steps_of("balanced", "together") is None
+    assert steps_of("best", "closed_form") is None
+    (longer,) = methods_of("together", steps_of("best", "together"))
+    (usual,) = methods_of("together")
+    steps = lambda method: sum(phase.steps for phase in method.phases)
+    assert steps(longer) > steps(usual)
 
 
 WITHOUT_NORMS = ("gzsq", "psaq_vit", "noise")

@@ -1,0 +1,100 @@
+"""All blocks at once: the loss against NumPy, and what it does for a network of few bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.graph.cuts import blocks
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.numerics.rounding import straight_through
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.guided import gap, gaps, guides, mirrored
+from dfq_jax.quantize.plan import Scheme, resolve
+from dfq_jax.quantize.reconstruct import reconstruct
+from dfq_jax.quantize.simulate import simulate
+from dfq_jax.recipes.together import together
+
+
+@pytest.fixture(scope="module")
+def given(nets):
+    reference = fold_batch_norm(nets.tiny())
+    images = np.asarray(nets.images(reference, 80))
+    plan = resolve(reference.graph, Scheme(3, 3))
+    return calibrate(reference, plan, jnp.asarray(images)), reference, images
+
+
+def test_gap_is_in_units_of_variance():
+    rng = np.random.default_rng(0)
+    wanted = rng.normal(3, 2, (4, 5, 6, 7))
+    found = wanted + rng.normal(0, 0.1, wanted.shape)
+    variance = ((wanted - wanted.mean((0, 1, 2))) ** 2).mean()
+    expected = ((found - wanted) ** 2).mean() / variance
+    single = lambda x: jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(gap(single(found), single(wanted)), expected, rtol=1e-4)
+    np.testing.assert_allclose(gap(single(7 * found), single(7 * wanted)), expected, rtol=1e-4)
+
+
+def test_guides_are_the_ends_of_blocks(given):
+    _, reference, _ = given
+    graph = reference.graph
+    assert guides(graph)[:-1] == tuple(b.graph.outputs[0] for b in blocks(graph))[:-1]
+    assert guides(graph)[-1] == graph.outputs[0]
+
+
+def test_the_output_counts_as_much_as_all_blocks(given):
+    _, reference, _ = given
+    graph = reference.graph
+    rng = np.random.default_rng(1)
+    wanted = {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in guides(graph)}
+    found = {name: value + 1 for name, value in wanted.items()}
+    parts = gaps(graph, found, wanted)
+    inside = [gap(found[n], wanted[n]) for n in wanted if n not in graph.outputs]
+    np.testing.assert_allclose(parts["blocks"], np.mean(inside), rtol=1e-6)
+    last = graph.outputs[0]
+    np.testing.assert_allclose(parts["reconstruction"], gap(found[last], wanted[last]), rtol=1e-6)
+
+
+def test_half_of_the_images_are_mirrored():
+    images = jax.random.normal(jax.random.key(0), (64, 2, 3, 3))
+    found = mirrored(jax.random.key(1), images)
+    same = np.array([np.array_equal(a, b) for a, b in zip(found, images, strict=True)])
+    assert 16 < same.sum() < 48
+    np.testing.assert_array_equal(found[~same], images[~same][:, :, ::-1])
+
+
+def test_straight_through_rounds_and_lets_slopes_pass():
+    grid = Grid(3, axis=-1)
+    affine = Affine(jnp.array([[0.5, 0.25]]), jnp.array([[3, 4]], jnp.uint8))
+    kernel = jax.random.normal(jax.random.key(0), (5, 2))
+    rounding = straight_through()
+    trained, fixed = rounding.init(kernel, affine, grid)
+    soft = lambda t: rounding.soft(t, fixed, grid)
+    np.testing.assert_allclose(soft(trained), fake_quantize(kernel, affine, grid), atol=1e-7)
+    slopes = jax.grad(lambda t: jnp.sum(soft(t)))(trained)
+    steps = np.asarray(trained["codes"])
+    inside = (steps > [-3, -4]) & (steps < [4, 3])
+    np.testing.assert_allclose(slopes["codes"], np.where(inside, affine.scale, 0), atol=1e-7)
+    codes = np.clip(np.round(steps), [-3, -4], [4, 3])
+    np.testing.assert_allclose(slopes["scale"], codes.sum(0, keepdims=True), rtol=1e-6)
+    after, hard = rounding.hard(trained, fixed, grid)
+    np.testing.assert_array_equal(after.scale, affine.scale)
+    np.testing.assert_array_equal(hard, soft(trained))
+
+
+def test_a_network_of_few_bits_learns(given):
+    """On images not learned from, too; and a second run gives the same bits."""
+    start, reference, images = given
+    method = together(steps=100, batch=8)
+    seen, fresh = images[:64], jnp.asarray(images[64:])
+    found, (report,) = reconstruct(start, reference, seen, method, jax.random.key(1))
+    assert report.kept
+    assert report.after < 0.8 * report.before
+    logits = evaluate(reference, fresh)[0][0]
+    error = lambda q: float(jnp.mean((simulate(q, fresh) - logits) ** 2))
+    assert error(found) < 0.9 * error(start)
+    again, _ = reconstruct(start, reference, seen, method, jax.random.key(1))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
