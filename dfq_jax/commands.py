@@ -27,6 +27,7 @@ from dfq_jax.report.terminal import (
     coverage_line,
     float_line,
     layer_rows,
+    shared_line,
     trust_lines,
     units_lines,
 )
@@ -190,7 +191,7 @@ def show_result(
     terminal.say("")
     terminal.say(f"{loaded.architecture} {options.scheme}, layers {options.layers}")
     terminal.say(coverage_line(report))
-    if rest := float_line(report):
+    for rest in filter(None, (float_line(report), shared_line(report))):
         terminal.say(rest)
     terminal.say(
         f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"

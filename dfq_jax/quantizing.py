@@ -19,6 +19,7 @@ from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_na
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized, dfq
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.noise import NOISE_CHOSEN
@@ -177,7 +178,9 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
         made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
     probes = probes if made.used_images or mix is not None else images
     follow.on_stage(f"judging on {len(probes)} held-out images")
-    found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
+    found = analyze(made.reference, made.quantized, probes.images)
+    shared = shared_grids(made.quantized, probes.images)
+    found = dataclasses.replace(found, units=units, shared_grids=shared)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if mix is not None:

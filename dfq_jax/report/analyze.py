@@ -17,6 +17,7 @@ from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs, output_shapes
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
+from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.quantize.simulate import Simulated, hook_of
 from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
 from dfq_jax.types import finite_or_none
@@ -87,6 +88,7 @@ class Report:
       confidence: `low` where the images say little about the network.
       notes: what a reader of the numbers should know, in sentences.
       units: how each piece fared whose rounding was learned.
+      shared_grids: tensors that lose much on a grid that others share.
     """
 
     layers: tuple[LayerReport, ...]
@@ -100,6 +102,7 @@ class Report:
     confidence: Confidence = "usual"
     notes: tuple[str, ...] = ()
     units: tuple[UnitReport, ...] = ()
+    shared_grids: tuple[SharedGrid, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -138,6 +141,7 @@ class Report:
             "confidence": self.confidence,
             "notes": list(self.notes),
             "units": [unit._asdict() for unit in self.units],
+            "shared_grids": [found.to_dict() for found in self.shared_grids],
             "in_float": [dataclasses.asdict(kind) for kind in self.in_float],
             "layers": [
                 {**dataclasses.asdict(x), "sqnr": finite_or_none(x.sqnr)} for x in self.layers

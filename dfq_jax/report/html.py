@@ -42,6 +42,12 @@ result from a sound one; they are not an accuracy on real data.</p>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
 <td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
 </table>
+{% if report.shared_grids %}<h2>Unequal parts on one grid</h2>
+<p>What these tensors keep on the grid that they share with larger ones, and would on their own.</p>
+<table><tr><th>tensor</th><th>on the grid of</th><th>SQNR dB</th><th>on its own</th></tr>
+{% for x in report.shared_grids %}<tr><td>{{ x.part }}</td><td>{{ x.tensor }}</td>
+<td>{{ '%.1f' % x.shared_db }}</td><td>{{ '%.1f' % x.own_db }}</td></tr>{% endfor %}
+</table>{% endif %}
 {% if report.units %}<h2>Learned rounding</h2>
 <p>The error of each piece of the network, rounded as it came and with what was learned.</p>
 <table><tr><th>unit</th><th>method</th><th>before</th><th>after</th><th></th><th>s</th></tr>

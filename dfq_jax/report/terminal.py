@@ -213,6 +213,18 @@ def float_line(report: Report) -> str:
     return f"in float: {'; '.join(groups)}" if groups else ""
 
 
+def shared_line(report: Report) -> str:
+    """Which tensor suffers most on a grid that it shares; empty if none does."""
+    if not report.shared_grids:
+        return ""
+    worst, *others = report.shared_grids
+    more = f"; {len(others)} more in the report" if others else ""
+    return (
+        f"unequal parts on one grid: {one_line(worst.part)} keeps {worst.shared_db:.0f} dB on "
+        f"that of {one_line(worst.tensor)}, {worst.own_db:.0f} dB on its own{more}"
+    )
+
+
 def units_lines(report: Report) -> list[str]:
     """What learned rounding was worth, a line for each method; none if nothing was learned."""
     by_method: dict[str, list[UnitReport]] = {}
