@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify_runners import RUNTIME
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Terminal,
+    blame_line,
     coverage_line,
     float_line,
     layer_rows,
@@ -108,6 +111,7 @@ def remove_state(folder: Path) -> None:
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     parse_scheme(options.scheme)
+    rules = [parse_rule(text) for text in options.rule]
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
@@ -120,6 +124,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
             scheme=options.scheme,
             preset=options.preset,
             layers=options.layers,
+            rules=rules,
             method=options.method,
             reconstruction=options.reconstruction,
             reconstruction_steps=options.reconstruction_steps,
@@ -149,8 +154,9 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
         raise QualityError(
             f"the integer network agrees with the float one on only "
             f"{100 * result.report.agreement:.1f} % of {result.report.images} held-out images: "
-            f"saved as {options.output / 'model.failed.onnx'}. Use more bits (--scheme), "
-            "--preset balanced, or another --layers preset."
+            f"saved as {options.output / 'model.failed.onnx'}. "
+            f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
+            "what more bits and other settings would buy."
         )
     if verification is not None and not verification.passed:
         raise QualityError(

@@ -21,6 +21,7 @@ from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.diagnose import blamed, loses_much
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
@@ -181,6 +182,11 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     found = analyze(made.reference, made.quantized, probes.images)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared)
+    if found.finite and loses_much(found):
+        follow.on_stage("finding the layers that cost most")
+        so_far = {layer.name: layer.sqnr for layer in found.layers}
+        costs = blamed(made.reference, made.quantized, probes.images, so_far)
+        found = dataclasses.replace(found, costs=costs)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if mix is not None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfq_jax.optim.progress import Progress as Step
+from dfq_jax.quantize.diagnosis import worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
 
@@ -211,6 +212,17 @@ def float_line(report: Report) -> str:
         by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}")
     groups = [f"{', '.join(kinds)} ({reason})" for reason, kinds in by_reason.items()]
     return f"in float: {'; '.join(groups)}" if groups else ""
+
+
+def blame_line(report: Report) -> str:
+    """Which layer costs most, a sentence and a space; empty where layers were not compared."""
+    if not report.costs:
+        return ""
+    worst, *_ = worst_first(report.costs)
+    return (
+        f"{one_line(worst.name)} costs most: quantized alone, it leaves the output "
+        f"{worst.alone_db:.1f} dB. "
+    )
 
 
 def shared_line(report: Report) -> str:

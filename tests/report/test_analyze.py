@@ -58,6 +58,7 @@ def test_a_good_network(reference, quantized, images):
             "in_float",
             "units",
             "shared_grids",
+            "layer_costs",
         ),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
