@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.diagnose import diagnose, reference_of
+from dfq_jax.recipes.untried import Untried, other_presets, to_dicts, within_budget
 from dfq_jax.report.diagnosis import (
     COST_HEADER,
     FEW_RULES,
+    INDENT,
     REMEDY_HEADER,
     advice,
     columns,
@@ -53,6 +56,9 @@ class Patient(NamedTuple):
       bytes: of its file.
       command: that makes it again, into another folder.
       rules: that the command has.
+      preset: that made it.
+      made: provenance of its images.
+      budgeted: whether its bits were chosen within a budget.
     """
 
     title: str
@@ -63,6 +69,9 @@ class Patient(NamedTuple):
     bytes: int
     command: tuple[str, ...]
     rules: tuple[str, ...]
+    preset: str
+    made: Mapping[str, Any]
+    budgeted: bool = False
 
 
 def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
@@ -79,9 +88,19 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
     found = diagnose(reference, *given, on_stage=terminal.stage)
     if chart is not None:
         write_atomically(chart, costs_png(found.costs))
-    show(of, found, options.top, terminal)
+    rest = untried_for(of, reference, found)
+    show(of, found, rest, options.top, terminal)
     told = {"target": target, "title": of.title, **to_dict(found, of.bytes, of.command, of.rules)}
-    emit(terminal, {**told, "seconds": terminal.elapsed})
+    emit(terminal, {**told, "untried": to_dicts(rest), "seconds": terminal.elapsed})
+
+
+def untried_for(of: Patient, reference: Model, found: Diagnosis) -> tuple[Untried, ...]:
+    """What could help and is not computed."""
+    others = other_presets(of.preset, of.quantized.model.contract, of.made)
+    count = of.made.get("n", 0)
+    images = count if isinstance(count, int) else 0
+    budget = None if of.budgeted else within_budget(reference, of.quantized.plan, found, images)
+    return others if budget is None else (*others, budget)
 
 
 def of_folder(folder: Path, terminal: Terminal) -> Patient:
@@ -103,6 +122,9 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
         artifact.onnx_path.stat().st_size,
         command,
         rules,
+        str(facts.get("preset")),
+        facts.get("images") or {},
+        "budget" in report.get("settings", {}),
     )
 
 
@@ -153,6 +175,8 @@ def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient
         len(serialize(quantized_onnx(result.quantized))),
         command_for(target, options),
         options.rule,
+        "fast",
+        result.images.provenance,
     )
 
 
@@ -168,7 +192,9 @@ def command_for(target: str, options: DoctorOptions) -> tuple[str, ...]:
     return (*words, "-o", "out")
 
 
-def show(of: Patient, found: Diagnosis, top: int, terminal: Terminal) -> None:
+def show(
+    of: Patient, found: Diagnosis, rest: Sequence[Untried], top: int, terminal: Terminal
+) -> None:
     """What a person reads."""
     terminal.say(of.title)
     terminal.say("")
@@ -188,8 +214,16 @@ def show(of: Patient, found: Diagnosis, top: int, terminal: Terminal) -> None:
     for line in columns(REMEDY_HEADER, remedy_rows(found, of.bytes)):
         terminal.say(line)
     terminal.say("")
-    for line in [*wrapped(advice(found)), *typed(of, found)]:
+    for line in [*wrapped(advice(found)), *typed(of, found), *untried_lines(rest)]:
         terminal.say(line)
+
+
+def untried_lines(rest: Sequence[Untried]) -> list[str]:
+    """What was not computed, and what it takes."""
+    lines = ["", "Not computed, since more has to be made first:"] if rest else []
+    for x in rest:
+        lines += wrapped(f"{' '.join(x.options)}: {x.takes}", hanging=INDENT)
+    return lines
 
 
 def typed(of: Patient, found: Diagnosis) -> list[str]:

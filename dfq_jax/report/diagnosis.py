@@ -124,9 +124,16 @@ def command_lines(words: Sequence[str]) -> list[str]:
     return lines
 
 
-def wrapped(text: str) -> list[str]:
-    """A sentence in lines of at most `WIDTH`."""
-    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, hanging: str = "") -> list[str]:
+    """A sentence in lines of at most `WIDTH`, `hanging` before the first, twice before others."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=hanging,
+        subsequent_indent=2 * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def to_dict(
