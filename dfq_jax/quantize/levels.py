@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED
-from dfq_jax.numerics.affine import Steps, snapped, steps_of
+from dfq_jax.numerics.affine import BIAS_LIMIT, Steps, snapped, steps_of
 from dfq_jax.quantize.calibrate import Ranges, fit_edges, fit_kernels, histograms_of
 from dfq_jax.quantize.costs import with_biases_of
 from dfq_jax.quantize.plan import Plan, Spec, weight_spec
@@ -167,27 +167,49 @@ def run(made: Candidates, images: Tensor, levels: Int[Array, " sites"]) -> tuple
 
 def levelled(made: Candidates, levels: Int[Array, " sites"]) -> Hook:
     """The hook that gives each site its level. A bias goes with the kernel of its layer."""
-    index = {site: i for i, site in enumerate(made.sites)}
-
-    def snap(site: Site, x: Tensor, quantized: Tensor) -> Tensor:
-        """`x` in float or on 8 bits, `quantized` as the network has it."""
-        level = levels[index[site]]
-        at = lambda base, fine: jnp.where(level == FINE, fine, base)
-        steps = jax.tree.map(at, made.base[site], made.fine[site])
-        value = jnp.where(level == FINE, x, quantized)
-        return jnp.where(level == FLOAT, x, snapped(value, steps))
+    level = {site: levels[i] for i, site in enumerate(made.sites)}
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        kernel = Site(node.name, "kernel")
-        if kernel in index:
-            ours = made.model.params[node.name]
-            chosen = {"kernel": snap(kernel, slots["kernel"], ours["kernel"])}
-            if "bias" in slots:
-                as_is = levels[index[kernel]] == AS_IS
-                chosen["bias"] = jnp.where(as_is, ours["bias"], slots["bias"])
-            slots = {**slots, **chosen}
+        if Site(node.name, "kernel") in level:
+            slots = {**slots, **parameters(made, level, node.name, slots)}
         sites = [Site(node.name, f"input{i}") for i in range(len(args))]
         edges = zip(sites, args, strict=True)
-        return slots, tuple(snap(s, x, x) if s in index else x for s, x in edges)
+        return slots, tuple(at_level(made, level, s, x, x) if s in level else x for s, x in edges)
 
     return hook
+
+
+def parameters(
+    made: Candidates, level: Mapping[Site, Array], layer: str, slots: Slots
+) -> dict[str, Tensor]:
+    """The kernel and bias of a layer at its levels, `slots` being the float ones.
+
+    As in the deployed file, a bias is rounded to the product of both scales where kernel and input
+    are quantized.
+    """
+    kernel, data = Site(layer, "kernel"), Site(layer, "input0")
+    ours = made.model.params[layer]
+    found = {"kernel": at_level(made, level, kernel, slots["kernel"], ours["kernel"])}
+    if "bias" not in slots:
+        return found
+    bias = jnp.where(level[kernel] == AS_IS, ours["bias"], slots["bias"])
+    if data not in level:
+        return {**found, "bias": bias}
+    step = (steps_at(made, level, data).scale * steps_at(made, level, kernel).scale).reshape(-1)
+    rounded = jnp.clip(jnp.round(bias / step), -BIAS_LIMIT, BIAS_LIMIT) * step
+    integer = (level[kernel] != FLOAT) & (level[data] != FLOAT)
+    return {**found, "bias": jnp.where(integer, rounded, bias)}
+
+
+def steps_at(made: Candidates, level: Mapping[Site, Array], site: Site) -> Steps:
+    """The grid of a site."""
+    fine = level[site] == FINE
+    return jax.tree.map(lambda b, f: jnp.where(fine, f, b), made.base[site], made.fine[site])
+
+
+def at_level(
+    made: Candidates, level: Mapping[Site, Array], site: Site, x: Tensor, quantized: Tensor
+) -> Tensor:
+    """`x` as it is in float and on 8 bits, and `quantized` as the network has it."""
+    value = jnp.where(level[site] == AS_IS, quantized, x)
+    return jnp.where(level[site] == FLOAT, x, snapped(value, steps_at(made, level, site)))

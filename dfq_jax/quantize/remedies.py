@@ -96,12 +96,16 @@ def wholesale(model: Model, plan: Plan) -> Iterator[Remedy]:
     """8 bits for all tensors, for all kernels, and for what shortcuts read."""
     kernels = [site for site, _ in plan.entries if site.argument is None]
     edges = [site for site, _ in plan.entries if site.argument is not None]
-    for name, sites, rule in (("activations", edges, "*=a8"), ("weights", kernels, "*=w8")):
+    tried: list[Plan] = []
+    for name, sites, rule in (
+        ("all activations", edges, "*=a8"),
+        ("all weights", kernels, "*=w8"),
+        ("everything", [*kernels, *edges], "*=8"),
+    ):
         finer = raised(model, plan, sites)
-        if finer != plan:
-            yield Remedy(f"all {name} at 8 bits", finer, (rule,))
-    finer = raised(model, plan, [*kernels, *edges])
-    yield Remedy("everything at 8 bits", finer, ("*=8",))
+        if finer != plan and finer not in tried:
+            tried.append(finer)
+            yield Remedy(f"{name} at 8 bits", finer, (rule,))
     if plan.layers in ("qdrop_8bit_ends", "brecq_8bit_ends_second"):
         parted = shortcuts_apart(model, plan)
         if parted != plan:

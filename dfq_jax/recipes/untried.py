@@ -62,10 +62,11 @@ def foretold(made: Mapping[str, Any], n: int, steps: int) -> float | None:
 
     Compiling takes as long as it did, the rest is by images and steps.
     """
-    numbers = [made.get(key) for key in ("n", "steps", "seconds", "compile_seconds")]
-    if not all(isinstance(x, int | float) for x in numbers) or not (numbers[0] and numbers[1]):
+    count, each, seconds, compiling = (
+        float(made.get(key) or 0) for key in ("n", "steps", "seconds", "compile_seconds")
+    )
+    if count * each * seconds == 0:
         return None
-    count, each, seconds, compiling = numbers
     return compiling + max(seconds - compiling, 0.0) * n * steps / (count * each)
 
 

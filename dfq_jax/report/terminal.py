@@ -221,7 +221,7 @@ def blame_line(report: Report) -> str:
     worst, *_ = worst_first(report.costs)
     return (
         f"{one_line(worst.name)} costs most: quantized alone, it leaves the output "
-        f"{worst.alone_db:.1f} dB. "
+        f"{round(worst.alone_db, 1) or 0.0} dB. "
     )
 
 
