@@ -18,7 +18,7 @@ from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.load import CARRIED, ReadOptions, load
 from dfq_jax.io.onnx_out import quantized_onnx, serialize
 from dfq_jax.options import DoctorOptions
-from dfq_jax.quantize.diagnosis import Diagnosis
+from dfq_jax.quantize.diagnosis import Diagnosis, Outcome
 from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantize.simulate import QuantizedModel
@@ -214,7 +214,8 @@ def show(
     for line in columns(REMEDY_HEADER, remedy_rows(found, of.bytes)):
         terminal.say(line)
     terminal.say("")
-    for line in [*wrapped(advice(found)), *typed(of, found), *untried_lines(rest)]:
+    best = recommended(found, of.bytes)
+    for line in [*wrapped(advice(best)), *typed(of, found, best), *untried_lines(rest)]:
         terminal.say(line)
 
 
@@ -226,16 +227,14 @@ def untried_lines(rest: Sequence[Untried]) -> list[str]:
     return lines
 
 
-def typed(of: Patient, found: Diagnosis) -> list[str]:
-    """What to type for the remedies."""
-    best = recommended(found)
+def typed(of: Patient, found: Diagnosis, best: Outcome | None) -> list[str]:
+    """What to type for the remedies, the best of them first."""
     lines = [] if best is None else command_lines([*of.command, *options_of(best, of.rules)])
     others = [x for x in found.outcomes if x is not best]
-    if others:
-        lines += ["", "The others, as options of the same command:"]
-    for x in others:
-        words = options_of(x, of.rules)
-        many = len(words) > 2 * FEW_RULES
-        lines.append(f"{x.remedy.name}:" + (" (see --json)" if many else ""))
-        lines += [] if many else command_lines(words)
+    short = [x for x in others if len(options_of(x, of.rules)) <= 2 * FEW_RULES]
+    if short:
+        more = "" if len(short) == len(others) else " (longer ones: --json)"
+        lines += ["", f"The others, as options of the same command{more}:"]
+    for x in short:
+        lines += [f"{x.remedy.name}:", *command_lines(options_of(x, of.rules))]
     return lines

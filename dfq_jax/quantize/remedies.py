@@ -56,20 +56,31 @@ def least_bits(plan: Plan, layer: str) -> int:
 
 
 def more_bits(model: Model, plan: Plan, worst: Sequence[str]) -> Iterator[Remedy]:
-    """The worst layers at 8 bits, more and more of them; all only where there are none between."""
+    """The worst layers at 8 bits, more and more of them; then so, and all activations too."""
     sites = [site for site, _ in plan.entries]
-    for k in [k for k in STEPS if k < len(worst)] or [len(worst)]:
-        chosen = worst[:k]
-        finer = raised(model, plan, [s for s in sites if s.node in chosen])
-        rules = tuple(f"{glob.escape(name)}=8" for name in chosen)
-        yield Remedy(f"{told(k)} at 8 bits", finer, rules)
+    edges = [site for site in sites if site.argument is not None]
+    nested = [(k, [s for s in sites if s.node in worst[:k]]) for k in counts(len(worst))]
+    rules = lambda k: tuple(f"{glob.escape(name)}=8" for name in worst[:k])
+    for k, chosen in nested:
+        yield Remedy(f"{told(k)} at 8 bits", raised(model, plan, chosen), rules(k))
+    if raised(model, plan, edges) == plan:
+        return
+    for k, chosen in nested:
+        finer = raised(model, plan, [*edges, *chosen])
+        yield Remedy(f"{told(k)} and all activations", finer, ("*=a8", *rules(k)))
 
 
 def kept_float(model: Model, plan: Plan, worst: Sequence[str]) -> Iterator[Remedy]:
-    """The worst layers in float, more and more of them; never all."""
-    for k in [k for k in STEPS if k < len(worst)]:
+    """The worst layers in float, more and more of them; never all of several."""
+    for k in counts(len(worst)):
         rules = tuple(f"{glob.escape(name)}=float" for name in worst[:k])
         yield Remedy(f"{told(k)} in float", without(model, plan, worst[:k]), rules)
+
+
+def counts(layers: int) -> list[int]:
+    """How many of so many layers are tried: few, a half, three quarters; all of a single one."""
+    tried = {k for k in STEPS if k <= layers / 2} | {layers // 2, 3 * layers // 4}
+    return sorted(tried - {0}) or [layers]
 
 
 def told(k: int) -> str:
@@ -93,7 +104,7 @@ def without(model: Model, plan: Plan, layers: Collection[str]) -> Plan:
 
 
 def wholesale(model: Model, plan: Plan) -> Iterator[Remedy]:
-    """8 bits for all tensors, for all kernels, and for what shortcuts read."""
+    """8 bits for all tensors, for all kernels, for all of both, and for what shortcuts read."""
     kernels = [site for site, _ in plan.entries if site.argument is None]
     edges = [site for site, _ in plan.entries if site.argument is not None]
     tried: list[Plan] = []

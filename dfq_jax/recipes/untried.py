@@ -51,7 +51,7 @@ def other_presets(
         rounding = reconstruction_of(name, contract)
         budget = image_budget(name, contract, learned=rounding != "nearest")
         seconds = foretold(made, budget.n, budget.steps)
-        about = "" if seconds is None else f" (about {seconds:.0f} s, judging by its own)"
+        about = "" if seconds is None else f" (about {seconds:.0f} s, going by those it has)"
         takes = f"makes {budget.n} images in {budget.steps} steps{about}, {ROUNDING[rounding]}"
         found.append(Untried(("--preset", name), takes, seconds))
     return tuple(found)
@@ -84,7 +84,7 @@ def within_budget(model: Model, plan: Plan, found: Diagnosis, images: int) -> Un
     """
     low = [s for s, spec in plan.entries if s.argument is None and spec.grid.bits < FINE_BITS]
     nested = [x for x in found.outcomes if 0 < len(x.remedy.rules) <= MOST_WORST and x.bytes > 0]
-    nested = [x for x in nested if not x.remedy.rules[0].startswith("*=")]
+    nested = [x for x in nested if not x.remedy.rules[0].startswith("*=")]  # only of layers
     if not low or not nested:
         return None
     budget = cost_of(model, nested[-1].remedy.plan, "bytes")

@@ -15,8 +15,10 @@ INDENT = "  "
 USABLE = 10.0
 """SQNR in dB from which on, with `AGREEING`, a remedy is called enough."""
 AGREEING = 0.9
-FEW_RULES = 10
-"""More rules than this are not spelled out on a terminal."""
+FEW_RULES = 5
+"""More rules than this are spelled out on a terminal for the recommended remedy only."""
+ALIKE = 1.03
+"""Files whose sizes differ by less are alike: the simpler command is recommended."""
 COST_HEADER = ("layer", "bits w/a", "alone dB", "so far dB", "of error")
 REMEDY_HEADER = ("remedy", "SQNR dB", "agreement", "file", "s")
 
@@ -74,12 +76,22 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def recommended(found: Diagnosis) -> Outcome | None:
-    """The remedy of the smallest file that is enough; else the best; None if nothing helps."""
+def recommended(found: Diagnosis, stored: int) -> Outcome | None:
+    """The simplest remedy of those with about the smallest file that are enough.
+
+    Args:
+      found: the diagnosis.
+      stored: bytes of the file as it is.
+
+    Returns:
+      None if nothing helps; the best where nothing is enough.
+    """
     better = [x for x in found.outcomes if x.judged.sqnr_db > found.now.sqnr_db]
     enough = [x for x in better if is_enough(x)]
     if enough:
-        return min(enough, key=lambda x: (x.bytes, -x.judged.sqnr_db))
+        most = ALIKE * min(stored + x.bytes for x in enough)
+        alike = [x for x in enough if stored + x.bytes <= most]
+        return min(alike, key=lambda x: (len(options_of(x)), x.bytes))
     return max(better, key=lambda x: x.judged.sqnr_db, default=None)
 
 
@@ -88,14 +100,13 @@ def is_enough(outcome: Outcome) -> bool:
     return outcome.judged.agreement >= AGREEING and outcome.judged.sqnr_db >= USABLE
 
 
-def advice(found: Diagnosis) -> str:
-    """Which remedy to take, in a sentence."""
-    best = recommended(found)
+def advice(best: Outcome | None) -> str:
+    """What to say of the recommended remedy."""
     if best is None:
         return "nothing that was tried helps"
     if not is_enough(best):
         return f"none of these makes it usable; the best is: {best.remedy.name}"
-    return f"the smallest file that is near the float network: {best.remedy.name}"
+    return f"near the float network with the smallest file: {best.remedy.name}"
 
 
 def options_of(outcome: Outcome, rules: Sequence[str] = ()) -> list[str]:
@@ -147,7 +158,7 @@ def to_dict(
       command: that quantizes the network as it is.
       rules: that the command has already.
     """
-    best = recommended(found)
+    best = recommended(found, stored)
     return {
         "images": found.images,
         "output_sqnr_db": finite_or_none(found.now.sqnr_db),

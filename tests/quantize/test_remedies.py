@@ -6,7 +6,7 @@ import pytest
 
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.plan import Scheme, resolve
-from dfq_jax.quantize.remedies import least_bits, remedies_for
+from dfq_jax.quantize.remedies import counts, least_bits, remedies_for
 from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantize.sites import products
 
@@ -41,6 +41,8 @@ def test_what_is_tried(nets):
     assert [remedy.name for remedy in found] == [
         "the worst layer at 8 bits",
         "the 2 worst layers at 8 bits",
+        "the worst layer and all activations",
+        "the 2 worst layers and all activations",
         "all activations at 8 bits",
         "all weights at 8 bits",
         "everything at 8 bits",
@@ -73,6 +75,14 @@ def test_where_all_have_8_bits_the_worst_stay_in_float(nets):
             wanted = resolve(model.graph, Scheme(8, 8), rules=rules)
             assert remedy.plan.table == wanted.table
             assert dict(remedy.plan.groups) == dict(wanted.groups)
+
+
+@pytest.mark.parametrize(
+    ("layers", "tried"),
+    [(1, [1]), (2, [1]), (3, [1, 2]), (18, [1, 2, 5, 9, 13]), (52, [1, 2, 5, 10, 20, 26, 39])],
+)
+def test_how_many_layers_are_tried(layers, tried):
+    assert counts(layers) == tried
 
 
 def test_the_fewest_bits_of_a_layer(nets):

@@ -26,7 +26,7 @@ def test_the_presets_that_do_more():
     large = other_presets("fast", plain_contract((224, 224, 3)), MADE)
     assert [x.options for x in large] == [("--preset", "balanced"), ("--preset", "best")]
     assert large[0].takes == (
-        "makes 64 images in 60 steps (about 396 s, judging by its own), "
+        "makes 64 images in 60 steps (about 396 s, going by those it has), "
         "solves every layer in closed form"
     )
     assert large[0].seconds == pytest.approx(396)
