@@ -196,8 +196,8 @@ def show(
     of: Patient, found: Diagnosis, rest: Sequence[Untried], top: int, terminal: Terminal
 ) -> None:
     """What a person reads."""
-    terminal.say(of.title)
-    terminal.say("")
+    for line in [*wrapped(of.title), ""]:
+        terminal.say(line)
     for line in wrapped(
         "What each layer costs, the worst first: the SQNR of the network's output with only this "
         "layer quantized, and of the layer's own output with all before it quantized too."

@@ -37,12 +37,13 @@ def few_images(monkeypatch):
     monkeypatch.setattr(quantizing, "image_budget", budget)
 
 
-def test_a_folder(dfq, low):
-    found = plain(dfq("doctor", low))
+def test_a_folder(dfq, low, monkeypatch):
+    monkeypatch.chdir(low.parent)
+    found = plain(dfq("doctor", low.name))
     assert found.code == 0
     lines = found.out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith(f"{low}: w2a2, preset fast, layers qdrop_8bit_ends")
+    assert lines[0].startswith("low: w2a2, preset fast, layers qdrop_8bit_ends")
     assert any(line.startswith("as it is ") for line in lines)
     assert any(line.startswith("everything at 8 bits ") for line in lines)
     assert "quantizing one layer at a time" in found.err
@@ -78,11 +79,13 @@ def test_the_command_of_a_remedy_does_what_was_foretold(dfq, low, made, tmp_path
 
 def test_a_failed_folder(dfq, made, tmp_path, monkeypatch):
     monkeypatch.setattr("dfq_jax.report.analyze.COLLAPSED", 1.1)
-    line = ("quantize", made / "net.safetensors", "--arch", "small", "-o", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    line = ("quantize", made / "net.safetensors", "--arch", "small", "-o", "out")
     assert dfq(*line, "--images", made / "images.npz").code == 4
-    found = plain(dfq("doctor", tmp_path / "out", "--top", 2, "--chart", tmp_path / "bars.png"))
+    found = plain(dfq("doctor", "out", "--top", 2, "--chart", "bars.png"))
     assert found.code == 0
-    assert found.out.splitlines()[0].endswith("layers qdrop_8bit_ends, FAILED")
+    title = "out: w8a8, preset fast, layers qdrop_8bit_ends, FAILED"
+    assert found.out.splitlines()[0] == title
     assert "the worst layer in float" in found.out  # all have 8 bits already
     assert "more cost less (--top" in found.out
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
