@@ -18,6 +18,7 @@ from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
+from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized, dfq
@@ -189,6 +190,8 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
         found = dataclasses.replace(found, costs=costs)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
+    if asked.rules:
+        settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:
         settings["budget"] = f"{mix.chosen.cost} of {asked.budget} ({asked.sensitivity})"
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"

@@ -57,6 +57,7 @@ def test_what_it_says_of_a_folder_is_what_was_saved(dfq, low):
     assert set(data) == KEYS
     assert data["output_sqnr_db"] == pytest.approx(report["output_sqnr_db"], abs=0.05)
     assert data["agreement"] == report["agreement"]
+    assert report["settings"]["rules"] == "project=w3"
     so_far = {x["name"]: x["so_far_db"] for x in data["costs"] if x["so_far_db"] is not None}
     assert so_far == {x["name"]: x["sqnr"] for x in report["layers"]}
     assert data["bytes"] == load_artifact(low).onnx_path.stat().st_size

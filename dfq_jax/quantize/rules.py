@@ -8,6 +8,14 @@ from dfq_jax.quantize.plan import Rule, check_rule
 FORMS = "PATTERN=8, =w8, =a8, =w4a8 or =float"
 
 
+def written(rule: Rule) -> str:
+    """A rule as `parse_rule` reads it."""
+    if rule.keep_float:
+        return f"{rule.pattern}=float"
+    w, a = rule.weight_bits, rule.input_bits
+    return f"{rule.pattern}={f'w{w}' if w else ''}{f'a{a}' if a else ''}"
+
+
 def parse_rule(text: str) -> Rule:
     """Reads a rule: a glob over names of layers, an equals sign, and bits.
 

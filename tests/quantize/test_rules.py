@@ -4,7 +4,7 @@ import pytest
 
 from dfq_jax.errors import PlanError
 from dfq_jax.quantize.plan import Rule
-from dfq_jax.quantize.rules import parse_rule
+from dfq_jax.quantize.rules import parse_rule, written
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from dfq_jax.quantize.rules import parse_rule
 )
 def test_rules(text, rule):
     assert parse_rule(text) == rule
+    assert parse_rule(written(rule)) == rule
 
 
 @pytest.mark.parametrize(
