@@ -21,7 +21,9 @@ def options(remedy):
 
 
 @pytest.mark.parametrize("net", ["tiny", "excite", "vit", "two_heads", "shuffle"])
-@pytest.mark.parametrize("layers", ["qdrop_8bit_ends", "brecq_8bit_ends_second_shortcuts"])
+@pytest.mark.parametrize(
+    "layers", ["qdrop_8bit_ends", "brecq_8bit_ends_second_shortcuts", "zsq_all_low"]
+)
 def test_a_remedy_is_what_its_options_make(net, layers, nets):
     model, plan = planned(nets, net, Scheme(3, 4), layers)
     found = remedies_for(model, plan, [n.name for n in products(model.graph)][::-1])
