@@ -114,10 +114,10 @@ def doctor(
     options: Annotated[DoctorOptions, FLAT] = ASKED_NOTHING,
     json: Json = False,
 ) -> None:
-    """Says which layers of an OUT folder or a MODEL cost most, and computes what would help.
+    """Says which layers of an OUT folder or a MODEL cost most, and what would help.
 
-    A MODEL is quantized in simulation first. Nothing is changed; every remedy comes with the
-    options that apply it.
+    A MODEL is quantized in simulation first. What each remedy buys is computed,
+    and comes with the options that apply it. Nothing is changed.
     """
     from dfq_jax.command_doctor import doctor
 
