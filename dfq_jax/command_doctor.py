@@ -215,7 +215,7 @@ def show(
         terminal.say(line)
     terminal.say("")
     best = recommended(found, of.bytes)
-    for line in [*wrapped(advice(best)), *typed(of, found, best), *untried_lines(rest)]:
+    for line in [*wrapped(advice(found.now, best)), *typed(of, found, best), *untried_lines(rest)]:
         terminal.say(line)
 
 

@@ -22,7 +22,7 @@ from dfq_jax.synthesis.targets import distrusted_norms
 
 FEW = 4
 """Images by which the layers are blamed; all of them judge remedies."""
-LOSSY_DB, DISAGREEING = 15.0, 0.9
+LOSSY_DB, DISAGREEING = 10.0, 0.9
 """Below this SQNR of the output, or agreement, a network has lost much."""
 CLOSE = 1e-3
 """Relative difference of outputs below which two float networks are the same."""

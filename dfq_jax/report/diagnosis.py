@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
+from dfq_jax.quantize.levels import Judged
 from dfq_jax.report.terminal import one_line
 from dfq_jax.types import finite_or_none
 
 WIDTH = 80
 INDENT = "  "
 USABLE = 10.0
-"""SQNR in dB from which on, with `AGREEING`, a remedy is called enough."""
+"""SQNR in dB from which on, with `AGREEING`, a network is called near the float one."""
 AGREEING = 0.9
 FEW_RULES = 5
 """More rules than this are spelled out on a terminal for the recommended remedy only."""
@@ -87,7 +88,7 @@ def recommended(found: Diagnosis, stored: int) -> Outcome | None:
       None if nothing helps; the best where nothing is enough.
     """
     better = [x for x in found.outcomes if x.judged.sqnr_db > found.now.sqnr_db]
-    enough = [x for x in better if is_enough(x)]
+    enough = [x for x in better if is_near(x.judged)]
     if enough:
         most = ALIKE * min(stored + x.bytes for x in enough)
         alike = [x for x in enough if stored + x.bytes <= most]
@@ -95,16 +96,18 @@ def recommended(found: Diagnosis, stored: int) -> Outcome | None:
     return max(better, key=lambda x: x.judged.sqnr_db, default=None)
 
 
-def is_enough(outcome: Outcome) -> bool:
-    """Whether a network could be used after a remedy."""
-    return outcome.judged.agreement >= AGREEING and outcome.judged.sqnr_db >= USABLE
+def is_near(judged: Judged) -> bool:
+    """Whether a network is near enough to the float one to be used."""
+    return judged.agreement >= AGREEING and judged.sqnr_db >= USABLE
 
 
-def advice(best: Outcome | None) -> str:
-    """What to say of the recommended remedy."""
+def advice(now: Judged, best: Outcome | None) -> str:
+    """What to say of the network as it is, and of the recommended remedy."""
     if best is None:
         return "nothing that was tried helps"
-    if not is_enough(best):
+    if is_near(now):
+        return f"it is near the float network as it is; nearer with little: {best.remedy.name}"
+    if not is_near(best.judged):
         return f"none of these makes it usable; the best is: {best.remedy.name}"
     return f"near the float network with the smallest file: {best.remedy.name}"
 
@@ -178,5 +181,5 @@ def to_dict(
             for x in found.outcomes
         ],
         "recommended": None if best is None else best.remedy.name,
-        "enough": best is not None and is_enough(best),
+        "enough": best is not None and is_near(best.judged),
     }

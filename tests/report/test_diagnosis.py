@@ -81,13 +81,16 @@ def test_remedies_with_the_size_of_the_file():
 def test_the_smallest_file_that_is_enough_is_recommended():
     best = recommended(FOUND, 10_000)
     assert best is FOUND.outcomes[1]
-    assert advice(best) == "near the float network with the smallest file: two"
+    assert advice(FOUND.now, best) == "near the float network with the smallest file: two"
     alike = recommended(FOUND, 10_000_000)
     assert alike is FOUND.outcomes[2]  # hardly larger, and one rule instead of two
     poor = recommended(FOUND._replace(outcomes=FOUND.outcomes[:1]), 10_000)
-    assert advice(poor) == "none of these makes it usable; the best is: one"
+    assert advice(FOUND.now, poor) == "none of these makes it usable; the best is: one"
     assert recommended(FOUND._replace(outcomes=FOUND.outcomes[3:]), 10_000) is None
-    assert advice(None) == "nothing that was tried helps"
+    assert advice(FOUND.now, None) == "nothing that was tried helps"
+    assert advice(Judged(14.0, 1.0), best) == (
+        "it is near the float network as it is; nearer with little: two"
+    )
 
 
 @pytest.mark.parametrize("rules", [[], ["head=float"]])
