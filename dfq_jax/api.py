@@ -141,14 +141,20 @@ def verify(folder: str | Path) -> Verification:
       UnsupportedModelError: if neither runs it.
     """
     artifact = load_artifact(folder)
-    contract = artifact.quantized.model.contract
+    return compare_runtimes(artifact.quantized, artifact.onnx_path, probes_of(artifact))
+
+
+def probes_of(artifact: Artifact) -> Float[Array, "n h w c"]:
+    """The images that judged the network of an output folder, normalised.
+
+    Raises:
+      DataError: if the folder does not hold them.
+    """
+    path, contract = artifact.folder / PROBE, artifact.quantized.model.contract
     try:
-        probes = probe_images((artifact.folder / PROBE).read_bytes(), contract)
+        return probe_images(path.read_bytes(), contract)
     except (*NOT_AN_NPZ, OSError) as error:
-        raise DataError(
-            f"{artifact.folder / PROBE} does not hold the images to verify with: {error}"
-        ) from error
-    return compare_runtimes(artifact.quantized, artifact.onnx_path, probes)
+        raise DataError(f"{path} does not hold the images to verify with: {error}") from error
 
 
 def bench(folder: str | Path, *, runs: int = 50) -> Latency:

@@ -18,7 +18,7 @@ from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
 from dfq_jax.io.load import ReadOptions
 from dfq_jax.machine import count_cpu_as, keep_programs
-from dfq_jax.options import FLAT, QuantizeOptions, Reading, SynthesizeOptions
+from dfq_jax.options import FLAT, DoctorOptions, QuantizeOptions, Reading, SynthesizeOptions
 
 INTERRUPTED = 130
 
@@ -42,6 +42,7 @@ app = App(
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 DEFAULTS = ReadOptions()
+ASKED_NOTHING = DoctorOptions()
 
 
 @app.command
@@ -103,6 +104,24 @@ def verify(out: Path, /, *, json: Json = False) -> None:
     from dfq_jax.commands import verify_folder
 
     verify_folder(out, terminal(json))
+
+
+@app.command
+def doctor(
+    model_or_out: str,
+    /,
+    *,
+    options: Annotated[DoctorOptions, FLAT] = ASKED_NOTHING,
+    json: Json = False,
+) -> None:
+    """Says which layers of an OUT folder or a MODEL cost most, and what would help.
+
+    A MODEL is quantized in simulation first. What each remedy buys is computed,
+    and comes with the options that apply it. Nothing is changed.
+    """
+    from dfq_jax.command_doctor import doctor
+
+    doctor(model_or_out, options, terminal(json))
 
 
 @app.command

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify_runners import RUNTIME
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Terminal,
+    blame_line,
     coverage_line,
     float_line,
     layer_rows,
+    shared_line,
     trust_lines,
     units_lines,
 )
@@ -107,6 +111,7 @@ def remove_state(folder: Path) -> None:
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     parse_scheme(options.scheme)
+    rules = [parse_rule(text) for text in options.rule]
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
@@ -119,6 +124,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
             scheme=options.scheme,
             preset=options.preset,
             layers=options.layers,
+            rules=rules,
             method=options.method,
             reconstruction=options.reconstruction,
             reconstruction_steps=options.reconstruction_steps,
@@ -148,8 +154,9 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
         raise QualityError(
             f"the integer network agrees with the float one on only "
             f"{100 * result.report.agreement:.1f} % of {result.report.images} held-out images: "
-            f"saved as {options.output / 'model.failed.onnx'}. Use more bits (--scheme), "
-            "--preset balanced, or another --layers preset."
+            f"saved as {options.output / 'model.failed.onnx'}. "
+            f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
+            "what more bits and other settings would buy."
         )
     if verification is not None and not verification.passed:
         raise QualityError(
@@ -190,7 +197,7 @@ def show_result(
     terminal.say("")
     terminal.say(f"{loaded.architecture} {options.scheme}, layers {options.layers}")
     terminal.say(coverage_line(report))
-    if rest := float_line(report):
+    for rest in filter(None, (float_line(report), shared_line(report))):
         terminal.say(rest)
     terminal.say(
         f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"

@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises:
       UsageError: for a file that cannot be read or is no TOML, another schema version, unknown
-        tables, and values that are neither text, whole numbers, nor true or false.
+        tables, and values that are neither text, lists of text, whole numbers, nor true or false.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -67,12 +67,17 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(table, dict):
             raise UsageError(f"--config {path}: {name} = {table!r} must be a table, [{name}].")
         for key, value in table.items():
-            if not isinstance(value, str | int):
+            if not (isinstance(value, str | int) or is_text_list(value)):
                 raise UsageError(
                     f"--config {path}: {key} = {value!r} in [{name}] must be text in quotes, a "
-                    "whole number, true or false."
+                    "whole number, true or false, or a list of texts where a flag is repeated."
                 )
     return content
+
+
+def is_text_list(value: Any) -> bool:
+    """Whether a value is what a flag that can be repeated has in a file."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def settings_toml(verb: str, options: Any) -> bytes:
@@ -82,7 +87,7 @@ def settings_toml(verb: str, options: Any) -> bytes:
       verb: one of `VERBS`.
       options: its options, as a dataclass; those left to the program are left out.
     """
-    values = {k: v for k, v in settings(options) if v is not None and k not in PLACES}
+    values = {k: v for k, v in settings(options) if v not in (None, ()) and k not in PLACES}
     return tomli_w.dumps({"schema_version": SCHEMA_VERSION, verb: values}).encode()
 
 

@@ -1,4 +1,4 @@
-"""What `dfq synthesize` and `dfq quantize` can be told, on the command line or in a TOML file."""
+"""What the verbs can be told on the command line; of most of them, in a TOML file too."""
 
 import dataclasses
 from pathlib import Path
@@ -47,6 +47,7 @@ Observer = Literal[
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
+Rules = Annotated[tuple[str, ...], Parameter(name="--rule", negative="", show_default=False)]
 FLAT = Parameter(name="*", negative="")
 """Of a group of options: its fields are flags."""
 
@@ -89,6 +90,7 @@ class QuantizeOptions:
       scheme: w{bits}a{bits}, bits 2..8.
       preset: Rounding to nearest, in closed form, or learned from there where images are small.
       layers: What stays at 8 bits when the rest has fewer.
+      rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
       images: File or folder of `dfq synthesize`.
       reconstruction: How weights are rounded; the preset says if you do not.
@@ -107,6 +109,7 @@ class QuantizeOptions:
     scheme: str = "w8a8"
     preset: Preset = "fast"
     layers: LayerPreset = "qdrop_8bit_ends"
+    rule: Rules = ()
     method: MethodName | None = None
     images: Path | None = None
     reconstruction: Reconstruction | None = None
@@ -119,3 +122,26 @@ class QuantizeOptions:
     memory: str | None = None
     force: bool = False
     config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """The options of `dfq doctor`, in the order of its help.
+
+    Attributes:
+      scheme: Of a MODEL: w{bits}a{bits}, bits 2..8.
+      layers: Of a MODEL: what stays at 8 bits when the rest has fewer.
+      rule: Of a MODEL: bits of layers by name, as for quantize; may be repeated.
+      reading: how a MODEL is read.
+      seed: Of a MODEL: seed of everything random.
+      top: How many layers are shown.
+      chart: Also write a PNG of what each layer costs.
+    """
+
+    scheme: str = "w8a8"
+    layers: LayerPreset = "qdrop_8bit_ends"
+    rule: Rules = ()
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    seed: int = 0
+    top: int = 10
+    chart: Path | None = None

@@ -19,8 +19,11 @@ from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
+from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
+from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.diagnose import blamed, loses_much
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
@@ -181,9 +184,18 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
         made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
     probes = probes if made.used_images or mix is not None else images
     follow.on_stage(f"judging on {len(probes)} held-out images")
-    found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
+    found = analyze(made.reference, made.quantized, probes.images)
+    shared = shared_grids(made.quantized, probes.images)
+    found = dataclasses.replace(found, units=units, shared_grids=shared)
+    if found.finite and loses_much(found):
+        follow.on_stage("finding the layers that cost most")
+        so_far = {layer.name: layer.sqnr for layer in found.layers}
+        costs = blamed(made.reference, made.quantized, probes.images, so_far)
+        found = dataclasses.replace(found, costs=costs)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
+    if asked.rules:
+        settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:
         settings["budget"] = f"{mix.chosen.cost} of {asked.budget} ({asked.sensitivity})"
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"

@@ -58,6 +58,32 @@ def test_underscores_are_read_as_dashes(written):
     assert parsed("quantize", "--config", path).reconstruction_steps == 50
 
 
+def test_a_flag_that_is_repeated_is_a_list(written):
+    path = written('[quantize]\nrule = ["layer1.*=8", "fc=float"]\n')
+    assert parsed("quantize", "--config", path).rule == ("layer1.*=8", "fc=float")
+    given = parsed("quantize", "--config", path, "--rule", "a=w4", "--rule", "b=a8")
+    assert given.rule == ("a=w4", "b=a8")
+    assert parsed("quantize").rule == ()
+
+
+def test_one_text_is_a_list_of_one(written):
+    path = written('[quantize]\nrule = "fc=8"\n')
+    assert parsed("quantize", "--config", path).rule == ("fc=8",)
+
+
+def test_rules_of_a_file_are_read_as_those_of_the_command_line(dfq, written, tmp_path):
+    found = dfq("quantize", "no.pth", "-o", tmp_path, "--config", written('[quantize]\nrule=["f"]'))
+    assert found.code == 2
+    assert "rule 'f' is none: write PATTERN=8, =w8, =a8, =w4a8 or =float" in found.err
+
+
+def test_rules_are_repeated_with_a_run():
+    options = parsed("quantize", "--rule", "fc=8", "--rule", "x=float")
+    table = tomllib.loads(config.settings_toml("quantize", options).decode())["quantize"]
+    assert table["rule"] == ["fc=8", "x=float"]
+    assert "rule" not in config.settings_toml("quantize", parsed("quantize")).decode()
+
+
 # what is refused
 
 
@@ -73,6 +99,8 @@ def test_underscores_are_read_as_dashes(written):
         ("[quantize]\nreconstruction-steps = true", ["[reconstruction-steps]", "int"]),
         ("[quantize]\nreconstruction-steps = 1.5", ["reconstruction-steps = 1.5", "whole number"]),
         ("[quantize]\nmean = [0.5, 0.5]", ["mean = [0.5, 0.5]", "text in quotes"]),
+        ('[quantize]\nrule = ["fc", 3]', ["rule = ['fc', 3]", "list of texts"]),
+        ('[quantize]\nmean = ["0.5", "0.5"]', ["mean"]),
         ("[quantise]\nseed = 1", ["'quantise'", "nearest: quantize"]),
         ("[quantize.more]\nseed = 1", ["more = {'seed': 1}"]),
         ("quantize = 3", ["quantize = 3 must be a table"]),

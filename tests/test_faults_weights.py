@@ -125,12 +125,16 @@ def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert found.code == 4
     assert found.out.splitlines()[-1] == f"FAILED, kept: {out / 'model.failed.onnx'}"
     assert "agrees with the float one on only" in found.err
-    assert "Use more bits (--scheme), --preset balanced" in found.err
+    assert " costs most: quantized alone, it leaves the output " in found.err
+    assert f"`dfq doctor {out}` computes what more bits and other settings would buy." in found.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["status"], manifest["report"]["passed"]) == ("failed", False)
+    told = manifest["report"]["layer_costs"]
+    assert {x["name"] for x in told} >= {"conv1", "depthwise", "project", "conv2", "fc"}
     assert not (out / "model.onnx").exists()
     page = (out / "report.html").read_text()
     assert "FAILED: the integer network agrees" in page
+    assert "<h2>What each layer costs</h2>" in page
     again = run("quantize", None, "--json")
     assert again.code == 4
     data = json.loads(again.out)

@@ -18,7 +18,7 @@ LAYERS = (
     {"quantizing"},
     {"api", "options", "config"},
     {"commands"},
-    {"command_synthesize"},
+    {"command_synthesize", "command_doctor"},
     {"cli"},
     {"__init__", "__main__"},
 )

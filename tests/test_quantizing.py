@@ -5,6 +5,7 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax import quantizing
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError
+from dfq_jax.graph.ops import Concat, Scale
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
@@ -74,3 +75,14 @@ def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, net
     assert asked == [preset, max(preset, MIXED_IMAGES)]
     images = dfq.ImageSet(nets.images(tiny_net, MIXED_IMAGES), tiny_net.contract)
     assert len(split_probes(images)[0]) >= 32
+
+
+def test_parts_that_suffer_on_a_shared_grid_are_reported(nets):
+    b = nets.Builder(dfq.InputContract(6, 6))
+    large = b.op("large", Scale(1000.0), b.unit("one", "images", 4))
+    x = b.op("join", Concat(3), large, b.conv("small", "images", 3, bias=True))
+    model = b.done(b.conv("last", x, 3, kernel=1, bias=True))
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    (found,) = dfq.quantize(model, images).report.to_dict()["shared_grids"]
+    assert (found["tensor"], found["part"]) == ("join", "small")
+    assert found["db_lost"] > 20

@@ -9,7 +9,9 @@ A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`.
   - into operators without a good 8-bit form, which compute in float: layer and group norm,
     softmax, powers, and the curves of `sites.FLOAT_CURVES`;
   - into a sum that a layer norm reads: the residual stream of a transformer stays in float;
-  - into an operator that only moves values to such float readers.
+  - into an operator that only moves values to such float readers;
+  - into an operator that values leave for an output of the network, merely moved, joined or
+    clipped (`sites.ways_out`): boxes and scores that one output joins would need grids apart.
 - Edges that carry the values of one tensor share one grid, so a deployed file quantizes each
   tensor once. Pooling by maximum, slicing, padding, reshaping, … (`ops.keeps_values`) make no new
   values: edges behind them belong to the tensor before them.

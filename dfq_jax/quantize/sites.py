@@ -13,12 +13,14 @@ from dfq_jax.graph.ops import (
     Add,
     BatchNorm,
     Clip,
+    Concat,
     Curve,
     GroupNorm,
     LayerNorm,
     MatMul,
     Mul,
     Op,
+    Pad,
     Power,
     Relu,
     Softmax,
@@ -29,6 +31,9 @@ from dfq_jax.graph.query import consumers
 
 ABSORBED = (Relu, Clip, BatchNorm)
 """Operators that the one before them absorbs: nothing is stored between the two."""
+
+ON_THE_WAY = (Concat, Pad, Relu, Clip)
+"""Beside operators that only move values: those that join, fill up or limit what they are given."""
 
 PRODUCTS = (*WEIGHTED, MatMul)
 """Operators that multiply and accumulate: what coverage counts."""
@@ -110,6 +115,22 @@ def idle_moves(graph: Graph, floats: dict[str, str]) -> frozenset[str]:
     return frozenset(idle)
 
 
+def ways_out(graph: Graph) -> frozenset[str]:
+    """Operators that values leave for an output of the network, merely moved, joined or clipped.
+
+    No later layer asks for a grid there, and none could hold what an output joins: boxes in pixels
+    beside scores below 1. That other layers may read the same values makes no difference: those
+    edges have grids of their own.
+    """
+    readers, found = consumers(graph), set()
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) or isinstance(node.op, ON_THE_WAY)
+        leads = node.name in graph.outputs or any(n.name in found for n, _ in readers[node.name])
+        if moves and leads:
+            found.add(node.name)
+    return frozenset(found)
+
+
 def leading_to(graph: Graph, layers: Collection[str]) -> frozenset[str]:
     """Operators that only move values, and only to these layers."""
     readers, found = consumers(graph), set()
@@ -131,7 +152,7 @@ def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[
       The groups; each shares one grid.
     """
     origin, floats = origins(graph), float_operators(graph)
-    skipped = idle_moves(graph, floats) | set(floats)
+    skipped = idle_moves(graph, floats) | ways_out(graph) | set(floats)
     groups: dict[str, list[Site]] = {}
     for node in graph.nodes:
         if isinstance(node.op, ABSORBED) or node.name in skipped:

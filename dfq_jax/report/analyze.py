@@ -15,8 +15,10 @@ from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_node, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs, output_shapes
+from dfq_jax.quantize.diagnosis import LayerCost, worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
+from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.quantize.simulate import Simulated, hook_of
 from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
 from dfq_jax.types import finite_or_none
@@ -87,6 +89,8 @@ class Report:
       confidence: `low` where the images say little about the network.
       notes: what a reader of the numbers should know, in sentences.
       units: how each piece fared whose rounding was learned.
+      shared_grids: tensors that lose much on a grid that others share.
+      costs: what each layer costs, in execution order, where the network lost much.
     """
 
     layers: tuple[LayerReport, ...]
@@ -100,6 +104,8 @@ class Report:
     confidence: Confidence = "usual"
     notes: tuple[str, ...] = ()
     units: tuple[UnitReport, ...] = ()
+    shared_grids: tuple[SharedGrid, ...] = ()
+    costs: tuple[LayerCost, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -138,6 +144,8 @@ class Report:
             "confidence": self.confidence,
             "notes": list(self.notes),
             "units": [unit._asdict() for unit in self.units],
+            "shared_grids": [found.to_dict() for found in self.shared_grids],
+            "layer_costs": [cost.to_dict() for cost in worst_first(self.costs)],
             "in_float": [dataclasses.asdict(kind) for kind in self.in_float],
             "layers": [
                 {**dataclasses.asdict(x), "sqnr": finite_or_none(x.sqnr)} for x in self.layers

@@ -8,6 +8,7 @@ from jinja2 import Environment
 
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.grid import grid_png
+from dfq_jax.report.plots import costs_png
 from dfq_jax.report.terminal import one_line
 from dfq_jax.types import ImageSet
 
@@ -42,6 +43,17 @@ result from a sound one; they are not an accuracy on real data.</p>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
 <td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
 </table>
+{% if costs %}<h2>What each layer costs</h2>
+<p>On the left the error of the network's output with only this layer quantized; on the right the
+error that has gathered in a layer's own output. <code>dfq doctor</code> computes what would
+help.</p>
+<img alt="errors by layer" src="data:image/png;base64,{{ costs }}">{% endif %}
+{% if report.shared_grids %}<h2>Unequal parts on one grid</h2>
+<p>What these tensors keep on the grid that they share with larger ones, and would on their own.</p>
+<table><tr><th>tensor</th><th>on the grid of</th><th>SQNR dB</th><th>on its own</th></tr>
+{% for x in report.shared_grids %}<tr><td>{{ x.part }}</td><td>{{ x.tensor }}</td>
+<td>{{ '%.1f' % x.shared_db }}</td><td>{{ '%.1f' % x.own_db }}</td></tr>{% endfor %}
+</table>{% endif %}
 {% if report.units %}<h2>Learned rounding</h2>
 <p>The error of each piece of the network, rounded as it came and with what was learned.</p>
 <table><tr><th>unit</th><th>method</th><th>before</th><th>after</th><th></th><th>s</th></tr>
@@ -97,4 +109,5 @@ def report_html(
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
     grid = base64.b64encode(grid_png(images)).decode()
     judged = f"the pixels of {report.images}" if report.dense else report.images
-    return page.render(report=report, facts=facts, grid=grid, judged=judged).encode()
+    costs = base64.b64encode(costs_png(report.costs)).decode() if report.costs else ""
+    return page.render(report=report, facts=facts, grid=grid, judged=judged, costs=costs).encode()

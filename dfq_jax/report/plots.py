@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dfq_jax.quantize.bits import Allocation, Losses
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.costs import Unit
+from dfq_jax.quantize.diagnosis import LayerCost, worst_first
 
 AXIS: dict[Unit, str] = {
     "bits": "average bits of a weight",
@@ -14,6 +15,10 @@ AXIS: dict[Unit, str] = {
 }
 LEAST = 1e-9
 """Losses below this are drawn as this."""
+MOST_BARS = 60
+MOST_PERCENT = 200.0
+"""Bars end here: an output whose error is twice its energy is lost."""
+MOST_LETTERS = 36
 BITS_HEADER = ("chosen", "what", "bits", "uniform", "predicted loss", "at 8 bits")
 FRONT_HEADER = ("budget", "predicted loss", "bits of weights", "bits of tensors")
 
@@ -54,6 +59,47 @@ def front_png(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def costs_png(costs: Sequence[LayerCost]) -> bytes:
+    """A PNG of what each layer costs alone, and of the error that has gathered behind it.
+
+    Args:
+      costs: of the layers in execution order, from the top; of many, the worst are drawn.
+
+    Returns:
+      The bytes of the PNG, the same for the same costs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    worst = worst_first(costs)[:MOST_BARS]
+    drawn = [cost for cost in costs if cost in worst]
+    figure = Figure(figsize=(9.0, 1.2 + 0.2 * len(drawn)), layout="constrained")
+    FigureCanvasAgg(figure)
+    alone, gathered = figure.subplots(1, 2, sharey=True)
+    rows = range(len(drawn))
+    bars = [min(100 * cost.noise, MOST_PERCENT) for cost in drawn]
+    worse = {cost.name for cost in worst[:5]}
+    alone.barh(rows, bars, color=["#b00020" if c.name in worse else "#7a8ba8" for c in drawn])
+    known = [(i, c.so_far_db) for i, c in enumerate(drawn) if c.so_far_db is not None]
+    share = [min(100 * 10 ** (-db / 10), MOST_PERCENT) for _, db in known]
+    gathered.barh([i for i, _ in known], share, color="#7a8ba8")
+    alone.set_yticks(rows, [shortened(cost.name) for cost in drawn], fontsize=7)
+    alone.set_ylim(len(drawn) - 0.4, -0.6)
+    alone.set_title("only this layer quantized", fontsize=9)
+    alone.set_xlabel("error of the network's output, % of its energy", fontsize=8)
+    gathered.set_title("all layers up to this one quantized", fontsize=9)
+    gathered.set_xlabel("error of this layer's output, % of its energy", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def shortened(name: str) -> str:
+    """A name for a chart: its end, if it is long, without what a font cannot draw."""
+    plain = "".join(c if c.isascii() and c.isprintable() and c != "$" else "?" for c in name)
+    return plain if len(plain) <= MOST_LETTERS else f"...{plain[-MOST_LETTERS + 3 :]}"
 
 
 def bit_rows(

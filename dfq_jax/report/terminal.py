@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfq_jax.optim.progress import Progress as Step
+from dfq_jax.quantize.diagnosis import worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
 
@@ -211,6 +212,29 @@ def float_line(report: Report) -> str:
         by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}")
     groups = [f"{', '.join(kinds)} ({reason})" for reason, kinds in by_reason.items()]
     return f"in float: {'; '.join(groups)}" if groups else ""
+
+
+def blame_line(report: Report) -> str:
+    """Which layer costs most, a sentence and a space; empty where layers were not compared."""
+    if not report.costs:
+        return ""
+    worst, *_ = worst_first(report.costs)
+    return (
+        f"{one_line(worst.name)} costs most: quantized alone, it leaves the output "
+        f"{round(worst.alone_db, 1) or 0.0} dB. "
+    )
+
+
+def shared_line(report: Report) -> str:
+    """Which tensor suffers most on a grid that it shares; empty if none does."""
+    if not report.shared_grids:
+        return ""
+    worst, *others = report.shared_grids
+    more = f"; {len(others)} more in the report" if others else ""
+    return (
+        f"unequal parts on one grid: {one_line(worst.part)} keeps {worst.shared_db:.0f} dB on "
+        f"that of {one_line(worst.tensor)}, {worst.own_db:.0f} dB on its own{more}"
+    )
 
 
 def units_lines(report: Report) -> list[str]:

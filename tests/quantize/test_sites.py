@@ -8,6 +8,8 @@ from dfq_jax.graph.ops import (
     Add,
     BatchNorm,
     Clip,
+    Concat,
+    Flatten,
     LayerNorm,
     LeakyRelu,
     Linear,
@@ -20,6 +22,8 @@ from dfq_jax.graph.ops import (
     Relu,
     Reshape,
     Resize,
+    Scale,
+    Slice,
     Softmax,
     Sub,
     Transpose,
@@ -150,3 +154,73 @@ def test_values_moved_to_floats_and_integers_are_quantized_once():
         "y": [Site("grown", "input0"), Site("p", "input0")],
         "soft": [Site("p", "input1")],
     }
+
+
+def sites_of(nodes: tuple[Node, ...], *outputs: str) -> list[str]:
+    """All edges that are quantized, as text."""
+    groups = tensor_groups(Graph(nodes, ("x",), outputs))
+    return [f"{s.node}.{s.argument}" for sites in groups.values() for s in sites]
+
+
+HEADS = (
+    Node("box", Linear(), ("x",)),
+    Node("score", Linear(), ("x",)),
+    Node("chance", Activation("sigmoid"), ("score",)),
+    Node("join", Concat(1), ("box", "chance")),
+)
+READ = ["box.0", "score.0", "chance.0"]
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        (),
+        (Transpose((0, 2, 1)),),
+        (Reshape((9, 64)), Transpose((0, 2, 1)), Flatten()),
+        (Relu(), Slice(((0, None, 1), (0, 4, 1)))),
+        (Clip(0.0, 640.0), Pad(((0, 0), (0, 3)), -1.0), MaxPool((2, 2), (2, 2))),
+    ],
+    ids=len,
+)
+def test_what_an_output_joins_stays_float_however_it_is_moved(moves):
+    chain, last = [], "join"
+    for i, op in enumerate(moves):
+        chain.append(Node(f"m{i}", op, (last,)))
+        last = f"m{i}"
+    assert sites_of((*HEADS, *chain), last) == READ
+
+
+def test_joins_of_joins_and_several_outputs():
+    nodes = (
+        *HEADS,
+        Node("more", Linear(), ("x",)),
+        Node("turned", Transpose((0, 2, 1)), ("join",)),
+        Node("all", Concat(1), ("turned", "more")),
+        Node("flat", Flatten(), ("all",)),
+        Node("cut", Slice(((0, None, 1), (0, 4, 1))), ("all",)),
+    )
+    assert sites_of(nodes, "flat", "cut", "chance") == ["box.0", "score.0", "more.0", "chance.0"]
+
+
+def test_an_output_that_a_layer_reads_too_is_quantized_for_the_layer_alone():
+    nodes = (
+        *HEADS,
+        Node("turned", Transpose((0, 2, 1)), ("join",)),
+        Node("inside", Linear(), ("join",)),
+        Node("behind", Linear(), ("turned",)),
+        Node("sum", Add(), ("inside", "behind")),
+    )
+    assert sites_of(nodes, "turned", "sum") == [
+        *READ,
+        *("inside.0", "behind.0", "sum.0", "sum.1"),
+    ]
+    graph = Graph(nodes, ("x",), ("turned", "sum"))
+    assert tensor_groups(graph)["join"] == [Site("inside", "input0"), Site("behind", "input0")]
+
+
+def test_joins_inside_a_network_are_quantized():
+    """What is computed with before it leaves has a grid, as have its parts."""
+    nodes = (*HEADS, Node("scaled", Scale(2.0), ("join",)), Node("out", Flatten(), ("scaled",)))
+    assert sites_of(nodes, "out") == [*READ, "join.0", "join.1", "scaled.0"]
+    fed = (*HEADS, Node("turned", Reshape((3,)), ("join",)), Node("next", Linear(), ("turned",)))
+    assert sites_of(fed, "next") == [*READ, "join.0", "join.1", "turned.0", "next.0"]

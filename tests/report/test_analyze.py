@@ -57,6 +57,8 @@ def test_a_good_network(reference, quantized, images):
             "notes",
             "in_float",
             "units",
+            "shared_grids",
+            "layer_costs",
         ),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])

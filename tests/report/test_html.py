@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import PIL.Image
 import pytest
 
+from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.types import ImageSet, InputContract
@@ -84,6 +85,15 @@ def test_low_confidence_floats_and_notes_are_told(report):
     assert "<td>a &lt;rule&gt;</td>" in page
     assert "75.0 % of the pixels of 4 held-out synthetic images" in page
     assert "Low confidence" not in page_of(report)
+
+
+def test_unequal_parts_on_one_grid_are_told(report):
+    found = SharedGrid("join", "<scores>", 41.44, 2.16)
+    page = page_of(dataclasses.replace(report, shared_grids=(found,)))
+    assert "<h2>Unequal parts on one grid</h2>" in page
+    row = "<tr><td>&lt;scores&gt;</td><td>join</td>\n<td>2.2</td><td>41.4</td></tr>"
+    assert row in page
+    assert "Unequal parts" not in page_of(report)
 
 
 VERIFIED = {"most_steps": 1, "agreement": 0.985, "runner": "ONNX Runtime"}

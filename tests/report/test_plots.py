@@ -7,8 +7,17 @@ import pytest
 from dfq_jax.quantize.bits import Allocation
 from dfq_jax.quantize.choices import Choice, Space
 from dfq_jax.quantize.costs import Budget, Unit
+from dfq_jax.quantize.diagnosis import LayerCost
 from dfq_jax.quantize.plan import Plan, Scheme
-from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_png, front_rows
+from dfq_jax.report.plots import (
+    BITS_HEADER,
+    FRONT_HEADER,
+    bit_rows,
+    costs_png,
+    front_png,
+    front_rows,
+    shortened,
+)
 
 
 def point(amount, loss, bits=(4, 8), unit: Unit = "bits"):
@@ -47,3 +56,39 @@ def test_rows_of_the_front():
     assert rows[0] == ["3bits", "5.00e-01", "1x2", "1x4"]
     assert rows[2] == ["8bits", "0.00e+00", "1x8", "1x8"]
     assert all(len(row) == len(FRONT_HEADER) for row in rows)
+
+
+def costs(count, **how):
+    return [LayerCost(f"layer{i}", "Conv2d", 4, 4, 20.0 + i, **how) for i in range(count)]
+
+
+def size(data):
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == "PNG"
+        return picture.size
+
+
+def test_costs_are_a_picture_as_tall_as_there_are_layers():
+    few, many = costs_png(costs(3, so_far_db=9.0)), costs_png(costs(30))
+    assert few == costs_png(costs(3, so_far_db=9.0))
+    assert size(few)[0] == size(many)[0] > 600
+    assert size(many)[1] > 2 * size(few)[1]
+    assert size(costs_png(costs(200)))[1] == size(costs_png(costs(60)))[1]
+    ruined = LayerCost("$x^2\n", "Conv2d", 4, 4, float("-inf"), float("-inf"))
+    assert size(costs_png([ruined]))[0] > 600
+
+
+def test_the_layer_that_costs_most_is_red():
+    with PIL.Image.open(io.BytesIO(costs_png(costs(20)))) as picture:
+        shown = np.asarray(picture.convert("RGB"), np.int32).reshape(-1, 3)
+    red, blue = (np.all(shown == c, axis=1).sum() for c in ((0xB0, 0, 0x20), (0x7A, 0x8B, 0xA8)))
+    assert red > blue > 0  # five of twenty, far longer
+
+
+def test_names_for_a_chart():
+    assert shortened("layer1.conv") == "layer1.conv"
+    assert shortened("a$b\nc\u00e9") == "a?b?c?"
+    long = shortened("x" * 30 + ".features.17.conv")
+    assert len(long) == 36
+    assert long.startswith("...")
+    assert long.endswith(".features.17.conv")

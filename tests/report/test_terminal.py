@@ -7,6 +7,7 @@ import pytest
 
 from dfq_jax.optim.progress import Progress
 from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.report import terminal as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.terminal import (
@@ -20,6 +21,7 @@ from dfq_jax.report.terminal import (
     layer_rows,
     one_line,
     printable,
+    shared_line,
     trust_lines,
     units_line,
 )
@@ -180,6 +182,16 @@ def test_what_else_is_in_float():
     assert float_line(found) == (
         "in float: 12 LayerNorm, 25 GELU (no 8-bit form); 3 BatchNorm (not behind a convolution)"
     )
+
+
+def test_what_shares_a_grid_at_its_cost():
+    assert shared_line(report("a")) == ""
+    found = SharedGrid("join\n", "scores", 41.4, 2.2), SharedGrid("qkv", "v", 40.0, 15.0)
+    assert shared_line(dataclasses.replace(report("a"), shared_grids=found[:1])) == (
+        "unequal parts on one grid: scores keeps 2 dB on that of join\\n, 41 dB on its own"
+    )
+    both = dataclasses.replace(report("a"), shared_grids=found)
+    assert shared_line(both).endswith("41 dB on its own; 1 more in the report")
 
 
 def test_how_far_to_trust():

@@ -1,0 +1,39 @@
+"""Rules as people write them: `layer3.*=8`, `head=w8a4`, `*.fc=a8`, `stem=float`."""
+
+import re
+
+from dfq_jax.errors import PlanError
+from dfq_jax.quantize.plan import Rule, check_rule
+
+FORMS = "PATTERN=8, =w8, =a8, =w4a8 or =float"
+
+
+def written(rule: Rule) -> str:
+    """A rule as `parse_rule` reads it."""
+    if rule.keep_float:
+        return f"{rule.pattern}=float"
+    w, a = rule.weight_bits, rule.input_bits
+    return f"{rule.pattern}={f'w{w}' if w else ''}{f'a{a}' if a else ''}"
+
+
+def parse_rule(text: str) -> Rule:
+    """Reads a rule: a glob over names of layers, an equals sign, and bits.
+
+    Args:
+      text: `PATTERN=8` gives kernel and input 8 bits, `=w8` the kernel, `=a8` the input, `=w4a8`
+        each its own; `=float` leaves the layer in float.
+
+    Raises:
+      PlanError: if it is none, or asks for other than 2 to 8 bits.
+    """
+    pattern, _, asked = text.rpartition("=")
+    pattern, asked = pattern.strip(), asked.strip().lower()
+    found = re.fullmatch(r"(?P<both>\d+)|(?:w(?P<w>\d+))?(?:a(?P<a>\d+))?", asked)
+    if not pattern or not asked or (found is None and asked != "float"):
+        raise PlanError(f"rule {text!r} is none: write {FORMS}, e.g. 'layer3.*=8'.")
+    if found is None:
+        return Rule(pattern, keep_float=True)
+    bits = lambda group: None if (n := found["both"] or found[group]) is None else int(n)
+    rule = Rule(pattern, weight_bits=bits("w"), input_bits=bits("a"))
+    check_rule(rule)
+    return rule

@@ -1,0 +1,145 @@
+"""From a quantized network and its float original to what is wrong with it, and what would help."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import DataError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
+from dfq_jax.quantize.levels import Judge, candidates, without_fine
+from dfq_jax.quantize.remedies import remedies_for
+from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantize.sites import Site
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY, expectations, operate
+from dfq_jax.report.analyze import Report
+from dfq_jax.report.judge import judged
+from dfq_jax.synthesis.targets import distrusted_norms
+
+FEW = 4
+"""Images by which the layers are blamed; all of them judge remedies."""
+LOSSY_DB, DISAGREEING = 10.0, 0.9
+"""Below this SQNR of the output, or agreement, a network has lost much."""
+CLOSE = 1e-3
+"""Relative difference of outputs below which two float networks are the same."""
+
+
+def loses_much(report: Report) -> bool:
+    """Whether the layers of a network are worth blaming."""
+    return not (report.passed and report.sqnr >= LOSSY_DB and report.agreement >= DISAGREEING)
+
+
+def blamed(
+    reference: Model,
+    quantized: QuantizedModel,
+    images: Float[Array, "n h w c"],
+    so_far: Mapping[str, float],
+) -> tuple[LayerCost, ...]:
+    """What each layer costs, in execution order; a forward pass on a few images for each."""
+    made = without_fine(reference, quantized)
+    few = images[:FEW]
+    return costs_alone(made, quantized.plan, few, judged, so_far=so_far, batch=FEW)
+
+
+def diagnose(
+    reference: Model,
+    quantized: QuantizedModel,
+    images: Float[Array, "n h w c"],
+    so_far: Mapping[str, float],
+    *,
+    judge: Judge = judged,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Diagnosis:
+    """What each layer costs, and what each remedy would buy.
+
+    Args:
+      reference: the folded float network, node for node the quantized one.
+      quantized: the network.
+      images: normalised probes.
+      so_far: {layer: SQNR of its output in dB, errors before it included}, where known.
+      judge: what is thought of outputs; an estimate of accuracy takes its place here.
+      on_stage: told what is being done.
+    """
+    on_stage("finding ranges of 8 bits")
+    made = candidates(reference, quantized, images, expected=expectations(reference), batch=FEW)
+    on_stage("quantizing one layer at a time")
+    plan, few = quantized.plan, images[:FEW]
+    costs = costs_alone(made, plan, few, judge, so_far=so_far, batch=FEW)
+    on_stage("trying remedies")
+    remedies = remedies_for(reference, plan, [cost.name for cost in worst_first(costs)])
+    now, found = outcomes(made, plan, remedies, images, judge, batch=FEW)
+    return Diagnosis(costs, now, found, images.shape[0])
+
+
+def reference_of(
+    float_model: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]
+) -> Model:
+    """The folded float network that a quantized one was made from.
+
+    Args:
+      float_model: with its batch norms, in whatever form it was saved.
+      quantized: the network.
+      images: normalised, to compare by where the forms differ.
+
+    Returns:
+      The float network on the graph of the quantized one.
+
+    Raises:
+      DataError: if they are not the same network.
+    """
+    found = operate(float_model, DEFAULT_SURGERY, distrusted=distrusted_norms(float_model))
+    if found.graph != quantized.model.graph:
+        found = adopted(found, quantized.model)
+        exact, same = (np.asarray(first_of(m, images[:FEW])) for m in (float_model, found))
+        if not np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max():
+            raise DataError(f"{APART}: their outputs differ in float.")
+    for node, kernel in kernels(quantized):
+        ours = np.asarray(found.params[node.name]["kernel"], np.float64)
+        if not np.sum((ours - kernel) ** 2) < np.sum(ours**2):
+            raise DataError(f"{APART}: their kernels of {node.name!r} differ.")
+    return found
+
+
+APART = "the float network saved beside this integer network is not the one it was made from"
+
+
+@jax.jit
+def first_of(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
+    """The first output of a float network."""
+    return evaluate(model, images)[0][0]
+
+
+def kernels(quantized: QuantizedModel) -> list[tuple[Node, np.ndarray]]:
+    """Every layer whose kernel is quantized, with that kernel."""
+    nodes, params = quantized.model.graph.nodes, quantized.model.params
+    stored = [n for n in nodes if quantized.plan.spec(Site(n.name, "kernel")) is not None]
+    return [(n, np.asarray(params[n.name]["kernel"], np.float64)) for n in stored]
+
+
+def adopted(model: Model, other: Model) -> Model:
+    """A network's parameters on another graph, whose nodes have them in the same order.
+
+    Raises:
+      DataError: if the graphs do not fit.
+    """
+    ours, theirs = ([n for n in m.graph.nodes if m.params.get(n.name)] for m in (model, other))
+    fits = len(ours) == len(theirs) and all(
+        same_shapes(model.params[a.name], other.params[b.name]) and type(a.op) is type(b.op)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    if not fits:
+        raise DataError(f"{APART}: their layers differ.")
+    names = {a.name: b.name for a, b in zip(ours, theirs, strict=True)}
+    params = {new: model.params[old] for old, new in names.items()}
+    moments = {names[old]: m for old, m in model.moments.items() if old in names}
+    return dataclasses.replace(other, params=params, moments=moments)
+
+
+def same_shapes(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> bool:
+    """Whether two sets of parameters are alike but for a bias."""
+    shapes = lambda slots: {k: v.shape for k, v in slots.items() if k != "bias"}
+    return shapes(ours) == shapes(theirs)
