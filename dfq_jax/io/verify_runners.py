@@ -23,10 +23,8 @@ from dfq_jax.io.runtime import (
 FIRST_KNOWN = 19
 """The first opset of which the reference evaluator knows what quantizes."""
 RUNTIME, REFERENCE = "ONNX Runtime", "the ONNX reference evaluator"
-SATURATION = (
-    "This processor has AVX2 but no VNNI: its 8-bit products can saturate at 16 bits, so optimised "
-    "results may differ from those of other machines."
-)
+OFF, ON, PRECISE = "onnxruntime off", "onnxruntime on", "onnxruntime precise"
+"""Without optimisations; as people run it; and where that saturates, in the mode that does not."""
 
 
 class Runners(NamedTuple):
@@ -71,9 +69,10 @@ def runners_of(file: File, revealing: bytes, threads: int) -> Runners:
             f"should, but not that a runtime computes it so: {error}"
         )
         return Runners(REFERENCE, onnx.__version__, (("onnx reference", session),), (told,))
-    warnings = (SATURATION,) if saturation_risk(cpu_features()) else ()
-    ways = (("onnxruntime off", off), ("onnxruntime on", on))
-    return Runners(RUNTIME, onnxruntime().__version__, ways, warnings)
+    ways = ((OFF, off), (ON, on))
+    if saturation_risk(cpu_features()):
+        ways += ((PRECISE, open_session(file, optimize=True, threads=threads, precise=True)),)
+    return Runners(RUNTIME, onnxruntime().__version__, ways, ())
 
 
 class ReferenceSession:

@@ -1,0 +1,121 @@
+"""The rules of verification: what may differ by how much, and what is said if it does not hold."""
+
+import math
+from collections.abc import Sequence
+
+from dfq_jax.io.onnx_builder import printable
+from dfq_jax.io.runtime import PRECISE as SWITCH
+from dfq_jax.io.verify_ends import OutputCheck
+from dfq_jax.io.verify_layers import LayerCheck
+from dfq_jax.io.verify_runners import ON, PRECISE
+
+MOST_STEPS = 1
+"""Codes of two exact computations differ by a step where a value is a tie, and never by two."""
+
+MOST_BEYOND = 0.1
+"""How far from a tie, in steps, such a value may lie: what float sums err by."""
+
+MOST_NOISE = 3.0
+"""Limit of a difference in units of noise, for many values; see `most_noise`."""
+
+NOTICED = 0.1
+"""From how many units of noise on it is worth telling that saturation moves an output."""
+
+LEAST_AGREEMENT = 0.99
+"""Share of the decisions that count which must be the simulator's."""
+
+
+def judged_by(names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the ways to run a network decide: all, less the one that may saturate."""
+    return tuple(name for name in names if name != ON or PRECISE not in names)
+
+
+def failures_of(
+    damage: Sequence[str],
+    layers: Sequence[LayerCheck],
+    outputs: Sequence[OutputCheck],
+    judged: Sequence[str],
+) -> tuple[str, ...]:
+    """The rules that are broken, a sentence each.
+
+    Args:
+      damage: what in the file is not as the exporter writes it.
+      layers: the comparison by layer.
+      outputs: the comparison by output.
+      judged: the ways to run the network that decide.
+    """
+    return (
+        *broken_file(damage),
+        *broken_layers(layers),
+        *(told for output in outputs for told in broken_output(output, judged)),
+    )
+
+
+def broken_file(damage: Sequence[str]) -> list[str]:
+    """A sentence if constants or nodes are not those of the network."""
+    more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+    return [f"the file is not what was exported: {damage[0]}{more}"] if damage else []
+
+
+def broken_layers(layers: Sequence[LayerCheck]) -> list[str]:
+    """A sentence naming the first tensor whose codes differ by more than ties."""
+    for layer in layers:
+        tensor = printable(layer.tensor)
+        if layer.steps > MOST_STEPS:
+            return [f"the codes of {tensor!r} are up to {layer.steps} steps apart, 1 is allowed"]
+        if not layer.beyond <= MOST_BEYOND:
+            return [
+                f"codes of {tensor!r} differ that are no ties: up to {layer.beyond:.2g} steps off, "
+                f"{MOST_BEYOND} are allowed"
+            ]
+    return []
+
+
+def broken_output(output: OutputCheck, judged: Sequence[str]) -> list[str]:
+    """A sentence for every rule an output breaks, with the worst of the ways to run it."""
+    name, told = printable(output.name), []
+    limit = most_noise(output.images)
+    worst = max(judged, key=lambda way: noise_key(output.differences[way]))
+    if not output.differences[worst] <= limit:
+        told.append(
+            f"output {name!r} ({worst}) is {output.differences[worst]:.2g} times the noise of "
+            f"rounding from the simulator, up to {limit:.2g} is allowed"
+        )
+    worst = min(judged, key=lambda way: output.agreements[way])
+    if output.agreements[worst] < LEAST_AGREEMENT:
+        told.append(
+            f"output {name!r} ({worst}) decides as the simulator in only "
+            f"{100 * output.agreements[worst]:.1f} % of {output.counted} cases that are no ties"
+        )
+    return told
+
+
+def noise_key(difference: float) -> float:
+    """For comparing differences, of which no number is the largest."""
+    return math.inf if math.isnan(difference) else difference
+
+
+def most_noise(images: int) -> float:
+    """How many units of noise an output may differ by, on so many images."""
+    return MOST_NOISE
+
+
+def moved_by_saturation(outputs: Sequence[OutputCheck]) -> tuple[str, ...]:
+    """The warning that products saturate on this processor, where that moves an output."""
+    compared = [o for o in outputs if PRECISE in o.differences]
+    moved = [o for o in compared if not o.differences[ON] <= o.differences[PRECISE] + NOTICED]
+    if not moved:
+        return ()
+    most = max(moved, key=lambda o: noise_key(o.differences[ON]))
+    classes = (
+        f" and decides otherwise in {100 * (1 - most.agreements[ON]):.1f} % of clear cases"
+        if most.agreements[ON] < 1
+        else ""
+    )
+    return (
+        "This processor has AVX2 but no VNNI: ONNX Runtime's optimised 8-bit products saturate at "
+        f"16 bits. Here that moves output {printable(most.name)!r} by {most.differences[ON]:.2g} "
+        f"times the noise of rounding ({most.differences[PRECISE]:.2g} in precise mode)"
+        f"{classes}. The file is judged without it, as other processors compute it. To avoid it "
+        f'here: session option {SWITCH} = "1", or weights of 7 bits (--scheme w7a8).',
+    )
