@@ -39,7 +39,7 @@ from dfq_jax.io.runtime import File, feed, read_onnx
 from dfq_jax.io.verify_ends import EndCheck, OutputCheck, Seen, end_checks, look, output_check
 from dfq_jax.io.verify_file import differences
 from dfq_jax.io.verify_layers import Gap, LayerCheck, Readers, layer_checks, layer_gaps
-from dfq_jax.io.verify_rules import failures_of, judged_by, moved_by_saturation
+from dfq_jax.io.verify_rules import broken_file, failures_of, judged_by, moved_by_saturation
 from dfq_jax.io.verify_runners import RUNTIME, Runners, runners_of
 from dfq_jax.quantize.integer import integer_node
 from dfq_jax.quantize.simulate import (
@@ -125,7 +125,12 @@ class Ways:
     drafted: Draft
     runners: Runners
     watched: tuple[str, ...]
-    integer: bool
+    limit: str | None
+
+    @property
+    def integer(self) -> bool:
+        """Whether the integer function can run the network; `limit` says why not."""
+        return self.limit is None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,6 +142,22 @@ class Ways:
     def readers(self) -> Readers:
         """Which site reads which edge."""
         return tuple((site, i) for i, edge in enumerate(self.edges) for site in edge.sites)
+
+
+class Batch(NamedTuple):
+    """What one batch told.
+
+    Attributes:
+      simulator: how the simulator's codes differ, by tensor.
+      integer: how those of the integer function do; empty if it is left out.
+      counts: codes compared, by tensor.
+      parts: how each part of the outputs differs.
+    """
+
+    simulator: list[Gap]
+    integer: list[Gap]
+    counts: np.ndarray
+    parts: list[Seen]
 
 
 def verify(
@@ -167,52 +188,79 @@ def verify(
 
     Raises:
       UsageError: without images.
-      DataError: if the file does not hold this network.
+      DataError: if the file holds so different a network that it cannot be compared.
       UnsupportedModelError: if neither runs it.
     """
     if len(images) == 0:
         raise UsageError("verify() needs at least one image.")
-    edges, proto = quantized_edges(quantized), read_onnx(file)
+    proto = read_onnx(file)
+    damage = tuple(differences(proto, quantized))
+    parts = tuple(part for head in heads_of(quantized.model) for part in head.parts)
+    try:
+        ways = ways_of(quantized, file, proto, threads)
+        seen = [*all_batches(ways, parts, np.asarray(images, np.float32), batch, on_batch)]
+    except Exception as error:
+        if not damage:
+            raise
+        told = broken_file(damage)[0]
+        raise DataError(f"{told}. It cannot be run either: {one_line(error)}") from error
+    return summed_up(ways, parts, seen, damage, len(images))
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).partition("\n")[0]
+
+
+def ways_of(quantized: QuantizedModel, file: File, proto: onnx.ModelProto, threads: int) -> Ways:
+    """What is compared, and what runs it.
+
+    Raises:
+      DataError: if the file quantizes or returns other tensors than the network.
+      UnsupportedModelError: if nothing runs it.
+    """
+    edges = quantized_edges(quantized)
     drafted = draft(quantized.model, edges)
     watched = tuple(code_values(proto, edges, drafted))
     runners = runners_of(file, serialize(exposed(proto, watched)), threads)
-    told = beyond_integers(quantized)
-    ways = Ways(quantized, edges, drafted, runners, watched, told is None)
-    parts = tuple(part for head in heads_of(quantized.model) for part in head.parts)
-    seen, done = [], 0
-    for valid, x in padded_batches(np.asarray(images, np.float32), batch):
-        seen.append(compared(ways, parts, x, valid))
+    return Ways(quantized, edges, drafted, runners, watched, beyond_integers(quantized))
+
+
+def all_batches(
+    ways: Ways,
+    parts: Sequence[Part],
+    images: Float[np.ndarray, "n h w c"],
+    size: int,
+    on_batch: Callable[[int, int], object] | None,
+) -> Iterator[Batch]:
+    """Compares all images, batch by batch."""
+    done = 0
+    for valid, x in padded_batches(images, size):
+        yield compared(ways, parts, x, valid)
         done += valid
         if on_batch is not None:
             on_batch(done, len(images))
+
+
+def summed_up(
+    ways: Ways, parts: Sequence[Part], seen: Sequence[Batch], damage: Sequence[str], images: int
+) -> Verification:
+    """What all batches told, and the rules that it breaks."""
     counts = np.sum([b.counts for b in seen], axis=0)
-    layers = layer_checks(edges, [b.simulator for b in seen], [b.integer for b in seen], counts)
+    gaps = [b.simulator for b in seen], [b.integer for b in seen] if ways.integer else []
+    layers = layer_checks(ways.edges, *gaps, counts)
     outputs = tuple(
         output_check(part, [b.parts[i] for b in seen], ways.names) for i, part in enumerate(parts)
     )
-    worst = np.max([p.worst for b in seen for p in b.parts], axis=0, initial=0.0)
+    worst = np.max(
+        [p.worst for b in seen for p in b.parts] or np.zeros((1, len(ways.names))), axis=0
+    )
     ends = end_checks(outputs, worst, ways.names)
-    damage = tuple(differences(proto, quantized))
     failures = failures_of(damage, layers, outputs, judged_by(ways.names))
-    warnings = (*runners.warnings, *moved_by_saturation(outputs), *([told] if told else []))
-    about = (runners.version, warnings, runners.name)
-    return Verification(layers, ends, len(images), *about, outputs, failures)
-
-
-class Batch(NamedTuple):
-    """What one batch told.
-
-    Attributes:
-      simulator: how the simulator's codes differ, by tensor.
-      integer: how those of the integer function do; empty if it is left out.
-      counts: codes compared, by tensor.
-      parts: how each part of the outputs differs.
-    """
-
-    simulator: list[Gap]
-    integer: list[Gap]
-    counts: np.ndarray
-    parts: list[Seen]
+    left = () if ways.integer else (f"The integer function was left out: {ways.limit}",)
+    warnings = (*ways.runners.warnings, *moved_by_saturation(outputs), *left)
+    about = (ways.runners.version, warnings, ways.runners.name)
+    return Verification(layers, ends, images, *about, outputs, failures)
 
 
 def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Batch:
@@ -322,11 +370,11 @@ def outputs(
 
 
 def beyond_integers(quantized: QuantizedModel) -> str | None:
-    """Why the integer function cannot run the network, in a sentence; None if it can."""
+    """Why the integer function cannot run the network, in words; None if it can."""
     contract = quantized.model.contract
     image = jax.ShapeDtypeStruct((1, *contract.shape), jnp.float32)
     try:
         jax.eval_shape(partial(outputs, way="integer"), quantized, image)
     except UnsupportedModelError as error:
-        return f"The integer function was left out: {error}"
+        return str(error)
     return None

@@ -69,6 +69,7 @@ class OutputCheck:
       differences: {runner: root mean square of its difference, in units of `noise`}.
       agreements: {runner: share of counted decisions that are the simulator's}.
       images: how many were compared.
+      values: of the part, an image.
     """
 
     name: str
@@ -79,6 +80,7 @@ class OutputCheck:
     differences: Mapping[str, float]
     agreements: Mapping[str, float]
     images: int
+    values: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -187,6 +189,7 @@ def output_check(part: Part, seen: Sequence[Seen], runners: Sequence[str]) -> Ou
         dict(zip(runners, units, strict=True)),
         dict(zip(runners, agreements, strict=True)),
         len(noise),
+        part.where.size,
     )
 
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from scipy.special import fdtri
+
 from dfq_jax.io.onnx_builder import printable
 from dfq_jax.io.runtime import PRECISE as SWITCH
 from dfq_jax.io.verify_ends import OutputCheck
@@ -15,8 +17,17 @@ MOST_STEPS = 1
 MOST_BEYOND = 0.1
 """How far from a tie, in steps, such a value may lie: what float sums err by."""
 
-MOST_NOISE = 3.0
-"""Limit of a difference in units of noise, for many values; see `most_noise`."""
+APART = 2 * math.sqrt(2)
+"""Limit of a difference in units of noise, where many values are compared.
+
+Two exact roundings that have nothing in common differ by `sqrt(2)` units; twice that is a fault.
+"""
+
+CHANCE = 1e-6
+"""How often noise that is measured on few values may fail a file by chance."""
+
+INDEPENDENT = 8
+"""As how many values those of one image count at most: they hang together."""
 
 NOTICED = 0.1
 """From how many units of noise on it is worth telling that saturation moves an output."""
@@ -74,7 +85,7 @@ def broken_layers(layers: Sequence[LayerCheck]) -> list[str]:
 def broken_output(output: OutputCheck, judged: Sequence[str]) -> list[str]:
     """A sentence for every rule an output breaks, with the worst of the ways to run it."""
     name, told = printable(output.name), []
-    limit = most_noise(output.images)
+    limit = most_noise(output.images, output.values)
     worst = max(judged, key=lambda way: noise_key(output.differences[way]))
     if not output.differences[worst] <= limit:
         told.append(
@@ -95,9 +106,14 @@ def noise_key(difference: float) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def most_noise(images: int) -> float:
-    """How many units of noise an output may differ by, on so many images."""
-    return MOST_NOISE
+def most_noise(images: int, values: int) -> float:
+    """How many units of noise an output may differ by.
+
+    The unit is itself measured, on so many images of so many values. The ratio of two such mean
+    squares follows the F distribution; its upper end at `CHANCE` is added to the limit.
+    """
+    count = images * min(values, INDEPENDENT)
+    return APART * math.sqrt(float(fdtri(count, count, 1 - CHANCE)))
 
 
 def moved_by_saturation(outputs: Sequence[OutputCheck]) -> tuple[str, ...]:

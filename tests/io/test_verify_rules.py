@@ -1,14 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 
 from dfq_jax.io.verify_ends import OutputCheck
 from dfq_jax.io.verify_layers import LayerCheck
 from dfq_jax.io.verify_rules import (
     MOST_BEYOND,
-    MOST_NOISE,
     failures_of,
     judged_by,
+    most_noise,
     moved_by_saturation,
 )
 
@@ -21,7 +22,9 @@ def layer(tensor="relu1", steps=1, beyond=0.0, **how):
 
 def output(differences, agreements=None, name="logits"):
     ways = dict.fromkeys(differences, 1.0)
-    return OutputCheck(name, "classes", 0.1, 8, 6, differences, {**ways, **(agreements or {})}, 8)
+    return OutputCheck(
+        name, "classes", 0.1, 8, 6, differences, {**ways, **(agreements or {})}, 8, 10
+    )
 
 
 def test_a_file_passes():
@@ -49,9 +52,9 @@ def test_layers_differ_by_ties_only(check, words):
 
 
 def test_outputs_are_as_near_as_rounding_leaves_them():
-    fine = output({OFF: 0.9 * MOST_NOISE, ON: 0.1})
+    fine = output({OFF: 0.9 * most_noise(8, 10), ON: 0.1})
     assert failures_of((), [], [fine], [OFF, ON]) == ()
-    for far in (1.1 * MOST_NOISE, math.nan, math.inf):
+    for far in (1.1 * most_noise(8, 10), math.nan, math.inf):
         (told,) = failures_of((), [], [fine, output({OFF: 0.1, ON: far}, name="depth")], [OFF, ON])
         assert told.startswith(f"output 'depth' ({ON}) is {far:.2g} times the noise of rounding")
     (told,) = failures_of((), [], [output({OFF: 0.1}, {OFF: 0.98})], [OFF])
@@ -73,3 +76,15 @@ def test_saturation_is_told_and_not_judged():
     assert "decides otherwise in 12.5 % of clear cases" in told
     assert 'session.x64quantprecision = "1"' in told
     assert moved_by_saturation([still, output({OFF: 0.0, ON: 9.0})]) == ()
+
+
+def test_the_limit_allows_for_how_noise_is_measured():
+    """Two roundings with nothing in common, over and over, on as few values."""
+    rng = np.random.default_rng(0)
+    for images, values in ((1, 1), (2, 3), (8, 1), (8, 10), (64, 1000)):
+        count = images * min(values, 8)
+        ours, theirs = rng.normal(size=(2, 4000, count))
+        ratio = np.sqrt(np.mean((ours - theirs) ** 2, 1) / np.mean(ours**2, 1))
+        assert ratio.max() < most_noise(images, values)
+    assert most_noise(8, 10) < 8
+    assert 2.83 < most_noise(10_000, 1000) < 3
