@@ -40,7 +40,8 @@ def main() -> None:
     sys.path.append(str(common.ROOT / "tests" / "io"))
     rows = []
     for name in common.names(args.networks):
-        rows.append(row(*name.split(":"), args))
+        network, _, scheme = name.partition(":")
+        rows.append(row(network, scheme, args))
         common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["mutations"]))
     wrong = [r["network"] for r in rows if r["passed"] or not r["intact"].startswith("2")]
     common.finish(args, TABLES, rows, f"wrong: {', '.join(wrong)}" if wrong else None)

@@ -95,7 +95,7 @@ def row(name: str, size: int, scheme: str) -> Row:
         "steps": checked.most_steps,
         "runtime_agreement": checked.agreement,
         "undecided": checked.undecided,
-        "equal": min(c.simulator_equal for c in checked.layers),
+        "equal": min(c.equal for c in checked.layers),
         "beyond": max(c.beyond for c in checked.layers),
         "noise": checked.noise,
         "saturated": max(o.differences["onnxruntime on"] for o in checked.outputs),

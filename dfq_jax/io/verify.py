@@ -18,21 +18,17 @@ moves the outputs on this machine is told as a warning.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
-from dfq_jax.graph.graph import Node
+from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.heads import Part, heads_of
-from dfq_jax.io.onnx_layout import FIRST, STORED, as_stored
 from dfq_jax.io.onnx_out import serialize
 from dfq_jax.io.onnx_values import Draft, Edge, draft, quantized_edges
 from dfq_jax.io.runtime import File, feed, read_onnx
@@ -41,13 +37,13 @@ from dfq_jax.io.verify_file import differences
 from dfq_jax.io.verify_layers import Gap, LayerCheck, Readers, layer_checks, layer_gaps
 from dfq_jax.io.verify_rules import broken_file, failures_of, judged_by, moved_by_saturation
 from dfq_jax.io.verify_runners import RUNTIME, Runners, runners_of
-from dfq_jax.quantize.integer import integer_node
+from dfq_jax.io.verify_values import code_values, edge_codes, exposed, in_nhwc, padded_batches
+from dfq_jax.io.verify_ways import WAYS, beyond_integers, outputs, simulated
 from dfq_jax.quantize.simulate import (
     QuantizedModel,
-    argument_hook,
-    simulate,
-    simulation_hook,
 )
+
+__all__ = ["Verification", "simulated", "verify"]
 
 BATCH = 8
 FACTS = ("passed", "most_steps", "agreement", "undecided")
@@ -291,90 +287,3 @@ def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Ba
         np.array([c[:valid].size for c in codes]),
         [look(part, [np.asarray(run[part.output])[:valid] for run in runs]) for part in parts],
     )
-
-
-def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of images that count, batch of one static size), the last one filled up."""
-    size = min(size, len(images))
-    for start in range(0, len(images), size):
-        x = images[start : start + size]
-        fill = np.repeat(x[-1:], size - len(x), axis=0)
-        yield len(x), np.concatenate([x, fill])
-
-
-def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> list[str]:
-    """The values in the file that hold the codes of the edges, each once.
-
-    Raises:
-      DataError: if the file quantizes or returns other tensors than the network.
-    """
-    returned, outputs = [o.name for o in proto.graph.output], list(drafted.outputs.values())
-    if returned != outputs:
-        raise DataError(
-            f"the ONNX file returns {returned}, the network {outputs}. Export the network again."
-        )
-    wanted = {drafted.pairs[edge.key].codes: edge.tensor for edge in edges}
-    nodes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
-    computed = {value for n in proto.graph.node for value in n.output}
-    missing = [tensor for codes, tensor in wanted.items() if codes not in computed]
-    if missing or len(nodes) != len(wanted):
-        raise DataError(
-            f"the ONNX file quantizes {len(nodes)} tensors, the network {len(wanted)}; "
-            f"not in the file: {missing[:5]}. Export the network again."
-        )
-    return list(wanted)
-
-
-def edge_codes(found: Mapping[str, np.ndarray], edge: Edge, drafted: Draft) -> np.ndarray:
-    """The codes of an edge in the library's layout, out of {value: codes} of the file."""
-    codes = found[drafted.pairs[edge.key].codes]
-    return as_stored(codes, drafted.layouts.held[edge.tensor])
-
-
-def exposed(proto: onnx.ModelProto, values: Sequence[str]) -> onnx.ModelProto:
-    """The network with integer tensors as further outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    kind = onnx.TensorProto.UINT8
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(v, kind, None) for v in values)
-    return copy
-
-
-def in_nhwc(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of the file in the library's layout."""
-    return [as_stored(v, FIRST if v.ndim == 4 else STORED) for v in values]
-
-
-simulated = jax.jit(simulate)
-
-Way = Literal["plain", "simulator", "integer"]
-WAYS: tuple[Way, ...] = ("plain", "simulator", "integer")
-"""Activations not rounded; all simulated in floats; all computed in integers."""
-
-
-@partial(jax.jit, static_argnames="way")
-def outputs(
-    quantized: QuantizedModel, images: Float[Array, "n h w c"], *, way: Way
-) -> tuple[Tensor, ...]:
-    """Every output of the quantized network once, computed in one of `WAYS`."""
-    plan, qparams = quantized.plan, quantized.qparams
-    snap = simulation_hook(plan, qparams)
-
-    def weights_only(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        return snap(node, slots, ())[0], args
-
-    hooks = {"plain": weights_only, "simulator": snap, "integer": argument_hook(plan, qparams)}
-    apply = partial(integer_node, quantized) if way == "integer" else apply_node
-    found = evaluate(quantized.model, images, hook=hooks[way], apply=apply)[0]
-    return tuple(dict(zip(quantized.model.graph.outputs, found, strict=True)).values())
-
-
-def beyond_integers(quantized: QuantizedModel) -> str | None:
-    """Why the integer function cannot run the network, in words; None if it can."""
-    contract = quantized.model.contract
-    image = jax.ShapeDtypeStruct((1, *contract.shape), jnp.float32)
-    try:
-        jax.eval_shape(partial(outputs, way="integer"), quantized, image)
-    except UnsupportedModelError as error:
-        return str(error)
-    return None

@@ -62,6 +62,11 @@ class LayerCheck:
         return max(self.simulator_steps, self.integer_steps or 0)
 
     @property
+    def equal(self) -> float:
+        """The smaller share of equal codes of the two."""
+        return min(self.simulator_equal, 1.0 if self.integer_equal is None else self.integer_equal)
+
+    @property
     def beyond(self) -> float:
         """The larger distance of the two."""
         return max(self.simulator_beyond, self.integer_beyond or 0.0)

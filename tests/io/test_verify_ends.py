@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dfq_jax.graph.heads import Part
+from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.io.verify_ends import (
     CLEAR,
     LEAST_NOISE,
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 WAYS = ("integer", "onnxruntime off")
 
 
-def part(*shape, curve=None, kind="classes", axis=None):
+def part(*shape, curve=None, kind: Kind = "classes", axis=None):
     axis = len(shape) - 1 if axis is None and kind == "classes" else axis
     where = np.arange(math.prod(shape)).reshape(shape)
     return Part("logits", "logits", "fc", curve, kind, axis, True, where, where)

@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from dfq_jax.graph.heads import Part
+from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.report.outputs import OutputReport, decibels, leading, output_report, tally
 
 RNG = np.random.default_rng(0)
 
 
-def part(*shape, curve=None, kind="classes", axis=None, certain=True):
+def part(*shape, curve=None, kind: Kind = "classes", axis=None, certain=True):
     where = np.arange(math.prod(shape)).reshape(shape)
     return Part("out", "out", "before", curve, kind, axis, certain, where, where)
 
