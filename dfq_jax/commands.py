@@ -258,14 +258,14 @@ def verification_lines(found: Verification) -> list[str]:
         return [f"NOT VERIFIED {whose}", *(f"  {told}" for told in found.failures)]
     every = sum(output.decisions for output in found.outputs)
     lines = [
-        f"verified {whose}: the file is what was exported",
-        f"  at most {found.most_steps} step apart in any of {len(found.layers)} tensors, outputs "
-        f"within {found.noise:.2f} of the noise of rounding",
+        f"verified {whose}, byte by byte",
+        f"  layers: at most {found.most_steps} step apart in any of {len(found.layers)} tensors",
+        f"  outputs: within {found.noise:.2f} times the noise that rounding adds",
     ]
     if every:
         lines.append(
-            f"  same class in {100 * found.agreement:.1f} % of the {found.counted} of {every} "
-            "decisions that are no ties"
+            f"  classes: same in {100 * found.agreement:.1f} % of {found.counted} decisions "
+            f"(of {every}) that are no ties"
         )
     return lines
 
