@@ -21,7 +21,7 @@ FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp",
 """Processor flags that decide how fast, and how, 8-bit products are computed."""
 
 PRECISE = "session.x64quantprecision"
-"""ONNX Runtime's own name for it (`onnxruntime_session_options_config_keys.h`, from 1.9 on)."""
+"""ONNX Runtime's own name for it (`onnxruntime_session_options_config_keys.h`)."""
 
 File = str | Path | bytes
 
