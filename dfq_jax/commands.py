@@ -262,10 +262,12 @@ def verification_lines(found: Verification) -> list[str]:
         f"  layers: at most {found.most_steps} step apart in any of {len(found.layers)} tensors",
         f"  outputs: within {found.noise:.2f} times the noise that rounding adds",
     ]
-    if every:
+    if every and not found.counted:
+        lines.append(f"  classes: each of {every} decisions is a tie, which rounding may turn")
+    elif every:
         lines.append(
-            f"  classes: same in {100 * found.agreement:.1f} % of {found.counted} decisions "
-            f"(of {every}) that are no ties"
+            f"  classes: same in {100 * found.agreement:.1f} % of {found.counted} decisions that "
+            f"are no ties, of {every} in all"
         )
     return lines
 
