@@ -65,6 +65,7 @@ class OutputReport:
             "name": self.name,
             "kind": self.kind,
             "sqnr": finite_or_none(self.sqnr),
+            "sqnr_returned": finite_or_none(self.shown),
             "agreement": self.agreement,
             "passed": not self.fault,
         }

@@ -18,6 +18,9 @@ from dfq_jax.report.outputs import OutputReport
 
 LOG_EVERY = 5.0
 
+LOST = 6.0
+"""From how many dB on it is told that an output is worse behind its softmax or sigmoid."""
+
 
 class Results(Console):
     """Stdout. Without a reader the command ends; rich would exit with 1."""
@@ -259,4 +262,5 @@ def output_line(output: OutputReport) -> str:
     what = {"classes": "class", "signs": "sign", "values": ""}[output.kind]
     same = "" if output.agreement is None else f", same {what} {100 * output.agreement:.1f} %"
     ruined = " RUINED" if output.fault else ""
-    return f"  output {output.name}: SQNR {output.sqnr:.1f} dB{same}{ruined}"
+    lost = f" ({output.shown:.1f} dB as returned)" if output.shown < output.sqnr - LOST else ""
+    return f"  output {one_line(output.name)}: SQNR {output.sqnr:.1f} dB{lost}{same}{ruined}"

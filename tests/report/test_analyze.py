@@ -187,7 +187,9 @@ def test_every_output_is_judged(nets):
     assert report.sqnr == report.outputs[0].sqnr
     assert (report.passed, report.faults) == (True, ())
     data = report.to_dict()["outputs"]
-    assert [set(o) for o in data] == [{"name", "kind", "sqnr", "agreement", "passed"}] * 2
+    assert [set(o) for o in data] == [
+        {"name", "kind", "sqnr", "sqnr_returned", "agreement", "passed"}
+    ] * 2
 
 
 def test_a_ruined_second_output_fails_and_is_named(nets):
