@@ -14,6 +14,7 @@ from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
+from dfq_jax.io.runtime import PRECISE, SATURATES, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
@@ -295,6 +296,11 @@ def evaluate_on(
     target = path if runs_in_onnx else read_model(model, reading, terminal).model
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
     found = api.evaluate(target, data, limit=limit, on_batch=progress)
+    if runs_in_onnx and saturation_risk(cpu_features()):
+        terminal.note(
+            f"{SATURATES}Measured in its precise mode, as other processors compute; sessions here "
+            f'do likewise with the option {PRECISE} = "1".'
+        )
     terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
     emit(terminal, found.to_dict())
 

@@ -7,6 +7,7 @@ from scipy.special import fdtri
 
 from dfq_jax.io.onnx_builder import printable
 from dfq_jax.io.runtime import PRECISE as SWITCH
+from dfq_jax.io.runtime import SATURATES
 from dfq_jax.io.verify_ends import OutputCheck
 from dfq_jax.io.verify_layers import LayerCheck
 from dfq_jax.io.verify_runners import ON, PRECISE
@@ -129,9 +130,8 @@ def moved_by_saturation(outputs: Sequence[OutputCheck]) -> tuple[str, ...]:
         else ""
     )
     return (
-        "This processor has AVX2 but no VNNI: ONNX Runtime's optimised 8-bit products saturate at "
-        f"16 bits. Here that moves output {printable(most.name)!r} by {most.differences[ON]:.2g} "
+        f"{SATURATES}Here that moves output {printable(most.name)!r} by {most.differences[ON]:.2g} "
         f"times the noise of rounding ({most.differences[PRECISE]:.2g} in precise mode)"
         f"{classes}. The file is judged without it, as other processors compute it. To avoid it "
-        f'here: session option {SWITCH} = "1", or weights of 7 bits (--scheme w7a8).',
+        f'here: session option {SWITCH} = "1", or weights of at most 7 bits.',
     )

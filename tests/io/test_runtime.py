@@ -19,6 +19,16 @@ from dfq_jax.io.runtime import (
 )
 
 
+@pytest.mark.parametrize("features", [("avx2",), ("avx2", "avx512_vnni")])
+def test_accuracy_is_measured_without_saturation(monkeypatch, features):
+    """In ONNX Runtime's precise mode where the processor saturates, as usual elsewhere."""
+    asked = []
+    monkeypatch.setattr(runtime, "cpu_features", lambda: features)
+    monkeypatch.setattr(runtime, "open_session", lambda *_, **how: asked.append(how))
+    runtime.predictor("model.onnx")
+    assert asked == [{"optimize": True, "threads": 2, "precise": len(features) == 1}]
+
+
 def test_predictor_takes_nhwc_and_any_batch(onnx_nets, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_nets.integer_file("residual"))
