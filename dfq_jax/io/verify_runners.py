@@ -60,8 +60,8 @@ def runners_of(file: File, revealing: bytes, threads: int) -> Runners:
       UnsupportedModelError: if neither runs it.
     """
     try:
-        off = open_session(revealing, optimize=False, threads=threads)
-        on = open_session(file, optimize=True, threads=threads)
+        off = Guarded(open_session(revealing, optimize=False, threads=threads))
+        on = Guarded(open_session(file, optimize=True, threads=threads))
     except (ImportError, UnsupportedModelError) as error:
         session = ReferenceSession(revealing, str(error))
         told = (
@@ -71,8 +71,32 @@ def runners_of(file: File, revealing: bytes, threads: int) -> Runners:
         return Runners(REFERENCE, onnx.__version__, (("onnx reference", session),), (told,))
     ways = ((OFF, off), (ON, on))
     if saturation_risk(cpu_features()):
-        ways += ((PRECISE, open_session(file, optimize=True, threads=threads, precise=True)),)
+        precise = open_session(file, optimize=True, threads=threads, precise=True)
+        ways += ((PRECISE, Guarded(precise)),)
     return Runners(RUNTIME, onnxruntime().__version__, ways, ())
+
+
+class Guarded:
+    """A session of ONNX Runtime, whose failures while it runs are told as errors of the library."""
+
+    def __init__(self, session: Any) -> None:
+        """Takes an `onnxruntime.InferenceSession`."""
+        self.session = session
+        self.get_inputs = session.get_inputs
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of these names.
+
+        Raises:
+          UnsupportedModelError: if an operator fails.
+        """
+        try:
+            return self.session.run(list(names), dict(feeds))
+        except MemoryError:
+            raise
+        except Exception as error:
+            told = str(error).partition("\n")[0]
+            raise UnsupportedModelError(f"ONNX Runtime stopped in the file: {told}") from error
 
 
 class ReferenceSession:

@@ -16,7 +16,7 @@ def codes(x):
 def found(x, theirs, valid=None):
     x = jnp.asarray(x, jnp.float32)
     counted = jnp.arange(len(x)) < (len(x) if valid is None else valid)
-    return Gap(*map(np.asarray, gap(x, jnp.asarray(theirs, jnp.uint8), AFFINE, GRID, counted)))
+    return Gap(*map(jnp.asarray, gap(x, jnp.asarray(theirs, jnp.uint8), AFFINE, GRID, counted)))
 
 
 def test_gaps_against_numpy():
@@ -56,13 +56,16 @@ def test_constants_have_one_row():
 
 def test_batches_are_summed_up():
     batches = [
-        [Gap(*map(np.array, g)) for g in batch]
+        [Gap(*map(jnp.array, g)) for g in batch]
         for batch in (
             [(1, 3, 0.0), (0, 0, 0.0)],
             [(2, 1, 0.4), (1, 5, 0.01)],
         )
     ]
-    assert summary(batches, np.array([8, 10])) == [(2, 0.5, 0.4), (1, 0.5, 0.01)]
+    assert summary(batches, np.array([8, 10])) == [
+        pytest.approx((2, 0.5, 0.4)),
+        pytest.approx((1, 0.5, 0.01)),
+    ]
     assert summary([], np.array([8, 10])) == []
 
 
