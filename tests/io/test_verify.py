@@ -180,7 +180,7 @@ def test_where_nothing_is_decided_nothing_is_said_about_classes(onnx_nets):
 
 
 def test_sums_too_long_for_integers_leave_the_rest_to_compare(onnx_nets, monkeypatch):
-    monkeypatch.setattr("dfq_jax.quantize.integer.MOST_TERMS", 200)
+    monkeypatch.setattr(sys.modules["dfq_jax.quantize.integer"], "MOST_TERMS", 200)
     q = onnx_nets.quantized("residual", "w8a8")
     fresh = dataclasses.replace(q, qparams=dict(q.qparams))
     jax.clear_caches()
