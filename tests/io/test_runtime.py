@@ -38,7 +38,8 @@ def test_predictor_takes_nhwc_and_any_batch(onnx_nets, tmp_path):
     assert whole.shape == (5, 10)
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole[3:], predict(x[3:]))
-    np.testing.assert_array_equal(whole, run(open_session(path, optimize=True), x))
+    session = open_session(path, optimize=True, precise=saturation_risk(cpu_features()))
+    np.testing.assert_array_equal(whole, run(session, x))
 
 
 def test_contract_of_reads_what_export_wrote(onnx_nets, tmp_path):

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,10 +15,19 @@ def codes(x):
     return np.clip(np.round(np.asarray(x, np.float64) / 0.5) + 10, 0, 255)
 
 
+class Found(NamedTuple):
+    """A gap in plain numbers."""
+
+    steps: int
+    unequal: int
+    beyond: float
+
+
 def found(x, theirs, valid=None):
     x = jnp.asarray(x, jnp.float32)
     counted = jnp.arange(len(x)) < (len(x) if valid is None else valid)
-    return Gap(*map(jnp.asarray, gap(x, jnp.asarray(theirs, jnp.uint8), AFFINE, GRID, counted)))
+    steps, unequal, beyond = gap(x, jnp.asarray(theirs, jnp.uint8), AFFINE, GRID, counted)
+    return Found(int(steps), int(unequal), float(beyond))
 
 
 def test_gaps_against_numpy():
