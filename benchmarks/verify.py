@@ -28,6 +28,8 @@ TABLES = {
         Column("off", "same top-1 off %", ".1fx100"),
         Column("on", "same top-1 on %", ".1fx100"),
         Column("difference", "logits apart, on", ".2g"),
+        Column("noise", "apart, times rounding noise", ".2f"),
+        Column("saturated", "with saturation", ".2f"),
         Column("note", "note"),
     )
 }
@@ -82,16 +84,21 @@ def summary(found: dict[str, Any], kind: str) -> Row:
     total = sum(layer["count"] for layer in layers)
     row: Row = {"images": f"{found['images']} {kind}"}
     for way in ("simulator", "integer"):
+        if layers[0][f"{way}_steps"] is None:
+            continue  # sums too long for the integer function
         row[f"{way}_steps"] = max(layer[f"{way}_steps"] for layer in layers)
         equal = sum(layer[f"{way}_equal"] * layer["count"] for layer in layers)
         row[f"{way}_equal"] = equal / total
+    apart = lambda way: max(output["differences"][way] for output in found["outputs"])
     off, on = ends["onnxruntime off"], ends["onnxruntime on"]
     return {
         **row,
         "off": off["agreement"],
         "on": on["agreement"],
         "difference": on["difference"],
-        "note": None if found["passed"] else "NOT VERIFIED",
+        "noise": apart(found["ends"][-1]["runner"]),
+        "saturated": apart("onnxruntime on"),
+        "note": "; ".join(found["failures"]) or None,
     }
 
 

@@ -96,10 +96,11 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
 
 def untried_for(of: Patient, reference: Model, found: Diagnosis) -> tuple[Untried, ...]:
     """What could help and is not computed."""
-    others = other_presets(of.preset, of.quantized.model.contract, of.made)
+    plan, contract = of.quantized.plan, of.quantized.model.contract
+    others = other_presets(of.preset, contract, plan.scheme, of.made)
     count = of.made.get("n", 0)
     images = count if isinstance(count, int) else 0
-    budget = None if of.budgeted else within_budget(reference, of.quantized.plan, found, images)
+    budget = None if of.budgeted else within_budget(reference, plan, found, images)
     return others if budget is None else (*others, budget)
 
 

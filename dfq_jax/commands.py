@@ -5,18 +5,18 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfq_jax import api
 from dfq_jax.config import CONFIG, settings_toml
-from dfq_jax.errors import QualityError, UnsupportedModelError
+from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
+from dfq_jax.io.runtime import PRECISE, SATURATES, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
-from dfq_jax.io.verify_runners import RUNTIME
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantize.rules import parse_rule
@@ -138,42 +138,72 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
             on_unit=terminal.unit,
             state_folder=state,
         )
-    verification = verified(result, terminal)
+    found = checked(result, terminal)
     terminal.stage(f"writing {options.output}")
     source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
     manifest = result.save(
         options.output,
         source=source,
-        verification=verification,
+        verification=found.verification,
+        unverified=found.reason,
+        failed=bool(found.fault),
         files={CONFIG: settings_toml("quantize", options)},
         force=options.force,
     )
     remove_state(state)
-    show_result(result, verification, manifest, loaded, options, terminal)
+    show_result(result, found.verification, manifest, loaded, options, terminal)
     if not result.report.passed:
+        told = "; ".join(result.report.faults) or "an output is not finite"
         raise QualityError(
-            f"the integer network agrees with the float one on only "
-            f"{100 * result.report.agreement:.1f} % of {result.report.images} held-out images: "
-            f"saved as {options.output / 'model.failed.onnx'}. "
+            f"the integer network is no longer the float one: {told}, on {result.report.images} "
+            f"held-out images. Saved as {options.output / 'model.failed.onnx'}. "
             f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
             "what more bits and other settings would buy."
         )
-    if verification is not None and not verification.passed:
+    if found.fault:
         raise QualityError(
-            f"the file does not compute what was simulated ({verification.most_steps} steps apart, "
-            f"same top-1 on {100 * verification.agreement:.1f} %): saved as "
+            f"the file did not verify: {found.fault}. Saved as "
             f"{options.output / 'model.failed.onnx'}. Please report it with the network."
         )
 
 
-def verified(result: Result, terminal: Terminal) -> Verification | None:
-    """Compares the result with what runs its file, if anything does."""
+class Checked(NamedTuple):
+    """What came of verification.
+
+    Attributes:
+      verification: what it found, None if it could not be carried out.
+      reason: why it could not, in words.
+      failed: whether that is the file's fault.
+    """
+
+    verification: Verification | None
+    reason: str = ""
+    failed: bool = False
+
+    @property
+    def fault(self) -> str:
+        """Why the file must not be called a success; empty if it may."""
+        if self.verification is not None:
+            return "; ".join(self.verification.failures)
+        return self.reason if self.failed else ""
+
+
+def checked(result: Result, terminal: Terminal) -> Checked:
+    """Compares the result with what runs its file; whatever goes wrong there, the result is kept.
+
+    A file that does not hold the network has failed. All else that stops the comparison says
+    nothing about the file: it stays unverified, with a note.
+    """
     terminal.stage("verifying against ONNX Runtime")
     try:
-        return result.verify()
-    except UnsupportedModelError as error:
-        terminal.note(f"  not verified: {error}")
-        return None
+        return Checked(result.verify())
+    except DataError as error:
+        return Checked(None, str(error), failed=True)
+    except Exception as error:
+        known = isinstance(error, DfqError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        terminal.note(f"  not verified: {reason}")
+        return Checked(None, reason)
 
 
 def show_result(
@@ -208,7 +238,8 @@ def show_result(
     if verification is not None:
         for warning in verification.warnings:
             terminal.note(warning)
-        terminal.say(verification_line(verification))
+        for line in verification_lines(verification):
+            terminal.say(line)
     terminal.say(
         f"{'saved' if model == 'model.onnx' else 'FAILED, kept'}: {options.output / model}"
     )
@@ -228,15 +259,39 @@ def show_result(
     )
 
 
-def verification_line(found: Verification) -> str:
-    """The comparison with what runs the file in one line."""
-    ties = f" (without {100 * found.undecided:.1f} % ties)" if found.undecided else ""
-    optimised = " with optimisations on" if found.runner == RUNTIME else ""
-    return (
-        f"{'verified' if found.passed else 'NOT VERIFIED'} against {found.runner} {found.runtime}: "
-        f"at most {found.most_steps} step apart in any of {len(found.layers)} tensors, same top-1 "
-        f"on {100 * found.agreement:.1f} % of {found.images} images{ties}{optimised}"
-    )
+def verification_lines(found: Verification) -> list[str]:
+    """The comparison with what runs the file, and each rule that it breaks."""
+    whose = f"against {found.runner} {found.runtime} on {found.images} images"
+    if not found.passed:
+        return [f"NOT VERIFIED {whose}", *(f"  {told}" for told in found.failures)]
+    every = sum(output.decisions for output in found.outputs)
+    lines = [
+        f"verified {whose}, byte by byte",
+        f"  layers: at most {found.most_steps} step apart in any of {len(found.layers)} tensors",
+        f"  outputs: within {found.noise:.2f} times the noise that rounding adds",
+    ]
+    if every and not found.counted:
+        lines.append(f"  classes: each of {every} decisions is a tie, which rounding may turn")
+    elif every:
+        lines.append(
+            f"  classes: same in {100 * found.agreement:.1f} % of {found.counted} decisions that "
+            f"are no ties, of {every} in all"
+        )
+    return lines
+
+
+def output_rows(found: Verification) -> list[list[str]]:
+    """A line for every part of every output and every way to run the network."""
+    return [
+        [
+            output.name,
+            way,
+            f"{output.differences[way]:.2f}",
+            f"{100 * output.agreements[way]:.1f} % of {output.counted}" if output.counted else "-",
+        ]
+        for output in found.outputs
+        for way in output.differences
+    ]
 
 
 def evaluate_on(
@@ -248,6 +303,11 @@ def evaluate_on(
     target = path if runs_in_onnx else read_model(model, reading, terminal).model
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
     found = api.evaluate(target, data, limit=limit, on_batch=progress)
+    if runs_in_onnx and saturation_risk(cpu_features()):
+        terminal.note(
+            f"{SATURATES}Measured in its precise mode, as other processors compute; sessions here "
+            f'do likewise with the option {PRECISE} = "1".'
+        )
     terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
     emit(terminal, found.to_dict())
 
@@ -261,24 +321,24 @@ def verify_folder(folder: Path, terminal: Terminal) -> None:
             str(c.bits),
             f"{c.simulator_steps}",
             f"{100 * c.simulator_equal:.3f} %",
-            f"{c.integer_steps}",
-            f"{100 * c.integer_equal:.3f} %",
+            "-" if c.integer_steps is None else f"{c.integer_steps}",
+            "-" if c.integer_equal is None else f"{100 * c.integer_equal:.3f} %",
         ]
         for c in found.layers
     ]
     header = ("tensor", "bits", "simulator steps", "equal", "integer steps", "equal")
     terminal.table(f"against {found.runner}, optimisations off", header, rows)
-    for end in found.ends:
-        terminal.say(
-            f"{end.runner}: logits within {end.difference:.3g} of the simulator, "
-            f"same top-1 on {100 * end.agreement:.1f} %"
-        )
+    header = ("output", "against", "times the noise of rounding", "same where clear")
+    terminal.table("against the simulator", header, output_rows(found))
     for warning in found.warnings:
         terminal.note(warning)
-    terminal.say(verification_line(found))
+    for line in verification_lines(found):
+        terminal.say(line)
     emit(terminal, found.to_dict())
     if not found.passed:
-        raise QualityError(f"{folder} does not compute what it was verified to compute.")
+        raise QualityError(
+            f"{folder} does not compute what it was verified to compute: {found.failures[0]}."
+        )
 
 
 def bench_folder(folder: Path, runs: int, terminal: Terminal) -> None:

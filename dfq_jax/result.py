@@ -75,6 +75,8 @@ class Result:
         *,
         source: Mapping[str, Any] | None = None,
         verification: Verification | None = None,
+        unverified: str = "",
+        failed: bool = False,
         files: Mapping[str, bytes] | None = None,
         force: bool = False,
     ) -> dict[str, Any]:
@@ -86,6 +88,8 @@ class Result:
           folder: absent, empty, or an earlier output of ours.
           source: where the weights came from, plain data.
           verification: what `verify` found, to be kept in the report.
+          unverified: why there is no verification, to be kept there as well.
+          failed: whether it must not be called a success for a reason of the caller's.
           files: further files, by name.
           force: also write beside files of others.
 
@@ -108,14 +112,19 @@ class Result:
             self.quantized,
             float_model=self.float_model,
             images_provenance=self.images.provenance,
-            report={**report, "verification": found},
+            report={**report, "verification": found, "unverified": unverified or None},
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),
             source=source,
             files={"report.html": page, **files},
             force=force,
-            failed=not self.report.passed or not (verification is None or verification.passed),
+            failed=failed or not self.report.passed or fails(verification),
         )
+
+
+def fails(verification: Verification | None) -> bool:
+    """Whether a file was verified and did not pass."""
+    return verification is not None and not verification.passed
 
 
 def plain(found: Mixed) -> dict[str, Any]:

@@ -83,7 +83,11 @@ def test_five_lines(model, images, made, tmp_path):
     assert manifest["source"] == {}
     for name in ("model.onnx", "float.onnx", "model.safetensors", "probe.npz"):
         assert (tmp_path / "out" / name).read_bytes() == (made / "out" / name).read_bytes()
-    assert dfq.verify(tmp_path / "out").passed
+    again, first = dfq.verify(tmp_path / "out"), result.verify()
+    assert again.passed
+    assert again.layers == first.layers
+    assert again.outputs[0].differences == pytest.approx(first.outputs[0].differences, abs=1e-3)
+    assert again.outputs[0].noise == pytest.approx(first.outputs[0].noise, rel=1e-3)
     assert result.contract == model.contract
 
 

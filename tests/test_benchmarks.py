@@ -22,6 +22,7 @@ MEASURING = (
 MAKING = (
     "import_zoo",
     "quantize_zoo",
+    "mutations",
     "fuzz_readers",
     "synthesis_speed",
     "reconstruction_speed",
@@ -55,7 +56,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_script_is_listed():
-    helpers = {"common", "artifacts", "torch_reference", "zoo_networks"}
+    helpers = {"common", "artifacts", "torch_reference", "zoo_networks", "file_mutations"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}

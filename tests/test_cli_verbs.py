@@ -1,6 +1,7 @@
 """What every verb of the command line does, shows, and writes as JSON."""
 
 import dataclasses
+import json
 import re
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 from plain_text import plain
 
 from dfq_jax import imaging, quantizing, result
+from dfq_jax.errors import DataError
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.optim.progress import Progress
@@ -219,7 +221,6 @@ def test_without_onnx_runtime_the_reference_evaluator_verifies(
     assert shown.code == 0
     assert shown.out.startswith("against the ONNX reference evaluator, optimisations off\n")
     assert "\nverified against the ONNX reference evaluator" in shown.out
-    assert "with optimisations on" not in shown.out
     gone = dfq("bench", tmp_path / "out")
     assert (gone.code, gone.out) == (2, "")
     assert "pip install dfq-jax[runtime]" in gone.err
@@ -230,14 +231,13 @@ def test_a_file_that_computes_something_else_fails(dfq, net, made, monkeypatch, 
 
     def apart(*given):
         found = real(*given)
-        first = dataclasses.replace(found.layers[0], simulator_steps=9)
-        return dataclasses.replace(found, layers=(first, *found.layers[1:]))
+        return dataclasses.replace(found, failures=("output 'logits' is 9 steps apart",))
 
     monkeypatch.setattr(result, "compare_runtimes", apart)
     found = dfq("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
     assert found.code == 4
     assert "NOT VERIFIED" in found.out
-    assert "does not compute what was simulated (9 steps apart" in found.err
+    assert "the file did not verify: output 'logits' is 9 steps apart. Saved as" in found.err
     assert (tmp_path / "out" / "model.failed.onnx").exists()
     assert not (tmp_path / "out" / "model.onnx").exists()
 
@@ -256,6 +256,32 @@ def test_what_nothing_runs_is_saved_unverified(dfq, net, made, monkeypatch, tmp_
     gone = dfq("verify", tmp_path / "out")
     assert (gone.code, gone.out) == (3, "")
     assert "pip install dfq-jax[runtime]" in gone.err
+
+
+@pytest.mark.parametrize("fault", ["a file of another network", "sums too long", "a bug"])
+def test_whatever_goes_wrong_in_verification_the_result_is_kept(
+    dfq, net, made, monkeypatch, tmp_path, fault
+):
+    error = DataError("the ONNX file quantizes 3 tensors") if "file" in fault else ValueError(fault)
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(result, "compare_runtimes", broken)
+    line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
+    found = dfq(*line, "--json")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["report"]["verification"] is None
+    if "file" in fault:
+        assert found.code == 4
+        assert "the file did not verify: the ONNX file quantizes 3 tensors" in found.err
+        assert (tmp_path / "out" / "model.failed.onnx").exists()
+        assert manifest["report"]["unverified"] == str(error)
+        return
+    assert found.code == 0
+    assert f"not verified: ValueError: {fault}" in found.err
+    assert manifest["report"]["unverified"] == f"ValueError: {fault}"
+    assert (tmp_path / "out" / "model.onnx").exists()
 
 
 # evaluate, verify, bench
@@ -300,14 +326,24 @@ def test_verify(dfq, made):
     found = plain(dfq("verify", made / "out"))
     assert found.code == 0
     assert found.out.startswith("against ONNX Runtime, optimisations off\ntensor ")
-    assert "onnxruntime on: logits within" in found.out
+    assert re.search(r"^fc +onnxruntime on +[\d.]+ ", found.out, re.M)
+    assert re.search(
+        r"^  outputs: within [\d.]+ times the noise that rounding adds$", found.out, re.M
+    )
     assert "\nverified against ONNX Runtime" in found.out
     data = dfq("verify", made / "out", "--json").data
     assert {"passed", "most_steps", "agreement", "layers", "ends", "images"} <= set(data)
     assert data["passed"] is True
     assert data["most_steps"] <= 1
     assert 2 <= data["images"] <= 8
-    assert [e["runner"] for e in data["ends"]] == ["integer", "onnxruntime off", "onnxruntime on"]
+    runners = [e["runner"] for e in data["ends"]]
+    assert runners[:3] == ["integer", "onnxruntime off", "onnxruntime on"]
+    assert {"outputs", "failures", "undecided", "warnings", "runner", "runtime"} <= set(data)
+    assert data["failures"] == []
+    (output,) = data["outputs"]
+    assert (output["name"], output["kind"], output["images"]) == ("fc", "classes", data["images"])
+    assert set(output["differences"]) == set(runners)
+    assert max(output["differences"].values()) < 20
 
 
 @pytest.mark.onnx

@@ -120,11 +120,11 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
 
 def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert run("quantize", None).code == 0
-    monkeypatch.setattr("dfq_jax.report.analyze.COLLAPSED", 1.1)
+    monkeypatch.setattr("dfq_jax.report.outputs.COLLAPSED", 1.1)
     found, out = run("quantize", None), tmp_path / "out"
     assert found.code == 4
     assert found.out.splitlines()[-1] == f"FAILED, kept: {out / 'model.failed.onnx'}"
-    assert "agrees with the float one on only" in found.err
+    assert "has the float class in only" in found.err
     assert " costs most: quantized alone, it leaves the output " in found.err
     assert f"`dfq doctor {out}` computes what more bits and other settings would buy." in found.err
     manifest = json.loads((out / "manifest.json").read_text())

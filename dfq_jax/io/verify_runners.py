@@ -23,10 +23,8 @@ from dfq_jax.io.runtime import (
 FIRST_KNOWN = 19
 """The first opset of which the reference evaluator knows what quantizes."""
 RUNTIME, REFERENCE = "ONNX Runtime", "the ONNX reference evaluator"
-SATURATION = (
-    "This processor has AVX2 but no VNNI: its 8-bit products can saturate at 16 bits, so optimised "
-    "results may differ from those of other machines."
-)
+OFF, ON, PRECISE = "onnxruntime off", "onnxruntime on", "onnxruntime precise"
+"""Without optimisations; as people run it; and where that saturates, in the mode that does not."""
 
 
 class Runners(NamedTuple):
@@ -62,8 +60,8 @@ def runners_of(file: File, revealing: bytes, threads: int) -> Runners:
       UnsupportedModelError: if neither runs it.
     """
     try:
-        off = open_session(revealing, optimize=False, threads=threads)
-        on = open_session(file, optimize=True, threads=threads)
+        off = Guarded(open_session(revealing, optimize=False, threads=threads))
+        on = Guarded(open_session(file, optimize=True, threads=threads))
     except (ImportError, UnsupportedModelError) as error:
         session = ReferenceSession(revealing, str(error))
         told = (
@@ -71,9 +69,34 @@ def runners_of(file: File, revealing: bytes, threads: int) -> Runners:
             f"should, but not that a runtime computes it so: {error}"
         )
         return Runners(REFERENCE, onnx.__version__, (("onnx reference", session),), (told,))
-    warnings = (SATURATION,) if saturation_risk(cpu_features()) else ()
-    ways = (("onnxruntime off", off), ("onnxruntime on", on))
-    return Runners(RUNTIME, onnxruntime().__version__, ways, warnings)
+    ways = ((OFF, off), (ON, on))
+    if saturation_risk(cpu_features()):
+        precise = open_session(file, optimize=True, threads=threads, precise=True)
+        ways += ((PRECISE, Guarded(precise)),)
+    return Runners(RUNTIME, onnxruntime().__version__, ways, ())
+
+
+class Guarded:
+    """A session of ONNX Runtime, whose failures while it runs are told as errors of the library."""
+
+    def __init__(self, session: Any) -> None:
+        """Takes an `onnxruntime.InferenceSession`."""
+        self.session = session
+        self.get_inputs = session.get_inputs
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of these names.
+
+        Raises:
+          UnsupportedModelError: if an operator fails.
+        """
+        try:
+            return self.session.run(list(names), dict(feeds))
+        except MemoryError:
+            raise
+        except Exception as error:
+            told = str(error).partition("\n")[0]
+            raise UnsupportedModelError(f"ONNX Runtime stopped in the file: {told}") from error
 
 
 class ReferenceSession:

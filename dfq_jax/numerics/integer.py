@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, Int
 EXACT = 2**24
 """Integers up to this size, and sums of them up to this size, are exact in float32."""
 
+MOST_TERMS = EXACT // 256
+"""How many products of codes a sum may have, so that every partial sum is exact."""
+
 Product = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
 
 
@@ -40,8 +43,8 @@ def exact_product(
     Raises:
       ValueError: if `reduction` exceeds 65,536 terms, where a partial sum could round.
     """
-    if 16 * 16 * reduction > EXACT:
-        raise ValueError(f"exact_product() sums at most {EXACT // 256} terms, got {reduction}.")
+    if reduction > MOST_TERMS:
+        raise ValueError(f"exact_product() sums at most {MOST_TERMS} terms, got {reduction}.")
     high, low = nibbles(w)
     if 255 * 16 * reduction <= EXACT:
         xs = x.astype(jnp.float32)

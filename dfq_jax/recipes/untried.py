@@ -8,13 +8,14 @@ from dfq_jax.quantize.choices import BITS
 from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.diagnosis import Diagnosis
 from dfq_jax.quantize.levels import FINE_BITS
-from dfq_jax.quantize.plan import Plan
+from dfq_jax.quantize.plan import Plan, Scheme
 from dfq_jax.recipes.presets import MIXED_IMAGES, PRESETS, image_budget, reconstruction_of
 from dfq_jax.types import InputContract
 
 ROUNDING = {
     "nearest": "rounds to nearest",
     "closed_form": "solves every layer in closed form",
+    "together": "learns all blocks at once by gradient steps",
     "best": "learns rounding by gradient steps",
 }
 MOST_WORST = 5
@@ -36,19 +37,20 @@ class Untried(NamedTuple):
 
 
 def other_presets(
-    preset: str, contract: InputContract, made: Mapping[str, Any]
+    preset: str, contract: InputContract, scheme: Scheme, made: Mapping[str, Any]
 ) -> tuple[Untried, ...]:
     """The presets that do more.
 
     Args:
       preset: of the network as it is.
       contract: what it reads.
+      scheme: its bits.
       made: how its images were made, their provenance.
     """
     later = PRESETS[PRESETS.index(preset) + 1 :] if preset in PRESETS else ()
     found = []
     for name in later:
-        rounding = reconstruction_of(name, contract)
+        rounding = reconstruction_of(name, contract, scheme)
         budget = image_budget(name, contract, learned=rounding != "nearest")
         seconds = foretold(made, budget.n, budget.steps)
         about = "" if seconds is None else f" (about {seconds:.0f} s, going by those it has)"

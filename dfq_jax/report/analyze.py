@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,23 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Hook, Slots, Tensor, apply_node, evaluate
+from dfq_jax.graph.evaluate import Hook, Tensor, values_at
 from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.heads import heads_of
 from dfq_jax.graph.ops import Activation, Op
-from dfq_jax.graph.query import macs, output_shapes
+from dfq_jax.graph.query import macs
 from dfq_jax.quantize.diagnosis import LayerCost, worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
 from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.quantize.simulate import Simulated, hook_of
-from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
+from dfq_jax.quantize.sites import float_operators, products
+from dfq_jax.report.outputs import (
+    COLLAPSED,
+    LEAST_SQNR,
+    OutputReport,
+    Tally,
+    decibels,
+    leading,
+    output_report,
+    tally,
+)
 from dfq_jax.types import finite_or_none
-
-COLLAPSED = 0.5
-"""Agreement with the float network below which a result is never called a success."""
-
-LEAST_SQNR = 3.0
-"""The same for the SQNR, in dB, of a network with one score, whose agreement says little."""
 
 CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
 Confidence = Literal["usual", "low"]
@@ -79,18 +85,20 @@ class Report:
     Attributes:
       layers: every layer that multiplies, in execution order.
       agreement: share of held-out synthetic images given the float network's class; of their
-        pixels where each has a class; with one score only, whether its sign is the same.
+        pixels where each has a class; with one score only, whether its sign is the same. Of the
+        first output that decides anything.
       images: how many held-out images that is.
-      sqnr: of the network's (first) output, in dB.
+      sqnr: of that output, in dB, before a final softmax or sigmoid.
       finite: whether every output was finite.
-      classes: scores of an image, or of a pixel.
-      dense: whether an image has more than one vector of scores.
+      classes: scores of an image, or of a pixel; 1 for a sign, 0 where nothing is decided.
+      dense: whether an image has more than one decision.
       in_float: what else computes in float, and why.
       confidence: `low` where the images say little about the network.
       notes: what a reader of the numbers should know, in sentences.
       units: how each piece fared whose rounding was learned.
       shared_grids: tensors that lose much on a grid that others share.
       costs: what each layer costs, in execution order, where the network lost much.
+      outputs: every part of every output.
     """
 
     layers: tuple[LayerReport, ...]
@@ -106,6 +114,7 @@ class Report:
     units: tuple[UnitReport, ...] = ()
     shared_grids: tuple[SharedGrid, ...] = ()
     costs: tuple[LayerCost, ...] = ()
+    outputs: tuple[OutputReport, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -127,8 +136,15 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether the result may be called a success."""
+        if self.outputs:
+            return self.finite and not self.faults
         told = self.classes > 1 or self.sqnr >= LEAST_SQNR
         return self.finite and self.agreement >= COLLAPSED and told
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The outputs that are ruined, a phrase each."""
+        return tuple(output.fault for output in self.outputs if output.fault)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -147,6 +163,7 @@ class Report:
             "shared_grids": [found.to_dict() for found in self.shared_grids],
             "layer_costs": [cost.to_dict() for cost in worst_first(self.costs)],
             "in_float": [dataclasses.asdict(kind) for kind in self.in_float],
+            "outputs": [output.to_dict() for output in self.outputs],
             "layers": [
                 {**dataclasses.asdict(x), "sqnr": finite_or_none(x.sqnr)} for x in self.layers
             ],
@@ -174,26 +191,33 @@ def analyze(
       The report.
     """
     batch = min(batch, images.shape[0])
+    parts = [part for head in heads_of(reference) for part in head.parts]
+    kept = frozenset(name for part in parts for name in (part.tensor, part.output))
     totals: dict[str, np.ndarray] = {}
-    agree: list[np.ndarray] = []
+    tallies: list[Tally] = []
     for start in range(0, images.shape[0], batch):
         last = min(start, images.shape[0] - batch)
-        energies, same = compare(reference, quantized, images[last : last + batch])
-        agree.append(np.asarray(same)[start - last :])
+        energies, tensors = compare(reference, quantized, images[last : last + batch], kept)
+        fresh = {
+            k: (np.asarray(a)[start - last :], np.asarray(b)[start - last :])
+            for k, (a, b) in tensors.items()
+        }
+        found = [tally(part, fresh) for part in parts]
+        tallies = [a.plus(b) for a, b in zip(tallies, found, strict=True)] if tallies else found
         for name, pair in energies.items():
             totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-    finite = all(np.isfinite(pair).all() for pair in totals.values())
-    output = reference.graph.outputs[0]
-    scores = output_shapes(reference)[output]
+    outputs = tuple(output_report(*each) for each in zip(parts, tallies, strict=True))
+    first = leading(outputs)
     return Report(
         layers=layer_reports(reference, quantized.plan, totals),
-        agreement=float(np.concatenate(agree).mean()),
+        agreement=1.0 if first is None or first.agreement is None else first.agreement,
         images=images.shape[0],
-        sqnr=decibels(totals[output]),
-        finite=finite,
-        classes=scores[-1],
-        dense=len(scores) > 2,
+        sqnr=math.inf if first is None else first.sqnr,
+        finite=all(np.isfinite(pair).all() for pair in totals.values()),
+        classes=0 if first is None else first.classes,
+        dense=first is not None and first.dense,
         in_float=float_kinds(reference.graph),
+        outputs=outputs,
     )
 
 
@@ -248,44 +272,21 @@ def layer_report(
     )
 
 
-def decibels(energies: np.ndarray) -> float:
-    """`10 log10(signal / noise)`; infinite without noise."""
-    signal, noise = energies
-    if not np.isfinite(signal) or not np.isfinite(noise):
-        return float("nan")
-    if noise == 0:
-        return float("inf")
-    return 10 * math.log10(max(float(signal), 1e-30) / float(noise))
-
-
-@jax.jit
+@partial(jax.jit, static_argnames="kept")
 def compare(
-    reference: Model, quantized: Simulated, images: Tensor
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """{tensor: (energy of signal, energy of error)}, and per image how far the classes agree."""
-    exact = layer_outputs(reference, images)
-    rough = layer_outputs(quantized.model, images, hook_of(quantized))
+    reference: Model, quantized: Simulated, images: Tensor, kept: frozenset[str]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """{layer or output: (energy of signal, of error)}, and {kept tensor: (float, quantized)}."""
+    exact = layer_outputs(reference, images, kept)
+    rough = layer_outputs(quantized.model, images, kept, hook_of(quantized))
     energies = {k: (jnp.sum(exact[k] ** 2), jnp.sum((exact[k] - rough[k]) ** 2)) for k in exact}
-    output = reference.graph.outputs[0]
-    return energies, agreeing(exact[output], rough[output])
+    return energies, {k: (exact[k], rough[k]) for k in sorted(kept)}
 
 
-def agreeing(exact: Float[Array, "n ... k"], rough: Float[Array, "n ... k"]) -> Float[Array, " n"]:
-    """Share of each image's positions with the same highest score, or sign of the only one."""
-    choice = lambda x: x[..., 0] > 0 if x.shape[-1] == 1 else jnp.argmax(x, -1)
-    same = (choice(exact) == choice(rough)).astype(jnp.float32)
-    return jnp.mean(same.reshape(same.shape[0], -1), axis=1)
-
-
-def layer_outputs(model: Model, images: Tensor, hook: Hook | None = None) -> dict[str, Tensor]:
-    """{tensor: value} for the outputs of layers that multiply, and of the graph."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
-        out = apply_node(node, slots, args)
-        if isinstance(node.op, PRODUCTS) or node.name in model.graph.outputs:
-            kept[node.name] = out
-        return out
-
-    evaluate(model, images, hook=hook, apply=keep)
-    return kept
+def layer_outputs(
+    model: Model, images: Tensor, kept: frozenset[str], hook: Hook | None = None
+) -> dict[str, Tensor]:
+    """{tensor: value} for the outputs of layers that multiply, and what else is kept."""
+    read = dict.fromkeys(kept & {*model.graph.inputs}, images)
+    names = kept | {node.name for node in products(model.graph)}
+    return read | values_at(model, images, names, hook=hook)

@@ -15,8 +15,12 @@ from dfq_jax.optim.progress import Progress as Step
 from dfq_jax.quantize.diagnosis import worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.outputs import OutputReport
 
 LOG_EVERY = 5.0
+
+LOST = 6.0
+"""From how many dB on it is told that an output is worse behind its softmax or sigmoid."""
 
 
 class Results(Console):
@@ -265,10 +269,22 @@ def trust_lines(report: Report) -> list[str]:
     """How far to trust the result: agreement, and what limits what it says."""
     whose = "the pixels of " if report.dense else ""
     what = "the sign of the output" if report.classes == 1 else "the float network"
+    agreement = f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
     lines = [
-        f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
+        f"{agreement if report.classes else f'on {report.images} '}"
         f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
     ]
+    if len(report.outputs) > 1:
+        lines += [output_line(output) for output in report.outputs]
     if report.confidence == "low":
         lines.append("LOW CONFIDENCE in these numbers")
     return lines + [f"note: {note}" for note in report.notes]
+
+
+def output_line(output: OutputReport) -> str:
+    """One part of an output: its fidelity, and how often it decides as the float network."""
+    what = {"classes": "class", "signs": "sign", "values": ""}[output.kind]
+    same = "" if output.agreement is None else f", same {what} {100 * output.agreement:.1f} %"
+    ruined = " RUINED" if output.fault else ""
+    lost = f" ({output.shown:.1f} dB as returned)" if output.shown < output.sqnr - LOST else ""
+    return f"  output {one_line(output.name)}: SQNR {output.sqnr:.1f} dB{lost}{same}{ruined}"

@@ -19,6 +19,16 @@ from dfq_jax.io.runtime import (
 )
 
 
+@pytest.mark.parametrize("features", [("avx2",), ("avx2", "avx512_vnni")])
+def test_accuracy_is_measured_without_saturation(monkeypatch, features):
+    """In ONNX Runtime's precise mode where the processor saturates, as usual elsewhere."""
+    asked = []
+    monkeypatch.setattr(runtime, "cpu_features", lambda: features)
+    monkeypatch.setattr(runtime, "open_session", lambda *_, **how: asked.append(how))
+    runtime.predictor("model.onnx")
+    assert asked == [{"optimize": True, "threads": 2, "precise": len(features) == 1}]
+
+
 def test_predictor_takes_nhwc_and_any_batch(onnx_nets, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_nets.integer_file("residual"))
@@ -28,7 +38,8 @@ def test_predictor_takes_nhwc_and_any_batch(onnx_nets, tmp_path):
     assert whole.shape == (5, 10)
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole[3:], predict(x[3:]))
-    np.testing.assert_array_equal(whole, run(open_session(path, optimize=True), x))
+    session = open_session(path, optimize=True, precise=saturation_risk(cpu_features()))
+    np.testing.assert_array_equal(whole, run(session, x))
 
 
 def test_contract_of_reads_what_export_wrote(onnx_nets, tmp_path):

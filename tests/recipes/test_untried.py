@@ -10,6 +10,7 @@ from dfq_jax.quantize.remedies import remedies_for
 from dfq_jax.recipes.untried import foretold, other_presets, to_dicts, within_budget
 from dfq_jax.types import plain_contract
 
+W4A8 = Scheme(4, 8)
 MADE = {"n": 12, "steps": 40, "seconds": 60.0, "compile_seconds": 12.0}
 
 
@@ -23,20 +24,22 @@ def test_seconds_of_other_images():
 
 
 def test_the_presets_that_do_more():
-    large = other_presets("fast", plain_contract((224, 224, 3)), MADE)
+    large = other_presets("fast", plain_contract((224, 224, 3)), W4A8, MADE)
     assert [x.options for x in large] == [("--preset", "balanced"), ("--preset", "best")]
     assert large[0].takes == (
         "makes 64 images in 60 steps (about 396 s, going by those it has), "
         "solves every layer in closed form"
     )
     assert large[0].seconds == pytest.approx(396)
-    small = other_presets("balanced", plain_contract((32, 32, 3)), {})
+    few = other_presets("fast", plain_contract((224, 224, 3)), Scheme(4, 4), MADE)
+    assert few[0].takes.endswith("learns all blocks at once by gradient steps")
+    small = other_presets("balanced", plain_contract((32, 32, 3)), W4A8, {})
     assert [x.takes for x in small] == [
         "makes 256 images in 100 steps, learns rounding by gradient steps"
     ]
     assert small[0].seconds is None
-    assert other_presets("best", plain_contract((32, 32, 3)), MADE) == ()
-    assert other_presets("None", plain_contract((32, 32, 3)), MADE) == ()
+    assert other_presets("best", plain_contract((32, 32, 3)), W4A8, MADE) == ()
+    assert other_presets("None", plain_contract((32, 32, 3)), W4A8, MADE) == ()
     assert to_dicts(small)[0]["options"] == ["--preset", "best"]
 
 

@@ -10,7 +10,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.report.analyze import FloatKind, LayerReport, Report, agreeing, analyze, decibels
+from dfq_jax.report.analyze import FloatKind, LayerReport, Report, analyze
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_a_good_network(reference, quantized, images):
             "units",
             "shared_grids",
             "layer_costs",
+            "outputs",
         ),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
@@ -130,13 +131,6 @@ def test_scores_that_are_not_finite_do_not_pass(reference, quantized, images):
     assert report.to_dict()["output_sqnr_db"] is None
 
 
-def test_decibels():
-    assert decibels(np.array([100.0, 1.0])) == pytest.approx(20)
-    assert decibels(np.array([0.0, 0.0])) == math.inf
-    assert decibels(np.array([0.0, 1.0])) == pytest.approx(-300)
-    assert math.isnan(decibels(np.array([np.nan, 1.0])))
-
-
 def test_a_report_without_layers():
     report = Report((), 1.0, 1, 10.0, True)
     assert (report.coverage, report.weight_coverage, report.average_bits) == (0, 0, 0)
@@ -184,20 +178,34 @@ def test_scores_of_pixels(nets):
     assert report.to_dict()["in_float"] == []
 
 
-def test_the_first_of_several_outputs_is_judged(nets):
+def test_every_output_is_judged(nets):
     report = made(nets, "two_heads")
     assert (report.classes, report.dense) == (5, False)
     assert [x.name for x in report.layers] == ["stem", "conv", "classes", "number"]
+    assert [(o.name, o.kind, o.classes) for o in report.outputs] == [
+        ("classes", "classes", 5),
+        ("number", "signs", 1),
+    ]
+    assert report.sqnr == report.outputs[0].sqnr
+    assert (report.passed, report.faults) == (True, ())
+    data = report.to_dict()["outputs"]
+    assert [set(o) for o in data] == [
+        {"name", "kind", "sqnr", "sqnr_returned", "agreement", "passed"}
+    ] * 2
 
 
-def test_agreement_of_images_pixels_and_signs():
-    exact = jnp.asarray([[1.0, 2.0], [2.0, 1.0]])
-    assert agreeing(exact, exact[::-1]).tolist() == [0, 0]
-    pixels = jnp.asarray([[[[1.0, 0.0], [0.0, 1.0]]], [[[1.0, 0.0], [1.0, 0.0]]]])
-    other = jnp.zeros_like(pixels).at[..., 1].set(0.5)
-    assert agreeing(pixels, other).tolist() == [0.5, 0]
-    one = jnp.asarray([[[1.0], [-1.0], [2.0]]])
-    np.testing.assert_allclose(agreeing(one, jnp.full_like(one, 0.1)), [2 / 3], rtol=1e-6)
+def test_a_ruined_second_output_fails_and_is_named(nets):
+    model = fold_batch_norm(nets.two_heads())
+    plan = resolve(model.graph, parse_scheme("w8a8"), "qdrop_8bit_ends")
+    quantized = calibrate(model, plan, nets.images(model, 8))
+    bias = model.params["number"]["bias"] + 100
+    report = analyze(
+        model, with_slots(quantized, "number", bias=bias), nets.images(model, 6, seed=3)
+    )
+    assert report.outputs[0].fault == ""
+    assert not report.passed
+    (told,) = report.faults
+    assert told.startswith("output 'number' has ")
 
 
 def test_a_single_score_must_also_be_close():

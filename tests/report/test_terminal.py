@@ -10,6 +10,7 @@ from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.report import terminal as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
+from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     Log,
@@ -207,6 +208,8 @@ def test_how_far_to_trust():
     )
     single = dataclasses.replace(good, classes=1)
     assert trust_lines(single)[0].startswith("agreement with the sign of the output 100.0 %")
+    none = dataclasses.replace(good, classes=0)
+    assert trust_lines(none)[0].startswith("on 4 held-out synthetic images, output SQNR 30.0 dB")
     low = dataclasses.replace(good, confidence="low", notes=("noise", "no labels"))
     assert trust_lines(low)[1:] == [
         "LOW CONFIDENCE in these numbers",
@@ -239,3 +242,13 @@ def test_units_that_got_worse_are_counted():
     assert units_line("brecq", 2 * [unit(False)]).endswith(
         "2 would have got worse and were left as they were"
     )
+
+
+def test_several_outputs_have_a_line_each():
+    box = OutputReport("out: box", "values", 40.0, 40.0, None, 0, True, False)
+    score = OutputReport("out: score\x1b", "signs", 33.0, 1.2, 0.991, 1, True, True)
+    assert len(trust_lines(dataclasses.replace(report("a"), outputs=(box,)))) == 1
+    assert trust_lines(dataclasses.replace(report("a"), outputs=(box, score)))[1:] == [
+        "  output out: box: SQNR 40.0 dB",
+        "  output out: score\\x1b: SQNR 33.0 dB (1.2 dB as returned), same sign 99.1 % RUINED",
+    ]

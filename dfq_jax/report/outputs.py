@@ -1,0 +1,154 @@
+"""What quantization did to every output of a network, part by part (`graph/heads.py`)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dfq_jax.graph.heads import Kind, Part
+from dfq_jax.types import finite_or_none
+
+COLLAPSED = 0.5
+"""Agreement with the float network below which a result is never called a success."""
+
+LEAST_SQNR = 3.0
+"""The same for the SQNR, in dB, of what has no classes, or none the network itself tells of."""
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""A tensor of the float network and of the quantized one, batch first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputReport:
+    """One part of an output, compared with the float network.
+
+    Attributes:
+      name: of the output, and of the part where it has several.
+      kind: `classes`, `signs` (one decision for each value) or `values`.
+      sqnr: signal to quantization noise in dB, before a final softmax or sigmoid.
+      shown: the same of what leaves the network, behind it.
+      agreement: share of classes or signs that are the float network's; None for values.
+      classes: to choose from; 1 for signs, 0 for values.
+      dense: whether an image has more than one decision.
+      certain: whether the network says itself what this is, by a softmax, a sigmoid or its shape.
+    """
+
+    name: str
+    kind: Kind
+    sqnr: float
+    shown: float
+    agreement: float | None
+    classes: int
+    dense: bool
+    certain: bool
+
+    @property
+    def fault(self) -> str:
+        """Why this output must not be called a success, in words; empty if it may."""
+        agreement = 1.0 if self.agreement is None else self.agreement
+        if math.isnan(self.sqnr):
+            return f"output {self.name!r} is not finite"
+        if self.certain and agreement < COLLAPSED:
+            what = "class" if self.kind == "classes" else "sign"
+            return f"output {self.name!r} has the float {what} in only {100 * agreement:.1f} %"
+        sqnr = self.sqnr if self.classes > 1 else min(self.sqnr, self.shown)
+        if not sqnr >= LEAST_SQNR and not (self.certain and self.kind == "classes"):
+            return f"output {self.name!r} has an SQNR of only {sqnr:.1f} dB"
+        return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "sqnr": finite_or_none(self.sqnr),
+            "sqnr_returned": finite_or_none(self.shown),
+            "agreement": self.agreement,
+            "passed": not self.fault,
+        }
+
+
+class Tally(NamedTuple):
+    """What some images tell of a part; sums over them add up.
+
+    Attributes:
+      before: energy of signal and of error, before softmax or sigmoid.
+      behind: the same behind it.
+      same: decisions that agree.
+      decisions: how many there are.
+    """
+
+    before: Float[np.ndarray, "2"]
+    behind: Float[np.ndarray, "2"]
+    same: int
+    decisions: int
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(
+            self.before + other.before,
+            self.behind + other.behind,
+            self.same + other.same,
+            self.decisions + other.decisions,
+        )
+
+
+def tally(part: Part, tensors: Mapping[str, Pair]) -> Tally:
+    """Compares a part on some images.
+
+    Args:
+      part: which.
+      tensors: {tensor: float and quantized}, with the part's tensor and its output.
+    """
+    before = [part.of_tensor(x) for x in tensors[part.tensor]]
+    behind = [part.of_output(x) for x in tensors[part.output]]
+    exact, rough = (decisions(part, x) for x in (behind if part.curve == "softmax" else before))
+    return Tally(energies(*before), energies(*behind), int((exact == rough).sum()), exact.size)
+
+
+def decisions(part: Part, values: np.ndarray) -> np.ndarray:
+    """The class at every position, or the sign of every value; nothing for plain values."""
+    if part.axis is not None:
+        return values.argmax(part.axis + 1)
+    return values > 0 if part.kind == "signs" else values[:0]
+
+
+def energies(exact: np.ndarray, rough: np.ndarray) -> Float[np.ndarray, "2"]:
+    """Energy of the signal and of its error."""
+    exact, rough = exact.astype(np.float64), rough.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.array([np.sum(exact**2), np.sum((exact - rough) ** 2)])
+
+
+def output_report(part: Part, found: Tally) -> OutputReport:
+    """The entry of a part."""
+    classes = part.where.shape[part.axis] if part.axis is not None else int(part.kind == "signs")
+    return OutputReport(
+        part.name,
+        part.kind,
+        decibels(found.before),
+        decibels(found.behind),
+        found.same / found.decisions if found.decisions else None,
+        classes,
+        part.where.size > max(classes, 1),
+        part.certain,
+    )
+
+
+def leading(outputs: Sequence[OutputReport]) -> OutputReport | None:
+    """The first part that decides something; else the first; None where nothing comes out."""
+    deciding = [o for o in outputs if o.agreement is not None]
+    return next(iter([*deciding, *outputs]), None)
+
+
+def decibels(energies: Float[np.ndarray, "2"]) -> float:
+    """`10 log10(signal / noise)`; infinite without noise."""
+    signal, noise = energies
+    if not np.isfinite(signal) or not np.isfinite(noise):
+        return float("nan")
+    if noise == 0:
+        return float("inf")
+    return 10 * math.log10(max(float(signal), 1e-30) / float(noise))

@@ -1,0 +1,100 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from dfq_jax.graph.heads import Kind, Part
+from dfq_jax.report.outputs import OutputReport, decibels, leading, output_report, tally
+
+RNG = np.random.default_rng(0)
+
+
+def part(*shape, curve=None, kind: Kind = "classes", axis=None, certain=True):
+    where = np.arange(math.prod(shape)).reshape(shape)
+    return Part("out", "out", "before", curve, kind, axis, certain, where, where)
+
+
+def judged(how, exact, rough, behind=lambda x: x):
+    tensors = {"before": (exact, rough), "out": (behind(exact), behind(rough))}
+    return output_report(how, tally(how, tensors))
+
+
+def test_decibels():
+    assert decibels(np.array([100.0, 1.0])) == pytest.approx(20)
+    assert decibels(np.array([0.0, 0.0])) == math.inf
+    assert decibels(np.array([0.0, 1.0])) == pytest.approx(-300)
+    assert math.isnan(decibels(np.array([np.nan, 1.0])))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_classes_along_an_axis(axis):
+    exact = RNG.normal(size=(5, 4, 3, 6))
+    rough = exact + RNG.normal(size=exact.shape) * 0.3
+    found = judged(part(4, 3, 6, axis=axis), exact, rough)
+    assert found.agreement == np.mean(exact.argmax(axis + 1) == rough.argmax(axis + 1))
+    assert found.sqnr == pytest.approx(
+        10 * np.log10(np.sum(exact**2) / np.sum((exact - rough) ** 2))
+    )
+    assert (found.classes, found.dense) == ((4, 3, 6)[axis], True)
+
+
+def test_batches_add_up():
+    exact = RNG.normal(size=(6, 4))
+    rough = exact + RNG.normal(size=exact.shape) * 0.3
+    how = part(4, axis=0)
+    of = lambda a, b: tally(how, dict.fromkeys(("before", "out"), (exact[a:b], rough[a:b])))
+    whole, parts = output_report(how, of(0, 6)), output_report(how, of(0, 2).plus(of(2, 6)))
+    assert parts.agreement == whole.agreement
+    assert parts.sqnr == pytest.approx(whole.sqnr)
+
+
+def test_a_sure_network_is_judged_before_its_softmax():
+    logits = np.array([[200.0, 0.0, 5.0], [0.0, 90.0, 5.0]])
+    soft = lambda z: (
+        np.exp(z - z.max(-1, keepdims=True))
+        / np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    )
+    found = judged(part(3, curve="softmax", axis=0), logits, logits * 0.9, soft)
+    assert found.sqnr == pytest.approx(20)
+    assert found.shown > 100
+    assert found.agreement == 1
+
+
+def test_what_is_lost_behind_a_sigmoid_shows():
+    """Every score became 0, on a grid made for boxes."""
+    logits = RNG.normal(size=(4, 8, 5))
+    how = part(8, 5, curve="sigmoid", kind="signs")
+    behind = (1 / (1 + np.exp(-logits)), np.zeros_like(logits))
+    found = output_report(how, tally(how, {"before": (logits, logits + 1e-3), "out": behind}))
+    assert found.sqnr > 40
+    assert found.shown == pytest.approx(0)
+    assert found.fault == "output 'out' has an SQNR of only 0.0 dB"
+
+
+def entry(**how):
+    made = OutputReport("depth", "values", 20.0, 20.0, None, 0, True, False)
+    return dataclasses.replace(made, **how)
+
+
+def test_when_an_output_is_ruined():
+    assert entry().fault == ""
+    assert entry(sqnr=2.9).fault == "output 'depth' has an SQNR of only 2.9 dB"
+    assert entry(sqnr=math.nan).fault == "output 'depth' is not finite"
+    scores = entry(kind="classes", classes=5, agreement=0.4, certain=True)
+    assert scores.fault == "output 'depth' has the float class in only 40.0 %"
+    assert dataclasses.replace(scores, agreement=0.6, sqnr=1.0).fault == ""
+    guessed = dataclasses.replace(scores, certain=False)
+    assert guessed.fault == ""  # nothing says that these are classes
+    assert dataclasses.replace(guessed, sqnr=1.0).fault
+    sign = entry(kind="signs", classes=1, agreement=0.9, certain=True)
+    assert sign.fault == ""
+    assert dataclasses.replace(sign, sqnr=2.0).fault
+    assert "the float sign in only 30.0 %" in dataclasses.replace(sign, agreement=0.3).fault
+
+
+def test_the_output_that_speaks_for_the_network():
+    values, classes = entry(), entry(kind="classes", agreement=0.9)
+    assert leading([values, classes]) is classes
+    assert leading([values]) is values
+    assert leading([]) is None
