@@ -326,7 +326,7 @@ NETS = {
 
 def run_file(data: bytes, x, *, optimize: bool) -> list[np.ndarray]:
     """Every output of a file, in the library's layout."""
-    session = open_session(data, optimize=optimize)
+    session = open_session(data, optimize=optimize, precise=True)
     found = session.run(None, feed(session, x))
     return [y.transpose(0, 2, 3, 1) if y.ndim == 4 else y for y in found]
 

@@ -54,7 +54,7 @@ def test_float_export_computes_the_network(onnx_nets, net, optimize):
     model = onnx_nets.NETS[net]()
     x = onnx_nets.images(model, 3)
     want = np.asarray(jax.jit(evaluate)(model, x)[0][0])
-    found = run(open_session(serialize(float_onnx(model)), optimize=optimize), x)
+    found = run(open_session(serialize(float_onnx(model)), optimize=optimize, precise=True), x)
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
@@ -64,7 +64,10 @@ def test_quantized_export_computes_the_simulation(onnx_nets, net, scheme, layers
     q = onnx_nets.quantized(net, scheme, layers)
     x = onnx_nets.images(q.model, 8)
     want = np.asarray(simulated(q, x))
-    found = run(open_session(onnx_nets.integer_file(net, scheme, layers), optimize=optimize), x)
+    found = run(
+        open_session(onnx_nets.integer_file(net, scheme, layers), optimize=optimize, precise=True),
+        x,
+    )
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
@@ -148,7 +151,9 @@ def test_dead_channels_and_huge_biases_stay_in_range(onnx_nets):
     x = onnx_nets.images(q.model, 8)
     want = np.asarray(simulated(q, x))
     for optimize in (False, True):
-        found = run(open_session(onnx_nets.integer_file("extreme"), optimize=optimize), x)
+        found = run(
+            open_session(onnx_nets.integer_file("extreme"), optimize=optimize, precise=True), x
+        )
         np.testing.assert_allclose(found, want, atol=1e-2)
 
 
