@@ -30,6 +30,7 @@ from dfq_jax.report.terminal import (
     trust_lines,
     units_lines,
 )
+from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
@@ -107,6 +108,7 @@ def remove_state(folder: Path) -> None:
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     parse_scheme(options.scheme)
+    check_accuracy(options.accuracy)
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
@@ -125,6 +127,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
             observer=options.observer,
             budget=options.budget,
             sensitivity=options.sensitivity,
+            accuracy=options.accuracy,
             key=options.seed,
             memory=memory,
             on_stage=terminal.stage,
@@ -146,10 +149,8 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     show_result(result, verification, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
-            f"the integer network agrees with the float one on only "
-            f"{100 * result.report.agreement:.1f} % of {result.report.images} held-out images: "
-            f"saved as {options.output / 'model.failed.onnx'}. Use more bits (--scheme), "
-            "--preset balanced, or another --layers preset."
+            f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
+            "Use more bits (--scheme), --preset balanced, or another --layers preset."
         )
     if verification is not None and not verification.passed:
         raise QualityError(

@@ -32,6 +32,7 @@ from dfq_jax.recipes.presets import (
     recipe_for,
     reconstruction_of,
 )
+from dfq_jax.recipes.probes import PROBES, probes_of
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
     Tell,
@@ -41,6 +42,7 @@ from dfq_jax.recipes.reconstructions import (
     reconstructed,
 )
 from dfq_jax.report.analyze import Report, analyze
+from dfq_jax.report.trust import Estimate, check_accuracy, estimate, judges_classes
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
@@ -66,6 +68,7 @@ class Asked:
     rules: tuple[Rule, ...]
     seed: int
     memory: int | None
+    accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,7 @@ def quantize(
     budget: str | None = None,
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
+    accuracy: float | None = None,
     key: int = 0,
     memory: int | None = None,
     on_stage: Stage = lambda _: None,
@@ -117,7 +121,9 @@ def quantize(
         file, `2GBOPs` bit operations an image; at least 43 images are then made.
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
-      key: seed of everything random.
+      accuracy: top-1 of the float network, in (0, 1], if known: narrows the expected loss that the
+        report tells of a classifier.
+      key: seed of everything random, but for the probes that the expected loss is estimated from.
       memory: bytes that a step of synthesis or reconstruction may take: batches of images are
         split, blocks that are too large learn layer by layer.
       on_stage: told what is being done.
@@ -130,13 +136,14 @@ def quantize(
         answered with the smallest that is not.
     """
     check_synthesis(method, key, given=images is not None)
+    check_accuracy(accuracy)
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
     how = (*how, reconstruction is not None, observers, limit)
-    asked = Asked(*how, sensitivity, tuple(rules), key, memory)
+    asked = Asked(*how, sensitivity, tuple(rules), key, memory, accuracy)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
@@ -178,6 +185,8 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     probes = probes if made.used_images or mix is not None else images
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
+    judges, loss = estimated_loss(model, made, asked, follow)
+    found = dataclasses.replace(found, estimate=loss)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if mix is not None:
@@ -185,7 +194,23 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     report = qualified(found, images)
-    return Result(made.quantized, model, images, probes, report, settings, mix)
+    return Result(made.quantized, model, images, probes, report, settings, mix, judges)
+
+
+def estimated_loss(
+    model: Model, made: Quantized, asked: Asked, follow: Follow
+) -> tuple[ImageSet | None, Estimate | None]:
+    """The probes of a classifier, and what its quantization is expected to cost on real images."""
+    if not judges_classes(made.reference):
+        return None, None
+    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
+    keep = None if follow.folder is None else follow.folder / "probes"
+    given = {"memory": asked.memory, "on_progress": follow.on_progress}
+    probes = probes_of(model, state_folder=keep, **given)
+    follow.on_stage(f"estimating the loss from {len(probes)} probes")
+    known = "low" if is_guess(probes) else "usual"
+    given = (made.reference, made.quantized, probes.images, asked.accuracy)
+    return probes, estimate(*given, confidence=known)
 
 
 def require_memory(needed: int, images: int) -> None:

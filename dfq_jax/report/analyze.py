@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
 from dfq_jax.quantize.simulate import Simulated, hook_of
 from dfq_jax.quantize.sites import PRODUCTS, float_operators, products
+from dfq_jax.report.trust import Confidence, Estimate, told_as_data
 from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
@@ -28,7 +29,6 @@ LEAST_SQNR = 3.0
 """The same for the SQNR, in dB, of a network with one score, whose agreement says little."""
 
 CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
-Confidence = Literal["usual", "low"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Report:
       confidence: `low` where the images say little about the network.
       notes: what a reader of the numbers should know, in sentences.
       units: how each piece fared whose rounding was learned.
+      estimate: what quantization is expected to cost on real images; None where outputs are no
+        class scores.
     """
 
     layers: tuple[LayerReport, ...]
@@ -100,6 +102,7 @@ class Report:
     confidence: Confidence = "usual"
     notes: tuple[str, ...] = ()
     units: tuple[UnitReport, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def coverage(self) -> float:
@@ -121,8 +124,22 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether the result may be called a success."""
-        told = self.classes > 1 or self.sqnr >= LEAST_SQNR
-        return self.finite and self.agreement >= COLLAPSED and told
+        return not self.failure
+
+    @property
+    def failure(self) -> str:
+        """Why the result may not be called a success, in words; empty if it may."""
+        if not self.finite:
+            return "outputs of the integer network are not finite"
+        if self.estimate is not None:
+            return self.estimate.failure
+        if self.agreement >= COLLAPSED and (self.classes > 1 or self.sqnr >= LEAST_SQNR):
+            return ""
+        whose = "the pixels of " if self.dense else ""
+        return (
+            f"the integer network agrees with the float one on only {100 * self.agreement:.1f} % "
+            f"of {whose}{self.images} held-out synthetic images, at {self.sqnr:.1f} dB"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -130,6 +147,7 @@ class Report:
             "agreement": self.agreement,
             "held_out_images": self.images,
             "output_sqnr_db": finite_or_none(self.sqnr),
+            **told_as_data(self.estimate),
             "finite": self.finite,
             "passed": self.passed,
             "coverage_macs": self.coverage,

@@ -14,6 +14,7 @@ from rich.text import Text
 from dfq_jax.optim.progress import Progress as Step
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.trust import trust_words
 
 LOG_EVERY = 5.0
 
@@ -238,10 +239,11 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
 
 
 def trust_lines(report: Report) -> list[str]:
-    """How far to trust the result: agreement, and what limits what it says."""
+    """How far to trust the result: expected loss, agreement, and what limits what they say."""
     whose = "the pixels of " if report.dense else ""
     what = "the sign of the output" if report.classes == 1 else "the float network"
-    lines = [
+    lines = [] if report.estimate is None else trust_words(report.estimate)
+    lines += [
         f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
         f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
     ]
