@@ -1,18 +1,15 @@
 """The expected loss of top-1 accuracy on real images, estimated from images made of the network.
 
-The quantized network decides otherwise than the float one where noise exceeds the float network's
-margin, and that costs what a calibrated network's confidence in the two classes differs by. Noise
-is measured: probes pass through both networks. Margins are modelled: those of real images are half
-normal, on the scale of the largest margins that probes reach. Confidence is the softmax of scores
-at the temperature at which mean confidence is the network's accuracy. The expected loss is a mean
-over margins, over probes (for the classes behind the second) and over the noise of probes whose
-margins are alike: strong features have other noise than weak ones, and ranges clip strong ones.
+Probes (`recipes/probes.py`) pass through the float and the quantized network. What the difference
+of their scores does to decisions on real images is reckoned in `numerics/decisions.py`. The
+interval counts what that cannot know: how large margins of real images are, how accurate the float
+network is unless somebody says, and the chance in which images are looked at.
 """
 
 import dataclasses
 import math
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +20,18 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
+from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
 from dfq_jax.quantize.simulate import Simulated, hook_of
 
 Confidence = Literal["usual", "low"]
-Scores = Float[np.ndarray, "n classes"]
 ACCURACIES = (0.65, 0.80, 0.92)
 """Of the float network where nobody says: low, usual, high."""
-SURE = 32
-"""One in so many probes, those with the largest margins, tells how large margins get."""
-SCALE = 0.85
-"""Deviation of real margins in units of that: the geometric mean over the networks measured."""
 SPREAD, SPREAD_OF_NOISE = 0.45, 1.0
 """Deviation of the estimate's log odds from what is measured; where the probes are noise."""
 IMAGES = 1000
 """Real images that the interval is about: so many labelled ones show a loss inside of it."""
 SIGMAS = NormalDist().inv_cdf(0.95)
 """Half width of an interval of 90 %, in deviations."""
-LEVELS, ALIKE, DRAWS, SEED = 24, 48, 4, 0
-LEAST_GAIN = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +105,6 @@ def trust_words(found: Estimate) -> list[str]:
         return lines
     spared = f"  its accuracy may be {100 * low:.0f} to {100 * high:.0f} %: "
     return [*lines, f"{spared}--accuracy 0.72, if you know it, narrows this"]
-
-
-class Noise(NamedTuple):
-    """Probes, by their margin ascending, with scores of each in the float network's order.
-
-    Attributes:
-      rest: scores of the classes behind the second, relative to it; 0 first, then falling.
-      margin: between the best and the second class.
-      error: of the quantized network's scores, in units of the float network's.
-    """
-
-    rest: Float[np.ndarray, "n classes-1"]
-    margin: Float[np.ndarray, " n"]
-    error: Scores
 
 
 def check_accuracy(accuracy: float | None) -> None:
@@ -235,73 +212,6 @@ def shifted(share: float, by: float) -> float:
     """A share in [0, 1] with its log odds moved."""
     odds = share / max(1 - share, 1e-9) * math.exp(by)
     return odds / (1 + odds)
-
-
-def noise_of(exact: Scores, rough: Scores) -> Noise:
-    """Noise of logits by margin; a gain common to all changes no decision and is no noise."""
-    exact, rough = (x - x.mean(1, keepdims=True) for x in (exact, rough))
-    gain = (exact * rough).sum() / max((exact**2).sum(), 1e-30)
-    error = rough / max(gain, LEAST_GAIN) - exact
-    ranks = np.argsort(-exact, axis=1, kind="stable")
-    exact, error = (np.take_along_axis(x, ranks, 1) for x in (exact, error))
-    margin = exact[:, 0] - exact[:, 1]
-    order = np.argsort(margin, kind="stable")
-    rest = exact[:, 1:] - exact[:, 1:2]
-    return Noise(rest[order], margin[order], error[order])
-
-
-def expected_loss(noise: Noise, accuracy: float) -> tuple[float, float]:
-    """(expected loss of top-1, expected share of images given another class)."""
-    top = noise.margin[-max(1, len(noise.margin) // SURE) :]
-    margins = SCALE * float(top.mean()) * half_normal(LEVELS)
-    heat = temperature(noise.rest, margins, accuracy)
-    draws = [decided(noise, margins, heat, np.random.default_rng([SEED, i])) for i in range(DRAWS)]
-    loss, changed = np.mean(draws, axis=0)
-    return float(loss), float(changed)
-
-
-def half_normal(count: int) -> Float[np.ndarray, " count"]:
-    """Evenly spread quantiles of `|x|`, x standard normal."""
-    normal = NormalDist()
-    return np.array([normal.inv_cdf((1 + (i + 0.5) / count) / 2) for i in range(count)])
-
-
-def confidences(
-    rest: Float[np.ndarray, "n classes-1"], margins: Float[np.ndarray, " m"], heat: float
-) -> Float[np.ndarray, "n m"]:
-    """Softmax of the best class, for every probe's other classes at every margin."""
-    others = np.exp(rest / heat).sum(1)
-    return 1 / (1 + others[:, None] * np.exp(-margins / heat))
-
-
-def temperature(
-    rest: Float[np.ndarray, "n classes-1"], margins: Float[np.ndarray, " m"], accuracy: float
-) -> float:
-    """The temperature of scores at which mean confidence is the accuracy, by bisection."""
-    low, high = 1e-3 * margins.max() + 1e-12, 1e3 * margins.max() + 1e-9
-    for _ in range(40):
-        heat = math.sqrt(low * high)
-        sure = confidences(rest, margins, heat).mean() > accuracy
-        low, high = (heat, high) if sure else (low, heat)
-    return math.sqrt(low * high)
-
-
-def decided(
-    noise: Noise, margins: Float[np.ndarray, " m"], heat: float, random: np.random.Generator
-) -> tuple[float, float]:
-    """(loss, share of other decisions) with one draw of noise for every probe and margin."""
-    probes, alike = len(noise.margin), min(ALIKE, len(noise.margin))
-    sure = confidences(noise.rest, margins, heat)
-    losses, changed = np.zeros(len(margins)), np.zeros(len(margins))
-    for i, margin in enumerate(margins):
-        first = np.searchsorted(noise.margin, margin) - alike // 2
-        first = min(max(first, 0), probes - alike)
-        drawn = noise.error[first + random.integers(0, alike, probes)]
-        scores = np.concatenate([np.zeros((probes, 1)), noise.rest - margin], axis=1)
-        chosen = np.argmax(scores + drawn, axis=1)
-        lost = 1 - np.exp(scores[np.arange(probes), chosen] / heat)
-        losses[i], changed[i] = np.mean(sure[:, i] * lost), np.mean(chosen != 0)
-    return float(losses.mean()), float(changed.mean())
 
 
 def middle(accuracy: tuple[float, float]) -> float:
