@@ -43,7 +43,7 @@ from dfq_jax.recipes.reconstructions import (
 )
 from dfq_jax.report.analyze import Report, analyze
 from dfq_jax.report.trust import Estimate, check_accuracy, estimate, judges_classes
-from dfq_jax.result import Result, deliverable, split_probes
+from dfq_jax.result import Result, check_contract, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
@@ -69,6 +69,7 @@ class Asked:
     seed: int
     memory: int | None
     accuracy: float | None = None
+    probes: ImageSet | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ def quantize(
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
     accuracy: float | None = None,
+    probes: ImageSet | None = None,
     key: int = 0,
     memory: int | None = None,
     on_stage: Stage = lambda _: None,
@@ -123,6 +125,7 @@ def quantize(
       rules: bits of particular layers, which a budget leaves as they are.
       accuracy: top-1 of the float network, in (0, 1], if known: narrows the expected loss that the
         report tells of a classifier.
+      probes: of this network, made before by `recipes.probes.probes_of`; None to make them.
       key: seed of everything random, but for the probes that the expected loss is estimated from.
       memory: bytes that a step of synthesis or reconstruction may take: batches of images are
         split, blocks that are too large learn layer by layer.
@@ -143,7 +146,7 @@ def quantize(
     limit = None if budget is None else parse_budget(budget)
     how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
     how = (*how, reconstruction is not None, observers, limit)
-    asked = Asked(*how, sensitivity, tuple(rules), key, memory, accuracy)
+    asked = Asked(*how, sensitivity, tuple(rules), key, memory, accuracy, probes)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
@@ -203,10 +206,12 @@ def estimated_loss(
     """The probes of a classifier, and what its quantization is expected to cost on real images."""
     if not judges_classes(made.reference):
         return None, None
-    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
-    keep = None if follow.folder is None else follow.folder / "probes"
-    given = {"memory": asked.memory, "on_progress": follow.on_progress}
-    probes = probes_of(model, state_folder=keep, **given)
+    if (probes := asked.probes) is None:
+        follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
+        keep = None if follow.folder is None else follow.folder / "probes"
+        given = {"memory": asked.memory, "on_progress": follow.on_progress}
+        probes = probes_of(model, state_folder=keep, **given)
+    check_contract(probes, model.contract)
     follow.on_stage(f"estimating the loss from {len(probes)} probes")
     known = "low" if is_guess(probes) else "usual"
     given = (made.reference, made.quantized, probes.images, asked.accuracy)

@@ -26,7 +26,7 @@ from dfq_jax.quantize.simulate import Simulated, hook_of
 Confidence = Literal["usual", "low"]
 ACCURACIES = (0.65, 0.80, 0.92)
 """Of the float network where nobody says: low, usual, high."""
-SPREAD, SPREAD_OF_NOISE = 0.45, 1.0
+SPREAD, SPREAD_OF_NOISE = 0.6, 1.2
 """Deviation of the estimate's log odds from what is measured; where the probes are noise."""
 IMAGES = 1000
 """Real images that the interval is about: so many labelled ones show a loss inside of it."""
