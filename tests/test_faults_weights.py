@@ -120,17 +120,18 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
 
 def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert run("quantize", None).code == 0
-    monkeypatch.setattr("dfq_jax.report.analyze.COLLAPSED", 1.1)
+    monkeypatch.setattr("dfq_jax.report.trust.COLLAPSED", -1.0)
     found, out = run("quantize", None), tmp_path / "out"
     assert found.code == 4
     assert found.out.splitlines()[-1] == f"FAILED, kept: {out / 'model.failed.onnx'}"
-    assert "agrees with the float one on only" in found.err
+    assert "it is expected to lose" in found.err
+    assert "more than half of its accuracy" in found.err
     assert "Use more bits (--scheme), --preset balanced" in found.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["status"], manifest["report"]["passed"]) == ("failed", False)
     assert not (out / "model.onnx").exists()
     page = (out / "report.html").read_text()
-    assert "FAILED: the integer network agrees" in page
+    assert "FAILED: it is expected to lose" in page
     again = run("quantize", None, "--json")
     assert again.code == 4
     data = json.loads(again.out)

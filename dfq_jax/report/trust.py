@@ -28,6 +28,8 @@ ACCURACIES = (0.65, 0.80, 0.92)
 """Of the float network where nobody says: low, usual, high."""
 SPREAD, SPREAD_OF_NOISE = 0.6, 1.2
 """Deviation of the estimate's log odds from what is measured; where the probes are noise."""
+COLLAPSED = 0.5
+"""Share of the accuracy beyond which a loss is never called a success."""
 IMAGES = 1000
 """Real images that the interval is about: so many labelled ones show a loss inside of it."""
 SIGMAS = NormalDist().inv_cdf(0.95)
@@ -61,7 +63,7 @@ class Estimate:
     def collapsed(self) -> bool:
         """Whether half of the accuracy is lost; where little is known, at the least."""
         sure_loss = self.low if self.confidence == "low" else self.loss
-        return sure_loss > middle(self.accuracy) / 2
+        return sure_loss > COLLAPSED * middle(self.accuracy)
 
     @property
     def failure(self) -> str:
