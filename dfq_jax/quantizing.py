@@ -71,6 +71,10 @@ class Asked:
     accuracy: float | None = None
     probes: ImageSet | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses an accuracy that is none, before any work is done."""
+        check_accuracy(self.accuracy)
+
 
 @dataclasses.dataclass(frozen=True)
 class Follow:
@@ -117,36 +121,30 @@ def quantize(
       method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
       reconstruction_steps: of a unit, instead of the paper's.
-      observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
-        search of BRECQ that also covers what batch-norm statistics predict.
-      budget: within which bits of layers are chosen: `4.5bits` a weight, `600KB` of weights in the
-        file, `2GBOPs` bit operations an image; at least 43 images are then made.
+      observer: how ranges are found (`quantize.observers.NAMED`), instead of BRECQ's search.
+      budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
-      accuracy: top-1 of the float network, in (0, 1], if known: narrows the expected loss that the
-        report tells of a classifier.
-      probes: of this network, made before by `recipes.probes.probes_of`; None to make them.
-      key: seed of everything random, but for the probes that the expected loss is estimated from.
-      memory: bytes that a step of synthesis or reconstruction may take: batches of images are
-        split, blocks that are too large learn layer by layer.
+      accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
+      probes: of `recipes.probes.probes_of`, if they are made; the expected loss is told from them.
+      key: seed of everything random but the probes.
+      memory: bytes that a step may take: batches are split, too large blocks learn by layer.
       on_stage: told what is being done.
       on_progress: told how synthesis and learning advance.
       on_unit: told (index, of how many, report) after each unit that was reconstructed.
       state_folder: keeps state here and resumes from it.
 
     Raises:
-      UsageError: for a bad argument, or images of another input contract; a budget out of reach is
-        answered with the smallest that is not.
+      UsageError: for a bad argument or images of another contract; a budget out of reach.
     """
     check_synthesis(method, key, given=images is not None)
-    check_accuracy(accuracy)
     chosen = reconstruction or reconstruction_of(preset, model.contract)
     methods = methods_of(chosen, reconstruction_steps)
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (parse_scheme(scheme), preset, layers, method, chosen, methods)
-    how = (*how, reconstruction is not None, observers, limit)
-    asked = Asked(*how, sensitivity, tuple(rules), key, memory, accuracy, probes)
+    how = (*how, reconstruction is not None, observers, limit, sensitivity, tuple(rules))
+    asked = Asked(*how, key, memory, accuracy, probes)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
