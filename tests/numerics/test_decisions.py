@@ -9,10 +9,12 @@ from dfq_jax.numerics import decisions
 from dfq_jax.numerics.decisions import (
     SCALE,
     STRONGER,
+    THIRD,
     confidences,
     expected_loss,
     half_normal,
     noise_of,
+    spaced,
     temperature,
 )
 
@@ -60,6 +62,13 @@ def test_noise_is_told_in_the_order_of_the_float_network():
     gain = (centred * (exact + error)).sum() / (centred**2).sum()
     left = STRONGER * ((centred + error) / gain - centred)
     assert found.error == pytest.approx(np.stack([left[0][[1, 2, 0]], left[1][[0, 2, 1]]]))
+
+
+def test_other_classes_are_spaced_as_on_real_images():
+    rest = np.array([[0.0, -0.5, -3.0], [0.0, -1.5, -2.0]])
+    assert spaced(rest, 4.0) == pytest.approx(rest * THIRD * 4)
+    for alone in (rest[:, :1], 0 * rest):
+        assert (spaced(alone, 4.0) == alone).all()
 
 
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: 0.4 * x, lambda x: x + 7])
