@@ -103,6 +103,8 @@ def trust_words(found: Estimate) -> list[str]:
         f"expected loss of top-1 on real images {points(found)}",
         f"  estimated from {found.probes} probes made from the network; not a measurement",
     ]
+    if found.confidence == "low":
+        lines.append("  the probes are noise, which says little about it: low confidence")
     if low == high:
         return lines
     spared = f"  its accuracy may be {100 * low:.0f} to {100 * high:.0f} %: "

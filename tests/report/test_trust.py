@@ -131,8 +131,10 @@ def test_its_words_fit_a_terminal():
     )
     assert "--accuracy 0.72" in lines[2]
     assert len(trust_words(an_estimate(accuracy=(0.72, 0.72)))) == 2
+    told = trust_words(an_estimate(accuracy=(0.72, 0.72), confidence="low"))
+    assert told[2].strip() == "the probes are noise, which says little about it: low confidence"
     widest = an_estimate(loss=0.888, low=0.777, high=0.888)
-    assert all(len(line) <= 80 for found in (lines, trust_words(widest)) for line in found)
+    assert all(len(line) <= 80 for found in (lines, told, trust_words(widest)) for line in found)
 
 
 def test_its_data_have_the_same_keys_without_it():
