@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.optim.progress import Progress
@@ -42,7 +42,7 @@ from dfq_jax.recipes.reconstructions import (
     reconstructed,
 )
 from dfq_jax.report.analyze import Report, analyze
-from dfq_jax.report.trust import Estimate, check_accuracy, estimate, judges_classes
+from dfq_jax.report.trust import check_accuracy, estimate, judges_classes
 from dfq_jax.result import Result, check_contract, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
@@ -186,8 +186,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     probes = probes if made.used_images or mix is not None else images
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = dataclasses.replace(analyze(made.reference, made.quantized, probes.images), units=units)
-    judges, loss = estimated_loss(model, made, asked, follow)
-    found = dataclasses.replace(found, estimate=loss)
+    found, judges = judged(found, model, made, asked, follow)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if mix is not None:
@@ -198,22 +197,30 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     return Result(made.quantized, model, images, probes, report, settings, mix, judges)
 
 
-def estimated_loss(
-    model: Model, made: Quantized, asked: Asked, follow: Follow
-) -> tuple[ImageSet | None, Estimate | None]:
-    """The probes of a classifier, and what its quantization is expected to cost on real images."""
-    if not judges_classes(made.reference):
-        return None, None
-    if (probes := asked.probes) is None:
-        follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
-        keep = None if follow.folder is None else follow.folder / "probes"
-        given = {"memory": asked.memory, "on_progress": follow.on_progress}
-        probes = probes_of(model, state_folder=keep, **given)
+def judged(
+    report: Report, model: Model, made: Quantized, asked: Asked, follow: Follow
+) -> tuple[Report, ImageSet | None]:
+    """The report of a classifier with its expected loss on real images, and the probes of that."""
+    if not (report.finite and judges_classes(made.reference)):
+        return report, None
+    try:
+        probes = made_probes(model, asked, follow) if asked.probes is None else asked.probes
+    except (DivergedError, ResourceError, UnsupportedModelError) as error:
+        note = f"the loss on real images was not estimated: no probes could be made ({error})"
+        return dataclasses.replace(report, notes=(note,)), None
     check_contract(probes, model.contract)
     follow.on_stage(f"estimating the loss from {len(probes)} probes")
     known = "low" if is_guess(probes) else "usual"
     given = (made.reference, made.quantized, probes.images, asked.accuracy)
-    return probes, estimate(*given, confidence=known)
+    return dataclasses.replace(report, estimate=estimate(*given, confidence=known)), probes
+
+
+def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
+    """The probes of a network, or those of the run that is resumed."""
+    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
+    folder = None if follow.folder is None else follow.folder / "probes"
+    keep = {"on_progress": follow.on_progress, "state_folder": folder}
+    return probes_of(model, memory=asked.memory, **keep)
 
 
 def require_memory(needed: int, images: int) -> None:
@@ -301,7 +308,7 @@ def is_guess(images: ImageSet) -> bool:
 
 def qualified(report: Report, images: ImageSet) -> Report:
     """A report with what the making of its images says about its numbers."""
-    notes = tuple(images.provenance.get("notes", ()))
+    notes = (*images.provenance.get("notes", ()), *report.notes)
     if not is_guess(images):
         return dataclasses.replace(report, notes=notes)
     return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))

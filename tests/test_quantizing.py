@@ -1,14 +1,18 @@
 """What `dfq.quantize` hands to the choice of bits within a budget."""
 
+import io
+
+import numpy as np
 import pytest
 
 import dfq_jax as dfq
 from dfq_jax import quantizing
-from dfq_jax.errors import BudgetError, DivergedError, ResourceError
+from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.observers import Observers
+from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
 from dfq_jax.result import split_probes
 
@@ -74,3 +78,56 @@ def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, net
     assert asked == [preset, max(preset, MIXED_IMAGES)]
     images = dfq.ImageSet(nets.images(tiny_net, MIXED_IMAGES), tiny_net.contract)
     assert len(split_probes(images)[0]) >= 32
+
+
+def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
+    monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    asked = (
+        {"scheme": "w8a8", "key": 0},
+        {"scheme": "w3a4", "key": 5},
+        {"scheme": "w4a8", "preset": "balanced"},
+    )
+    made = [dfq.quantize(model, images, **how) for how in asked]
+    assert len({np.asarray(found.judges.images).tobytes() for found in made}) == 1
+    assert all(found.report.estimate.probes == 256 for found in made)
+    given = dfq.quantize(model, images, scheme="w3a4", key=5, probes=made[0].judges)
+    assert given.report.estimate == made[1].report.estimate
+    with np.load(io.BytesIO(given.probe_bytes)) as kept:
+        again = probes.probes_from(kept["base"], model.contract)
+    assert np.asarray(again.images).tobytes() == np.asarray(made[0].judges.images).tobytes()
+
+
+def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
+    monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    found = dfq.quantize(model, images, scheme="w4a4", accuracy=0.8).report.estimate
+    assert found is not None
+    assert found.accuracy == (0.8, 0.8)
+    with pytest.raises(UsageError, match=r"say 0\.8, not 80"):
+        dfq.quantize(model, images, accuracy=80.0)
+
+
+def test_outputs_that_are_no_classes_have_no_estimate(nets, monkeypatch):
+    monkeypatch.delattr(quantizing, "probes_of")
+    model = nets.unet()
+    images = dfq.ImageSet(nets.images(model, 4), model.contract)
+    found = dfq.quantize(model, images)
+    assert found.report.estimate is None
+    assert found.judges is None
+
+
+def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergedError("the loss is no number")
+
+    monkeypatch.setattr(quantizing, "probes_of", diverge)
+    model = nets.tiny()
+    found = dfq.quantize(model, dfq.ImageSet(nets.images(model, 4), model.contract))
+    assert found.report.estimate is None
+    assert found.report.notes == (
+        "the loss on real images was not estimated: no probes could be made (the loss is no "
+        "number)",
+    )
