@@ -1,6 +1,7 @@
 """What `dfq.quantize` hands to the choice of bits within a budget."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.observers import Observers
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
+from dfq_jax.report.trust import told_as_data
 from dfq_jax.result import split_probes
 
 
@@ -84,19 +86,21 @@ def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
     monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
-    asked = (
+    asked: tuple[dict[str, Any], ...] = (
         {"scheme": "w8a8", "key": 0},
         {"scheme": "w3a4", "key": 5},
         {"scheme": "w4a8", "preset": "balanced"},
     )
     made = [dfq.quantize(model, images, **how) for how in asked]
-    assert len({np.asarray(found.judges.images).tobytes() for found in made}) == 1
-    assert all(found.report.estimate.probes == 256 for found in made)
-    given = dfq.quantize(model, images, scheme="w3a4", key=5, probes=made[0].judges)
+    sets = [found.judges for found in made if found.judges is not None]
+    assert len(sets) == 3
+    assert len({np.asarray(one.images).tobytes() for one in sets}) == 1
+    assert [told_as_data(found.report.estimate)["probes"] for found in made] == [256] * 3
+    given = dfq.quantize(model, images, scheme="w3a4", key=5, probes=sets[0])
     assert given.report.estimate == made[1].report.estimate
     with np.load(io.BytesIO(given.probe_bytes)) as kept:
         again = probes.probes_from(kept["base"], model.contract)
-    assert np.asarray(again.images).tobytes() == np.asarray(made[0].judges.images).tobytes()
+    assert np.asarray(again.images).tobytes() == np.asarray(sets[0].images).tobytes()
 
 
 def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
