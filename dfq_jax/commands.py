@@ -34,6 +34,7 @@ from dfq_jax.report.terminal import (
     trust_lines,
     units_lines,
 )
+from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
@@ -112,6 +113,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     """`dfq quantize`."""
     parse_scheme(options.scheme)
     rules = [parse_rule(text) for text in options.rule]
+    check_accuracy(options.accuracy)
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
@@ -131,6 +133,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
             observer=options.observer,
             budget=options.budget,
             sensitivity=options.sensitivity,
+            accuracy=options.accuracy,
             key=options.seed,
             memory=memory,
             on_stage=terminal.stage,
@@ -153,10 +156,8 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     remove_state(state)
     show_result(result, found.verification, manifest, loaded, options, terminal)
     if not result.report.passed:
-        told = "; ".join(result.report.faults) or "an output is not finite"
         raise QualityError(
-            f"the integer network is no longer the float one: {told}, on {result.report.images} "
-            f"held-out images. Saved as {options.output / 'model.failed.onnx'}. "
+            f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
             f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
             "what more bits and other settings would buy."
         )

@@ -21,6 +21,8 @@ CONFIG = "config.toml"
 """Beside the result: what `--config` needs to make it again."""
 SCHEMA_VERSION = 1
 VERBS = ("synthesize", "quantize")
+FRACTIONS = frozenset({"accuracy"})
+"""Options that may have a decimal point."""
 PLACES = frozenset({"output", "preview", "process", "processes", "force", "config"})
 """Options that say where a result goes, not what it is; a repeated run has its own."""
 
@@ -67,7 +69,8 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(table, dict):
             raise UsageError(f"--config {path}: {name} = {table!r} must be a table, [{name}].")
         for key, value in table.items():
-            if not (isinstance(value, str | int) or is_text_list(value)):
+            known = str | int | (float if key in FRACTIONS else int)
+            if not (isinstance(value, known) or is_text_list(value)):
                 raise UsageError(
                     f"--config {path}: {key} = {value!r} in [{name}] must be text in quotes, a "
                     "whole number, true or false, or a list of texts where a flag is repeated."

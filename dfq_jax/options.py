@@ -100,6 +100,7 @@ class QuantizeOptions:
       budget: Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs.
       sensitivity: What a --budget listens to.
       observer: How ranges of activations are found.
+      accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step may take, e.g. 4GiB: larger ones are split.
       force: Write beside files of others.
       config: TOML file of options; those given here win.
@@ -119,6 +120,7 @@ class QuantizeOptions:
     budget: str | None = None
     sensitivity: Sensitivity = "kl"
     observer: Observer | None = None
+    accuracy: float | None = None
     memory: str | None = None
     force: bool = False
     config: Path | None = None

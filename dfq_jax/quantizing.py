@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.optim.progress import Progress
@@ -37,6 +37,7 @@ from dfq_jax.recipes.presets import (
     reconstruction_of,
     steps_of,
 )
+from dfq_jax.recipes.probes import PROBES, probes_of
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
     Tell,
@@ -47,7 +48,8 @@ from dfq_jax.recipes.reconstructions import (
     reconstructed,
 )
 from dfq_jax.report.analyze import Report, analyze
-from dfq_jax.result import Result, deliverable, split_probes
+from dfq_jax.report.trust import check_accuracy, estimate, judges_classes
+from dfq_jax.result import Result, check_contract, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
@@ -72,6 +74,12 @@ class Asked:
     rules: tuple[Rule, ...]
     seed: int
     memory: int | None
+    accuracy: float | None = None
+    probes: ImageSet | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses an accuracy that is none, before any work is done."""
+        check_accuracy(self.accuracy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +106,8 @@ def quantize(
     budget: str | None = None,
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
+    accuracy: float | None = None,
+    probes: ImageSet | None = None,
     key: int = 0,
     memory: int | None = None,
     on_stage: Stage = lambda _: None,
@@ -117,23 +127,21 @@ def quantize(
       method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
       reconstruction_steps: of a unit, instead of the paper's.
-      observer: how ranges of activations are found (`quantize.observers.NAMED`), instead of the
-        search of BRECQ that also covers what batch-norm statistics predict.
-      budget: within which bits of layers are chosen: `4.5bits` a weight, `600KB` of weights in the
-        file, `2GBOPs` bit operations an image; at least 43 images are then made.
+      observer: how ranges are found (`quantize.observers.NAMED`), instead of BRECQ's search.
+      budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
       sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
       rules: bits of particular layers, which a budget leaves as they are.
-      key: seed of everything random.
-      memory: bytes that a step of synthesis or reconstruction may take: batches of images are
-        split, blocks that are too large learn layer by layer.
+      accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
+      probes: of `recipes.probes.probes_of`, if they are made; the expected loss is told from them.
+      key: seed of everything random but the probes.
+      memory: bytes that a step may take: batches are split, too large blocks learn by layer.
       on_stage: told what is being done.
       on_progress: told how synthesis and learning advance.
       on_unit: told (index, of how many, report) after each unit that was reconstructed.
       state_folder: keeps state here and resumes from it.
 
     Raises:
-      UsageError: for a bad argument, or images of another input contract; a budget out of reach is
-        answered with the smallest that is not.
+      UsageError: for a bad argument or images of another contract; a budget out of reach.
     """
     check_synthesis(method, key, given=images is not None)
     asked_for = parse_scheme(scheme)
@@ -142,8 +150,8 @@ def quantize(
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (asked_for, preset, layers, method, chosen, methods)
-    how = (*how, reconstruction is not None, observers, limit)
-    asked = Asked(*how, sensitivity, tuple(rules), key, memory)
+    how = (*how, reconstruction is not None, observers, limit, sensitivity, tuple(rules))
+    asked = Asked(*how, key, memory, accuracy, probes)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
@@ -187,11 +195,8 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     found = analyze(made.reference, made.quantized, probes.images)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared)
-    if found.finite and loses_much(found):
-        follow.on_stage("finding the layers that cost most")
-        so_far = {layer.name: layer.sqnr for layer in found.layers}
-        costs = blamed(made.reference, made.quantized, probes.images, so_far)
-        found = dataclasses.replace(found, costs=costs)
+    found, judges = judged(found, model, made, asked, follow)
+    found = with_costs(found, made, probes, follow)
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if asked.rules:
@@ -201,7 +206,43 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     report = qualified(found, images)
-    return Result(made.quantized, model, images, probes, report, settings, mix)
+    return Result(made.quantized, model, images, probes, report, settings, mix, judges)
+
+
+def judged(
+    report: Report, model: Model, made: Quantized, asked: Asked, follow: Follow
+) -> tuple[Report, ImageSet | None]:
+    """The report of a classifier with its expected loss on real images, and the probes of that."""
+    if not (report.finite and judges_classes(made.reference)):
+        return report, None
+    try:
+        probes = made_probes(model, asked, follow) if asked.probes is None else asked.probes
+    except (DivergedError, ResourceError, UnsupportedModelError) as error:
+        note = f"the loss on real images was not estimated: no probes could be made ({error})"
+        return dataclasses.replace(report, notes=(note,)), None
+    check_contract(probes, model.contract)
+    follow.on_stage(f"estimating the loss from {len(probes)} probes")
+    known = "low" if is_guess(probes) else "usual"
+    given = (model, made.quantized, probes.images, asked.accuracy)
+    return dataclasses.replace(report, estimate=estimate(*given, confidence=known)), probes
+
+
+def with_costs(report: Report, made: Quantized, images: ImageSet, follow: Follow) -> Report:
+    """The report with what each layer costs, where the network lost much."""
+    if not (report.finite and loses_much(report)):
+        return report
+    follow.on_stage("finding the layers that cost most")
+    so_far = {layer.name: layer.sqnr for layer in report.layers}
+    costs = blamed(made.reference, made.quantized, images.images, so_far)
+    return dataclasses.replace(report, costs=costs)
+
+
+def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
+    """The probes of a network, or those of the run that is resumed."""
+    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
+    folder = None if follow.folder is None else follow.folder / "probes"
+    keep = {"on_progress": follow.on_progress, "state_folder": folder}
+    return probes_of(model, memory=asked.memory, **keep)
 
 
 def require_memory(needed: int, images: int) -> None:
@@ -291,7 +332,7 @@ def is_guess(images: ImageSet) -> bool:
 
 def qualified(report: Report, images: ImageSet) -> Report:
     """A report with what the making of its images says about its numbers."""
-    notes = tuple(images.provenance.get("notes", ()))
+    notes = (*images.provenance.get("notes", ()), *report.notes)
     if not is_guess(images):
         return dataclasses.replace(report, notes=notes)
     return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))

@@ -17,6 +17,7 @@ from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
+from dfq_jax.recipes.probes import base_pixels
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
@@ -41,6 +42,7 @@ class Result:
       report: how far to trust it.
       settings: the resolved configuration, plain data.
       mixed: how bits were chosen, if they were.
+      judges: the probes that the expected loss was estimated from, if it was.
     """
 
     quantized: QuantizedModel
@@ -50,6 +52,7 @@ class Result:
     report: Report
     settings: Mapping[str, Any]
     mixed: Mixed | None = None
+    judges: ImageSet | None = None
 
     def verify(self) -> Verification:
         """Compares simulator, integer function and ONNX Runtime on the probes."""
@@ -63,10 +66,16 @@ class Result:
 
     @property
     def probe_bytes(self) -> bytes:
-        """Up to 16 probes as 8-bit pixels in an `.npz`, kept to verify the network again."""
+        """Up to 16 images as 8-bit pixels in an `.npz`, kept to verify the network again.
+
+        Under `base` those that the probes of the estimate are made of again (`probes_from`).
+        """
         buffer = io.BytesIO()
         pixels = to_pixels(self.probes.images[:MOST_PROBES], self.contract)
-        np.savez_compressed(buffer, pixels=pixels)
+        arrays = {"pixels": pixels}
+        if self.judges is not None and len(base := base_pixels(self.judges)) < len(self.judges):
+            arrays["base"] = base
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
     def save(

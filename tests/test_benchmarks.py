@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "ptq", "reconstruction", "reconstruction_memory"),
-    *("reconstruction_reference", "rounding_ablation", "synthesis_quality", "verify"),
+    *("reconstruction_reference", "rounding_ablation", "synthesis_quality", "trust", "verify"),
 )
 MAKING = (
     "import_zoo",

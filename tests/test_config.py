@@ -53,6 +53,12 @@ def test_what_the_command_line_leaves_out_is_filled_in(written):
     assert parsed("synthesize", "--config", path, "-n", 9).n == 9
 
 
+def test_an_accuracy_may_have_a_decimal_point(written):
+    path = written("[quantize]\naccuracy = 0.72\n")
+    assert parsed("quantize", "--config", path).accuracy == 0.72
+    assert parsed("quantize", "--config", path, "--accuracy", 0.9).accuracy == 0.9
+
+
 def test_underscores_are_read_as_dashes(written):
     path = written("[quantize]\nreconstruction_steps = 50\n")
     assert parsed("quantize", "--config", path).reconstruction_steps == 50

@@ -120,11 +120,13 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
 
 def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert run("quantize", None).code == 0
-    monkeypatch.setattr("dfq_jax.report.outputs.COLLAPSED", 1.1)
+    monkeypatch.setattr("dfq_jax.report.trust.COLLAPSED", -1.0)
+    monkeypatch.setattr("dfq_jax.recipes.diagnose.loses_much", lambda report: True)
     found, out = run("quantize", None), tmp_path / "out"
     assert found.code == 4
     assert found.out.splitlines()[-1] == f"FAILED, kept: {out / 'model.failed.onnx'}"
-    assert "has the float class in only" in found.err
+    assert "it is expected to lose" in found.err
+    assert "more than half of its accuracy" in found.err
     assert " costs most: quantized alone, it leaves the output " in found.err
     assert f"`dfq doctor {out}` computes what more bits and other settings would buy." in found.err
     manifest = json.loads((out / "manifest.json").read_text())
@@ -133,7 +135,7 @@ def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert {x["name"] for x in told} >= {"conv1", "depthwise", "project", "conv2", "fc"}
     assert not (out / "model.onnx").exists()
     page = (out / "report.html").read_text()
-    assert "FAILED: the integer network agrees" in page
+    assert "FAILED: it is expected to lose" in page
     assert "<h2>What each layer costs</h2>" in page
     again = run("quantize", None, "--json")
     assert again.code == 4

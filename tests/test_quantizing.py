@@ -1,16 +1,22 @@
 """What `dfq.quantize` hands to the choice of bits within a budget."""
 
+import io
+from typing import Any
+
+import numpy as np
 import pytest
 
 import dfq_jax as dfq
 from dfq_jax import quantizing
-from dfq_jax.errors import BudgetError, DivergedError, ResourceError
+from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, Scale
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.observers import Observers
+from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
+from dfq_jax.report.trust import told_as_data
 from dfq_jax.result import split_probes
 
 
@@ -86,3 +92,58 @@ def test_parts_that_suffer_on_a_shared_grid_are_reported(nets):
     (found,) = dfq.quantize(model, images).report.to_dict()["shared_grids"]
     assert (found["tensor"], found["part"]) == ("join", "small")
     assert found["db_lost"] > 20
+
+
+def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
+    monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    asked: tuple[dict[str, Any], ...] = (
+        {"scheme": "w8a8", "key": 0},
+        {"scheme": "w3a4", "key": 5},
+        {"scheme": "w4a8", "preset": "balanced"},
+    )
+    made = [dfq.quantize(model, images, **how) for how in asked]
+    sets = [found.judges for found in made if found.judges is not None]
+    assert len(sets) == 3
+    assert len({np.asarray(one.images).tobytes() for one in sets}) == 1
+    assert [told_as_data(found.report.estimate)["probes"] for found in made] == [256] * 3
+    given = dfq.quantize(model, images, scheme="w3a4", key=5, probes=sets[0])
+    assert given.report.estimate == made[1].report.estimate
+    with np.load(io.BytesIO(given.probe_bytes)) as kept:
+        again = probes.probes_from(kept["base"], model.contract)
+    assert np.asarray(again.images).tobytes() == np.asarray(sets[0].images).tobytes()
+
+
+def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
+    monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    found = dfq.quantize(model, images, scheme="w4a4", accuracy=0.8).report.estimate
+    assert found is not None
+    assert found.accuracy == (0.8, 0.8)
+    with pytest.raises(UsageError, match=r"say 0\.8, not 80"):
+        dfq.quantize(model, images, accuracy=80.0)
+
+
+def test_outputs_that_are_no_classes_have_no_estimate(nets, monkeypatch):
+    monkeypatch.delattr(quantizing, "probes_of")
+    model = nets.unet()
+    images = dfq.ImageSet(nets.images(model, 4), model.contract)
+    found = dfq.quantize(model, images)
+    assert found.report.estimate is None
+    assert found.judges is None
+
+
+def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergedError("the loss is no number")
+
+    monkeypatch.setattr(quantizing, "probes_of", diverge)
+    model = nets.tiny()
+    found = dfq.quantize(model, dfq.ImageSet(nets.images(model, 4), model.contract))
+    assert found.report.estimate is None
+    assert found.report.notes == (
+        "the loss on real images was not estimated: no probes could be made (the loss is no "
+        "number)",
+    )

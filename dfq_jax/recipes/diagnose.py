@@ -22,6 +22,8 @@ from dfq_jax.synthesis.targets import distrusted_norms
 
 FEW = 4
 """Images by which the layers are blamed; all of them judge remedies."""
+LOSSY = 0.05
+"""Expected loss of top-1 beyond which layers are blamed."""
 LOSSY_DB, DISAGREEING = 10.0, 0.9
 """Below this SQNR of the output, or agreement, a network has lost much."""
 CLOSE = 1e-3
@@ -29,8 +31,12 @@ CLOSE = 1e-3
 
 
 def loses_much(report: Report) -> bool:
-    """Whether the layers of a network are worth blaming."""
-    return not (report.passed and report.sqnr >= LOSSY_DB and report.agreement >= DISAGREEING)
+    """Whether the layers of a network are worth blaming: by its expected loss, if there is one."""
+    if not report.passed:
+        return True
+    if report.estimate is not None:
+        return report.estimate.loss > LOSSY
+    return report.sqnr < LOSSY_DB or report.agreement < DISAGREEING
 
 
 def blamed(

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ from dfq_jax.report.outputs import (
     output_report,
     tally,
 )
+from dfq_jax.report.trust import Confidence, Estimate, told_as_data
 from dfq_jax.types import finite_or_none
 
 CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
-Confidence = Literal["usual", "low"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,8 @@ class Report:
       shared_grids: tensors that lose much on a grid that others share.
       costs: what each layer costs, in execution order, where the network lost much.
       outputs: every part of every output.
+      estimate: what quantization is expected to cost on real images; None where outputs are no
+        class scores.
     """
 
     layers: tuple[LayerReport, ...]
@@ -115,6 +117,7 @@ class Report:
     shared_grids: tuple[SharedGrid, ...] = ()
     costs: tuple[LayerCost, ...] = ()
     outputs: tuple[OutputReport, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def coverage(self) -> float:
@@ -136,10 +139,28 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether the result may be called a success."""
-        if self.outputs:
-            return self.finite and not self.faults
-        told = self.classes > 1 or self.sqnr >= LEAST_SQNR
-        return self.finite and self.agreement >= COLLAPSED and told
+        return not self.failure
+
+    @property
+    def failure(self) -> str:
+        """Why the result may not be called a success, in words; empty if it may."""
+        if not self.finite:
+            return "outputs of the integer network are not finite"
+        if self.estimate is not None:
+            return self.estimate.failure
+        if self.faults:
+            told = "; ".join(self.faults)
+            return (
+                f"the integer network is no longer the float one: {told}, on {self.images} "
+                "held-out images"
+            )
+        enough = self.classes > 1 or self.sqnr >= LEAST_SQNR
+        if self.outputs or (self.agreement >= COLLAPSED and enough):
+            return ""
+        return (
+            f"the integer network agrees with the float one on only {100 * self.agreement:.1f} % "
+            f"of {self.images} held-out synthetic images, at {self.sqnr:.1f} dB"
+        )
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -152,6 +173,7 @@ class Report:
             "agreement": self.agreement,
             "held_out_images": self.images,
             "output_sqnr_db": finite_or_none(self.sqnr),
+            **told_as_data(self.estimate),
             "finite": self.finite,
             "passed": self.passed,
             "coverage_macs": self.coverage,

@@ -10,6 +10,7 @@ from dfq_jax.report.analyze import Report
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
 from dfq_jax.report.terminal import one_line
+from dfq_jax.report.trust import trust_words
 from dfq_jax.types import ImageSet
 
 TEMPLATE = """<!doctype html>
@@ -23,9 +24,9 @@ img{max-width:100%;border:1px solid #ccc}
 </style>
 <h1>Quantization report</h1>
 <p class="{{ 'ok' if report.passed else 'bad' }}">
-{% if report.passed %}The integer network agrees with the float network on
-{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} held-out synthetic images.
-{% else %}FAILED: the integer network agrees with the float network on only
+{% if report.failure %}FAILED: {{ report.failure }}.{% endif %}
+{% if report.passed and report.estimate %}{{ expected }}.
+{% elif report.passed %}The integer network agrees with the float network on
 {{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} held-out synthetic images.
 {% endif %}</p>
 {% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
@@ -33,7 +34,10 @@ img{max-width:100%;border:1px solid #ccc}
 <table>
 {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table>
-<p>Agreement and SQNR are measured on images made from the network itself. They tell a broken
+<p>The expected loss is an estimate from noise on images made from the network and a model of the
+margins of real ones; nine of ten losses that 1,000 labelled images show lie in its interval. A
+network fails that is expected to lose more than half of its accuracy.
+Agreement and SQNR are measured on images made from the network itself. They tell a broken
 result from a sound one; they are not an accuracy on real data.</p>
 <h2>Layers</h2>
 <table><tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
@@ -93,6 +97,9 @@ def report_html(
         ("SQNR of the output", f"{report.sqnr:.1f} dB"),
         *settings.items(),
     ]
+    if report.estimate is not None:
+        agreed = f"{100 * report.agreement:.1f} % of {report.images} held-out synthetic images"
+        facts.append(("agreement with the float network", agreed))
     facts += [(f"{kind.count} {kind.kind}", f"in float: {kind.reason}") for kind in report.in_float]
     if verification is not None:
         facts += [
@@ -110,4 +117,7 @@ def report_html(
     grid = base64.b64encode(grid_png(images)).decode()
     judged = f"the pixels of {report.images}" if report.dense else report.images
     costs = base64.b64encode(costs_png(report.costs)).decode() if report.costs else ""
-    return page.render(report=report, facts=facts, grid=grid, judged=judged, costs=costs).encode()
+    told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
+    expected = "; ".join(told).capitalize()
+    shown_too = {"grid": grid, "judged": judged, "costs": costs, "expected": expected}
+    return page.render(report=report, facts=facts, **shown_too).encode()

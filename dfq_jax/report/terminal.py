@@ -16,6 +16,7 @@ from dfq_jax.quantize.diagnosis import worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.outputs import OutputReport
+from dfq_jax.report.trust import trust_words
 
 LOG_EVERY = 5.0
 
@@ -266,11 +267,12 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
 
 
 def trust_lines(report: Report) -> list[str]:
-    """How far to trust the result: agreement, and what limits what it says."""
+    """How far to trust the result: expected loss, agreement, and what limits what they say."""
     whose = "the pixels of " if report.dense else ""
     what = "the sign of the output" if report.classes == 1 else "the float network"
     agreement = f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
-    lines = [
+    lines = [] if report.estimate is None else trust_words(report.estimate)
+    lines += [
         f"{agreement if report.classes else f'on {report.images} '}"
         f"held-out synthetic images, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
     ]

@@ -11,6 +11,7 @@ from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report, analyze
+from dfq_jax.report.trust import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,8 @@ def test_a_good_network(reference, quantized, images):
             "layer_costs",
             "outputs",
         ),
+        *("expected_loss", "expected_loss_low", "expected_loss_high", "expected_changed"),
+        *("assumed_accuracy", "probes"),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
     assert data["layers"][0]["macs"] == 10368
@@ -206,6 +209,22 @@ def test_a_ruined_second_output_fails_and_is_named(nets):
     assert not report.passed
     (told,) = report.faults
     assert told.startswith("output 'number' has ")
+
+
+def test_an_estimate_decides_where_there_is_one():
+    """Agreement on a few held-out images is neither needed nor enough."""
+    spared = Estimate(0.05, 0.01, 0.1, 0.1, (0.65, 0.92), 256)
+    lost = dataclasses.replace(spared, loss=0.5, low=0.3, high=0.7)
+    report = Report((), 0.2, 4, 12.0, True, classes=10)
+    assert "agrees with the float one on only 20.0 % of 4 held-out" in report.failure
+    assert dataclasses.replace(report, estimate=spared).passed
+    assert not dataclasses.replace(report, estimate=spared, finite=False).passed
+    sure = dataclasses.replace(report, agreement=1.0, estimate=lost)
+    assert not sure.passed
+    assert "expected to lose 50.0 points" in sure.failure
+    assert sure.to_dict()["expected_loss"] == 0.5
+    assert sure.to_dict()["probes"] == 256
+    assert report.to_dict()["expected_loss"] is None
 
 
 def test_a_single_score_must_also_be_close():

@@ -11,6 +11,7 @@ import pytest
 from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
+from dfq_jax.report.trust import Estimate
 from dfq_jax.types import ImageSet, InputContract
 
 NASTY = "<script>alert('x')</script>\x1b[31m\n\"&%s{{ 7 * 7 }}"
@@ -96,14 +97,29 @@ def test_unequal_parts_on_one_grid_are_told(report):
     assert "Unequal parts" not in page_of(report)
 
 
+def test_the_expected_loss_is_told(report):
+    found = dataclasses.replace(
+        report, estimate=Estimate(0.006, -0.001, 0.014, 0.03, (0.65, 0.92), 256)
+    )
+    page = page_of(found)
+    assert "Expected loss of top-1 on real images 0.6 points (-0.1 to 1.4 on 1,000 images);" in page
+    assert "from 256 probes made from the network; not a measurement" in page
+    assert "<td>agreement with the float network</td><td>75.0 % of 4 held-out" in page
+    lost = dataclasses.replace(found.estimate, loss=0.5)
+    page = page_of(dataclasses.replace(found, estimate=lost))
+    assert "FAILED: it is expected to lose 50.0 points" in page
+
+
 VERIFIED = {"most_steps": 1, "agreement": 0.985, "runner": "ONNX Runtime"}
 
 
 def test_failure_and_verification_are_told(report):
-    failed = Report(report.layers, 0.25, 4, math.nan, False)
+    failed = Report(report.layers, 0.25, 4, math.nan, True)
     page = page_of(failed, channels=1, verification=VERIFIED)
     assert 'class="bad"' in page
-    assert "FAILED: the integer network agrees with the float network on only\n25.0 %" in page
+    assert "FAILED: the integer network agrees with the float one on only 25.0 % of 4" in page
+    broken = page_of(dataclasses.replace(failed, finite=False))
+    assert "FAILED: outputs of the integer network are not finite." in broken
     assert "<td>input</td><td>8 x 6, 1 channels</td>" in page
     assert "<td>largest difference to ONNX Runtime</td><td>1 steps</td>" in page
     assert "<td>same top class as ONNX Runtime</td><td>98.5 %</td>" in page

@@ -26,6 +26,7 @@ from dfq_jax.report.terminal import (
     trust_lines,
     units_line,
 )
+from dfq_jax.report.trust import Estimate
 
 NASTY = "a\x1b[31mb\x9bc\u202ed\r\n[bold]e[/bold] %s\0\x07"
 
@@ -206,6 +207,12 @@ def test_how_far_to_trust():
         "100.0 % of the pixels of 4 held-out"
         in trust_lines(dataclasses.replace(good, dense=True))[0]
     )
+    loss = Estimate(0.006, -0.001, 0.014, 0.03, (0.65, 0.92), 256)
+    told = trust_lines(dataclasses.replace(good, estimate=loss))
+    assert told[0] == (
+        "expected loss of top-1 on real images 0.6 points (-0.1 to 1.4 on 1,000 images)"
+    )
+    assert told[-1] == line
     single = dataclasses.replace(good, classes=1)
     assert trust_lines(single)[0].startswith("agreement with the sign of the output 100.0 %")
     none = dataclasses.replace(good, classes=0)
