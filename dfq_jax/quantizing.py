@@ -149,9 +149,8 @@ def quantize(
     methods = methods_of(chosen, reconstruction_steps or steps_of(preset, chosen))
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
-    how = (asked_for, preset, layers, method, chosen, methods)
-    how = (*how, reconstruction is not None, observers, limit, sensitivity, tuple(rules))
-    asked = Asked(*how, key, memory, accuracy, probes)
+    how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
+    asked = Asked(*how, observers, limit, sensitivity, tuple(rules), key, memory, accuracy, probes)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 

@@ -121,7 +121,6 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
 def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
     assert run("quantize", None).code == 0
     monkeypatch.setattr("dfq_jax.report.trust.COLLAPSED", -1.0)
-    monkeypatch.setattr("dfq_jax.recipes.diagnose.loses_much", lambda report: True)
     found, out = run("quantize", None), tmp_path / "out"
     assert found.code == 4
     assert found.out.splitlines()[-1] == f"FAILED, kept: {out / 'model.failed.onnx'}"

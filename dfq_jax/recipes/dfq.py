@@ -8,7 +8,6 @@ More surgery is there on request (`passes/surgery.py`): it helps where kernels h
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -86,18 +85,15 @@ def dfq(
       layers: which layers stay at 8 bits.
       rules: exceptions by name.
       surgery: what becomes of the float network first.
-      level: bring all channels that share a grid of fewer than 8 bits to one width, that of so many
-        deviations (`passes/level.py`).
+      level: deviations by which channels on coarse grids get one width (`passes/level.py`).
       bias: how biases are corrected, `none` if later; without moments always empirically.
       reestimate: have images correct means and variances of layers that had a batch norm.
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
-      statistics_suffice: leave images aside where the statistics predict every range and all
-        grids of activations have 8 bits, unless `observers` are to look at them.
+      statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
       noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
         show, and biases stay as they are: noise is no evidence of errors.
-      observers: how ranges are found; they are then taken as found. None: the search of BRECQ,
-        with `sigmas` and the exceptions above.
+      observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
       on_stage: told what is being done.
 
     Returns:
@@ -108,32 +104,42 @@ def dfq(
     """
     check_choice("bias correction", bias, get_args(BiasCorrection))
     on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
-    whole = operate(model, surgery, distrusted=distrusted_norms(model))
-    planned = partial(
-        resolve,
-        scheme=scheme,
-        layers=layers,
-        rules=tuple(rules),
-        observers=observers or DEFAULT_OBSERVERS,
-    )
-    ends: Mapping[str, Float[Array, ""]] = {}
-    if level is not None:
-        whole, ends = levelling(whole, level, only=coarse_tensors(planned(whole.graph)))
+    how = (scheme, layers, tuple(rules), observers or DEFAULT_OBSERVERS)
+    whole, ends = prepared(model, surgery, level, how)
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments
     extremes = peaks is not None or (blind and observers is None)
-    plan = planned(reference.graph)
+    plan = resolve(reference.graph, *how)
     plan = observing(plan, MinMax()) if extremes else plan
     on_stage("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
-    seen = Evidence(
-        images if peaks is None else peaks, sigmas if peaks is None else None, spare, ends
-    )
+    shown, spread = (images, sigmas) if peaks is None else (peaks, None)
+    seen = Evidence(shown, spread, spare, ends)
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
     given = images if used else None
     quantized = mended(begun, given, "none" if blind else bias, on_stage, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), begun.model, used, *notes)
+
+
+def prepared(
+    model: Model,
+    surgery: Surgery,
+    level: float | None,
+    how: tuple[Scheme, LayerPreset, tuple[Rule, ...], Observers],
+) -> tuple[Model, Mapping[str, Float[Array, ""]]]:
+    """The float network after surgery, and where grids end whose channels got one width.
+
+    Args:
+      model: with its batch norms in place.
+      surgery: what is done to it.
+      level: deviations of the common width; None leaves channels as they are.
+      how: what `resolve` takes besides the graph: it says which tensors are on coarse grids.
+    """
+    whole = operate(model, surgery, distrusted=distrusted_norms(model))
+    if level is None:
+        return whole, {}
+    return levelling(whole, level, only=coarse_tensors(resolve(whole.graph, *how)))
 
 
 def mended(

@@ -10,12 +10,19 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import DataError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
+from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
 from dfq_jax.quantize.levels import Judge, candidates, without_fine
 from dfq_jax.quantize.remedies import remedies_for
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.sites import Site
-from dfq_jax.recipes.dfq import DEFAULT_SURGERY, expectations, operate
+from dfq_jax.recipes.dfq import (
+    DEFAULT_SURGERY,
+    coarse_tensors,
+    expectations,
+    levelling,
+    operate,
+)
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.judge import judged
 from dfq_jax.synthesis.targets import distrusted_norms
@@ -97,17 +104,52 @@ def reference_of(
     Raises:
       DataError: if they are not the same network.
     """
-    found = operate(float_model, DEFAULT_SURGERY, distrusted=distrusted_norms(float_model))
-    if found.graph != quantized.model.graph:
-        found = adopted(found, quantized.model)
-        exact, same = (np.asarray(first_of(m, images[:FEW])) for m in (float_model, found))
-        if not np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max():
-            raise DataError(f"{APART}: their outputs differ in float.")
+    whole = operate(float_model, DEFAULT_SURGERY, distrusted=distrusted_norms(float_model))
+    found = on_graph_of(quantized.model, whole, images)
+    if found is not None and misfit(found, quantized) is None:
+        return found
+    levelled = on_graph_of(quantized.model, levelled_like(whole, quantized), images)
+    name = None if levelled is None else misfit(levelled, quantized)
+    if levelled is not None and name is None:
+        return levelled
+    told = "their outputs differ in float" if name is None else f"their kernels of {name!r} differ"
+    raise DataError(f"{APART}: {told}.")
+
+
+def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"] | None) -> Model | None:
+    """A float network on the graph of a quantized one; None if that computes something else there.
+
+    Args:
+      model: the quantized one's.
+      whole: folded.
+      images: to compare by where the graphs differ.
+    """
+    if whole.graph == model.graph:
+        return whole
+    found = adopted(whole, model)
+    exact, same = (np.asarray(first_of(m, images[:FEW])) for m in (whole, found))
+    near = np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max()
+    return found if near else None
+
+
+def levelled_like(whole: Model, quantized: QuantizedModel) -> Model:
+    """The folded network with its channels on one width, as `recipes.dfq` does for few bits.
+
+    The tensors of the quantized network are those at the same place.
+    """
+    nodes = zip(whole.graph.nodes, quantized.model.graph.nodes, strict=False)
+    places = {theirs.name: ours.name for ours, theirs in nodes}
+    coarse = tuple(places.get(tensor, tensor) for tensor in coarse_tensors(quantized.plan))
+    return levelling(whole, LEVEL, only=coarse)[0]
+
+
+def misfit(found: Model, quantized: QuantizedModel) -> str | None:
+    """The first layer whose quantized kernel is nothing like its float one."""
     for node, kernel in kernels(quantized):
         ours = np.asarray(found.params[node.name]["kernel"], np.float64)
         if not np.sum((ours - kernel) ** 2) < np.sum(ours**2):
-            raise DataError(f"{APART}: their kernels of {node.name!r} differ.")
-    return found
+            return node.name
+    return None
 
 
 APART = "the float network saved beside this integer network is not the one it was made from"
