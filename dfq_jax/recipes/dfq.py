@@ -91,13 +91,9 @@ def dfq(
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
-      noise: the images are noise. Without batch-norm statistics 8-bit grids then cover all they
-        show, and biases stay as they are: noise is no evidence of errors.
+      noise: they are noise, no evidence of errors: without statistics, ranges cover all, biases stay.
       observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
       on_stage: told what is being done.
-
-    Returns:
-      The quantized network and its float reference.
 
     Raises:
       UsageError: if the plan does not fit, a name is unknown, or ranges are without images.
@@ -108,16 +104,16 @@ def dfq(
     whole, ends = prepared(model, surgery, level, how)
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments
-    extremes = peaks is not None or (blind and observers is None)
     plan = resolve(reference.graph, *how)
-    plan = observing(plan, MinMax()) if extremes else plan
+    if peaks is not None or (blind and observers is None):
+        plan = observing(plan, MinMax())
     on_stage("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     shown, spread = (images, sigmas) if peaks is None else (peaks, None)
     seen = Evidence(shown, spread, spare, ends)
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
-    given = images if used else None
-    quantized = mended(begun, given, "none" if blind else bias, on_stage, reestimate=reestimate)
+    bias = "none" if blind else bias
+    quantized = mended(begun, images if used else None, bias, on_stage, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), begun.model, used, *notes)
 

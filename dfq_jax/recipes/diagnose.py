@@ -104,7 +104,7 @@ def reference_of(
     Raises:
       DataError: if they are not the same network.
     """
-    whole = operate(float_model, DEFAULT_SURGERY, distrusted=distrusted_norms(float_model))
+    whole: Model = operate(float_model, DEFAULT_SURGERY, distrusted=distrusted_norms(float_model))
     found = on_graph_of(quantized.model, whole, images)
     if found is not None and misfit(found, quantized) is None:
         return found
@@ -127,7 +127,8 @@ def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"] | No
     if whole.graph == model.graph:
         return whole
     found = adopted(whole, model)
-    exact, same = (np.asarray(first_of(m, images[:FEW])) for m in (whole, found))
+    few = images[:FEW]
+    exact, same = (np.asarray(first_of(m, few)) for m in (whole, found))
     near = np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max()
     return found if near else None
 
