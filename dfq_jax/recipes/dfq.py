@@ -91,7 +91,7 @@ def dfq(
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
-      noise: they are noise, no evidence of errors: without statistics, ranges cover all, biases stay.
+      noise: they are noise: without statistics ranges cover all they show, and biases stay.
       observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
       on_stage: told what is being done.
 
