@@ -14,7 +14,7 @@ import common
 
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
-    *("import_zoo", "quantize_zoo", "mutations", "fuzz_readers"),
+    *("import_zoo", "quantize_zoo", "damaged_files", "fuzz_readers"),
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
     *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),

@@ -22,7 +22,7 @@ MEASURING = (
 MAKING = (
     "import_zoo",
     "quantize_zoo",
-    "mutations",
+    "damaged_files",
     "fuzz_readers",
     "synthesis_speed",
     "reconstruction_speed",

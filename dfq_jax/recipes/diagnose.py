@@ -116,7 +116,7 @@ def reference_of(
     raise DataError(f"{APART}: {told}.")
 
 
-def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"] | None) -> Model | None:
+def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"]) -> Model | None:
     """A float network on the graph of a quantized one; None if that computes something else there.
 
     Args:

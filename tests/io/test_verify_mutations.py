@@ -1,4 +1,4 @@
-"""Small damages to real files: none may verify. `benchmarks/mutations.py` makes many more."""
+"""Small damages to real files: none may verify. `benchmarks/damaged_files.py` makes many more."""
 
 import collections
 
