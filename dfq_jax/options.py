@@ -15,6 +15,7 @@ from dfq_jax.recipes.presets import Preset
 MethodName = Literal[
     "best",
     "best_unlabelled",
+    "best_half_labelled",
     "dsg",
     "zeroq",
     "deepinversion",

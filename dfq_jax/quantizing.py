@@ -16,6 +16,7 @@ from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
@@ -29,6 +30,7 @@ from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
     ImageBudget,
     Preset,
+    budget_of_all,
     image_budget,
     makes_noise,
     mixed_budget,
@@ -55,6 +57,8 @@ from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
 
 Stage = Callable[[str], None]
+DROWNED = 0.5
+"""Error of the outputs in units of their power, 3 dB, beyond which layers cannot be solved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +171,20 @@ def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
+    budget = budget_of_all(budget) if learns_together(asked.methods) else budget
     budget = budget if asked.budget is None else mixed_budget(budget)
     if asked.budget is not None and images is None:
         require_reach(model, asked.budget, asked)
+    own = images is None
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
     made, mix = calibrated(model, seen, asked, follow)
+    if learns_together(asked.methods) and not asked.by_name and not drowned(made, seen):
+        asked, seen = layer_by_layer(asked, seen, own=own)
+        made, mix = calibrated(model, seen, asked, follow)
     units: tuple[UnitReport, ...] = ()
     if asked.methods:
         more = enlarges(asked.reconstruction, model.contract)
@@ -206,6 +215,26 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     settings["held out"] = len(probes) if probes is not seen else 0
     report = qualified(found, images)
     return Result(made.quantized, model, images, probes, report, settings, mix, judges)
+
+
+def drowned(made: Quantized, images: ImageSet) -> bool:
+    """Whether rounding to nearest leaves too little of the outputs for layers to mend."""
+    return output_gap(made.quantized, made.reference, images.images) > DROWNED
+
+
+def layer_by_layer(asked: Asked, images: ImageSet, *, own: bool) -> tuple[Asked, ImageSet]:
+    """What is asked for with layers solved in closed form, and the images for that.
+
+    Args:
+      asked: with a preset's choice of learning all at once.
+      images: to calibrate with.
+      own: whether they were made for that: every other one has no label then, as layers want them.
+    """
+    asked = dataclasses.replace(
+        asked, reconstruction="closed_form", methods=methods_of("closed_form")
+    )
+    unlabelled = dataclasses.replace(images, images=images.images[1::2])
+    return asked, unlabelled if own and len(images) > 1 else images
 
 
 def judged(

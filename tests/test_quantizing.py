@@ -147,3 +147,44 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
         "the loss on real images was not estimated: no probes could be made (the loss is no "
         "number)",
     )
+
+
+def test_the_whole_network_learns_where_rounding_leaves_no_signal(nets, monkeypatch):
+    """What a preset chooses; a method asked for by name is taken at its word."""
+    monkeypatch.setattr(quantizing, "judges_classes", lambda model: False)
+    monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "together")
+    monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    for bound, expected in ((-1.0, "together"), (1e9, "closed_form")):
+        monkeypatch.setattr(quantizing, "DROWNED", bound)
+        found = dfq.quantize(model, images, scheme="w3a3", preset="balanced")
+        assert found.settings["reconstruction"] == expected
+        assert {unit.method for unit in found.report.units} == {expected}
+    named = {"reconstruction": "together", "reconstruction_steps": 2}
+    found = dfq.quantize(model, images, scheme="w3a3", **named)
+    assert found.settings["reconstruction"] == "together"
+
+
+def test_layers_are_solved_from_the_unlabelled_half(nets):
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 6), model.contract)
+    asked = quantizing.Asked(
+        scheme=quantizing.parse_scheme("w4a4"),
+        preset="balanced",
+        layers="qdrop_8bit_ends",
+        method=None,
+        reconstruction="together",
+        methods=quantizing.methods_of("together"),
+        by_name=False,
+        observers=None,
+        budget=None,
+        sensitivity="kl",
+        rules=(),
+        seed=0,
+        memory=None,
+    )
+    changed, own = quantizing.layer_by_layer(asked, images, own=True)
+    assert changed.reconstruction == "closed_form"
+    np.testing.assert_array_equal(own.images, images.images[1::2])
+    assert quantizing.layer_by_layer(asked, images, own=False)[1] is images

@@ -16,7 +16,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine, from_range
 from dfq_jax.quantize.calibrate import Ranges
 from dfq_jax.quantize.plan import Plan
-from dfq_jax.quantize.simulate import QParams, QuantizedModel, argument_hook
+from dfq_jax.quantize.simulate import QParams, QuantizedModel, argument_hook, simulation_hook
 
 CONTESTED = 1.25
 """How many times as wide as predicted a grid must be to be asked about."""
@@ -83,7 +83,33 @@ def squared_gap(
     model: Model, plan: Plan, qparams: QParams, images: Tensor, wanted: tuple[Tensor, ...]
 ) -> Float[Array, ""]:
     """Squared error of the outputs, each in units of its own power, with activations on grids."""
-    found = evaluate(model, images, hook=argument_hook(plan, qparams))[0]
+    return gap_of(evaluate(model, images, hook=argument_hook(plan, qparams))[0], wanted)
+
+
+def output_gap(
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"]
+) -> float:
+    """Squared error of a quantized network's outputs in units of their power, summed over outputs.
+
+    Args:
+      quantized: kernels are rounded to nearest.
+      reference: the float network.
+      images: normalised; the first `IMAGES` are used.
+    """
+    shown = images[:IMAGES]
+    wanted, found = float_outputs(reference, shown), rounded_outputs(quantized, shown)
+    return float(gap_of(found, wanted))
+
+
+@jax.jit
+def rounded_outputs(quantized: QuantizedModel, images: Tensor) -> tuple[Tensor, ...]:
+    """All outputs of the quantized network."""
+    hook = simulation_hook(quantized.plan, quantized.qparams)
+    return evaluate(quantized.model, images, hook=hook)[0]
+
+
+def gap_of(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Float[Array, ""]:
+    """Squared error of outputs, each in units of its own power."""
     power = lambda x: jnp.maximum(jnp.mean(x**2), 1e-30)
     gaps = [jnp.mean((f - w) ** 2) / power(w) for f, w in zip(found, wanted, strict=True)]
     return jnp.sum(jnp.stack(gaps))

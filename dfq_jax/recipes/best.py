@@ -11,12 +11,14 @@ what suits which network.
 
 Labels make a network sure of every image. A quantizer that takes no more than ranges from images
 gains a little by that; rounding that is learned should see close decisions as well, and takes
-images of `best_unlabelled`.
+images of `best_unlabelled`. What trains a whole network, or judges one, should see both.
 """
 
 from functools import partial
+from typing import Any
 
 import optax
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.synthesis.augment import halve
 from dfq_jax.synthesis.match import relative_batch_match
@@ -84,3 +86,14 @@ def best(
 
 best_unlabelled = partial(best, labels=0.0)
 """`best` for rounding that is learned: images that the network may be unsure about."""
+
+
+def best_half_labelled(**settings: Any) -> Recipe:
+    """`best` of which every other image has no label: sure and close decisions in one batch."""
+    return best(**settings)._replace(name="best_half_labelled", condition=half_labelled)
+
+
+def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
+    """One-hot labels of every other image of a batch; zeros, which no loss looks at, between."""
+    labels = random_labels(key, size, classes)
+    return labels.at[1::2].set(0.0)

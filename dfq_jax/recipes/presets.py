@@ -9,7 +9,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
 from dfq_jax.quantize.plan import Scheme
 from dfq_jax.recipes.aac import aac
-from dfq_jax.recipes.best import best, best_unlabelled
+from dfq_jax.recipes.best import best, best_half_labelled, best_unlabelled
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dsg import dsg
@@ -28,6 +28,7 @@ from dfq_jax.types import InputContract
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,
     "best_unlabelled": best_unlabelled,
+    "best_half_labelled": best_half_labelled,
     "dsg": dsg,
     "zeroq": zeroq,
     "deepinversion": deepinversion,
@@ -42,7 +43,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "noise": noise,
 }
 METHODS = tuple(RECIPES)
-OURS = ("best", "best_unlabelled")
+OURS = ("best", "best_unlabelled", "best_half_labelled")
 Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
@@ -87,11 +88,20 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
+def budget_of_all(budget: ImageBudget) -> ImageBudget:
+    """The images of a preset where the whole network learns: twice as many, of both kinds.
+
+    Late layers have few positions an image, and learn a small set by heart.
+    """
+    return dataclasses.replace(budget, method="best_half_labelled", n=2 * budget.n)
+
+
 def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> str:
     """How a preset rounds kernels, by its name in `recipes.reconstructions`.
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
-    in closed form, or where activations have few bits, the network learns as a whole.
+    in closed form, or where activations have few bits, the network learns as a whole (unless
+    rounding leaves enough of its signal, `quantizing.drowned`).
 
     Raises:
       UsageError: for an unknown preset.
@@ -147,7 +157,7 @@ def recipe_for(
     if method == "deepinversion" and model is not None:
         return deepinversion_for(model, **given)
     if method in OURS and model is not None:
-        return best(**settings_of_best(model, method), **given)
+        return RECIPES[method](**settings_of_best(model, method), **given)
     return RECIPES[method](**given)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import UInt8
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import fingerprint
 from dfq_jax.optim.progress import Progress
+from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.presets import choice_for, is_small
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
-from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.targets import Forward
 from dfq_jax.types import ImageSet, InputContract
@@ -34,12 +34,6 @@ SMALL_BASE, LARGE_BASE = (64, 100), (16, 40)
 MOVED = 7
 """Images move by up to this part of their side, around the edges."""
 CONTRASTS = (0.4, 1.3)
-
-
-def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
-    """One-hot labels of every other image of a batch; zeros, which no loss looks at, between."""
-    labels = random_labels(key, size, classes)
-    return labels.at[1::2].set(0.0)
 
 
 def probes_of(

@@ -10,6 +10,7 @@ from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.observers import NAMED
 from dfq_jax.quantize.plan import Scheme
+from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
@@ -18,6 +19,7 @@ from dfq_jax.recipes.presets import (
     PRESETS,
     ImageBudget,
     Preset,
+    budget_of_all,
     choice_for,
     image_budget,
     makes_noise,
@@ -54,7 +56,7 @@ def test_steps_and_batch_replace_those_of_the_method(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("magic",), r"^method 'magic' is none of best, best_unlabelled, dsg, zeroq, .*, noise\.$"),
+        (("magic",), r"^method 'magic' is none of best, best_unlabelled, .*, dsg, .*, noise\.$"),
         (("dsg", 0), r"^steps must be at least 1, got 0\.$"),
         (("dsg", None, -2), r"^batch must be at least 1, got -2\.$"),
     ],
@@ -73,6 +75,14 @@ def test_presets_ask_for_images_some_method_makes(preset, contract, learned):
     assert budget.method in METHODS
     assert budget.n >= 12  # fast judges by all of them
     assert recipe_for(budget.method, budget.steps).steps == budget.steps
+
+
+def test_a_network_that_learns_as_a_whole_sees_twice_as_many_of_both_kinds():
+    budget = budget_of_all(ImageBudget("best_unlabelled", 64, 60))
+    assert budget == ImageBudget("best_half_labelled", 128, 60)
+    recipe = recipe_for(budget.method, budget.steps)
+    assert recipe.condition is half_labelled
+    assert [term.name for term in recipe.terms] == ["batch norm", "labels"]
 
 
 def test_fast_is_the_least_work():

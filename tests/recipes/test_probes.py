@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dfq_jax.recipes import probes
+from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.probes import (
     PROBES,
     base_pixels,
-    half_labelled,
     probes_from,
     probes_of,
     varied,
