@@ -42,6 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
     assert config.cache is not None
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+    jax.config.update("jax_disable_most_optimizations", not is_long(config))
+
+
+def is_long(config: pytest.Config) -> bool:
+    """Whether the long tests run, of real networks: they run what users run.
+
+    For the others programs are left unoptimized: compiling many tiny ones is what takes time. All
+    fixtures see the same setting, since bits depend on it.
+    """
+    return config.option.markexpr.startswith("slow")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -68,19 +78,23 @@ def resnet20(shared: Path) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves the many tiny programs of tests unoptimized: compiling them is what takes time.
+def dropped_programs() -> Iterator[None]:
+    """Compiled programs are dropped when many have gathered.
 
-    Long tests, of real networks, run what users run. Compiled programs are dropped when many have
-    gathered: a process may map only so many pieces of memory, and every program takes some.
+    A process may map only so many pieces of memory, and every program takes some.
     """
-    before = jax.config.read("jax_disable_most_optimizations")
-    long = request.config.option.markexpr.startswith("slow")
-    jax.config.update("jax_disable_most_optimizations", not long)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
     if pieces_of_memory() > MOST_PIECES:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_probes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Probes of small networks from few images and steps: every `quantize` makes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_long(request.config):
+            patch.setattr("dfq_jax.recipes.probes.SMALL_BASE", (8, 10))
+        yield
 
 
 def pieces_of_memory() -> float:

@@ -180,8 +180,9 @@ def test_the_command_line_knows_the_same_names():
 
 
 def test_learned_rounding_gets_the_images_of_best_without_labels(tiny_net):
-    best, other = (recipe_for(m, model=tiny_net).settings for m in OURS)
+    best, other, both = (recipe_for(m, model=tiny_net).settings for m in OURS)
     assert other == {**best, "labels": 0.0} != best
+    assert both == best
 
 
 def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
