@@ -83,7 +83,7 @@ def test_wrong_choice():
     line = [sys.executable, str(FOLDER / "ptq.py"), "--networks", "lenet"]
     ran = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 2
-    assert "'lenet' is none of efficientnet_lite0, resnet20" in ran.stderr
+    assert "'lenet' is none of efficientnet_lite0, mobilenet_v2, resnet20" in ran.stderr
 
 
 def test_lowering_and_its_tables(tmp_path):
