@@ -77,6 +77,31 @@ def resnet20(shared: Path) -> Any:
     return load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
 
 
+@contextlib.contextmanager
+def optimizations(wanted: bool) -> Iterator[None]:
+    """XLA's optimizations on or off for a while."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """XLA as users have it, also where programs are left unoptimized."""
+    with optimizations(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def unoptimized() -> Iterator[None]:
+    """Programs left unoptimized, also among long tests: compiling many takes the time."""
+    with optimizations(False):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def dropped_programs() -> Iterator[None]:
     """Compiled programs are dropped when many have gathered.

@@ -17,11 +17,7 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized(quick_compilation):
-    """Leaves the many small programs of this module unoptimized: compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 CASES = (

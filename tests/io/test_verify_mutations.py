@@ -3,17 +3,12 @@
 import collections
 
 import file_mutations
-import jax
 import pytest
 
 from dfq_jax.errors import DataError
 from dfq_jax.io.verify import verify
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized(quick_compilation):
-    """Leaves the many small programs of this module unoptimized: compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 NETWORKS = (("residual", "w8a8"), ("unet", "w5a6"), ("vgg", "w4a8"))

@@ -107,22 +107,17 @@ def test_looking_ahead_takes_more(reference, plan):
 
 
 @pytest.mark.parametrize("method", [qdrop(batch=16), pd_quant(batch=16)])
-def test_a_step_fits_into_what_is_foretold(method, nets, quick_compilation):
+def test_a_step_fits_into_what_is_foretold(method, nets, optimized):
     """XLA's own figure for gradients of the first unit, with optimizations as users have them."""
-    del quick_compilation
     reference = fold_batch_norm(nets.wide())
     plan = resolve(reference.graph, Scheme(4, 4), "zsq_all_low")
     exact = np.asarray(nets.images(reference, 16))
     calibrated = calibrate(reference, plan, jnp.asarray(exact))
     logits = passed(reference, None, None, exact) if method.prediction else None
     units, values = units_of(reference.graph, plan), values_of(reference)
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        targets = passed(unit_model(units[0], reference), None, None, exact)
-        rows: Any = (exact, exact, targets, None, logits)
-        taken = xla_bytes(units[0], calibrated, method, Rows(*rows), rest_of(reference, units[1:]))
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+    targets = passed(unit_model(units[0], reference), None, None, exact)
+    rows: Any = (exact, exact, targets, None, logits)
+    taken = xla_bytes(units[0], calibrated, method, Rows(*rows), rest_of(reference, units[1:]))
     found = step_bytes(units[0], values, method, behind(units, values)[0]) / taken
     assert 1 < found < 4, f"foretold {found:.2f} of {taken} bytes"
 

@@ -32,15 +32,6 @@ RANGE = (0.7, 1.6)
 """What was foretold, in units of what XLA allocates."""
 
 
-@pytest.fixture(scope="module")
-def optimized(quick_compilation):
-    """XLA as users have it, since it is its optimizations that decide what is kept."""
-    del quick_compilation
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def allocated(model, recipe, how=PLAIN, spread=None):
     """Bytes that XLA sets aside for a chunk, (arguments and results, in between); and the work."""
     work = measured(model, recipe, recipe.batch)
