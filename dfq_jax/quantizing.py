@@ -28,10 +28,12 @@ from dfq_jax.recipes.diagnose import blamed, loses_much
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
+    FEW_BITS,
     ImageBudget,
     Preset,
     budget_of_all,
     image_budget,
+    is_small,
     makes_noise,
     mixed_budget,
     noise_budget,
@@ -150,7 +152,7 @@ def quantize(
     check_synthesis(method, key, given=images is not None)
     asked_for = parse_scheme(scheme)
     chosen = reconstruction or reconstruction_of(preset, model.contract, asked_for)
-    methods = methods_of(chosen, reconstruction_steps or steps_of(preset, chosen))
+    methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
@@ -305,13 +307,15 @@ def calibrated(
 ) -> tuple[Quantized, Mixed | None]:
     """The network on its grids, with bits chosen within a budget if there is one, and how."""
     together = learns_together(asked.methods)
+    coarse = asked.scheme.activation_bits < FEW_BITS and not is_small(model.contract)
+    level = LEVEL if together or (coarse and not asked.methods) else None
     on_grids = partial(
         dfq,
         model,
         seen.images,
         asked.scheme,
         layers=asked.layers,
-        level=LEVEL if together else None,
+        level=level,
         bias="none" if asked.methods and not together else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",

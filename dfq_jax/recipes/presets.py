@@ -113,9 +113,11 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
     return "nearest" if preset == "fast" else learned
 
 
-def steps_of(preset: str, reconstruction: str) -> int | None:
-    """How many steps a preset takes of a reconstruction; None for as many as it has by itself."""
-    return LONG_STEPS if (preset, reconstruction) == ("best", "together") else None
+def steps_of(preset: str, reconstruction: str, asked: int | None = None) -> int | None:
+    """The steps asked for, or those a preset takes; None for as many as a method has by itself."""
+    if asked is None and (preset, reconstruction) == ("best", "together"):
+        return LONG_STEPS
+    return asked
 
 
 def is_small(contract: InputContract) -> bool:

@@ -114,6 +114,7 @@ def test_reconstructions_of_presets():
         "best": ["best", "closed_form", "together"],
     }
     assert steps_of("balanced", "together") is None
+    assert steps_of("best", "together", 0) == 0  # to be refused by who counts them
     assert steps_of("best", "closed_form") is None
     (longer,) = methods_of("together", steps_of("best", "together"))
     (usual,) = methods_of("together")
