@@ -79,7 +79,7 @@ def test_the_command_of_a_remedy_does_what_was_foretold(dfq, low, made, tmp_path
 
 
 def test_a_failed_folder(dfq, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfq_jax.report.analyze.COLLAPSED", 1.1)
+    monkeypatch.setattr("dfq_jax.report.trust.COLLAPSED", -1.0)
     monkeypatch.chdir(tmp_path)
     line = ("quantize", made / "net.safetensors", "--arch", "small", "-o", "out")
     assert dfq(*line, "--images", made / "images.npz").code == 4
