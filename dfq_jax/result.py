@@ -22,7 +22,7 @@ from dfq_jax.report.analyze import Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import ImageSet, InputContract, finite_data
 
 PROBE = "probe.npz"
 MOST_PROBES = 16
@@ -121,7 +121,11 @@ class Result:
             self.quantized,
             float_model=self.float_model,
             images_provenance=self.images.provenance,
-            report={**report, "verification": found, "unverified": unverified or None},
+            report={
+                **finite_data(report),
+                "verification": finite_data(found),
+                "unverified": unverified or None,
+            },
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),
             source=source,
