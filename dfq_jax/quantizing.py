@@ -307,8 +307,7 @@ def calibrated(
 ) -> tuple[Quantized, Mixed | None]:
     """The network on its grids, with bits chosen within a budget if there is one, and how."""
     together = learns_together(asked.methods)
-    coarse = asked.scheme.activation_bits < FEW_BITS and not is_small(model.contract)
-    level = LEVEL if together or (coarse and not asked.methods) else None
+    level = LEVEL if together or levels(model, asked) else None
     on_grids = partial(
         dfq,
         model,
@@ -339,6 +338,13 @@ def calibrated(
         on_stage=follow.on_stage,
     )
     return on_grids(rules=(*asked.rules, *mix.rules)), mix
+
+
+def levels(model: Model, asked: Asked) -> bool:
+    """Whether a preset rounds to nearest at few bits; what has a name stays as published."""
+    named = asked.by_name or asked.method is not None or asked.observers is not None
+    few = asked.scheme.activation_bits < FEW_BITS and not is_small(model.contract)
+    return few and not (named or asked.methods)
 
 
 def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> ImageSet:
