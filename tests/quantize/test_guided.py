@@ -21,7 +21,7 @@ from dfq_jax.recipes.together import together
 @pytest.fixture(scope="module")
 def given(nets):
     reference = fold_batch_norm(nets.tiny())
-    images = np.asarray(nets.images(reference, 80))
+    images = np.asarray(nets.images(reference, 144))
     plan = resolve(reference.graph, Scheme(3, 3))
     return calibrate(reference, plan, jnp.asarray(images)), reference, images
 
@@ -87,7 +87,7 @@ def test_straight_through_rounds_and_lets_slopes_pass():
 def test_a_network_of_few_bits_learns(given):
     """On images not learned from, too; and a second run gives the same bits."""
     start, reference, images = given
-    method = together(steps=100, batch=8)
+    method = together(steps=300, batch=8)
     seen, fresh = images[:64], jnp.asarray(images[64:])
     found, (report,) = reconstruct(start, reference, seen, method, jax.random.key(1))
     assert report.kept
