@@ -21,9 +21,9 @@ from dfq_jax.recipes.together import together
 @pytest.fixture(scope="module")
 def given(nets):
     reference = fold_batch_norm(nets.tiny())
-    images = np.asarray(nets.images(reference, 144))
+    images = np.asarray(nets.images(reference, 512))
     plan = resolve(reference.graph, Scheme(3, 3))
-    return calibrate(reference, plan, jnp.asarray(images)), reference, images
+    return calibrate(reference, plan, jnp.asarray(images[:64])), reference, images
 
 
 def test_gap_is_in_units_of_variance():
@@ -87,14 +87,15 @@ def test_straight_through_rounds_and_lets_slopes_pass():
 def test_a_network_of_few_bits_learns(given):
     """On images not learned from, too; and a second run gives the same bits."""
     start, reference, images = given
-    method = together(steps=300, batch=8)
-    seen, fresh = images[:64], jnp.asarray(images[64:])
+    method = together(steps=1000, batch=8)
+    seen, fresh = images[:384], jnp.asarray(images[384:])
     found, (report,) = reconstruct(start, reference, seen, method, jax.random.key(1))
     assert report.kept
     assert report.after < 0.8 * report.before
     logits = evaluate(reference, fresh)[0][0]
     error = lambda q: float(jnp.mean((simulate(q, fresh) - logits) ** 2))
     assert error(found) < 0.9 * error(start)
-    again, _ = reconstruct(start, reference, seen, method, jax.random.key(1))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+    short = together(steps=20, batch=8)
+    first, again = (reconstruct(start, reference, seen, short, jax.random.key(1)) for _ in "ab")
+    for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(again[0]), strict=True):
         np.testing.assert_array_equal(a, b)
