@@ -47,8 +47,8 @@ def test_scores_beside_boxes_survive(nets, moved):
     assert sum(n.op_type == "QuantizeLinear" for n in read_onnx(file).graph.node) == len(tensors)
     exact = nets.forward(model, images)
     last, chances = model.graph.outputs
-    for integer in (False, True):
-        rough, rough_chances = outputs(quantized, images, integer=integer)
+    for way in ("simulator", "integer"):
+        rough, rough_chances = outputs(quantized, images, way=way)
         scores = lambda y: np.asarray(y).reshape(8, 7, 16).swapaxes(1, 2) if moved else y
         boxed, rough = scores(exact[last]), scores(rough)
         assert decibels(boxed[..., 4:], rough[..., 4:]) > 30
