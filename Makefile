@@ -31,6 +31,7 @@ bench: $(VENV)/.installed
 
 clean:
 	rm -rf .venv .venv-dev out dist build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $${XDG_CACHE_HOME:-$$HOME/.cache}/dfq_jax/tests
 
 # The stamps: nothing is installed twice while what they depend on stays the same.
 $(DEMO_VENV)/.installed: pyproject.toml $(shell find dfq_jax -name '*.py')

@@ -55,12 +55,13 @@ def rows_of(subject: Any, args: argparse.Namespace) -> Iterator[Row]:
             yield row(subject, images, scheme, name, args)
 
 
-def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
-    """{what is different: (methods, whether from enlarged images)}."""
+def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """{what is different: (methods, what is made of the images first)}."""
     from dfq_jax.numerics.rounding import adaround
     from dfq_jax.quantize.closed_form import ClosedForm
     from dfq_jax.recipes.best_rounding import best_rounding
     from dfq_jax.recipes.end_to_end import STEPS, end_to_end
+    from dfq_jax.recipes.reconstructions import enlarged
 
     best, last = best_rounding(steps=steps), end_to_end(steps=min(steps, STEPS))
     longer = end_to_end(steps=3 * last.phases[0].steps)
@@ -77,15 +78,15 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], bool]]:
         "8-bit units learn": best._replace(spare=False),
     }
     return {
-        "best": ((best, last), True),
-        "not end to end": ((best,), True),
-        "end to end three times as long": ((best, longer), True),
-        "closed form alone": ((ClosedForm(),), True),
-        "closed form then end to end": ((ClosedForm(), last), True),
-        "closed form of moments not transported": ((ClosedForm(damping=None),), True),
-        "closed form not polished": ((ClosedForm(sweeps=0),), True),
-        "images as they are": ((best, last), False),
-        **{name: ((changed, last), True) for name, changed in blocks.items()},
+        "best": ((best, last), enlarged),
+        "not end to end": ((best,), enlarged),
+        "end to end three times as long": ((best, longer), enlarged),
+        "closed form alone": ((ClosedForm(),), enlarged),
+        "closed form then end to end": ((ClosedForm(), last), enlarged),
+        "closed form of moments not transported": ((ClosedForm(damping=None),), enlarged),
+        "closed form not polished": ((ClosedForm(sweeps=0),), enlarged),
+        "images as they are": ((best, last), None),
+        **{name: ((changed, last), enlarged) for name, changed in blocks.items()},
     }
 
 

@@ -39,7 +39,7 @@ Reconstruction = Literal[
     "flexround",
     "pd_quant",
     "aquant",
-    "together",
+    "stages",
     "best",
 ]
 Observer = Literal[

@@ -4,12 +4,24 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError, UsageError
+from dfq_jax.asking import Asked, Follow, Stage
+from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
+from dfq_jax.judging import (
+    Judged,
+    expected,
+    is_guess,
+    judged,
+    judges_of,
+    qualified,
+    rather_plain,
+    with_costs,
+)
 from dfq_jax.optim.progress import Progress
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.level import LEVEL
@@ -18,20 +30,17 @@ from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, parse_scheme
-from dfq_jax.quantize.reconstruct import Method
+from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
-from dfq_jax.recipes.dfq import Quantized, dfq
-from dfq_jax.recipes.diagnose import blamed, loses_much
+from dfq_jax.recipes.dfq import Quantized, dfq, with_biases_corrected
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
-from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.presets import (
     FEW_BITS,
     ImageBudget,
     Preset,
-    budget_of_all,
+    budget_of_stages,
     image_budget,
     is_small,
     makes_noise,
@@ -41,61 +50,23 @@ from dfq_jax.recipes.presets import (
     reconstruction_of,
     steps_of,
 )
-from dfq_jax.recipes.probes import PROBES, probes_of
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
     Tell,
     enlarges,
     foretold,
-    learns_together,
+    learns_in_stages,
     methods_of,
     reconstructed,
 )
-from dfq_jax.report.analyze import Report, analyze
-from dfq_jax.report.trust import check_accuracy, estimate, judges_classes
-from dfq_jax.result import Result, check_contract, deliverable, split_probes
+from dfq_jax.report.analyze import analyze
+from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
 
-Stage = Callable[[str], None]
 DROWNED = 0.5
 """Error of the outputs in units of their power, 3 dB, beyond which layers cannot be solved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """The resolved arguments of `quantize`."""
-
-    scheme: Scheme
-    preset: Preset
-    layers: LayerPreset
-    method: str | None
-    reconstruction: str
-    methods: tuple[Method, ...]
-    by_name: bool
-    observers: Observers | None
-    budget: Budget | None
-    sensitivity: Sensitivity
-    rules: tuple[Rule, ...]
-    seed: int
-    memory: int | None
-    accuracy: float | None = None
-    probes: ImageSet | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses an accuracy that is none, before any work is done."""
-        check_accuracy(self.accuracy)
-
-
-@dataclasses.dataclass(frozen=True)
-class Follow:
-    """Who is told of the progress, and where state is kept."""
-
-    on_stage: Stage
-    on_progress: Callable[[Progress], None] | None
-    on_unit: Tell
-    folder: Path | None
 
 
 def quantize(
@@ -173,7 +144,7 @@ def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
 def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
-    budget = budget_of_all(budget) if learns_together(asked.methods) else budget
+    budget = budget_of_stages(budget) if learns_in_stages(asked.methods) else budget
     budget = budget if asked.budget is None else mixed_budget(budget)
     if asked.budget is not None and images is None:
         require_reach(model, asked.budget, asked)
@@ -184,39 +155,60 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
     made, mix = calibrated(model, seen, asked, follow)
-    if learns_together(asked.methods) and not asked.by_name and not drowned(made, seen):
+    if learns_in_stages(asked.methods) and not asked.by_name and not drowned(made, seen):
         asked, seen = layer_by_layer(asked, seen, own=own)
         made, mix = calibrated(model, seen, asked, follow)
-    units: tuple[UnitReport, ...] = ()
-    if asked.methods:
-        more = enlarges(asked.reconstruction, model.contract)
-        count = len(seen) * (ENLARGED if more else 1)
-        needed = foretold(made, count, asked.methods, asked.memory)
-        require_memory(needed, count)
-        about = f"about {in_units(needed)} of memory"
-        follow.on_stage(f"reconstructing ({asked.reconstruction}), {about}")
-        keep = {"folder": follow.folder, "on_unit": follow.on_unit}
-        keep |= {"on_progress": follow.on_progress}
-        keep |= {"enlarge": more, "memory": asked.memory}
-        random = jax.random.key(asked.seed)
-        made, units = reconstructed(made, seen.images, asked.methods, random, **keep)
+    plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
+    judges = judges_of(model, made, asked, follow)
+    note, loss = "", expected(model, made, judges, asked.accuracy)
+    if units and not asked.by_name:
+        plain = (
+            plain if learns_in_stages(asked.methods) else with_biases_corrected(plain, seen.images)
+        )
+        before = Judged(plain, expected(model, plain, judges, asked.accuracy))
+        if note := rather_plain(before, Judged(made, loss), probes):
+            (made, loss), units = before, ()
+            asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = analyze(made.reference, made.quantized, probes.images)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared)
-    found, judges = judged(found, model, made, asked, follow)
+    found = judged(found, judges, loss)
     found = with_costs(found, made, probes, follow)
+    report = qualified(found, images, note)
+    settings = settings_of(asked, mix)
+    settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
+    settings["held out"] = len(probes) if probes is not seen else 0
+    return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
+
+
+def learned(
+    model: Model, made: Quantized, seen: ImageSet, asked: Asked, follow: Follow
+) -> tuple[Quantized, tuple[UnitReport, ...]]:
+    """The network after learned rounding, if it was asked for, and how each unit fared."""
+    if not asked.methods:
+        return made, ()
+    enlarge = enlarges(asked.reconstruction, model.contract)
+    count = len(seen) * (ENLARGED if enlarge else 1)
+    needed = foretold(made, count, asked.methods, asked.memory)
+    require_memory(needed, count)
+    about = f"about {in_units(needed)} of memory"
+    follow.on_stage(f"reconstructing ({asked.reconstruction}), {about}")
+    keep = {"folder": follow.folder, "on_unit": follow.on_unit, "on_progress": follow.on_progress}
+    keep |= {"enlarge": enlarge, "memory": asked.memory}
+    return reconstructed(made, seen.images, asked.methods, jax.random.key(asked.seed), **keep)
+
+
+def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
+    """What was resolved, for reports."""
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     if asked.rules:
         settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:
         settings["budget"] = f"{mix.chosen.cost} of {asked.budget} ({asked.sensitivity})"
-    settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
-    settings["held out"] = len(probes) if probes is not seen else 0
-    report = qualified(found, images)
-    return Result(made.quantized, model, images, probes, report, settings, mix, judges)
+    return settings
 
 
 def drowned(made: Quantized, images: ImageSet) -> bool:
@@ -228,7 +220,7 @@ def layer_by_layer(asked: Asked, images: ImageSet, *, own: bool) -> tuple[Asked,
     """What is asked for with layers solved in closed form, and the images for that.
 
     Args:
-      asked: with a preset's choice of learning all at once.
+      asked: with a preset's choice of learning in stages.
       images: to calibrate with.
       own: whether they were made for that: every other one has no label then, as layers want them.
     """
@@ -237,42 +229,6 @@ def layer_by_layer(asked: Asked, images: ImageSet, *, own: bool) -> tuple[Asked,
     )
     unlabelled = dataclasses.replace(images, images=images.images[1::2])
     return asked, unlabelled if own and len(images) > 1 else images
-
-
-def judged(
-    report: Report, model: Model, made: Quantized, asked: Asked, follow: Follow
-) -> tuple[Report, ImageSet | None]:
-    """The report of a classifier with its expected loss on real images, and the probes of that."""
-    if not (report.finite and judges_classes(made.reference)):
-        return report, None
-    try:
-        probes = made_probes(model, asked, follow) if asked.probes is None else asked.probes
-    except (DivergedError, ResourceError, UnsupportedModelError) as error:
-        note = f"the loss on real images was not estimated: no probes could be made ({error})"
-        return dataclasses.replace(report, notes=(note,)), None
-    check_contract(probes, model.contract)
-    follow.on_stage(f"estimating the loss from {len(probes)} probes")
-    known = "low" if is_guess(probes) else "usual"
-    given = (model, made.quantized, probes.images, asked.accuracy)
-    return dataclasses.replace(report, estimate=estimate(*given, confidence=known)), probes
-
-
-def with_costs(report: Report, made: Quantized, images: ImageSet, follow: Follow) -> Report:
-    """The report with what each layer costs, where the network lost much."""
-    if not (report.finite and loses_much(report)):
-        return report
-    follow.on_stage("finding the layers that cost most")
-    so_far = {layer.name: layer.sqnr for layer in report.layers}
-    costs = blamed(made.reference, made.quantized, images.images, so_far)
-    return dataclasses.replace(report, costs=costs)
-
-
-def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
-    """The probes of a network, or those of the run that is resumed."""
-    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
-    folder = None if follow.folder is None else follow.folder / "probes"
-    keep = {"on_progress": follow.on_progress, "state_folder": folder}
-    return probes_of(model, memory=asked.memory, **keep)
 
 
 def require_memory(needed: int, images: int) -> None:
@@ -306,8 +262,8 @@ def calibrated(
     model: Model, seen: ImageSet, asked: Asked, follow: Follow
 ) -> tuple[Quantized, Mixed | None]:
     """The network on its grids, with bits chosen within a budget if there is one, and how."""
-    together = learns_together(asked.methods)
-    level = LEVEL if together or levels(model, asked) else None
+    in_stages = learns_in_stages(asked.methods)
+    level = LEVEL if in_stages or levels(model, asked) else None
     on_grids = partial(
         dfq,
         model,
@@ -315,7 +271,7 @@ def calibrated(
         asked.scheme,
         layers=asked.layers,
         level=level,
-        bias="none" if asked.methods and not together else "analytic",
+        bias="none" if asked.methods and not in_stages else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
         noise=is_guess(seen),
@@ -361,16 +317,3 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     for note in images.provenance.get("notes", ()):
         follow.on_stage(note)
     return images
-
-
-def is_guess(images: ImageSet) -> bool:
-    """Whether images owe nothing to recorded statistics or a camera."""
-    return images.provenance.get("method") in ("noise", "gzsq")
-
-
-def qualified(report: Report, images: ImageSet) -> Report:
-    """A report with what the making of its images says about its numbers."""
-    notes = (*images.provenance.get("notes", ()), *report.notes)
-    if not is_guess(images):
-        return dataclasses.replace(report, notes=notes)
-    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))

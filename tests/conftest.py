@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that one test compiles are there for the others, and for the next run.
 
-    Most of the time goes into compiling. `make clean` removes them, or `pytest --cache-clear`.
+    Most of the time goes into compiling. They lie in the user's cache, for all clones; `make clean`
+    removes them.
     """
-    assert config.cache is not None
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "dfq_jax" / "tests"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
     jax.config.update("jax_disable_most_optimizations", not is_long(config))
 

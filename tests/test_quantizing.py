@@ -1,13 +1,15 @@
 """What `dfq.quantize` hands to the choice of bits within a budget."""
 
+import dataclasses
 import io
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax import quantizing
+from dfq_jax import judging, quantizing
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, Scale
 from dfq_jax.io.onnx_out import quantized_onnx
@@ -127,7 +129,7 @@ def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
 
 
 def test_outputs_that_are_no_classes_have_no_estimate(nets, monkeypatch):
-    monkeypatch.delattr(quantizing, "probes_of")
+    monkeypatch.delattr(judging, "probes_of")
     model = nets.unet()
     images = dfq.ImageSet(nets.images(model, 4), model.contract)
     found = dfq.quantize(model, images)
@@ -139,7 +141,7 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
     def diverge(*_, **__):
         raise DivergedError("the loss is no number")
 
-    monkeypatch.setattr(quantizing, "probes_of", diverge)
+    monkeypatch.setattr(judging, "probes_of", diverge)
     model = nets.tiny()
     found = dfq.quantize(model, dfq.ImageSet(nets.images(model, 4), model.contract))
     assert found.report.estimate is None
@@ -149,21 +151,58 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
     )
 
 
-def test_the_whole_network_learns_where_rounding_leaves_no_signal(nets, monkeypatch):
+def test_stages_learn_where_rounding_leaves_no_signal(nets, monkeypatch):
     """What a preset chooses; a method asked for by name is taken at its word."""
-    monkeypatch.setattr(quantizing, "judges_classes", lambda model: False)
-    monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "together")
+    monkeypatch.setattr(judging, "judges_classes", lambda model: False)
+    monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "stages")
     monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
+    monkeypatch.setattr(quantizing, "rather_plain", lambda *_: "")
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
-    for bound, expected in ((-1.0, "together"), (1e9, "closed_form")):
+    for bound, expected in ((-1.0, "stages"), (1e9, "closed_form")):
         monkeypatch.setattr(quantizing, "DROWNED", bound)
         found = dfq.quantize(model, images, scheme="w3a3", preset="balanced")
         assert found.settings["reconstruction"] == expected
         assert {unit.method for unit in found.report.units} == {expected}
-    named = {"reconstruction": "together", "reconstruction_steps": 2}
+    named = {"reconstruction": "stages", "reconstruction_steps": 2}
     found = dfq.quantize(model, images, scheme="w3a3", **named)
-    assert found.settings["reconstruction"] == "together"
+    assert found.settings["reconstruction"] == "stages"
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkeypatch):
+    """By its expected loss, or the error of its outputs; not where the method has been named."""
+    if not classifier:
+        monkeypatch.setattr(judging, "judges_classes", lambda model: False)
+    learn = quantizing.reconstructed
+
+    def ruin(made, *given, **options):
+        made, units = learn(made, *given, **options)
+        params = {**made.quantized.model.params}
+        params["fc"] = {slot: 0 * value for slot, value in params["fc"].items()}
+        model = dataclasses.replace(made.quantized.model, params=params)
+        return made._replace(quantized=dataclasses.replace(made.quantized, model=model)), units
+
+    model = nets.tiny()
+    images = dfq.ImageSet(nets.images(model, 64), model.contract)
+    short = {"scheme": "w4a4", "preset": "balanced"}
+    found = dfq.quantize(model, images, **short)
+    assert found.settings["reconstruction"] == "closed_form"
+    assert not any("rounded to nearest" in note for note in found.report.notes)
+    monkeypatch.setattr(quantizing, "reconstructed", ruin)
+    found = dfq.quantize(model, images, **short)
+    assert found.settings["reconstruction"] == "nearest"
+    assert found.report.units == ()
+    (note,) = (n for n in found.report.notes if n.startswith("kernels stay rounded to nearest: "))
+    assert ("points of top-1" in note) == classifier
+    plain = dfq.quantize(model, images, scheme="w4a4", reconstruction="nearest")
+    same = zip(*(jax.tree.leaves(f.quantized.qparams) for f in (found, plain)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in same)
+    for name, slots in plain.quantized.model.params.items():
+        for slot, value in slots.items():
+            np.testing.assert_allclose(found.quantized.model.params[name][slot], value, atol=1e-6)
+    kept = dfq.quantize(model, images, scheme="w4a4", reconstruction="closed_form")
+    assert kept.settings["reconstruction"] == "closed_form"
 
 
 def test_layers_are_solved_from_the_unlabelled_half(nets):
@@ -174,8 +213,8 @@ def test_layers_are_solved_from_the_unlabelled_half(nets):
         preset="balanced",
         layers="qdrop_8bit_ends",
         method=None,
-        reconstruction="together",
-        methods=quantizing.methods_of("together"),
+        reconstruction="stages",
+        methods=quantizing.methods_of("stages"),
         by_name=False,
         observers=None,
         budget=None,

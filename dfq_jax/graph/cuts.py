@@ -5,10 +5,15 @@ with every other block of the same structure (ResNet-50: 16 blocks, 8 programs).
 """
 
 import dataclasses
+from itertools import pairwise
+from math import prod
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Combine, Norm, Pointwise
-from dfq_jax.graph.query import ancestors, constants, consumers
+from dfq_jax.graph.query import ancestors, constants, consumers, output_shapes
+
+NARROW = 2
+"""How much more than necessary may pass from stage to stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,27 @@ def blocks(graph: Graph) -> tuple[Block, ...]:
         if not (clings(following) and alone):
             pieces.append([])
     return tuple(as_block(graph, piece, fixed) for piece in merge_weightless(pieces))
+
+
+def stage_sizes(model: Model) -> tuple[int, ...]:
+    """How many consecutive blocks make up each stage: those whose tensors have as many positions.
+
+    What has one position at most, a pooled vector or scores, belongs to the stage before. A stage
+    ends where little passes to the next: at the last of its blocks that puts out at most `NARROW`
+    times as many values as the one with the fewest, since networks widen before they shrink.
+    """
+    shapes = output_shapes(model)
+    leaving = [shapes[block.graph.outputs[0]] for block in blocks(model.graph)]
+    positions = [prod(shape[1:-1]) if len(shape) > 2 else 1 for shape in leaving]
+    values = [prod(shape) for shape in leaving]
+    ends, first = [], 0
+    for index in range(1, len(leaving)):
+        if positions[index] in (1, positions[index - 1]):
+            continue
+        most = NARROW * min(values[first:index])
+        end = max(i for i in range(first, index) if values[i] <= most) + 1
+        ends, first = [*ends, end], index
+    return tuple(b - a for a, b in pairwise([0, *ends, len(leaving)]))
 
 
 def clings(node: Node) -> bool:

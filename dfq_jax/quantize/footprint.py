@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
+from dfq_jax.graph.cuts import stage_sizes
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.graph.query import output_shapes, weighted_nodes
 from dfq_jax.quantize.closed_form import MOST_VALUES, ClosedForm
-from dfq_jax.quantize.learning import Reconstruction
+from dfq_jax.quantize.learning import Reconstruction, batch_of
 from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.units import Unit, layers_of, units_of
 from dfq_jax.quantize.work import BATCH
@@ -56,7 +57,7 @@ def footprint(
       method: what is learned.
       memory: bytes that a step may take, as `reconstruct` takes them.
     """
-    values, units = values_of(reference), cut(reference.graph, plan, method)
+    values, units = values_of(reference), cut(reference, plan, method)
     split = layers_instead(plan, reference, method, memory)
     given, fed = (values, reference, count), memory or FED
     found = [
@@ -66,9 +67,12 @@ def footprint(
     return max(found, key=lambda footprint: footprint.total)
 
 
-def cut(graph: Graph, plan: Plan, method: Method) -> tuple[Unit, ...]:
+def cut(reference: Model, plan: Plan, method: Method) -> tuple[Unit, ...]:
     """The units that a method learns."""
-    return units_of(graph, plan, merge=1 if isinstance(method, ClosedForm) else method.merge)
+    merge = 1 if isinstance(method, ClosedForm) else method.merge
+    return units_of(
+        reference.graph, plan, merge=stage_sizes(reference) if merge == "stage" else merge
+    )
 
 
 def unit_footprint(
@@ -103,8 +107,14 @@ def unit_footprint(
     slopes = leaves if ahead and method.fisher else 0
     copies = enters + leaves if corrected else 0
     kept += (copies + slopes + logits) * count * FLOAT
+    method = method._replace(batch=batch_of(method, entering(unit, reference)))
     held = min((2 * enters + leaves + slopes + logits) * count * FLOAT, fed)
     return Footprint(kept + held, max(passing, step_bytes(unit, values, method, after)))
+
+
+def entering(unit: Unit, reference: Model) -> tuple[int, ...]:
+    """The shape of what one image is where it enters a unit."""
+    return output_shapes(reference)[unit.block.graph.inputs[0]]
 
 
 def step_bytes(
@@ -158,7 +168,7 @@ def layers_instead(
     """Numbers of the units that are too large to learn as a whole; what is guided has to."""
     if memory is None or isinstance(method, ClosedForm) or method.layers or method.guided:
         return frozenset()
-    return by_layers(cut(reference.graph, plan, method), reference, method, memory)
+    return by_layers(cut(reference, plan, method), reference, method, memory)
 
 
 def layered(method: Method) -> Method:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from dfq_jax.optim.fit import Now, Objective
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.feeding import Rows, read
 from dfq_jax.quantize.plan import Plan, Site
+
+FEWEST = 4
+"""Images in steps that are cut by their size."""
 
 
 class Phase(NamedTuple):
@@ -169,8 +172,10 @@ class Reconstruction(NamedTuple):
       rates: learning rates.
       penalty: of soft bits.
       loss: between outputs and targets.
-      batch: images a step.
-      merge: blocks that make a unit; 0 for the whole network.
+      batch: images a step, at most.
+      lines: of positions in a step's images, at most; 0 for any number.
+      merge: blocks that make a unit, 0 for the whole network, or those of a `stage`
+        (`graph.cuts.stage_sizes`).
       layers: learn the layers of a unit one by one instead, without prediction or slopes.
       start: solve them in closed form first.
       spare: learn nothing where every grid of a unit has 8 bits.
@@ -188,7 +193,8 @@ class Reconstruction(NamedTuple):
     penalty: Penalty = Penalty()
     loss: Loss = squared_gap
     batch: int = 32
-    merge: int = 1
+    lines: int = 0
+    merge: int | Literal["stage"] = 1
     layers: bool = False
     start: ClosedForm | None = None
     spare: bool = False
@@ -196,6 +202,19 @@ class Reconstruction(NamedTuple):
     correction: Correction | None = None
     fisher: bool = False
     guided: bool = False
+
+
+def batch_of(method: Reconstruction, entering: tuple[int, ...]) -> int:
+    """Images a step of a unit, at least `FEWEST` unless the method says fewer.
+
+    Args:
+      method: what is learned.
+      entering: shape of what the unit reads, images first.
+    """
+    if method.lines == 0:
+        return method.batch
+    side = math.isqrt(math.prod(entering[1:-1]))
+    return min(method.batch, max(FEWEST, method.lines // max(side, 1)))
 
 
 class Given(NamedTuple):

@@ -21,6 +21,7 @@ from dfq_jax.quantize.learning import (
     Given,
     Phase,
     Reconstruction,
+    batch_of,
     objective_of,
     optimizer_of,
 )
@@ -65,7 +66,8 @@ def phase_of(
         return model, qparams
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
-    given = supply(rows, method.batch, int(jax.random.bits(key)), work.memory)
+    batch = batch_of(method, work.exact.shape)
+    given = supply(rows, batch, int(jax.random.bits(key)), work.memory)
     context = Given(model, qparams, fixed, power_of(work.targets), rest, given.resident)
     if method.guided:
         context = context._replace(reference=work.reference)

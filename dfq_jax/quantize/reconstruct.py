@@ -117,7 +117,7 @@ def unit_by_unit(
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
-    units = cut(reference.graph, quantized.plan, method)
+    units = cut(reference, quantized.plan, method)
     exact = rough = np.asarray(images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
     reports = []

@@ -6,6 +6,7 @@ same rounding would only come earlier.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -55,21 +56,23 @@ class Unit(NamedTuple):
         return first if len(layers) < 2 else f"{first} +{len(layers) - 1}"
 
 
-def units_of(graph: Graph, plan: Plan, *, merge: int = 1) -> tuple[Unit, ...]:
+def units_of(graph: Graph, plan: Plan, *, merge: int | Sequence[int] = 1) -> tuple[Unit, ...]:
     """The units of a network, in the order in which data passes through them.
 
     Args:
       graph: of the folded network.
       plan: what is quantized.
       merge: so many consecutive blocks make a unit ("stages" of BRECQ, modules of MRECG); 0 makes
-        one of the whole network.
+        one of the whole network; several numbers, of all blocks, are those of one unit each.
 
     Returns:
       Every block, those included of which nothing is quantized.
     """
     pieces = blocks(graph)
-    merge = merge or len(pieces)
-    groups = [pieces[i : i + merge] for i in range(0, len(pieces), merge)]
+    if isinstance(merge, int):
+        merge = [merge or len(pieces)] * -(-len(pieces) // (merge or len(pieces)))
+    ends = list(accumulate(merge))
+    groups = [pieces[end - size : end] for end, size in zip(ends, merge, strict=True)]
     merged = tuple(joined(graph, group) for group in groups)
     where = {name: index for index, block in enumerate(merged) for name in block.names}
     last = [max(where[s.node] for s in sites) for _, sites in plan.groups]

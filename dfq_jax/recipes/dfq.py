@@ -154,6 +154,12 @@ def mended(
     return reestimated(quantized, begun.model, images) if reestimate else quantized
 
 
+def with_biases_corrected(made: Quantized, images: Float[Array, "n h w c"]) -> Quantized:
+    """A network that was made to learn from, biases as in float, as it is without learning."""
+    quantized = corrected(made.quantized, made.reference, images, "analytic")
+    return made._replace(quantized=guard_biases(quantized))
+
+
 class Evidence(NamedTuple):
     """What ranges are taken from.
 

@@ -88,8 +88,8 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
-def budget_of_all(budget: ImageBudget) -> ImageBudget:
-    """The images of a preset where the whole network learns: twice as many, of both kinds.
+def budget_of_stages(budget: ImageBudget) -> ImageBudget:
+    """The images of a preset where stages learn: twice as many, of both kinds.
 
     Late layers have few positions an image, and learn a small set by heart.
     """
@@ -100,8 +100,8 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
     """How a preset rounds kernels, by its name in `recipes.reconstructions`.
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
-    in closed form, or where activations have few bits, the network learns as a whole (unless
-    rounding leaves enough of its signal, `quantizing.drowned`).
+    in closed form, or the network learns in stages where activations have few bits (and rounding
+    leaves too little of its signal, `quantizing.drowned`).
 
     Raises:
       UsageError: for an unknown preset.
@@ -109,13 +109,13 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
     check_choice("preset", preset, PRESETS)
     if is_small(contract):
         return {"fast": "nearest", "balanced": "closed_form", "best": "best"}[preset]
-    learned = "together" if scheme.activation_bits < FEW_BITS else "closed_form"
+    learned = "stages" if scheme.activation_bits < FEW_BITS else "closed_form"
     return "nearest" if preset == "fast" else learned
 
 
 def steps_of(preset: str, reconstruction: str, asked: int | None = None) -> int | None:
     """The steps asked for, or those a preset takes; None for as many as a method has by itself."""
-    if asked is None and (preset, reconstruction) == ("best", "together"):
+    if asked is None and (preset, reconstruction) == ("best", "stages"):
         return LONG_STEPS
     return asked
 

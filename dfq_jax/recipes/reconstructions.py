@@ -32,7 +32,8 @@ from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
-from dfq_jax.recipes.together import together
+from dfq_jax.recipes.stages import stages
+from dfq_jax.synthesis.augment import compose, flip, resized_crop
 from dfq_jax.types import InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
@@ -43,16 +44,19 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "flexround": flexround,
     "pd_quant": pd_quant,
     "aquant": aquant,
-    "together": together,
+    "stages": stages,
     "best": best_rounding,
 }
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
-OURS = ("closed_form", "together", "best")
+OURS = ("closed_form", "stages", "best")
 ENLARGED = 4
-"""Images that `enlarged` makes of one."""
+"""Images that `enlarged` and `views` make of one."""
+LEAST_SEEN = 0.3
+"""Smallest share of an image that a view shows."""
 MIXING = 2
 """Which draw of a key pairs images: the same for all methods, so that they learn from the same."""
 
+Enlarge = Callable[[Float[Array, "n h w c"], Key[Array, ""]], Float[Array, "m h w c"]]
 Tell = Callable[[int, int, UnitReport], None] | None
 
 
@@ -81,19 +85,22 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     return learned, end_to_end(steps=min(steps or LAST_STEPS, LAST_STEPS))
 
 
-def learns_together(methods: Sequence[Method]) -> bool:
-    """Whether one of them trains the network as a whole, guided by its blocks."""
+def learns_in_stages(methods: Sequence[Method]) -> bool:
+    """Whether one of them trains stages of the network, guided by their blocks."""
     return any(isinstance(method, Reconstruction) and method.guided for method in methods)
 
 
-def enlarges(name: str, contract: InputContract) -> bool:
-    """Whether a reconstruction learns from `enlarged` images of a network that reads such images.
+def enlarges(name: str, contract: InputContract) -> Enlarge | None:
+    """What a reconstruction makes of its images first, for a network that reads such images.
 
-    Papers say how many images theirs take. Of large images a few have all the positions one needs,
-    and what deep layers make of the mean of two is like nothing they make of one: on
-    EfficientNet-lite0 at 4 bits it costs six points (`docs/RESULTS.md`).
+    Papers say how many images theirs take. Of large images a few have all the positions that layers
+    in closed form need, and what deep layers make of the mean of two is like nothing they make of
+    one: on EfficientNet-lite0 at 4 bits it costs six points (`docs/RESULTS.md`). Late stages that
+    learn by gradient need more: `views`.
     """
-    return name in OURS and is_small(contract)
+    if name in OURS and is_small(contract):
+        return enlarged
+    return views if name == "stages" else None
 
 
 def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:
@@ -108,12 +115,19 @@ def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Arra
     return jnp.concatenate([both, (both + both[other]) / 2])
 
 
+def views(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:
+    """The images and three views of each: a part of at least `LEAST_SEEN`, mirrored or not."""
+    shown = compose(resized_crop(smallest=LEAST_SEEN), flip(together=False))
+    others = [shown(jax.random.fold_in(key, i), images) for i in range(ENLARGED - 1)]
+    return jnp.concatenate([images, *others])
+
+
 def foretold(made: Quantized, count: int, methods: Sequence[Method], memory: int | None) -> int:
     """Bytes that `reconstructed` will take beyond what is there, for so many images.
 
     Args:
       made: calibrated.
-      count: images, those of `enlarged` included.
+      count: images, those of `enlarges` included.
       methods: one after the other.
       memory: bytes that a step may take.
     """
@@ -127,7 +141,7 @@ def reconstructed(
     methods: Sequence[Method],
     key: Key[Array, ""],
     *,
-    enlarge: bool = False,
+    enlarge: Enlarge | None = None,
     memory: int | None = None,
     folder: Path | None = None,
     on_unit: Tell = None,
@@ -140,7 +154,7 @@ def reconstructed(
       images: normalised.
       methods: one after the other.
       key: the only source of randomness.
-      enlarge: learn from `enlarged` images.
+      enlarge: what is made of the images first.
       memory: bytes that a step may take; see `quantize.reconstruct`.
       folder: keeps finished units here and resumes from them.
       on_unit: told (index, of how many, report) after each unit.
@@ -152,7 +166,8 @@ def reconstructed(
     Raises:
       UsageError: if the folder belongs to another run, or is in use.
     """
-    images = enlarged(images, jax.random.fold_in(key, MIXING)) if enlarge else images
+    if enlarge is not None:
+        images = enlarge(images, jax.random.fold_in(key, MIXING))
     quantized, reports, pixels = made.quantized, (), np.asarray(images)
     for number, method in enumerate(methods):
         place = None if folder is None else folder / f"reconstruction-{number}"

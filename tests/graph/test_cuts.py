@@ -1,14 +1,27 @@
+from itertools import accumulate
+
 import chex
 import jax
 import numpy as np
 import pytest
 
-from dfq_jax.graph.cuts import blocks, canonical, single_live_cuts
+from dfq_jax.graph.cuts import blocks, canonical, single_live_cuts, stage_sizes
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.graph.ops import WEIGHTED, Add, Constant, Linear, Mul, Relu, Scale
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    Add,
+    Constant,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    Mul,
+    Relu,
+    Scale,
+)
 from dfq_jax.graph.query import constants
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.types import InputContract
 
 
 def alive_after(graph, index):
@@ -45,6 +58,26 @@ def test_outputs_of_the_network_come_first_and_in_its_order(nets):
     turned = Graph(graph.nodes, graph.inputs, ("number", "classes"))
     assert blocks(graph)[-1].graph.outputs == ("classes", "number")
     assert blocks(turned)[-1].graph.outputs == ("number", "classes")
+
+
+def test_stages_end_where_little_passes(nets):
+    """Before what widens first and shrinks then; pooled vectors belong to the stage before."""
+    b = nets.Builder(InputContract(32, 32))
+    x = b.unit("stem", "images", 8, stride=2)
+    x = b.unit("wide", x, 16, kernel=1)
+    x = b.unit("narrow", x, 6, kernel=1)
+    x = b.unit("next.wide", x, 24, kernel=1)
+    x = b.unit("next.shrink", x, 24, stride=2)
+    x = b.unit("next.narrow", x, 8, kernel=1)
+    x = b.unit("small", x, 8, stride=2)
+    x = b.unit("last", x, 8)
+    pooled = b.op("flat", Flatten(), b.op("pool", GlobalAvgPool(), x))
+    model = b.done(b.linear("fc", pooled, 10))
+    ends = [b.graph.outputs[0] for b in blocks(model.graph)]
+    sizes = stage_sizes(model)
+    assert sum(sizes) == len(ends)
+    assert [ends[i - 1] for i in accumulate(sizes)][:2] == ["narrow.act", "next.narrow.act"]
+    assert len(sizes) == 3
 
 
 def test_block_contents(tiny_net):

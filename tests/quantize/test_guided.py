@@ -1,21 +1,22 @@
-"""All blocks at once: the loss against NumPy, and what it does for a network of few bits."""
+"""Many blocks at once: the loss against NumPy, and what it does for a network of few bits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.cuts import blocks
+from dfq_jax.graph.cuts import blocks, stage_sizes
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.rounding import straight_through
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.guided import gap, gaps, guides, mirrored
+from dfq_jax.quantize.guided import gap, gaps, guides
+from dfq_jax.quantize.learning import batch_of
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
 from dfq_jax.quantize.simulate import simulate
-from dfq_jax.recipes.together import together
+from dfq_jax.recipes.stages import stages
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,6 @@ def test_the_output_counts_as_much_as_all_blocks(given):
     np.testing.assert_allclose(parts["reconstruction"], gap(found[last], wanted[last]), rtol=1e-6)
 
 
-def test_half_of_the_images_are_mirrored():
-    images = jax.random.normal(jax.random.key(0), (64, 2, 3, 3))
-    found = mirrored(jax.random.key(1), images)
-    same = np.array([np.array_equal(a, b) for a, b in zip(found, images, strict=True)])
-    assert 16 < same.sum() < 48
-    np.testing.assert_array_equal(found[~same], images[~same][:, :, ::-1])
-
-
 def test_straight_through_rounds_and_lets_slopes_pass():
     grid = Grid(3, axis=-1)
     affine = Affine(jnp.array([[0.5, 0.25]]), jnp.array([[3, 4]], jnp.uint8))
@@ -87,15 +80,26 @@ def test_straight_through_rounds_and_lets_slopes_pass():
 def test_a_network_of_few_bits_learns(given):
     """On images not learned from, too; and a second run gives the same bits."""
     start, reference, images = given
-    method = together(steps=1000, batch=8)
+    method = stages(steps=1000, batch=8)
     seen, fresh = images[:384], jnp.asarray(images[384:])
-    found, (report,) = reconstruct(start, reference, seen, method, jax.random.key(1))
-    assert report.kept
-    assert report.after < 0.8 * report.before
+    found, reports = reconstruct(start, reference, seen, method, jax.random.key(1))
+    assert len(reports) == len(stage_sizes(reference)) > 1
+    assert all(report.kept for report in reports)
+    assert reports[-1].after < 0.8 * reports[-1].before
     logits = evaluate(reference, fresh)[0][0]
     error = lambda q: float(jnp.mean((simulate(q, fresh) - logits) ** 2))
     assert error(found) < 0.9 * error(start)
-    short = together(steps=20, batch=8)
+    short = stages(steps=20, batch=8)
     first, again = (reconstruct(start, reference, seen, short, jax.random.key(1)) for _ in "ab")
     for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(again[0]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_steps_of_large_images_read_fewer():
+    method = stages()
+    sides = (224, 112, 56, 28, 14, 7)
+    found = [batch_of(method, (64, side, side, 8)) for side in sides]
+    assert found == [4, 4, 8, 16, 32, 32]
+    assert batch_of(method, (64, 197, 8)) == 32  # tokens of 14 x 14 patches and a class
+    assert batch_of(stages(batch=2), (64, 224, 224, 3)) == 2
+    assert batch_of(method._replace(lines=0), (64, 224, 224, 3)) == 32

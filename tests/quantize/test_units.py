@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
@@ -33,9 +34,11 @@ def through(units, quantized, x, *, rounded):
     return np.asarray(x)
 
 
-@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize("merge", [1, 2, 0, "uneven"])
 def test_units_make_up_the_network(quantized, nets, merge):
     x = nets.images(quantized.model, 6)
+    if merge == "uneven":
+        merge = (1, len(blocks(quantized.model.graph)) - 1)
     units = units_of(quantized.model.graph, quantized.plan, merge=merge)
     exact = np.asarray(evaluate(quantized.model, x)[0][0])
     np.testing.assert_allclose(

@@ -19,7 +19,7 @@ from dfq_jax.recipes.presets import (
     PRESETS,
     ImageBudget,
     Preset,
-    budget_of_all,
+    budget_of_stages,
     choice_for,
     image_budget,
     makes_noise,
@@ -78,7 +78,7 @@ def test_presets_ask_for_images_some_method_makes(preset, contract, learned):
 
 
 def test_a_network_that_learns_as_a_whole_sees_twice_as_many_of_both_kinds():
-    budget = budget_of_all(ImageBudget("best_unlabelled", 64, 60))
+    budget = budget_of_stages(ImageBudget("best_unlabelled", 64, 60))
     assert budget == ImageBudget("best_half_labelled", 128, 60)
     recipe = recipe_for(budget.method, budget.steps)
     assert recipe.condition is half_labelled
@@ -105,19 +105,19 @@ def test_an_unknown_preset():
 
 
 def test_reconstructions_of_presets():
-    """Large images: layers in closed form, or with few bits of activations all at once."""
+    """Large images: layers in closed form, or in stages with few bits of activations."""
     asked = ((SMALL, Scheme(4, 4)), (LARGE, Scheme(4, 8)), (LARGE, Scheme(4, 4)))
     found = {p: [reconstruction_of(p, *given) for given in asked] for p in PRESETS}
     assert found == {
         "fast": ["nearest"] * 3,
-        "balanced": ["closed_form", "closed_form", "together"],
-        "best": ["best", "closed_form", "together"],
+        "balanced": ["closed_form", "closed_form", "stages"],
+        "best": ["best", "closed_form", "stages"],
     }
-    assert steps_of("balanced", "together") is None
-    assert steps_of("best", "together", 0) == 0  # to be refused by who counts them
+    assert steps_of("balanced", "stages") is None
+    assert steps_of("best", "stages", 0) == 0  # to be refused by who counts them
     assert steps_of("best", "closed_form") is None
-    (longer,) = methods_of("together", steps_of("best", "together"))
-    (usual,) = methods_of("together")
+    (longer,) = methods_of("stages", steps_of("best", "stages"))
+    (usual,) = methods_of("stages")
     steps = lambda method: sum(phase.steps for phase in method.phases)
     assert steps(longer) > steps(usual)
 

@@ -40,6 +40,7 @@ from dfq_jax.recipes.reconstructions import (
     enlarges,
     methods_of,
     reconstructed,
+    views,
 )
 from dfq_jax.types import InputContract
 
@@ -67,7 +68,8 @@ def test_published_numbers():
         assert found.phases == (Phase(20_000, True, True, False, 0.5, 0.5),)
         assert found.rates == Rates(1e-3, 1e-4, 4e-5)
         assert found.penalty == Penalty(weight, 0.2, 20.0, 2.0, "linear")
-    assert {n for n, method in METHODS.items() if method().batch != 32} == {"together"}
+    assert {n for n, method in METHODS.items() if method().lines} == {"stages"}
+    assert {method().batch for method in METHODS.values()} == {32}
     assert {name: method().name for name, method in METHODS.items()} == {n: n for n in METHODS}
 
 
@@ -95,10 +97,29 @@ def test_names():
     assert [p.steps for p in learned.phases] == [8, 2]  # as 20,000 to 5,000
 
 
-def test_ours_learn_from_enlarged_images_where_those_are_small():
+def test_ours_learn_from_more_images():
+    """Mirrored and mixed where those are small; of large ones stages see parts."""
     small, large = InputContract(32, 32), InputContract(224, 224)
-    asked = [(n, c) for n in RECONSTRUCTIONS for c in (small, large) if enlarges(n, c)]
-    assert asked == [("closed_form", small), ("together", small), ("best", small)]
+    made = {(n, c): enlarges(n, c) for n in RECONSTRUCTIONS for c in (small, large)}
+    assert {key: how for key, how in made.items() if how} == {
+        ("closed_form", small): enlarged,
+        ("stages", small): enlarged,
+        ("stages", large): views,
+        ("best", small): enlarged,
+    }
+
+
+def test_views():
+    """The images as they are, then windows of each, of which a part is mirrored."""
+    ramp = jnp.linspace(0, 1, 16)[None, None, :, None]  # brighter to the right
+    images = jnp.broadcast_to(ramp, (16, 16, 16, 3))
+    found = views(images, jax.random.key(1))
+    assert found.shape == (64, 16, 16, 3)
+    np.testing.assert_array_equal(found[:16], images)
+    slopes = np.asarray(found[16:, 8, -1, 0] - found[16:, 8, 0, 0])
+    assert 10 < (slopes < 0).sum() < 38
+    assert 0.3 < np.abs(slopes).min() < 0.7
+    assert np.abs(slopes).max() < 1.0 + 1e-6
 
 
 def test_enlarged_images():
@@ -126,7 +147,7 @@ def test_all_methods_of_a_key_learn_from_the_same_images(given, monkeypatch):
     monkeypatch.setattr(recipe, "reconstruct", note)
     made, key = Quantized(quantized, reference, used_images=True), jax.random.key(3)
     for name in ("closed_form", "best"):
-        reconstructed(made, jnp.asarray(images), methods_of(name), key, enlarge=True)
+        reconstructed(made, jnp.asarray(images), methods_of(name), key, enlarge=enlarged)
     assert len(seen) == 3
     assert all(np.array_equal(seen[0], pixels) for pixels in seen[1:])
 
