@@ -15,7 +15,6 @@ from dfq_jax.recipes.presets import Preset
 MethodName = Literal[
     "best",
     "best_unlabelled",
-    "best_half_labelled",
     "dsg",
     "zeroq",
     "deepinversion",

@@ -148,7 +148,6 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     budget = budget if asked.budget is None else mixed_budget(budget)
     if asked.budget is not None and images is None:
         require_reach(model, asked.budget, asked)
-    own = images is None
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
@@ -156,7 +155,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     seen, probes = split_probes(images)
     made, mix = calibrated(model, seen, asked, follow)
     if learns_in_stages(asked.methods) and not asked.by_name and not drowned(made, seen):
-        asked, seen = layer_by_layer(asked, seen, own=own)
+        asked = layer_by_layer(asked)
         made, mix = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
@@ -216,19 +215,10 @@ def drowned(made: Quantized, images: ImageSet) -> bool:
     return output_gap(made.quantized, made.reference, images.images) > DROWNED
 
 
-def layer_by_layer(asked: Asked, images: ImageSet, *, own: bool) -> tuple[Asked, ImageSet]:
-    """What is asked for with layers solved in closed form, and the images for that.
-
-    Args:
-      asked: with a preset's choice of learning in stages.
-      images: to calibrate with.
-      own: whether they were made for that: every other one has no label then, as layers want them.
-    """
-    asked = dataclasses.replace(
-        asked, reconstruction="closed_form", methods=methods_of("closed_form")
-    )
-    unlabelled = dataclasses.replace(images, images=images.images[1::2])
-    return asked, unlabelled if own and len(images) > 1 else images
+def layer_by_layer(asked: Asked) -> Asked:
+    """What is asked for with layers solved in closed form instead."""
+    methods = methods_of("closed_form")
+    return dataclasses.replace(asked, reconstruction="closed_form", methods=methods)
 
 
 def require_memory(needed: int, images: int) -> None:

@@ -203,27 +203,3 @@ def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkey
             np.testing.assert_allclose(found.quantized.model.params[name][slot], value, atol=1e-6)
     kept = dfq.quantize(model, images, scheme="w4a4", reconstruction="closed_form")
     assert kept.settings["reconstruction"] == "closed_form"
-
-
-def test_layers_are_solved_from_the_unlabelled_half(nets):
-    model = nets.tiny()
-    images = dfq.ImageSet(nets.images(model, 6), model.contract)
-    asked = quantizing.Asked(
-        scheme=quantizing.parse_scheme("w4a4"),
-        preset="balanced",
-        layers="qdrop_8bit_ends",
-        method=None,
-        reconstruction="stages",
-        methods=quantizing.methods_of("stages"),
-        by_name=False,
-        observers=None,
-        budget=None,
-        sensitivity="kl",
-        rules=(),
-        seed=0,
-        memory=None,
-    )
-    changed, own = quantizing.layer_by_layer(asked, images, own=True)
-    assert changed.reconstruction == "closed_form"
-    np.testing.assert_array_equal(own.images, images.images[1::2])
-    assert quantizing.layer_by_layer(asked, images, own=False)[1] is images

@@ -11,11 +11,10 @@ what suits which network.
 
 Labels make a network sure of every image. A quantizer that takes no more than ranges from images
 gains a little by that; rounding that is learned should see close decisions as well, and takes
-images of `best_unlabelled`. What trains a whole network, or judges one, should see both.
+images of `best_unlabelled`. What judges a network should see both.
 """
 
 from functools import partial
-from typing import Any
 
 import optax
 from jaxtyping import Array, Float, Key
@@ -86,11 +85,6 @@ def best(
 
 best_unlabelled = partial(best, labels=0.0)
 """`best` for rounding that is learned: images that the network may be unsure about."""
-
-
-def best_half_labelled(**settings: Any) -> Recipe:
-    """`best` of which every other image has no label: sure and close decisions in one batch."""
-    return best(**settings)._replace(name="best_half_labelled", condition=half_labelled)
 
 
 def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:

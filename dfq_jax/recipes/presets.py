@@ -9,7 +9,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
 from dfq_jax.quantize.plan import Scheme
 from dfq_jax.recipes.aac import aac
-from dfq_jax.recipes.best import best, best_half_labelled, best_unlabelled
+from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dsg import dsg
@@ -28,7 +28,6 @@ from dfq_jax.types import InputContract
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,
     "best_unlabelled": best_unlabelled,
-    "best_half_labelled": best_half_labelled,
     "dsg": dsg,
     "zeroq": zeroq,
     "deepinversion": deepinversion,
@@ -43,7 +42,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "noise": noise,
 }
 METHODS = tuple(RECIPES)
-OURS = ("best", "best_unlabelled", "best_half_labelled")
+OURS = ("best", "best_unlabelled")
 Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
@@ -89,11 +88,11 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
 
 
 def budget_of_stages(budget: ImageBudget) -> ImageBudget:
-    """The images of a preset where stages learn: twice as many, of both kinds.
+    """The images of a preset where stages learn: twice as many.
 
     Late layers have few positions an image, and learn a small set by heart.
     """
-    return dataclasses.replace(budget, method="best_half_labelled", n=2 * budget.n)
+    return dataclasses.replace(budget, n=2 * budget.n)
 
 
 def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> str:

@@ -51,7 +51,7 @@ RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "stages", "best")
 ENLARGED = 4
 """Images that `enlarged` and `views` make of one."""
-LEAST_SEEN = 0.3
+LEAST_SEEN = 0.1
 """Smallest share of an image that a view shows."""
 MIXING = 2
 """Which draw of a key pairs images: the same for all methods, so that they learn from the same."""

@@ -12,12 +12,12 @@ by heart: they read many images, most of them views of others.
 from dfq_jax.numerics.rounding import straight_through
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
 
-RATES = Rates(bits=1e-2, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
+RATES = Rates(bits=3e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
 LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 
 
-def stages(*, steps: int = 300, batch: int = 32) -> Reconstruction:
+def stages(*, steps: int = 250, batch: int = 32) -> Reconstruction:
     """Adam on codes, scales of kernels and activations, and biases of a stage.
 
     Args:

@@ -10,7 +10,6 @@ from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.observers import NAMED
 from dfq_jax.quantize.plan import Scheme
-from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
@@ -77,12 +76,9 @@ def test_presets_ask_for_images_some_method_makes(preset, contract, learned):
     assert recipe_for(budget.method, budget.steps).steps == budget.steps
 
 
-def test_a_network_that_learns_as_a_whole_sees_twice_as_many_of_both_kinds():
+def test_stages_see_twice_as_many_images():
     budget = budget_of_stages(ImageBudget("best_unlabelled", 64, 60))
-    assert budget == ImageBudget("best_half_labelled", 128, 60)
-    recipe = recipe_for(budget.method, budget.steps)
-    assert recipe.condition is half_labelled
-    assert [term.name for term in recipe.terms] == ["batch norm", "labels"]
+    assert budget == ImageBudget("best_unlabelled", 128, 60)
 
 
 def test_fast_is_the_least_work():
@@ -181,9 +177,8 @@ def test_the_command_line_knows_the_same_names():
 
 
 def test_learned_rounding_gets_the_images_of_best_without_labels(tiny_net):
-    best, other, both = (recipe_for(m, model=tiny_net).settings for m in OURS)
+    best, other = (recipe_for(m, model=tiny_net).settings for m in OURS)
     assert other == {**best, "labels": 0.0} != best
-    assert both == best
 
 
 def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
