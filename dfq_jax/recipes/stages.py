@@ -17,7 +17,7 @@ LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 
 
-def stages(*, steps: int = 250, batch: int = 32) -> Reconstruction:
+def stages(*, steps: int = 400, batch: int = 32) -> Reconstruction:
     """Adam on codes, scales of kernels and activations, and biases of a stage.
 
     Args:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import PlanError, UsageError
+from dfq_jax.graph.ops import Add, GlobalAvgPool, Relu
 from dfq_jax.numerics.affine import Grid, covers, quantize
 from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
+from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated
 from dfq_jax.quantize.calibrate import calibrate, observe_ranges, unseen_ranges
 from dfq_jax.quantize.observers import (
@@ -23,8 +25,9 @@ from dfq_jax.quantize.observers import (
 )
 from dfq_jax.quantize.plan import Rule, Site, parse_scheme
 from dfq_jax.quantize.simulate import simulate
-from dfq_jax.recipes.dfq import dfq, rounded_kernels
+from dfq_jax.recipes.dfq import SIGNED, dfq, rounded_kernels
 from dfq_jax.report.analyze import analyze
+from dfq_jax.types import InputContract
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +259,29 @@ def test_an_unknown_way_to_correct_biases(tiny_net):
     unchecked: Any = inspect.unwrap(dfq)
     with pytest.raises(UsageError, match=r"bias correction 'bothe' is none of .*; nearest: both"):
         unchecked(tiny_net, None, parse_scheme("w8a8"), bias="bothe")
+
+
+def test_an_outlier_does_not_widen_coarse_grids_of_channels_on_one_width(nets):
+    """Linear bottlenecks end where statistics say, ceilings where the widest channel does."""
+    b = nets.Builder(InputContract(8, 8))
+    x = b.bn("stem.bn", b.conv("stem", "images", 6))
+    y = b.unit("expand", x, 12, Relu(6.0), kernel=1)
+    y = b.bn("project.bn", b.conv("project", y, 6, kernel=1))
+    x = b.unit("head", b.op("sum", Add(), x, y), 8, kernel=1)
+    model = b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+    plain = nets.images(model, 8)
+    far = plain.at[0, 2, 3].multiply(40.0)
+    found = [dfq(model, x, parse_scheme("w4a4"), level=4.0) for x in (plain, far)]
+    known = expected_ranges(found[0].reference, sigmas=SIGNED)
+    plan = found[0].quantized.plan
+    coarse = {t: sites for t, sites in plan.groups if plan.table[sites[0]].grid.bits == 4}
+    signed = [t for t in coarse if t in known and known[t][0] < 0]
+    assert signed
+    for tensor in signed:
+        first, second = (f.quantized.qparams[coarse[tensor][0]].scale for f in found)
+        np.testing.assert_array_equal(first, second)
+        low, high = known[tensor]
+        np.testing.assert_allclose(first, (high - low) / 15, rtol=0.1)
+    wide = [dfq(model, x, parse_scheme("w4a4")) for x in (plain, far)]
+    site = coarse[signed[-1]][0]
+    assert wide[1].quantized.qparams[site].scale > 1.5 * wide[0].quantized.qparams[site].scale
