@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from functools import partial
 from typing import Any
 
 import jax
@@ -185,12 +186,12 @@ def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkey
 
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 64), model.contract)
-    short = {"scheme": "w4a4", "preset": "balanced"}
-    found = dfq.quantize(model, images, **short)
+    short = partial(dfq.quantize, scheme="w4a4", preset="balanced")
+    found = short(model, images)
     assert found.settings["reconstruction"] == "closed_form"
     assert not any("rounded to nearest" in note for note in found.report.notes)
     monkeypatch.setattr(quantizing, "reconstructed", ruin)
-    found = dfq.quantize(model, images, **short)
+    found = short(model, images)
     assert found.settings["reconstruction"] == "nearest"
     assert found.report.units == ()
     (note,) = (n for n in found.report.notes if n.startswith("kernels stay rounded to nearest: "))
