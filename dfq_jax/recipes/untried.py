@@ -15,7 +15,7 @@ from dfq_jax.types import InputContract
 ROUNDING = {
     "nearest": "rounds to nearest",
     "closed_form": "solves every layer in closed form",
-    "together": "learns all blocks at once by gradient steps",
+    "stages": "learns stage after stage by gradient steps",
     "best": "learns rounding by gradient steps",
 }
 MOST_WORST = 5

@@ -32,7 +32,7 @@ def test_the_presets_that_do_more():
     )
     assert large[0].seconds == pytest.approx(396)
     few = other_presets("fast", plain_contract((224, 224, 3)), Scheme(4, 4), MADE)
-    assert few[0].takes.endswith("learns all blocks at once by gradient steps")
+    assert few[0].takes.endswith("learns stage after stage by gradient steps")
     small = other_presets("balanced", plain_contract((32, 32, 3)), W4A8, {})
     assert [x.takes for x in small] == [
         "makes 256 images in 100 steps, learns rounding by gradient steps"
