@@ -64,22 +64,23 @@ class Judged(NamedTuple):
 def rather_plain(plain: Judged, learned: Judged, held_out: ImageSet) -> str:
     """Why rounding to nearest is to be kept, in words; empty if learning was worth it.
 
-    A classifier is judged by its expected loss, anything else by the error of its outputs.
+    It was if the error of the outputs fell, or the expected loss of a classifier.
 
     Args:
       plain: rounded to nearest.
       learned: after learning.
       held_out: images that neither saw.
     """
-    if plain.loss is not None and learned.loss is not None:
-        before, after = 100 * plain.loss.loss, 100 * learned.loss.loss
-        told = f"they are expected to lose {before:.1f} points of top-1, those learned {after:.1f}"
-    else:
-        gap = lambda made: output_gap(made.quantized, made.reference, held_out.images)
-        before, after = gap(plain.made), gap(learned.made)
-        told = f"{before:.2%} of their outputs' power is error, of those learned {after:.2%}"
+    gap = lambda made: output_gap(made.quantized, made.reference, held_out.images)
+    before, after = gap(plain.made), gap(learned.made)
     if after <= before or not math.isfinite(before):
         return ""
+    told = f"{before:.2%} of their outputs' power is error, of those learned {after:.2%}"
+    if plain.loss is not None and learned.loss is not None:
+        before, after = 100 * plain.loss.loss, 100 * learned.loss.loss
+        if after <= before:
+            return ""
+        told = f"they are expected to lose {before:.1f} points of top-1, those learned {after:.1f}"
     return f"kernels stay rounded to nearest: {told}"
 
 
