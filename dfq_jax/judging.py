@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dfq_jax.asking import Asked, Follow
@@ -45,7 +46,7 @@ def judges_of(model: Model, made: Quantized, asked: Asked, follow: Follow) -> Ju
 
 
 def expected(
-    model: Model, made: Quantized, judges: Judges, accuracy: float | None
+    made: Quantized, model: Model, judges: Judges, accuracy: float | None
 ) -> Estimate | None:
     """The expected loss of a classifier; None of what is none, or has no probes."""
     if judges.images is None:
@@ -54,15 +55,21 @@ def expected(
     return estimate(model, made.quantized, judges.images.images, accuracy, confidence=known)
 
 
-class Judged(NamedTuple):
-    """A network and what it is expected to lose, if that is known."""
+class Plain(NamedTuple):
+    """Why rounding to nearest is kept, in words, and what that is expected to lose."""
 
-    made: Quantized
+    note: str
     loss: Estimate | None
 
 
-def rather_plain(plain: Judged, learned: Judged, held_out: ImageSet) -> str:
-    """Why rounding to nearest is to be kept, in words; empty if learning was worth it.
+def rather_plain(
+    plain: Quantized,
+    learned: Quantized,
+    held_out: ImageSet,
+    learned_loss: Estimate | None,
+    loss_of: Callable[[Quantized], Estimate | None],
+) -> Plain | None:
+    """Rounding to nearest, where learning was not worth it.
 
     It was if the error of the outputs fell, or the expected loss of a classifier.
 
@@ -70,18 +77,21 @@ def rather_plain(plain: Judged, learned: Judged, held_out: ImageSet) -> str:
       plain: rounded to nearest.
       learned: after learning.
       held_out: images that neither saw.
+      learned_loss: expected after learning, if that is known.
+      loss_of: what else finds the expected loss; asked only where outputs got worse.
     """
     gap = lambda made: output_gap(made.quantized, made.reference, held_out.images)
-    before, after = gap(plain.made), gap(learned.made)
+    before, after = gap(plain), gap(learned)
     if after <= before or not math.isfinite(before):
-        return ""
+        return None
     told = f"{before:.2%} of their outputs' power is error, of those learned {after:.2%}"
-    if plain.loss is not None and learned.loss is not None:
-        before, after = 100 * plain.loss.loss, 100 * learned.loss.loss
+    loss = loss_of(plain)
+    if loss is not None and learned_loss is not None:
+        before, after = 100 * loss.loss, 100 * learned_loss.loss
         if after <= before:
-            return ""
+            return None
         told = f"they are expected to lose {before:.1f} points of top-1, those learned {after:.1f}"
-    return f"kernels stay rounded to nearest: {told}"
+    return Plain(f"kernels stay rounded to nearest: {told}", loss)
 
 
 def judged(report: Report, judges: Judges, found: Estimate | None) -> Report:

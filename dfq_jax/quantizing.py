@@ -13,7 +13,6 @@ from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.judging import (
-    Judged,
     expected,
     is_guess,
     judged,
@@ -160,14 +159,14 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
-    note, loss = "", expected(model, made, judges, asked.accuracy)
+    loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
+    note, loss = "", loss_of(made)
     if units and not asked.by_name:
-        plain = (
-            plain if learns_in_stages(asked.methods) else with_biases_corrected(plain, seen.images)
-        )
-        before = Judged(plain, expected(model, plain, judges, asked.accuracy))
-        if note := rather_plain(before, Judged(made, loss), probes):
-            (made, loss), units = before, ()
+        if not learns_in_stages(asked.methods):
+            plain = with_biases_corrected(plain, seen.images)
+        kept = rather_plain(plain, made, probes, loss, loss_of)
+        if kept is not None:
+            made, units, (note, loss) = plain, (), kept
             asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = analyze(made.reference, made.quantized, probes.images)

@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Most of the time goes into compiling. They lie in the user's cache, for all clones; `make clean`
     removes them.
     """
+    # `machine.cache_folder` is not asked: jaxtyping has to see the first import of dfq_jax
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(cache / "dfq_jax" / "tests"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)

@@ -157,7 +157,7 @@ def test_stages_learn_where_rounding_leaves_no_signal(nets, monkeypatch):
     monkeypatch.setattr(judging, "judges_classes", lambda model: False)
     monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "stages")
     monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
-    monkeypatch.setattr(quantizing, "rather_plain", lambda *_: "")
+    monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
     for bound, expected in ((-1.0, "stages"), (1e9, "closed_form")):

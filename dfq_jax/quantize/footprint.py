@@ -107,7 +107,8 @@ def unit_footprint(
     slopes = leaves if ahead and method.fisher else 0
     copies = enters + leaves if corrected else 0
     kept += (copies + slopes + logits) * count * FLOAT
-    method = method._replace(batch=batch_of(method, entering(unit, reference)))
+    if method.lines:
+        method = method._replace(batch=batch_of(method, entering(unit, reference)))
     held = min((2 * enters + leaves + slopes + logits) * count * FLOAT, fed)
     return Footprint(kept + held, max(passing, step_bytes(unit, values, method, after)))
 
