@@ -67,7 +67,6 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     from dfq_jax.quantize.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.reconstructions import (
-        ENLARGED,
         LEARNED,
         enlarges,
         foretold,
@@ -82,7 +81,7 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     made = dfq(model, images, parse_scheme(args.scheme), bias="none")
     steps = args.steps if name in LEARNED else None
     methods, enlarge = methods_of(name, steps), enlarges(name, model.contract)
-    seen = args.n * (ENLARGED if enlarge else 1)
+    seen = args.n * (enlarge.times if enlarge else 1)
     expected = foretold(made, seen, methods, None) / 2**20
     before, earlier = held("VmRSS"), held("VmHWM")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -61,7 +61,7 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], Any]]:
     from dfq_jax.quantize.closed_form import ClosedForm
     from dfq_jax.recipes.best_rounding import best_rounding
     from dfq_jax.recipes.end_to_end import STEPS, end_to_end
-    from dfq_jax.recipes.reconstructions import enlarged
+    from dfq_jax.recipes.reconstructions import ENLARGED
 
     best, last = best_rounding(steps=steps), end_to_end(steps=min(steps, STEPS))
     longer = end_to_end(steps=3 * last.phases[0].steps)
@@ -78,15 +78,15 @@ def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], Any]]:
         "8-bit units learn": best._replace(spare=False),
     }
     return {
-        "best": ((best, last), enlarged),
-        "not end to end": ((best,), enlarged),
-        "end to end three times as long": ((best, longer), enlarged),
-        "closed form alone": ((ClosedForm(),), enlarged),
-        "closed form then end to end": ((ClosedForm(), last), enlarged),
-        "closed form of moments not transported": ((ClosedForm(damping=None),), enlarged),
-        "closed form not polished": ((ClosedForm(sweeps=0),), enlarged),
+        "best": ((best, last), ENLARGED),
+        "not end to end": ((best,), ENLARGED),
+        "end to end three times as long": ((best, longer), ENLARGED),
+        "closed form alone": ((ClosedForm(),), ENLARGED),
+        "closed form then end to end": ((ClosedForm(), last), ENLARGED),
+        "closed form of moments not transported": ((ClosedForm(damping=None),), ENLARGED),
+        "closed form not polished": ((ClosedForm(sweeps=0),), ENLARGED),
         "images as they are": ((best, last), None),
-        **{name: ((changed, last), enlarged) for name, changed in blocks.items()},
+        **{name: ((changed, last), ENLARGED) for name, changed in blocks.items()},
     }
 
 

@@ -50,7 +50,6 @@ from dfq_jax.recipes.presets import (
     steps_of,
 )
 from dfq_jax.recipes.reconstructions import (
-    ENLARGED,
     Tell,
     enlarges,
     foretold,
@@ -188,7 +187,7 @@ def learned(
     if not asked.methods:
         return made, ()
     enlarge = enlarges(asked.reconstruction, model.contract)
-    count = len(seen) * (ENLARGED if enlarge else 1)
+    count = len(seen) * (enlarge.times if enlarge else 1)
     needed = foretold(made, count, asked.methods, asked.memory)
     require_memory(needed, count)
     about = f"about {in_units(needed)} of memory"

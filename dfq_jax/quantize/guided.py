@@ -2,14 +2,14 @@
 
 Block after block, every one of them is compiled, and none knows what those behind it make of its
 errors. Here one program trains all blocks of a unit: they run as they will be deployed, and their
-gaps, each in units of its own variance, add up to the loss. A block then learns from its own gap
-and from those of all that follow in the unit.
+gaps, each in units of its variance over all images, add up to the loss. A block then learns from
+its own gap and from those of all that follow in the unit.
 
 Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3 (hints from within the teacher).
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,13 @@ from dfq_jax.quantize.learning import (
     training_hook,
 )
 from dfq_jax.quantize.plan import Plan
+from dfq_jax.quantize.units import Host, pieces
+from dfq_jax.quantize.work import BATCH
 
 CHUNK = 10
 """Steps between two visits of the host: they are long."""
+SMALLEST = 1e-12
+"""Least variance that is divided by."""
 
 
 def guides(graph: Graph) -> tuple[str, ...]:
@@ -40,18 +44,40 @@ def guides(graph: Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ends, *graph.outputs]))
 
 
-def gap(found: Float[Array, "n ... c"], wanted: Float[Array, "n ... c"]) -> Float[Array, ""]:
-    """Mean squared distance in units of the variance of what is wanted, by channel."""
-    axes = tuple(range(wanted.ndim - 1))
-    variance = jnp.mean(jnp.var(wanted, axes))
-    return jnp.mean((found - wanted) ** 2) / jnp.maximum(variance, 1e-12)
+def variances(reference: Model, images: Host) -> dict[str, Float[Array, ""]]:
+    """Of what every block puts out for all images, mean over channels: the units of its gap.
+
+    A few images a step may be nearly flat; in units of their own variance they would count most.
+    """
+    names, count = guides(reference.graph), len(images)
+    sums = [moments(reference, names, x) for x in pieces(images, BATCH)]
+    first, second = (jax.tree.map(lambda *v: sum(v) / count, *m) for m in zip(*sums, strict=True))
+    spread = lambda mean, power: jnp.maximum(jnp.mean(power - mean**2), SMALLEST)
+    return jax.tree.map(spread, first, second)
+
+
+@partial(jax.jit, static_argnames="names")
+def moments(
+    reference: Model, names: tuple[str, ...], images: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sums over a batch of the mean and the mean square of every channel of these tensors."""
+    found = values_at(reference, images, names, apply=apply_tiled)
+    of = lambda v: jnp.sum(jnp.mean(v, tuple(range(1, v.ndim - 1))), 0)
+    return {n: of(v) for n, v in found.items()}, {n: of(v**2) for n, v in found.items()}
 
 
 def gaps(
-    graph: Graph, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    graph: Graph,
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    units: Mapping[str, Float[Array, ""]],
 ) -> dict[str, Float[Array, ""]]:
-    """The mean gap of what is inside, and that of what the unit puts out."""
-    one = lambda names: jnp.mean(jnp.stack([gap(found[name], wanted[name]) for name in names]))
+    """The mean gap of what is inside, and that of what the unit puts out.
+
+    A gap is the mean squared distance, in these units.
+    """
+    gap = lambda name: jnp.mean((found[name] - wanted[name]) ** 2) / units[name]
+    one = lambda names: jnp.mean(jnp.stack([gap(name) for name in names]))
     inside = [name for name in wanted if name not in graph.outputs]
     ends = [name for name in wanted if name in graph.outputs]
     return ({"blocks": one(inside)} if inside else {}) | {"reconstruction": one(ends)}
@@ -67,17 +93,21 @@ def guided_objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Obj
         input_key, edge_key = jax.random.split(now.key)
         shown = blended(input_key, rows.rough, rows.exact, phase.rough)
         hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
-        parts = guided(given.reference or given.model, given.model, rows.exact, shown, hook)
+        parts = guided(given, rows.exact, shown, hook)
         return sum(parts.values(), jnp.zeros(())), (parts, ())
 
     return objective
 
 
-def guided(
-    reference: Model, model: Model, exact: Tensor, shown: Tensor, hook: Hook
-) -> dict[str, Float[Array, ""]]:
-    """The parts of the loss on one batch, of what each of the two reads."""
-    names = guides(model.graph)
-    wanted = values_at(reference, exact, names, apply=apply_tiled)
-    found = values_at(model, shown, names, hook=hook, apply=apply_tiled)
-    return gaps(model.graph, found, wanted)
+def guided(given: Given, exact: Tensor, shown: Tensor, hook: Hook) -> dict[str, Float[Array, ""]]:
+    """The parts of the loss on one batch, of what each of the two reads.
+
+    Raises:
+      ValueError: without a float unit.
+    """
+    if given.guide is None:
+        raise ValueError("guided() needs the float unit: Given.guide is missing.")
+    names = guides(given.model.graph)
+    wanted = values_at(given.guide.model, exact, names, apply=apply_tiled)
+    found = values_at(given.model, shown, names, hook=hook, apply=apply_tiled)
+    return gaps(given.model.graph, found, wanted, given.guide.units)

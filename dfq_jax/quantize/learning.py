@@ -217,6 +217,18 @@ def batch_of(method: Reconstruction, entering: tuple[int, ...]) -> int:
     return min(method.batch, max(FEWEST, method.lines // max(side, 1)))
 
 
+class Guide(NamedTuple):
+    """A float unit that blocks are drawn to.
+
+    Attributes:
+      model: the unit.
+      units: variances of what its blocks put out, by tensor.
+    """
+
+    model: Model
+    units: Mapping[str, Float[Array, ""]]
+
+
 class Given(NamedTuple):
     """What an objective is given besides what it trains.
 
@@ -227,7 +239,7 @@ class Given(NamedTuple):
       power: mean squared norm of the targets.
       rest: the float network behind the unit, for methods that look ahead.
       rows: of all images, where they lie on the device.
-      reference: the float unit, for methods that are guided.
+      guide: the float unit, for methods that are guided.
     """
 
     model: Model
@@ -236,7 +248,7 @@ class Given(NamedTuple):
     power: Float[Array, ""]
     rest: Model | None = None
     rows: Rows | None = None
-    reference: Model | None = None
+    guide: Guide | None = None
 
 
 @cache

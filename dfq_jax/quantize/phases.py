@@ -16,9 +16,10 @@ from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.state import StateStore
 from dfq_jax.quantize.feeding import Rows, supply
-from dfq_jax.quantize.guided import CHUNK, guided_objective_of
+from dfq_jax.quantize.guided import CHUNK, guided_objective_of, variances
 from dfq_jax.quantize.learning import (
     Given,
+    Guide,
     Phase,
     Reconstruction,
     batch_of,
@@ -70,7 +71,8 @@ def phase_of(
     given = supply(rows, batch, int(jax.random.bits(key)), work.memory)
     context = Given(model, qparams, fixed, power_of(work.targets), rest, given.resident)
     if method.guided:
-        context = context._replace(reference=work.reference)
+        units = variances(work.reference, work.exact)
+        context = context._replace(guide=Guide(work.reference, units))
     found = fit(
         (guided_objective_of if method.guided else objective_of)(plan, method, phase),
         trained,

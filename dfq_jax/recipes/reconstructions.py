@@ -4,8 +4,9 @@ A reconstruction is one method or several, each from what the one before left.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.stages import stages
 from dfq_jax.synthesis.augment import compose, flip, resized_crop
+from dfq_jax.synthesis.collages import collage
+from dfq_jax.synthesis.pixels import from_natural, to_natural
 from dfq_jax.types import InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
@@ -49,15 +52,26 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
 }
 RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
 OURS = ("closed_form", "stages", "best")
-ENLARGED = 4
-"""Images that `enlarged` and `views` make of one."""
+VIEWS = 3
+"""Parts that `surfaces` shows of each image, beside the image."""
 LEAST_SEEN = 0.1
 """Smallest share of an image that a view shows."""
 MIXING = 2
 """Which draw of a key pairs images: the same for all methods, so that they learn from the same."""
 
-Enlarge = Callable[[Float[Array, "n h w c"], Key[Array, ""]], Float[Array, "m h w c"]]
 Tell = Callable[[int, int, UnitReport], None] | None
+
+
+class Enlarge(NamedTuple):
+    """What is made of images before a reconstruction learns from them.
+
+    Attributes:
+      make: (images, key) -> as many as are learned from.
+      times: so many of each.
+    """
+
+    make: Callable[[Float[Array, "n h w c"], Key[Array, ""]], Float[Array, "m h w c"]]
+    times: int
 
 
 def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
@@ -96,11 +110,11 @@ def enlarges(name: str, contract: InputContract) -> Enlarge | None:
     Papers say how many images theirs take. Of large images a few have all the positions that layers
     in closed form need, and what deep layers make of the mean of two is like nothing they make of
     one: on EfficientNet-lite0 at 4 bits it costs six points (`docs/RESULTS.md`). Late stages that
-    learn by gradient need more: `views`.
+    learn by gradient need more: `surfaces`.
     """
     if name in OURS and is_small(contract):
-        return enlarged
-    return views if name == "stages" else None
+        return ENLARGED
+    return Enlarge(partial(surfaces, contract), 2 * (1 + VIEWS)) if name == "stages" else None
 
 
 def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:
@@ -115,11 +129,23 @@ def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Arra
     return jnp.concatenate([both, (both + both[other]) / 2])
 
 
-def views(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:
-    """The images and three views of each: a part of at least `LEAST_SEEN`, mirrored or not."""
+ENLARGED = Enlarge(enlarged, 4)
+
+
+def surfaces(
+    contract: InputContract, images: Float[Array, "n h w c"], key: Key[Array, ""]
+) -> Float[Array, "m h w c"]:
+    """The images, parts of each, and collages of all these: eight times as many.
+
+    Parts show at least `LEAST_SEEN` of an image, mirrored or not, and are as smooth as photographs;
+    collages have their edges, and their surfaces without texture (`synthesis.collages`).
+    """
     shown = compose(resized_crop(smallest=LEAST_SEEN), flip(together=False))
-    others = [shown(jax.random.fold_in(key, i), images) for i in range(ENLARGED - 1)]
-    return jnp.concatenate([images, *others])
+    natural = to_natural(images, contract)
+    parts = [shown(jax.random.fold_in(key, i), natural) for i in range(VIEWS)]
+    whole = jnp.concatenate([natural, *parts])
+    cut = collage()(jax.random.fold_in(key, VIEWS), whole)
+    return from_natural(jnp.concatenate([whole, cut]), contract)
 
 
 def foretold(made: Quantized, count: int, methods: Sequence[Method], memory: int | None) -> int:
@@ -167,7 +193,7 @@ def reconstructed(
       UsageError: if the folder belongs to another run, or is in use.
     """
     if enlarge is not None:
-        images = enlarge(images, jax.random.fold_in(key, MIXING))
+        images = enlarge.make(images, jax.random.fold_in(key, MIXING))
     quantized, reports, pixels = made.quantized, (), np.asarray(images)
     for number, method in enumerate(methods):
         place = None if folder is None else folder / f"reconstruction-{number}"

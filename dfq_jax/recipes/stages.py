@@ -6,18 +6,18 @@ which of their errors those behind them can mend. A stage, all blocks of one res
 once: it is drawn to what each of its blocks puts out in the float network (`quantize.guided`), and
 reads what the stages before it made of the images. Early stages have thousands of positions an
 image and need few of them at a time; late ones are cheap, have few positions, and learn small sets
-by heart: they read many images, most of them views of others.
+by heart: they read many images, most of them parts and collages of others.
 """
 
 from dfq_jax.numerics.rounding import straight_through
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
 
-RATES = Rates(bits=3e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
+RATES = Rates(bits=1e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
 LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 
 
-def stages(*, steps: int = 400, batch: int = 32) -> Reconstruction:
+def stages(*, steps: int = 500, batch: int = 32) -> Reconstruction:
     """Adam on codes, scales of kernels and activations, and biases of a stage.
 
     Args:

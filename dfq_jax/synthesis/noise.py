@@ -41,12 +41,10 @@ def dead_leaves(key: Key[Array, ""], shape: tuple[int, ...], *, discs: int = DIS
     centres = jax.random.uniform(place_key, (discs, 2, b)) * jnp.array([[h], [w]], jnp.float32)
     radii = disc_radii(size_key, (discs, b), max(h, w))
     colours = jax.random.uniform(colour_key, (discs, b, c))
-    rows, columns = jnp.arange(h, dtype=jnp.float32) + 0.5, jnp.arange(w, dtype=jnp.float32) + 0.5
 
     def fall(image: Images, disc):
-        (y, x), radius, colour = disc
-        distance = (rows[:, None] - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2
-        covered = distance < radius[:, None, None] ** 2
+        centre, radius, colour = disc
+        covered = squared_distances(centre, h, w) < radius[:, None, None] ** 2
         return jnp.where(covered[..., None], colour[:, None, None], image), None
 
     ground = jnp.broadcast_to(jax.random.uniform(ground_key, (b, 1, 1, c)), shape)
@@ -55,9 +53,33 @@ def dead_leaves(key: Key[Array, ""], shape: tuple[int, ...], *, discs: int = DIS
     return (pixels - mean) / std
 
 
-def disc_radii(key: Key[Array, ""], shape: tuple[int, ...], side: int) -> Float[Array, "..."]:
-    """Radii in pixels with density 1 / r^3, by inversion of its distribution function."""
-    smallest = max(1.0, side * SMALLEST_SHARE)
-    largest = max(smallest, side * LARGEST_SHARE)
+def squared_distances(
+    centres: Float[Array, "2 b"], height: int, width: int
+) -> Float[Array, "b height width"]:
+    """Of the middles of all pixels from a point (y, x) of each image."""
+    y, x = centres
+    rows, columns = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in (height, width))
+    return (rows[:, None] - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2
+
+
+def disc_radii(
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    side: int,
+    *,
+    smallest: float = SMALLEST_SHARE,
+    largest: float = LARGEST_SHARE,
+) -> Float[Array, "..."]:
+    """Radii in pixels with density 1 / r^3, by inversion of its distribution function.
+
+    Args:
+      key: randomness.
+      shape: of what is drawn.
+      side: the longer one of the image, in pixels.
+      smallest: radius as a share of it; at least 1 pixel.
+      largest: radius as a share of it.
+    """
+    least = max(1.0, side * smallest)
+    most = max(least, side * largest)
     share = jax.random.uniform(key, shape)
-    return (smallest**-2 - share * (smallest**-2 - largest**-2)) ** -0.5
+    return (least**-2 - share * (least**-2 - most**-2)) ** -0.5

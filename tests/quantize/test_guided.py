@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.cuts import blocks, stage_sizes
-from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.evaluate import evaluate, values_at
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.rounding import straight_through
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.guided import gap, gaps, guides
+from dfq_jax.quantize.guided import gaps, guides, variances
 from dfq_jax.quantize.learning import batch_of
 from dfq_jax.quantize.plan import Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
@@ -27,15 +27,17 @@ def given(nets):
     return calibrate(reference, plan, jnp.asarray(images[:64])), reference, images
 
 
-def test_gap_is_in_units_of_variance():
-    rng = np.random.default_rng(0)
-    wanted = rng.normal(3, 2, (4, 5, 6, 7))
-    found = wanted + rng.normal(0, 0.1, wanted.shape)
-    variance = ((wanted - wanted.mean((0, 1, 2))) ** 2).mean()
-    expected = ((found - wanted) ** 2).mean() / variance
-    single = lambda x: jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(gap(single(found), single(wanted)), expected, rtol=1e-4)
-    np.testing.assert_allclose(gap(single(7 * found), single(7 * wanted)), expected, rtol=1e-4)
+def test_units_are_variances_over_all_images(given):
+    """By channel, then mean over channels; as many batches as it takes."""
+    _, reference, images = given
+    found = variances(reference, images[:70])
+    names = guides(reference.graph)
+    assert set(found) == set(names)
+    values = values_at(reference, jnp.asarray(images[:70]), names)
+    for name, value in values.items():
+        value = np.asarray(value, np.float64)
+        wanted = value.var(tuple(range(value.ndim - 1))).mean()
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-3)
 
 
 def test_guides_are_the_ends_of_blocks(given):
@@ -51,11 +53,12 @@ def test_the_output_counts_as_much_as_all_blocks(given):
     rng = np.random.default_rng(1)
     wanted = {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in guides(graph)}
     found = {name: value + 1 for name, value in wanted.items()}
-    parts = gaps(graph, found, wanted)
-    inside = [gap(found[n], wanted[n]) for n in wanted if n not in graph.outputs]
+    units = {name: jnp.float32(1 + number) for number, name in enumerate(wanted)}
+    parts = gaps(graph, found, wanted, units)
+    inside = [1 / units[n] for n in wanted if n not in graph.outputs]
     np.testing.assert_allclose(parts["blocks"], np.mean(inside), rtol=1e-6)
     last = graph.outputs[0]
-    np.testing.assert_allclose(parts["reconstruction"], gap(found[last], wanted[last]), rtol=1e-6)
+    np.testing.assert_allclose(parts["reconstruction"], 1 / units[last], rtol=1e-6)
 
 
 def test_straight_through_rounds_and_lets_slopes_pass():

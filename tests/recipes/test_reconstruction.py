@@ -33,15 +33,16 @@ from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
-from dfq_jax.recipes.reconstructions import LEARNED as METHODS
 from dfq_jax.recipes.reconstructions import (
+    ENLARGED,
     RECONSTRUCTIONS,
     enlarged,
     enlarges,
     methods_of,
     reconstructed,
-    views,
+    surfaces,
 )
+from dfq_jax.recipes.reconstructions import LEARNED as METHODS
 from dfq_jax.types import InputContract
 
 
@@ -98,28 +99,37 @@ def test_names():
 
 
 def test_ours_learn_from_more_images():
-    """Mirrored and mixed where those are small; of large ones stages see parts."""
+    """Mirrored and mixed where those are small; of large ones stages see surfaces."""
     small, large = InputContract(32, 32), InputContract(224, 224)
     made = {(n, c): enlarges(n, c) for n in RECONSTRUCTIONS for c in (small, large)}
+    stages = made.pop(("stages", large))
     assert {key: how for key, how in made.items() if how} == {
-        ("closed_form", small): enlarged,
-        ("stages", small): enlarged,
-        ("stages", large): views,
-        ("best", small): enlarged,
+        ("closed_form", small): ENLARGED,
+        ("stages", small): ENLARGED,
+        ("best", small): ENLARGED,
     }
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    assert stages is not None
+    for made in (ENLARGED, stages):
+        assert len(made.make(images, jax.random.key(1))) == made.times * len(images)
 
 
-def test_views():
-    """The images as they are, then windows of each, of which a part is mirrored."""
+def test_surfaces():
+    """The images as they are, windows of each, of which a part is mirrored, and collages."""
     ramp = jnp.linspace(0, 1, 16)[None, None, :, None]  # brighter to the right
     images = jnp.broadcast_to(ramp, (16, 16, 16, 3))
-    found = views(images, jax.random.key(1))
-    assert found.shape == (64, 16, 16, 3)
-    np.testing.assert_array_equal(found[:16], images)
-    slopes = np.asarray(found[16:, 8, -1, 0] - found[16:, 8, 0, 0])
+    contract = InputContract(16, 16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = surfaces(contract, images, jax.random.key(1))
+    assert found.shape == (128, 16, 16, 3)
+    np.testing.assert_allclose(found[:16], images, atol=1e-6)
+    slopes = np.asarray(found[16:64, 8, -1, 0] - found[16:64, 8, 0, 0])
     assert 10 < (slopes < 0).sum() < 38
     assert 0.1 < np.abs(slopes).min() < 0.5
     assert np.abs(slopes).max() < 1.0 + 1e-6
+    cut = np.asarray(found[64:])
+    assert cut.min() >= -1e-6  # what a camera can deliver
+    assert cut.max() <= 1 + 1e-6
+    assert np.abs(cut - np.asarray(found[:64])).max((1, 2, 3)).min() > 0.1
 
 
 def test_enlarged_images():
@@ -147,7 +157,7 @@ def test_all_methods_of_a_key_learn_from_the_same_images(given, monkeypatch):
     monkeypatch.setattr(recipe, "reconstruct", note)
     made, key = Quantized(quantized, reference, used_images=True), jax.random.key(3)
     for name in ("closed_form", "best"):
-        reconstructed(made, jnp.asarray(images), methods_of(name), key, enlarge=enlarged)
+        reconstructed(made, jnp.asarray(images), methods_of(name), key, enlarge=ENLARGED)
     assert len(seen) == 3
     assert all(np.array_equal(seen[0], pixels) for pixels in seen[1:])
 
