@@ -18,6 +18,7 @@ SCRIPTS = (
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
     *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),
+    "stages_ablation",
     *("mixed_precision", "trust", "scaling"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {

@@ -17,7 +17,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "ptq", "reconstruction", "reconstruction_memory"),
-    *("reconstruction_reference", "rounding_ablation", "synthesis_quality", "trust", "verify"),
+    *("reconstruction_reference", "rounding_ablation", "stages_ablation"),
+    *("synthesis_quality", "trust", "verify"),
 )
 MAKING = (
     "import_zoo",
@@ -153,7 +154,7 @@ def test_results_page_has_a_place_for_every_table():
     images += ("synthesis_quality_large_256", "synthesis_quality_large_long")
     rounding = ("reconstruction", "reconstruction_large", "reconstruction_shortcuts")
     rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
-    rounding += ("reconstruction_memory", "rounding_ablation")
+    rounding += ("reconstruction_memory", "rounding_ablation", "stages_ablation")
     rounding += ("mixed_precision", "mixed_precision_all")
     for name in (*tables, *zoo, *images, *rounding):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1

@@ -1,7 +1,8 @@
 """Scales and biases of the whole network at once, all codes as they are.
 
 What block reconstruction leaves is the error that blocks add up to; a few hundred numbers, which
-do not overfit as codes would, take some of it back. The target are the float network's logits: its
+do not overfit as codes would, could take some of it back. It never showed in accuracy
+(`docs/RESULTS.md`), so that no preset does it. The target are the float network's logits: its
 class probabilities say little on images that it is sure of.
 
 Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models",

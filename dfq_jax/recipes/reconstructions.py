@@ -6,7 +6,7 @@ A reconstruction is one method or several, each from what the one before left.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,6 @@ from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.dfq import Quantized
-from dfq_jax.recipes.end_to_end import STEPS as LAST_STEPS
-from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
@@ -92,11 +90,7 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
         return ()
     if name == "closed_form":
         return (ClosedForm(),)
-    given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    learned = LEARNED[name](**given)
-    if name != "best":
-        return (learned,)
-    return learned, end_to_end(steps=min(steps or LAST_STEPS, LAST_STEPS))
+    return (LEARNED[name](**({} if steps is None else {"steps": steps})),)
 
 
 def learns_in_stages(methods: Sequence[Method]) -> bool:
