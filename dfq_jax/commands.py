@@ -260,6 +260,11 @@ def show_result(
     )
 
 
+def apart(steps: int) -> str:
+    """How far codes are from each other, in words."""
+    return "not a step apart" if steps == 0 else f"at most {steps} step{'s' * (steps > 1)} apart"
+
+
 def verification_lines(found: Verification) -> list[str]:
     """The comparison with what runs the file, and each rule that it breaks."""
     whose = f"against {found.runner} {found.runtime} on {found.images} images"
@@ -268,7 +273,7 @@ def verification_lines(found: Verification) -> list[str]:
     every = sum(output.decisions for output in found.outputs)
     lines = [
         f"verified {whose}, byte by byte",
-        f"  layers: at most {found.most_steps} step apart in any of {len(found.layers)} tensors",
+        f"  layers: {apart(found.most_steps)} in any of {len(found.layers)} tensors",
         f"  outputs: within {found.noise:.2f} times the noise that rounding adds",
     ]
     if every and not found.counted:

@@ -14,13 +14,14 @@ from dfq_jax.report.trust import trust_words
 from dfq_jax.types import ImageSet
 
 TEMPLATE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>dfq report</title>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>dfq report</title>
 <style>
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:right}
 td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #888}
 tr:nth-child(even) td{background:#f4f4f4}.bad{color:#b00020;font-weight:600}.ok{color:#0a7d33}
-img{max-width:100%;border:1px solid #ccc}
+img{max-width:100%;border:1px solid #ccc}.wide{overflow-x:auto}
 </style>
 <h1>Quantization report</h1>
 <p class="{{ 'ok' if report.passed else 'bad' }}">
@@ -39,14 +40,25 @@ margins of real ones; nine of ten losses that 1,000 labelled images show lie in 
 network fails that is expected to lose more than half of its accuracy.
 Agreement and SQNR are measured on images made from the network itself. They tell a broken
 result from a sound one; they are not an accuracy on real data.</p>
+{% if report.outputs %}<h2>Outputs</h2>
+<p>Each part of every output against the float network's, before a final softmax or sigmoid and as
+it is returned.</p>
+<div class="wide"><table><tr><th>output</th><th>judged as</th><th>SQNR dB</th><th>returned</th>
+<th>agreement</th><th></th></tr>
+{% for x in report.outputs %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
+<td>{{ '%.1f' % x.sqnr }}</td><td>{{ '%.1f' % x.shown }}</td>
+<td>{{ '' if x.agreement is none else '%.1f %%' % (100 * x.agreement) }}</td>
+<td class="{{ 'bad' if x.fault else 'ok' }}">{{ x.fault or 'sound' }}</td></tr>{% endfor %}
+</table></div>{% endif %}
 <h2>Layers</h2>
-<table><tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
+<div class="wide"><table>
+<tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
 <th>weights</th><th>SQNR dB</th><th>in float because</th></tr>
 {% for x in report.layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
 <td>{{ x.weight_bits or 'float' }}</td><td>{{ x.input_bits or 'float' }}</td>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
 <td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
-</table>
+</table></div>
 {% if costs %}<h2>What each layer costs</h2>
 <p>On the left the error of the network's output with only this layer quantized; on the right the
 error that has gathered in a layer's own output. <code>dfq doctor</code> computes what would

@@ -11,6 +11,7 @@ import pytest
 from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
+from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.trust import Estimate
 from dfq_jax.types import ImageSet, InputContract
 
@@ -51,6 +52,17 @@ def test_the_page_says_what_matters(report):
     ):
         assert fact in text
     assert 'class="ok"' in page
+
+
+def test_every_output_is_shown_with_what_is_wrong_with_it(report):
+    sound = OutputReport("logits", "classes", 21.25, 20.5, 0.975, 10, False, certain=True)
+    ruined = OutputReport(NASTY, "values", 1.5, 1.5, None, 0, False, certain=False)
+    page = page_of(dataclasses.replace(report, outputs=(sound, ruined)))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "logits classes 21.2 20.5 97.5 % sound" in text
+    assert "values 1.5 1.5 output &#39;" in text
+    assert "has an SQNR of only 1.5 dB" in text
+    assert "<h2>Outputs</h2>" not in page_of(report)
 
 
 def test_names_cannot_add_to_the_page(report):
