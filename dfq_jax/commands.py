@@ -38,7 +38,7 @@ from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
-from dfq_jax.types import InputContract
+from dfq_jax.types import NHWC, InputContract
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -59,10 +59,11 @@ def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
 def contract_line(contract: InputContract) -> str:
     """The input contract in words."""
     assumed = " (assumed: the checkpoint does not say)" if contract.assumed else ""
+    where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
     rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
     return (
         f"input {contract.height}x{contract.width} {contract.colours}, (pixel/255 - "
-        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}"
+        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}{where}"
     )
 
 
