@@ -106,7 +106,7 @@ def unusable(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     if not all(map(math.isfinite, (*mean, *std))):
         return f"{given} are not all finite numbers."
     if min(std) <= 0:
-        return f"{given}: images are divided by std, which must be positive."
+        return f"{given}: images are divided by a positive std."
     if min(mean) >= 0 and max(*mean, *std) <= 1:
         small = min(std) < LEAST_STD
         return f"{given}: a std below {LEAST_STD:g} leaves no usable numbers." if small else ""

@@ -16,6 +16,7 @@ from dfq_jax.io.bind import COUNTER, bind
 from dfq_jax.io.checkpoint import read_checkpoint
 from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_graph
+from dfq_jax.io.output_folder import FLOAT
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
@@ -360,6 +361,9 @@ def carried_weights(name: str) -> Path:
 
 def not_found(name: str) -> str:
     """What to say about something that is neither a file nor a name."""
+    if os.path.isfile(os.path.join(name, FLOAT)):
+        inside = show(os.path.join(name, FLOAT), 300)
+        return f"{show(name, 300)!r} is an output folder; pass its float network, {inside!r}."
     if os.path.isdir(name):
         return f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
     if os.sep in name or Path(name).suffix.lower() in (*CHECKPOINT_SUFFIXES, *GRAPH_SUFFIXES):

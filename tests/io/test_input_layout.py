@@ -10,6 +10,8 @@ import dfq_jax as dfq
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.io.latency import bench
 from dfq_jax.io.load import ReadOptions, load, load_with
+from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.recipes.dfq import dfq as dfq_recipe
 
 
 def saved(tmp_path, proto):
@@ -162,9 +164,8 @@ def test_free_sizes_keep_their_names(tmp_path, shape, names):
     assert model.contract.shape == (12, 32, 3)
     file = exported(tmp_path, model)
     assert shape_of(file) == names
-    quantized = dfq.quantize(model)
-    assert quantized.verify().passed
-    dfq.export(quantized.quantized, tmp_path / "q.onnx")
+    made = dfq_recipe(model, None, parse_scheme("w8a8")).quantized
+    dfq.export(made, tmp_path / "q.onnx")
     assert shape_of(tmp_path / "q.onnx") == names
     for width in (32, 45):
         x = images(1, 12, width, 3) if shape[-1] == 3 else images(1, 3, 12, width)
