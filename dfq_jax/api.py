@@ -12,7 +12,7 @@ from dfq_jax.data.accuracy import Accuracy
 from dfq_jax.data.accuracy import evaluate as measure
 from dfq_jax.data.sources import open_source
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import write_atomically
+from dfq_jax.files import npz_fault, write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import Artifact, load_artifact
@@ -161,7 +161,9 @@ def probes_of(artifact: Artifact) -> Float[Array, "n h w c"]:
     try:
         return probe_images(path.read_bytes(), contract)
     except (*NOT_AN_NPZ, OSError) as error:
-        raise DataError(f"{path} does not hold the images to verify with: {error}") from error
+        raise DataError(
+            f"{path} does not hold the images to verify with: {npz_fault(error)}"
+        ) from error
 
 
 def bench(folder: str | Path, *, runs: int = 50) -> Latency:

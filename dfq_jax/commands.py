@@ -12,7 +12,6 @@ from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
-from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.runtime import PRECISE, SATURATES, cpu_features, saturation_risk
@@ -35,7 +34,7 @@ from dfq_jax.report.terminal import (
     units_lines,
 )
 from dfq_jax.report.trust import check_accuracy
-from dfq_jax.result import Result
+from dfq_jax.result import PROBE, Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import NHWC, InputContract
@@ -123,7 +122,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     with terminal.progress():
         result = quantize(
             loaded.model,
-            None if options.images is None else load_images(options.images),
+            options.images,
             scheme=options.scheme,
             preset=options.preset,
             layers=options.layers,
@@ -155,6 +154,9 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
         force=options.force,
     )
     remove_state(state)
+    if result.images.given:
+        kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
+        terminal.note(f"{options.output}: {kept}; leave these files out where images are private")
     show_result(result, found.verification, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(

@@ -10,6 +10,7 @@ import jax
 
 from dfq_jax.asking import Asked, Follow, Stage
 from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.judging import (
@@ -69,7 +70,7 @@ DROWNED = 0.5
 
 def quantize(
     model: Model,
-    images: ImageSet | None = None,
+    images: Given | None = None,
     *,
     scheme: str = "w8a8",
     preset: Preset = "fast",
@@ -94,7 +95,8 @@ def quantize(
 
     Args:
       model: network with its batch norms in place.
-      images: calibration images, a quarter of them held out; None to synthesize them.
+      images: calibration images, a quarter of them held out: an `ImageSet`, an array, or the path
+        of pictures (`given.image_set`); None to synthesize them.
       scheme: `w{2..8}a{2..8}`.
       preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
         solved in closed form) or `best` (gradient reconstruction on top, where images are small).
@@ -126,7 +128,8 @@ def quantize(
     limit = None if budget is None else parse_budget(budget)
     how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
     asked = Asked(*how, observers, limit, sensitivity, tuple(rules), key, memory, accuracy, probes)
-    return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+    found = None if images is None else image_set(images, model.contract, on_stage)
+    return carried_out(model, found, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
 def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
@@ -146,6 +149,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     budget = budget if asked.budget is None else mixed_budget(budget)
     if asked.budget is not None and images is None:
         require_reach(model, asked.budget, asked)
+    brought = images is not None
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
@@ -159,6 +163,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
     loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
+    unseen = brought and not made.used_images and mix is None
     note, loss = "", loss_of(made)
     if units and not asked.by_name:
         if not learns_in_stages(asked.methods):
@@ -170,14 +175,22 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = analyze(made.reference, made.quantized, probes.images)
     shared = shared_grids(made.quantized, probes.images)
-    found = dataclasses.replace(found, units=units, shared_grids=shared)
+    found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, follow)
-    report = qualified(found, images, note)
+    report = qualified(found, images, unlooked_at(images, asked) if unseen else note)
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
+
+
+def unlooked_at(images: ImageSet, asked: Asked) -> str:
+    """What to say of images that were brought, and that a preset did not look at."""
+    return (
+        f"preset {asked.preset} takes the ranges of {asked.scheme} from batch-norm statistics: the "
+        f"{len(images)} images you gave only judge the result; --preset balanced looks at them"
+    )
 
 
 def learned(

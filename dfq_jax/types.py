@@ -147,11 +147,13 @@ class ImageSet:
       images: NHWC float32, already normalised by `contract`; no fixed range.
       contract: the input contract they satisfy.
       provenance: plain JSON data: method, seed, steps, hash of the weights, versions.
+      given: whether a user brought them, as photographs; else they were made from a network.
     """
 
     images: Float[Array, "n h w c"]
     contract: InputContract
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    given: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
