@@ -14,7 +14,7 @@ from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
-from dfq_jax.io.runtime import PRECISE, SATURATES, cpu_features, saturation_risk
+from dfq_jax.io.runtime import PRECISE, SATURATES, contract_of, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
@@ -303,7 +303,9 @@ def evaluate_on(
 ) -> None:
     """`dfq evaluate`."""
     path = Path(model)
-    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and path.exists())
+    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and carries_contract(path))
+    if runs_in_onnx and reading != ReadOptions():
+        terminal.note(f"{model} says itself what it reads; options of reading change nothing here")
     target = path if runs_in_onnx else read_model(model, reading, terminal).model
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
     found = api.evaluate(target, data, limit=limit, on_batch=progress)
@@ -314,6 +316,11 @@ def evaluate_on(
         )
     terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
     emit(terminal, found.to_dict())
+
+
+def carries_contract(path: Path) -> bool:
+    """Whether an ONNX file says what it reads, so that ONNX Runtime can be fed."""
+    return path.exists() and contract_of(path) is not None
 
 
 def verify_folder(folder: Path, terminal: Terminal) -> None:

@@ -95,11 +95,10 @@ def quantize(
 
     Args:
       model: network with its batch norms in place.
-      images: calibration images, a quarter of them held out: an `ImageSet`, an array, or the path
-        of pictures (`given.image_set`); None to synthesize them.
+      images: to calibrate with, a quarter held out (see `given.image_set`); None to make them.
       scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
-        solved in closed form) or `best` (gradient reconstruction on top, where images are small).
+      preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
+        form) or `best` (gradient reconstruction on top, where images are small).
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
@@ -128,8 +127,7 @@ def quantize(
     limit = None if budget is None else parse_budget(budget)
     how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
     asked = Asked(*how, observers, limit, sensitivity, tuple(rules), key, memory, accuracy, probes)
-    found = None if images is None else image_set(images, model.contract, on_stage)
-    return carried_out(model, found, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+    return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
 def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
@@ -142,14 +140,14 @@ def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
         raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
 
 
-def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
+def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
+    images = None if given is None else image_set(given, model.contract, follow.on_stage)
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
     budget = budget_of_stages(budget) if learns_in_stages(asked.methods) else budget
     budget = budget if asked.budget is None else mixed_budget(budget)
     if asked.budget is not None and images is None:
         require_reach(model, asked.budget, asked)
-    brought = images is not None
     images = made_images(model, budget, asked, follow) if images is None else images
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
@@ -163,7 +161,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
     loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
-    unseen = brought and not made.used_images and mix is None
+    unseen = given is not None and not made.used_images and mix is None
     note, loss = "", loss_of(made)
     if units and not asked.by_name:
         if not learns_in_stages(asked.methods):

@@ -141,9 +141,9 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
         exported = shape[space]
         if any(n not in (None, wanted) for n, wanted in zip(exported, size, strict=True)):
             raise UnsupportedModelError(
-                f"the network was exported for {exported[0]} x {exported[1]} pixels (height x "
-                f"width, {layout}), not {size[0]} x {size[1]}; export it again with an input of "
-                "that size."
+                f"the network was exported for {exported[0]} x {exported[1]} pixels, not "
+                f"{size[0]} x {size[1]} (height x width, {layout}); export it again with an input "
+                "of that size."
             )
         shape[space] = size
     if None in shape[1:]:
