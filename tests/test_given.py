@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +53,9 @@ def folder(tmp_path):
     return root
 
 
-def sorted_rows(images):
-    return np.stack(sorted(images, key=lambda image: image.ravel().tolist()))
+def sorted_rows(images: np.ndarray) -> np.ndarray:
+    order = sorted(range(len(images)), key=lambda row: images[row].ravel().tolist())
+    return images[order]
 
 
 def test_pictures_anywhere_in_a_folder(folder):
@@ -169,7 +171,8 @@ def test_nobody_is_told_to_load_pickles(tmp_path, ending, key):
     path = tmp_path / f"set.{ending}"
     objects = np.array([{"a": 1}], object)
     if ending == "npz":
-        np.savez(path, **{"images": pixels(), key: objects})
+        arrays: dict[str, Any] = {"images": pixels(), key: objects}
+        np.savez(path, **arrays)
     else:
         np.save(path, objects)
     with pytest.raises(DataError) as told:

@@ -1,5 +1,7 @@
 """Images with their channels last, of any size, in source, graph and exported files."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,8 +22,8 @@ def saved(tmp_path, proto):
     return path
 
 
-def run(file, x):
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+def run(file, x) -> list[Any]:
+    session: Any = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})
 
 
