@@ -12,20 +12,22 @@ from dfq_jax.data.accuracy import Accuracy
 from dfq_jax.data.accuracy import evaluate as measure
 from dfq_jax.data.sources import open_source
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import write_atomically
+from dfq_jax.files import npz_fault, write_atomically
 from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import Artifact, load_artifact
+from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_module
 from dfq_jax.io.images import NOT_AN_NPZ
 from dfq_jax.io.latency import Latency
 from dfq_jax.io.latency import bench as time_both
+from dfq_jax.io.load import as_layout, normalised
 from dfq_jax.io.load import load as load_file
-from dfq_jax.io.load import normalised
 from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime import contract_of, predictor
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
+from dfq_jax.io.zoo.catalog import Size
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.result import PROBE, probe_images
 from dfq_jax.types import InputContract
@@ -35,7 +37,8 @@ def load(
     source: Any,
     *,
     arch: str | None = None,
-    size: int | None = None,
+    size: Size | None = None,
+    layout: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     example: Any = None,
@@ -48,7 +51,10 @@ def load(
         `.safetensors`) with `arch`; the name of a built-in architecture whose weights an installed
         package carries; or a live `torch.nn.Module` or `ExportedProgram` (extra `torch`).
       arch: name of the architecture of a checkpoint.
-      size: pixels along each side the network reads; None for the published or exported size.
+      size: pixels the network reads: of each side, or (height, width); None for the published or
+        exported ones.
+      layout: `nchw` or `nhwc`, where a file or module with its own graph has the channels of
+        images; None to find it. Exported files keep it, the library has them last.
       mean: per channel (or one for all) of pixels in [0, 1]; together with `std`.
       std: what images are divided by, likewise.
       example: for a module: an input tensor, or the shape of one image such as (3, 224, 224).
@@ -62,11 +68,11 @@ def load(
       ImportError: for a module, if PyTorch is not installed.
     """
     if isinstance(source, str | Path):
-        options = {"arch": arch, "size": size, "mean": mean, "std": std}
+        options = {"arch": arch, "size": size, "layout": layout, "mean": mean, "std": std}
         return load_file(source, **options, no_bn_fallback=no_bn_fallback).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
-    model, _ = load_module(source, example)
+    model, _ = load_module(source, example, Told(layout=as_layout(layout)))
     return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
 
 
@@ -106,7 +112,8 @@ def evaluate(
         contract, run = model.contract, lambda x: predict(model, x)
     else:
         file = load_artifact(model).onnx_path if Path(model).is_dir() else Path(model)
-        contract, run = stated_contract(file), predictor(file)
+        contract = stated_contract(file)
+        run = predictor(file, layout=contract.layout)
     return measure(run, open_source(data), contract, batch=batch, limit=limit, on_batch=on_batch)
 
 
@@ -154,7 +161,9 @@ def probes_of(artifact: Artifact) -> Float[Array, "n h w c"]:
     try:
         return probe_images(path.read_bytes(), contract)
     except (*NOT_AN_NPZ, OSError) as error:
-        raise DataError(f"{path} does not hold the images to verify with: {error}") from error
+        raise DataError(
+            f"{path} does not hold the images to verify with: {npz_fault(error)}"
+        ) from error
 
 
 def bench(folder: str | Path, *, runs: int = 50) -> Latency:

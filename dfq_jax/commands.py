@@ -12,10 +12,9 @@ from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
-from dfq_jax.io.images import load_images
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
-from dfq_jax.io.runtime import PRECISE, SATURATES, cpu_features, saturation_risk
+from dfq_jax.io.runtime import PRECISE, SATURATES, contract_of, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
 from dfq_jax.options import QuantizeOptions
 from dfq_jax.quantize.plan import parse_scheme
@@ -35,10 +34,10 @@ from dfq_jax.report.terminal import (
     units_lines,
 )
 from dfq_jax.report.trust import check_accuracy
-from dfq_jax.result import Result
+from dfq_jax.result import PROBE, Result
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
-from dfq_jax.types import InputContract
+from dfq_jax.types import NHWC, InputContract
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -59,10 +58,11 @@ def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
 def contract_line(contract: InputContract) -> str:
     """The input contract in words."""
     assumed = " (assumed: the checkpoint does not say)" if contract.assumed else ""
+    where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
     rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
     return (
         f"input {contract.height}x{contract.width} {contract.colours}, (pixel/255 - "
-        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}"
+        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}{where}"
     )
 
 
@@ -122,7 +122,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     with terminal.progress():
         result = quantize(
             loaded.model,
-            None if options.images is None else load_images(options.images),
+            options.images,
             scheme=options.scheme,
             preset=options.preset,
             layers=options.layers,
@@ -154,6 +154,9 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
         force=options.force,
     )
     remove_state(state)
+    if result.images.given:
+        kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
+        terminal.note(f"{options.output}: {kept}; leave these files out where images are private")
     show_result(result, found.verification, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
@@ -305,7 +308,9 @@ def evaluate_on(
 ) -> None:
     """`dfq evaluate`."""
     path = Path(model)
-    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and path.exists())
+    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and carries_contract(path))
+    if runs_in_onnx and reading != ReadOptions():
+        terminal.note(f"{model} says itself what it reads; options of reading change nothing here")
     target = path if runs_in_onnx else read_model(model, reading, terminal).model
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
     found = api.evaluate(target, data, limit=limit, on_batch=progress)
@@ -316,6 +321,11 @@ def evaluate_on(
         )
     terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
     emit(terminal, found.to_dict())
+
+
+def carries_contract(path: Path) -> bool:
+    """Whether an ONNX file says what it reads, so that ONNX Runtime can be fed."""
+    return path.exists() and contract_of(path) is not None
 
 
 def verify_folder(folder: Path, terminal: Terminal) -> None:

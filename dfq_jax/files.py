@@ -23,10 +23,16 @@ NOT_AN_NPZ = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
+HOLDS_OBJECTS = "it holds Python objects, which are never read"
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 CHUNK = 1 << 20
 PATIENCE = 1.0
 """Seconds in which a living process has long written a lock file it has created."""
+
+
+def npz_fault(error: Exception) -> str:
+    """What is wrong with a file of arrays, without NumPy's advice to run what is in it."""
+    return HOLDS_OBJECTS if "pickle" in str(error) else str(error)
 
 
 def write_atomically(

@@ -92,7 +92,7 @@ class QuantizeOptions:
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
-      images: File or folder of `dfq synthesize`.
+      images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
       reconstruction: How weights are rounded; the preset says if you do not.
       reconstruction_steps: Steps of a block.
       reading: how the model is read.

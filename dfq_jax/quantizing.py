@@ -10,6 +10,7 @@ import jax
 
 from dfq_jax.asking import Asked, Follow, Stage
 from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.judging import (
@@ -69,7 +70,7 @@ DROWNED = 0.5
 
 def quantize(
     model: Model,
-    images: ImageSet | None = None,
+    images: Given | None = None,
     *,
     scheme: str = "w8a8",
     preset: Preset = "fast",
@@ -94,10 +95,10 @@ def quantize(
 
     Args:
       model: network with its batch norms in place.
-      images: calibration images, a quarter of them held out; None to synthesize them.
+      images: to calibrate with, a quarter held out (see `given.image_set`); None to make them.
       scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (a handful of images, rounding to nearest), `balanced` (many, and layers
-        solved in closed form) or `best` (gradient reconstruction on top, where images are small).
+      preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
+        form) or `best` (gradient reconstruction on top, where images are small).
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
@@ -139,8 +140,9 @@ def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
         raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
 
 
-def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Follow) -> Result:
+def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
+    images = None if given is None else image_set(given, model.contract, follow.on_stage)
     budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
     budget = budget_of_stages(budget) if learns_in_stages(asked.methods) else budget
     budget = budget if asked.budget is None else mixed_budget(budget)
@@ -159,6 +161,7 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
     loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
+    unseen = given is not None and not made.used_images and mix is None
     note, loss = "", loss_of(made)
     if units and not asked.by_name:
         if not learns_in_stages(asked.methods):
@@ -170,14 +173,22 @@ def carried_out(model: Model, images: ImageSet | None, asked: Asked, follow: Fol
     follow.on_stage(f"judging on {len(probes)} held-out images")
     found = analyze(made.reference, made.quantized, probes.images)
     shared = shared_grids(made.quantized, probes.images)
-    found = dataclasses.replace(found, units=units, shared_grids=shared)
+    found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, follow)
-    report = qualified(found, images, note)
+    report = qualified(found, images, unlooked_at(images, asked) if unseen else note)
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
     return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
+
+
+def unlooked_at(images: ImageSet, asked: Asked) -> str:
+    """What to say of images that were brought, and that a preset did not look at."""
+    return (
+        f"preset {asked.preset} takes the ranges of {asked.scheme} from batch-norm statistics: the "
+        f"{len(images)} images you gave only judge the result; --preset balanced looks at them"
+    )
 
 
 def learned(

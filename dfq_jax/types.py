@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,10 @@ from jaxtyping import Array, Float
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LEAST_STD = 1e-6
+"""Smaller deviations make numbers of pixels that float32 cannot work with."""
+NCHW, NHWC = "NCHW", "NHWC"
+"""Orders of axes in which files read images: channels first, or last."""
 
 
 class Moments(NamedTuple):
@@ -34,6 +38,9 @@ class InputContract:
         (height, width) when the image has another size.
       interpolation: `bilinear` or `bicubic`, used when resizing.
       assumed: True when the normalisation is a default nobody stated; printed to the user.
+      layout: of images in exported files, as the source reads them; the library itself always
+        has channels last.
+      names: of batch, height and width in exported files; empty where a size is fixed.
     """
 
     height: int
@@ -43,6 +50,8 @@ class InputContract:
     resize: int | None = None
     interpolation: str = "bilinear"
     assumed: bool = False
+    layout: str = NCHW
+    names: tuple[str, str, str] = ("N", "", "")
 
     def __post_init__(self) -> None:
         """Raises ValueError on sizes, means or deviations no image could satisfy."""
@@ -50,13 +59,19 @@ class InputContract:
             raise ValueError(
                 f"InputContract needs a positive size, got {self.height}x{self.width}."
             )
-        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+        if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
-                f"InputContract needs one mean and one positive std per channel, "
+                f"InputContract needs one mean and one std per channel, "
                 f"got mean={self.mean}, std={self.std}."
             )
+        if wrong := unusable(self.mean, self.std):
+            raise ValueError(wrong)
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation is bilinear or bicubic, got {self.interpolation!r}.")
+        if self.layout not in (NCHW, NHWC):
+            raise ValueError(f"layout is {NCHW} or {NHWC}, got {self.layout!r}.")
+        if len(self.names) != 3 or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"names are those of batch, height and width, got {self.names!r}.")
 
     @property
     def channels(self) -> int:
@@ -78,6 +93,34 @@ class InputContract:
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         return self.height, self.width, self.channels
+
+
+def unusable(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """Why no images are normalised with these numbers, and which were meant; empty if some are.
+
+    Args:
+      mean: per channel.
+      std: per channel.
+    """
+    given = f"mean {listed(mean)} and std {listed(std)}"
+    if not all(map(math.isfinite, (*mean, *std))):
+        return f"{given} are not all finite numbers."
+    if min(std) <= 0:
+        return f"{given}: images are divided by a positive std."
+    if min(mean) >= 0 and max(*mean, *std) <= 1:
+        small = min(std) < LEAST_STD
+        return f"{given}: a std below {LEAST_STD:g} leaves no usable numbers." if small else ""
+    wrong = f"{given} are not those of pixels in [0, 1]: images are (pixel / 255 - mean) / std"
+    if min(mean) < 0 or max(*mean, *std) > 255:
+        return f"{wrong}."
+    spread = tuple(s / 255 for s in std) if max(std) >= 1 else std
+    meant = f"mean {listed(v / 255 for v in mean)} and std {listed(spread)}"
+    return f"{wrong}. For pixels of 0..255 they are divided by 255: {meant}."
+
+
+def listed(values: Iterable[float]) -> str:
+    """Numbers as `--mean` takes them."""
+    return ",".join(f"{v:.6g}" for v in values)
 
 
 def plain_contract(shape: tuple[int, int, int]) -> InputContract:
@@ -104,11 +147,13 @@ class ImageSet:
       images: NHWC float32, already normalised by `contract`; no fixed range.
       contract: the input contract they satisfy.
       provenance: plain JSON data: method, seed, steps, hash of the weights, versions.
+      given: whether a user brought them, as photographs; else they were made from a network.
     """
 
     images: Float[Array, "n h w c"]
     contract: InputContract
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    given: bool = False
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,6 +1,7 @@
 """What every verb of the command line does, shows, and writes as JSON."""
 
 import dataclasses
+import importlib
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ import zipfile
 
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import PIL.Image
 import pytest
 from plain_text import plain
@@ -26,6 +28,12 @@ from dfq_jax.types import ImageSet
 def net(made):
     """The arguments that name the network."""
     return made / "net.safetensors", "--arch", "small"
+
+
+@pytest.fixture(scope="module")
+def image_nets():
+    """The module `tests/io/image_nets.py`."""
+    return importlib.import_module("image_nets")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,19 @@ def test_inspect_json(dfq, net):
     assert found.data["source"] == "net.safetensors"
     assert (found.data["contract"]["height"], found.data["contract"]["width"]) == (16, 16)
     assert "read net.safetensors" in found.err
+
+
+def test_inspect_of_channels_last_and_of_two_sides(dfq, image_nets, tmp_path):
+    net = image_nets.classifier(("n", "rows", "columns", 3))
+    onnx.save(net, tmp_path / "net.onnx")
+    found = dfq("inspect", tmp_path / "net.onnx", "--size", "12x20", "--json")
+    contract = found.data["contract"]
+    assert (contract["height"], contract["width"], contract["layout"]) == (12, 20, "NHWC")
+    assert contract["names"] == ["n", "rows", "columns"]
+    shown = dfq("inspect", tmp_path / "net.onnx", "--size", "12x20", "--layout", "nhwc")
+    assert "input 12x20 RGB" in shown.out
+    assert "files read NHWC" in shown.out
+    assert dfq("inspect", tmp_path / "net.onnx", "--size", "12by20").code == 2
 
 
 # synthesize
@@ -302,6 +323,14 @@ def test_evaluate_runs_networks_folders_and_files(dfq, net, made, data):
     assert dfq("evaluate", made / "out", *images, "--limit", 7).data["n"] == 7
     said = plain(dfq("evaluate", made / "out", "--data", data / "images.zip"))
     assert said.out == f"top-1 {100 * whole['top1']:.2f} %, top-5 100.00 % of 20\n"
+
+
+def test_evaluate_of_a_file_that_says_nothing_runs_in_jax(dfq, image_nets, data, tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(image_nets.classifier((1, 8, 8, 3)), path)
+    found = plain(dfq("evaluate", path, "--data", data / "images", "--mean", 0.5, "--std", 0.5))
+    assert "of 20" in found.out
+    assert "channels last (NHWC)" in found.err
 
 
 def test_evaluate_refuses_files_and_data_that_do_not_fit(dfq, net, made, data, tmp_path):

@@ -53,6 +53,18 @@ def test_what_the_command_line_leaves_out_is_filled_in(written):
     assert parsed("synthesize", "--config", path, "-n", 9).n == 9
 
 
+@pytest.mark.parametrize(("text", "size"), [("224", 224), ('"48x192"', "48x192")])
+def test_a_size_is_a_number_or_two(written, text, size):
+    path = written(f'[quantize]\nsize = {text}\nlayout = "nhwc"\n')
+    found = parsed("quantize", "--config", path).reading
+    assert (found.size, found.layout) == (size, "nhwc")
+    given = parsed("quantize", "--config", path, "--size", "8x16", "--layout", "nchw").reading
+    assert (given.size, given.layout) == ("8x16", "nchw")
+    assert parsed("synthesize", "--size", "32").reading.size == 32
+    again = config.settings_toml("quantize", parsed("quantize", "--config", path)).decode()
+    assert f"size = {text}" in again
+
+
 def test_an_accuracy_may_have_a_decimal_point(written):
     path = written("[quantize]\naccuracy = 0.72\n")
     assert parsed("quantize", "--config", path).accuracy == 0.72

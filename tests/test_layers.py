@@ -14,7 +14,7 @@ LAYERS = (
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},
     {"recipes"},
-    {"result", "imaging", "asking"},
+    {"result", "imaging", "asking", "given"},
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},

@@ -3,7 +3,7 @@
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import PIL.Image
@@ -14,18 +14,25 @@ from dfq_jax.errors import DataError, UnsafeInputError
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 SPLITS = frozenset(("test", "train", "val", "valid", "validation"))
 MAX_MEMBER_BYTES = 1 << 28
+Members = tuple[tuple[str, ...], list[tuple[str, int]]]
+"""Names of classes, and (path, class index) of every image."""
+Sort = Callable[[Sequence[str], str], Members]
 LAYOUT = "expected <class>/<image> inside, for example cat/1.jpg and dog/1.jpg"
 
 
-def open_folder(root: Path) -> Source:
-    """Images below the class folders of `root`; see `arrange` for the layout.
+def open_folder(root: Path, sort: Sort | None = None) -> Source:
+    """Images below `root`.
 
     Links to folders are followed, hidden files are left out.
 
+    Args:
+      root: the folder.
+      sort: what its layout means: `arrange` (the default) or `unsorted`.
+
     Raises:
-      DataError: if the folder does not hold class folders with images.
+      DataError: if the folder does not hold images in this layout.
     """
-    classes, members = arrange(list_files(root), str(root))
+    classes, members = (sort or arrange)(list_files(root), str(root))
 
     def read(index: int) -> tuple[PIL.Image.Image, int]:
         path, label = root / members[index][0], members[index][1]
@@ -38,14 +45,18 @@ def open_folder(root: Path) -> Source:
     return Source(str(root), classes, len(members), read, "folder")
 
 
-def open_zip(path: Path) -> Source:
-    """Images in a zip archive of class folders, read one at a time without extracting.
+def open_zip(path: Path, sort: Sort | None = None) -> Source:
+    """Images in a zip archive, read one at a time without extracting.
 
     No member is written anywhere and none beyond 256 MiB is read, so neither overlapping members
     nor extreme compression can exhaust disk or memory.
 
+    Args:
+      path: the archive.
+      sort: what its layout means: `arrange` (the default) or `unsorted`.
+
     Raises:
-      DataError: if the archive is damaged, encrypted, or holds no class folders with images.
+      DataError: if the archive is damaged, encrypted, or holds no images in this layout.
       UnsafeInputError: if a member name leaves the archive, or an image claims to unpack to more
         than 256 MiB.
     """
@@ -57,7 +68,7 @@ def open_zip(path: Path) -> Source:
     try:
         for info in archive.infolist():
             check_member(info, path)
-        classes, members = arrange(list(infos), str(path))
+        classes, members = (sort or arrange)(list(infos), str(path))
     except Exception:
         archive.close()
         raise
@@ -129,7 +140,20 @@ def is_image(path: str) -> bool:
     return not hidden and PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
-def arrange(paths: Sequence[str], name: str) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+def unsorted(paths: Sequence[str], name: str) -> Members:
+    """All images, wherever they lie, as one class.
+
+    Raises:
+      DataError: if there is none.
+    """
+    found = sorted((path for path in paths if is_image(path)), key=natural)
+    if not found:
+        known = " ".join(sorted(SUFFIXES))
+        raise DataError(f"no images in {name}: none of its {len(paths)} files ends in {known}.")
+    return ("images",), [(path, 0) for path in found]
+
+
+def arrange(paths: Sequence[str], name: str) -> Members:
     """Sorts relative paths into classes.
 
     The layout is `<class>/.../<image>`, optionally below one extra top-level folder. Files that

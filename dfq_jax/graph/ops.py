@@ -230,7 +230,7 @@ class Flatten:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reshape:
-    """The same values in row-major order as (n, *shape)."""
+    """The same values in row-major order as (n, *shape); one size may be -1, whatever is left."""
 
     shape: tuple[int, ...]
 

@@ -15,17 +15,17 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.bind import check_finite
+from dfq_jax.io.contracts import Told, imported, refuse_integers
 from dfq_jax.io.importing.aten_table import ATEN
-from dfq_jax.io.importing.engine import Imported, Table, import_program
+from dfq_jax.io.importing.engine import Imported, Table
 from dfq_jax.io.importing.onnx_table import ONNX
 from dfq_jax.io.live import program_of
 from dfq_jax.io.onnx_graph import folded_batch_norm_message, read_onnx_program
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Program
 from dfq_jax.io.pt2_graph import read_pt2
-from dfq_jax.types import plain_contract
 
-Size = tuple[int, int]
+UNTOLD = Told()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,12 @@ class GraphFile:
     bytes: int
 
 
-def load_graph(path: Path, *, size: Size | None = None, no_bn_fallback: bool = False) -> GraphFile:
+def load_graph(path: Path, told: Told = UNTOLD, *, no_bn_fallback: bool = False) -> GraphFile:
     """Reads a `.pt2` or ONNX file, recognised by content.
 
     Args:
       path: the file.
-      size: (height, width) where the file leaves it free.
+      told: what the user says of its images.
       no_bn_fallback: accept an ONNX file whose batch norms were folded away.
 
     Returns:
@@ -58,7 +58,10 @@ def load_graph(path: Path, *, size: Size | None = None, no_bn_fallback: bool = F
 
     Raises:
       CheckpointError: if the file is damaged.
-      UnsupportedModelError: if it holds what cannot be imported, or lost its batch norms.
+      UnsupportedModelError: if it holds what cannot be imported, lost its batch norms, or holds
+        integers already.
+      DataError: if its input contract is unusable.
+      UsageError: for a layout that its input cannot have.
       UnsafeInputError: if it tries to exhaust the machine or to leave its folder.
     """
     try:
@@ -75,18 +78,20 @@ def load_graph(path: Path, *, size: Size | None = None, no_bn_fallback: bool = F
         )
     else:
         program, table = prepared(read_onnx_program(data, where, path.parent)), ONNX
+        refuse_integers(program, where)
         notes = lost_statistics(program, where, no_bn_fallback)
-    model, more = model_of(program, table, where, size)
+    model, more = model_of(program, table, where, told)
     digest = hashlib.sha256(data).hexdigest()
     return GraphFile(model, (*program.notes, *notes, *more), digest, len(data))
 
 
-def load_module(module: Any, example: Any) -> tuple[Model, tuple[str, ...]]:
+def load_module(module: Any, example: Any, told: Told = UNTOLD) -> tuple[Model, tuple[str, ...]]:
     """A live `torch.nn.Module` or `ExportedProgram` by the same path as its `.pt2` file.
 
     Args:
       module: the module, or what `torch.export.export` made of it.
       example: an input tensor, or the shape of one image such as (3, 224, 224).
+      told: what the user says of its images.
 
     Returns:
       The network, and notes for the user.
@@ -97,23 +102,22 @@ def load_module(module: Any, example: Any) -> tuple[Model, tuple[str, ...]]:
     """
     where = type(module).__name__
     program = program_of(module, example, where=where)
-    model, notes = model_of(program, ATEN, where, None)
+    model, notes = model_of(program, ATEN, where, told)
     return model, (*program.notes, *notes)
 
 
 def model_of(
-    program: Program, table: Table, where: str, size: Size | None
+    program: Program, table: Table, where: str, told: Told = UNTOLD
 ) -> tuple[Model, tuple[str, ...]]:
     """The network a program describes, its shapes checked, and notes on its statistics."""
     try:
-        imported = import_program(program, table, size=size)
+        found, contract, notes = imported(program, table, where, told)
     except UnsupportedModelError as error:
         raise type(error)(f"{where}: {error}") from None
-    check_weights(imported, where)
-    contract = plain_contract(imported.shape)
-    model = Model(imported.graph, on_device(imported.params), contract)
+    check_weights(found, where)
+    model = Model(found.graph, on_device(found.params), contract)
     check_shapes(model, where)
-    return model, statistics(model)
+    return model, (*notes, *statistics(model))
 
 
 def on_device(params: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, jax.Array]]:

@@ -130,8 +130,8 @@ def checked(what: str, read: Callable[[], T]) -> T:
     """`read()`, with whatever the data breaks turned into a DataError."""
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, GraphError) as error:
-        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, GraphError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise DataError(
             f"cannot read the {what}: {reason}. The file is damaged, or was written by another "
             f"version of dfq_jax."

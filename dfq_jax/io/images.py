@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from dfq_jax.errors import DataError
-from dfq_jax.files import NOT_AN_NPZ, write_atomically
+from dfq_jax.files import NOT_AN_NPZ, npz_fault, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
-from dfq_jax.synthesis.shards import load_shards
+from dfq_jax.io.pickle_policy import listing
+from dfq_jax.synthesis.shards import MANIFEST, load_shards
 from dfq_jax.types import ImageSet
 
 
@@ -45,6 +47,49 @@ def load_images(path: str | Path) -> ImageSet:
     return found
 
 
+class Bare(NamedTuple):
+    """An array of images about which nothing is said.
+
+    Attributes:
+      values: as stored.
+      name: what messages call it.
+    """
+
+    values: np.ndarray
+    name: str
+
+
+def is_image_set(folder: Path) -> bool:
+    """Whether a folder holds shards of images, finished or not."""
+    return (folder / MANIFEST).is_file() or any(folder.glob("shard-*.npz"))
+
+
+def load_bare(path: Path) -> Bare | None:
+    """The images of an `.npy` file, or of an `.npz` that says nothing else about them.
+
+    Returns:
+      None for an `.npz` with an input contract, which `load_images` reads.
+
+    Raises:
+      DataError: if it is damaged, or holds no `images`.
+    """
+    try:
+        with open(path, "rb") as file:
+            saved = np.load(file, allow_pickle=False)
+            if isinstance(saved, np.ndarray):
+                return Bare(saved, str(path))
+            with saved:
+                if "contract" in saved:
+                    return None
+                if "images" in saved:
+                    return Bare(saved["images"], str(path))
+                names = list(saved)
+    except (*NOT_AN_NPZ, OSError) as error:
+        raise DataError(f"{path} cannot be read as arrays: {npz_fault(error)}.") from None
+    held = listing(names) if names else "nothing"
+    raise DataError(f"{path} holds {held}; images lie under the key `images`.")
+
+
 def load_npz(path: Path) -> ImageSet:
     """Images of one file.
 
@@ -60,7 +105,8 @@ def load_npz(path: Path) -> ImageSet:
         raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
     except (*NOT_AN_NPZ, OSError, DataError) as error:
         raise DataError(
-            f"{path} is not an image set of dfq_jax ({error}); make one with `dfq synthesize`."
+            f"{path} is not an image set of dfq_jax ({npz_fault(error)}); make one with `dfq "
+            "synthesize`."
         ) from None
     if not isinstance(provenance, dict):
         raise DataError(f"{path} says {provenance!r} about its making; synthesize the images anew.")

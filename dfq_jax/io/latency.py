@@ -9,7 +9,15 @@ import numpy as np
 
 from dfq_jax.errors import UsageError
 from dfq_jax.io.onnx_builder import FOUR_BITS
-from dfq_jax.io.runtime import File, cpu_features, onnxruntime, open_session, read_onnx
+from dfq_jax.io.runtime import (
+    File,
+    contract_of,
+    cpu_features,
+    onnxruntime,
+    open_session,
+    read_onnx,
+)
+from dfq_jax.types import NCHW, InputContract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +86,10 @@ def bench(
             f"{runs} and {warmup}."
         )
     sessions = [open_session(f, optimize=True, threads=threads) for f in (float_onnx, int_onnx)]
-    feeds = [random_feed(session, batch) for session in sessions]
+    feeds = [
+        random_feed(session, batch, contract_of(file))
+        for session, file in zip(sessions, (float_onnx, int_onnx), strict=True)
+    ]
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(warmup + runs):
         for session, inputs, spent in zip(sessions, feeds, times, strict=True):
@@ -95,10 +106,13 @@ def bench(
     return Latency(float_ms, int_ms, batch, threads, runs, version, features, notes)
 
 
-def random_feed(session: Any, batch: int) -> dict[str, np.ndarray]:
-    """Normal noise in the shape of the session's input."""
+def random_feed(session: Any, batch: int, contract: InputContract | None) -> dict[str, np.ndarray]:
+    """Normal noise in the shape of the session's input, free sizes as the contract has them."""
     source = session.get_inputs()[0]
-    shape = (batch, *source.shape[1:])
+    shape = [batch, *source.shape[1:]]
+    if contract is not None and len(shape) == 4:
+        space = slice(2, 4) if contract.layout == NCHW else slice(1, 3)
+        shape[space] = contract.height, contract.width
     return {source.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
 
 

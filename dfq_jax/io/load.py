@@ -3,21 +3,24 @@
 import dataclasses
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dfq_jax.errors import CheckpointError, UsageError
+from dfq_jax.errors import CheckpointError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.bind import COUNTER, bind
 from dfq_jax.io.checkpoint import read_checkpoint
+from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_graph
+from dfq_jax.io.output_folder import FLOAT
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
-from dfq_jax.types import InputContract
+from dfq_jax.types import NCHW, NHWC, InputContract, listed
 
 Numbers = Sequence[float]
 CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".safetensors")
@@ -80,14 +83,16 @@ class ReadOptions:
 
     Attributes:
       arch: Architecture of a checkpoint, e.g. resnet18.
-      size: Pixels along each side; default as published or exported.
+      size: Pixels along each side, or 48x192 (height x width); default as published or exported.
+      layout: Whether images have their channels first (nchw) or last (nhwc); default: found.
       mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
       std: Deviation images are divided by, e.g. 0.229,0.224,0.225.
       no_bn_fallback: Accept an ONNX file whose batch norms were folded away.
     """
 
     arch: str | None = None
-    size: int | None = None
+    size: int | str | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
     mean: str | None = None
     std: str | None = None
     no_bn_fallback: bool = False
@@ -97,12 +102,14 @@ def load_with(path_or_name: str, options: ReadOptions) -> Loaded:
     """Reads a network as the command line asks.
 
     Raises:
-      DfqError: as `load` does; UsageError for a mean or deviation that is no list of numbers.
+      DfqError: as `load` does; UsageError for a mean or deviation that is no list of numbers, or a
+        size that is neither a number nor two.
     """
     return load(
         path_or_name,
         arch=options.arch,
-        size=options.size,
+        size=sides(options.size),
+        layout=options.layout,
         mean=numbers("--mean", options.mean),
         std=numbers("--std", options.std),
         no_bn_fallback=options.no_bn_fallback,
@@ -119,11 +126,23 @@ def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"{flag} {text!r}: give numbers, comma-separated.") from None
 
 
+def sides(text: int | str | None) -> Size | None:
+    """The size that `--size 224` or `--size 48x192` says, the latter as (height, width)."""
+    if text is None or isinstance(text, int):
+        return text
+    found = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX]\s*(\d{1,9}))?\s*", text)
+    if found is None:
+        raise UsageError(f"--size {text!r}: give 224, or height x width as in 48x192.")
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))
+
+
 def load(
     path_or_name: str | Path,
     *,
     arch: str | None = None,
     size: Size | None = None,
+    layout: str | None = None,
     mean: Numbers | None = None,
     std: Numbers | None = None,
     no_bn_fallback: bool = False,
@@ -139,6 +158,8 @@ def load(
       arch: the architecture of a checkpoint, one of `zoo.catalog.names()`.
       size: pixels the network reads, (height, width) or both at once; None for the published ones
         or those of the graph.
+      layout: `nchw` or `nhwc`, where a file with its graph has the channels of images; None to find
+        it. Exported files keep it.
       mean: per channel (or one for all) of pixels in [0, 1], where the file does not say how its
         images are normalised, or says it wrongly; together with `std`.
       std: the deviation images are divided by, likewise.
@@ -153,16 +174,40 @@ def load(
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
-    loaded = located(path_or_name, arch, size, no_bn_fallback)
-    contract = normalised(loaded.model.contract, mean, std)
+    told = Told(as_pair(size), as_layout(layout), normalised=mean is not None and std is not None)
+    loaded = located(path_or_name, arch, told, no_bn_fallback)
+    before = loaded.model.contract
+    contract = normalised(before, mean, std)
     model = dataclasses.replace(loaded.model, contract=contract)
-    notes = (*loaded.notes, *assumptions(contract))
+    notes = (*loaded.notes, *contradiction(before, contract), *assumptions(contract))
     return dataclasses.replace(loaded, model=model, notes=notes)
 
 
-def located(
-    path_or_name: str | Path, arch: str | None, size: Size | None, no_bn_fallback: bool
-) -> Loaded:
+def as_pair(size: Size | None) -> tuple[int, int] | None:
+    """(height, width).
+
+    Raises:
+      UsageError: unless both are positive.
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and min(pair) < 1:
+        raise UsageError(f"an image size is at least 1 pixel, got {pair[0]}x{pair[1]}.")
+    return pair
+
+
+def as_layout(name: str | None) -> str | None:
+    """`NCHW` or `NHWC`.
+
+    Raises:
+      UsageError: for anything else.
+    """
+    if name is None:
+        return None
+    check_choice("layout", name.lower(), (NCHW.lower(), NHWC.lower()))
+    return name.upper()
+
+
+def located(path_or_name: str | Path, arch: str | None, told: Told, no_bn_fallback: bool) -> Loaded:
     """Reads a network as its file has it; see `load`."""
     path = Path(path_or_name)
     if not os.path.isfile(path):  # False, not an error, for names no file could have
@@ -171,12 +216,21 @@ def located(
             raise UsageError(not_found(name))
         if arch not in (None, name):
             raise UsageError(f"{name!r} is an architecture itself; leave out arch={arch!r}.")
-        return load_checkpoint(carried_weights(name), name, size)
+        return load_checkpoint(carried_weights(name), name, told)
     if path.suffix.lower() in GRAPH_SUFFIXES:
         if arch is not None:
             raise UsageError(f"{show(path.name)} holds its own graph; leave out arch={arch!r}.")
-        return load_graph_file(path, size, no_bn_fallback)
-    return load_checkpoint(path, arch, size)
+        read = load_graph(path, told, no_bn_fallback=no_bn_fallback)
+        return Loaded(read.model, path.stem, read.notes, path.name, read.sha256, read.bytes)
+    return load_checkpoint(path, arch, told)
+
+
+def contradiction(before: InputContract, after: InputContract) -> tuple[str, ...]:
+    """A note where the user normalises otherwise than the file or the architecture says."""
+    if before.assumed or (before.mean, before.std) == (after.mean, after.std):
+        return ()
+    said = (f"mean {listed(c.mean)}, std {listed(c.std)}" for c in (before, after))
+    return ("the network says {}; what you give is used: {}".format(*said),)
 
 
 def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | None) -> InputContract:
@@ -201,17 +255,14 @@ def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | Non
         raise UsageError(str(error)) from None
 
 
-def load_graph_file(path: Path, size: Size | None, no_bn_fallback: bool) -> Loaded:
-    """Reads a `.pt2` or ONNX file; see `load`."""
-    pair = (size, size) if isinstance(size, int) else size
-    if pair is not None and min(pair) < 1:
-        raise UsageError(f"an image size is at least 1 pixel, got {pair[0]}x{pair[1]}.")
-    read = load_graph(path, size=pair, no_bn_fallback=no_bn_fallback)
-    return Loaded(read.model, path.stem, read.notes, path.name, read.sha256, read.bytes)
-
-
-def load_checkpoint(path: Path, arch: str | None, size: Size | None) -> Loaded:
+def load_checkpoint(path: Path, arch: str | None, told: Told) -> Loaded:
     """Reads a file of weights; see `load`."""
+    size = told.size
+    if told.layout == NHWC:
+        raise UsageError(
+            "layout nhwc is for files with their own graph (.onnx, .pt2); architectures by name "
+            "read their channels first."
+        )
     if arch is not None:
         architecture(arch, size=size)  # a wrong name or size is told before a long read
     checkpoint = read_checkpoint(path)
@@ -310,6 +361,9 @@ def carried_weights(name: str) -> Path:
 
 def not_found(name: str) -> str:
     """What to say about something that is neither a file nor a name."""
+    if os.path.isfile(os.path.join(name, FLOAT)):
+        inside = show(os.path.join(name, FLOAT), 300)
+        return f"{show(name, 300)!r} is an output folder; pass its float network, {inside!r}."
     if os.path.isdir(name):
         return f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
     if os.sep in name or Path(name).suffix.lower() in (*CHECKPOINT_SUFFIXES, *GRAPH_SUFFIXES):

@@ -28,7 +28,7 @@ def add_arranged(b: OnnxBuilder, op: Arrange, step: Step) -> None:
         case Flatten():
             b.add("Flatten", name, step.args, output, axis=1)
         case Reshape(shape):
-            sizes = in_layout((0, *step.result[1:]), step.gives)
+            sizes = in_layout((0, *shape), step.gives)
             b.add("Reshape", name, (*step.args, b.integers(f"{name}.shape", sizes)), output)
         case Transpose(order):
             if still(order, step.layout) is None:

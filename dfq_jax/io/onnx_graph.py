@@ -24,6 +24,7 @@ MAX_NODES = 100_000  # of a model once its functions are written out
 MAX_CALLS = 50  # of functions within functions
 MAX_DIM = 1 << 24
 MAX_PATH = 1000  # characters of a node's name worth keeping
+MAX_NAME = 100  # characters of an axis's name worth keeping
 AGAIN = "Export it again."
 SUBGRAPH = "<graph>"
 PARAMETER = re.compile(r"(?=.*[A-Za-z_])[\w-]+(\.[\w-]+)+")
@@ -96,7 +97,9 @@ def read_onnx_program(data: bytes, where: str, folder: Path | None) -> Program:
     if model.training_info:
         notes = (*notes, f"{where}: training information is ignored")
     paths = {name: name for name in arrays if _is_path(name)}
-    return Program(inputs, arrays, paths, tuple(calls), tuple(v.name for v in graph.output), notes)
+    outputs = tuple(v.name for v in graph.output)
+    facts = {p.key: p.value for p in file.model.metadata_props}
+    return Program(inputs, arrays, paths, tuple(calls), outputs, notes, facts)
 
 
 def _is_path(name: str) -> bool:
@@ -281,7 +284,13 @@ def _input(value: ValueInfoProto, where: str) -> Input:
     if any(n is not None and n > MAX_DIM for n in shape):
         raise CheckpointError(f"{label} claims shape {list(shape)}. {AGAIN}")
     batch = tuple(n or 1 for n in shape[:1])  # a free batch size
-    return Input(value.name, batch + shape[1:])
+    names = tuple(d.dim_param if _printable(d.dim_param) else "" for d in tensor.shape.dim)
+    return Input(value.name, batch + shape[1:], names)
+
+
+def _printable(text: str) -> bool:
+    """Whether a name of an axis is one to write into other files."""
+    return text.isprintable() and len(text) <= MAX_NAME
 
 
 def _constant(node: NodeProto, file: OnnxFile) -> np.ndarray:

@@ -49,6 +49,7 @@ from dfq_jax.graph.ops import (
     Transpose,
 )
 from dfq_jax.graph.query import consumers
+from dfq_jax.types import NCHW
 
 Shape = tuple[int, ...]
 Order = tuple[int, int, int]
@@ -191,6 +192,11 @@ def flattened(x: Layout, site: Site) -> tuple[Layout, Layout]:
     if (h, w) == (1, 1):
         return FIRST, STORED
     return (FIRST, (h, w, c)) if site.permutable else (STORED, STORED)
+
+
+def filed(rank: int, layout: str) -> Layout:
+    """How the inputs and outputs of a file lie in it, whose images are `NCHW` or `NHWC`."""
+    return FIRST if rank == 4 and layout == NCHW else STORED
 
 
 def first_order(rank: int) -> tuple[int, ...]:

@@ -1,21 +1,22 @@
 """Writes ONNX: the float network, and the quantized one in QDQ form.
 
-Only operators of the default domain, batch size free; images are channels first, as
-`io/onnx_layout.py` settles. How integers get into the file is told in `io/onnx_qdq.py`, which nodes
-an operator becomes in `io/onnx_nodes.py`.
+Only operators of the default domain, batch size free; images are read as the source reads them, and
+lie channels first inside, as `io/onnx_layout.py` settles. How integers get into the file is told in
+`io/onnx_qdq.py`, which nodes an operator becomes in `io/onnx_nodes.py`.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
 
-from dfq_jax.errors import ExportError
+from dfq_jax.errors import DfqError, ExportError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
 from dfq_jax.io.onnx_builder import OnnxBuilder, Step, tensor
-from dfq_jax.io.onnx_layout import FIRST, STORED, Shape, as_filed, in_layout, turned
+from dfq_jax.io.onnx_layout import FIRST, Shape, as_filed, filed, in_layout, turned
 from dfq_jax.io.onnx_nodes import add_operator
 from dfq_jax.io.onnx_qdq import add_pairs, add_slots, without_idle_ceiling
 from dfq_jax.io.onnx_values import INPUT, Draft, draft, quantized_edges
@@ -29,6 +30,8 @@ SPARE = 2**24
 """Bytes left for everything that is no weight."""
 LARGEST = 2**31 - 1
 """Bytes a protobuf file can have."""
+LARGER = (64, 96)
+"""Pixels added in height and width to see whether a file serves other sizes."""
 
 
 def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -39,8 +42,9 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
       metadata: further properties to write into the file.
 
     Returns:
-      A checked model: input `images` float32 [N, c, h, w], normalised; output `logits`, and
-      further ones under their own names. Outputs of rank 4 are channels first.
+      A checked model: input `images` float32 [N, c, h, w], or [N, h, w, c] if the contract's
+      layout says so, normalised; output `logits`, and further ones under their own names. Outputs
+      of rank 4 have the layout of the input.
 
     Raises:
       ExportError: if ONNX cannot express the network.
@@ -102,22 +106,64 @@ def export(
     model: Model, quantized: QuantizedModel | None, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Writes the network node by node, quantized where `quantized` says so."""
+    b, drafted = written(model, quantized)
+    larger = shapes_of_larger(model, quantized, b)
+    if larger is None:
+        names = (model.contract.names[0], "", "")
+        model = dataclasses.replace(
+            model, contract=dataclasses.replace(model.contract, names=names)
+        )
+    return assemble(b, model, drafted, larger or drafted.shapes, metadata)
+
+
+def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder, Draft]:
+    """All nodes of the file, and what was settled before."""
     graph, edges = model.graph, () if quantized is None else quantized_edges(quantized)
     drafted = draft(model, edges)
     b = OnnxBuilder(INPUT, drafted.names, opset_of(quantized))
+    add_image(b, model, drafted)
     add_pairs(b, edges, drafted, graph.inputs[0], None)
     for node in graph.nodes:
         if isinstance(node.op, Constant):
             stored = np.asarray(model.params[node.name]["value"], np.float32)
-            filed = as_filed(stored, drafted.layouts.held[node.name])
-            b.initializers.append(tensor(drafted.held[node.name], filed))
+            value = as_filed(stored, drafted.layouts.held[node.name])
+            b.initializers.append(tensor(drafted.held[node.name], value))
         else:
             computed = without_idle_ceiling(graph, node, edges)
             add_operator(b, as_step(b, model, quantized, computed, drafted))
         add_pairs(b, edges, drafted, node.name, node)
     for output, value in drafted.outputs.items():
-        add_copy(b, drafted, output, value)
-    return assemble(b, model, drafted, metadata)
+        add_copy(b, drafted, output, value, model.contract.layout)
+    return b, drafted
+
+
+def shapes_of_larger(
+    model: Model, quantized: QuantizedModel | None, b: OnnxBuilder
+) -> dict[str, Shape] | None:
+    """The shapes of all tensors for larger images, where sizes may stay free in the file.
+
+    They may if the very same file is written for larger images; else the answer is None.
+    """
+    contract = model.contract
+    _, height, width = contract.names
+    if not (height or width):
+        return None
+    contract = dataclasses.replace(
+        contract,
+        height=contract.height + (LARGER[0] if height else 0),
+        width=contract.width + (LARGER[1] if width else 0),
+    )
+    model = dataclasses.replace(model, contract=contract)
+    if quantized is not None:
+        quantized = dataclasses.replace(
+            quantized, model=dataclasses.replace(quantized.model, contract=contract)
+        )
+    try:
+        other, drafted = written(model, quantized)
+    except DfqError:
+        return None
+    alike = other.nodes == b.nodes and other.initializers == b.initializers
+    return drafted.shapes if alike else None
 
 
 def opset_of(quantized: QuantizedModel | None) -> int:
@@ -154,10 +200,19 @@ def as_step(
     )
 
 
-def add_copy(b: OnnxBuilder, drafted: Draft, output: str, value: str) -> None:
+def add_image(b: OnnxBuilder, model: Model, drafted: Draft) -> None:
+    """Turns images channels first where the file is fed channels last."""
+    source = model.graph.inputs[0]
+    if (held := drafted.held[source]) != INPUT:
+        have, want = filed(len(drafted.shapes[source]), model.contract.layout), FIRST
+        perm = turned(tuple(range(len(drafted.shapes[source]))), have, want)
+        b.add("Transpose", held, (INPUT,), held, perm=perm)
+
+
+def add_copy(b: OnnxBuilder, drafted: Draft, output: str, value: str, layout: str) -> None:
     """Gives an output of the network its name and layout where it has not got them."""
     held, rank = drafted.held[output], len(drafted.shapes[output])
-    have, want = drafted.layouts.held[output], FIRST if rank == 4 else STORED
+    have, want = drafted.layouts.held[output], filed(rank, layout)
     if have != want:
         perm = turned(tuple(range(rank)), have, want)
         b.add("Transpose", value, (held,), value, perm=perm)
@@ -166,22 +221,24 @@ def add_copy(b: OnnxBuilder, drafted: Draft, output: str, value: str) -> None:
 
 
 def assemble(
-    b: OnnxBuilder, model: Model, drafted: Draft, metadata: Mapping[str, str]
+    b: OnnxBuilder,
+    model: Model,
+    drafted: Draft,
+    larger: Mapping[str, Shape],
+    metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
-    """The finished file.
+    """The finished file; sizes are free where they differ for larger images.
 
     Raises:
       ExportError: if the ONNX checker finds fault with it.
     """
-    image = value_info(INPUT, drafted.shapes[model.graph.inputs[0]])
+    tensors = {model.graph.inputs[0]: INPUT, **drafted.outputs}
+    image, *outputs = (
+        value_info(name, drafted.shapes[t], larger[t], model.contract)
+        for t, name in tensors.items()
+    )
     proto = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            b.nodes,
-            "dfq_jax",
-            [image],
-            [value_info(name, drafted.shapes[o]) for o, name in drafted.outputs.items()],
-            b.initializers,
-        ),
+        onnx.helper.make_graph(b.nodes, "dfq_jax", [image], outputs, b.initializers),
         opset_imports=[onnx.helper.make_opsetid("", b.opset)],
         ir_version=IR_VERSION[b.opset],
         producer_name="dfq_jax",
@@ -195,17 +252,35 @@ def assemble(
     return proto
 
 
-def value_info(name: str, shape: Shape) -> onnx.ValueInfoProto:
-    """A float32 tensor, NCHW if it has rank 4, with a free batch size if it has several rows."""
-    rows, *sizes = in_layout(shape, FIRST if len(shape) == 4 else STORED)
+def value_info(
+    name: str, shape: Shape, larger: Shape, contract: InputContract
+) -> onnx.ValueInfoProto:
+    """A float32 tensor in the file's layout, with a free batch size if it has several rows.
+
+    Args:
+      name: of the tensor.
+      shape: of it, as stored.
+      larger: for larger images; a size that differs gets a name.
+      contract: of the network.
+    """
+    layout = filed(len(shape), contract.layout)
+    batch, *names = contract.names
+    known = dict(
+        zip(zip((contract.height, contract.width), LARGER, strict=True), names, strict=True)
+    )
+    rows, *sizes = zip(in_layout(shape, layout), in_layout(larger, layout), strict=True)
+    dims = [
+        a if a == b else known.get((a, b - a)) or f"{name}_{axis}"
+        for axis, (a, b) in enumerate(sizes, 1)
+    ]
     kind = onnx.TensorProto.FLOAT
-    return onnx.helper.make_tensor_value_info(name, kind, [rows if rows == 1 else "N", *sizes])
+    return onnx.helper.make_tensor_value_info(name, kind, [1 if rows[0] == 1 else batch, *dims])
 
 
 def described(contract: InputContract) -> dict:
     """The input contract as plain data, with what its numbers mean in words."""
     return {
-        "layout": "NCHW",
+        "layout": contract.layout,
         "channels": "RGB" if contract.channels == 3 else f"{contract.channels} as trained",
         "formula": "(pixel / 255 - mean) / std, per channel",
         "range": "pixels 0..255 before the formula",
@@ -216,4 +291,5 @@ def described(contract: InputContract) -> dict:
         "resize": contract.resize,
         "interpolation": contract.interpolation,
         "assumed": contract.assumed,
+        "names": list(contract.names),
     }

@@ -11,7 +11,7 @@ from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Constant, Transpose
 from dfq_jax.graph.query import consumers, output_shapes
 from dfq_jax.io.onnx_builder import first_free, printable
-from dfq_jax.io.onnx_layout import FIRST, STORED, Layouts, Shape, find_layouts, still
+from dfq_jax.io.onnx_layout import Layout, Layouts, Shape, filed, find_layouts, still
 from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
@@ -117,11 +117,14 @@ def draft(model: Model, edges: tuple[Edge, ...]) -> Draft:
     outputs = {name: names[name] for name in graph.outputs}
     drafted = Draft(shapes, layouts, outputs, {}, {}, {})
     nodes = {node.name: node for node in graph.nodes}
+    wanted = lambda name: filed(len(shapes[name]), model.contract.layout)
     for tensor, stem in names.items():
         node = nodes.get(tensor)
-        if node is not None and is_still(node, layouts):
+        if node is None and layouts.held[tensor] != wanted(tensor):
+            value = free(f"{stem}.first", taken)
+        elif node is not None and is_still(node, layouts):
             value = drafted.read[Site(tensor, "input0")]
-        elif node is not None and tensor in outputs and needs_copy(node, drafted):
+        elif node is not None and tensor in outputs and needs_copy(node, drafted, wanted(tensor)):
             value = free(f"{stem}.held", taken)
         else:
             value = stem
@@ -173,7 +176,6 @@ def is_still(node: Node, layouts: Layouts) -> bool:
     return still(node.op.order, layouts.read[node.name]) is not None
 
 
-def needs_copy(node: Node, drafted: Draft) -> bool:
+def needs_copy(node: Node, drafted: Draft, wanted: Layout) -> bool:
     """Whether an output of the network is computed under another name first."""
-    wanted = FIRST if len(drafted.shapes[node.name]) == 4 else STORED
     return isinstance(node.op, Constant) or drafted.layouts.held[node.name] != wanted

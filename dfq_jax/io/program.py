@@ -1,7 +1,7 @@
 """A traced network as a frontend read it, before it becomes a `Graph`.
 
 `.pt2`, ONNX and live modules all become a `Program`: calls in order, in the source's own operators
-and axis order (NCHW), with every weight as an array. `io/importing` turns it into a `Graph`.
+and axis order, with every weight as an array. `io/importing` turns it into a `Graph`.
 """
 
 import dataclasses
@@ -24,10 +24,12 @@ class Input:
     Attributes:
       name: of the tensor.
       shape: in the source's axis order; None where the size is free and has no hint.
+      names: of the axes whose size is free, empty elsewhere; may be left out.
     """
 
     name: str
     shape: tuple[int | None, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Program:
       calls: in execution order; every `Ref` names an input, an array, or an earlier output.
       outputs: names of the results.
       notes: what the user should know, one line each.
+      facts: what the file says about itself beside its graph.
     """
 
     inputs: tuple[Input, ...]
@@ -70,3 +73,4 @@ class Program:
     calls: tuple[Call, ...]
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)

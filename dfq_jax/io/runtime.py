@@ -1,6 +1,5 @@
 """ONNX Runtime: the only place that imports it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
 from dfq_jax.errors import DataError, UnsupportedModelError
-from dfq_jax.io.graph_json import contract_from_json
-from dfq_jax.types import InputContract
+from dfq_jax.io.contracts import contract_in
+from dfq_jax.types import NCHW, InputContract
 
 NEEDED = ((21, (1, 18)), (19, (1, 15)), (17, (1, 12)), (0, (1, 10)))
 """(opset, first ONNX Runtime that runs it), newest first."""
@@ -100,26 +99,31 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-def run(session: Any, images: Float[Any, "n h w c"]) -> Float[np.ndarray, "n ..."]:
+def run(
+    session: Any, images: Float[Any, "n h w c"], layout: str = NCHW
+) -> Float[np.ndarray, "n ..."]:
     """First output of a session for NHWC images; one of rank 4 comes back as NHWC too."""
-    first = session.run([session.get_outputs()[0].name], feed(session, images))[0]
-    return first.transpose(0, 2, 3, 1) if first.ndim == 4 else first
+    first = session.run([session.get_outputs()[0].name], feed(session, images, layout))[0]
+    return first.transpose(0, 2, 3, 1) if first.ndim == 4 and layout == NCHW else first
 
 
-def feed(session: Any, images: Float[Any, "n h w c"]) -> dict[str, np.ndarray]:
-    """{input name: images in NCHW}."""
-    nchw = np.ascontiguousarray(np.asarray(images, np.float32).transpose(0, 3, 1, 2))
-    return {session.get_inputs()[0].name: nchw}
+def feed(session: Any, images: Float[Any, "n h w c"], layout: str = NCHW) -> dict[str, np.ndarray]:
+    """{input name: images in the layout that the file reads}."""
+    nhwc = np.asarray(images, np.float32)
+    read = nhwc.transpose(0, 3, 1, 2) if layout == NCHW else nhwc
+    return {session.get_inputs()[0].name: np.ascontiguousarray(read)}
 
 
-def predictor(path: str | Path, *, threads: int = 2) -> Callable[..., np.ndarray]:
+def predictor(
+    path: str | Path, *, layout: str = NCHW, threads: int = 2
+) -> Callable[..., np.ndarray]:
     """A function from normalised images (b, h, w, c) to logits, run by ONNX Runtime optimised.
 
     It computes what the file says: where this processor's products would saturate, in precise mode.
     """
     precise = saturation_risk(cpu_features())
     session = open_session(path, optimize=True, threads=threads, precise=precise)
-    return lambda images: run(session, images)
+    return lambda images: run(session, images, layout)
 
 
 def contract_of(file: File) -> InputContract | None:
@@ -128,14 +132,8 @@ def contract_of(file: File) -> InputContract | None:
     Raises:
       DataError: if the file, or what it says, is damaged.
     """
-    props = {p.key: p.value for p in read_onnx(file).metadata_props}
-    if "dfq.contract" not in props:
-        return None
-    try:
-        data = json.loads(props["dfq.contract"])
-    except ValueError as error:
-        raise DataError(f"{label(file)} has a damaged `dfq.contract`: {error}") from error
-    return contract_from_json(data)
+    facts = {p.key: p.value for p in read_onnx(file).metadata_props}
+    return contract_in(facts, label(file))
 
 
 def read_onnx(file: File) -> onnx.ModelProto:

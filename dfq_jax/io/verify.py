@@ -263,7 +263,8 @@ def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Ba
     """Runs one batch in every way, of which the first `valid` images count."""
     names, (_, revealing), *others = ways.drafted.outputs.values(), *ways.runners.ways
     names = list(names)
-    values = revealing.run([*names, *ways.watched], feed(revealing, x))
+    layout = ways.quantized.model.contract.layout
+    values = revealing.run([*names, *ways.watched], feed(revealing, x, layout))
     found = dict(zip(ways.watched, values[len(names) :], strict=True))
     codes = [edge_codes(found, edge, ways.drafted) for edge in ways.edges]
     gaps = lambda integer: jax.device_get(
@@ -276,11 +277,10 @@ def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Ba
             integer=integer,
         )
     )
-    ran = [values[: len(names)], *(way.run(names, feed(way, x)) for _, way in others)]
+    ran = [values[: len(names)], *(way.run(names, feed(way, x, layout)) for _, way in others)]
     ours = [outputs(ways.quantized, x, way=way) for way in WAYS[: 2 + ways.integer]]
-    runs = [
-        dict(zip(ways.drafted.outputs, run, strict=True)) for run in (*ours, *map(in_nhwc, ran))
-    ]
+    ran = [in_nhwc(values, layout) for values in ran]
+    runs = [dict(zip(ways.drafted.outputs, run, strict=True)) for run in (*ours, *ran)]
     return Batch(
         gaps(False),
         gaps(True) if ways.integer else [],

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from dfq_jax.errors import DataError
-from dfq_jax.io.onnx_layout import FIRST, STORED, as_stored
+from dfq_jax.io.onnx_layout import as_stored, filed
 from dfq_jax.io.onnx_values import Draft, Edge
 
 
@@ -57,6 +57,6 @@ def exposed(proto: onnx.ModelProto, values: Sequence[str]) -> onnx.ModelProto:
     return copy
 
 
-def in_nhwc(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of the file in the library's layout."""
-    return [as_stored(v, FIRST if v.ndim == 4 else STORED) for v in values]
+def in_nhwc(values: Sequence[np.ndarray], layout: str) -> list[np.ndarray]:
+    """Outputs of a file, which has images in `layout`, in the library's layout."""
+    return [as_stored(v, filed(v.ndim, layout)) for v in values]

@@ -84,7 +84,7 @@ class Report:
 
     Attributes:
       layers: every layer that multiplies, in execution order.
-      agreement: share of held-out synthetic images given the float network's class; of their
+      agreement: share of held-out images given the float network's class; of their
         pixels where each has a class; with one score only, whether its sign is the same. Of the
         first output that decides anything.
       images: how many held-out images that is.
@@ -101,6 +101,7 @@ class Report:
       outputs: every part of every output.
       estimate: what quantization is expected to cost on real images; None where outputs are no
         class scores.
+      given: whether the user brought the images; else they were made from the network.
     """
 
     layers: tuple[LayerReport, ...]
@@ -118,6 +119,12 @@ class Report:
     costs: tuple[LayerCost, ...] = ()
     outputs: tuple[OutputReport, ...] = ()
     estimate: Estimate | None = None
+    given: bool = False
+
+    @property
+    def held_out(self) -> str:
+        """What the numbers were measured on, in words that follow their count."""
+        return "of your images, held out" if self.given else "held-out synthetic images"
 
     @property
     def coverage(self) -> float:
@@ -159,7 +166,7 @@ class Report:
             return ""
         return (
             f"the integer network agrees with the float one on only {100 * self.agreement:.1f} % "
-            f"of {self.images} held-out synthetic images, at {self.sqnr:.1f} dB"
+            f"of {self.images} {self.held_out}, at {self.sqnr:.1f} dB"
         )
 
     @property
@@ -172,6 +179,7 @@ class Report:
         return {
             "agreement": self.agreement,
             "held_out_images": self.images,
+            "images_given": self.given,
             "output_sqnr_db": finite_or_none(self.sqnr),
             **told_as_data(self.estimate),
             "finite": self.finite,

@@ -28,7 +28,7 @@ img{max-width:100%;border:1px solid #ccc}.wide{overflow-x:auto}
 {% if report.failure %}FAILED: {{ report.failure }}.{% endif %}
 {% if report.passed and report.estimate %}{{ expected }}.
 {% elif report.passed %}The integer network agrees with the float network on
-{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} held-out synthetic images.
+{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} {{ report.held_out }}.
 {% endif %}</p>
 {% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
 {% for note in report.notes %}<p>Note: {{ note }}.</p>{% endfor %}
@@ -38,7 +38,8 @@ img{max-width:100%;border:1px solid #ccc}.wide{overflow-x:auto}
 <p>The expected loss is an estimate from noise on images made from the network and a model of the
 margins of real ones; nine of ten losses that 1,000 labelled images show lie in its interval. A
 network fails that is expected to lose more than half of its accuracy.
-Agreement and SQNR are measured on images made from the network itself. They tell a broken
+Agreement and SQNR are measured on {{ 'the images given, of which labels are not known'
+if report.given else 'images made from the network itself' }}. They tell a broken
 result from a sound one; they are not an accuracy on real data.</p>
 {% if report.outputs %}<h2>Outputs</h2>
 <p>Each part of every output against the float network's, before a final softmax or sigmoid and as
@@ -77,8 +78,9 @@ help.</p>
 <td>{{ '%.4g' % x.before }}</td><td>{{ '%.4g' % x.after }}</td>
 <td>{{ '' if x.kept else 'left as it was' }}</td><td>{{ '%.1f' % x.seconds }}</td></tr>{% endfor %}
 </table>{% endif %}
-<h2>Synthesized images</h2>
-<img alt="synthesized images" src="data:image/png;base64,{{ grid }}">
+{% set shown = 'Images given' if report.given else 'Synthesized images' %}
+<h2>{{ shown }}</h2>
+<img alt="{{ shown|lower }}" src="data:image/png;base64,{{ grid }}">
 </html>
 """
 
@@ -110,7 +112,7 @@ def report_html(
         *settings.items(),
     ]
     if report.estimate is not None:
-        agreed = f"{100 * report.agreement:.1f} % of {report.images} held-out synthetic images"
+        agreed = f"{100 * report.agreement:.1f} % of {report.images} {report.held_out}"
         facts.append(("agreement with the float network", agreed))
     facts += [(f"{kind.count} {kind.kind}", f"in float: {kind.reason}") for kind in report.in_float]
     if verification is not None:

@@ -50,6 +50,7 @@ def test_a_good_network(reference, quantized, images):
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(data) == {
         *("agreement", "held_out_images", "output_sqnr_db", "finite", "passed", "coverage_macs"),
+        "images_given",
         *(
             "coverage_params",
             "average_weight_bits",

@@ -13,6 +13,7 @@ from dfq_jax.io.importing.tidy import tidy
 from dfq_jax.io.importing.values import Atom, Value, extent, new_dim
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Program, Ref
+from dfq_jax.types import NCHW, NHWC
 
 Lower = Callable[..., Any]
 """`lower(builder, *args, **kwargs)`: the value (or values) of one call that reads some value."""
@@ -47,7 +48,11 @@ class Imported(NamedTuple):
 
 
 def import_program(
-    program: Program, table: Table, *, size: tuple[int, int] | None = None
+    program: Program,
+    table: Table,
+    *,
+    size: tuple[int, int] | None = None,
+    layout: str = NCHW,
 ) -> Imported:
     """The graph of a program.
 
@@ -55,6 +60,7 @@ def import_program(
       program: the network in the operators of its source.
       table: what those operators mean.
       size: (height, width) for inputs whose size is free, None for what the program says.
+      layout: of images in the source, those it returns among them.
 
     Returns:
       Graph and parameters, tidied.
@@ -63,13 +69,13 @@ def import_program(
       UnsupportedOpError: listing every operator that is not in the table.
       UnsupportedModelError: naming the call that cannot be expressed.
     """
-    shape = fed(program, size)
+    shape = fed(program, size, layout)
     b = Builder(None if shape[0] == 1 else Atom(shape[0]))
     b.unique(INPUT)
-    value, stored = input_value(b, shape)
+    value, stored = input_value(b, shape, layout)
     env: dict[str, Any] = {**program.arrays, program.inputs[0].name: value}
     lower_all(b, program, table, env)
-    outputs = tuple(returned(b, env[name], name) for name in program.outputs)
+    outputs = tuple(returned(b, env[name], name, layout) for name in program.outputs)
     return Imported(*tidy(Graph(tuple(b.nodes), (INPUT,), outputs), b.params), stored)
 
 
@@ -112,7 +118,7 @@ def refuse(unknown: Sequence[Call]) -> None:
     )
 
 
-def fed(program: Program, size: tuple[int, int] | None) -> tuple[int, ...]:
+def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[int, ...]:
     """The shape of the one input in the source's axis order, with free sizes filled in.
 
     Raises:
@@ -128,30 +134,43 @@ def fed(program: Program, size: tuple[int, int] | None) -> tuple[int, ...]:
     if not 2 <= len(shape) <= 4:
         raise UnsupportedModelError(
             f"its input has shape {tuple(shape)}; expected (batch, channels, height, width), "
-            "(batch, channels, length) or (batch, features)."
+            "(batch, height, width, channels), (batch, channels, length) or (batch, features)."
         )
+    space = space_of(layout)
     if size is not None and len(shape) == 4:
-        if None not in shape[2:] and tuple(shape[2:]) != tuple(size):
+        exported = shape[space]
+        if any(n not in (None, wanted) for n, wanted in zip(exported, size, strict=True)):
             raise UnsupportedModelError(
-                f"the network was exported for {shape[2]} x {shape[3]} pixels, not "
-                f"{size[0]} x {size[1]}; export it again with an input of that size."
+                f"the network was exported for {exported[0]} x {exported[1]} pixels, not "
+                f"{size[0]} x {size[1]} (height x width, {layout}); export it again with an input "
+                "of that size."
             )
-        shape[2:] = size
+        shape[space] = size
     if None in shape[1:]:
         raise UnsupportedModelError(
-            f"its input has free sizes {tuple(shape)}; say which to use with --size."
+            f"its input has free sizes {tuple(shape)}; say which to use with --size, for example "
+            "--size 224 or --size 48x192 (height x width)."
         )
     return tuple(1 if s is None else s for s in shape)
 
 
-def input_value(b: Builder, shape: tuple[int, ...]) -> tuple[Value, tuple[int, int, int]]:
+def space_of(layout: str) -> slice:
+    """Where height and width are."""
+    return slice(1, 3) if layout == NHWC else slice(2, 4)
+
+
+def input_value(
+    b: Builder, shape: tuple[int, ...], layout: str
+) -> tuple[Value, tuple[int, int, int]]:
     """The input as a value stored as NHWC, and (height, width, channels)."""
-    channels = new_dim(shape[1])
-    space = [new_dim(n) for n in shape[2:]]
+    last = layout == NHWC and len(shape) == 4
+    channels = new_dim(shape[-1] if last else shape[1])
+    space = [new_dim(n) for n in (shape[1:3] if last else shape[2:])]
     axes = (*[()] * (2 - len(space)), *space, channels)
     batch = () if b.batch is None else (b.batch,)
     height, width, depth = (extent(d) for d in axes)
-    return Value(INPUT, axes, (batch, channels, *space)), (height, width, depth)
+    dims = (batch, *space, channels) if last else (batch, channels, *space)
+    return Value(INPUT, axes, dims), (height, width, depth)
 
 
 def node_names(program: Program) -> list[str]:
@@ -260,8 +279,10 @@ def flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
             yield argument
 
 
-def returned(b: Builder, value: Any, name: str) -> str:
+def returned(b: Builder, value: Any, name: str, layout: str) -> str:
     """The tensor that holds an output: images NHWC, everything else in source order.
+
+    A network that is fed channels last is taken to return images so.
 
     Raises:
       UnsupportedModelError: if it does not depend on the input, or lacks the batch.
@@ -271,7 +292,6 @@ def returned(b: Builder, value: Any, name: str) -> str:
     dims = value.dims
     has_batch = bool(dims) and (extent(dims[0]) == 1 if b.batch is None else dims[0] == (b.batch,))
     rest = dims[1:] if has_batch else dims
-    image = has_batch and len(dims) == 4
-    layout = (dims[2], dims[3], dims[1]) if image else rest
+    image = has_batch and len(dims) == 4 and layout == NCHW
     b.path = "output"
-    return b.stored(value, layout)
+    return b.stored(value, (dims[2], dims[3], dims[1]) if image else rest)

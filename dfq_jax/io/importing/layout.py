@@ -1,0 +1,174 @@
+"""Whether a network reads images channels first or last, found from what it does with them.
+
+Converters from Keras and TensorFlow keep images as their source has them, (batch, height, width,
+channels), and transpose where ONNX wants channels first. So the input is followed through whatever
+moves its axes to the first operator that tells them apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_jax.io.program import Call, Program, Ref
+from dfq_jax.types import NCHW, NHWC
+
+KEEPS = frozenset(
+    (
+        *("abs", "add", "cast", "ceil", "clamp", "clip", "clone", "constant_pad_nd", "contiguous"),
+        *("detach", "div", "dropout", "floor", "identity", "leakyrelu", "mul", "neg", "pad", "pow"),
+        *("relu", "sigmoid", "sqrt", "square", "sub", "tanh", "to", "to_copy"),
+    )
+)
+"""Operators that leave axes where they are."""
+WINDOWS = frozenset(
+    (
+        *("conv", "conv2d", "convolution", "convtranspose", "conv_transpose2d"),
+        *("batch_norm", "batchnormalization", "group_norm", "groupnormalization"),
+        *("instance_norm", "instancenormalization", "lrn"),
+        *("averagepool", "avg_pool2d", "adaptive_avg_pool2d", "globalaveragepool"),
+        *("maxpool", "max_pool2d", "max_pool2d_with_indices", "globalmaxpool"),
+        *("upsample_bilinear2d", "upsample_nearest2d"),
+    )
+)
+"""Operators that read channels first, whatever the network's input has."""
+COLOURS = (1, 3, 4)
+"""Channels an image has, where nothing else tells."""
+
+Axes = tuple[int | None, ...]
+
+
+class Followed(NamedTuple):
+    """A tensor on its way from the input.
+
+    Attributes:
+      axes: which axis of the input each of its axes is, None for others.
+      sizes: of its axes, None where free.
+    """
+
+    axes: Axes
+    sizes: tuple[int | None, ...]
+
+
+def layout_of(program: Program) -> str:
+    """`NCHW` or `NHWC`; the former for inputs of other ranks than 4.
+
+    Args:
+      program: of one input.
+
+    Returns:
+      What its operators say, else the channels of its first convolution, else its sizes.
+    """
+    image = program.inputs[0]
+    if len(image.shape) != 4:
+        return NCHW
+    return told(program) or fitting(program, image.shape) or likely(image.shape)
+
+
+def told(program: Program) -> str:
+    """What the first operator that reads channels first finds there; empty if none is reached."""
+    image = program.inputs[0]
+    known = {image.name: Followed((0, 1, 2, 3), image.shape)}
+    for call in program.calls:
+        x = known.get(operand(call))
+        if x is None:
+            continue
+        kind = kind_of(call)
+        if kind in WINDOWS and len(x.axes) == 4:
+            if found := read_as(x.axes):
+                return found
+        elif call.outputs[0] is not None and (y := moved(kind, call, x, program)) is not None:
+            known[call.outputs[0]] = y
+    return ""
+
+
+def kind_of(call: Call) -> str:
+    """`aten.conv2d.default` as `conv2d`, `onnx.Conv` as `conv`."""
+    return [*call.target.split("."), ""][1].strip("_").lower()
+
+
+def operand(call: Call) -> str:
+    """The tensor a call works on: its first that is no constant may also be the second."""
+    given = (*call.args, call.kwargs.get("x"))
+    return next((a.name for a in given if isinstance(a, Ref)), "")
+
+
+def read_as(axes: Axes) -> str:
+    """The layout in which these are (batch, channels, height, width); empty if in neither."""
+    _, channels, *space = axes
+    if channels == 3 or space == [1, 2]:
+        return NHWC
+    return NCHW if channels == 1 or space == [2, 3] else ""
+
+
+def moved(kind: str, call: Call, x: Followed, program: Program) -> Followed | None:
+    """The result of a call that keeps or reorders axes; None for any other."""
+    if kind in KEEPS:
+        return x
+    if kind in ("transpose", "permute"):
+        order = order_of(kind, call, len(x.axes))
+        return Followed(tuple(x.axes[i] for i in order), tuple(x.sizes[i] for i in order))
+    if kind in ("reshape", "view", "squeeze", "unsqueeze"):
+        return reshaped(call, x, program)
+    return None
+
+
+def order_of(kind: str, call: Call, rank: int) -> list[int]:
+    """The axes of the operand in the order of the result."""
+    how, backwards = call.kwargs, list(range(rank))[::-1]
+    if "dim0" in how:
+        order = list(range(rank))
+        a, b = how["dim0"], how["dim1"]
+        order[a], order[b] = order[b], order[a]
+    else:
+        order = [int(i) % rank for i in how.get("perm") or how.get("dims") or backwards]
+    return order if sorted(order) == sorted(backwards) else backwards
+
+
+def reshaped(call: Call, x: Followed, program: Program) -> Followed | None:
+    """A reshape that only puts axes of size 1 elsewhere; None for any other."""
+    wanted = target_of(call, x, program.arrays)
+    if wanted is None:
+        return None
+    wide = [(axis, n) for axis, n in zip(x.axes[1:], x.sizes[1:], strict=True) if n != 1]
+    if [n for _, n in wide] != [n for n in wanted[1:] if n != 1]:
+        return None
+    left = iter(axis for axis, _ in wide)
+    axes = (x.axes[0], *(None if n == 1 else next(left) for n in wanted[1:]))
+    return Followed(axes, wanted)
+
+
+def target_of(
+    call: Call, x: Followed, arrays: Mapping[str, np.ndarray]
+) -> tuple[int | None, ...] | None:
+    """The sizes a reshape asks for, 0 and the batch looked up; None if they are computed."""
+    asked: Any = next((call.kwargs[k] for k in ("shape", "size") if k in call.kwargs), None)
+    if asked is None and len(call.args) > 1 and isinstance(call.args[1], Ref):
+        asked = arrays.get(call.args[1].name)
+    if asked is None or not all(isinstance(n, int | np.integer) for n in asked):
+        return None
+    sizes: list[int | None] = [int(n) for n in asked]
+    for at, size in enumerate(sizes):
+        if size == 0 and at < len(x.sizes):
+            sizes[at] = x.sizes[at]
+    return None if -1 in sizes[1:] else tuple(sizes)
+
+
+def fitting(program: Program, shape: Sequence[int | None]) -> str:
+    """The layout that has as many channels as the first convolution reads; empty if not one."""
+    for call in program.calls:
+        if kind_of(call) in ("conv", "conv2d", "convolution"):
+            given = call.kwargs.get("weight", call.args[1] if len(call.args) > 1 else None)
+            kernel = program.arrays.get(given.name) if isinstance(given, Ref) else None
+            if kernel is None or kernel.ndim != 4:
+                return ""
+            groups = call.kwargs.get("group", call.kwargs.get("groups", 1))
+            channels = kernel.shape[1] * int(groups)
+            first, last = shape[1] == channels, shape[3] == channels
+            return "" if first == last else NHWC if last else NCHW
+    return ""
+
+
+def likely(shape: Sequence[int | None]) -> str:
+    """The layout that has as many channels as images have."""
+    return NHWC if shape[3] in COLOURS and shape[1] not in COLOURS else NCHW
