@@ -79,8 +79,7 @@ class GroupNorm:
 class LocalNorm:
     """x / (offset + alpha * mean of x^2 over `size` neighbouring channels) ^ beta.
 
-    Channels are the last axis. Those beyond its ends count as zeros; of an even `size` the window
-    reaches further up than down.
+    Channels are the last axis; those beyond its ends count as zeros. `size` is odd.
     """
 
     size: int

@@ -132,9 +132,7 @@ def normalised(op: Norm, p: Slots, x: Tensor) -> Tensor:
             split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
             return scaled(p, standardised(split, (1, 3), eps).reshape(x.shape))
         case LocalNorm(size, alpha, beta, offset):
-            below = (size - 1) // 2
-            lead = ((0, 0),) * (x.ndim - 1)
-            wide = jnp.pad(x * x, (*lead, (below, size - 1 - below)))
+            wide = jnp.pad(x * x, (*((0, 0),) * (x.ndim - 1), (size // 2, size // 2)))
             parts = (wide[..., i : i + x.shape[-1]] for i in range(size))
             return x * (offset + alpha / size * sum(parts, start=jnp.zeros_like(x))) ** -beta
         case _:

@@ -146,26 +146,33 @@ def neighbours(
 
 def interpolation(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, "out size"]:
     """The matrix of a resampling along one axis, of any method but `nearest`; rows sum to 1."""
-    matrix = np.zeros((out, size), np.float32)
-    rows = np.arange(out)
     if op.method == "bicubic" or op.smooth:
-        at = coordinates(op, size, out, scale).astype(np.float64)
-        wide = max(1.0, 1 / scale) if op.smooth else 2.0
-        first = np.floor(at - wide).astype(np.int64)
-        for step in range(2 * math.ceil(wide) + 2):
-            pixel = first + step
-            distance = np.abs(at - pixel)
-            weight = keys(distance, op.cubic) if op.method == "bicubic" else 1 - distance / wide
-            if op.inside:
-                weight = np.where((pixel >= 0) & (pixel < size), weight, 0.0)
-            np.add.at(
-                matrix, (rows, np.clip(pixel, 0, size - 1)), np.where(distance < wide, weight, 0)
-            )
-        return matrix / matrix.sum(1, keepdims=True)
+        return kernel_matrix(op, size, out, scale)
     low, share = neighbours(op, size, out, scale)
-    np.add.at(matrix, (rows, low), 1 - share)
-    np.add.at(matrix, (rows, np.minimum(low + 1, size - 1)), share)
+    matrix = np.zeros((out, size), np.float32)
+    np.add.at(matrix, (np.arange(out), low), 1 - share)
+    np.add.at(matrix, (np.arange(out), np.minimum(low + 1, size - 1)), share)
     return matrix
+
+
+def kernel_matrix(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, "out size"]:
+    """The matrix of a resampling by a kernel that reaches further than the next pixel."""
+    at = coordinates(op, size, out, scale).astype(np.float64)
+    wide = max(1.0, 1 / scale) if op.smooth else 2.0
+    first = np.floor(at - wide).astype(np.int64)
+    matrix = np.zeros((out, size))
+    for pixel in (first + step for step in range(2 * math.ceil(wide) + 2)):
+        distance = np.abs(at - pixel)
+        weight = keys(distance, op.cubic) if op.method == "bicubic" else 1 - distance / wide
+        counts = distance < wide
+        if op.inside:
+            counts &= (pixel >= 0) & (pixel < size)
+        np.add.at(
+            matrix, (np.arange(out), np.clip(pixel, 0, size - 1)), np.where(counts, weight, 0)
+        )
+    beyond = np.flatnonzero(matrix.sum(1) == 0)  # no pixel within reach: the one at the border
+    matrix[beyond, np.clip(first[beyond], 0, size - 1)] = 1
+    return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
 def keys(distance: Float[np.ndarray, " n"], a: float) -> Float[np.ndarray, " n"]:

@@ -235,6 +235,11 @@ def group_norm(
 
 def local_norm(b: Builder, x: Value, op: LocalNorm) -> Value:
     """Normalisation by neighbouring channels (source axis 1) of an image or line."""
+    if op.size % 2 == 0:
+        raise UnsupportedModelError(
+            f"it runs over {op.size} channels; ONNX Runtime knows odd numbers only: use "
+            f"{op.size + 1}."
+        )
     size = [extent_of(x, axis) for axis in (0, 1)]
     return from_image(x, b.add(op, (image(b, x),)), size, x.dims[1])
 

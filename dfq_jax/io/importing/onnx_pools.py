@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.ops import Activation, Reduction
+from dfq_jax.graph.ops import Activation, Power, Reduction
 from dfq_jax.io.importing import pointwise, pools
 from dfq_jax.io.importing.arrange import padded
 from dfq_jax.io.importing.builder import Builder
@@ -48,6 +48,29 @@ def average_pool(
         raise UnsupportedModelError("dilated average pooling.")
     counted, up = bool(count_include_pad), bool(ceil_mode)
     return pools.avg_pool(b, x, size, steps, padding, ceil=up, count_padding=counted)
+
+
+def lp_pool(
+    b: Builder,
+    x: Value,
+    kernel_shape: Ints,
+    p: int = 2,
+    ceil_mode: int = 0,
+    strides: Ints | None = None,
+    dilations: Ints | None = None,
+    pads: Ints | None = None,
+    auto_pad: str = "NOTSET",
+) -> Value:
+    """LpPool: the norm over windows, out of powers and their mean."""
+    size, steps, padding, dilation = window(x, kernel_shape, strides, dilations, pads, auto_pad)
+    if dilation != (1, 1) or p < 1:
+        raise UnsupportedModelError(
+            f"dilations = {dilations}, p = {p}; only norms of undilated windows are supported."
+        )
+    y = pointwise.mapped(b, Activation("abs"), x) if p % 2 else x
+    y = y if p == 1 else pointwise.mapped(b, Power(float(p)), y)
+    y = pools.avg_pool(b, y, size, steps, padding, ceil=bool(ceil_mode), divisor=1)
+    return y if p == 1 else pointwise.mapped(b, Power(1 / p), y)
 
 
 def global_pool(kind: Reduction, b: Builder, x: Value) -> Value:

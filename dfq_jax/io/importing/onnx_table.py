@@ -225,6 +225,7 @@ LOWER: dict[str, Lower] = {
     "IsNaN": onnx_ops.is_nan,
     "MaxPool": onnx_pools.max_pool,
     "AveragePool": onnx_pools.average_pool,
+    "LpPool": onnx_pools.lp_pool,
     "GlobalAveragePool": partial(onnx_pools.global_pool, "mean"),
     "GlobalMaxPool": partial(onnx_pools.global_pool, "max"),
     "ReduceMean": partial(onnx_pools.reduction, "mean"),

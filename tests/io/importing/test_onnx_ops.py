@@ -208,6 +208,16 @@ def test_curves_and_norms(kind, how, tmp_path):
     agree(alone(kind, **how), tmp_path)
 
 
+def test_a_norm_over_an_even_number_of_channels_is_refused(tmp_path):
+    refused(alone("LRN", size=4), tmp_path, "runs over 4 channels; ONNX Runtime knows odd")
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("how", [{}, {"strides": [2, 1], "pads": [1, 0, 1, 1]}])
+def test_pools_of_a_norm(p, how, tmp_path):
+    agree(alone("LpPool", p=p, kernel_shape=[3, 2], **how), tmp_path)
+
+
 def test_logarithm(tmp_path):
     agree(alone("Log"), tmp_path, x=-np.abs(normal(*IMAGE)) - 0.1)
 
