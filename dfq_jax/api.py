@@ -43,6 +43,7 @@ def load(
     std: Sequence[float] | None = None,
     example: Any = None,
     no_bn_fallback: bool = False,
+    unchecked: bool = False,
 ) -> Model:
     """Reads a network; `dfq_jax.io.load.load` also returns notes and the identity of the file.
 
@@ -59,6 +60,8 @@ def load(
       std: what images are divided by, likewise.
       example: for a module: an input tensor, or the shape of one image such as (3, 224, 224).
       no_bn_fallback: accept an ONNX file whose batch norms were folded away.
+      unchecked: do not run an ONNX file beside what was imported from it. Where ONNX Runtime is
+        installed, that is done once, on noise.
 
     Returns:
       The network, batch norms in place.
@@ -69,7 +72,8 @@ def load(
     """
     if isinstance(source, str | Path):
         options = {"arch": arch, "size": size, "layout": layout, "mean": mean, "std": std}
-        return load_file(source, **options, no_bn_fallback=no_bn_fallback).model
+        options |= {"no_bn_fallback": no_bn_fallback, "unchecked": unchecked}
+        return load_file(source, **options).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
     model, _ = load_module(source, example, Told(layout=as_layout(layout)))

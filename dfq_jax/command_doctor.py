@@ -109,7 +109,7 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
     terminal.stage(f"reading {folder}")
     artifact = load_artifact(folder)
     contract = artifact.quantized.model.contract
-    model = load(artifact.float_path, no_bn_fallback=True).model
+    model = load(artifact.float_path, no_bn_fallback=True, unchecked=True).model
     facts, report = artifact.manifest, artifact.manifest["report"]
     failed = ", FAILED" if artifact.failed else ""
     command, rules = command_of(artifact)

@@ -19,6 +19,7 @@ from dfq_jax.graph.ops import (
     LeakyRelu,
     Maximum,
     MaxPool,
+    Minimum,
     Op,
     Pad,
     PRelu,
@@ -105,7 +106,7 @@ def commutes(op: Op, rank: int) -> bool:
       rank: of what it reads, batch included.
     """
     match op:
-        case Add() | Sub() | Maximum():
+        case Add() | Sub() | Maximum() | Minimum():
             return True
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool() | Resize():
             return True

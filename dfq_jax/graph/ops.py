@@ -76,6 +76,19 @@ class GroupNorm:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LocalNorm:
+    """x / (offset + alpha * mean of x^2 over `size` neighbouring channels) ^ beta.
+
+    Channels are the last axis; those beyond its ends count as zeros. `size` is odd.
+    """
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    offset: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Relu:
     """max(x, 0), capped at `ceiling` when given (6.0 is ReLU6)."""
 
@@ -102,6 +115,14 @@ class Clip:
     high: float | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Elu:
+    """`scale * x` where positive, `scale * alpha * (exp(x) - 1)` elsewhere."""
+
+    alpha: float = 1.0
+    scale: float = 1.0
+
+
 Curve = Literal[
     "sigmoid",
     "tanh",
@@ -117,6 +138,8 @@ Curve = Literal[
     "sqrt",
     "abs",
     "erf",
+    "log",
+    "round",
 ]
 
 
@@ -124,7 +147,8 @@ Curve = Literal[
 class Activation:
     """An elementwise curve without parameters, by its usual name.
 
-    `gelu` is exact, `gelu_tanh` its approximation; `hard_sigmoid` is `relu6(x + 3) / 6`.
+    `gelu` is exact, `gelu_tanh` its approximation; `hard_sigmoid` is `relu6(x + 3) / 6`; `round`
+    takes halves to the even number.
     """
 
     curve: Curve
@@ -153,6 +177,13 @@ class Softmax:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LogSoftmax:
+    """Logarithm of a softmax along one axis."""
+
+    axis: int = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Add:
     """Elementwise sum; axes of size 1 broadcast."""
 
@@ -175,6 +206,11 @@ class Div:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Maximum:
     """Elementwise maximum; axes of size 1 broadcast."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Minimum:
+    """Elementwise minimum; axes of size 1 broadcast."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -278,13 +314,19 @@ class Resize:
 
     Output pixel i reads the input at `(i + 0.5) / scale - 0.5` (`half_pixel`), `i / scale`
     (`asymmetric`) or so that the corners meet (`align_corners`), clamped to the image. `nearest`
-    takes the pixel below with `asymmetric`, else the closest one (halves upward).
+    takes the pixel below with `asymmetric`, else the closest one (halves upward). `bicubic` weighs
+    four pixels by Keys' kernel with `cubic` as its parameter; with `smooth` the kernel of
+    `bilinear` is as wide as the image shrinks. Both take the pixel at the border for those beyond,
+    or with `inside` leave them out and weigh the others more.
     """
 
     size: Pair
     scale: tuple[float, float]
-    method: Literal["nearest", "bilinear"] = "nearest"
+    method: Literal["nearest", "bilinear", "bicubic"] = "nearest"
     coordinates: Literal["half_pixel", "asymmetric", "align_corners"] = "asymmetric"
+    cubic: float = -0.75
+    inside: bool = False
+    smooth: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -293,9 +335,9 @@ class Constant:
 
 
 Weighted = Conv2d | ConvTranspose2d | Linear
-Norm = BatchNorm | LayerNorm | GroupNorm
-Pointwise = Relu | LeakyRelu | PRelu | Clip | Activation | Scale | Power
-Combine = Add | Sub | Mul | Div | Maximum
+Norm = BatchNorm | LayerNorm | GroupNorm | LocalNorm
+Pointwise = Relu | LeakyRelu | PRelu | Clip | Elu | Activation | Scale | Power
+Combine = Add | Sub | Mul | Div | Maximum | Minimum
 Pool = MaxPool | AvgPool | AdaptiveAvgPool | GlobalAvgPool
 Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad
 Op = (
@@ -304,6 +346,7 @@ Op = (
     | Norm
     | Pointwise
     | Softmax
+    | LogSoftmax
     | Combine
     | Pool
     | Reduce

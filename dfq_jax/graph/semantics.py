@@ -25,15 +25,19 @@ from dfq_jax.graph.ops import (
     ConvTranspose2d,
     Curve,
     Div,
+    Elu,
     Flatten,
     GlobalAvgPool,
     GroupNorm,
     LayerNorm,
     LeakyRelu,
     Linear,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Maximum,
     MaxPool,
+    Minimum,
     Mul,
     Norm,
     Op,
@@ -74,13 +78,15 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return weighted(op, p, xs[0])
         case MatMul(transposed):
             return xs[0] @ (jnp.swapaxes(xs[1], -1, -2) if transposed else xs[1])
-        case BatchNorm() | LayerNorm() | GroupNorm():
+        case BatchNorm() | LayerNorm() | GroupNorm() | LocalNorm():
             return normalised(op, p, xs[0])
-        case Relu() | LeakyRelu() | PRelu() | Clip() | Activation() | Scale() | Power():
+        case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             return pointwise(op, p, xs[0])
         case Softmax(axis):
             return jax.nn.softmax(xs[0], axis=axis)
-        case Add() | Sub() | Mul() | Div() | Maximum():
+        case LogSoftmax(axis):
+            return jax.nn.log_softmax(xs[0], axis=axis)
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
             return combined(op, *xs)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
             return pooled(op, xs[0])
@@ -125,6 +131,10 @@ def normalised(op: Norm, p: Slots, x: Tensor) -> Tensor:
         case GroupNorm(groups, eps):
             split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
             return scaled(p, standardised(split, (1, 3), eps).reshape(x.shape))
+        case LocalNorm(size, alpha, beta, offset):
+            wide = jnp.pad(x * x, (*((0, 0),) * (x.ndim - 1), (size // 2, size // 2)))
+            parts = (wide[..., i : i + x.shape[-1]] for i in range(size))
+            return x * (offset + alpha / size * sum(parts, start=jnp.zeros_like(x))) ** -beta
         case _:
             assert_never(op)
 
@@ -152,6 +162,8 @@ def pointwise(op: Pointwise, p: Slots, x: Tensor) -> Tensor:
             return jnp.where(x > 0, x, p["slope"] * x)
         case Clip(low, high):
             return jnp.clip(x, low, high)
+        case Elu(alpha, scale):
+            return scale * jax.nn.elu(x, alpha)
         case Activation(curve):
             return bent(curve, x)
         case Scale(factor, offset):
@@ -194,6 +206,10 @@ def bent(curve: Curve, x: Tensor) -> Tensor:  # noqa: C901 - one case per curve
             return jnp.abs(x)
         case "erf":
             return jax.scipy.special.erf(x)
+        case "log":
+            return jnp.log(x)
+        case "round":
+            return jnp.round(x)
         case _:
             assert_never(curve)
 
@@ -211,6 +227,8 @@ def combined(op: Combine, a: Tensor, b: Tensor) -> Tensor:
             return a / b
         case Maximum():
             return jnp.maximum(a, b)
+        case Minimum():
+            return jnp.minimum(a, b)
         case _:
             assert_never(op)
 

@@ -1,5 +1,6 @@
 """Pooling and resampling: operators that read neighbourhoods of pixels."""
 
+import math
 from collections.abc import Callable
 from typing import assert_never
 
@@ -115,6 +116,10 @@ def resized(op: Resize, x: Images) -> Smaller:
         if op.method == "nearest":
             x = jnp.take(x, nearest(op, size, out, scale), axis=axis)
             continue
+        if op.method == "bicubic" or op.smooth:
+            mixed = jnp.asarray(interpolation(op, size, out, scale), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(mixed, x, (1, axis)), 0, axis)
+            continue
         low, weight = neighbours(op, size, out, scale)
         share = jnp.asarray(weight, x.dtype).reshape(-1, *(1,) * (3 - axis))
         below = jnp.take(x, low, axis=axis)
@@ -137,6 +142,48 @@ def neighbours(
     at = np.clip(coordinates(op, size, out, scale), 0, size - 1)
     low = np.floor(at)
     return low.astype(np.int32), (at - low).astype(np.float32)
+
+
+def interpolation(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, "out size"]:
+    """The matrix of a resampling along one axis, of any method but `nearest`; rows sum to 1."""
+    if op.method == "bicubic" or op.smooth:
+        return kernel_matrix(op, size, out, scale)
+    low, share = neighbours(op, size, out, scale)
+    matrix = np.zeros((out, size), np.float32)
+    np.add.at(matrix, (np.arange(out), low), 1 - share)
+    np.add.at(matrix, (np.arange(out), np.minimum(low + 1, size - 1)), share)
+    return matrix
+
+
+def kernel_matrix(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, "out size"]:
+    """The matrix of a resampling by a kernel that reaches further than the next pixel."""
+    at = coordinates(op, size, out, scale).astype(np.float64)
+    wide = max(1.0, 1 / scale) if op.smooth else 2.0
+    first = np.floor(at - wide).astype(np.int64)
+    matrix = np.zeros((out, size))
+    for pixel in (first + step for step in range(2 * math.ceil(wide) + 2)):
+        distance = np.abs(at - pixel)
+        weight = keys(distance, op.cubic) if op.method == "bicubic" else 1 - distance / wide
+        counts = distance < wide
+        if op.inside:
+            counts &= (pixel >= 0) & (pixel < size)
+        np.add.at(
+            matrix, (np.arange(out), np.clip(pixel, 0, size - 1)), np.where(counts, weight, 0)
+        )
+    beyond = np.flatnonzero(matrix.sum(1) == 0)  # no pixel within reach: the one at the border
+    matrix[beyond, np.clip(first[beyond], 0, size - 1)] = 1
+    return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+
+
+def keys(distance: Float[np.ndarray, " n"], a: float) -> Float[np.ndarray, " n"]:
+    """The cubic convolution kernel at distances below 2.
+
+    Reference:
+      Keys 1981, "Cubic Convolution Interpolation for Digital Image Processing", Eq. 4.
+    """
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    return np.where(distance <= 1, near, far)
 
 
 def coordinates(op: Resize, size: int, out: int, scale: float) -> Float[np.ndarray, " out"]:

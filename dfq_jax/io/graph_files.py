@@ -193,7 +193,8 @@ def prepared(program: Program) -> Program:
         kwargs = dict(call.kwargs)
         if call.target == "onnx.Split":
             kwargs["outputs"] = len(call.outputs)
-        return dataclasses.replace(call, path=module_path(call.path), kwargs=kwargs)
+        path, label = module_path(call.path), call.path
+        return dataclasses.replace(call, path=path, label=label, kwargs=kwargs)
 
     return dataclasses.replace(program, calls=tuple(map(better, program.calls)))
 

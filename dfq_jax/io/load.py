@@ -17,6 +17,7 @@ from dfq_jax.io.checkpoint import read_checkpoint
 from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_graph
 from dfq_jax.io.output_folder import FLOAT
+from dfq_jax.io.parity import check_import
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
@@ -88,6 +89,7 @@ class ReadOptions:
       mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
       std: Deviation images are divided by, e.g. 0.229,0.224,0.225.
       no_bn_fallback: Accept an ONNX file whose batch norms were folded away.
+      unchecked: Do not run an ONNX file beside what was imported from it.
     """
 
     arch: str | None = None
@@ -96,6 +98,7 @@ class ReadOptions:
     mean: str | None = None
     std: str | None = None
     no_bn_fallback: bool = False
+    unchecked: bool = False
 
 
 def load_with(path_or_name: str, options: ReadOptions) -> Loaded:
@@ -113,6 +116,7 @@ def load_with(path_or_name: str, options: ReadOptions) -> Loaded:
         mean=numbers("--mean", options.mean),
         std=numbers("--std", options.std),
         no_bn_fallback=options.no_bn_fallback,
+        unchecked=options.unchecked,
     )
 
 
@@ -146,10 +150,12 @@ def load(
     mean: Numbers | None = None,
     std: Numbers | None = None,
     no_bn_fallback: bool = False,
+    unchecked: bool = False,
 ) -> Loaded:
     """Reads a network.
 
-    The number of classes and of input channels are those of the checkpoint.
+    The number of classes and of input channels are those of the checkpoint. Where ONNX Runtime is
+    installed, an ONNX file runs once on noise beside what was imported from it.
 
     Args:
       path_or_name: a network with its graph (`.pt2`, `.onnx`), a checkpoint (`.pth`, `.th`, `.pt`,
@@ -164,6 +170,7 @@ def load(
         images are normalised, or says it wrongly; together with `std`.
       std: the deviation images are divided by, likewise.
       no_bn_fallback: accept an ONNX file whose batch norms were folded away by its exporter.
+      unchecked: do not run an ONNX file beside what was imported from it.
 
     Returns:
       The model with notes and the identity of its file.
@@ -171,6 +178,7 @@ def load(
     Raises:
       UsageError: if there is no such file or name, or `arch` is missing or superfluous.
       UnsupportedModelError: for an unknown `arch`, or a graph that cannot be imported.
+      ImportParityError: if an ONNX file computes something else in ONNX Runtime.
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
@@ -179,7 +187,11 @@ def load(
     before = loaded.model.contract
     contract = normalised(before, mean, std)
     model = dataclasses.replace(loaded.model, contract=contract)
-    notes = (*loaded.notes, *contradiction(before, contract), *assumptions(contract))
+    path = Path(path_or_name)
+    comparable = path.suffix.lower() == ".onnx" and not unchecked
+    checked = check_import(model, path) if comparable else ()
+    told_of = (*contradiction(before, contract), *checked, *assumptions(contract))
+    notes = (*loaded.notes, *told_of)
     return dataclasses.replace(loaded, model=model, notes=notes)
 
 

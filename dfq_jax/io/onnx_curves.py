@@ -7,6 +7,7 @@ from dfq_jax.graph.ops import (
     Activation,
     Clip,
     Curve,
+    Elu,
     LeakyRelu,
     Pointwise,
     Power,
@@ -17,7 +18,7 @@ from dfq_jax.graph.ops import (
 from dfq_jax.io.onnx_builder import Link, OnnxBuilder, Step
 
 
-def add_pointwise(b: OnnxBuilder, op: Pointwise, step: Step) -> None:
+def add_pointwise(b: OnnxBuilder, op: Pointwise, step: Step) -> None:  # noqa: C901
     """Adds a function of each element."""
     (x,), name, output = step.args, step.name, step.output
     match op:
@@ -31,6 +32,10 @@ def add_pointwise(b: OnnxBuilder, op: Pointwise, step: Step) -> None:
             b.add("PRelu", name, (x, step.slots["slope"]), output)
         case Clip(low, high):
             add_clip(b, name, x, output, low, high)
+        case Elu(alpha, 1.0):
+            b.add("Elu", name, (x,), output, alpha=alpha)
+        case Elu(alpha, scale):
+            b.add("Selu", name, (x,), output, alpha=alpha, gamma=scale)
         case Activation(curve):
             add_curve(b, curve, name, x, output)
         case Scale(factor, offset):
@@ -95,6 +100,10 @@ def add_curve(b: OnnxBuilder, curve: Curve, name: str, x: str, output: str) -> N
             b.add("Abs", name, (x,), output)
         case "erf":
             b.add("Erf", name, (x,), output)
+        case "log":
+            b.add("Log", name, (x,), output)
+        case "round":
+            b.add("Round", name, (x,), output)
         case _:
             assert_never(curve)
 

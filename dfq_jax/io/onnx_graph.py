@@ -16,7 +16,7 @@ from dfq_jax.io.onnx_file import OnnxFile, type_name
 from dfq_jax.io.pickle_policy import listing, show
 from dfq_jax.io.program import Call, Input, Program, Ref
 
-OLDEST_OPSET = 11
+OLDEST_OPSET = 9
 DEFAULT = ("", "ai.onnx")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 MAX_INLINED = 16 << 20  # bytes of a model once its functions are written out, less tensors
@@ -53,7 +53,7 @@ DECODERS: dict[int, Callable[[AttributeProto, OnnxFile], Any]] = {
 
 
 def read_onnx_program(data: bytes, where: str, folder: Path | None) -> Program:
-    """Reads an ONNX file, opset 11 or newer. Nothing in it is executed.
+    """Reads an ONNX file, opset 9 or newer. Nothing in it is executed.
 
     Args:
       data: the whole file.
@@ -215,10 +215,6 @@ def _check_names(graph: GraphProto, where: str) -> None:
     for kind, names in (("initialiser", weights), ("input", inputs)):
         if (repeated := _repeated(names)) is not None:
             raise CheckpointError(f"{where} defines {kind} {show(repeated)!r} twice. {AGAIN}")
-    if repeated := _repeated([n.name for n in graph.node if n.name]):
-        raise CheckpointError(
-            f"{where} has two nodes named {show(repeated)!r}; give each its own name, or none."
-        )
     defined = _check_order(graph.node, {"", *weights, *inputs}, where)
     if not graph.output:
         raise CheckpointError(f"{where} has no outputs. {AGAIN}")

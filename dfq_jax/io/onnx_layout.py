@@ -25,15 +25,19 @@ from dfq_jax.graph.ops import (
     Conv2d,
     ConvTranspose2d,
     Div,
+    Elu,
     Flatten,
     GlobalAvgPool,
     GroupNorm,
     LayerNorm,
     LeakyRelu,
     Linear,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Maximum,
     MaxPool,
+    Minimum,
     Mul,
     Pad,
     Power,
@@ -135,6 +139,8 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
     match node.op:
         case Conv2d() | ConvTranspose2d() | MaxPool() | AvgPool() | AdaptiveAvgPool() | Resize():
             return FIRST, FIRST
+        case LocalNorm():
+            return FIRST, FIRST
         case GroupNorm():
             return (FIRST, FIRST) if image else (STORED, STORED)
         case Linear():
@@ -143,11 +149,11 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
             return STORED, STORED
         case BatchNorm():
             return pixels, pixels
-        case Relu() | LeakyRelu() | PRelu() | Clip() | Activation() | Scale() | Power():
+        case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             return x, x
-        case Softmax() | Slice() | Pad():
+        case Softmax() | LogSoftmax() | Slice() | Pad():
             return x, x
-        case Add() | Sub() | Mul() | Div() | Maximum() | Concat() | Broadcast():
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum() | Concat() | Broadcast():
             alike = all(len(s) == len(site.result) for s in site.shapes)
             return (x, x) if alike else (STORED, STORED)
         case GlobalAvgPool(keepdims):

@@ -22,15 +22,19 @@ from dfq_jax.graph.ops import (
     Conv2d,
     ConvTranspose2d,
     Div,
+    Elu,
     Flatten,
     GlobalAvgPool,
     GroupNorm,
     LayerNorm,
     LeakyRelu,
     Linear,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Maximum,
     MaxPool,
+    Minimum,
     Mul,
     Norm,
     Pad,
@@ -73,14 +77,14 @@ def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case p
             add_weighted(b, op, step)
         case MatMul(transposed):
             add_matmul(b, transposed, step)
-        case BatchNorm() | LayerNorm() | GroupNorm():
+        case BatchNorm() | LayerNorm() | GroupNorm() | LocalNorm():
             add_norm(b, op, step)
-        case Relu() | LeakyRelu() | PRelu() | Clip() | Activation() | Scale() | Power():
+        case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             add_pointwise(b, op, step)
-        case Softmax(axis):
+        case Softmax(axis) | LogSoftmax(axis):
             axis = file_axis(axis, step.rank, step.layout)
-            b.add("Softmax", step.name, step.args, step.output, axis=axis)
-        case Add() | Sub() | Mul() | Div() | Maximum():
+            b.add(type(op).__name__, step.name, step.args, step.output, axis=axis)
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
             b.add(combining(op), step.name, step.args, step.output)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
             add_pooled(b, op, step)
@@ -109,6 +113,8 @@ def combining(op: Combine) -> str:
             return "Div"
         case Maximum():
             return "Max"
+        case Minimum():
+            return "Min"
         case _:
             assert_never(op)
 
@@ -203,6 +209,9 @@ def add_norm(b: OnnxBuilder, op: Norm, step: Step) -> None:
             b.add("LayerNormalization", name, inputs, output, axis=-1, epsilon=eps)
         case GroupNorm():
             add_group_norm(b, op, step)
+        case LocalNorm(size, alpha, beta, offset):
+            how = {"size": size, "alpha": alpha, "beta": beta, "bias": offset}
+            b.add("LRN", name, (x,), output, **how)
         case _:
             assert_never(op)
 

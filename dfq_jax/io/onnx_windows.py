@@ -1,6 +1,6 @@
 """Pooling and resampling as ONNX nodes; all of it channels first but for global means."""
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from dfq_jax.graph.ops import (
     Pool,
     Resize,
 )
-from dfq_jax.graph.windows import even_windows, nearest, neighbours
+from dfq_jax.graph.windows import even_windows, interpolation, nearest
 from dfq_jax.io.onnx_builder import Link, OnnxBuilder, Step
 from dfq_jax.io.onnx_layout import FIRST
 
@@ -105,10 +105,7 @@ def add_resized(b: OnnxBuilder, op: Resize, step: Step) -> None:
         )
         add_mixed(b, rows, columns, step)
         return
-    how = {"mode": "nearest" if op.method == "nearest" else "linear"}
-    how["coordinate_transformation_mode"] = op.coordinates
-    if op.method == "nearest":
-        how["nearest_mode"] = "floor" if op.coordinates == "asymmetric" else "round_prefer_ceil"
+    how = resize_attributes(op)
     if form == "scales":
         scales = b.constant(f"{name}.scales", np.array((1, 1, *op.scale), np.float32))
         inputs = (*step.args, "", scales)
@@ -119,8 +116,26 @@ def add_resized(b: OnnxBuilder, op: Resize, step: Step) -> None:
     b.add("Resize", name, inputs, step.output, **how)
 
 
+def resize_attributes(op: Resize) -> dict[str, Any]:
+    """How ONNX's `Resize` is told the method."""
+    how: dict[str, Any] = {"coordinate_transformation_mode": op.coordinates}
+    match op.method:
+        case "nearest":
+            below = op.coordinates == "asymmetric"
+            how |= {"mode": "nearest", "nearest_mode": "floor" if below else "round_prefer_ceil"}
+        case "bilinear":
+            how |= {"mode": "linear"}
+        case "bicubic":
+            how |= {"mode": "cubic", "cubic_coeff_a": op.cubic, "exclude_outside": int(op.inside)}
+        case _:
+            assert_never(op.method)
+    return how
+
+
 def resize_form(op: Resize, image: Pair) -> str | None:
     """`scales` or `sizes`, whichever ONNX computes the same from; None if from neither."""
+    if op.smooth:
+        return None  # opset 18 has it, older ones do not
     if image == op.size or (op.coordinates == "align_corners" and op.method == "nearest"):
         return None  # runtimes copy an image of the right size; corners meet with other rounding
     found = [floor_of(size, scale) for size, scale in zip(image, op.scale, strict=True)]
@@ -136,15 +151,6 @@ def floor_of(size: int, scale: float) -> int | None:
     single = np.float32(scale)
     found = {int(size * scale), int(size * float(single)), int(np.float32(size) * single)}
     return found.pop() if len(found) == 1 else None
-
-
-def interpolation(op: Resize, size: int, out: int, scale: float) -> np.ndarray:
-    """The matrix (out, size) of a linear resampling."""
-    low, share = neighbours(op, size, out, scale)
-    matrix = np.zeros((out, size), np.float32)
-    np.add.at(matrix, (np.arange(out), low), 1 - share)
-    np.add.at(matrix, (np.arange(out), np.minimum(low + 1, size - 1)), share)
-    return matrix
 
 
 def cropped(b: OnnxBuilder, name: str, x: str, padding: Pads) -> tuple[str, Pads]:

@@ -44,6 +44,7 @@ class Call:
         an ATen operator, `self` or `input` there, is called `x`.
       outputs: names it defines; None for one nobody reads.
       path: where the network's author would look: module path, or ONNX node name; may be empty.
+      label: what the source itself calls it, for messages; may be empty.
     """
 
     target: str
@@ -51,6 +52,7 @@ class Call:
     kwargs: Mapping[str, Any]
     outputs: tuple[str | None, ...]
     path: str
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

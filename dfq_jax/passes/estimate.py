@@ -25,6 +25,7 @@ from dfq_jax.graph.ops import (
     GroupNorm,
     LayerNorm,
     Maximum,
+    Minimum,
     Mul,
     Reshape,
     Sub,
@@ -190,7 +191,7 @@ def next_pair(
     if isinstance(op, BatchNorm):
         gain, shift = affine(slots, op.eps)
         return mean * gain + shift, std * np.abs(gain)
-    if isinstance(op, Add | Sub | Mul | Maximum):
+    if isinstance(op, Add | Sub | Mul | Maximum | Minimum):
         for other in pairs[1:]:
             theirs, spread = (resize_vector(v, width, rule) for v in other)
             mean, std = np.where(spread > std, theirs, mean), np.maximum(spread, std)

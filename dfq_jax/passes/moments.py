@@ -21,6 +21,7 @@ from dfq_jax.graph.ops import (
     Constant,
     Conv2d,
     ConvTranspose2d,
+    Elu,
     GlobalAvgPool,
     LeakyRelu,
     MaxPool,
@@ -39,7 +40,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.graph.semantics import Slots, Tensor, bent
+from dfq_jax.graph.semantics import Slots, Tensor, bent, pointwise
 from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
 
@@ -99,7 +100,7 @@ def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
             return rearranged(op, inputs[0], around)
         case _ if any(m.mean.ndim != 1 for m in inputs):
             return None
-        case Relu() | Clip() | LeakyRelu() | PRelu() | Activation() | Scale():
+        case Relu() | Clip() | LeakyRelu() | PRelu() | Elu() | Activation() | Scale():
             return bent_moments(op, inputs[0], around.slots)
         case Add() | Sub() | Mul():
             return combined(op, inputs, around.fixed)
@@ -108,7 +109,7 @@ def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
 
 
 def bent_moments(
-    op: Relu | Clip | LeakyRelu | PRelu | Activation | Scale, x: Moments, slots: Slots
+    op: Relu | Clip | LeakyRelu | PRelu | Elu | Activation | Scale, x: Moments, slots: Slots
 ) -> Moments | None:
     """Moments behind a function of each element alone."""
     match op:
@@ -120,10 +121,12 @@ def bent_moments(
             return leaky_normal(x, slope)
         case PRelu():
             return leaky_normal(x, slots["slope"])
-        case Activation("exp" | "sqrt"):
+        case Activation("exp" | "sqrt" | "log"):
             return None
         case Activation(curve):
             return curve_of_normal(partial(bent, curve), x)
+        case Elu():
+            return curve_of_normal(partial(pointwise, op, slots), x)
         case Scale(factor, offset):
             return Moments(factor * x.mean + offset, factor**2 * x.var)
 

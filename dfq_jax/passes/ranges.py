@@ -12,9 +12,11 @@ from dfq_jax.graph.ops import (
     Clip,
     Concat,
     Constant,
+    Elu,
     GlobalAvgPool,
     LeakyRelu,
     Maximum,
+    Minimum,
     Mul,
     Op,
     Pointwise,
@@ -92,7 +94,7 @@ def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range 
             return -one, one
         case Relu(ceiling) if source is not None:
             return jnp.clip(source[0], 0.0, ceiling), jnp.clip(source[1], 0.0, ceiling)
-        case LeakyRelu() | PRelu() | Clip() | Scale() | Activation() if source is not None:
+        case LeakyRelu() | PRelu() | Clip() | Elu() | Scale() | Activation() if source is not None:
             return curve_range(op, slots, source)
         case Concat():
             return union(read)
@@ -104,7 +106,7 @@ def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range 
 
 def curve_range(op: Pointwise, slots: Slots, source: Range) -> Range | None:
     """Smallest and largest value of a curve over a range."""
-    if isinstance(op, Activation) and op.curve in ("exp", "sqrt"):
+    if isinstance(op, Activation) and op.curve in ("exp", "sqrt", "log"):
         return None
     points = jnp.linspace(*source, SAMPLES)
     values = pointwise(op, slots, points[:, None])
@@ -131,9 +133,13 @@ def product_range(read: list[Range | None]) -> Range | None:
 
 def averages(op: Op) -> bool:
     """Whether results lie between the values read."""
-    return isinstance(op, AvgPool | AdaptiveAvgPool | GlobalAvgPool | Resize) or (
-        isinstance(op, Reduce) and op.kind in ("mean", "max")
-    )
+    match op:
+        case AvgPool() | AdaptiveAvgPool() | GlobalAvgPool() | Reduce("mean" | "max"):
+            return True
+        case Resize(method=method):
+            return method != "bicubic"  # which overshoots
+        case _:
+            return False
 
 
 def gates(graph: Graph) -> frozenset[str]:
@@ -160,7 +166,9 @@ def nonnegative(graph: Graph) -> frozenset[str]:
                 found.add(node.name)
             case Clip(low) if low is not None and low >= 0:
                 found.add(node.name)
-            case Add() | Mul() | Concat() | Maximum() | Clip() | PRelu() | LeakyRelu() if inherited:
+            case (
+                Add() | Mul() | Concat() | Maximum() | Minimum() | Clip() | PRelu() | LeakyRelu()
+            ) if inherited:
                 found.add(node.name)
             case op if inherited and (keeps_values(op) or averages(op)):
                 found.add(node.name)

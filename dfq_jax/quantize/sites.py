@@ -15,8 +15,11 @@ from dfq_jax.graph.ops import (
     Clip,
     Concat,
     Curve,
+    Elu,
     GroupNorm,
     LayerNorm,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Mul,
     Op,
@@ -39,7 +42,7 @@ PRODUCTS = (*WEIGHTED, MatMul)
 """Operators that multiply and accumulate: what coverage counts."""
 
 FLOAT_CURVES: frozenset[Curve] = frozenset(
-    {"gelu", "gelu_tanh", "mish", "softplus", "elu", "exp", "sqrt", "abs", "erf"}
+    {"gelu", "gelu_tanh", "mish", "softplus", "elu", "exp", "sqrt", "abs", "erf", "log", "round"}
 )
 """Activations that runtimes have no good integer form of."""
 
@@ -63,7 +66,7 @@ class Site(NamedTuple):
 def float_reason(op: Op) -> str | None:
     """Why an operator computes in float wherever it stands; None if it need not."""
     match op:
-        case LayerNorm() | GroupNorm() | Softmax() | Power():
+        case LayerNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax() | Elu() | Power():
             return NO_FORM
         case Activation(curve) if curve in FLOAT_CURVES:
             return NO_FORM

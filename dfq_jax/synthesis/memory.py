@@ -29,12 +29,16 @@ from dfq_jax.graph.ops import (
     Concat,
     Conv2d,
     Div,
+    Elu,
     GroupNorm,
     LayerNorm,
     LeakyRelu,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Maximum,
     MaxPool,
+    Minimum,
     Mul,
     Op,
     Pointwise,
@@ -52,8 +56,8 @@ from dfq_jax.synthesis.targets import Forward, Targets
 from dfq_jax.types import tree_bytes
 
 CURVED = (
-    *(Relu, LeakyRelu, PRelu, Clip, Activation, Power, Softmax, Maximum),
-    *(LayerNorm, GroupNorm, MaxPool, Reduce),
+    *(Relu, LeakyRelu, PRelu, Clip, Elu, Activation, Power, Softmax, LogSoftmax),
+    *(Maximum, Minimum, LayerNorm, GroupNorm, LocalNorm, MaxPool, Reduce),
 )
 """Operators whose derivative depends on their argument."""
 PRODUCTS = (Mul, Div, MatMul)

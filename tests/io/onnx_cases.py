@@ -34,15 +34,19 @@ from dfq_jax.graph.ops import (
     Conv2d,
     ConvTranspose2d,
     Div,
+    Elu,
     Flatten,
     GlobalAvgPool,
     GroupNorm,
     LayerNorm,
     LeakyRelu,
     Linear,
+    LocalNorm,
+    LogSoftmax,
     MatMul,
     Maximum,
     MaxPool,
+    Minimum,
     Mul,
     Pad,
     Power,
@@ -121,6 +125,11 @@ def normalisations(draw: Draw) -> Case:
     return alone(op, draw(forms), shape, **slots)
 
 
+def local_norms(draw: Draw) -> Case:
+    op = LocalNorm(draw(st.sampled_from((1, 3, 7))), draw(st.sampled_from((1e-4, 2.0))), 0.75, 1.5)
+    return alone(op, draw(image_forms), draw(shapes(5)))
+
+
 def prelus(draw: Draw) -> Case:
     shape = draw(shapes())
     return alone(PRelu(), draw(forms), shape, slope=normal(draw(st.sampled_from((1, shape[2])))))
@@ -131,14 +140,18 @@ def clips(draw: Draw) -> Case:
     low, high = draw(ends), draw(ends)
     if low is not None and high is not None:
         low, high = min(low, high), max(low, high)
-    op = draw(st.sampled_from((Clip(low, high), Relu(), Relu(1.5), LeakyRelu(0.3))))
+    op = draw(
+        st.sampled_from(
+            (Clip(low, high), Relu(), Relu(1.5), LeakyRelu(0.3), Elu(0.3), Elu(1.6, 0.5))
+        )
+    )
     return alone(op, draw(forms), draw(shapes()))
 
 
 def combinations(draw: Draw) -> Case:
     """Two tensors; the second is as large, has axes of size 1, or is a constant of one row."""
     h, w, c = shape = draw(shapes())
-    op = draw(st.sampled_from((Add(), Sub(), Mul(), Div(), Maximum())))
+    op = draw(st.sampled_from((Add(), Sub(), Mul(), Div(), Maximum(), Minimum())))
     form = draw(forms)
     nodes, own = prefix(form, shape)
     first = nodes[-1].name if nodes else "images"
@@ -200,7 +213,8 @@ def softmaxes(draw: Draw) -> Case:
     shape, form = draw(shapes()), draw(forms)
     rank = 1 + len(prefix(form, shape)[1])
     axis = draw(st.integers(1, rank - 1))
-    return alone(Softmax(axis - rank if draw(st.booleans()) else axis), form, shape)
+    kind = draw(st.sampled_from((Softmax, LogSoftmax)))
+    return alone(kind(axis - rank if draw(st.booleans()) else axis), form, shape)
 
 
 def reshapes(draw: Draw) -> Case:
@@ -270,7 +284,9 @@ def paddings(draw: Draw) -> Case:
 def resizes(draw: Draw) -> Case:
     """Sizes that follow from a scale, scales that follow from a size, corners that meet."""
     h, w, c = draw(shapes())
-    method = draw(st.sampled_from(("nearest", "bilinear")))
+    method = draw(st.sampled_from(("nearest", "bilinear", "bicubic")))
+    inside = draw(st.booleans()) and method == "bicubic"
+    smooth = draw(st.booleans()) and method == "bilinear"
     coordinates = draw(st.sampled_from(("half_pixel", "asymmetric", "align_corners")))
     if draw(st.booleans()):
         scales = st.sampled_from((0.5, 0.7, 1.0, 1.1, 1.3, 1.5, 2.0, 2.5, 3.0))
@@ -279,7 +295,8 @@ def resizes(draw: Draw) -> Case:
     else:
         size = draw(st.tuples(st.integers(1, 17), st.integers(1, 17)))
         scale = (size[0] / h, size[1] / w)
-    return alone(Resize(size, scale, method, coordinates), draw(image_forms), (h, w, c))
+    op = Resize(size, scale, method, coordinates, -0.6, inside, smooth)
+    return alone(op, draw(image_forms), (h, w, c))
 
 
 SCALES = (Scale(), Scale(2.0), Scale(1.0, -1.0), Scale(0.5, 3.0))
@@ -290,6 +307,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "matmul": matmuls,
     "batch norm": batch_norms,
     "layer and group norm": normalisations,
+    "local norm": local_norms,
     "prelu": prelus,
     "clip": clips,
     "scale": any_form(*SCALES, Power(2.0), Power(3.0)),

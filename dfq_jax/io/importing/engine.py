@@ -255,7 +255,8 @@ def run(b: Builder, call: Call, table: Table, env: dict[str, Any], unknown: list
 
 def described(call: Call) -> str:
     """A call as messages name it."""
-    place = f" at {show(call.path)}" if call.path else ""
+    place = call.label or call.path
+    place = f" at {show(place)}" if place else ""
     return f"operator {show(call.target)}{place}"
 
 

@@ -12,6 +12,7 @@ from dfq_jax.graph.ops import (
     GroupNorm,
     LayerNorm,
     Linear,
+    LocalNorm,
     MatMul,
     Pads,
     Pair,
@@ -230,6 +231,17 @@ def group_norm(
     x = channels_last(b, x)
     name = b.add(GroupNorm(groups, eps), (x.name,), optional(scale=scale, bias=bias))
     return Value(name, x.axes, x.dims)
+
+
+def local_norm(b: Builder, x: Value, op: LocalNorm) -> Value:
+    """Normalisation by neighbouring channels (source axis 1) of an image or line."""
+    if op.size % 2 == 0:
+        raise UnsupportedModelError(
+            f"it runs over {op.size} channels; ONNX Runtime knows odd numbers only: use "
+            f"{op.size + 1}."
+        )
+    size = [extent_of(x, axis) for axis in (0, 1)]
+    return from_image(x, b.add(op, (image(b, x),)), size, x.dims[1])
 
 
 def matmul(b: Builder, x: Value | np.ndarray, y: Value | np.ndarray) -> Value:

@@ -11,11 +11,12 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.ops import Add, Div, Maximum, Mul, Sub
-from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools
+from dfq_jax.graph.ops import Add, Div, Maximum, Minimum, Mul, Sub
+from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools, onnx_resize
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
+from dfq_jax.io.importing.onnx_attributes import told
 from dfq_jax.io.importing.onnx_ops import constant
 from dfq_jax.io.importing.values import Value
 
@@ -33,30 +34,35 @@ def axes_of(given: Any, axes: Ints | None) -> tuple[int, ...] | None:
     return tuple(int(a) for a in constant(given, "axes").reshape(-1))
 
 
-def flatten(b: Builder, x: Value, axis: int = 1, **_: Any) -> Value:
+def integers(given: Any, what: str) -> list[int]:
+    """Integers from an input or an attribute."""
+    return [int(n) for n in (given if isinstance(given, tuple) else constant(given, what))]
+
+
+def flatten(b: Builder, x: Value, axis: int = 1) -> Value:
     """Flatten to two axes."""
     at = axis % len(x.dims) if axis < len(x.dims) else axis
     return arrange.viewed(b, x, (math.prod(x.shape[:at]), math.prod(x.shape[at:])))
 
 
-def reshape(b: Builder, x: Value, shape: Any, allowzero: int = 0, **_: Any) -> Value:
+def reshape(b: Builder, x: Value, shape: Any, allowzero: int = 0) -> Value:
     """Reshape; a 0 keeps the size at its place."""
     wanted = [int(n) for n in constant(shape, "shape")]
     kept = [x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(wanted)]
     return arrange.viewed(b, x, kept)
 
 
-def transpose(b: Builder, x: Value, perm: Ints | None = None, **_: Any) -> Value:
+def transpose(b: Builder, x: Value, perm: Ints | None = None) -> Value:
     """Transpose; all axes reversed by default."""
     return arrange.permuted(x, perm if perm is not None else range(len(x.dims))[::-1])
 
 
-def squeeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None, **_: Any) -> Value:
+def squeeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None) -> Value:
     """Squeeze; axes as an attribute before opset 13, as an input since."""
     return arrange.squeezed(x, axes_of(given, axes))
 
 
-def unsqueeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None, **_: Any) -> Value:
+def unsqueeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None) -> Value:
     """Unsqueeze; axes as an attribute before opset 13, as an input since."""
     chosen = axes_of(given, axes) or ()
     rank = len(x.dims) + len(chosen)
@@ -65,7 +71,7 @@ def unsqueeze(b: Builder, x: Value, given: Any = None, axes: Ints | None = None,
     return x
 
 
-def concat(b: Builder, *parts: Any, axis: int, **_: Any) -> Value:
+def concat(b: Builder, *parts: Any, axis: int) -> Value:
     """Concat."""
     return arrange.joined(b, [p for p in parts if math.prod(p.shape)], axis)
 
@@ -78,7 +84,6 @@ def split(
     split: Ints | None = None,
     num_outputs: int | None = None,
     outputs: int | None = None,
-    **_: Any,
 ) -> tuple[Value, ...]:
     """Split into the given lengths, or evenly, the last one shorter."""
     lengths = split if given is None else [int(n) for n in constant(given, "split")]
@@ -92,14 +97,13 @@ def split(
 
 
 def sliced(
-    b: Builder, x: Value, starts: Any, ends: Any, axes: Any = None, steps: Any = None, **_: Any
+    b: Builder, x: Value, starts: Any, ends: Any, axes: Any = None, steps: Any = None
 ) -> Value | np.ndarray:
-    """Slice; an empty one is a constant, which Concat leaves out."""
+    """Slice, by attributes before opset 10; an empty one is a constant, which Concat leaves out."""
     rank = len(x.dims)
-    first = [int(n) for n in constant(starts, "starts")]
-    last = [int(n) for n in constant(ends, "ends")]
-    over = list(range(len(first))) if axes is None else [int(n) for n in constant(axes, "axes")]
-    step = [1] * len(first) if steps is None else [int(n) for n in constant(steps, "steps")]
+    first, last = integers(starts, "starts"), integers(ends, "ends")
+    over = list(range(len(first))) if axes is None else integers(axes, "axes")
+    step = [1] * len(first) if steps is None else integers(steps, "steps")
     for axis, start, end, by in zip(over, first, last, step, strict=True):
         size = x.shape[axis % rank]
         stop = None if end >= size or (by < 0 and end < -size) else end
@@ -109,7 +113,7 @@ def sliced(
     return x
 
 
-def gather(b: Builder, x: Value, indices: Any, axis: int = 0, **_: Any) -> Value:
+def gather(b: Builder, x: Value, indices: Any, axis: int = 0) -> Value:
     """Gather with constant indices: one of them, or evenly spaced ones."""
     at, size = constant(indices, "indices"), x.shape[axis]
     if at.ndim == 0:
@@ -126,7 +130,7 @@ def gather(b: Builder, x: Value, indices: Any, axis: int = 0, **_: Any) -> Value
     return arrange.sliced(b, x, axis, index[0], None if end < 0 else end, step)
 
 
-def expand(b: Builder, x: Value, shape: Any, **_: Any) -> Value:
+def expand(b: Builder, x: Value, shape: Any) -> Value:
     """Expand: NumPy's rule, sizes of 1 keep what is there."""
     wanted = [int(n) for n in constant(shape, "shape")]
     while len(x.dims) < len(wanted):
@@ -136,12 +140,12 @@ def expand(b: Builder, x: Value, shape: Any, **_: Any) -> Value:
     return arrange.expanded(b, x, full)
 
 
-def tile(b: Builder, x: Value, repeats: Any, **_: Any) -> Value:
+def tile(b: Builder, x: Value, repeats: Any) -> Value:
     """Tile."""
     return aten_views.repeat(b, x, [int(n) for n in constant(repeats, "repeats")])
 
 
-def depth_to_space(b: Builder, x: Value, blocksize: int, mode: str = "DCR", **_: Any) -> Value:
+def depth_to_space(b: Builder, x: Value, blocksize: int, mode: str = "DCR") -> Value:
     """DepthToSpace: channels to pixels, block first (DCR) or channel first (CRD)."""
     if mode == "CRD":
         return aten_views.pixel_shuffle(b, x, blocksize)
@@ -151,25 +155,25 @@ def depth_to_space(b: Builder, x: Value, blocksize: int, mode: str = "DCR", **_:
     return arrange.viewed(b, y, (n, c // blocksize**2, h * blocksize, w * blocksize))
 
 
-def space_to_depth(b: Builder, x: Value, blocksize: int, **_: Any) -> Value:
-    """SpaceToDepth: pixels to channels, block first."""
+def space_to_depth(b: Builder, x: Value, blocksize: int, mode: str = "DCR") -> Value:
+    """SpaceToDepth: pixels to channels, block first (DCR) or channel first (CRD)."""
     n, c, h, w = x.shape
     y = arrange.viewed(b, x, (n, c, h // blocksize, blocksize, w // blocksize, blocksize))
-    y = arrange.permuted(y, (0, 3, 5, 1, 2, 4))
+    y = arrange.permuted(y, (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4))
     return arrange.viewed(b, y, (n, c * blocksize**2, h // blocksize, w // blocksize))
 
 
-def shape_of(b: Builder, x: Value, start: int = 0, end: int | None = None, **_: Any) -> np.ndarray:
+def shape_of(b: Builder, x: Value, start: int = 0, end: int | None = None) -> np.ndarray:
     """Shape: known when the network is imported."""
     return np.array(x.shape[start:end], np.int64)
 
 
-def size_of(b: Builder, x: Value, **_: Any) -> np.ndarray:
+def size_of(b: Builder, x: Value) -> np.ndarray:
     """Size."""
     return np.array(math.prod(x.shape), np.int64)
 
 
-def einsum(b: Builder, *tensors: Any, equation: str, **_: Any) -> Value:
+def einsum(b: Builder, *tensors: Any, equation: str) -> Value:
     """Einsum of two tensors."""
     return aten_views.einsum(b, equation, tensors)
 
@@ -199,6 +203,10 @@ LOWER: dict[str, Lower] = {
     "Mish": onnx_ops.mish,
     "Gelu": onnx_ops.gelu,
     "Elu": onnx_ops.elu,
+    "Selu": onnx_ops.selu,
+    "Celu": onnx_ops.celu,
+    "Log": partial(onnx_ops.curve, "log"),
+    "Round": partial(onnx_ops.curve, "round"),
     "Swish": onnx_ops.swish,
     "Pow": onnx_ops.power,
     "Reciprocal": partial(onnx_ops.raised, -1.0),
@@ -209,21 +217,26 @@ LOWER: dict[str, Lower] = {
     "Mul": partial(onnx_ops.binary, Mul()),
     "Div": partial(onnx_ops.binary, Div()),
     "Max": partial(onnx_ops.binary, Maximum()),
-    "Softmax": onnx_ops.softmax,
+    "Min": partial(onnx_ops.binary, Minimum()),
+    "Softmax": partial(onnx_ops.softmax, False),
+    "LogSoftmax": partial(onnx_ops.softmax, True),
+    "LRN": onnx_ops.local_norm,
     "Where": onnx_ops.where,
     "IsNaN": onnx_ops.is_nan,
     "MaxPool": onnx_pools.max_pool,
     "AveragePool": onnx_pools.average_pool,
+    "LpPool": onnx_pools.lp_pool,
     "GlobalAveragePool": partial(onnx_pools.global_pool, "mean"),
     "GlobalMaxPool": partial(onnx_pools.global_pool, "max"),
     "ReduceMean": partial(onnx_pools.reduction, "mean"),
     "ReduceSum": partial(onnx_pools.reduction, "sum"),
     "ReduceMax": partial(onnx_pools.reduction, "max"),
     "ReduceL2": partial(onnx_pools.reduction, "l2"),
-    "Resize": onnx_pools.resize,
+    "Resize": onnx_resize.resize,
+    "Upsample": onnx_resize.upsample,
     "Pad": onnx_pools.pad,
     "Identity": onnx_ops.same,
-    "Dropout": onnx_ops.same,
+    "Dropout": onnx_ops.dropout,
     "Cast": onnx_ops.cast,
     "Flatten": flatten,
     "Reshape": reshape,
@@ -253,7 +266,19 @@ Size Slice Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where 
 
 def lower(target: str) -> Lower | None:
     """What an operator becomes."""
-    return LOWER.get(target.removeprefix("onnx.")) if target.startswith("onnx.") else None
+    kind = target.removeprefix("onnx.")
+    known = target.startswith("onnx.") and kind in LOWER
+    return partial(lowered, kind) if known else None
+
+
+def lowered(kind: str, b: Builder, *inputs: Any, **attributes: Any) -> Any:
+    """One node lowered.
+
+    Raises:
+      UnsupportedModelError: if it cannot be, or has an attribute that nobody here handles.
+    """
+    function = LOWER[kind]
+    return function(b, *inputs, **told(kind, function, attributes))
 
 
 def fold(target: str) -> Fold | None:

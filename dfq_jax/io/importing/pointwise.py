@@ -6,12 +6,16 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import (
+    Activation,
     Add,
     Clip,
     Combine,
     Div,
+    Elu,
     LeakyRelu,
+    LogSoftmax,
     Maximum,
+    Minimum,
     Mul,
     Op,
     Power,
@@ -68,7 +72,7 @@ def combined(b: Builder, op: Combine, x: Operand, y: Operand) -> Value:
         return with_array(b, op, x, y) if isinstance(y, np.ndarray) else with_number(b, op, x, y)
     if not isinstance(y, Value):
         raise UnsupportedModelError(f"{type(op).__name__} of two constants.")
-    if isinstance(op, Add | Mul | Maximum):
+    if isinstance(op, Add | Mul | Maximum | Minimum):
         return combined(b, op, y, x)
     if isinstance(op, Sub):
         return combined(b, Add(), affine(b, y, -1.0), x)
@@ -95,6 +99,8 @@ def with_number(b: Builder, op: Combine, x: Value, y: Number) -> Value:
             return affine(b, x, float(np.float32(1.0) / np.float32(y)))
         case Maximum():
             return limited(b, x, y, None)
+        case Minimum():
+            return limited(b, x, None, y)
 
 
 def with_array(b: Builder, op: Combine, x: Value, y: np.ndarray) -> Value:
@@ -196,10 +202,11 @@ def kept(layout: Sequence[Dim], some: set) -> tuple[Dim, ...]:
     return tuple(d if all(a in some for a in d) else () for d in layout)
 
 
-def softmax(b: Builder, x: Value, axis: int) -> Value:
-    """Softmax along one axis."""
+def softmax(b: Builder, x: Value, axis: int, *, logarithm: bool = False) -> Value:
+    """Softmax along one axis, or its logarithm."""
     x, (at,) = apart(b, x, [axis])
-    return Value(b.add(Softmax(at), (x.name,)), x.axes, x.dims)
+    op = LogSoftmax(at) if logarithm else Softmax(at)
+    return Value(b.add(op, (x.name,)), x.axes, x.dims)
 
 
 def parametric_relu(b: Builder, x: Value, slope: np.ndarray) -> Value:
@@ -208,6 +215,15 @@ def parametric_relu(b: Builder, x: Value, slope: np.ndarray) -> Value:
         return mapped(b, LeakyRelu(float(slope.reshape(()))), x)
     x = channels_last(b, x)
     return Value(b.add(PRelu(), (x.name,), {"slope": slope.reshape(-1)}), x.axes, x.dims)
+
+
+def exponential_linear(
+    b: Builder, x: Value, alpha: Number = 1.0, scale: Number = 1.0, rate: Number = 1.0
+) -> Value:
+    """`scale * x` where positive, `scale * alpha * (exp(rate * x) - 1)` elsewhere."""
+    alpha, scale = float(alpha) * float(rate), float(scale) / float(rate)
+    y = affine(b, x, rate)
+    return mapped(b, Activation("elu") if alpha == scale == 1 else Elu(alpha, scale), y)
 
 
 def channels_last(b: Builder, x: Value) -> Value:

@@ -1,5 +1,6 @@
 """Pooling, reductions and resampling, with the size rules of their source."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -161,6 +162,13 @@ def resized(
     coordinates: Literal["half_pixel", "asymmetric", "align_corners"],
 ) -> Value:
     """Height and width resampled; a scale of None is size over size."""
+    return resampled(b, x, size, scale, Resize((1, 1), (1.0, 1.0), method, coordinates))
+
+
+def resampled(
+    b: Builder, x: Value, size: Sequence[int], scale: Sequence[float | None], op: Resize
+) -> Value:
+    """Height and width resampled as `op` does it, but to this size and by this scale."""
     have = [extent_of(x, axis) for axis in (0, 1)]
     if list(size) == have and all(s in (None, 1) for s in scale):
         return x
@@ -168,5 +176,5 @@ def resized(
         float(np.float32(o / h)) if s is None else float(s)
         for o, h, s in zip(size, have, scale, strict=True)
     ]
-    op = Resize((size[0], size[1]), (exact[0], exact[1]), method, coordinates)
+    op = dataclasses.replace(op, size=(size[0], size[1]), scale=(exact[0], exact[1]))
     return window_op(b, op, x, size)
