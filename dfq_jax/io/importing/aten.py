@@ -112,11 +112,18 @@ def linear(b: Builder, x: Value, weight: Any, bias: Array | None = None) -> Valu
 
 
 def addmm(b: Builder, x: Any, mat1: Any, mat2: Any, beta: Number = 1, alpha: Number = 1) -> Value:
-    """beta * x + alpha * mat1 @ mat2."""
-    needs(beta == 1 and alpha == 1, f"beta {beta} and alpha {alpha} are supported as 1 only.")
-    if isinstance(mat2, np.ndarray) and isinstance(x, np.ndarray) and x.ndim == 1:
-        return layers.linear(b, mat1, mat2.T, x)
-    return pointwise.combined(b, Add(), layers.matmul(b, mat1, mat2), x)
+    """addmm, baddbmm: beta * x + alpha * mat1 @ mat2."""
+    if beta != 1:
+        x = pointwise.affine(b, x, beta) if isinstance(x, Value) else np.float32(beta) * x
+    if (
+        isinstance(mat2, np.ndarray)
+        and isinstance(x, np.ndarray)
+        and mat2.ndim == 2
+        and x.ndim == 1
+    ):
+        return layers.linear(b, mat1, np.float32(alpha) * mat2.T, x)
+    product = pointwise.affine(b, layers.matmul(b, mat1, mat2), alpha)
+    return pointwise.combined(b, Add(), product, x)
 
 
 def batch_norm(
@@ -237,7 +244,7 @@ def limit(x: Any) -> Number | None:
     raise UnsupportedModelError("limits that are tensors.")
 
 
-def filled(b: Builder, x: Value, value: Any) -> Any:
+def filled(b: Builder, x: Any, value: Any) -> Any:
     """fill_, copy_: other values in the place of those of a tensor."""
     if isinstance(value, Value):
         return arrange.expanded(b, value, x.shape)

@@ -184,12 +184,6 @@ def embedding(weight: Array, indices: Array, *given: Any, **named: Any) -> Array
     return weight[indices]
 
 
-def norm(x: Array, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None):
-    """Euclidean norm."""
-    axes = None if dim is None else tuple([dim] if isinstance(dim, int) else dim)
-    return kept_type(lambda v: np.sqrt(np.sum(v * v, axis=axes, keepdims=keepdim)), x)
-
-
 def clamp(x: Array, min: Any = None, max: Any = None) -> Array:
     """Limits."""
     return kept_type(np.clip, x, min, max)
@@ -358,7 +352,6 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "sum": partial(summed, np.sum),
     "mean": partial(summed, np.mean),
     "amax": partial(summed, np.max),
-    "linalg_vector_norm": norm,
     "clamp": clamp,
     "clamp_min": lambda x, min: clamp(x, min),
     "sigmoid": sigmoid,

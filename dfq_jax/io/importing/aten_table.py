@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from dfq_jax.io.importing import aten, aten_pools, aten_views
+from dfq_jax.io.importing import aten, aten_core, aten_pools, aten_views, gathers
 from dfq_jax.io.importing.aten_constants import FOLD
-from dfq_jax.io.importing.aten_weights import FOLD_WEIGHTS
+from dfq_jax.io.importing.aten_weights import FOLD_TARGETS, FOLD_WEIGHTS
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 
 IGNORED = (
@@ -20,7 +20,31 @@ IGNORED = (
     "positive",
     "type_as",
 )
+CORE: dict[str, Lower] = {
+    "_native_batch_norm_legit_no_training": aten_core.batch_norm_recorded,
+    "_batch_norm_no_update": aten_core.batch_norm_recorded,
+    "native_batch_norm": aten_core.batch_norm,
+    "_native_batch_norm_legit": aten_core.batch_norm,
+    "_batch_norm_impl_index": aten_core.batch_norm,
+    "cudnn_batch_norm": aten_core.batch_norm_of_a_device,
+    "miopen_batch_norm": aten_core.batch_norm_of_a_device,
+    "native_layer_norm": aten_core.layer_norm,
+    "native_group_norm": aten_core.group_norm,
+    "rms_norm": aten_core.rms_norm,
+    "_safe_softmax": aten.softmax,
+    "eq": aten_core.equal,
+    "full_like": aten_core.full_like,
+    "ones_like": partial(aten_core.full_like, fill_value=1.0),
+    "as_strided": aten_core.restrided,
+    "amin": aten_core.least,
+    "lerp": aten_core.interpolated,
+    "glu": aten_core.gated,
+    "index": gathers.indexed,
+    "index_select": gathers.index_select,
+}
+"""What is left of a network after `run_decompositions()`, beside operators that keep their name."""
 NAMED: dict[str, Lower] = {
+    **CORE,
     **{name: partial(aten.curve, curve) for name, curve in aten.CURVES.items()},
     **{name: partial(aten.binary, op) for name, op in aten.BINARY.items()},
     **dict.fromkeys(IGNORED, aten.same),
@@ -31,6 +55,7 @@ NAMED: dict[str, Lower] = {
     "conv_transpose2d": aten.transposed_convolution,
     "linear": aten.linear,
     "addmm": aten.addmm,
+    "baddbmm": lambda b, x, batch1, batch2, **scales: aten.addmm(b, x, batch1, batch2, **scales),
     "batch_norm": aten.batch_norm,
     "layer_norm": aten.layer_norm,
     "group_norm": aten.group_norm,
@@ -41,6 +66,7 @@ NAMED: dict[str, Lower] = {
     "prelu": aten.prelu,
     "where": aten.where,
     "fill_": aten.filled,
+    "copy": lambda b, x, src, non_blocking=False: aten.filled(b, x, src),
     "copy_": lambda b, x, src, non_blocking=False: aten.filled(b, x, src),
     "zero_": lambda b, x: aten.filled(b, x, 0.0),
     "masked_fill": aten.masked_fill,
@@ -140,23 +166,35 @@ TARGETS: dict[str, Lower] = {
     "aten.upsample_nearest2d.default": partial(aten_pools.upsample_sized, "nearest", False),
     "aten._upsample_nearest_exact2d.default": partial(aten_pools.upsample_sized, "nearest", True),
     "aten.upsample_bilinear2d.default": partial(aten_pools.upsample_sized, "bilinear", False),
+    "aten._native_batch_norm_legit.no_stats": aten_core.present_norm,
+    "aten.var.correction": aten_core.variance,
+    "aten.var.dim": aten_core.biased_variance,
+    "aten.std.correction": aten_core.deviation,
+    "aten.std.dim": aten_core.biased_deviation,
+    "aten.var_mean.correction": aten_core.variance_and_mean,
+    "aten.max.dim": aten_core.greatest_of,
+    "aten.min.dim": aten_core.least_of,
     "_operator.getitem": aten_views.getitem,
     "operator.getitem": aten_views.getitem,
 }
 
 
 def lower(target: str) -> Lower | None:
-    """What an operator becomes: by its full name, else without overload and in-place mark."""
+    """What an operator becomes: by its full name, else without overload, mark and `_copy`."""
     if target in TARGETS:
         return TARGETS[target]
     name = bare(target)
-    return NAMED.get(name) or NAMED.get(name.removesuffix("_"))
+    plain = name.removesuffix("_copy")  # views that an exporter made free of shared memory
+    return NAMED.get(name) or NAMED.get(name.removesuffix("_")) or NAMED.get(plain)
 
 
 def fold(target: str) -> Fold | None:
     """What an operator computes on constants."""
+    if target in FOLD_TARGETS:
+        return FOLD_TARGETS[target]
     known, name = {**FOLD_WEIGHTS, **FOLD}, bare(target)
-    return known.get(name) or known.get(name.removesuffix("_"))
+    plain = name.removesuffix("_copy")
+    return known.get(name) or known.get(name.removesuffix("_")) or known.get(plain)
 
 
 def bare(target: str) -> str:

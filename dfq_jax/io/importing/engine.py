@@ -176,16 +176,48 @@ def input_value(
 def node_names(program: Program) -> list[str]:
     """What the node of each call is called: its module, or the module and the operator."""
     kinds: dict[str, set[str]] = {"": set()}
+    paths, computed = owners(program)
     for call in program.calls:
+        if computed.issuperset(filter(None, call.outputs)):
+            continue  # its result is a constant: no node
         kinds.setdefault(call.path, set()).add(short(call.target))
         for i in range(1, call.path.count(".") + 1):  # modules with children have several kinds
             kinds.setdefault(call.path.rsplit(".", i)[0], set()).add("")
     names = []
     for call in program.calls:
-        kind, owner = short(call.target), owner_of(call, program.paths)
-        alone = call.path and kinds[call.path] == {kind}
+        kind, owner = short(call.target), owner_of(call, paths)
+        alone = call.path and kinds.get(call.path) == {kind}
         names.append(owner or (call.path if alone else f"{call.path}.{kind}".removeprefix(".")))
     return names
+
+
+def owners(program: Program) -> tuple[dict[str, str], set[str]]:
+    """{tensor: path of the weight it is}, or is computed from; and which constants are computed.
+
+    A transposed kernel, or one kept as direction and length, belongs to the module all the same.
+    """
+    paths = {name: plain_path(path) for name, path in program.paths.items()}
+    fixed, computed = set(program.arrays), set()
+    for call in program.calls:
+        read = [a.name for a in flat((*call.args, *call.kwargs.values())) if isinstance(a, Ref)]
+        if fixed.issuperset(read):
+            made = set(filter(None, call.outputs))
+            fixed |= made
+            computed |= made
+            path = next((paths[name] for name in read if name in paths), None)
+            paths |= dict.fromkeys(made, path) if path is not None else {}
+    return paths, computed
+
+
+def plain_path(path: str) -> str:
+    """The path of a parameter before PyTorch's weight or spectral norm took it apart."""
+    head, mark, rest = path.partition(".parametrizations.")
+    if mark:
+        return f"{head}.{rest.partition('.')[0]}"
+    for ending in ("weight_v", "weight_g", "weight_orig", "weight_u"):
+        if path.endswith(f".{ending}"):
+            return f"{path.removesuffix(ending)}weight"
+    return path
 
 
 def owner_of(call: Call, paths: Mapping[str, str]) -> str:
@@ -274,7 +306,7 @@ def resolved(argument: Any, env: Mapping[str, Any]) -> Any:
 def flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
     """Arguments, and those inside tuples."""
     for argument in arguments:
-        if isinstance(argument, tuple):
+        if isinstance(argument, tuple) and not isinstance(argument, Ref):
             yield from flat(argument)
         else:
             yield argument

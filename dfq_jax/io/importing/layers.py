@@ -246,8 +246,10 @@ def local_norm(b: Builder, x: Value, op: LocalNorm) -> Value:
 
 def matmul(b: Builder, x: Value | np.ndarray, y: Value | np.ndarray) -> Value:
     """`x @ y` as NumPy defines it; a matrix that is constant makes a linear layer."""
-    if isinstance(x, Value) and isinstance(y, np.ndarray) and y.ndim == 2:
-        return linear(b, x, y.T, None)
+    if isinstance(x, Value) and isinstance(y, np.ndarray):
+        only = one_matrix(x.shape, y)
+        if only is not None:
+            return linear(b, x, only.T, None)
     values = [v for v in (x, y) if isinstance(v, Value)]
     rank = max(2, *(len(v.dims) if isinstance(v, Value) else v.ndim for v in (x, y)))
     if min(len(v.dims) for v in values) < 2:
@@ -272,6 +274,18 @@ def matmul(b: Builder, x: Value | np.ndarray, y: Value | np.ndarray) -> Value:
     ]
     axes = (*(d for d in map(b.inner, dims) if d), m, n)
     return Value(b.add(MatMul(transposed), names), axes, (*dims, m, n))
+
+
+def one_matrix(shape: Ints, y: np.ndarray) -> np.ndarray | None:
+    """The matrix by which all rows of a tensor of that shape are multiplied, if there is but one.
+
+    Exporters repeat a linear layer's kernel along the batch, and multiply pair by pair.
+    """
+    if not 2 <= y.ndim <= len(shape):
+        return None
+    first, lead = y[(0,) * (y.ndim - 2)], shape[len(shape) - y.ndim : -2]
+    fits = all(n in (1, have) for n, have in zip(y.shape, lead, strict=False))
+    return first if fits and bool((y == first).all()) else None
 
 
 def as_batched(b: Builder, x: Value | np.ndarray, rank: int) -> Value:

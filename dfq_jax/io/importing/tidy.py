@@ -120,6 +120,32 @@ def merged_reshapes(node: Node, found: Found) -> Node | None:
     return None
 
 
+def limits(op: Op) -> tuple[float, float] | None:
+    """(low, high) between which an operator limits values, None if it does something else."""
+    match op:
+        case Relu(ceiling):
+            return 0.0, math.inf if ceiling is None else ceiling
+        case Clip(low, high):
+            return -math.inf if low is None else low, math.inf if high is None else high
+        case _:
+            return None
+
+
+def merged_limits(node: Node, found: Found) -> Node | None:
+    """Two limits in a row are one: max(x, 0), then min(x, 6)."""
+    outer, before = limits(node.op), found.get(node.inputs[0]) if node.inputs else None
+    inner = None if before is None else limits(before.op)
+    if outer is None or inner is None or before is None:
+        return None
+    low, high = max(outer[0], inner[0]), min(outer[1], inner[1])
+    if low > high:
+        return None
+    if low == 0 and high > 0:
+        return becomes(node, Relu(None if high == math.inf else high), before.inputs[0])
+    ends = (None if math.isinf(e) else e for e in (low, high))
+    return becomes(node, Clip(*ends), before.inputs[0])
+
+
 def shifted_relu6(found: Found, name: str) -> str | None:
     """x of `relu6(x + 3)`, None if `name` is something else."""
     node = found.get(name)
@@ -182,7 +208,10 @@ def gelu(node: Node, found: Found) -> Node | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (merged_scales, merged_reshapes, hard_sigmoid, gated, hard_swish, gelu)
+RULES: tuple[Rule, ...] = (
+    *(merged_scales, merged_reshapes, merged_limits),
+    *(hard_sigmoid, gated, hard_swish, gelu),
+)
 
 
 def kept_dimensions(graph: Graph) -> Graph:

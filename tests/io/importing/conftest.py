@@ -30,8 +30,9 @@ Network = Any
 """A `torch.nn.Module`, or a function of one tensor."""
 
 
-Route = tuple[int | None, int | None]
-"""Images the network is exported with, None for any number; ONNX opset, None for `.pt2`."""
+Route = tuple[int | None, int | str | None]
+"""Images the network is exported with, None for any number; ONNX opset, None for `.pt2`, `core` for
+one after `run_decompositions()`."""
 PLAIN: Route = (1, None)
 
 
@@ -62,7 +63,9 @@ def quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def exported(network: Network, shape: Shape, batch: int | None = 1) -> Program:
+def exported(
+    network: Network, shape: Shape, batch: int | None = 1, decompose: bool = False
+) -> Program:
     """The program of a network in PyTorch's operators."""
     problem = None
     file = io.BytesIO()
@@ -71,7 +74,7 @@ def exported(network: Network, shape: Shape, batch: int | None = 1) -> Program:
         example = torch.randn(2 if batch is None else batch, *shape)
         try:
             program = torch.export.export(network, (example,), **(free if batch is None else {}))
-            torch.export.save(program, file)
+            torch.export.save(program.run_decompositions() if decompose else program, file)
         except Exception as error:
             problem = f"torch.export: {type(error).__name__}: {str(error)[:300]}"
     if problem:
@@ -116,8 +119,8 @@ def imported(network: Network, shape: Shape, route: Route = PLAIN) -> Imported:
     """The graph of a network that reads images (or lines, or features) of `shape`."""
     module = as_module(network)
     batch, opset = route
-    if opset is None:
-        return import_program(exported(module, shape, batch), ATEN)
+    if opset is None or isinstance(opset, str):
+        return import_program(exported(module, shape, batch, opset == "core"), ATEN)
     return import_program(exported_to_onnx(module, shape, opset, batch), ONNX)
 
 
