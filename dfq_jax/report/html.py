@@ -13,6 +13,9 @@ from dfq_jax.report.terminal import one_line
 from dfq_jax.report.trust import trust_words
 from dfq_jax.types import ImageSet
 
+MOST_SHOWN = 64
+PIXELS_SHOWN = 1 << 20
+"""Images in a report, and their pixels: 64 of 224 pixels would be 11 MB."""
 TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>dfq report</title>
@@ -119,7 +122,7 @@ def report_html(
         facts += [
             (
                 f"largest difference to {verification['runner']}",
-                f"{verification['most_steps']} steps",
+                f"{verification['most_steps']} step{'s' * (verification['most_steps'] != 1)}",
             ),
             (
                 f"same top class as {verification['runner']}",
@@ -128,7 +131,8 @@ def report_html(
         ]
     shown = lambda value: one_line(value) if isinstance(value, str) else value
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
-    grid = base64.b64encode(grid_png(images)).decode()
+    few = max(1, min(MOST_SHOWN, PIXELS_SHOWN // (contract.height * contract.width)))
+    grid = base64.b64encode(grid_png(images, most=few)).decode()
     judged = f"the pixels of {report.images}" if report.dense else report.images
     costs = base64.b64encode(costs_png(report.costs)).decode() if report.costs else ""
     told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]

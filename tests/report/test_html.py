@@ -5,6 +5,7 @@ import math
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -82,6 +83,16 @@ def test_the_page_is_whole(report):
         assert shown.format == "PNG"
 
 
+def test_large_images_leave_the_page_small(report):
+    contract = InputContract(224, 224)
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(40, 224, 224, 3)), jnp.float32)
+    page = report_html(report, ImageSet(noise, contract), {}).decode()
+    (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    with PIL.Image.open(io.BytesIO(base64.b64decode(picture))) as shown:
+        assert shown.size == (6 * 226 - 2, 4 * 226 - 2)  # 20 of them
+    assert len(page) < 5e6
+
+
 def test_low_confidence_floats_and_notes_are_told(report):
     found = dataclasses.replace(
         report,
@@ -133,5 +144,5 @@ def test_failure_and_verification_are_told(report):
     broken = page_of(dataclasses.replace(failed, finite=False))
     assert "FAILED: outputs of the integer network are not finite." in broken
     assert "<td>input</td><td>8 x 6, 1 channels</td>" in page
-    assert "<td>largest difference to ONNX Runtime</td><td>1 steps</td>" in page
+    assert "<td>largest difference to ONNX Runtime</td><td>1 step</td>" in page
     assert "<td>same top class as ONNX Runtime</td><td>98.5 %</td>" in page
