@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -55,9 +56,11 @@ class InputContract:
 
     def __post_init__(self) -> None:
         """Raises ValueError on sizes, means or deviations no image could satisfy."""
-        if self.height < 1 or self.width < 1:
+        sizes = [s for s in (self.height, self.width, self.resize) if s is not None]
+        if not all(isinstance(size, numbers.Integral) for size in sizes) or min(sizes) < 1:
             raise ValueError(
-                f"InputContract needs a positive size, got {self.height}x{self.width}."
+                f"InputContract needs a positive size, got {self.height}x{self.width}"
+                f"{'' if self.resize is None else f' out of {self.resize}'}."
             )
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(

@@ -281,7 +281,7 @@ def _input(value: ValueInfoProto, where: str) -> Input:
         raise CheckpointError(f"{label} claims shape {list(shape)}. {AGAIN}")
     batch = tuple(n or 1 for n in shape[:1])  # a free batch size
     names = tuple(d.dim_param if _printable(d.dim_param) else "" for d in tensor.shape.dim)
-    return Input(value.name, batch + shape[1:], names)
+    return Input(value.name, batch + shape[1:], names if any(names) else ())
 
 
 def _printable(text: str) -> bool:

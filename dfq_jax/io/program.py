@@ -24,7 +24,7 @@ class Input:
     Attributes:
       name: of the tensor.
       shape: in the source's axis order; None where the size is free and has no hint.
-      names: of the axes whose size is free, empty elsewhere; may be left out.
+      names: of the axes whose size is free, empty text elsewhere; none if no axis has one.
     """
 
     name: str

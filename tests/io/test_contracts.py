@@ -99,6 +99,8 @@ UNUSABLE = {
     "negative": ({"std": [-0.5] * 3}, "positive std"),
     "text": ({"mean": ["a", "b", "c"]}, "cannot read"),
     "bytes": ({"mean": [127.5] * 3, "std": [127.5] * 3}, "mean 0.5,0.5,0.5 and std 0.5,0.5,0.5"),
+    "half a pixel": ({"height": 12.5}, "positive size|cannot read"),
+    "resize": ({"resize": 0}, "positive size"),
     "layout": ({"layout": "HWCN"}, "layout is NCHW or NHWC"),
 }
 

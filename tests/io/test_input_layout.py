@@ -54,7 +54,7 @@ def grey(net):
 
 
 def scaled_and_padded(net):
-    x = net.add("Mul", "x", net.weight(np.float32(0.5)))
+    x = net.add("Mul", net.weight(np.float32(0.5)), "x")
     x = net.add("Pad", x, net.weight(np.array([0, 1, 1, 0, 0, 1, 1, 0])))
     return net.add("Transpose", x, perm=[0, 3, 1, 2])
 
@@ -120,6 +120,30 @@ def test_the_user_wins_over_the_operators_and_is_told(tmp_path):
     loaded = load(path, layout="nhwc")
     assert loaded.model.contract.layout == "NHWC"
     assert any("read as NHWC; its operators say NCHW" in note for note in loaded.notes)
+
+
+DAMAGED = {
+    "order": lambda net: net.add("Transpose", "x", perm=[0, 9, 9, 9]),
+    "shape": lambda net: net.add("Reshape", "x", net.weight(np.array([[1.5]]))),
+    "text": lambda net: net.add("Transpose", "x", perm="abcd"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_calls_are_refused_by_name(tmp_path, case):
+    net = ImageNet((1, 6, 6, 6))
+    y = net.add("Conv", DAMAGED[case](net), net.weight(images(4, 6, 3, 3)), group=0)
+    graph = onnx.helper.make_graph(
+        net.nodes,
+        "net",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, net.shape)],
+        [onnx.helper.make_tensor_value_info(y, onnx.TensorProto.FLOAT, None)],
+        net.weights,
+    )
+    imports = [onnx.helper.make_opsetid("", 17)]
+    path = saved(tmp_path, onnx.helper.make_model(graph, opset_imports=imports, ir_version=8))
+    with pytest.raises(UnsupportedModelError, match="operator onnx"):
+        load(path)
 
 
 def test_images_leave_as_they_enter(tmp_path):
