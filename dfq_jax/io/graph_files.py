@@ -20,6 +20,7 @@ from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, Table
 from dfq_jax.io.importing.onnx_table import ONNX
 from dfq_jax.io.live import program_of
+from dfq_jax.io.onnx_ends import without_choices
 from dfq_jax.io.onnx_graph import folded_batch_norm_message, read_onnx_program
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Program
@@ -187,7 +188,10 @@ def lost_statistics(program: Program, where: str, accept: bool) -> tuple[str, ..
 
 
 def prepared(program: Program) -> Program:
-    """An ONNX program with module paths from node names, and splits that know their outputs."""
+    """An ONNX program with module paths from node names, and splits that know their outputs.
+
+    Where it chooses the largest of its scores in the end, it returns the scores.
+    """
 
     def better(call: Call) -> Call:
         kwargs = dict(call.kwargs)
@@ -196,7 +200,8 @@ def prepared(program: Program) -> Program:
         path, label = module_path(call.path), call.path
         return dataclasses.replace(call, path=path, label=label, kwargs=kwargs)
 
-    return dataclasses.replace(program, calls=tuple(map(better, program.calls)))
+    found = without_choices(program)
+    return dataclasses.replace(found, calls=tuple(map(better, found.calls)))
 
 
 def module_path(name: str) -> str:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 import dfq_jax as dfq
 from dfq_jax.cli import main
-from dfq_jax.errors import ImportParityError
+from dfq_jax.errors import ImportParityError, UnsupportedOpError
 from dfq_jax.graph.ops import LeakyRelu
 from dfq_jax.io.importing import onnx_ops, onnx_table
 from dfq_jax.io.load import load
@@ -82,6 +82,31 @@ def test_a_result_of_another_shape_is_refused(tmp_path, monkeypatch):
     wrong = partial(onnx_table.LOWER["ReduceMean"], axes=(3,))
     monkeypatch.setitem(onnx_table.LOWER, "ReduceMean", lambda b, x, axes, keepdims: wrong(b, x))
     with pytest.raises(ImportParityError, match=r"has shape \(1, 1, 3, 6\)|has shape"):
+        load(path)
+
+
+@pytest.mark.parametrize("how", [{"axis": 1}, {"axis": 1, "keepdims": 0}, {"axis": -1}])
+def test_networks_that_choose_in_the_end_return_their_scores(how, tmp_path, monkeypatch):
+    nodes = [node("Neg", ["x"], ["scores"]), node("ArgMax", ["scores"], ["i"], **how)]
+    path = written(tmp_path / "net.onnx", [*nodes, node("Cast", ["i"], ["y"], to=6)], (1, 9, 8, 7))
+    told = onnx.load(path)
+    told.graph.output[0].type.tensor_type.elem_type = 6
+    onnx.save(told, path)
+    found = load(path)
+    assert next(n for n in found.notes if "ArgMax" in n).startswith(
+        "output 'y' is the ArgMax of 'sc"
+    )
+    assert notes(path) == ()
+    assert found.model.graph.nodes[-1].name == found.model.graph.outputs[0]
+    monkeypatch.setitem(onnx_table.LOWER, "Neg", onnx_ops.relu)
+    with pytest.raises(ImportParityError, match="its values"):
+        load(path)
+
+
+def test_an_index_that_the_network_reads_is_refused(tmp_path):
+    nodes = [node("ArgMax", ["x"], ["i"], axis=1), node("Cast", ["i"], ["f"], to=1)]
+    path = written(tmp_path / "net.onnx", [*nodes, node("Add", ["x", "f"], ["y"])])
+    with pytest.raises(UnsupportedOpError, match=r"onnx\.ArgMax"):
         load(path)
 
 
