@@ -22,6 +22,7 @@ from dfq_jax.graph.ops import (
     Op,
     Pad,
     Power,
+    Recurrent,
     Relu,
     Softmax,
     Sub,
@@ -44,6 +45,7 @@ FLOAT_CURVES: frozenset[Curve] = frozenset(
 """Activations that runtimes have no good integer form of."""
 
 NO_FORM = "no 8-bit form"
+RECURRENT = "recurrent"
 LONE_NORM = "not behind a convolution"
 STREAM = "residual stream"
 
@@ -63,6 +65,8 @@ class Site(NamedTuple):
 def float_reason(op: Op) -> str | None:
     """Why an operator computes in float wherever it stands; None if it need not."""
     match op:
+        case Recurrent():
+            return RECURRENT
         case LayerNorm() | GroupNorm() | Softmax() | Power():
             return NO_FORM
         case Activation(curve) if curve in FLOAT_CURVES:

@@ -40,6 +40,7 @@ from dfq_jax.graph.ops import (
     Pointwise,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Softmax,
@@ -53,7 +54,7 @@ from dfq_jax.types import tree_bytes
 
 CURVED = (
     *(Relu, LeakyRelu, PRelu, Clip, Activation, Power, Softmax, Maximum),
-    *(LayerNorm, GroupNorm, MaxPool, Reduce),
+    *(LayerNorm, GroupNorm, MaxPool, Reduce, Recurrent),
 )
 """Operators whose derivative depends on their argument."""
 PRODUCTS = (Mul, Div, MatMul)

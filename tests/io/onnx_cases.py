@@ -47,6 +47,7 @@ from dfq_jax.graph.ops import (
     Pad,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Reshape,
@@ -119,6 +120,15 @@ def normalisations(draw: Draw) -> Case:
     op = draw(st.sampled_from((LayerNorm(eps), *(GroupNorm(g, eps) for g in (1, 2, 3)))))
     slots = {s: normal(6) for s in draw(st.sets(st.sampled_from(("scale", "bias"))))}
     return alone(op, draw(forms), shape, **slots)
+
+
+def recurrences(draw: Draw) -> Case:
+    cell, gates = draw(st.sampled_from((("lstm", 4), ("gru", 3), ("tanh", 1), ("relu", 1))))
+    shape, hidden = draw(shapes()), draw(st.integers(1, 4))
+    op = Recurrent(cell, draw(st.booleans()), draw(st.booleans()))
+    rows = gates * hidden
+    weights = {"input": 0.3 * normal(shape[2], rows), "state": 0.3 * normal(hidden, rows)}
+    return alone(op, "tokens", shape, **weights, bias=normal(rows), state_bias=normal(rows))
 
 
 def prelus(draw: Draw) -> Case:
@@ -290,6 +300,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "matmul": matmuls,
     "batch norm": batch_norms,
     "layer and group norm": normalisations,
+    "recurrent": recurrences,
     "prelu": prelus,
     "clip": clips,
     "scale": any_form(*SCALES, Power(2.0), Power(3.0)),

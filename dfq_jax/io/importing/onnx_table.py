@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Div, Maximum, Mul, Sub
-from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools
+from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools, recurrent
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
@@ -210,6 +210,7 @@ LOWER: dict[str, Lower] = {
     "Div": partial(onnx_ops.binary, Div()),
     "Max": partial(onnx_ops.binary, Maximum()),
     "Softmax": onnx_ops.softmax,
+    **{kind: partial(recurrent.onnx_layer, kind) for kind in ("LSTM", "GRU", "RNN")},
     "Where": onnx_ops.where,
     "IsNaN": onnx_ops.is_nan,
     "MaxPool": onnx_pools.max_pool,
