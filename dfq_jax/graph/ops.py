@@ -219,9 +219,10 @@ class Recurrent:
     """One direction of a recurrent layer: Float[n t in] -> Float[n t hidden].
 
     It starts from a state of zeros, with `reverse` at the last step. Of a GRU `reset_after` tells
-    whether the reset gate acts on the product of the state or on the state. Slots: input Float[in gates*hidden], state
-    Float[hidden gates*hidden], bias and state_bias Float[gates*hidden]. Gates in ONNX's order: of
-    an LSTM input, output, forget, cell; of a GRU update, reset, new.
+    whether the reset gate acts on the product of the state or on the state. Slots: input
+    Float[in gates*hidden], state Float[hidden gates*hidden], bias and state_bias
+    Float[gates*hidden]. Gates in ONNX's order: of an LSTM input, output, forget, cell; of a GRU
+    update, reset, new.
     """
 
     cell: Cell
