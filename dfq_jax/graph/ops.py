@@ -247,6 +247,25 @@ class GlobalAvgPool:
     keepdims: bool = False
 
 
+Cell = Literal["lstm", "gru", "tanh", "relu"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recurrent:
+    """One direction of a recurrent layer: Float[n t in] -> Float[n t hidden].
+
+    It starts from a state of zeros, with `reverse` at the last step. Of a GRU `reset_after` tells
+    whether the reset gate acts on the product of the state or on the state. Slots: input
+    Float[in gates*hidden], state Float[hidden gates*hidden], bias and state_bias
+    Float[gates*hidden]. Gates in ONNX's order: of an LSTM input, output, forget, cell; of a GRU
+    update, reset, new.
+    """
+
+    cell: Cell
+    reverse: bool = False
+    reset_after: bool = True
+
+
 Reduction = Literal["mean", "sum", "max", "l2"]
 
 
@@ -343,6 +362,7 @@ Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad
 Op = (
     Weighted
     | MatMul
+    | Recurrent
     | Norm
     | Pointwise
     | Softmax

@@ -45,6 +45,7 @@ from dfq_jax.graph.ops import (
     Pointwise,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Reshape,
@@ -56,6 +57,7 @@ from dfq_jax.graph.ops import (
     Transpose,
     Weighted,
 )
+from dfq_jax.graph.recurrent import recurrent
 from dfq_jax.graph.windows import pooled, resized
 
 Tensor = Shaped[Array, "..."]
@@ -90,6 +92,8 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return combined(op, *xs)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
             return pooled(op, xs[0])
+        case Recurrent():
+            return recurrent(op, p, xs[0])
         case Reduce():
             return reduced(op, xs[0])
         case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():

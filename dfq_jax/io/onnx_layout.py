@@ -42,6 +42,7 @@ from dfq_jax.graph.ops import (
     Pad,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Reshape,
@@ -145,7 +146,7 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
             return (FIRST, FIRST) if image else (STORED, STORED)
         case Linear():
             return (x, STORED) if isinstance(x, tuple) else (pixels, pixels)
-        case MatMul() | LayerNorm() | Constant():
+        case MatMul() | LayerNorm() | Constant() | Recurrent():
             return STORED, STORED
         case BatchNorm():
             return pixels, pixels

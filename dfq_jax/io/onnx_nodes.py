@@ -42,6 +42,7 @@ from dfq_jax.graph.ops import (
     Pair,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Reshape,
@@ -57,6 +58,7 @@ from dfq_jax.io.onnx_arrange import add_arranged
 from dfq_jax.io.onnx_builder import Link, OnnxBuilder, Step
 from dfq_jax.io.onnx_curves import add_pointwise
 from dfq_jax.io.onnx_layout import FIRST, file_axis, in_layout
+from dfq_jax.io.onnx_recurrent import add_recurrent
 from dfq_jax.io.onnx_slots import kernel_form
 from dfq_jax.io.onnx_windows import add_pooled, add_resized, as_pads
 
@@ -88,6 +90,8 @@ def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case p
             b.add(combining(op), step.name, step.args, step.output)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
             add_pooled(b, op, step)
+        case Recurrent():
+            add_recurrent(b, op, step)
         case Reduce():
             add_reduced(b, op, step)
         case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():

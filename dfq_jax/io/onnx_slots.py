@@ -13,9 +13,11 @@ from dfq_jax.graph.ops import (
     GroupNorm,
     Linear,
     PRelu,
+    Recurrent,
     Weighted,
 )
 from dfq_jax.io.onnx_layout import FIRST, Layout
+from dfq_jax.io.onnx_recurrent import filed_recurrent
 
 Form = Literal["convolution", "transposed", "rows", "columns"]
 """OIHW; IOHW; (out, in); (in, out)."""
@@ -94,6 +96,8 @@ def filed_slots(
                 return {**slots, "scale": scale, "bias": bias}
             gain = scale / np.sqrt(slots["var"] + np.float32(eps))
             return {"gain": gain, "shift": bias - slots["mean"] * gain}
+        case Recurrent():
+            return filed_recurrent(slots)
         case GroupNorm() | PRelu():
             return {slot: per_channel(v) for slot, v in slots.items()}
         case _:

@@ -25,6 +25,7 @@ from dfq_jax.graph.ops import (
     Op,
     Pad,
     Power,
+    Recurrent,
     Relu,
     Softmax,
     Sub,
@@ -47,6 +48,7 @@ FLOAT_CURVES: frozenset[Curve] = frozenset(
 """Activations that runtimes have no good integer form of."""
 
 NO_FORM = "no 8-bit form"
+RECURRENT = "recurrent"
 LONE_NORM = "not behind a convolution"
 STREAM = "residual stream"
 
@@ -66,6 +68,8 @@ class Site(NamedTuple):
 def float_reason(op: Op) -> str | None:
     """Why an operator computes in float wherever it stands; None if it need not."""
     match op:
+        case Recurrent():
+            return RECURRENT
         case LayerNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax() | Elu() | Power():
             return NO_FORM
         case Activation(curve) if curve in FLOAT_CURVES:

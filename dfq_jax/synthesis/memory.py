@@ -44,6 +44,7 @@ from dfq_jax.graph.ops import (
     Pointwise,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Softmax,
@@ -57,7 +58,7 @@ from dfq_jax.types import tree_bytes
 
 CURVED = (
     *(Relu, LeakyRelu, PRelu, Clip, Elu, Activation, Power, Softmax, LogSoftmax),
-    *(Maximum, Minimum, LayerNorm, GroupNorm, LocalNorm, MaxPool, Reduce),
+    *(Maximum, Minimum, LayerNorm, GroupNorm, LocalNorm, MaxPool, Reduce, Recurrent),
 )
 """Operators whose derivative depends on their argument."""
 PRODUCTS = (Mul, Div, MatMul)

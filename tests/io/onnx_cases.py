@@ -51,6 +51,7 @@ from dfq_jax.graph.ops import (
     Pad,
     Power,
     PRelu,
+    Recurrent,
     Reduce,
     Relu,
     Reshape,
@@ -128,6 +129,15 @@ def normalisations(draw: Draw) -> Case:
 def local_norms(draw: Draw) -> Case:
     op = LocalNorm(draw(st.sampled_from((1, 3, 7))), draw(st.sampled_from((1e-4, 2.0))), 0.75, 1.5)
     return alone(op, draw(image_forms), draw(shapes(5)))
+
+
+def recurrences(draw: Draw) -> Case:
+    cell, gates = draw(st.sampled_from((("lstm", 4), ("gru", 3), ("tanh", 1), ("relu", 1))))
+    shape, hidden = draw(shapes()), draw(st.integers(1, 4))
+    op = Recurrent(cell, draw(st.booleans()), draw(st.booleans()))
+    rows = gates * hidden
+    weights = {"input": 0.3 * normal(shape[2], rows), "state": 0.3 * normal(hidden, rows)}
+    return alone(op, "tokens", shape, **weights, bias=normal(rows), state_bias=normal(rows))
 
 
 def prelus(draw: Draw) -> Case:
@@ -308,6 +318,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "batch norm": batch_norms,
     "layer and group norm": normalisations,
     "local norm": local_norms,
+    "recurrent": recurrences,
     "prelu": prelus,
     "clip": clips,
     "scale": any_form(*SCALES, Power(2.0), Power(3.0)),

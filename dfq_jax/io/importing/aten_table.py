@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from dfq_jax.io.importing import aten, aten_core, aten_pools, aten_views, gathers
+from dfq_jax.io.importing import aten, aten_core, aten_pools, aten_views, gathers, recurrent
 from dfq_jax.io.importing.aten_constants import FOLD
 from dfq_jax.io.importing.aten_weights import FOLD_TARGETS, FOLD_WEIGHTS
 from dfq_jax.io.importing.engine import Fold, Lower, Table
@@ -174,6 +174,10 @@ TARGETS: dict[str, Lower] = {
     "aten.var_mean.correction": aten_core.variance_and_mean,
     "aten.max.dim": aten_core.greatest_of,
     "aten.min.dim": aten_core.least_of,
+    "aten.lstm.input": partial(recurrent.torch_layer, "lstm"),
+    "aten.gru.input": partial(recurrent.torch_layer, "gru"),
+    "aten.rnn_tanh.input": partial(recurrent.torch_layer, "tanh"),
+    "aten.rnn_relu.input": partial(recurrent.torch_layer, "relu"),
     "_operator.getitem": aten_views.getitem,
     "operator.getitem": aten_views.getitem,
 }

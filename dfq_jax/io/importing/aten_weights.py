@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from dfq_jax.io.importing.aten_constants import binary, kept_type
-from dfq_jax.io.importing.limits import affordable, affordable_shape
+from dfq_jax.io.importing.limits import affordable, affordable_product, affordable_shape
 
 Array = np.ndarray
 
@@ -103,6 +103,12 @@ def multiplied(x: Array, other: Array | None = None, **named: Any) -> Array:
     return np.asarray(x @ second)
 
 
+def product_added(x: Array, mat1: Array, mat2: Array, beta: Any = 1, alpha: Any = 1) -> Array:
+    """addmm: beta * x + alpha * mat1 @ mat2."""
+    affordable_product(mat1, mat2)
+    return kept_type(lambda v: beta * v + alpha * (mat1 @ mat2), x)
+
+
 def householder(x: Array, tau: Array) -> Array:
     """linalg_householder_product: the first columns of (1 - t v v') (1 - t v v') ...
 
@@ -170,6 +176,7 @@ FOLD_WEIGHTS: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_no_training": partial(normed, "recorded"),
     "native_batch_norm": partial(normed, "trained"),
     "_native_batch_norm_legit": partial(normed, "trained"),
+    "addmm": product_added,
     "linalg_vector_norm": norm,
     "_weight_norm": weight_norm,
     "_weight_norm_interface": weight_norm_interface,
@@ -179,6 +186,7 @@ FOLD_WEIGHTS: dict[str, Callable[..., Any]] = {
     "triu": partial(triangle, np.triu),
     "diagonal": diagonal,
     **dict.fromkeys(("mT", "mH", "adjoint"), lambda x: x.mT),
+    "numpy_T": lambda x: x.T,
     "eye": eye,
     "linalg_solve": solved,
     **dict.fromkeys(("matrix_exp", "linalg_matrix_exp"), exponential),

@@ -12,7 +12,14 @@ from onnx.reference import ReferenceEvaluator
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Div, Maximum, Minimum, Mul, Sub
-from dfq_jax.io.importing import arrange, aten_views, onnx_ops, onnx_pools, onnx_resize
+from dfq_jax.io.importing import (
+    arrange,
+    aten_views,
+    onnx_ops,
+    onnx_pools,
+    onnx_resize,
+    recurrent,
+)
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
@@ -220,6 +227,7 @@ LOWER: dict[str, Lower] = {
     "Min": partial(onnx_ops.binary, Minimum()),
     "Softmax": partial(onnx_ops.softmax, False),
     "LogSoftmax": partial(onnx_ops.softmax, True),
+    **{kind: partial(recurrent.onnx_layer, kind) for kind in ("LSTM", "GRU", "RNN")},
     "LRN": onnx_ops.local_norm,
     "Where": onnx_ops.where,
     "IsNaN": onnx_ops.is_nan,

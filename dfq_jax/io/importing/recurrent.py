@@ -1,0 +1,192 @@
+"""LSTM, GRU and plain recurrent layers of PyTorch and ONNX: one node for each direction.
+
+They begin with a state of zeros; the state after the last step is the output there, but what an
+LSTM keeps to itself is not available.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.ops import Cell, Recurrent
+from dfq_jax.io.importing import arrange
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.values import Dim, Value, new_dim
+
+Array = np.ndarray
+Results = tuple[Value | None, ...]
+GATES: dict[Cell, int] = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
+ORDER: dict[Cell, tuple[int, ...]] = {
+    "lstm": (0, 3, 1, 2),
+    "gru": (1, 0, 2),
+    "tanh": (0,),
+    "relu": (0,),
+}
+"""ONNX's order of gates, as indices into PyTorch's."""
+HARMLESS = ("opset_version", "outputs", "hidden_size")
+
+
+class Weights(NamedTuple):
+    """One direction: (gates x hidden, in), (gates x hidden, hidden), and two biases."""
+
+    given: Array
+    state: Array
+    bias: Array
+    state_bias: Array
+
+
+def run(b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[Weights]) -> list[Value]:
+    """Each direction over (steps, batch, features), as (steps, batch, hidden)."""
+    steps, batch, features = x.dims
+    if b.inner(batch):
+        raise UnsupportedModelError(f"it reads shape {x.shape}, whose batch is not its own axis.")
+    source = b.stored(x, (steps, features))
+    made = []
+    for op, w in zip(ops, weights, strict=True):
+        if w.given.shape[1] != x.shape[2]:
+            raise UnsupportedModelError(
+                f"it reads {x.shape[2]} features; its weights have {w.given.shape[1]}."
+            )
+        slots = {"input": w.given.T, "state": w.state.T, "bias": w.bias}
+        name = b.add(op, (source,), {**slots, "state_bias": w.state_bias})
+        hidden: Dim = new_dim(w.state.shape[1])
+        made.append(Value(name, (steps, hidden), (steps, batch, hidden)))
+    return made
+
+
+def last(b: Builder, y: Value, op: Recurrent) -> Value:
+    """The state after the last step, (1, batch, hidden)."""
+    return arrange.unsqueezed(arrange.selected(b, y, 0, 0 if op.reverse else -1), 0)
+
+
+def zeros_only(state: Any, what: str) -> None:
+    """Refuses a first state other than zeros.
+
+    Raises:
+      UnsupportedModelError: if it is computed, or not zero.
+    """
+    if state is None or (isinstance(state, np.ndarray) and not state.any()):
+        return
+    raise UnsupportedModelError(f"{what} other than zeros; leave it out when exporting.")
+
+
+def torch_layer(
+    cell: Cell,
+    b: Builder,
+    x: Value,
+    hx: Any,
+    params: Sequence[Array],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float | int,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Results:
+    """lstm.input, gru.input, rnn_tanh.input, rnn_relu.input."""
+    for state in hx if isinstance(hx, tuple) else (hx,):
+        zeros_only(state, "a first state")
+    if train and dropout:
+        raise UnsupportedModelError("dropout in training mode; call model.eval() first.")
+    if len(x.dims) != 3:
+        raise UnsupportedModelError(f"it reads shape {x.shape}; expected one with a batch.")
+    ways = 2 if bidirectional else 1
+    count = 4 if has_biases else 2
+    if len(params) != num_layers * ways * count:
+        raise UnsupportedModelError("projected states, or weights in an unknown number.")
+    y = arrange.swapped(x, 0, 1) if batch_first else x
+    states: list[Value] = []
+    ops = [Recurrent(cell, reverse) for reverse in (False, True)[:ways]]
+    for layer in range(num_layers):
+        first = layer * ways * count
+        groups = [params[i : i + count] for i in range(first, first + ways * count, count)]
+        made = run(b, y, ops, [of_torch(cell, group) for group in groups])
+        states += [last(b, m, op) for m, op in zip(made, ops, strict=True)]
+        y = arrange.joined(b, made, 2)
+    shown = arrange.joined(b, states, 0)
+    return arrange.swapped(y, 0, 1) if batch_first else y, shown, None
+
+
+def of_torch(cell: Cell, group: Sequence[Array]) -> Weights:
+    """One direction's parameters with their gates in ONNX's order."""
+    if not all(isinstance(p, np.ndarray) for p in group):
+        raise UnsupportedModelError("weights that the network computes.")
+    rows = group[0].shape[0]
+    none = np.zeros(rows, np.float32)
+    parts = [*group, none, none][:4]
+    turned = (
+        p.reshape(GATES[cell], -1, *p.shape[1:])[list(ORDER[cell])].reshape(p.shape) for p in parts
+    )
+    return Weights(*turned)
+
+
+def onnx_layer(
+    kind: str,
+    b: Builder,
+    x: Value,
+    weight: Any,
+    state: Any,
+    biases: Any = None,
+    lengths: Any = None,
+    first: Any = None,
+    kept: Any = None,
+    peepholes: Any = None,
+    direction: str = "forward",
+    activations: Sequence[str] | None = None,
+    linear_before_reset: int = 0,
+    layout: int = 0,
+    **named: Any,
+) -> Results:
+    """LSTM, GRU, RNN of ONNX."""
+    unknown = sorted(set(named) - set(HARMLESS) - ({"input_forget"} if kind == "LSTM" else set()))
+    if unknown or named.get("input_forget"):
+        raise UnsupportedModelError(f"its attribute {(*unknown, 'input_forget')[0]!r}.")
+    if not all(isinstance(p, np.ndarray) for p in (weight, state)):
+        raise UnsupportedModelError("weights that the network computes.")
+    for value, what in (
+        (first, "a first state"),
+        (kept, "a first state"),
+        (peepholes, "peepholes"),
+    ):
+        zeros_only(value, what)
+    x = arrange.swapped(x, 0, 1) if layout else x
+    if lengths is not None and not (
+        isinstance(lengths, np.ndarray) and (lengths == x.shape[0]).all()
+    ):
+        raise UnsupportedModelError("sequences of different lengths.")
+    ways = weight.shape[0]
+    cell = cell_of(kind, activations, ways)
+    turns = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    ops = [Recurrent(cell, reverse, bool(linear_before_reset)) for reverse in turns]
+    rows = weight.shape[1]
+    both = np.zeros((ways, 2 * rows), np.float32) if biases is None else biases
+    weights = [
+        Weights(weight[i], state[i], both[i, :rows], both[i, rows:]) for i in range(len(ops))
+    ]
+    made = run(b, x, ops, weights)
+    y = arrange.joined(b, [arrange.unsqueezed(m, 1) for m in made], 1)
+    shown = arrange.joined(b, [last(b, m, op) for m, op in zip(made, ops, strict=True)], 0)
+    if layout:
+        return arrange.permuted(y, (2, 0, 1, 3)), arrange.swapped(shown, 0, 1), None
+    return y, shown, None
+
+
+def cell_of(kind: str, activations: Sequence[str] | None, ways: int) -> Cell:
+    """Which cell an ONNX operator with these activations is.
+
+    Raises:
+      UnsupportedModelError: if it has others than the usual ones.
+    """
+    usual: dict[str, dict[tuple[str, ...], Cell]] = {
+        "LSTM": {("Sigmoid", "Tanh", "Tanh"): "lstm"},
+        "GRU": {("Sigmoid", "Tanh"): "gru"},
+        "RNN": {("Tanh",): "tanh", ("Relu",): "relu"},
+    }
+    known = usual[kind]
+    given = tuple(activations) if activations else next(iter(known)) * ways
+    for names, cell in known.items():
+        if given == names * ways:
+            return cell
+    raise UnsupportedModelError(f"activations {given}.")
