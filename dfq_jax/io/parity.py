@@ -110,7 +110,7 @@ def as_fed(
     images: Float[np.ndarray, "n h w c"], stated: Sequence[Any], dtype: Any, layout: str
 ) -> np.ndarray:
     """NHWC images as a file reads them: lines and features have no height, or no size at all."""
-    n, h, w, c = images.shape
+    n, _, w, c = images.shape
     if len(stated) == 4:
         turned = images if layout == NHWC else images.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(turned, dtype)
