@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from dfq_jax.api import probes_of
+from dfq_jax.claims import check_apart, check_picture
 from dfq_jax.commands import emit, read_model
 from dfq_jax.config import CONFIG
 from dfq_jax.errors import UsageError
@@ -79,8 +80,9 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
     if options.top < 1:
         raise UsageError(f"--top {options.top}: show at least one layer.")
     chart = options.chart
-    if chart is not None and not chart.absolute().parent.is_dir():
-        raise UsageError(f"--chart {chart}: its folder does not exist.")
+    check_apart(MODEL=target, chart=chart)
+    if chart is not None:
+        check_picture(chart, "--chart")
     folder = Path(target)
     of = of_folder(folder, terminal) if folder.is_dir() else of_model(target, options, terminal)
     reference = reference_of(of.float_model, of.quantized, of.probes)

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfq_jax import api
+from dfq_jax.claims import check_apart, claimed, remove_state, state_folder
 from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
@@ -98,19 +98,15 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     )
 
 
-def state_folder(output: Path) -> Path:
-    """Where a run keeps what it needs to resume: beside its output."""
-    output = output.resolve()
-    return output.with_name(f".{output.name}.run")
-
-
-def remove_state(folder: Path) -> None:
-    """Deletes the state of a finished run."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
+    check_apart(MODEL=model, images=options.images, output=options.output)
+    with claimed(options.output):
+        quantize_there(model, options, terminal)
+
+
+def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
+    """`dfq quantize` once its output is claimed."""
     parse_scheme(options.scheme)
     rules = [parse_rule(text) for text in options.rule]
     check_accuracy(options.accuracy)

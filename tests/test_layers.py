@@ -18,6 +18,7 @@ LAYERS = (
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},
+    {"claims"},
     {"commands"},
     {"command_synthesize", "command_doctor"},
     {"cli"},

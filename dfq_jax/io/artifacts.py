@@ -35,6 +35,7 @@ from dfq_jax.io.output_folder import (
     is_plain,
     read_manifest,
     replace_all,
+    settle,
 )
 from dfq_jax.io.quantized_tensors import codes, pack, unpack
 from dfq_jax.quantize.simulate import QuantizedModel
@@ -192,7 +193,15 @@ def load_artifact(folder: str | Path) -> Artifact:
       DataError: naming the file that is missing, damaged or from another version.
     """
     folder = Path(folder)
+    settle(folder)
     manifest = read_manifest(folder)
+    failed = manifest["status"] == "failed"
+    needed = (TENSORS, FLOAT, FAILED if failed else MODEL)
+    if missing := [name for name in needed if name not in manifest["files"]]:
+        raise DataError(
+            f"{folder / MANIFEST} has no hash of {', '.join(missing)}, so nobody can tell whether "
+            "that is what was saved. Quantize again."
+        )
     for name, expected in manifest["files"].items():
         check_file(folder, name, expected)
     contract = contract_from_json(manifest["contract"])

@@ -1,6 +1,7 @@
 """Image sets on disk: `.npz` without pickle, with provenance and contract; and folders of them."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from dfq_jax.files import NOT_AN_NPZ, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
 from dfq_jax.synthesis.shards import load_shards
 from dfq_jax.types import ImageSet
+
+MEMBERS = ("images", "contract", "provenance")
 
 
 def save_images(path: str | Path, images: ImageSet) -> None:
@@ -43,6 +46,17 @@ def load_images(path: str | Path) -> ImageSet:
     if not np.isfinite(found.images).all():
         raise DataError(f"{path} holds NaN or infinite pixels; synthesize the images anew.")
     return found
+
+
+def is_image_set(path: Path) -> bool:
+    """Whether a file holds what `save_images` writes, by the names in it."""
+    try:
+        if not path.is_file():
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == {f"{name}.npy" for name in MEMBERS}
+    except (*NOT_AN_NPZ, OSError):
+        return False
 
 
 def load_npz(path: Path) -> ImageSet:
