@@ -8,7 +8,9 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,8 +21,8 @@ from dfq_jax.errors import DfqError, ResourceError, UsageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_AN_NPZ = (
-    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(ValueError, KeyError, TypeError, IndexError, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -107,6 +109,24 @@ def explain(error: OSError, path: Path) -> DfqError:
     if error.errno == errno.EIO:
         return ResourceError(f"cannot write {path}: {reason}. The disk reports a fault.")
     return UsageError(f"cannot write {path}: {reason}. Check that its folder exists.")
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """A whole file, if it is a regular one of at most so many bytes: devices and pipes never end.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is of another kind, or larger.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has {max(size, len(data)):,} bytes, allowed are {most:,}")
+    return data
 
 
 def sha256_of(path: str | Path) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
@@ -38,6 +39,7 @@ from dfq_jax.io.output_folder import (
     settle,
 )
 from dfq_jax.io.quantized_tensors import codes, pack, unpack
+from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.simulate import QuantizedModel
 
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
@@ -206,9 +208,45 @@ def load_artifact(folder: str | Path) -> Artifact:
         check_file(folder, name, expected)
     contract = contract_from_json(manifest["contract"])
     graph, plan = graph_from_json(manifest["graph"]), plan_from_json(manifest["plan"])
+    check_sites(graph, plan, folder / MANIFEST)
     data = (folder / TENSORS).read_bytes()
     params, qparams = unpack(data, graph, plan, folder / TENSORS)
-    return Artifact(QuantizedModel(Model(graph, params, contract), plan, qparams), manifest, folder)
+    model = Model(graph, params, contract)
+    check_runs(model, folder)
+    return Artifact(QuantizedModel(model, plan, qparams), manifest, folder)
+
+
+def check_sites(graph: Graph, plan: Plan, path: Path) -> None:
+    """Refuses a plan that is not of this graph.
+
+    Raises:
+      DataError: naming the site.
+    """
+    edges = {node.name: len(node.inputs) for node in graph.nodes}
+    grouped = [site for _, sites in plan.groups for site in sites]
+    for site in (*plan.table, *grouped):
+        argument = site.argument
+        known = site.node in edges and (argument is None or argument < edges[site.node])
+        if not known or site not in plan.table:
+            raise DataError(
+                f"{path} is damaged: it quantizes {site.node}.{site.slot}, which the network has "
+                "not. Quantize again."
+            )
+
+
+def check_runs(model: Model, folder: Path) -> None:
+    """Refuses parameters that do not fit their layers, without computing anything.
+
+    Raises:
+      DataError: naming the layer.
+    """
+    try:
+        output_shapes(model)
+    except Exception as error:
+        raise DataError(
+            f"{folder} is damaged: {MANIFEST} and {TENSORS} make no network ({error}). "
+            "Quantize again."
+        ) from error
 
 
 def check_file(folder: Path, name: str, expected: Any) -> None:

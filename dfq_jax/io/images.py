@@ -7,9 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from dfq_jax.errors import DataError
+from dfq_jax.errors import DataError, UnsafeInputError
 from dfq_jax.files import NOT_AN_NPZ, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
+from dfq_jax.npz import read_npz
 from dfq_jax.synthesis.shards import load_shards
 from dfq_jax.types import ImageSet
 
@@ -66,12 +67,14 @@ def load_npz(path: Path) -> ImageSet:
       DataError: if it is missing, damaged, or holds something else.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
-            images = saved["images"]
-            about, provenance = (json.loads(str(saved[k])) for k in ("contract", "provenance"))
+        saved = read_npz(path, MEMBERS)
+        images = saved["images"]
+        about, provenance = (json.loads(str(saved[k])) for k in ("contract", "provenance"))
         contract = contract_from_json(about)
     except FileNotFoundError:
         raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{path}: {error}") from None
     except (*NOT_AN_NPZ, OSError, DataError) as error:
         raise DataError(
             f"{path} is not an image set of dfq_jax ({error}); make one with `dfq synthesize`."

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import disk_errors, owned, refuse_living, sync_folder, write_atomically
+from dfq_jax.files import (
+    disk_errors,
+    owned,
+    read_regular,
+    refuse_living,
+    sync_folder,
+    write_atomically,
+)
 
 FORMAT = "dfq_jax artifact"
 SCHEMA_VERSION = 1
@@ -168,9 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise DataError(f"{path} is larger than any manifest.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path, LARGEST_MANIFEST))
     except OSError as error:
         raise DataError(
             f"{folder} holds no artifact: cannot read {MANIFEST} ({error.strerror}). "
@@ -185,7 +190,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema version {manifest.get('schema_version')!r}, this version reads "
             f"{SCHEMA_VERSION}. Quantize again, or install the version that wrote it."
         )
-    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "status": str}
+    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "report": dict}
+    needed |= {"status": str, "scheme": str}
     if wrong := [k for k, kind in needed.items() if not isinstance(manifest.get(k), kind)]:
         raise DataError(f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type.")
     return manifest

@@ -1,7 +1,8 @@
 """ONNX Runtime: the only place that imports it."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def open_session(file: File, *, optimize: bool, threads: int = 2, precise: bool 
         raise UnsupportedModelError(
             f"ONNX Runtime {runtime.__version__} cannot run {label(file)}: {error}"
         ) from error
-    except (errors.InvalidProtobuf, errors.InvalidArgument, errors.RuntimeException) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of which it has many kinds
         raise DataError(f"{label(file)} is damaged: {error}") from error
 
 
@@ -101,9 +104,40 @@ def opset_of(proto: onnx.ModelProto) -> int:
 
 
 def run(session: Any, images: Float[Any, "n h w c"]) -> Float[np.ndarray, "n ..."]:
-    """First output of a session for NHWC images; one of rank 4 comes back as NHWC too."""
-    first = session.run([session.get_outputs()[0].name], feed(session, images))[0]
+    """First output of a session for NHWC images; one of rank 4 comes back as NHWC too.
+
+    A file with a fixed batch gets that many images at a time.
+
+    Raises:
+      DataError: if the session cannot read such images.
+    """
+    size, name = fixed_batch(session) or len(images), session.get_outputs()[0].name
+    parts = []
+    for start in range(0, len(images), size):
+        part = np.asarray(images[start : start + size], np.float32)
+        filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (part.ndim - 1)))
+        with told_as_data():
+            parts.append(session.run([name], feed(session, filled))[0][: len(part)])
+    first = np.concatenate(parts)
     return first.transpose(0, 2, 3, 1) if first.ndim == 4 else first
+
+
+def fixed_batch(session: Any) -> int | None:
+    """How many images a session reads at a time, if it says so."""
+    shape = session.get_inputs()[0].shape
+    return shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+
+
+@contextlib.contextmanager
+def told_as_data() -> Iterator[None]:
+    """Turns what ONNX Runtime says of images that a file cannot read into DataError."""
+    try:
+        yield
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:
+        told = str(error).partition("\n")[0]
+        raise DataError(f"ONNX Runtime stopped in the file: {told}") from error
 
 
 def feed(session: Any, images: Float[Any, "n h w c"]) -> dict[str, np.ndarray]:
@@ -119,7 +153,23 @@ def predictor(path: str | Path, *, threads: int = 2) -> Callable[..., np.ndarray
     """
     precise = saturation_risk(cpu_features())
     session = open_session(path, optimize=True, threads=threads, precise=precise)
+    require_images(session, path)
     return lambda images: run(session, images)
+
+
+def require_images(session: Any, file: File) -> None:
+    """Refuses a network that does not read one tensor of images in float32.
+
+    Raises:
+      UnsupportedModelError: with what it reads.
+    """
+    found = [(x.name, x.type, x.shape) for x in session.get_inputs()]
+    if len(found) != 1 or found[0][1] != "tensor(float)" or len(found[0][2]) != 4:
+        told = ", ".join(f"{name!r} {kind} {shape}" for name, kind, shape in found)
+        raise UnsupportedModelError(
+            f"{label(file)} reads {told or 'nothing'}; one tensor(float) of images "
+            "(batch, channels, height, width) is needed."
+        )
 
 
 def contract_of(file: File) -> InputContract | None:
@@ -133,7 +183,7 @@ def contract_of(file: File) -> InputContract | None:
         return None
     try:
         data = json.loads(props["dfq.contract"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{label(file)} has a damaged `dfq.contract`: {error}") from error
     return contract_from_json(data)
 

@@ -209,6 +209,7 @@ def content_of(seed, *names):
     files = {name: f"{name} {seed}".encode() for name in names}
     manifest = {"format": "dfq_jax artifact", "schema_version": 1, "status": "ok", "seed": seed}
     manifest |= {"files": dict.fromkeys(names), "contract": {}, "graph": {}, "plan": {}}
+    manifest |= {"report": {}, "scheme": "w8a8"}
     return {**files, "manifest.json": json.dumps(manifest).encode()}
 
 
