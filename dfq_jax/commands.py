@@ -22,6 +22,7 @@ from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
+from dfq_jax.report.analyze import Report
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
@@ -30,6 +31,7 @@ from dfq_jax.report.terminal import (
     coverage_line,
     float_line,
     layer_rows,
+    one_line,
     shared_line,
     trust_lines,
     units_lines,
@@ -50,9 +52,9 @@ def emit(terminal: Terminal, data: dict[str, Any]) -> None:
 def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
     """Loads a network and logs what is worth knowing about it."""
     loaded = load_with(model, reading)
-    terminal.stage(f"read {loaded.source} as {loaded.architecture}")
+    terminal.stage(one_line(f"read {loaded.source} as {loaded.architecture}"))
     for note in loaded.notes:
-        terminal.note(f"  {note}")
+        terminal.note(f"  {one_line(note)}")
     return loaded
 
 
@@ -79,7 +81,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates an image")
     terminal.say(f"{usable} of {total} batch norms usable for synthesis")
     for remark in remarks:
-        terminal.say(f"  {remark}")
+        terminal.say(f"  {one_line(remark)}")
     terminal.say(contract_line(network.contract))
     emit(
         terminal,
@@ -154,14 +156,26 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
     if not result.report.passed:
         raise QualityError(
             f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
-            f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
-            "what more bits and other settings would buy."
+            f"{remedy_line(result.report, options.output)}"
         )
     if found.fault:
         raise QualityError(
             f"the file did not verify: {found.fault}. Saved as "
             f"{options.output / 'model.failed.onnx'}. Please report it with the network."
         )
+
+
+def remedy_line(report: Report, output: Path) -> str:
+    """What to do about a result that failed."""
+    if not report.finite:
+        return (
+            "More bits do not mend that: look at the weights of the first of them, and at --mean "
+            "and --std."
+        )
+    return (
+        f"{blame_line(report)}`dfq doctor {shlex.quote(str(output))}` computes what more bits and "
+        "other settings would buy."
+    )
 
 
 class Checked(NamedTuple):

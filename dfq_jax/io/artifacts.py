@@ -256,7 +256,11 @@ def check_file(folder: Path, name: str, expected: Any) -> None:
     path = folder / name
     try:
         size = path.stat().st_size
-        damaged = size != expected.get("bytes") or sha256_of(path) != expected.get("sha256")
+        damaged = (
+            not path.is_file()
+            or size != expected.get("bytes")
+            or sha256_of(path) != expected.get("sha256")
+        )
     except OSError as error:
         raise DataError(f"artifact file {path} is missing or unreadable: {error}") from error
     if damaged:

@@ -197,6 +197,8 @@ def read_onnx(file: File) -> onnx.ModelProto:
     try:
         if isinstance(file, bytes):
             return onnx.load_model_from_string(file)
+        if Path(file).exists() and not Path(file).is_file():
+            raise DataError(f"cannot read {label(file)} as ONNX: it is no regular file.")
         return onnx.load_model(str(file), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise DataError(f"cannot read {label(file)} as ONNX: {error}") from error
