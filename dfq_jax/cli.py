@@ -6,9 +6,11 @@ Results go to stdout (`--json`: one JSON object), logs to stderr. Exit codes: 0 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -172,9 +174,22 @@ def failed(message: str, code: int) -> int:
     return code
 
 
+def heed_interrupts() -> None:
+    """The first Ctrl-C ends a run tidily, the second at once; for a program of its own."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # a shell's background job ignores them
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, first)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `dfq`; `argv` is for callers in Python, None for the program itself."""
     if argv is None:
+        heed_interrupts()
         keep_programs()
     tokens = sys.argv[1:] if argv is None else argv
     code = guarded(lambda: app(tokens, exit_on_error=False, print_error=True))

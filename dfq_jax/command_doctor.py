@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from dfq_jax.api import probes_of
+from dfq_jax.claims import check_apart, check_picture
 from dfq_jax.commands import emit, read_model
-from dfq_jax.config import CONFIG
-from dfq_jax.errors import UsageError
-from dfq_jax.files import write_atomically
+from dfq_jax.config import CONFIG, LARGEST
+from dfq_jax.errors import DataError, UsageError
+from dfq_jax.files import read_regular, write_atomically
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.load import CARRIED, ReadOptions, load
@@ -79,8 +80,9 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
     if options.top < 1:
         raise UsageError(f"--top {options.top}: show at least one layer.")
     chart = options.chart
-    if chart is not None and not chart.absolute().parent.is_dir():
-        raise UsageError(f"--chart {chart}: its folder does not exist.")
+    check_apart(MODEL=target, chart=chart)
+    if chart is not None:
+        check_picture(chart, "--chart")
     folder = Path(target)
     of = of_folder(folder, terminal) if folder.is_dir() else of_model(target, options, terminal)
     reference = reference_of(of.float_model, of.quantized, of.probes)
@@ -119,20 +121,33 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
         artifact.quantized,
         dataclasses.replace(model, contract=contract),
         probes_of(artifact),
-        {x["name"]: x["sqnr"] for x in report.get("layers", ()) if x["sqnr"] is not None},
+        losses_in(report),
         artifact.onnx_path.stat().st_size,
         command,
         rules,
         str(facts.get("preset")),
-        facts.get("images") or {},
-        "budget" in report.get("settings", {}),
+        table_in(facts, "images"),
+        "budget" in table_in(report, "settings"),
     )
+
+
+def table_in(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a manifest; empty where there is none."""
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def losses_in(report: Mapping[str, Any]) -> dict[str, float]:
+    """{layer: SQNR of its output} as a report tells them; empty where it does not."""
+    rows = report.get("layers")
+    told = [x for x in rows if isinstance(x, dict)] if isinstance(rows, list) else []
+    return {str(x["name"]): x["sqnr"] for x in told if isinstance(x.get("sqnr"), float)}
 
 
 def command_of(artifact: Artifact) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The command that makes the network of a folder again, and the rules that it has."""
     facts, folder = artifact.manifest, artifact.folder
-    source = facts.get("source") or {}
+    source = table_in(facts, "source")
     name, settings = source.get("name", "MODEL"), settings_in(folder)
     if "arch" not in settings and source.get("architecture") in CARRIED:
         name = source["architecture"]
@@ -149,7 +164,11 @@ def settings_in(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         return {}
-    return tomllib.loads(path.read_text(encoding="utf-8")).get("quantize", {})
+    try:
+        table = tomllib.loads(read_regular(path, LARGEST).decode()).get("quantize", {})
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}. Delete it to go on without.") from error
+    return table if isinstance(table, dict) else {}
 
 
 def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient:

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax import imaging
-from dfq_jax.commands import emit, read_model, remove_state, state_folder
+from dfq_jax.claims import (
+    check_apart,
+    check_images_file,
+    check_images_folder,
+    check_picture,
+    check_state,
+    claimed,
+    remove_state,
+    state_folder,
+)
+from dfq_jax.commands import emit, read_model
 from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import UsageError
 from dfq_jax.files import write_atomically
@@ -21,10 +31,10 @@ def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) ->
     """`dfq synthesize`."""
     output, preview, machine = options.output, options.preview, options.machine
     single = check_output(output, machine)
-    if preview is not None and not preview.absolute().parent.is_dir():
-        raise UsageError(f"--preview {preview}: its folder does not exist.")
+    check_apart(MODEL=model, output=output, preview=preview)
+    if preview is not None:
+        check_picture(preview, "--preview")
     memory = None if machine.memory is None else bytes_from(machine.memory)
-    network = read_model(model, options.reading, terminal).model
     given: dict[str, Any] = {
         **{"method": options.method, "key": options.seed, "memory": memory},
         **{"steps": options.steps, "batch": options.batch},
@@ -32,8 +42,14 @@ def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) ->
         **{"remat": machine.remat, "on_stage": terminal.stage, "on_progress": terminal.step},
     }
     if single:
-        fill_file(network, options, given, terminal)
+        check_images_file(output)
+        with claimed(output) as state:
+            network = read_model(model, options.reading, terminal).model
+            fill_file(network, options, given | {"state_folder": state}, terminal)
     else:
+        check_images_folder(output)
+        check_state(state_folder(output))
+        network = read_model(model, options.reading, terminal).model
         given |= {"process": machine.process, "processes": machine.processes}
         fill_folder(network, options, given, terminal)
 
@@ -43,14 +59,13 @@ def fill_file(
 ) -> None:
     """Makes images and writes them into one file."""
     n, output = options.n, options.output
-    state = state_folder(output)
     with terminal.progress():
-        images = imaging.synthesize(network, n, **given, state_folder=state)
+        images = imaging.synthesize(network, n, **given)
     save_images(output, images)
     write_atomically(output.with_name(f"{output.name}.toml"), settings_toml("synthesize", options))
     if options.preview is not None:
         write_atomically(options.preview, grid_png(images))
-    remove_state(state)
+    remove_state(given["state_folder"])
     made = images.provenance
     for note in made.get("notes", ()):
         terminal.note(f"note: {note}")

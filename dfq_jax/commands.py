@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfq_jax import api
+from dfq_jax.claims import check_apart, claimed, remove_state, state_folder
 from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
@@ -21,6 +21,7 @@ from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
+from dfq_jax.report.analyze import Report
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
@@ -29,6 +30,7 @@ from dfq_jax.report.terminal import (
     coverage_line,
     float_line,
     layer_rows,
+    one_line,
     shared_line,
     trust_lines,
     units_lines,
@@ -49,9 +51,9 @@ def emit(terminal: Terminal, data: dict[str, Any]) -> None:
 def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
     """Loads a network and logs what is worth knowing about it."""
     loaded = load_with(model, reading)
-    terminal.stage(f"read {loaded.source} as {loaded.architecture}")
+    terminal.stage(one_line(f"read {loaded.source} as {loaded.architecture}"))
     for note in loaded.notes:
-        terminal.note(f"  {note}")
+        terminal.note(f"  {one_line(note)}")
     return loaded
 
 
@@ -79,7 +81,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates an image")
     terminal.say(f"{usable} of {total} batch norms usable for synthesis")
     for remark in remarks:
-        terminal.say(f"  {remark}")
+        terminal.say(f"  {one_line(remark)}")
     terminal.say(contract_line(network.contract))
     emit(
         terminal,
@@ -98,19 +100,15 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     )
 
 
-def state_folder(output: Path) -> Path:
-    """Where a run keeps what it needs to resume: beside its output."""
-    output = output.resolve()
-    return output.with_name(f".{output.name}.run")
-
-
-def remove_state(folder: Path) -> None:
-    """Deletes the state of a finished run."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
+    check_apart(MODEL=model, images=options.images, output=options.output)
+    with claimed(options.output):
+        quantize_there(model, options, terminal)
+
+
+def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
+    """`dfq quantize` once its output is claimed."""
     parse_scheme(options.scheme)
     rules = [parse_rule(text) for text in options.rule]
     check_accuracy(options.accuracy)
@@ -161,14 +159,26 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
     if not result.report.passed:
         raise QualityError(
             f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
-            f"{blame_line(result.report)}`dfq doctor {shlex.quote(str(options.output))}` computes "
-            "what more bits and other settings would buy."
+            f"{remedy_line(result.report, options.output)}"
         )
     if found.fault:
         raise QualityError(
             f"the file did not verify: {found.fault}. Saved as "
             f"{options.output / 'model.failed.onnx'}. Please report it with the network."
         )
+
+
+def remedy_line(report: Report, output: Path) -> str:
+    """What to do about a result that failed."""
+    if not report.finite:
+        return (
+            "More bits do not mend that: look at the weights of the first of them, and at --mean "
+            "and --std."
+        )
+    return (
+        f"{blame_line(report)}`dfq doctor {shlex.quote(str(output))}` computes what more bits and "
+        "other settings would buy."
+    )
 
 
 class Checked(NamedTuple):

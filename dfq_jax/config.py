@@ -16,10 +16,13 @@ from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
 from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.files import read_regular
 
 CONFIG = "config.toml"
 """Beside the result: what `--config` needs to make it again."""
 SCHEMA_VERSION = 1
+LARGEST = 1 << 20
+"""Bytes of a file of options."""
 VERBS = ("synthesize", "quantize")
 FRACTIONS = frozenset({"accuracy"})
 """Options that may have a decimal point."""
@@ -53,7 +56,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         tables, and values that are neither text, lists of text, whole numbers, nor true or false.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_regular(path, LARGEST).decode())
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,9 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,8 +21,8 @@ from dfq_jax.errors import DfqError, ResourceError, UsageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_AN_NPZ = (
-    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(ValueError, KeyError, TypeError, IndexError, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged or foreign file as `.npz` may raise, beside OSError."""
 HOLDS_OBJECTS = "it holds Python objects, which are never read"
@@ -115,6 +117,24 @@ def explain(error: OSError, path: Path) -> DfqError:
     return UsageError(f"cannot write {path}: {reason}. Check that its folder exists.")
 
 
+def read_regular(path: str | Path, most: int) -> bytes:
+    """A whole file, if it is a regular one of at most so many bytes: devices and pipes never end.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is of another kind, or larger.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has {max(size, len(data)):,} bytes, allowed are {most:,}")
+    return data
+
+
 def sha256_of(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -128,8 +148,9 @@ def sha256_of(path: str | Path) -> str:
 def owned(folder: str | Path, name: str) -> Iterator[None]:
     """Keeps other processes from writing to the same output while this one does.
 
-    The owner is recorded in `{name}.lock`, which is created only if it does not exist. One left by
-    a process of this machine that is no more is taken over.
+    The owner is recorded in `{name}.lock`, which is created only if it does not exist, and holds
+    the system's own lock on that file while it lives. One left by a process of this machine that is
+    no more is taken over, whatever container it ran in.
 
     Args:
       folder: what is owned; created if need be.
@@ -139,34 +160,61 @@ def owned(folder: str | Path, name: str) -> Iterator[None]:
       UsageError: if a living process owns it, or one of another machine, which may be alive.
       ResourceError: if the disk is full.
     """
-    lock, mine = Path(folder) / f"{name}.lock", json.dumps(this_process()).encode()
+    lock = Path(folder) / f"{name}.lock"
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        while not created(lock, mine):
+        while (mine := created(lock)) is None:
             refuse_living(lock)
+    content = lock_text(mine)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if lock.read_bytes() == mine:
+            if lock.read_bytes() == content:
                 lock.unlink()
+        mine.close()
 
 
-def this_process() -> dict[str, Any]:
+def this_process(held: bool) -> dict[str, Any]:
     """Who owns what this process owns."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "since": now, "born": born(pid)}
+    about = {"host": socket.gethostname(), "pid": pid, "since": now, "born": born(pid)}
+    return {**about, "held": held}
 
 
-def created(path: Path, content: bytes) -> bool:
-    """Creates a file with this content; False if there is one of this name."""
+def created(path: Path) -> BinaryIO | None:
+    """Creates a lock of this process and holds it while it is open; None if there is one."""
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     except FileExistsError:
+        return None
+    file = os.fdopen(handle, "w+b")
+    try:
+        file.write(json.dumps(this_process(hold(file))).encode())
+        file.flush()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+        raise
+    return file
+
+
+def lock_text(file: BinaryIO) -> bytes:
+    """What was written to a lock that is open."""
+    file.seek(0)
+    return file.read()
+
+
+def hold(file: BinaryIO, *, shared: bool = False) -> bool:
+    """Takes the system's lock on an open file; False if somebody has it, or there are none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (ImportError, OSError):
         return False
-    with open(handle, "wb") as file:
-        file.write(content)
     return True
 
 
@@ -177,7 +225,7 @@ def refuse_living(lock: Path) -> None:
       UsageError: if somebody holds it.
     """
     owner = owner_of(lock)
-    if owner is not None and alive(owner):
+    if owner is not None and alive(owner, lock):
         raise UsageError(
             f"{lock.parent} is being written by process {owner['pid']} on {owner['host']} since "
             f"{owner['since']}. Wait until it has ended or choose another output; if there is no "
@@ -192,17 +240,23 @@ def owner_of(lock: Path) -> dict[str, Any] | None:
     while True:
         try:
             owner = json.loads(lock.read_bytes())
-            return {key: owner[key] for key in ("host", "pid", "since", "born")}
+            told = {key: owner[key] for key in ("host", "pid", "since", "born")}
+            return {**told, "held": owner.get("held") is True}
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if time.monotonic() > give_up:
                 return None
             time.sleep(PATIENCE / 20)
 
 
-def alive(owner: dict[str, Any]) -> bool:
-    """Whether the owner of a lock runs, as far as can be told from here."""
+def alive(owner: dict[str, Any], lock: Path) -> bool:
+    """Whether the owner of a lock runs, as far as can be told from here.
+
+    On the machine it ran on, its hold of the lock tells, and it does so in all containers of it.
+    """
+    if owner["held"] and same_boot(owner["born"]):
+        return is_held(lock)
     if owner["host"] != socket.gethostname() or os.name != "posix":
         return True
     try:
@@ -211,7 +265,26 @@ def alive(owner: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         return True  # it is somebody else's, so it exists
+    except (ValueError, TypeError, OverflowError):
+        return False  # no process has such a number
     return owner["born"] == born(int(owner["pid"]))
+
+
+def is_held(lock: Path) -> bool:
+    """Whether somebody has the system's lock on a file; True where that cannot be told."""
+    try:
+        with open(lock, "rb+") as file:
+            return not hold(file, shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def same_boot(told: Any) -> bool:
+    """Whether what `born` said was said on this machine, since it was started."""
+    mine = born(os.getpid())
+    return mine is not None and str(told).partition(" ")[0] == mine.partition(" ")[0]
 
 
 def born(pid: int) -> str | None:
@@ -229,11 +302,12 @@ def born(pid: int) -> str | None:
 
 def remove_stale(lock: Path) -> None:
     """Removes the lock of a dead process; of several that try, none removes the next one's."""
-    import fcntl
-
     with contextlib.suppress(FileNotFoundError), open(lock, "rb+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        untouched = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-        owner = owner_of(lock) if untouched else None
-        if untouched and (owner is None or not alive(owner)):
+        if not hold(file) and os.name == "posix":
+            return  # somebody has it now
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+            return
+        owner = owner_of(lock)
+        let_go = owner is not None and owner["held"] and same_boot(owner["born"])
+        if owner is None or let_go or not alive(owner, lock):
             lock.unlink()

@@ -17,7 +17,7 @@ from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
 from dfq_jax.data.source import Source
 from dfq_jax.data.sources import TFDS, open_source
 from dfq_jax.errors import UsageError
-from dfq_jax.io.images import Bare, is_image_set, load_bare, load_images
+from dfq_jax.io.images import Bare, holds_shards, load_bare, load_images
 from dfq_jax.types import ImageSet, InputContract, listed
 
 MOST_PICTURES = 256
@@ -73,7 +73,7 @@ def image_set(
     path = Path(given)
     if str(given).startswith(TFDS):
         return of_pictures(open_source(str(given)), contract, on_note)
-    if path.is_dir() and not is_image_set(path):
+    if path.is_dir() and not holds_shards(path):
         return of_pictures(open_folder(path, unsorted), contract, on_note)
     if path.suffix.lower() in (".npz", ".npy") and path.is_file():
         bare = load_bare(path)

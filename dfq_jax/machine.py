@@ -6,8 +6,11 @@ looks for devices.
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import sys
+import time
+import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +19,12 @@ from cyclopts import Parameter
 
 WORTH_KEEPING = 0.5
 """Seconds of compilation from which on a program is kept for the next run."""
+
+
+SEEN = "looked-at"
+"""A file beside kept programs, as old as the last look for halves."""
+ZLIB, ZSTD = 0x78, b"\x28\xb5\x2f\xfd"
+"""How programs begin that are packed so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +69,41 @@ def keep_programs() -> None:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
+            remove_halves(folder)
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+
+
+def remove_halves(folder: Path) -> None:
+    """Removes programs that a kill or a full disk left half written.
+
+    JAX writes them in place, cannot read what is cut, and never replaces it: it would warn and
+    compile anew at every run. Only what came since the last look is looked at.
+    """
+    seen, now = folder / SEEN, time.time()
+    last = seen.stat().st_mtime if seen.exists() else 0.0
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= last and not is_whole(path.read_bytes()):
+                path.unlink()
+    seen.touch()
+    os.utime(seen, (now, now))
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a kept program can be unpacked to its end, as far as can be told from here."""
+    if not any(data[:8]):
+        return False
+    try:
+        if data[0] == ZLIB:
+            zlib.decompress(data)
+        elif data.startswith(ZSTD):
+            importlib.import_module("zstandard").ZstdDecompressor().decompress(data)
+    except ImportError:
+        return True
+    except Exception:  # each packer has errors of its own
+        return False
+    return True
 
 
 def cache_folder() -> Path:

@@ -34,6 +34,7 @@ from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
+from dfq_jax.quantize.sums import LongSum, overflowing, smaller, told
 from dfq_jax.recipes.dfq import Quantized, dfq, with_biases_corrected
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.presets import (
@@ -153,10 +154,10 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
-    made, mix = calibrated(model, seen, asked, follow)
+    made, mix, cut = calibrated(model, seen, asked, follow)
     if learns_in_stages(asked.methods) and not asked.by_name and not drowned(made, seen):
         asked = layer_by_layer(asked)
-        made, mix = calibrated(model, seen, asked, follow)
+        made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
@@ -177,6 +178,7 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, follow)
     report = qualified(found, images, unlooked_at(images, asked) if unseen else note)
+    report = dataclasses.replace(report, notes=(*report.notes, *cut))
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0
@@ -259,8 +261,11 @@ def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
 
 def calibrated(
     model: Model, seen: ImageSet, asked: Asked, follow: Follow
-) -> tuple[Quantized, Mixed | None]:
-    """The network on its grids, with bits chosen within a budget if there is one, and how."""
+) -> tuple[Quantized, Mixed | None, tuple[str, ...]]:
+    """The network on its grids, with bits chosen within a budget if there is one, and how.
+
+    The last are layers that had to have smaller codes than asked for, in words.
+    """
     in_stages = learns_in_stages(asked.methods)
     level = LEVEL if in_stages or levels(model, asked) else None
     on_grids = partial(
@@ -277,9 +282,10 @@ def calibrated(
         peaks=seen.images if seen.provenance.get("method") == "aac" else None,
         on_stage=follow.on_stage,
     )
-    made = on_grids(rules=asked.rules)
+    rules, made = asked.rules, on_grids(rules=asked.rules)
     if asked.budget is None:
-        return made, None
+        made, cut = within_sums(made, rules, on_grids, follow)
+        return made, None, cut
     mix = mixed(
         with_biases_of(made.reference, made.quantized.model),
         seen.images,
@@ -292,7 +298,24 @@ def calibrated(
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )
-    return on_grids(rules=(*asked.rules, *mix.rules)), mix
+    rules = (*rules, *mix.rules)
+    made, cut = within_sums(on_grids(rules=rules), rules, on_grids, follow)
+    return made, mix, cut
+
+
+def within_sums(
+    made: Quantized, rules: tuple[Rule, ...], on_grids: Callable[..., Quantized], follow: Follow
+) -> tuple[Quantized, tuple[str, ...]]:
+    """The network with smaller codes where sums of products could leave 32 bits, and which."""
+    found: dict[str, LongSum] = {}
+    while long := overflowing(made.quantized):
+        found = {x.layer: x for x in long} | found
+        rules = (*rules, *(smaller(made.quantized.plan, x) for x in long))
+        made = on_grids(rules=rules)
+    notes = told(found, made.quantized.plan)
+    for note in notes:
+        follow.on_stage(note)
+    return made, notes
 
 
 def levels(model: Model, asked: Asked) -> bool:

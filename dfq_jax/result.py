@@ -15,6 +15,7 @@ from dfq_jax.io.artifacts import save_artifact
 from dfq_jax.io.onnx_out import quantized_onnx, serialize
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
+from dfq_jax.npz import read_npz
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.recipes.probes import base_pixels
@@ -157,9 +158,13 @@ def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"
     Raises:
       ValueError: if it holds other than pixels of such images, or one of `NOT_AN_NPZ`.
     """
-    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-        pixels = saved["pixels"]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != contract.shape:
+    pixels = read_npz(data, ("pixels",))["pixels"]
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or not len(pixels)
+        or pixels.shape[1:] != contract.shape
+    ):
         raise ValueError(f"found {pixels.dtype} {pixels.shape}, expected uint8 {contract.shape}")
     return from_pixels(pixels, contract)
 

@@ -9,10 +9,10 @@ import zipfile
 
 import numpy as np
 import onnx
+import PIL.Image
 import pytest
 
-from dfq_jax.files import sha256_of
-from dfq_jax.io import output_folder
+from dfq_jax.files import owned, sha256_of
 
 
 def snapshot(folder):
@@ -140,7 +140,8 @@ def test_a_full_disk_leaves_the_old_output_as_it_was(run, monkeypatch, tmp_path)
 
 def test_a_full_disk_leaves_the_old_images_as_they_were(dfq, made, monkeypatch, tmp_path):
     path = tmp_path / "i.npz"
-    path.write_bytes(b"old")
+    shutil.copy(made / "images.npz", path)
+    before = path.read_bytes()
     line = ("synthesize", made / "net.safetensors", "--arch", "small", "-o", path, "-n", 2)
 
     def full(*_):
@@ -150,7 +151,7 @@ def test_a_full_disk_leaves_the_old_images_as_they_were(dfq, made, monkeypatch, 
     found = dfq(*line, "--steps", 2, "--method", "zeroq")
     assert (found.code, found.out) == (5, "")
     assert "No space left on device" in found.err
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("verb", ["synthesize", "quantize"])
@@ -187,9 +188,95 @@ def test_folders_of_others_are_respected(run, tmp_path):
     assert (out / "report.html").read_bytes() == b"mine"
 
 
-def test_a_second_process_waits_its_turn(run, monkeypatch, tmp_path):
-    (tmp_path / "out" / ".partial-999999999-ab").mkdir(parents=True)
-    monkeypatch.setattr(output_folder, "is_running", lambda _: True)
-    found = run("quantize", None)
-    assert found.code == 2
-    assert "process 999999999 is writing to" in found.err
+def test_a_second_process_is_refused_before_any_work(run, made, monkeypatch, tmp_path):
+    def forbidden(*_, **__):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("dfq_jax.commands.read_model", forbidden)
+    for folder, name in ((".out.run", "output"), ("out", ".partial-save")):
+        with owned(tmp_path / folder, name):
+            found = run("quantize", None)
+            assert found.code == 2
+            assert f"is being written by process {os.getpid()} on" in found.err
+            assert f"delete {tmp_path / folder / name}.lock" in found.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors", "out"]
+
+
+def test_what_a_container_left_is_in_nobodys_way(run, tmp_path):
+    """Process 1 is always there."""
+    (tmp_path / "out" / ".partial-1-ab").mkdir(parents=True)
+    assert run("quantize", None).code == 0
+    assert not any(p.name.startswith(".partial") for p in (tmp_path / "out").iterdir())
+    assert not (tmp_path / ".out.run").exists()
+
+
+# files of others
+
+
+def test_files_of_others_are_never_replaced_by_images(dfq, made, tmp_path):
+    net, text = made / "net.safetensors", tmp_path / "thesis.npz"
+    line = ("synthesize", net, "--arch", "small", "-n", 2, "--steps", 1, "--method", "zeroq")
+    text.write_bytes(b"years of work")
+    np.savez(tmp_path / "data.npz", images=np.zeros(3))
+    (tmp_path / "i.npz.toml").write_text("mine = 1")
+    (tmp_path / "link.npz").symlink_to(net)
+    (tmp_path / "own.npz.toml").write_text("schema_version = 1\n[synthesize]\nn = 7\n")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for name in ("thesis.npz", "data.npz", "i.npz", "link.npz"):
+        found = dfq(*line, "-o", tmp_path / name)
+        assert (found.code, found.out) == (2, ""), name
+    assert "link.npz: give them names apart" in found.err
+    (tmp_path / "own.npz").touch()
+    assert dfq(*line, "-o", tmp_path / "own.npz").code == 0
+    assert dfq(*line, "-o", tmp_path / "own.npz", "--seed", 1).code == 0
+    assert (
+        before.items()
+        <= {
+            **{p.name: p.read_bytes() for p in tmp_path.iterdir()},
+            "own.npz.toml": before["own.npz.toml"],
+        }.items()
+    )
+
+
+def test_files_of_others_are_never_replaced_by_pictures(dfq, made, tmp_path):
+    net, out = made / "net.safetensors", tmp_path / "i.npz"
+    line = ("synthesize", net, "--arch", "small", "-n", 2, "--steps", 1, "--method", "zeroq")
+    photo, new = tmp_path / "photo.png", tmp_path / "new.png"
+    PIL.Image.new("RGB", (9, 9)).save(photo)
+    before = photo.read_bytes()
+    for preview in (net, out, photo, tmp_path, os.devnull):
+        found = dfq(*line, "-o", out, "--preview", preview)
+        assert (found.code, found.out) == (2, ""), preview
+        chart = (
+            dfq("doctor", net, "--arch", "small", "--chart", preview) if preview != out else found
+        )
+        assert (chart.code, chart.out) == (2, "")
+    assert photo.read_bytes() == before
+    assert net.read_bytes() == (made / "net.safetensors").read_bytes()
+    for _ in range(2):
+        assert dfq(*line, "-o", out, "--preview", new).code == 0
+
+
+@pytest.mark.parametrize("output", ["i.npz", "set", "out"])
+def test_folders_of_states_of_others_stay(dfq, made, tmp_path, output):
+    state = tmp_path / f".{output}.run"
+    state.mkdir()
+    (state / "fingerprint.json").write_text("{}")
+    (state / "diary.txt").write_text("mine")
+    verb = "quantize" if output == "out" else "synthesize"
+    found = dfq(verb, made / "net.safetensors", "--arch", "small", "-o", tmp_path / output)
+    assert (found.code, found.out) == (2, "")
+    assert f"{state} is where states are kept, but it holds diary.txt" in found.err
+    assert (state / "diary.txt").read_text() == "mine"
+
+
+def test_an_input_is_no_output(dfq, made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made / "out", out)
+    before = snapshot(out)
+    found = dfq("quantize", out / "float.onnx", "-o", out)
+    assert (found.code, found.out) == (2, "")
+    assert f"MODEL {out / 'float.onnx'} lies in output {out}, whose files are replaced" in found.err
+    found = dfq("quantize", made / "net.safetensors", "-o", out, "--images", out)
+    assert "images and output are both" in found.err
+    assert snapshot(out) == before

@@ -154,13 +154,30 @@ def lock_of(tmp_path, **changes):
     """Leaves a lock of this very process, with some of what it says changed."""
     with owned(tmp_path, "run"):
         text = (tmp_path / "run.lock").read_text()
-    (tmp_path / "run.lock").write_text(json.dumps(json.loads(text) | changes))
+    (tmp_path / "run.lock").write_text(json.dumps(json.loads(text) | {"held": False} | changes))
 
 
 def test_a_lock_of_an_earlier_process_of_the_same_number_is_taken_over(tmp_path):
     """As in a container that was started again."""
     lock_of(tmp_path, born="before the last boot 1")
     assert enter(tmp_path)["born"] == born(os.getpid()) != "before the last boot 1"
+
+
+def test_a_lock_of_another_container_is_taken_over_once_its_owner_is_gone(tmp_path, owner):
+    """Hosts have other names there and numbers of processes mean nothing; the hold of it tells."""
+    path = tmp_path / "run.lock"
+    text = json.loads(path.read_text())
+    with path.open("r+") as file:  # the owner keeps it open, so it is written in place
+        file.write(json.dumps(text | {"host": "c0ffee", "pid": 1}))
+        file.truncate()
+    with pytest.raises(UsageError, match=r"process 1 on c0ffee since .* delete \S+run\.lock"):
+        enter(tmp_path)
+    owner.kill()
+    owner.wait()
+    assert enter(tmp_path)["pid"] == os.getpid()
+    lock_of(tmp_path, host="c0ffee", pid=1, held=True, born="another boot 1")
+    with pytest.raises(UsageError, match="process 1 on c0ffee"):  # nobody can know
+        enter(tmp_path)
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path):
@@ -170,7 +187,7 @@ def test_a_lock_of_another_machine_is_respected(tmp_path):
     assert (tmp_path / "run.lock").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"host": "x"', b"[]", b'{"host": "x"}'])
+@pytest.mark.parametrize("content", [b"", b'{"host": "x"', b"[]", b'{"host": "x"}', b"[" * 9999])
 def test_a_lock_that_was_never_written_to_its_end_is_taken_over(tmp_path, monkeypatch, content):
     monkeypatch.setattr("dfq_jax.files.PATIENCE", 0.05)
     (tmp_path / "run.lock").write_bytes(content)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dfq_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "types", "parallel", "files", "machine"},
+    {"errors", "types", "parallel", "files", "npz", "machine"},
     {"graph", "numerics", "optim"},
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},
@@ -18,6 +18,7 @@ LAYERS = (
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},
+    {"claims"},
     {"commands"},
     {"command_synthesize", "command_doctor"},
     {"cli"},

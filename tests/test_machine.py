@@ -1,13 +1,14 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
 import pytest
 
 import dfq_jax
-from dfq_jax.machine import cache_folder, count_cpu_as, keep_programs
+from dfq_jax.machine import SEEN, cache_folder, count_cpu_as, is_whole, keep_programs
 
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -47,6 +48,45 @@ def test_in_a_process_of_its_own():
         env=os.environ | place,
     )
     assert found.stdout == "5\n"
+
+
+def test_programs_that_are_half_written_are_removed(settings, monkeypatch, tmp_path):
+    """Once; what was looked at before is not read again."""
+    monkeypatch.setenv("DFQ_CACHE", str(tmp_path))
+    whole, folder = zlib.compress(os.urandom(5000)), tmp_path / "xla"
+    folder.mkdir()
+    contents = {
+        "a": whole,
+        "b": whole[:-1],
+        "c": b"",
+        "d": bytes(99),
+        "e": b"of a later JAX",
+        "f": whole[:1],
+    }
+    for name, content in contents.items():
+        (folder / f"jit_{name}-cache").write_bytes(content)
+    kept = lambda: sorted(p.name[4] for p in folder.glob("*-cache"))
+    keep_programs()
+    assert kept() == ["a", "e"]
+    for name in "gh":
+        (folder / f"jit_{name}-cache").write_bytes(whole[:9])
+    os.utime(folder / "jit_g-cache", (1, 1))
+    keep_programs()
+    assert kept() == ["a", "e", "g"]
+    (folder / SEEN).unlink()
+    keep_programs()
+    assert kept() == ["a", "e"]
+    monkeypatch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(PermissionError))
+    keep_programs()  # never stops a run
+
+
+def test_what_jax_writes_is_whole(tmp_path):
+    """And what is cut of it is not."""
+    from jax._src import compilation_cache
+
+    packed = compilation_cache.compress_executable(os.urandom(9000))
+    assert is_whole(packed)
+    assert not any(is_whole(packed[:size]) for size in range(0, len(packed), 97))
 
 
 def test_programs_are_kept_where_the_user_says(settings, monkeypatch, tmp_path):

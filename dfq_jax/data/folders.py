@@ -10,6 +10,7 @@ import PIL.Image
 
 from dfq_jax.data.source import Source, decode
 from dfq_jax.errors import DataError, UnsafeInputError
+from dfq_jax.files import read_regular
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 SPLITS = frozenset(("test", "train", "val", "valid", "validation"))
@@ -37,8 +38,8 @@ def open_folder(root: Path, sort: Sort | None = None) -> Source:
     def read(index: int) -> tuple[PIL.Image.Image, int]:
         path, label = root / members[index][0], members[index][1]
         try:
-            data = path.read_bytes()
-        except OSError as error:
+            data = read_regular(path, MAX_MEMBER_BYTES)
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read image {path}: {error}.") from error
         return decode(data, str(path)), label
 
@@ -77,12 +78,25 @@ def open_zip(path: Path, sort: Sort | None = None) -> Source:
         member, label = members[index]
         where = f"{member} in {path}"
         try:
-            data = archive.read(infos[member])
+            data = unpacked(archive, infos[member])
         except Exception as error:  # zlib.error, BadZipFile, EOFError, NotImplementedError, ...
             raise DataError(f"cannot unpack {where}: {error}. Archive it again.") from error
         return decode(data, where), label
 
     return Source(str(path), classes, len(members), read, "archive")
+
+
+def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member of the size it claims; of one that is larger, no more is unpacked.
+
+    Raises:
+      ValueError: if it has another size.
+    """
+    with archive.open(info) as file:
+        data = file.read(info.file_size + 1)
+    if len(data) != info.file_size:
+        raise ValueError(f"{len(data)} bytes or more instead of {info.file_size}")
+    return data
 
 
 def check_member(info: zipfile.ZipInfo, path: Path) -> None:

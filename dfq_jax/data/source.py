@@ -8,6 +8,11 @@ import PIL.Image
 
 from dfq_jax.errors import DataError, UnsafeInputError
 
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Decoders that a picture may reach; Pillow has many more, some of which start other programs."""
+MOST_PIXELS = 1 << 26
+"""Of a picture: what is larger is not decoded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -50,25 +55,43 @@ def decode(data: bytes, where: str) -> PIL.Image.Image:
     accuracies with them.
 
     Args:
-      data: the bytes of a JPEG, PNG or any other file Pillow knows.
+      data: the bytes of a file in one of `FORMATS`, whatever its name ends in.
       where: what to call it in messages.
 
     Returns:
       The image with its pixels in memory, in the mode the file has; its `filename` is `where`.
 
     Raises:
-      DataError: if the bytes are damaged or no image.
-      UnsafeInputError: if the image has more pixels than Pillow agrees to decode.
+      DataError: if the bytes are damaged or no such image.
+      UnsafeInputError: if the image has more than 64 million pixels.
     """
     try:
-        image = PIL.Image.open(io.BytesIO(data))
+        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        check_pixels(image.size, where)
         image.load()
         image.filename = where
+    except UnsafeInputError:
+        raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise UnsafeInputError(f"refused to decode {where}: {error}") from error
     except Exception as error:  # damaged input makes decoders raise nearly anything
         raise DataError(
             f"cannot decode {where} as an image ({len(data)} bytes): "
-            f"{type(error).__name__}: {error}. Replace or remove the file."
+            f"{type(error).__name__}: {error}. Replace or remove the file; "
+            f"{', '.join(FORMATS)} are read."
         ) from error
     return image
+
+
+def check_pixels(size: tuple[int, int], where: str) -> None:
+    """Refuses a picture that is too large to decode.
+
+    Raises:
+      UnsafeInputError: with its size.
+    """
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise UnsafeInputError(
+            f"refused to decode {where}: {height}x{width} (height x width) is more than "
+            f"{MOST_PIXELS:,} pixels. Make it smaller, or remove it."
+        )

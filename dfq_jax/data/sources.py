@@ -45,7 +45,7 @@ def open_source(spec: str) -> Source:
             f"no images at {spec}: the path does not exist. "
             f"Give a folder, a .zip archive, or tfds:NAME."
         )
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         raise DataError(
             f"cannot read images from {spec}: it is neither a folder nor a readable zip archive "
             f"({path.stat().st_size} bytes); {LAYOUT}."

@@ -170,8 +170,13 @@ def describe(model: Model) -> str:
     lines = []
     for *columns, read in rows:
         line = "  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True))
-        lines.append((f"{line}  <- {read}" if read else line).rstrip())
-    return "\n".join([*lines, f"returns {', '.join(model.graph.outputs)}"])
+        lines.append(in_line(f"{line}  <- {read}" if read else line).rstrip())
+    return "\n".join([*lines, in_line(f"returns {', '.join(model.graph.outputs)}")])
+
+
+def in_line(text: str) -> str:
+    """Text whose line breaks and control characters are escaped: files name nodes as they like."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 PAIRS = ("strides", "padding", "dilation", "window", "size", "scale", "extra")

@@ -13,7 +13,8 @@ import numpy as np
 
 from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
@@ -35,8 +36,10 @@ from dfq_jax.io.output_folder import (
     is_plain,
     read_manifest,
     replace_all,
+    settle,
 )
 from dfq_jax.io.quantized_tensors import codes, pack, unpack
+from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.simulate import QuantizedModel
 
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
@@ -192,14 +195,58 @@ def load_artifact(folder: str | Path) -> Artifact:
       DataError: naming the file that is missing, damaged or from another version.
     """
     folder = Path(folder)
+    settle(folder)
     manifest = read_manifest(folder)
+    failed = manifest["status"] == "failed"
+    needed = (TENSORS, FLOAT, FAILED if failed else MODEL)
+    if missing := [name for name in needed if name not in manifest["files"]]:
+        raise DataError(
+            f"{folder / MANIFEST} has no hash of {', '.join(missing)}, so nobody can tell whether "
+            "that is what was saved. Quantize again."
+        )
     for name, expected in manifest["files"].items():
         check_file(folder, name, expected)
     contract = contract_from_json(manifest["contract"])
     graph, plan = graph_from_json(manifest["graph"]), plan_from_json(manifest["plan"])
+    check_sites(graph, plan, folder / MANIFEST)
     data = (folder / TENSORS).read_bytes()
     params, qparams = unpack(data, graph, plan, folder / TENSORS)
-    return Artifact(QuantizedModel(Model(graph, params, contract), plan, qparams), manifest, folder)
+    model = Model(graph, params, contract)
+    check_runs(model, folder)
+    return Artifact(QuantizedModel(model, plan, qparams), manifest, folder)
+
+
+def check_sites(graph: Graph, plan: Plan, path: Path) -> None:
+    """Refuses a plan that is not of this graph.
+
+    Raises:
+      DataError: naming the site.
+    """
+    edges = {node.name: len(node.inputs) for node in graph.nodes}
+    grouped = [site for _, sites in plan.groups for site in sites]
+    for site in (*plan.table, *grouped):
+        argument = site.argument
+        known = site.node in edges and (argument is None or argument < edges[site.node])
+        if not known or site not in plan.table:
+            raise DataError(
+                f"{path} is damaged: it quantizes {site.node}.{site.slot}, which the network has "
+                "not. Quantize again."
+            )
+
+
+def check_runs(model: Model, folder: Path) -> None:
+    """Refuses parameters that do not fit their layers, without computing anything.
+
+    Raises:
+      DataError: naming the layer.
+    """
+    try:
+        output_shapes(model)
+    except Exception as error:
+        raise DataError(
+            f"{folder} is damaged: {MANIFEST} and {TENSORS} make no network ({error}). "
+            "Quantize again."
+        ) from error
 
 
 def check_file(folder: Path, name: str, expected: Any) -> None:
@@ -209,7 +256,11 @@ def check_file(folder: Path, name: str, expected: Any) -> None:
     path = folder / name
     try:
         size = path.stat().st_size
-        damaged = size != expected.get("bytes") or sha256_of(path) != expected.get("sha256")
+        damaged = (
+            not path.is_file()
+            or size != expected.get("bytes")
+            or sha256_of(path) != expected.get("sha256")
+        )
     except OSError as error:
         raise DataError(f"artifact file {path} is missing or unreadable: {error}") from error
     if damaged:

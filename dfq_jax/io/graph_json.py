@@ -4,6 +4,7 @@ Reading trusts nothing: every operator, field and number is checked by the datac
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -68,18 +69,29 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
             raise ValueError(f"layer preset {data['layers']!r} is none of {LAYER_PRESETS}")
         entries = (
             (
-                Site(e["node"], e["slot"]),
+                known_site(e["node"], e["slot"]),
                 Spec(Grid(**e["grid"]), untagged("observer", e, OBSERVERS)),
             )
             for e in data["sites"]
         )
         groups = (
-            (g["tensor"], tuple(Site(node, slot) for node, slot in g["sites"]))
+            (g["tensor"], tuple(known_site(node, slot) for node, slot in g["sites"]))
             for g in data["groups"]
         )
         return Plan(tuple(entries), tuple(groups), Scheme(**data["scheme"]), data["layers"])
 
     return checked("plan", read)
+
+
+def known_site(node: str, slot: str) -> Site:
+    """A site.
+
+    Raises:
+      ValueError: if its slot is none.
+    """
+    if not re.fullmatch(r"kernel|input\d{1,6}", slot):
+        raise ValueError(f"{slot!r} of {node!r} is no slot that is quantized")
+    return Site(node, slot)
 
 
 def contract_to_json(contract: InputContract) -> dict[str, Any]:
@@ -126,11 +138,18 @@ def as_tuples(value: Any) -> Any:
     return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+BROKEN = (
+    *(KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError),
+    GraphError,
+)
+"""What damaged data raises while it is read."""
+
+
 def checked(what: str, read: Callable[[], T]) -> T:
     """`read()`, with whatever the data breaks turned into a DataError."""
     try:
         return read()
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, GraphError) as error:
+    except BROKEN as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise DataError(
             f"cannot read the {what}: {reason}. The file is damaged, or was written by another "

@@ -1,18 +1,22 @@
 """Image sets on disk: `.npz` without pickle, with provenance and contract; and folders of them."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from dfq_jax.errors import DataError
+from dfq_jax.errors import DataError, UnsafeInputError
 from dfq_jax.files import NOT_AN_NPZ, npz_fault, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
 from dfq_jax.io.pickle_policy import listing
+from dfq_jax.npz import npz_names, read_npz
 from dfq_jax.synthesis.shards import MANIFEST, load_shards
 from dfq_jax.types import ImageSet
+
+MEMBERS = ("images", "contract", "provenance")
 
 
 def save_images(path: str | Path, images: ImageSet) -> None:
@@ -59,7 +63,7 @@ class Bare(NamedTuple):
     name: str
 
 
-def is_image_set(folder: Path) -> bool:
+def holds_shards(folder: Path) -> bool:
     """Whether a folder holds shards of images, finished or not."""
     return (folder / MANIFEST).is_file() or any(folder.glob("shard-*.npz"))
 
@@ -74,20 +78,30 @@ def load_bare(path: Path) -> Bare | None:
       DataError: if it is damaged, or holds no `images`.
     """
     try:
-        with open(path, "rb") as file:
-            saved = np.load(file, allow_pickle=False)
-            if isinstance(saved, np.ndarray):
-                return Bare(saved, str(path))
-            with saved:
-                if "contract" in saved:
-                    return None
-                if "images" in saved:
-                    return Bare(saved["images"], str(path))
-                names = list(saved)
+        if path.suffix.lower() == ".npy":
+            return Bare(np.load(path, allow_pickle=False), str(path))
+        names = npz_names(path)
+        if "contract" in names:
+            return None
+        if "images" in names:
+            return Bare(read_npz(path, ("images",))["images"], str(path))
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{path}: {error}") from None
     except (*NOT_AN_NPZ, OSError) as error:
         raise DataError(f"{path} cannot be read as arrays: {npz_fault(error)}.") from None
     held = listing(names) if names else "nothing"
     raise DataError(f"{path} holds {held}; images lie under the key `images`.")
+
+
+def is_image_set(path: Path) -> bool:
+    """Whether a file holds what `save_images` writes, by the names in it."""
+    try:
+        if not path.is_file():
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == {f"{name}.npy" for name in MEMBERS}
+    except (*NOT_AN_NPZ, OSError):
+        return False
 
 
 def load_npz(path: Path) -> ImageSet:
@@ -97,12 +111,14 @@ def load_npz(path: Path) -> ImageSet:
       DataError: if it is missing, damaged, or holds something else.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
-            images = saved["images"]
-            about, provenance = (json.loads(str(saved[k])) for k in ("contract", "provenance"))
+        saved = read_npz(path, MEMBERS)
+        images = saved["images"]
+        about, provenance = (json.loads(str(saved[k])) for k in ("contract", "provenance"))
         contract = contract_from_json(about)
     except FileNotFoundError:
         raise DataError(f"no image set at {path}; make one with `dfq synthesize`.") from None
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{path}: {error}") from None
     except (*NOT_AN_NPZ, OSError, DataError) as error:
         raise DataError(
             f"{path} is not an image set of dfq_jax ({npz_fault(error)}); make one with `dfq "

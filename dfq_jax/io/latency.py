@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.io.onnx_builder import FOUR_BITS
 from dfq_jax.io.runtime import (
     File,
     contract_of,
     cpu_features,
+    fixed_batch,
     onnxruntime,
     open_session,
     read_onnx,
+    told_as_data,
 )
 from dfq_jax.types import NCHW, InputContract
 
@@ -94,7 +96,8 @@ def bench(
     for index in range(warmup + runs):
         for session, inputs, spent in zip(sessions, feeds, times, strict=True):
             start = time.perf_counter()
-            session.run(None, inputs)
+            with told_as_data():
+                session.run(None, inputs)
             if index >= warmup:
                 spent.append(1000 * (time.perf_counter() - start))
     float_ms, int_ms = map(statistics.median, times)
@@ -107,12 +110,22 @@ def bench(
 
 
 def random_feed(session: Any, batch: int, contract: InputContract | None) -> dict[str, np.ndarray]:
-    """Normal noise in the shape of the session's input, free sizes as the contract has them."""
+    """Normal noise in the shape of the session's input, free sizes as the contract has them.
+
+    A file of a fixed batch gets that many.
+
+    Raises:
+      UnsupportedModelError: if neither says how large its images are.
+    """
     source = session.get_inputs()[0]
-    shape = [batch, *source.shape[1:]]
+    shape = [fixed_batch(session) or batch, *source.shape[1:]]
     if contract is not None and len(shape) == 4:
         space = slice(2, 4) if contract.layout == NCHW else slice(1, 3)
         shape[space] = contract.height, contract.width
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise UnsupportedModelError(
+            f"cannot time a file that reads images of size {source.shape}: export it with a size."
+        )
     return {source.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
 
 

@@ -1,7 +1,9 @@
 """What may be written into an output folder, and how a new artifact replaces an old one.
 
-Files are staged in a sub-folder and moved into place one by one, the manifest last, so a folder
-with a manifest is a whole one. Nothing that is not listed in our own manifest is ever removed.
+Files are staged in a sub-folder. Once all of them are on the disk it gets the name `WHOLE`, and
+from then on the new artifact counts: its files are moved into place, the manifest last. Whoever
+finds such a folder later, reader or writer, ends what a kill interrupted, so none of them sees a
+mixture of old and new. Nothing that is not listed in our own manifest is ever removed.
 """
 
 import contextlib
@@ -14,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import disk_errors, sync_folder, write_atomically
+from dfq_jax.files import (
+    disk_errors,
+    owned,
+    read_regular,
+    refuse_living,
+    sync_folder,
+    write_atomically,
+)
 
 FORMAT = "dfq_jax artifact"
 SCHEMA_VERSION = 1
@@ -22,6 +31,7 @@ MANIFEST, MODEL, FAILED = "manifest.json", "model.onnx", "model.failed.onnx"
 FLOAT, TENSORS = "float.onnx", "model.safetensors"
 OWN_FILES = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS}
 PARTIAL = ".partial-"
+WHOLE, LOCK = f"{PARTIAL}whole", f"{PARTIAL}save"
 LARGEST_MANIFEST = 64 << 20
 
 
@@ -36,7 +46,7 @@ def check_output_folder(
       names: files that will be written beside our own.
 
     Raises:
-      UsageError: naming what is in the way.
+      UsageError: naming what is in the way, or who is writing there.
     """
     folder = Path(folder)
     if reserved := OWN_FILES & set(names):
@@ -48,6 +58,8 @@ def check_output_folder(
         raise UsageError(f"cannot write to {folder}: {existing} is read-only for you.")
     if not folder.is_dir():
         return
+    settle(folder)
+    refuse_owner(folder)
     ours = {MANIFEST, *listed(folder)} if is_artifact(folder) else set()
     foreign = sorted(
         p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(PARTIAL)
@@ -63,6 +75,13 @@ def check_output_folder(
             f"{folder} is not empty and holds no artifact, but {', '.join(foreign[:5])}{more}. "
             f"Choose another folder, or pass --force to write beside them."
         )
+
+
+def refuse_owner(folder: Path) -> None:
+    """Refuses a folder that another process is writing to; what a dead one left is removed."""
+    lock = folder / f"{LOCK}.lock"
+    if lock.exists():
+        refuse_living(lock)
 
 
 def is_artifact(folder: Path) -> bool:
@@ -84,36 +103,34 @@ def is_plain(name: str) -> bool:
 
 
 def replace_all(folder: Path, content: Mapping[str, bytes]) -> None:
-    """Stages every file, then moves them into place in order, then removes our outdated ones."""
+    """Stages every file, then moves them into place, and removes those of ours that are outdated.
+
+    Raises:
+      UsageError: if another process is writing there, or a name is no plain one.
+      ResourceError: if the disk is full.
+    """
     if bad := [name for name in content if not is_plain(name)]:
         raise UsageError(f"artifact files need plain names, got {bad}.")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with staging(folder) as stage:
+    with owned(folder, LOCK), staging(folder) as stage:
         for name, data in content.items():
             write_atomically(stage / name, data)
-        outdated = set(listed(folder)) - set(content) if is_artifact(folder) else set()
         with disk_errors(folder):
-            for name in content:
-                os.replace(stage / name, folder / name)
-            for name in outdated:
-                (folder / name).unlink(missing_ok=True)
+            os.replace(stage, folder / WHOLE)
             sync_folder(folder)
+            move_into_place(folder)
 
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder`, gone afterwards; those of killed runs are removed, too.
-
-    Raises:
-      UsageError: if another process is writing there.
-    """
+    """An empty folder inside `folder`, gone afterwards; what killed runs left is settled first."""
+    with disk_errors(folder):
+        move_into_place(folder)
     for stale in folder.glob(f"{PARTIAL}*"):
-        owner = stale.name.removeprefix(PARTIAL).partition("-")[0]
-        if owner.isdecimal() and int(owner) != os.getpid() and is_running(int(owner)):
-            raise UsageError(f"process {owner} is writing to {folder}; wait for it to finish.")
-        shutil.rmtree(stale, ignore_errors=True)
-    stage = folder / f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+    stage = folder / f"{PARTIAL}{secrets.token_hex(8)}"
     with disk_errors(stage):
         stage.mkdir()
     try:
@@ -122,15 +139,32 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def is_running(process: int) -> bool:
-    """Whether a process of that number exists on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def settle(folder: Path) -> None:
+    """Ends the replacement of an artifact that was interrupted when all of it was there.
+
+    Raises:
+      UsageError: if another process is writing there, or the folder is read-only.
+    """
+    if (folder / WHOLE).is_dir():
+        with owned(folder, LOCK), disk_errors(folder):
+            move_into_place(folder)
+
+
+def move_into_place(folder: Path) -> None:
+    """Moves what `WHOLE` holds into the folder, if it is there; the manifest comes last."""
+    whole = folder / WHOLE
+    if not is_artifact(whole):  # nothing, or only the manifest was left to move, and it was
+        shutil.rmtree(whole, ignore_errors=True)
+        return
+    outdated = set(listed(folder)) - set(listed(whole)) if is_artifact(folder) else set()
+    for name in listed(whole):
+        if (whole / name).is_file():
+            os.replace(whole / name, folder / name)
+    for name in outdated:
+        (folder / name).unlink(missing_ok=True)
+    os.replace(whole / MANIFEST, folder / MANIFEST)
+    sync_folder(folder)
+    shutil.rmtree(whole, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -141,9 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise DataError(f"{path} is larger than any manifest.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path, LARGEST_MANIFEST))
     except OSError as error:
         raise DataError(
             f"{folder} holds no artifact: cannot read {MANIFEST} ({error.strerror}). "
@@ -158,7 +190,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema version {manifest.get('schema_version')!r}, this version reads "
             f"{SCHEMA_VERSION}. Quantize again, or install the version that wrote it."
         )
-    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "status": str}
+    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "report": dict}
+    needed |= {"status": str, "scheme": str}
     if wrong := [k for k, kind in needed.items() if not isinstance(manifest.get(k), kind)]:
         raise DataError(f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type.")
     return manifest

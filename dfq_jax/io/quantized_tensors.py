@@ -10,13 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jaxtyping import Array
 
 from dfq_jax.errors import DataError
 from dfq_jax.graph.graph import Graph
-from dfq_jax.numerics.affine import Affine, bias_scale, dequantize, quantize, quantize_bias
+from dfq_jax.numerics.affine import (
+    Affine,
+    Grid,
+    bias_scale,
+    dequantize,
+    quantize,
+    quantize_bias,
+)
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -84,8 +90,9 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
     """
     try:
         tensors = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # NumPy knows fewer types than the format
         raise DataError(f"{path} is damaged: {error}") from error
+    kernels = {site: tensors.get(f"{site.node}.{site.slot}") for site in plan.table}
     qparams = {site: read_affine(tensors, site, plan, path) for site in plan.table}
     params: dict[str, dict[str, Array]] = {}
     nodes = {n.name for n in graph.nodes}
@@ -93,12 +100,46 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
         node, _, slot = key.rpartition(".")
         if node not in nodes:
             raise DataError(f"{path} holds {key!r}, but the network has no node {node!r}.")
-        params.setdefault(node, {})[slot] = jnp.asarray(value)
+        params.setdefault(node, {})[slot] = jnp.asarray(checked(value, key, path))
+    for site, affine in qparams.items():
+        check_scales(site, affine, kernels[site], plan.table[site].grid, path)
     for site, spec in plan.table.items():
         if site.argument is None:
             slots = params.get(site.node, {})
             dequantize_slots(slots, site, qparams, spec.grid.dtype, path)
     return params, qparams
+
+
+def checked(value: np.ndarray, key: str, path: Path) -> np.ndarray:
+    """A parameter, which is codes or finite numbers.
+
+    Raises:
+      DataError: for anything else.
+    """
+    floats = value.dtype == np.float32 and np.isfinite(value).all()
+    if floats or value.dtype in (np.int8, np.uint8, np.int32):
+        return value
+    what = "NaN or infinities" if value.dtype == np.float32 else str(value.dtype)
+    raise DataError(f"{path}: {key!r} holds {what}; expected finite float32, or codes.")
+
+
+def check_scales(
+    site: Site, affine: Affine, kernel: np.ndarray | None, grid: Grid, path: Path
+) -> None:
+    """Refuses scales of another shape than the grid says.
+
+    Raises:
+      DataError: naming the site.
+    """
+    if site.argument is not None or grid.axis is None or kernel is None or not kernel.ndim:
+        fits = affine.scale.size == 1
+    else:
+        fits = affine.scale.shape == (1,) * (kernel.ndim - 1) + kernel.shape[grid.axis :]
+    if not fits or affine.zero_point.shape != affine.scale.shape:
+        raise DataError(
+            f"{path}: {site.node}.{site.slot} has scales of shape {affine.scale.shape} and zero "
+            f"points of shape {affine.zero_point.shape}, which do not fit it."
+        )
 
 
 def read_affine(tensors: dict[str, Any], site: Site, plan: Plan, path: Path) -> Affine:
@@ -124,6 +165,11 @@ def dequantize_slots(
     kernel = slots.get(site.slot)
     if kernel is None or kernel.dtype != dtype:
         raise DataError(f"{path} is incomplete: no {dtype} codes for {site.node}.{site.slot}.")
+    if "bias" in slots and slots["bias"].shape != kernel.shape[-1:]:
+        raise DataError(
+            f"{path}: the bias of {site.node} has shape {slots['bias'].shape}, its kernel "
+            f"{kernel.shape}."
+        )
     slots[site.slot] = from_codes(kernel, qparams[site])
     data = Site(site.node, "input0")
     if "bias" in slots and data in qparams:

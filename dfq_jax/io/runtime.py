@@ -1,6 +1,7 @@
 """ONNX Runtime: the only place that imports it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def open_session(file: File, *, optimize: bool, threads: int = 2, precise: bool 
         raise UnsupportedModelError(
             f"ONNX Runtime {runtime.__version__} cannot run {label(file)}: {error}"
         ) from error
-    except (errors.InvalidProtobuf, errors.InvalidArgument, errors.RuntimeException) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of which it has many kinds
         raise DataError(f"{label(file)} is damaged: {error}") from error
 
 
@@ -102,9 +105,41 @@ def opset_of(proto: onnx.ModelProto) -> int:
 def run(
     session: Any, images: Float[Any, "n h w c"], layout: str = NCHW
 ) -> Float[np.ndarray, "n ..."]:
-    """First output of a session for NHWC images; one of rank 4 comes back as NHWC too."""
-    first = session.run([session.get_outputs()[0].name], feed(session, images, layout))[0]
+    """First output of a session for NHWC images; one of rank 4 comes back as NHWC too.
+
+    A file with a fixed batch gets that many images at a time.
+
+    Raises:
+      DataError: if the session cannot read such images.
+    """
+    size, name = fixed_batch(session) or len(images), session.get_outputs()[0].name
+    parts = []
+    for start in range(0, len(images), size):
+        part = np.asarray(images[start : start + size], np.float32)
+        filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (part.ndim - 1)))
+        with told_as_data():
+            found = session.run([name], feed(session, filled, layout))[0]
+        parts.append(found[: len(part)])
+    first = np.concatenate(parts)
     return first.transpose(0, 2, 3, 1) if first.ndim == 4 and layout == NCHW else first
+
+
+def fixed_batch(session: Any) -> int | None:
+    """How many images a session reads at a time, if it says so."""
+    shape = session.get_inputs()[0].shape
+    return shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+
+
+@contextlib.contextmanager
+def told_as_data() -> Iterator[None]:
+    """Turns what ONNX Runtime says of images that a file cannot read into DataError."""
+    try:
+        yield
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:
+        told = str(error).partition("\n")[0]
+        raise DataError(f"ONNX Runtime stopped in the file: {told}") from error
 
 
 def feed(session: Any, images: Float[Any, "n h w c"], layout: str = NCHW) -> dict[str, np.ndarray]:
@@ -123,7 +158,23 @@ def predictor(
     """
     precise = saturation_risk(cpu_features())
     session = open_session(path, optimize=True, threads=threads, precise=precise)
+    require_images(session, path)
     return lambda images: run(session, images, layout)
+
+
+def require_images(session: Any, file: File) -> None:
+    """Refuses a network that does not read one tensor of images in float32.
+
+    Raises:
+      UnsupportedModelError: with what it reads.
+    """
+    found = [(x.name, x.type, x.shape) for x in session.get_inputs()]
+    if len(found) != 1 or found[0][1] != "tensor(float)" or len(found[0][2]) != 4:
+        told = ", ".join(f"{name!r} {kind} {shape}" for name, kind, shape in found)
+        raise UnsupportedModelError(
+            f"{label(file)} reads {told or 'nothing'}; one tensor(float) of images "
+            "(batch, channels, height, width) is needed."
+        )
 
 
 def contract_of(file: File) -> InputContract | None:
@@ -145,6 +196,8 @@ def read_onnx(file: File) -> onnx.ModelProto:
     try:
         if isinstance(file, bytes):
             return onnx.load_model_from_string(file)
+        if Path(file).exists() and not Path(file).is_file():
+            raise DataError(f"cannot read {label(file)} as ONNX: it is no regular file.")
         return onnx.load_model(str(file), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise DataError(f"cannot read {label(file)} as ONNX: {error}") from error

@@ -4,10 +4,8 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.quantize.integer import integer_node
@@ -17,6 +15,7 @@ from dfq_jax.quantize.simulate import (
     simulate,
     simulation_hook,
 )
+from dfq_jax.quantize.sums import overflowing
 
 simulated = jax.jit(simulate)
 
@@ -43,11 +42,5 @@ def outputs(
 
 
 def beyond_integers(quantized: QuantizedModel) -> str | None:
-    """Why the integer function cannot run the network, in words; None if it can."""
-    contract = quantized.model.contract
-    image = jax.ShapeDtypeStruct((1, *contract.shape), jnp.float32)
-    try:
-        jax.eval_shape(partial(outputs, way="integer"), quantized, image)
-    except UnsupportedModelError as error:
-        return str(error)
-    return None
+    """Why integers cannot run the network for certain, in words; None if they can."""
+    return next((f"{long}." for long in overflowing(quantized)), None)

@@ -5,6 +5,7 @@ sums stay below 2^24, so a kernel is split into a high and a low nibble and mult
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,7 +14,10 @@ EXACT = 2**24
 """Integers up to this size, and sums of them up to this size, are exact in float32."""
 
 MOST_TERMS = EXACT // 256
-"""How many products of codes a sum may have, so that every partial sum is exact."""
+"""How many products of codes may be summed at once, so that every partial sum is exact."""
+
+LARGEST_SUM = 2**31 - 1
+"""What sums of products may come to: kernels add them up in int32, and so does `exact_product`."""
 
 Product = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
 
@@ -30,23 +34,34 @@ def exact_product(
 ) -> Int[Array, "..."]:
     """`product(x, w)` in exact integer arithmetic, for a bilinear `product` of float32 arrays.
 
+    Sums of more than 65,536 terms are made of pieces: the same product with all but some rows of
+    `w` set to zero.
+
     Args:
       x: int32 codes less their zero point, |x| <= 255.
-      w: int32 codes less their zero point, |w| <= 127; up to 255 for at most 33,025 terms, above
-        which the int32 sum itself could overflow.
+      w: int32 codes less their zero point, |w| <= 255; what is summed runs over its last axes but
+        one.
       product: a convolution or matrix product (highest precision on accelerators).
       reduction: how many terms each output sums.
 
     Returns:
-      int32 sums.
-
-    Raises:
-      ValueError: if `reduction` exceeds 65,536 terms, where a partial sum could round.
+      int32 sums; as in the kernels of a runtime, those beyond `LARGEST_SUM` wrap around
+      (`quantize/sums.py` foretells them).
     """
-    if reduction > MOST_TERMS:
-        raise ValueError(f"exact_product() sums at most {MOST_TERMS} terms, got {reduction}.")
+    if reduction <= MOST_TERMS:
+        return product_at_once(x, w, product, reduction)
+    rows = jnp.arange(w.size // w.shape[-1]).reshape(*w.shape[:-1], 1) % reduction // MOST_TERMS
+    pieces = range(-(-reduction // MOST_TERMS))
+    parts = [product_at_once(x, jnp.where(rows == i, w, 0), product, MOST_TERMS) for i in pieces]
+    return reduce(jnp.add, parts)
+
+
+def product_at_once(
+    x: Int[Array, "..."], w: Int[Array, "..."], product: Product, terms: int
+) -> Int[Array, "..."]:
+    """`exact_product` where at most `MOST_TERMS` terms of a sum are not zero."""
     high, low = nibbles(w)
-    if 255 * 16 * reduction <= EXACT:
+    if 255 * 16 * terms <= EXACT:
         xs = x.astype(jnp.float32)
         return 16 * as_int(product(xs, high)) + as_int(product(xs, low))
     x_high, x_low = nibbles(x)

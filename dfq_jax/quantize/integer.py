@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
-from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
 from dfq_jax.numerics.affine import Affine, bias_scale, quantize, quantize_bias
-from dfq_jax.numerics.integer import MOST_TERMS, exact_product
+from dfq_jax.numerics.integer import exact_product
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel, argument_hook, simulation_hook
 
@@ -45,7 +44,6 @@ def integer_node(
     if not isinstance(node.op, WEIGHTED) or data not in table or kernel not in table:
         slots, _ = simulation_hook(quantized.plan, qparams)(node, slots, ())
         return apply_op(node.op, slots, *args)
-    check_terms(node, slots["kernel"].size // slots["kernel"].shape[-1])
     x = centred(quantize(args[0], qparams[data], table[data].grid), qparams[data])
     w = centred(quantize(slots["kernel"], qparams[kernel], table[kernel].grid), qparams[kernel])
     total = integer_sum(node, x, w)
@@ -64,25 +62,10 @@ def integer_matmul(quantized: QuantizedModel, node: Node, args: tuple[Tensor, ..
         centred(quantize(x, qparams[site], table[site].grid), qparams[site])
         for x, site in zip(args, sites, strict=True)
     )
-    check_terms(node, a.shape[-1])
     product = lambda a, b: jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
     columns = jnp.swapaxes(b, -1, -2) if node.op == MatMul(True) else b
     total = exact_product(a, columns, product, a.shape[-1])
     return total.astype(jnp.float32) * (qparams[sites[0]].scale * qparams[sites[1]].scale)
-
-
-def check_terms(node: Node, terms: int) -> None:
-    """Refuses sums that integers of 32 bits cannot hold for certain.
-
-    Raises:
-      UnsupportedModelError: naming the layer.
-    """
-    if terms > MOST_TERMS:
-        raise UnsupportedModelError(
-            f"layer {node.name!r} sums {terms:,} products for each output; up to {MOST_TERMS:,} "
-            "are exact in 32-bit integers. Keep the layer in float (a rule with keep_float), or "
-            "split its input."
-        )
 
 
 def centred(codes: Integer[Array, "..."], affine: Affine) -> Int[Array, "..."]:

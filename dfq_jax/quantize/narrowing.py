@@ -109,7 +109,9 @@ def rounded_outputs(quantized: QuantizedModel, images: Tensor) -> tuple[Tensor, 
 
 
 def gap_of(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Float[Array, ""]:
-    """Squared error of outputs, each in units of its own power."""
+    """Squared error of outputs, each in units of its own power; no square is beyond float32."""
+    largest = lambda x: jnp.maximum(jnp.max(jnp.abs(x)), 1e-15)
+    units = [(f / largest(w), w / largest(w)) for f, w in zip(found, wanted, strict=True)]
     power = lambda x: jnp.maximum(jnp.mean(x**2), 1e-30)
-    gaps = [jnp.mean((f - w) ** 2) / power(w) for f, w in zip(found, wanted, strict=True)]
+    gaps = [jnp.mean((f - w) ** 2) / power(w) for f, w in units]
     return jnp.sum(jnp.stack(gaps))

@@ -5,12 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dfq_jax.graph.evaluate import Hook, Tensor, values_at
 from dfq_jax.graph.graph import Graph, Model, Node
@@ -36,6 +36,8 @@ from dfq_jax.report.outputs import (
 from dfq_jax.report.trust import Confidence, Estimate, told_as_data
 from dfq_jax.types import finite_or_none
 
+MOST_TOLD = 5
+"""Tensors that a message names."""
 CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
 
 
@@ -90,6 +92,7 @@ class Report:
       images: how many held-out images that is.
       sqnr: of that output, in dB, before a final softmax or sigmoid.
       finite: whether every output was finite.
+      not_finite: the tensors that were not, in words and execution order.
       classes: scores of an image, or of a pixel; 1 for a sign, 0 where nothing is decided.
       dense: whether an image has more than one decision.
       in_float: what else computes in float, and why.
@@ -120,6 +123,7 @@ class Report:
     outputs: tuple[OutputReport, ...] = ()
     estimate: Estimate | None = None
     given: bool = False
+    not_finite: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> str:
@@ -152,7 +156,7 @@ class Report:
     def failure(self) -> str:
         """Why the result may not be called a success, in words; empty if it may."""
         if not self.finite:
-            return "outputs of the integer network are not finite"
+            return f"outputs of the integer network are not finite{listed(self.not_finite)}"
         if self.estimate is not None:
             return self.estimate.failure
         if self.faults:
@@ -183,6 +187,7 @@ class Report:
             "output_sqnr_db": finite_or_none(self.sqnr),
             **told_as_data(self.estimate),
             "finite": self.finite,
+            "not_finite": list(self.not_finite),
             "passed": self.passed,
             "coverage_macs": self.coverage,
             "coverage_params": self.weight_coverage,
@@ -224,6 +229,7 @@ def analyze(
     parts = [part for head in heads_of(reference) for part in head.parts]
     kept = frozenset(name for part in parts for name in (part.tensor, part.output))
     totals: dict[str, np.ndarray] = {}
+    seen: dict[str, set[str]] = {}
     tallies: list[Tally] = []
     for start in range(0, images.shape[0], batch):
         last = min(start, images.shape[0] - batch)
@@ -234,8 +240,9 @@ def analyze(
         }
         found = [tally(part, fresh) for part in parts]
         tallies = [a.plus(b) for a, b in zip(tallies, found, strict=True)] if tallies else found
-        for name, pair in energies.items():
-            totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        for name, found in energies.items():
+            totals[name] = totals.get(name, np.zeros(2)) + found.in_float64()
+            seen[name] = seen.get(name, set()) | found.where_not_finite()
     outputs = tuple(output_report(*each) for each in zip(parts, tallies, strict=True))
     first = leading(outputs)
     return Report(
@@ -243,7 +250,8 @@ def analyze(
         agreement=1.0 if first is None or first.agreement is None else first.agreement,
         images=images.shape[0],
         sqnr=math.inf if first is None else first.sqnr,
-        finite=all(np.isfinite(pair).all() for pair in totals.values()),
+        finite=not any(seen.values()),
+        not_finite=strange_tensors(reference.graph, seen),
         classes=0 if first is None else first.classes,
         dense=first is not None and first.dense,
         in_float=float_kinds(reference.graph),
@@ -302,14 +310,66 @@ def layer_report(
     )
 
 
+class Energies(NamedTuple):
+    """What a tensor holds, and the error of it, in units of its largest value.
+
+    Attributes:
+      unit: the largest value.
+      signal: sum of squares.
+      error: the same of the difference.
+      float_finite: whether the float network's values are finite.
+      finite: whether the integer network's are.
+    """
+
+    unit: Float[Array, ""]
+    signal: Float[Array, ""]
+    error: Float[Array, ""]
+    float_finite: Bool[Array, ""]
+    finite: Bool[Array, ""]
+
+    def in_float64(self) -> Float[np.ndarray, "2"]:
+        """(energy of signal, of error)."""
+        squares = np.array([self.signal, self.error], np.float64) * float(self.unit) ** 2
+        return squares if self.finite and self.float_finite else np.full(2, np.nan)
+
+    def where_not_finite(self) -> set[str]:
+        """Which of the networks has values here that are not finite."""
+        told = {"float": self.float_finite, "integer": self.finite}
+        return {name for name, finite in told.items() if not finite}
+
+
+def energies_of(exact: Tensor, rough: Tensor) -> Energies:
+    """The energies of a tensor; squares of float32 end at values of 1.8e19."""
+    size = jnp.abs(exact)
+    largest = jnp.max(jnp.where(jnp.isfinite(size), size, 0), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    error = jnp.sum((exact / unit - rough / unit) ** 2)
+    finite = jnp.isfinite(exact).all(), jnp.isfinite(rough).all()
+    return Energies(unit, jnp.sum((exact / unit) ** 2), error, *finite)
+
+
+def strange_tensors(graph: Graph, seen: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """The tensors with values that are not finite, in execution order, in words."""
+    names = [name for name in (*graph.inputs, *(n.name for n in graph.nodes)) if seen.get(name)]
+    return tuple(
+        f"{name!r} (in float too)" if "float" in seen[name] else f"{name!r}" for name in names
+    )
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """The first of some tensors, for the end of a sentence."""
+    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+    return f": in {', '.join(names[:MOST_TOLD])}{more}" if names else ""
+
+
 @partial(jax.jit, static_argnames="kept")
 def compare(
     reference: Model, quantized: Simulated, images: Tensor, kept: frozenset[str]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
-    """{layer or output: (energy of signal, of error)}, and {kept tensor: (float, quantized)}."""
+) -> tuple[dict[str, Energies], dict[str, tuple[Tensor, Tensor]]]:
+    """{layer or output: energies}, and {kept tensor: (float, quantized)}."""
     exact = layer_outputs(reference, images, kept)
     rough = layer_outputs(quantized.model, images, kept, hook_of(quantized))
-    energies = {k: (jnp.sum(exact[k] ** 2), jnp.sum((exact[k] - rough[k]) ** 2)) for k in exact}
+    energies = {k: energies_of(exact[k], rough[k]) for k in exact}
     return energies, {k: (exact[k], rough[k]) for k in sorted(kept)}
 
 

@@ -1,16 +1,21 @@
 """Contact sheets of synthesized images."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dfq_jax.synthesis.pixels import to_pixels
 from dfq_jax.types import ImageSet
 
 GAP = 2
 SMALLEST_TILE = 64
+MADE_BY = {"Software": "dfq_jax"}
+"""Text in every PNG, by which it is known that it may be replaced."""
+BEGINNING = 4096
+"""Bytes of a PNG among which that text is."""
 
 
 def grid_png(images: ImageSet, *, most: int = 64) -> bytes:
@@ -28,8 +33,24 @@ def grid_png(images: ImageSet, *, most: int = 64) -> bytes:
     sheet = tiled(to_pixels(np.asarray(images.images)[picks], images.contract))
     picture = Image.fromarray(sheet if sheet.shape[2] == 3 else sheet[:, :, 0])
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    about = PngImagePlugin.PngInfo()
+    for key, text in MADE_BY.items():
+        about.add_text(key, text)
+    picture.save(buffer, format="PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
+
+
+def is_our_picture(path: Path) -> bool:
+    """Whether a file is a PNG that was written here."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            begin = file.read(BEGINNING)
+    except OSError:
+        return False
+    told = (f"tEXt{key}\0{text}".encode() for key, text in MADE_BY.items())
+    return begin.startswith(b"\x89PNG\r\n") and all(text in begin for text in told)
 
 
 def tiled(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "rows columns c"]:

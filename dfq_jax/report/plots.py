@@ -7,6 +7,7 @@ from dfq_jax.quantize.bits import Allocation, Losses
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.costs import Unit
 from dfq_jax.quantize.diagnosis import LayerCost, worst_first
+from dfq_jax.report.grid import MADE_BY
 
 AXIS: dict[Unit, str] = {
     "bits": "average bits of a weight",
@@ -57,7 +58,7 @@ def front_png(
     axes.set_ylabel("predicted divergence, nats")
     axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=120, metadata=MADE_BY)
     return buffer.getvalue()
 
 
@@ -92,7 +93,7 @@ def costs_png(costs: Sequence[LayerCost]) -> bytes:
     gathered.set_title("all layers up to this one quantized", fontsize=9)
     gathered.set_xlabel("error of this layer's output, % of its energy", fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=120, metadata=MADE_BY)
     return buffer.getvalue()
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from dfq_jax.files import write_atomically
+from dfq_jax.errors import DataError
+from dfq_jax.files import NOT_AN_NPZ, write_atomically
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.state import StateStore
 from dfq_jax.synthesis.batches import Job
@@ -163,10 +164,20 @@ def save_batch(path: Path, made: Made) -> None:
 
 
 def load_batch(path: Path, memory: PyTree) -> Made:
-    """Reads what `save_batch` wrote; `memory` says of what structure the memory is."""
+    """Reads what `save_batch` wrote; `memory` says of what structure the memory is.
+
+    Raises:
+      DataError: if the file is damaged.
+    """
     structure = jax.tree.structure(memory)
-    with np.load(path, allow_pickle=False) as saved:
-        leaves = [jnp.asarray(saved[f"memory_{i}"]) for i in range(structure.num_leaves)]
-        images, loss = jnp.asarray(saved["images"]), float(saved["loss"])
-        notes = tuple(json.loads(str(saved["notes"])))
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            leaves = [jnp.asarray(saved[f"memory_{i}"]) for i in range(structure.num_leaves)]
+            images, loss = jnp.asarray(saved["images"]), float(saved["loss"])
+            notes = tuple(json.loads(str(saved["notes"])))
+    except (*NOT_AN_NPZ, OSError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}). Delete it and run the same command again, which makes "
+            "that batch anew."
+        ) from error
     return Made(images, loss, jax.tree.unflatten(structure, leaves), notes)

@@ -20,12 +20,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import sha256_of, write_atomically
+from dfq_jax.files import NOT_AN_NPZ, read_regular, sha256_of, write_atomically
 from dfq_jax.optim.state import StateStore, refuse_other_run
 from dfq_jax.types import ImageSet, InputContract
 
 MANIFEST = "manifest.json"
 FORMAT = "dfq_jax images"
+LARGEST_MANIFEST = 64 << 20
 VERSION = 1
 Pixels = Float32[np.ndarray, "n h w c"]
 
@@ -35,13 +36,6 @@ REMEDY = (
     "It was damaged or replaced: delete it, then run the command that made the set again; it makes "
     "what is missing."
 )
-
-
-NOT_A_SHARD = (
-    *(OSError, ValueError, KeyError, EOFError, NotImplementedError),
-    *(struct.error, zipfile.BadZipFile),
-)
-"""What looking for the images in another file may raise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,18 +198,19 @@ def manifest_of(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(read_regular(path, LARGEST_MANIFEST))
         shards = tuple(Shard(**entry) for entry in about.pop("shards"))
         mine = (about["format"], about["version"]) == (FORMAT, VERSION)
         sound = all(Path(s.file).name == s.file and s.images > 0 for s in shards)
-        sound &= about["n"] == sum(s.images for s in shards) > 0 and "provenance" in about
+        sound &= about["n"] == sum(s.images for s in shards) > 0
+        sound &= isinstance(about.get("provenance"), dict)
         contract = contract_from(about["contract"])
     except FileNotFoundError:
         raise DataError(
             f"{folder} has no {MANIFEST}: it is not a finished set of images. If one was being "
             "made there, run the same command again; it makes what is missing."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error!r}); make the images anew.") from None
     if not mine or not sound:
         raise DataError(
@@ -253,7 +248,7 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Pixels:
         fits = (found, fortran, kind, info.compress_type) == (shape, False, np.float32, 0)
         if fits:
             return np.memmap(path, np.float32, "r", offset, shape)
-    except NOT_A_SHARD as error:
+    except (*NOT_AN_NPZ, OSError) as error:
         raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from None
     raise DataError(f"{path} holds {kind} {found}, expected float32 {shape}. {REMEDY}")
 

@@ -1,6 +1,8 @@
 """Class folders on disk and in archives: order, labels, and everything that is refused."""
 
 import io
+import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from dfq_jax.data import folders
 from dfq_jax.data.folders import arrange, open_folder, open_zip
+from dfq_jax.data.sources import open_source
 from dfq_jax.errors import DataError, UnsafeInputError
 
 PATHS = ("dog/10.png", "dog/2.png", "cat/1.png", "cat/sub/0.png", "ant/x.PNG")
@@ -167,3 +170,41 @@ def test_encrypted_and_damaged_archives_say_so(tmp_path):
     path.write_bytes(flipped)
     with pytest.raises(DataError, match=r"cannot (unpack|decode) a/1\.png in"):
         open_zip(path)[0]
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims_takes_no_memory(tmp_path):
+    path = pack(tmp_path / "lie.zip", {"a/1.png": bytes(40 << 20)})
+    data = bytearray(path.read_bytes())
+    header = data.index(b"PK\x01\x02")
+    data[header + 24 : header + 28] = (50).to_bytes(4, "little")
+    path.write_bytes(data)
+    source = open_zip(path)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"cannot unpack a/1\.png"):
+        source[0]
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    """Which never end."""
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").symlink_to("/dev/zero")
+    source = open_folder(tmp_path)
+    for index in range(2):
+        with pytest.raises(DataError, match=r"cannot read image .*no regular file"):
+            source[index]
+    os.mkfifo(tmp_path / "data.zip")
+    for place in (tmp_path / "data.zip", "/dev/zero"):
+        with pytest.raises(DataError, match="neither a folder nor a readable zip"):
+            open_source(str(place))
+
+
+def test_a_file_larger_than_any_picture_is_not_read_to_its_end(tmp_path, monkeypatch):
+    fill(tmp_path, ("a/1.png",))
+    with (tmp_path / "a" / "1.png").open("r+b") as file:
+        file.truncate(5000)
+    monkeypatch.setattr(folders, "MAX_MEMBER_BYTES", 1000)
+    with pytest.raises(DataError, match="it has 5,000 bytes, allowed are 1,000"):
+        open_folder(tmp_path)[0]

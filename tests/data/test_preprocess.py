@@ -1,10 +1,12 @@
 """`preprocess` against torchvision on PIL images, and every colour mode it accepts."""
 
+import tracemalloc
+
 import numpy as np
 import PIL.Image
 import pytest
 
-from dfq_jax.data.preprocess import preprocess
+from dfq_jax.data.preprocess import preprocess, to_colour
 from dfq_jax.errors import DataError, UnsafeInputError, UsageError
 from dfq_jax.types import InputContract
 
@@ -168,3 +170,14 @@ def test_one_channel_contracts_read_luma():
 def test_errors_name_the_remedy(image, contract, error, message):
     with pytest.raises(error, match=message):
         preprocess(image, contract)
+
+
+def test_sixteen_bits_take_little_more_memory_than_the_picture():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 65536, (3000, 1000), np.uint16)
+    image = PIL.Image.fromarray(values)
+    tracemalloc.start()
+    found = to_colour(image, 1)
+    assert tracemalloc.get_traced_memory()[1] < 4 * values.nbytes
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.rint(values / 257))

@@ -1,6 +1,9 @@
 """`Source` as a sequence, and `decode` on damaged bytes."""
 
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -44,3 +47,37 @@ def test_too_many_pixels_are_refused(monkeypatch, size):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnsafeInputError, match=r"refused to decode big\.png"):
         decode(encoded(size), "big.png")
+
+
+@pytest.mark.parametrize("form", ["EPS", "GIF", "PDF", "ICO", "TGA"])
+def test_only_decoders_of_pictures_are_reached(monkeypatch, form):
+    """Whatever a file is called: an EPS would start another program."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("a program was started")
+
+    data = encoded((32, 32), form)
+    monkeypatch.setattr("subprocess.check_call", forbidden)
+    monkeypatch.setattr("subprocess.Popen", forbidden)
+    with pytest.raises(
+        DataError, match=r"cannot decode a/b\.jpg .*BMP, JPEG, PNG, PPM, TIFF, WEBP"
+    ):
+        decode(data, "a/b.jpg")
+
+
+@pytest.mark.parametrize("form", ["BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_a_picture_may_be_called_otherwise(form):
+    """Some of ImageNet's are PNGs called JPEG."""
+    assert decode(encoded(form=form), "a/b.JPEG").size == (5, 4)
+
+
+def test_large_pictures_are_not_decoded():
+    """A header of 64 million pixels is as far as it goes."""
+    header = bytearray(encoded((1, 1)))
+    header[16:24] = struct.pack(">LL", 8193, 8192)
+    header[29:33] = struct.pack(">L", zlib.crc32(header[12:29]))
+    tracemalloc.start()
+    with pytest.raises(UnsafeInputError, match=r"8192x8193 \(height x width\) is more than 67,1"):
+        decode(bytes(header), "big.png")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

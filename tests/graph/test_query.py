@@ -196,3 +196,15 @@ def test_constants_and_several_outputs_are_described(nets):
     scalar = Model(Graph((Node("c", Constant(), ()),), (), ("c",)), {}, InputContract(1, 1))
     scalar = with_params(scalar, {"c": {"value": jnp.ones(1)}})
     assert describe(scalar).splitlines()[0] == "c  Constant  1"
+
+
+def test_names_cannot_break_lines():
+    """Files call nodes as they like."""
+    hostile = "fc\nreturns everything\x1b[31m"
+    node = Node(hostile, Linear(), ("images",))
+    params = {hostile: {"kernel": jnp.ones((3, 7))}}
+    model = Model(Graph((node,), ("images",), (hostile,)), params, InputContract(1, 1))
+    text = describe(model)
+    assert len(text.splitlines()) == 3
+    assert "fc\\nreturns everything\\x1b[31m" in text
+    assert "\x1b" not in text

@@ -1,20 +1,22 @@
+import contextlib
 import errno
 import json
 import os
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.errors import DataError, ExportError, ResourceError, UsageError
-from dfq_jax.io import output_folder
+from dfq_jax.files import owned
 from dfq_jax.io.artifacts import (
     check_output_folder,
     codes,
     load_artifact,
     save_artifact,
 )
-from dfq_jax.io.output_folder import is_running
+from dfq_jax.io.output_folder import replace_all, settle
 from dfq_jax.io.quantized_tensors import value_of_bias
 from dfq_jax.io.verify import simulated
 from dfq_jax.numerics.affine import Affine, quantize_bias
@@ -185,17 +187,81 @@ def test_a_failing_disk_leaves_the_old_artifact_intact(
     assert load_artifact(tmp_path).manifest["seed"] == 7
 
 
-def test_remains_of_killed_runs_are_removed_and_live_ones_respected(save, tmp_path, monkeypatch):
-    stale = tmp_path / ".partial-999999999-ab"
+def test_remains_of_killed_runs_are_removed_and_live_ones_respected(save, tmp_path):
+    stale = tmp_path / ".partial-1-ab"  # as earlier versions called it
     stale.mkdir()
     (stale / "model.onnx").write_bytes(b"half")
+    check_output_folder(tmp_path)
     save(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == OURS
-    monkeypatch.setattr(output_folder, "is_running", lambda _: True)
-    stale.mkdir()
-    with pytest.raises(UsageError, match="process 999999999 is writing"):
-        save(tmp_path)
-    assert is_running(os.getpid())
+    with owned(tmp_path, ".partial-save"):
+        for work in (check_output_folder, save):
+            with pytest.raises(UsageError, match=rf"process {os.getpid()} on .*partial-save\.lock"):
+                work(tmp_path)
+
+
+class Killed(BaseException):
+    """What no cleaning up follows."""
+
+
+def content_of(seed, *names):
+    """Files of an artifact of which nobody looks into, the manifest last."""
+    files = {name: f"{name} {seed}".encode() for name in names}
+    manifest = {"format": "dfq_jax artifact", "schema_version": 1, "status": "ok", "seed": seed}
+    manifest |= {"files": dict.fromkeys(names), "contract": {}, "graph": {}, "plan": {}}
+    manifest |= {"report": {}, "scheme": "w8a8"}
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kill_while_files_are_moved_leaves_the_old_artifact_or_the_new(
+    tmp_path, monkeypatch, first
+):
+    """After every rename there is; whoever comes next ends what was begun."""
+    replace, seen = os.replace, []
+    before = {} if first else content_of(1, "model.failed.onnx", "float.onnx", "old.txt")
+    after, last = content_of(2, "model.onnx", "float.onnx", "new.txt"), content_of(3, "model.onnx")
+    for step in range(40):
+        folder = tmp_path / f"{step}"
+        folder.mkdir()
+        if before:
+            replace_all(folder, before)
+        (folder / "notes.txt").write_bytes(b"mine")
+        moves = []
+
+        def dying(*where, step=step, moves=moves):
+            moves.append(where)
+            if len(moves) > step:
+                raise Killed
+            replace(*where)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill removes nothing
+            with contextlib.suppress(Killed):
+                replace_all(folder, after)
+        settle(folder)
+        found = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+        assert found.pop("notes.txt") == b"mine"
+        seen.append(found == after)
+        assert found in (before, after)
+        check_output_folder(folder, force=True)
+        replace_all(folder, last)
+        assert snapshot(folder) == {**last, "notes.txt": b"mine"}
+        if len(moves) <= step:
+            break
+    assert seen == sorted(seen)
+    assert seen.count(False) == 5  # four files are written, and then the folder has its name
+    assert seen.count(True) == 5
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "float.onnx", "model.safetensors"])
+def test_what_has_no_hash_is_refused(save, tmp_path, name):
+    manifest = save(tmp_path)
+    del manifest["files"][name]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=rf"has no hash of {name}"):
+        load_artifact(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(OURS - {"manifest.json"}))

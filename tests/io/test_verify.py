@@ -3,7 +3,6 @@ import json
 import re
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
@@ -176,15 +175,15 @@ def test_where_nothing_is_decided_nothing_is_said_about_classes(onnx_nets):
 
 
 def test_sums_too_long_for_integers_leave_the_rest_to_compare(onnx_nets, monkeypatch):
-    monkeypatch.setattr(sys.modules["dfq_jax.quantize.integer"], "MOST_TERMS", 200)
+    sums = sys.modules["dfq_jax.quantize.sums"]
+    monkeypatch.setattr(sums, "LARGEST_SUM", 1000)
+    monkeypatch.setattr(sums, "SAFE", 10)
     q = onnx_nets.quantized("residual", "w8a8")
-    fresh = dataclasses.replace(q, qparams=dict(q.qparams))
-    jax.clear_caches()
-    found = verify(fresh, onnx_nets.integer_file("residual", "w8a8"), onnx_nets.images(q.model, 4))
-    jax.clear_caches()
+    file, x = onnx_nets.integer_file("residual", "w8a8"), onnx_nets.images(q.model, 4)
+    found = verify(q, file, x)
     assert found.passed
     assert {c.integer_steps for c in found.layers} == {None}
-    assert "layer 'conv3' sums 216 products" in found.warnings[-1]
+    assert "layer 'conv1' sums 27 products" in found.warnings[-1]
     assert found.ends[0].runner == "onnxruntime off"
     assert json.loads(json.dumps(found.to_dict()))["layers"][0]["integer_equal"] is None
 

@@ -68,8 +68,30 @@ def test_convolutions_are_exact(nets):
     np.testing.assert_array_equal(ours, nets.conv(x, w, op.strides, op.padding, op.groups))
 
 
-def test_too_many_terms():
-    codes = jnp.zeros((1, 1), jnp.int32)
-    assert EXACT // 256 == 65536
-    with pytest.raises(ValueError, match=r"sums at most 65536 terms, got 65537"):
-        exact_product(codes, codes, jnp.matmul, 65537)
+@pytest.mark.parametrize("terms", [65_537, 150_000])
+def test_long_sums_are_made_of_pieces(terms):
+    """At the limits as far as int32 holds the sum; some pieces of it are larger than the whole."""
+    rng = np.random.default_rng(terms)
+    x = rng.integers(250, 256, (2, terms))
+    w = rng.integers(-127, 128, (terms, 3))
+    w[:, 1], w[::3, 2] = 127, -127
+    w[66_000:, 1] = -127
+    total = x @ w
+    assert EXACT < np.abs(total).max() < 2**31
+    ours = matmul(jnp.asarray(x, jnp.int32), jnp.asarray(w, jnp.int32), terms)
+    np.testing.assert_array_equal(ours, total)
+
+
+def test_long_sums_of_many_products_and_of_convolutions(monkeypatch, nets):
+    """Pieces are cut alike in every product of a stack, and through the rows of a kernel."""
+    monkeypatch.setattr("dfq_jax.numerics.integer.MOST_TERMS", 10)
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(-255, 256, (2, 3, 4, 36)), rng.integers(-255, 256, (2, 3, 36, 5))
+    ours = exact_product(jnp.asarray(a, jnp.int32), jnp.asarray(b, jnp.int32), jnp.matmul, 36)
+    np.testing.assert_array_equal(ours, a @ b)
+    op = Conv2d((2, 1), ((1, 0), (1, 1)), groups=2)
+    x, w = rng.integers(-255, 256, (2, 6, 5, 8)), rng.integers(-127, 128, (3, 3, 4, 6))
+    ours = exact_product(
+        jnp.asarray(x, jnp.int32), jnp.asarray(w, jnp.int32), partial(convolve, op=op), 36
+    )
+    np.testing.assert_array_equal(ours, nets.conv(x, w, op.strides, op.padding, op.groups))

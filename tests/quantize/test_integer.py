@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import apply_node, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Flatten, Linear, MatMul
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear, MatMul
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.integer import integer_node, integer_predict, integer_sum
@@ -149,30 +148,3 @@ def test_transposed_convolutions_are_exact(groups, nets):
     total = integer_sum(Node("t", op, ("x",)), *(jnp.asarray(v, jnp.int32) for v in (x, w)))
     assert total.dtype == np.int32
     np.testing.assert_array_equal(total, nets.conv_transposed(x, op, w))
-
-
-@pytest.mark.parametrize("terms", [2**16, 2**16 + 1])
-def test_sums_too_long_for_integers_name_their_layer(terms):
-    model = Model(
-        Graph(
-            (
-                Node("flat", Flatten(), ("images",)),
-                Node("long", Linear(), ("flat",)),
-            ),
-            ("images",),
-            ("long",),
-        ),
-        {"long": {"kernel": jnp.ones((terms, 2))}},
-        InputContract(1, terms, (0.0,), (1.0,)),
-    )
-    plan = resolve(model.graph, Scheme(8, 8), "qdrop_8bit_ends")
-    ones = {
-        site: Affine(jnp.float32(1), jnp.zeros((), spec.grid.dtype)) for site, spec in plan.entries
-    }
-    quantized = QuantizedModel(model, plan, ones)
-    image = jax.ShapeDtypeStruct((1, 1, terms, 1), jnp.float32)
-    if terms <= 2**16:
-        assert jax.eval_shape(integer_predict, quantized, image).shape == (1, 2)
-        return
-    with pytest.raises(UnsupportedModelError, match=r"layer 'long' sums 65,537 products"):
-        jax.eval_shape(integer_predict, quantized, image)

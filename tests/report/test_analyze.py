@@ -8,6 +8,7 @@ import pytest
 
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
+from dfq_jax.quantize.narrowing import gap_of
 from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report, analyze
@@ -64,7 +65,7 @@ def test_a_good_network(reference, quantized, images):
             "outputs",
         ),
         *("expected_loss", "expected_loss_low", "expected_loss_high", "expected_changed"),
-        *("assumed_accuracy", "probes"),
+        *("assumed_accuracy", "probes", "not_finite"),
     }
     assert (data["confidence"], data["notes"], data["in_float"]) == ("usual", [], [])
     assert data["layers"][0]["macs"] == 10368
@@ -133,6 +134,36 @@ def test_scores_that_are_not_finite_do_not_pass(reference, quantized, images):
     assert not report.passed
     assert math.isnan(report.sqnr)
     assert report.to_dict()["output_sqnr_db"] is None
+    assert report.not_finite == ("'fc'",)
+    assert report.failure == "outputs of the integer network are not finite: in 'fc'"
+    assert report.to_dict()["not_finite"] == ["'fc'"]
+
+
+def test_tensors_that_are_not_finite_are_named_in_order(reference, quantized, images):
+    """The first of them is where to look."""
+    exact = QuantizedModel(quantized.model, empty_plan(), {})
+    kernel = quantized.model.params["depthwise"]["kernel"]
+    huge = with_slots(exact, "depthwise", kernel=kernel * np.float32(3e38))
+    report = analyze(reference, huge, images)
+    assert report.not_finite[0] == "'depthwise'"
+    assert "not finite: in 'depthwise', " in report.failure
+    both = analyze(huge.model, huge, images)
+    assert both.not_finite[0] == "'depthwise' (in float too)"
+
+
+def test_large_values_are_no_fault(reference, quantized, images):
+    """Whose squares float32 does not hold: losses are the same in any unit."""
+    exact = QuantizedModel(reference, empty_plan(), {})
+    slots = {name: value * np.float32(1e25) for name, value in reference.params["fc"].items()}
+    large = with_slots(exact, "fc", **slots).model
+    rough = with_slots(exact, "fc", **{k: v * np.float32(1.01) for k, v in slots.items()})
+    report = analyze(large, rough, images)
+    assert report.finite
+    assert report.layers[-1].sqnr == pytest.approx(40, abs=0.01)
+    assert report.sqnr == pytest.approx(40, abs=0.01)
+    assert float(gap_of((jnp.full(3, 1.01e30),), (jnp.full(3, 1e30),))) == pytest.approx(
+        1e-4, rel=0.01
+    )
 
 
 def test_a_report_without_layers():
