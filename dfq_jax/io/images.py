@@ -88,7 +88,10 @@ def load_bare(path: Path) -> Bare | None:
     except UnsafeInputError as error:
         raise UnsafeInputError(f"{path}: {error}") from None
     except (*NOT_AN_NPZ, OSError) as error:
-        raise DataError(f"{path} cannot be read as arrays: {npz_fault(error)}.") from None
+        raise DataError(
+            f"{path} is not an image set of dfq_jax, nor other arrays ({npz_fault(error)}); make "
+            "one with `dfq synthesize`."
+        ) from None
     held = listing(names) if names else "nothing"
     raise DataError(f"{path} holds {held}; images lie under the key `images`.")
 
