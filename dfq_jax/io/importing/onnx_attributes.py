@@ -22,10 +22,20 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "GroupNormalization": ("stash_type",),  # everything is float32
     "LayerNormalization": ("stash_type",),
     "MaxPool": ("storage_order",),  # of the indices, which nobody may read
+    "GRU": ("hidden_size",),  # weights have it
+    "LSTM": ("hidden_size",),
+    "RNN": ("hidden_size",),
 }
 """{operator: attributes that change nothing that is read}."""
 
+PLAIN_CELLS = {
+    name: "export cells with their usual activations, and without clipping"
+    for name in ("activation_alpha", "activation_beta", "clip")
+}
 REFUSED: Mapping[str, Mapping[str, str]] = {
+    "GRU": PLAIN_CELLS,
+    "LSTM": {**PLAIN_CELLS, "input_forget": "export a cell whose gates are apart"},
+    "RNN": PLAIN_CELLS,
     "Resize": {
         "extrapolation_value": "it belongs to tf_crop_and_resize; crop with Slice before resizing",
     },

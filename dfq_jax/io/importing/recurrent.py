@@ -25,7 +25,6 @@ ORDER: dict[Cell, tuple[int, ...]] = {
     "relu": (0,),
 }
 """ONNX's order of gates, as indices into PyTorch's."""
-HARMLESS = ("opset_version", "outputs", "hidden_size")
 
 
 class Weights(NamedTuple):
@@ -137,12 +136,8 @@ def onnx_layer(
     activations: Sequence[str] | None = None,
     linear_before_reset: int = 0,
     layout: int = 0,
-    **named: Any,
 ) -> Results:
     """LSTM, GRU, RNN of ONNX."""
-    unknown = sorted(set(named) - set(HARMLESS) - ({"input_forget"} if kind == "LSTM" else set()))
-    if unknown or named.get("input_forget"):
-        raise UnsupportedModelError(f"its attribute {(*unknown, 'input_forget')[0]!r}.")
     if not all(isinstance(p, np.ndarray) for p in (weight, state)):
         raise UnsupportedModelError("weights that the network computes.")
     for value, what in (
