@@ -73,7 +73,7 @@ def check_import(model: Model, path: Path) -> tuple[str, ...]:
         images, theirs = run_file(path, model)
     except Exception as error:  # whatever a runtime raises says nothing about the import
         kind = "" if str(error) else type(error).__name__
-        return (f"the import is not checked against its source: {show(str(error) or kind, 300)}",)
+        return (f"the import is not checked against its source: {show(str(error) or kind, 600)}",)
     run = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
     with jax.default_matmul_precision("highest"):
         ours = run(model, images)

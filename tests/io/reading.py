@@ -20,6 +20,7 @@ import mutations
 
 from dfq_jax.errors import DfqError
 from dfq_jax.io.checkpoint import read_checkpoint
+from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import model_of, prepared
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.onnx_table import ONNX
@@ -59,10 +60,10 @@ class Ended(NamedTuple):
 def read(reader: str, data: bytes, folder: Path) -> object:
     """What a reader makes of a file in `folder`; a graph is also imported."""
     if reader == "pt2":
-        return model_of(read_pt2(data, "net.pt2"), ATEN, "net.pt2", None)
+        return model_of(read_pt2(data, "net.pt2"), ATEN, "net.pt2", Told())
     if reader == "onnx":
         program = prepared(read_onnx_program(data, "net.onnx", folder))
-        return model_of(program, ONNX, "net.onnx", None)
+        return model_of(program, ONNX, "net.onnx", Told())
     path = folder / f"net.{reader}"
     path.write_bytes(data)
     return read_checkpoint(path)

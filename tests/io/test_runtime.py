@@ -25,6 +25,7 @@ def test_accuracy_is_measured_without_saturation(monkeypatch, features):
     asked = []
     monkeypatch.setattr(runtime, "cpu_features", lambda: features)
     monkeypatch.setattr(runtime, "open_session", lambda *_, **how: asked.append(how))
+    monkeypatch.setattr(runtime, "require_images", lambda *_: None)
     runtime.predictor("model.onnx")
     assert asked == [{"optimize": True, "threads": 2, "precise": len(features) == 1}]
 

@@ -178,5 +178,7 @@ def fitting(program: Program) -> str:
 
 
 def likely(shape: Sequence[int | None]) -> str:
-    """The layout that has as many channels as images have."""
-    return NHWC if shape[3] in COLOURS and shape[1] not in COLOURS else NCHW
+    """The layout that has as many channels as images have, and sides longer than that."""
+    height_or_channels, width, last = shape[1:]
+    sides = height_or_channels not in COLOURS and width not in COLOURS
+    return NHWC if last in COLOURS and sides else NCHW
