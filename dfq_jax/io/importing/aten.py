@@ -15,6 +15,7 @@ from dfq_jax.graph.ops import (
     Div,
     LeakyRelu,
     Maximum,
+    Minimum,
     Mul,
     Power,
     Sub,
@@ -204,9 +205,8 @@ def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
 def elu(
     b: Builder, x: Value, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1
 ) -> Value:
-    """ELU with the usual numbers."""
-    needs((alpha, scale, input_scale) == (1, 1, 1), f"alpha {alpha} is supported as 1 only.")
-    return curve("elu", b, x)
+    """ELU; SELU and CELU are ELUs of other numbers."""
+    return pointwise.exponential_linear(b, x, alpha, scale, input_scale)
 
 
 def softplus(b: Builder, x: Value, beta: Number = 1, threshold: Number = 20) -> Value:
@@ -301,9 +301,17 @@ def power(b: Builder, x: Value, exponent: Any) -> Value:
     return pointwise.mapped(b, Power(float(exponent)), x)
 
 
-def softmax(b: Builder, x: Value, dim: int, dtype: Any = None, half_to_float: bool = False):
-    """Softmax along one axis."""
-    return pointwise.softmax(b, x, dim)
+def softmax(
+    b: Builder,
+    x: Value,
+    dim: int,
+    dtype: Any = None,
+    half_to_float: bool = False,
+    *,
+    logarithm: bool = False,
+) -> Value:
+    """Softmax along one axis, or its logarithm."""
+    return pointwise.softmax(b, x, dim, logarithm=logarithm)
 
 
 def same(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
@@ -334,6 +342,14 @@ CURVES: dict[str, Curve] = {
     "exp": "exp",
     "sqrt": "sqrt",
     "abs": "abs",
+    "log": "log",
+    "round": "round",
     "erf": "erf",
 }
-BINARY: dict[str, Combine] = {"add": Add(), "sub": Sub(), "mul": Mul(), "maximum": Maximum()}
+BINARY: dict[str, Combine] = {
+    "add": Add(),
+    "sub": Sub(),
+    "mul": Mul(),
+    "maximum": Maximum(),
+    "minimum": Minimum(),
+}

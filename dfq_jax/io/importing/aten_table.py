@@ -20,6 +20,8 @@ IGNORED = (
     "positive",
     "type_as",
 )
+SELU = (1.6732632423543772, 1.0507009873554805)
+"""Alpha and scale, Klambauer et al. 2017, "Self-Normalizing Neural Networks", eq. 14."""
 CORE: dict[str, Lower] = {
     "_native_batch_norm_legit_no_training": aten_core.batch_norm_recorded,
     "_batch_norm_no_update": aten_core.batch_norm_recorded,
@@ -77,6 +79,8 @@ NAMED: dict[str, Lower] = {
     "clamp_max": lambda b, x, max: aten.clamp(b, x, None, max),
     "gelu": aten.gelu,
     "elu": aten.elu,
+    "selu": partial(aten.elu, alpha=SELU[0], scale=SELU[1]),
+    "celu": lambda b, x, alpha=1.0: aten.elu(b, x, alpha, 1, 1 / alpha),
     "softplus": aten.softplus,
     "div": aten.divided,
     "rsub": aten.reversed_sub,
@@ -88,6 +92,8 @@ NAMED: dict[str, Lower] = {
     "reciprocal": lambda b, x: aten.power(b, x, -1.0),
     "softmax": aten.softmax,
     "_softmax": aten.softmax,
+    "log_softmax": partial(aten.softmax, logarithm=True),
+    "_log_softmax": partial(aten.softmax, logarithm=True),
     "max_pool1d": aten_pools.max_pool,
     "max_pool2d": aten_pools.max_pool,
     "max_pool2d_with_indices": aten_pools.max_pool_with_indices,
