@@ -109,7 +109,7 @@ def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         shape, in_columns, kind = HEADERS[version](file)
         if kind.hasobject:
-            raise ValueError(f"{info.filename} holds Python objects")
+            raise ValueError(f"{info.filename} holds Python objects, which are never read")
         count = math.prod(shape) * kind.itemsize
         if min(shape, default=0) < 0 or file.tell() + count != info.file_size:
             raise ValueError(

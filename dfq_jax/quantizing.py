@@ -177,8 +177,9 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, follow)
-    report = qualified(found, images, unlooked_at(images, asked) if unseen else note)
-    report = dataclasses.replace(report, notes=(*report.notes, *cut))
+    report = qualified(found, images, note)
+    more = (unlooked_at(images, asked), *cut) if unseen else cut
+    report = dataclasses.replace(report, notes=(*report.notes, *more))
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     settings["held out"] = len(probes) if probes is not seen else 0

@@ -285,7 +285,8 @@ def test_noise_by_request(model):
     images = dfq.synthesize(model, n=8, method="noise")
     assert "notes" not in images.provenance
     result = dfq.quantize(model, images)
-    assert (result.report.confidence, result.report.notes) == ("low", (NOISE_CHOSEN,))
+    assert (result.report.confidence, result.report.notes[0]) == ("low", NOISE_CHOSEN)
+    assert "the 8 images you gave only judge the result" in result.report.notes[1]
 
 
 def test_estimated_statistics_by_request(nets, model, monkeypatch):

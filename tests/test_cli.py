@@ -90,7 +90,7 @@ def test_wrong_usage_exits_2(dfq, line, message):
         ("quantize NET -o OUT --budget 4.5", 2, "4.5"),
         ("quantize NET -o OUT --memory lots", 2, "'lots' is no amount of memory"),
         ("quantize NET -o OUT --reconstruction-steps 9", 2, "'nearest' takes no steps"),
-        ("quantize NET -o NET", 2, "is a file; choose a folder"),
+        ("quantize NET -o NET", 2, "MODEL and output are both"),
         ("quantize NET -o OUT --images DIR/none.npz", 2, "no image set at"),
         ("quantize NET -o OUT --seed -1", 2, "a seed must be 0..4294967295, got -1."),
         ("synthesize NET -o DIR/i.npz --seed 4294967296", 2, "got 4294967296."),
