@@ -89,7 +89,7 @@ def timed(files: dict[str, Path], rounds: int) -> dict[str, float]:
     runs = {}
     for name, file in files.items():
         session = open_session(file, optimize=True, threads=THREADS)
-        runs[name] = partial(session.run, None, random_feed(session, 1))
+        runs[name] = partial(session.run, None, random_feed(session, 1, None))
     # the threads of a session keep spinning for a while after its turn: warm up past that
     times = common.interleaved(runs, rounds, block=10, warmup=5)
     common.log(", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items()))

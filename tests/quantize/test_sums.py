@@ -113,6 +113,7 @@ def test_codes_are_made_smaller_where_sums_would_leave_32_bits(hostile):
         assert spec is None or spec.grid.bits < 8
         assert "layer 'head[1]' sums 70,000 products" in notes[0]
     else:
+        assert spec is not None
         assert (spec.grid.bits, notes) == (8, ())
     found = verify(made.quantized, serialize(quantized_onnx(made.quantized)), images(1.0))
     assert found.passed, found.failures
