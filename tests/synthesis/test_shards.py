@@ -71,6 +71,8 @@ def test_a_set_on_disk(folder):
             "resize": 8,
             "interpolation": "bilinear",
             "assumed": False,
+            "layout": "NCHW",
+            "names": ["N", "", ""],
         },
     }
     for index, (name, entry) in enumerate(zip(names, shards, strict=True)):
