@@ -14,7 +14,7 @@ import common
 
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency"),
-    *("import_zoo", "quantize_zoo", "damaged_files", "fuzz_readers"),
+    *("import_zoo", "quantize_zoo", "damaged_files", "fuzz_readers", "faults"),
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
     *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),
@@ -66,6 +66,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
         *("--seconds", "300", "--table", "synthesis_quality_large_long"),
         *("--methods", "best,zeroq,dsg"),
     ),
+    "faults": ("faults", "--long"),
     "best_ablation": ("best_ablation", "--limit", "4000"),
     "mixed_precision": ("mixed_precision", "--seeds", "0,1,2", "--limit", "4000"),
     "mixed_precision_all": (

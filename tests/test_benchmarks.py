@@ -24,6 +24,7 @@ MAKING = (
     "import_zoo",
     "quantize_zoo",
     "damaged_files",
+    "faults",
     "fuzz_readers",
     "synthesis_speed",
     "reconstruction_speed",
@@ -60,6 +61,7 @@ def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks", "file_mutations"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
+    helpers |= {"fault_children", "fault_disks", "fault_inputs", "fault_pictures"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}
     guide = (FOLDER / "README.md").read_text()
     assert [name for name in SCRIPTS if f"{name}.py" not in guide] == []
@@ -118,6 +120,20 @@ def test_imports_of_the_zoo():
     assert 0 < row["runtime"] < 1e-4
 
 
+@pytest.mark.onnx
+def test_a_short_campaign_of_faults():
+    """Nothing is lost or mixed, and nobody sees a traceback."""
+    pytest.importorskip("onnx")
+    counts = {"kills": 12, "disks": 4, "pairs": 2, "pictures": 20, "inputs": 120}
+    text = run("faults", "--json", *(part for n, c in counts.items() for part in (f"--{n}", c)))
+    rows = json.loads(text)["rows"]
+    assert {row["kind"]: row["wrong"] for row in rows} == dict.fromkeys(
+        ("kills", "full disk", "two writers", "pictures", "mutated inputs"), 0
+    )
+    assert sum(row.get("killed") or 0 for row in rows) >= 10
+    assert sum(row["refused"] for row in rows if row["kind"] == "pictures") >= 10
+
+
 def test_two_pages_share_the_tables(tmp_path):
     column = ["key", "heading", ""]
     facts: dict[str, Any] = {
@@ -148,7 +164,7 @@ def test_scaling_page_has_a_place_for_every_table(scripts):
 def test_results_page_has_a_place_for_every_table():
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
     tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
-    zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers")
+    zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers", "faults")
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
     images += ("synthesis_quality_large_256", "synthesis_quality_large_long")
