@@ -19,7 +19,7 @@ LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 
 
-def stages(*, steps: int = 500, batch: int = 32) -> Reconstruction:
+def stages(*, steps: int = 300, batch: int = 32) -> Reconstruction:
     """Adam on codes, scales of kernels and activations, and biases of a stage.
 
     Args:
