@@ -28,7 +28,6 @@ from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
 from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
 from dfq_jax.quantize.rules import written
@@ -64,9 +63,6 @@ from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
-
-DROWNED = 0.5
-"""Error of the outputs in units of their power, 3 dB, beyond which layers cannot be solved."""
 
 
 def quantize(
@@ -155,9 +151,6 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
-    if learns_in_stages(asked.methods) and not asked.by_name and not drowned(made, seen):
-        asked = layer_by_layer(asked)
-        made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
     judges = judges_of(model, made, asked, follow)
@@ -165,8 +158,7 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     unseen = given is not None and not made.used_images and mix is None
     note, loss = "", loss_of(made)
     if units and not asked.by_name:
-        if not learns_in_stages(asked.methods):
-            plain = with_biases_corrected(plain, seen.images)
+        plain = with_biases_corrected(plain, seen.images)
         kept = rather_plain(plain, made, probes, loss, loss_of)
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
@@ -222,17 +214,6 @@ def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     return settings
 
 
-def drowned(made: Quantized, images: ImageSet) -> bool:
-    """Whether rounding to nearest leaves too little of the outputs for layers to mend."""
-    return output_gap(made.quantized, made.reference, images.images) > DROWNED
-
-
-def layer_by_layer(asked: Asked) -> Asked:
-    """What is asked for with layers solved in closed form instead."""
-    methods = methods_of("closed_form")
-    return dataclasses.replace(asked, reconstruction="closed_form", methods=methods)
-
-
 def require_memory(needed: int, images: int) -> None:
     """Refuses to learn what the machine cannot hold: data of all images stay in its memory.
 
@@ -267,8 +248,7 @@ def calibrated(
 
     The last are layers that had to have smaller codes than asked for, in words.
     """
-    in_stages = learns_in_stages(asked.methods)
-    level = LEVEL if in_stages or levels(model, asked) else None
+    level = LEVEL if levels(model, asked) else None
     on_grids = partial(
         dfq,
         model,
@@ -276,7 +256,7 @@ def calibrated(
         asked.scheme,
         layers=asked.layers,
         level=level,
-        bias="none" if asked.methods and not in_stages else "analytic",
+        bias="none" if asked.methods else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
         noise=is_guess(seen),
@@ -320,9 +300,14 @@ def within_sums(
 
 
 def levels(model: Model, asked: Asked) -> bool:
-    """Whether a preset rounds to nearest at few bits; what has a name stays as published."""
-    named = asked.by_name or asked.method is not None or asked.observers is not None
+    """Whether activations of few bits are rounded to nearest or in stages, as a preset does it.
+
+    What has a name stays as published.
+    """
     few = asked.scheme.activation_bits < FEW_BITS and not is_small(model.contract)
+    if learns_in_stages(asked.methods):
+        return few
+    named = asked.by_name or asked.method is not None or asked.observers is not None
     return few and not (named or asked.methods)
 
 

@@ -151,22 +151,23 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
     )
 
 
-def test_stages_learn_where_rounding_leaves_no_signal(nets, monkeypatch):
-    """What a preset chooses; a method asked for by name is taken at its word."""
+def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
+    """Both learn; only a preset levels, and only activations of few bits."""
     monkeypatch.setattr(judging, "judges_classes", lambda model: False)
     monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "stages")
-    monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
+    monkeypatch.setattr(quantizing, "is_small", lambda contract: False)
     monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
+    levels, real = [], quantizing.dfq
+    keep = lambda *given, level, **how: levels.append(level) or real(*given, level=level, **how)
+    monkeypatch.setattr(quantizing, "dfq", keep)
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
-    for bound, expected in ((-1.0, "stages"), (1e9, "closed_form")):
-        monkeypatch.setattr(quantizing, "DROWNED", bound)
-        found = dfq.quantize(model, images, scheme="w3a3", preset="balanced")
-        assert found.settings["reconstruction"] == expected
-        assert {unit.method for unit in found.report.units} == {expected}
-    named = {"reconstruction": "stages", "reconstruction_steps": 2}
-    found = dfq.quantize(model, images, scheme="w3a3", **named)
-    assert found.settings["reconstruction"] == "stages"
+    for scheme, level in (("w3a3", quantizing.LEVEL), ("w3a8", None)):
+        monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
+        found = dfq.quantize(model, images, scheme=scheme, preset="balanced")
+        assert found.settings["reconstruction"] == "stages"
+        assert {unit.method for unit in found.report.units} == {"stages"}
+        assert levels.pop() == level
 
 
 @pytest.mark.parametrize("classifier", [True, False])

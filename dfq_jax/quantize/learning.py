@@ -177,7 +177,9 @@ class Reconstruction(NamedTuple):
       merge: blocks that make a unit, 0 for the whole network, or those of a `stage`
         (`graph.cuts.stage_sizes`).
       layers: learn the layers of a unit one by one instead, without prediction or slopes.
-      start: solve them in closed form first.
+      start: solve its layers in closed form first.
+      start_positions: what a unit puts out has this many positions an image at least, or it starts
+        as it is: with few, layers are solved for the images at hand alone.
       spare: learn nothing where every grid of a unit has 8 bits.
       prediction: what the network's prediction counts beside the loss.
       correction: how inputs are corrected first.
@@ -197,6 +199,7 @@ class Reconstruction(NamedTuple):
     merge: int | Literal["stage"] = 1
     layers: bool = False
     start: ClosedForm | None = None
+    start_positions: int = 0
     spare: bool = False
     prediction: Prediction | None = None
     correction: Correction | None = None

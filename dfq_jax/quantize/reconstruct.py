@@ -8,6 +8,7 @@ output travels on, so later units make up for what earlier ones could not.
 
 import contextlib
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -232,7 +233,7 @@ def attempts(
     work: Work, method: Method, key: Key[Array, ""], place: Path | None
 ) -> Iterator[tuple[Model, Mapping[Site, Affine]]]:
     """A unit as a method would have it, after what it would learn from."""
-    closed = method if isinstance(method, ClosedForm) else method.start
+    closed = method if isinstance(method, ClosedForm) else start_of(method, work)
     if closed is not None:
         model, qparams = in_closed_form(work, closed)
         yield model, qparams
@@ -244,6 +245,12 @@ def attempts(
         return
     learn = learned_by_layers if method.layers else in_phases
     yield learn(work, method, key, place)
+
+
+def start_of(method: Reconstruction, work: Work) -> ClosedForm | None:
+    """How the layers of a unit are solved before it learns, if they are."""
+    positions = math.prod(work.targets.shape[1:-1])
+    return method.start if positions >= method.start_positions else None
 
 
 def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site, Affine]]:

@@ -55,7 +55,7 @@ COARSE = 0.8
 SMALL_BEST: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
 """On small images edges of dead leaves are as long as objects, and take steps to wear off."""
 FEW_BITS = 6
-"""Activations of fewer bits than these lose more than layers can make up for one by one."""
+"""What fewer bits than these lose is more than layers can make up for one by one."""
 LONG_STEPS = 2000
 NOISE_IMAGES = 32
 MIXED_IMAGES = 43
@@ -99,8 +99,7 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
     """How a preset rounds kernels, by its name in `recipes.reconstructions`.
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
-    in closed form, or the network learns in stages where activations have few bits (and rounding
-    leaves too little of its signal, `quantizing.drowned`).
+    in closed form, or the network learns in stages where weights or activations have few bits.
 
     Raises:
       UsageError: for an unknown preset.
@@ -108,7 +107,8 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
     check_choice("preset", preset, PRESETS)
     if is_small(contract):
         return {"fast": "nearest", "balanced": "closed_form", "best": "best"}[preset]
-    learned = "stages" if scheme.activation_bits < FEW_BITS else "closed_form"
+    few = min(scheme.weight_bits, scheme.activation_bits) < FEW_BITS
+    learned = "stages" if few else "closed_form"
     return "nearest" if preset == "fast" else learned
 
 

@@ -5,11 +5,13 @@ the other fit the ruins of what they should read, and blocks learned one after t
 which of their errors those behind them can mend. A stage, all blocks of one resolution, learns at
 once: it is drawn to what each of its blocks puts out in the float network (`quantize.guided`), and
 reads what the stages before it made of the images. Early stages have thousands of positions an
-image and need few of them at a time; late ones are cheap, have few positions, and learn small sets
-by heart: they read many images, most of them parts and collages of others.
+image and need few of them at a time, and their layers are solved in closed form before they learn;
+late ones are cheap, have few positions, and learn small sets by heart: they read many images, most
+of them parts and collages of others, and the last one starts from rounding to nearest.
 """
 
 from dfq_jax.numerics.rounding import straight_through
+from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
 
 RATES = Rates(bits=1e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
@@ -17,7 +19,7 @@ LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 
 
-def stages(*, steps: int = 500, batch: int = 32) -> Reconstruction:
+def stages(*, steps: int = 300, batch: int = 32) -> Reconstruction:
     """Adam on codes, scales of kernels and activations, and biases of a stage.
 
     Args:
@@ -37,5 +39,7 @@ def stages(*, steps: int = 500, batch: int = 32) -> Reconstruction:
         batch=batch,
         lines=LINES,
         merge="stage",
+        start=ClosedForm(),
+        start_positions=2,
         guided=True,
     )

@@ -426,3 +426,23 @@ def test_what_is_solved_first_is_where_learning_begins(quantized, reference, ima
     solved, _ = reconstruct(quantized, reference, images, ClosedForm(sweeps=1), KEY)
     x = jnp.asarray(images)
     np.testing.assert_allclose(simulate(found, x), simulate(solved, x), atol=1e-3)
+
+
+def test_only_units_of_many_positions_are_solved_first(quantized, reference, images):
+    """Logits have one position; the units before them have more."""
+    still = QUICK._replace(
+        rates=Rates(0.0, 0.0, 0.0), phases=(Phase(2),), start=ClosedForm(sweeps=1)
+    )
+    found = {
+        least: reconstruct(quantized, reference, images, still._replace(start_positions=least), KEY)
+        for least in (0, 2, 10_000)
+    }
+    same = lambda a, b, node: np.array_equal(
+        *(found[least][0].model.params[node]["kernel"] for least in (a, b))
+    )
+    nodes = [name for name, slots in reference.params.items() if "kernel" in slots]
+    first, last = nodes[0], nodes[-1]
+    assert same(0, 2, first)
+    assert not same(2, 10_000, first)
+    assert same(2, 10_000, last)
+    assert not same(0, 2, last)

@@ -101,13 +101,14 @@ def test_an_unknown_preset():
 
 
 def test_reconstructions_of_presets():
-    """Large images: layers in closed form, or in stages with few bits of activations."""
-    asked = ((SMALL, Scheme(4, 4)), (LARGE, Scheme(4, 8)), (LARGE, Scheme(4, 4)))
-    found = {p: [reconstruction_of(p, *given) for given in asked] for p in PRESETS}
+    """Large images: layers in closed form, or in stages with few bits of either."""
+    asked = ((SMALL, (4, 4)), (LARGE, (8, 8)), (LARGE, (6, 6)), (LARGE, (4, 8)), (LARGE, (8, 4)))
+    found = {p: [reconstruction_of(p, c, Scheme(*bits)) for c, bits in asked] for p in PRESETS}
+    large = ["closed_form", "closed_form", "stages", "stages"]
     assert found == {
-        "fast": ["nearest"] * 3,
-        "balanced": ["closed_form", "closed_form", "stages"],
-        "best": ["best", "closed_form", "stages"],
+        "fast": ["nearest"] * 5,
+        "balanced": ["closed_form", *large],
+        "best": ["best", *large],
     }
     assert steps_of("balanced", "stages") is None
     assert steps_of("best", "stages", 0) == 0  # to be refused by who counts them
