@@ -43,11 +43,13 @@ class Variant(NamedTuple):
       method: that makes the images; None for photographs.
       enlarge: (what `stages` has made of images) -> what is made here.
       bits: rate of codes, if another.
+      positions: that the output of a stage has whose layers are solved first, if another number.
     """
 
     method: str | None = "best_unlabelled"
     enlarge: Callable[[Any], Any] = lambda usual: usual
     bits: float | None = None
+    positions: int | None = None
 
 
 def half(usual: Any) -> Any:
@@ -68,6 +70,8 @@ VARIANTS = {
     "as it is": Variant(),
     "no collages": Variant(enlarge=half),
     "images alone": Variant(enlarge=lambda usual: None),
+    "nothing in closed form": Variant(positions=10**9),
+    "the last stage in closed form, too": Variant(positions=0),
     "codes at 0.003": Variant(bits=3e-3),
     "codes at 0.01": Variant(bits=1e-2),
     "some images labelled": Variant("best"),
@@ -122,15 +126,19 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
     from dfq_jax.passes.level import LEVEL
     from dfq_jax.quantize.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
+    from dfq_jax.recipes.presets import FEW_BITS
     from dfq_jax.recipes.reconstructions import enlarges, reconstructed
     from dfq_jax.recipes.stages import stages
 
     start, method = time.monotonic(), stages(steps=args.steps)
     if variant.bits is not None:
         method = method._replace(rates=method.rates._replace(bits=variant.bits))
+    if variant.positions is not None:
+        method = method._replace(start_positions=variant.positions)
     enlarge, images = variant.enlarge(enlarges("stages", model.contract)), jnp.asarray(images)
-    how = {"layers": args.layers, "level": LEVEL, "bias": "analytic"}
-    made = dfq(model, images, parse_scheme(args.scheme), **how)
+    scheme = parse_scheme(args.scheme)
+    level = LEVEL if scheme.activation_bits < FEW_BITS else None
+    made = dfq(model, images, scheme, layers=args.layers, level=level, bias="none")
     key = jax.random.key(args.seed)
     made, reports = reconstructed(made, images, (method,), key, enlarge=enlarge)
     kept = f"{sum(report.kept for report in reports)} of {len(reports)}"

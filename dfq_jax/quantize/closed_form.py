@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
@@ -36,6 +36,8 @@ from dfq_jax.quantize.units import pieces
 Pair = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 INSIDE = 0.49
 """How far from its code, in steps, a weight may lie without leaving it."""
+FEWEST = 64
+"""Images that are looked at, however many positions they have."""
 MOST_VALUES = 2**25
 """Numbers that unfolded windows may take at a time."""
 
@@ -48,11 +50,21 @@ class ClosedForm(NamedTuple):
       damping: pull of the transported weights towards the float ones, in units of the mean power
         of an input; None leaves them as they are.
       sweeps: of the polish; 0 for none.
+      positions: of what a unit puts out, over all images, that are enough to see; images beyond
+        them, but for `FEWEST`, are left out. None for all.
     """
 
     name: str = "closed_form"
     damping: float | None = 1.0
     sweeps: int = 2
+    positions: int | None = None
+
+    def images(self, count: int, each: int) -> Int[np.ndarray, " m"]:
+        """Which of so many images of so many positions are looked at, drawn without a seed."""
+        if self.positions is None:
+            return np.arange(count)
+        enough = max(FEWEST, self.positions // max(each, 1))
+        return np.sort(np.random.default_rng(count).permutation(count)[:enough])
 
 
 class Grams(NamedTuple):

@@ -249,12 +249,19 @@ def attempts(
 
 def start_of(method: Reconstruction, work: Work) -> ClosedForm | None:
     """How the layers of a unit are solved before it learns, if they are."""
-    positions = math.prod(work.targets.shape[1:-1])
-    return method.start if positions >= method.start_positions else None
+    return method.start if positions_of(work) >= method.start_positions else None
+
+
+def positions_of(work: Work) -> int:
+    """Of what a unit puts out, an image; 1 for a vector."""
+    return math.prod(work.targets.shape[1:-1])
 
 
 def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site, Affine]]:
     """A unit whose layers are solved one after the other; what they read is never kept."""
+    seen = method.images(len(work.exact), positions_of(work))
+    if len(seen) < len(work.exact):
+        work = work._replace(exact=work.exact[seen], rough=work.rough[seen])
 
     def solve(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]

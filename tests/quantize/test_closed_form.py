@@ -160,3 +160,13 @@ def test_a_layer_with_one_output_is_solved_as_one_of_many():
         found.append((near[:, 0], affine.scale.reshape(-1)[0]))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+
+
+def test_as_many_images_as_have_enough_positions():
+    np.testing.assert_array_equal(ClosedForm().images(5, 100), np.arange(5))
+    short = ClosedForm(positions=10_000)
+    for each, expected in ((1, 1000), (50, 200), (1000, 64)):
+        seen = short.images(1000, each)
+        assert len(seen) == len(set(seen)) == expected
+        assert seen.max() >= 900 * (expected < 1000)
+    np.testing.assert_array_equal(short.images(40, 1000), np.arange(40))
