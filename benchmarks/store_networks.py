@@ -1,8 +1,8 @@
 """Stores the graphs of torchvision's networks without their weights, for `dfq --arch NAME`.
 
 Run again after a change of `io/zoo/stored.py`; needs PyTorch and torchvision, downloads nothing.
-A network is built without memory for its weights and exported with free sizes, so that
-one graph serves images of any size if the network does.
+A network is built without memory for its weights; one graph serves images of any size if the network
+does.
 """
 
 import argparse
@@ -15,6 +15,9 @@ from typing import Any
 import common
 import zoo_networks
 
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.io.importing.aten_table import ATEN
+from dfq_jax.io.importing.engine import import_program
 from dfq_jax.io.program import Input, Program, Ref
 from dfq_jax.io.pt2_aliases import names_in
 from dfq_jax.io.pt2_graph import read_pt2
@@ -28,6 +31,8 @@ ALREADY_NORMALISED = {"googlenet", "inception_v3"}
 """Published weights map ImageNet's normalisation to this one inside the network."""
 HALVES = (0.5, 0.5, 0.5)
 OTHER_CLASSES = 7
+MORE = 64
+"""Pixels added to find out whether a network reads images of other sizes."""
 
 
 def main() -> None:
@@ -74,8 +79,9 @@ def without_memory(name: str, **options: Any) -> Any:
 
     if name in ALREADY_NORMALISED:
         options |= {"init_weights": False, "transform_input": False}
-    with torch.device("meta"):
-        return zoo_networks.torchvision_models().get_model(name, weights=None, **options).eval()
+    models = zoo_networks.torchvision_models()
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # it computes its widths
+        return models.get_model(name, weights=None, **options).eval().to("meta")
 
 
 def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
@@ -98,21 +104,39 @@ def published(name: str) -> InputContract:
 
 
 def exported(module: Any, contract: InputContract) -> Program:
-    """Its program, weights left out and called as in the `state_dict`."""
+    """Its program, weights left out and called as in the `state_dict`.
+
+    Sizes of images are free unless it cannot read others, however it is traced.
+    """
+    free = Input("x", (1, 3, None, None))
+    for dynamic in (False, True):  # the former is quicker, and mostly enough
+        program = dataclasses.replace(traced(module, contract, dynamic), inputs=(free,))
+        if reads_others(program, contract):
+            return without_arrays(program, free)
+    return without_arrays(program, Input("x", (1, 3, contract.height, contract.width)))
+
+
+def traced(module: Any, contract: InputContract, dynamic: bool) -> Program:
+    """Its program as an archive has it; `dynamic` leaves sizes open where PyTorch can."""
     import torch
 
     image = torch.zeros(2, 3, contract.height, contract.width, device="meta")
-    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    sizes = ({axis: torch.export.Dim.AUTO for axis in (0, 2, 3)},) if dynamic else None
     with zoo_networks.quiet():
-        traced = torch.export.export(module, (image,), dynamic_shapes=(sizes,))
-        fill(traced)
+        found = torch.export.export(module, (image,), dynamic_shapes=sizes)
+        fill(found)
         buffer = io.BytesIO()
-        torch.export.save(traced, buffer)
-    program = read_pt2(buffer.getvalue(), type(module).__name__)
-    (pixels,) = (n.meta["val"].shape for n in traced.graph.nodes if n.name == "x")
-    free = all(isinstance(size, torch.SymInt) for size in pixels[2:])
-    shape = (1, 3, *((None, None) if free else contract.shape[:2]))
-    return without_arrays(program, Input("x", shape))
+        torch.export.save(found, buffer)
+    return read_pt2(buffer.getvalue(), type(module).__name__)
+
+
+def reads_others(program: Program, contract: InputContract) -> bool:
+    """Whether it is a network for images of another size as well."""
+    try:
+        import_program(program, ATEN, size=(contract.height + MORE, contract.width + MORE))
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def without_arrays(program: Program, image: Input) -> Program:
@@ -145,15 +169,15 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
     return tuple(renamed(v, names) for v in value) if isinstance(value, tuple) else value
 
 
-def fill(traced: Any) -> None:
+def fill(program: Any) -> None:
     """Zeros in place of weights without values, which cannot be saved."""
     import torch
 
-    for key, value in list(traced.state_dict.items()):
+    for key, value in list(program.state_dict.items()):
         kind = torch.bfloat16 if value.is_floating_point() else value.dtype
         zeros = torch.zeros(value.shape, dtype=kind)
         is_weight = isinstance(value, torch.nn.Parameter)
-        traced.state_dict[key] = torch.nn.Parameter(zeros) if is_weight else zeros
+        program.state_dict[key] = torch.nn.Parameter(zeros) if is_weight else zeros
 
 
 def unread(keys: Iterable[str]) -> tuple[str, ...]:

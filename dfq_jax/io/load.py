@@ -87,7 +87,7 @@ class ReadOptions:
     """How to read a model.
 
     Attributes:
-      arch: Architecture of a checkpoint, e.g. resnet18.
+      arch: Architecture of a checkpoint, e.g. resnet18; default: told by its tensors.
       size: Pixels along each side, or 48x192 (height x width); default as published or exported.
       layout: Whether images have their channels first (nchw) or last (nhwc); default: found.
       mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
@@ -321,7 +321,7 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     mean, std = (
         ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
     )
-    small = max(contract.height, contract.width) <= SMALL_IMAGES and contract.resize is None
+    small = max(contract.height, contract.width) <= SMALL_IMAGES
     more = "; these are ImageNet's, and networks for images this small mostly have their own"
     return (
         f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "

@@ -105,13 +105,13 @@ def suggestion(tensors: Tensors, tried: str) -> str:
       tried: the network.
 
     Returns:
-      The name they fit better; the line that exports any network if none fits well; nothing if
-      they nearly fit this one.
+      The name they fit better; the line that exports any network if none fits well, or this one
+      but for a few; nothing if they fit this one.
     """
     best = closest(tensors)
-    if best.share <= GOOD_MATCH:
-        return export_lines(tensors)
-    return "" if best.name == tried else hint(best)
+    if best.name == tried and best.share == PERFECT:
+        return ""
+    return export_lines(tensors) if best.name == tried else hint(best) or export_lines(tensors)
 
 
 def hint(best: Likeness) -> str:

@@ -64,9 +64,7 @@ def fitted(found: Stored, size: Size | None, classes: int | None, channels: int)
         expected.append(Weight(key, shape))
     image = dataclasses.replace(image, shape=(image.shape[0], channels, *fixed))
     program = dataclasses.replace(found.program, inputs=(image,))
-    return dataclasses.replace(
-        found, program=program, contract=contract, expected=tuple(expected)
-    )
+    return dataclasses.replace(found, program=program, contract=contract, expected=tuple(expected))
 
 
 def ends(found: Network) -> tuple[str, str]:

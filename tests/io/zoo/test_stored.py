@@ -10,10 +10,9 @@ from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.io.load import load
 from dfq_jax.io.recognise import closest
 from dfq_jax.io.stored_weights import modern_names
-from dfq_jax.io.zoo import stored
 from dfq_jax.io.zoo.known import names, network
 from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, packed, read, unpacked
-from dfq_jax.types import IMAGENET_MEAN
+from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD
 
 run = jax.jit(lambda model, x: evaluate(model, x)[0][0])
 
@@ -123,7 +122,24 @@ def test_weights_of_training_are_left_out_with_a_note(tmp_path):
     loaded = load(saved(tmp_path / "net.safetensors", tensors), size=64)
     assert loaded.architecture == "googlenet"
     assert "left out 1 tensors that only training reads, such as aux1.fc1.weight" in loaded.notes[1]
+    assert "transform_input=True, which is mean 0.5" in loaded.notes[2]
     assert loaded.model.contract.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.torch
+def test_published_weights_of_googlenet_read_halves(tmp_path):
+    """What its option `transform_input` does to images is our mean and deviation."""
+    import torch
+
+    net = filled("googlenet", classes=3)
+    path = saved(tmp_path / "net.safetensors", {k: v.numpy() for k, v in net.state_dict().items()})
+    net.transform_input = True
+    pixels = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
+    normal = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(normal.transpose(0, 3, 1, 2).copy())).numpy()
+    found = np.asarray(run(load(path, size=64).model, (pixels - np.float32(0.5)) * 2))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_normalisation_of_weights_is_an_assumption(tmp_path):
@@ -153,7 +169,9 @@ def test_names_of_older_files(name, old, new):
     today = zeros(name)
     found, notes = modern_names({k.replace(new, old): v for k, v in today.items()})
     assert set(found) == set(today)
-    assert notes == (f"renamed {sum(new in k for k in today)} tensors as torchvision calls them today",)
+    assert notes == (
+        f"renamed {sum(new in k for k in today)} tensors as torchvision calls them today",
+    )
     assert modern_names(today) == (today, ())
 
 
