@@ -1,8 +1,8 @@
 """Stores the graphs of torchvision's networks without their weights, for `dfq --arch NAME`.
 
 Run again after a change of `io/zoo/stored.py`; needs PyTorch and torchvision, downloads nothing.
-A network is built without memory for its weights; one graph serves images of any size if the network
-does.
+A network is built without memory for its weights. One graph serves images of any size if the
+network does.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dfq_jax.io.program import Input, Program, Ref
 from dfq_jax.io.pt2_aliases import names_in
 from dfq_jax.io.pt2_graph import read_pt2
 from dfq_jax.io.zoo.catalog import ENTRIES
-from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, Stored, Weight, packed
+from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, Stored, Weight, calls_to_text, packed
 from dfq_jax.types import InputContract
 
 LEFT_OUT = {"maxvit_t", "regnet_y_128gf", "vit_h_14"}
@@ -64,8 +64,10 @@ def network(name: str) -> Stored:
     others = shapes_of(name)
     return Stored(
         name=name,
-        program=program,
         contract=contract,
+        image=program.inputs[0],
+        calls=calls_to_text(program.calls),
+        output=program.outputs[0],
         expected=expected,
         stem=next(key for key, shape in expected if len(shape) == 4),
         heads=tuple(key for key, shape in expected if others[key] != shape),

@@ -1,6 +1,5 @@
 """Puts the tensors of a `state_dict` into the program of a stored network, and imports that."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -64,9 +63,7 @@ def left_out(unread: Sequence[str]) -> tuple[str, ...]:
 def imported(network: Stored, arrays: Tensors) -> Model:
     """The network with these weights, in this library's layouts."""
     contract = network.contract
-    paths = {name: name for name in arrays}
-    program = dataclasses.replace(network.program, arrays=arrays, paths=paths)
-    size = (contract.height, contract.width)
+    program, size = network.program(arrays), (contract.height, contract.width)
     try:
         found = import_program(program, ATEN, size=size)
         model = Model(found.graph, on_device(found.params), contract)

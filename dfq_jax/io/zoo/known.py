@@ -48,8 +48,7 @@ def fitted(found: Stored, size: Size | None, classes: int | None, channels: int)
       UsageError: if it reads one size only, and not this one.
     """
     contract = with_channels(with_size(found.contract, size), channels)
-    (image,) = found.program.inputs
-    wanted, fixed = (contract.height, contract.width), image.shape[2:]
+    wanted, fixed = (contract.height, contract.width), found.image.shape[2:]
     if None not in fixed and wanted != fixed:
         raise UsageError(
             f"{found.name} reads images of {fixed[0]}x{fixed[1]} only: its table of positions has "
@@ -62,9 +61,8 @@ def fitted(found: Stored, size: Size | None, classes: int | None, channels: int)
         if key == found.stem:
             shape = (shape[0], channels, *shape[2:])
         expected.append(Weight(key, shape))
-    image = dataclasses.replace(image, shape=(image.shape[0], channels, *fixed))
-    program = dataclasses.replace(found.program, inputs=(image,))
-    return dataclasses.replace(found, program=program, contract=contract, expected=tuple(expected))
+    image = dataclasses.replace(found.image, shape=(1, channels, *fixed))
+    return dataclasses.replace(found, contract=contract, image=image, expected=tuple(expected))
 
 
 def ends(found: Network) -> tuple[str, str]:

@@ -8,8 +8,11 @@ the importer does the rest, as for any archive. `benchmarks/store_networks.py` w
 import dataclasses
 import gzip
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dfq_jax.io.graph_json import as_lists, contract_from_json, contract_to_json
 from dfq_jax.io.program import Call, Input, Program, Ref
@@ -34,8 +37,10 @@ class Stored:
 
     Attributes:
       name: as in torchvision.
-      program: its calls; `arrays` is empty, and a weight is called by its key.
       contract: what an input image must be.
+      image: what the program is fed; height and width are free if it takes any.
+      calls: those of the program as text, which is read for the one network that is wanted.
+      output: the name of the logits.
       expected: every weight that is read.
       stem: the kernel whose second axis counts the channels of images.
       heads: weights whose first axis counts the classes.
@@ -43,12 +48,20 @@ class Stored:
     """
 
     name: str
-    program: Program
     contract: InputContract
+    image: Input
+    calls: str
+    output: str
     expected: tuple[Weight, ...]
     stem: str
     heads: tuple[str, ...]
     unread: tuple[str, ...] = ()
+
+    def program(self, weights: Mapping[str, np.ndarray]) -> Program:
+        """Its program with these weights, by their keys."""
+        calls = tuple(map(call_from_json, json.loads(self.calls)))
+        paths = {key: key for key in weights}
+        return Program((self.image,), weights, paths, calls, (self.output,))
 
 
 def names() -> tuple[str, ...]:
@@ -63,16 +76,15 @@ def read(name: str) -> Stored:
 
 def packed(network: Stored) -> bytes:
     """What is stored of a network."""
-    (image,), (output,) = network.program.inputs, network.program.outputs
     data = {
         "contract": contract_to_json(network.contract),
+        "image": [network.image.name, network.image.shape],
+        "calls": network.calls,
+        "output": network.output,
+        "weights": dict(network.expected),
         "stem": network.stem,
         "heads": network.heads,
         "unread": network.unread,
-        "weights": dict(network.expected),
-        "image": [image.name, image.shape],
-        "calls": [call_to_json(call) for call in network.program.calls],
-        "output": output,
     }
     text = json.dumps(as_lists(data), separators=(",", ":"))
     return gzip.compress(text.encode(), mtime=0)
@@ -81,23 +93,23 @@ def packed(network: Stored) -> bytes:
 def unpacked(name: str, data: bytes) -> Stored:
     """The network that `packed` wrote."""
     found = json.loads(gzip.decompress(data))
-    weights = tuple(Weight(key, tuple(shape)) for key, shape in found["weights"].items())
     image, shape = found["image"]
     return Stored(
         name=name,
-        program=Program(
-            inputs=(Input(image, tuple(shape)),),
-            arrays={},
-            paths={},
-            calls=tuple(map(call_from_json, found["calls"])),
-            outputs=(found["output"],),
-        ),
         contract=contract_from_json(found["contract"]),
-        expected=weights,
+        image=Input(image, tuple(shape)),
+        calls=found["calls"],
+        output=found["output"],
+        expected=tuple(Weight(key, tuple(shape)) for key, shape in found["weights"].items()),
         stem=found["stem"],
         heads=tuple(found["heads"]),
         unread=tuple(found["unread"]),
     )
+
+
+def calls_to_text(calls: Iterable[Call]) -> str:
+    """Calls as `Stored` has them."""
+    return json.dumps([call_to_json(call) for call in calls], separators=(",", ":"))
 
 
 def call_to_json(call: Call) -> list[Any]:
