@@ -120,10 +120,9 @@ def test_weights_of_training_are_left_out_with_a_note(tmp_path):
     tensors = zeros("googlenet")
     tensors |= {"aux1.fc1.weight": np.zeros((4, 4), np.float32)}
     tensors |= {"conv1.bn.num_batches_tracked": np.zeros((), np.int64)}
-    loaded = load(saved(tmp_path / "net.safetensors", tensors), size=64)
-    assert loaded.architecture == "googlenet"
-    assert "left out 1 tensors that only training reads, such as aux1.fc1.weight" in loaded.notes[1]
-    assert "transform_input=True, which is mean 0.5" in loaded.notes[2]
+    loaded = load(saved(tmp_path / "net.safetensors", tensors), arch="googlenet", size=64)
+    assert "left out 1 tensors that only training reads, such as aux1.fc1.weight" in loaded.notes[0]
+    assert "transform_input=True, which is mean 0.5" in loaded.notes[1]
     assert loaded.model.contract.mean == (0.5, 0.5, 0.5)
 
 
@@ -140,24 +139,27 @@ def test_published_weights_of_googlenet_read_halves(tmp_path):
     normal = (pixels - mean) / std
     with torch.inference_mode():
         expected = net(torch.from_numpy(normal.transpose(0, 3, 1, 2).copy())).numpy()
-    found = np.asarray(run(load(path, size=64).model, (pixels - np.float32(0.5)) * 2))
+    found = np.asarray(
+        run(load(path, arch="googlenet", size=64).model, (pixels - np.float32(0.5)) * 2)
+    )
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_normalisation_of_weights_is_an_assumption(tmp_path):
     path = saved(tmp_path / "net.safetensors", zeros("squeezenet1_1", classes=2))
-    loaded = load(path, size=64)
+    loaded = load(path, arch="squeezenet1_1", size=64)
     assert loaded.model.contract.assumed
     assert loaded.model.contract.mean == IMAGENET_MEAN
     assert "nothing says how images are normalised" in loaded.notes[-1]
-    told = load(path, size=64, mean=(0.5,), std=(0.25,))
+    told = load(path, arch="squeezenet1_1", size=64, mean=(0.5,), std=(0.25,))
     assert not told.model.contract.assumed
     assert not any("nothing says" in note for note in told.notes)
 
 
 def test_images_with_one_channel(tmp_path):
     path = saved(tmp_path / "net.safetensors", zeros("squeezenet1_1", channels=1))
-    assert load(path, size=64).model.contract.shape == (64, 64, 1)
+    loaded = load(path, arch="squeezenet1_1", size=64)
+    assert loaded.model.contract.shape == (64, 64, 1)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_size_the_positions_do_not_have():
 def test_images_too_small_for_the_network(tmp_path):
     path = saved(tmp_path / "net.safetensors", zeros("squeezenet1_0", classes=2))
     with pytest.raises(UsageError, match="squeezenet1_0 cannot read images of 8x8"):
-        load(path, size=8)
+        load(path, arch="squeezenet1_0", size=8)
 
 
 def test_a_wrong_name_is_told():
