@@ -10,15 +10,16 @@ import numpy as np
 
 from dfq_jax.errors import CheckpointError
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import batch_norms
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.zoo.architecture import Architecture, Parameter
+from dfq_jax.io.zoo.stored import Stored
 
 Tensors = Mapping[str, np.ndarray]
 
 MAX_ROWS = 20
 MAX_NAMES = 5
 COUNTER = "num_batches_tracked"
+MEAN, VARIANCE = ".running_mean", ".running_var"
 
 NO_STATISTICS = (
     "no batch-norm statistics: synthesis from batch-norm statistics is not available for it"
@@ -66,7 +67,7 @@ def bind(architecture: Architecture, tensors: Tensors) -> Bound:
     check_fit(architecture, tensors)
     arrays = {p.torch_name: as_float32(tensors[p.torch_name]) for p in architecture.expected}
     check_finite(arrays)
-    notes = statistics_notes(architecture, arrays)
+    notes = statistics_notes(*statistics(arrays))
     params: dict[str, dict] = {}
     for parameter in architecture.expected:
         array = arrays.pop(parameter.torch_name)
@@ -103,7 +104,7 @@ def native_layout(parameter: Parameter, array: np.ndarray) -> np.ndarray:
             return array.reshape(out, *parameter.flattened).transpose(2, 3, 1, 0).reshape(-1, out)
 
 
-def check_fit(architecture: Architecture, tensors: Tensors) -> None:
+def check_fit(architecture: Architecture | Stored, tensors: Tensors) -> None:
     """Raises CheckpointError with one table of everything that does not fit."""
     expected = {p.torch_name: p.torch_shape for p in architecture.expected}
     found = {name: array for name, array in tensors.items() if not name.endswith(COUNTER)}
@@ -181,17 +182,27 @@ def check_finite(arrays: Tensors) -> None:
         )
 
 
-def statistics_notes(architecture: Architecture, arrays: Tensors) -> tuple[str, ...]:
-    """What is odd about the batch-norm statistics, one line for each kind of oddity."""
-    norms = [node.name for node in batch_norms(architecture.graph)]
-    if not norms:
+def statistics(arrays: Tensors) -> tuple[Tensors, Tensors]:
+    """Running means and variances by the module that has them."""
+    mean, var = (
+        {name.removesuffix(end): array for name, array in arrays.items() if name.endswith(end)}
+        for end in (MEAN, VARIANCE)
+    )
+    return mean, var
+
+
+def statistics_notes(means: Tensors, variances: Tensors) -> tuple[str, ...]:
+    """What is odd about the batch-norm statistics, one line for each kind of oddity.
+
+    Args:
+      means: {batch norm: its running mean}.
+      variances: {batch norm: its running variance}.
+    """
+    if not means:
         return (NO_STATISTICS,)
-    named = {(p.node, p.slot): arrays[p.torch_name] for p in architecture.expected}
-    mean = {n: named[n, "mean"] for n in norms}
-    var = {n: named[n, "var"] for n in norms}
-    untouched = [n for n in norms if np.all(mean[n] == 0) and np.all(var[n] == 1)]
-    negative = {n: int((var[n] < 0).sum()) for n in norms}
-    zero = {n: int((var[n] == 0).sum()) for n in norms}
+    untouched = [n for n in means if np.all(means[n] == 0) and np.all(variances[n] == 1)]
+    negative = {n: int((variances[n] < 0).sum()) for n in means}
+    zero = {n: int((variances[n] == 0).sum()) for n in means}
     notes = []
     if any(negative.values()):
         notes.append(f"negative running variance raised to 0: {channels_of(negative)}")
@@ -202,7 +213,7 @@ def statistics_notes(architecture: Architecture, arrays: Tensors) -> tuple[str, 
             f"batch norm never updated (mean 0, variance 1), its statistics say nothing: "
             f"{listed(untouched)}"
         )
-    if len(untouched) == len(norms):
+    if len(untouched) == len(means):
         notes.append(NO_STATISTICS)
     return tuple(notes)
 

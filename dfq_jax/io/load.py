@@ -12,21 +12,25 @@ import numpy as np
 
 from dfq_jax.errors import CheckpointError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.bind import COUNTER, bind
+from dfq_jax.io.bind import Bound, bind
 from dfq_jax.io.checkpoint import read_checkpoint
 from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_graph
 from dfq_jax.io.output_folder import FLOAT
 from dfq_jax.io.parity import check_import
 from dfq_jax.io.pickle_policy import show
-from dfq_jax.io.zoo.architecture import Architecture
-from dfq_jax.io.zoo.catalog import Size, architecture, names, unknown
-from dfq_jax.types import NCHW, NHWC, InputContract, listed
+from dfq_jax.io.recognise import fit, named, suggestion
+from dfq_jax.io.stored_weights import bind_stored, modern_names
+from dfq_jax.io.zoo.catalog import Size, unknown
+from dfq_jax.io.zoo.known import Network, names, network
+from dfq_jax.io.zoo.stored import Stored
+from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
 
 Numbers = Sequence[float]
 CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".safetensors")
 GRAPH_SUFFIXES = (".pt2", ".onnx")
-GOOD_MATCH = 0.9
+SMALL_IMAGES = 64
+"""Pixels along the sides of the images of CIFAR and its kind, at most."""
 
 
 class Carried(NamedTuple):
@@ -83,7 +87,7 @@ class ReadOptions:
     """How to read a model.
 
     Attributes:
-      arch: Architecture of a checkpoint, e.g. resnet18.
+      arch: Architecture of a checkpoint, e.g. resnet18; default: told by its tensors.
       size: Pixels along each side, or 48x192 (height x width); default as published or exported.
       layout: Whether images have their channels first (nchw) or last (nhwc); default: found.
       mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
@@ -161,7 +165,8 @@ def load(
       path_or_name: a network with its graph (`.pt2`, `.onnx`), a checkpoint (`.pth`, `.th`, `.pt`,
         `.safetensors`), or the name of a built-in architecture whose weights an installed package
         carries.
-      arch: the architecture of a checkpoint, one of `zoo.catalog.names()`.
+      arch: the architecture of a checkpoint, one of `zoo.known.names()`; None where its graph
+        comes with it or its tensors tell.
       size: pixels the network reads, (height, width) or both at once; None for the published ones
         or those of the graph.
       layout: `nchw` or `nhwc`, where a file with its graph has the channels of images; None to find
@@ -228,7 +233,7 @@ def located(path_or_name: str | Path, arch: str | None, told: Told, no_bn_fallba
             raise UsageError(not_found(name))
         if arch not in (None, name):
             raise UsageError(f"{name!r} is an architecture itself; leave out arch={arch!r}.")
-        return load_checkpoint(carried_weights(name), name, told)
+        return load_checkpoint(carried_weights(name), name, told, published=True)
     if path.suffix.lower() in GRAPH_SUFFIXES:
         if arch is not None:
             raise UsageError(f"{show(path.name)} holds its own graph; leave out arch={arch!r}.")
@@ -267,51 +272,46 @@ def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | Non
         raise UsageError(str(error)) from None
 
 
-def load_checkpoint(path: Path, arch: str | None, told: Told) -> Loaded:
-    """Reads a file of weights; see `load`."""
-    size = told.size
+def load_checkpoint(path: Path, arch: str | None, told: Told, *, published: bool = False) -> Loaded:
+    """Reads a file of weights; see `load`.
+
+    Args:
+      path: the file.
+      arch: the network it is of, None to tell by its tensors.
+      told: what the user says of its images.
+      published: whether they are prepared as for the published weights, and that is no guess.
+    """
     if told.layout == NHWC:
         raise UsageError(
             "layout nhwc is for files with their own graph (.onnx, .pt2); architectures by name "
             "read their channels first."
         )
     if arch is not None:
-        architecture(arch, size=size)  # a wrong name or size is told before a long read
+        network(arch, size=told.size)  # a wrong name or size is told before a long read
     checkpoint = read_checkpoint(path)
-    if arch is None:
-        hint = suggestion(checkpoint.tensors)
-        raise UsageError(
-            f"{checkpoint.source} holds weights but not the network. Say which one it is with "
-            f"--arch NAME, where NAME is one of {', '.join(names())}.{hint}"
-        )
-    fitted = fit(arch, checkpoint.tensors, size)
+    tensors, renamed = modern_names(checkpoint.tensors)
+    name = arch or named(tensors, checkpoint.source, normalised=told.normalised)
+    fitted = fit(name, tensors, told.size)
     try:
-        model, notes = bind(fitted, checkpoint.tensors)
+        model, notes = bound(fitted, tensors)
     except CheckpointError as error:
-        hint = suggestion(checkpoint.tensors, tried=arch)
-        raise CheckpointError(f"{checkpoint.source}: {error}{hint}") from None
+        better = suggestion(tensors, tried=name)
+        raise CheckpointError(f"{checkpoint.source}: {error}{better}") from None
+    contract = dataclasses.replace(model.contract, assumed=model.contract.assumed or not published)
+    told_by = () if arch is not None else (f"names and shapes of its tensors are those of {name}",)
     return Loaded(
-        model=model,
-        architecture=arch,
-        notes=(*checkpoint.notes, *notes),
+        model=dataclasses.replace(model, contract=contract),
+        architecture=name,
+        notes=(*checkpoint.notes, *renamed, *told_by, *notes),
         source=checkpoint.source,
         sha256=checkpoint.sha256,
         bytes=path.stat().st_size,
     )
 
 
-def fit(name: str, tensors: Mapping[str, np.ndarray], size: Size | None = None) -> Architecture:
-    """The architecture with the classes and input channels the checkpoint's own layers have."""
-    published = architecture(name, size=size)
-    stem = next(p for p in published.expected if p.layout == "conv")
-    head = next(p for p in reversed(published.expected) if p.layout == "linear")
-    channels, classes = stem.torch_shape[1], head.torch_shape[0]
-    first, last = tensors.get(stem.torch_name), tensors.get(head.torch_name)
-    if first is not None and first.ndim == 4 and first.shape[1] > 0:
-        channels = first.shape[1]
-    if last is not None and last.ndim == 2 and last.shape[0] > 0:
-        classes = last.shape[0]
-    return architecture(name, size=size, classes=classes, channels=channels)
+def bound(fitted: Network, tensors: Mapping[str, np.ndarray]) -> Bound:
+    """A network by name with the weights of a checkpoint."""
+    return bind_stored(fitted, tensors) if isinstance(fitted, Stored) else bind(fitted, tensors)
 
 
 def assumptions(contract: InputContract) -> tuple[str, ...]:
@@ -321,31 +321,13 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     mean, std = (
         ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
     )
+    small = max(contract.height, contract.width) <= SMALL_IMAGES
+    more = "; these are ImageNet's, and networks for images this small mostly have their own"
     return (
         f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "
-        f"std {std}, for {contract.channels} channels; state it with --mean and --std if not",
+        f"std {std}, for {contract.channels} channels; state it with --mean and --std if not"
+        f"{more if small and contract.mean == IMAGENET_MEAN else ''}",
     )
-
-
-def suggestion(tensors: Mapping[str, np.ndarray], tried: str | None = None) -> str:
-    """A sentence naming the architecture these tensors fit best; empty if none fits well.
-
-    Args:
-      tensors: {PyTorch name: array}.
-      tried: an architecture that need not be suggested again.
-    """
-    scores = {name: likeness(fit(name, tensors), tensors) for name in names()}
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] <= GOOD_MATCH or best == tried:
-        return ""
-    return f" Its tensors fit {best} best ({scores[best]:.0%}): try --arch {best}."
-
-
-def likeness(candidate: Architecture, tensors: Mapping[str, np.ndarray]) -> float:
-    """Shared (name, shape) pairs over all pairs of either: 1 means a perfect fit."""
-    wanted = {(p.torch_name, p.torch_shape) for p in candidate.expected}
-    found = {(n, array.shape) for n, array in tensors.items() if not n.endswith(COUNTER)}
-    return len(wanted & found) / max(len(wanted | found), 1)
 
 
 def carried_weights(name: str) -> Path:
@@ -380,4 +362,4 @@ def not_found(name: str) -> str:
         return f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
     if os.sep in name or Path(name).suffix.lower() in (*CHECKPOINT_SUFFIXES, *GRAPH_SUFFIXES):
         return f"there is no file {show(name, 300)!r}."
-    return f"there is no file {show(name)!r}, and {unknown(name)}"
+    return f"there is no file {show(name)!r}, and {unknown(name, names())}"

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import importlib.util
 import sys
@@ -6,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from zoo_networks import quiet
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
@@ -111,17 +113,57 @@ def test_classes_and_channels_come_from_the_checkpoint(tmp_path):
     assert run(loaded.model, np.zeros((2, 20, 28, 1), np.float32)).shape == (2, 3)
 
 
-def test_missing_arch_names_the_architecture_that_fits(tmp_path):
+def test_networks_for_small_images_are_asked_for_their_normalisation(tmp_path):
     path = saved(tmp_path / "net.safetensors", random_tensors("resnet32_cifar", classes=2))
-    message = r"net\.safetensors holds weights but not the network.*--arch NAME.*mnasnet1_0\. "
-    with pytest.raises(UsageError, match=message + r"Its .* \(100%\): try --arch resnet32_cifar\."):
+    message = r"^net\.safetensors holds weights but not the network\. Its .* \(100%\): try --arch "
+    with pytest.raises(UsageError, match=message + r"resnet32_cifar, with the --mean and --std"):
         load(path)
+    loaded = load(path, mean=(0.5,), std=(0.25,))
+    assert loaded.architecture == "resnet32_cifar"
+    assert loaded.notes[0] == "names and shapes of its tensors are those of resnet32_cifar"
+    guessed = load(path, arch="resnet32_cifar")
+    assert guessed.model.contract.assumed
+    assert "networks for images this small" in guessed.notes[-1]
+
+
+def test_networks_are_told_by_their_tensors(tmp_path):
+    path = saved(tmp_path / "net.safetensors", random_tensors("resnet18", classes=2))
+    loaded = load(path, size=32)
+    assert loaded.architecture == "resnet18"
+    assert run(loaded.model, np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 2)
+
+
+def test_missing_arch_of_a_network_that_nearly_fits(tmp_path):
+    tensors = random_tensors("resnet20_cifar") | {"more": np.zeros(3, np.float32)}
+    path = saved(tmp_path / "net.safetensors", tensors)
+    message = r"(?s)--arch list names all\)\. Its .* \(99%\): try --arch resnet20_cifar\..*export"
+    with pytest.raises(UsageError, match=message):
+        load(path, mean=(0.5,), std=(0.25,))
 
 
 def test_missing_arch_of_an_unknown_network(tmp_path):
     path = saved(tmp_path / "net.safetensors", {"w": np.zeros((2, 2), np.float32)})
-    with pytest.raises(UsageError, match=r"where NAME is one of resnet20_cifar.*mnasnet1_0\.$"):
+    with pytest.raises(UsageError, match=r"are resnet, mobilenet, efficientnet, .* networks"):
         load(path)
+
+
+@pytest.mark.torch
+def test_missing_arch_ends_in_lines_that_export_the_network(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU()
+    ).eval()
+    values = {k: v.numpy() for k, v in model.state_dict().items()}
+    with pytest.raises(UsageError) as caught:
+        load(saved(tmp_path / "net.safetensors", values))
+    lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
+    older = functools.partial(torch.onnx.export, dynamo=False)  # which was the default once
+    monkeypatch.setattr(torch.onnx, "export", older)
+    monkeypatch.chdir(tmp_path)
+    for line, file in zip(lines, ("net.pt2", "net.onnx"), strict=True):
+        with quiet():
+            exec(line, {"model": model})
+        assert load(tmp_path / file).model.contract.channels == 1
 
 
 def test_wrong_arch_names_the_right_one(tmp_path):

@@ -1,8 +1,8 @@
-"""The names the command line knows, and what each of them builds."""
+"""Architectures that are written down by hand, by name; `known.py` has all that have one."""
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ ENTRIES = {
 
 
 def names() -> tuple[str, ...]:
-    """The built-in architectures, family by family."""
+    """The architectures written down by hand, family by family."""
     return tuple(ENTRIES)
 
 
@@ -119,12 +119,12 @@ def architecture(
     return builder.finish(entry.build(builder, wanted))
 
 
-def unknown(name: str) -> str:
-    """What to say about a name that is not in the catalog."""
-    extended = [known for known in ENTRIES if name and known.startswith(name)]
-    near = extended[:3] or difflib.get_close_matches(name, ENTRIES, n=3)
+def unknown(name: str, known: Collection[str] = tuple(ENTRIES)) -> str:
+    """What to say about a name that is not among those known."""
+    extended = [each for each in known if name and each.startswith(name)]
+    near = extended[:3] or difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"no built-in architecture is called {name[:80]!r}. {hint}Known: {', '.join(ENTRIES)}."
+    return f"no built-in architecture is called {name[:80]!r}. {hint}Known: {', '.join(known)}."
 
 
 def with_size(contract: InputContract, size: Size | None) -> InputContract:
