@@ -22,8 +22,9 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.io.images import load_images, save_images
 from dfq_jax.machine import MachineOptions
 from dfq_jax.options import SynthesizeOptions
+from dfq_jax.report.console import Terminal
 from dfq_jax.report.grid import grid_png
-from dfq_jax.report.terminal import Terminal, duration_line
+from dfq_jax.report.terminal import duration_line
 from dfq_jax.synthesis.memory import bytes_from
 
 

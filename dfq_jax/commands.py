@@ -22,15 +22,14 @@ from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.console import Terminal, one_line
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
-    Terminal,
     blame_line,
     coverage_line,
     float_line,
     layer_rows,
-    one_line,
     shared_line,
     trust_lines,
     units_lines,

@@ -2,48 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from dfq_jax.io.load import ReadOptions
 from dfq_jax.machine import MachineOptions
-from dfq_jax.quantize.plan import LayerPreset
-from dfq_jax.quantize.sensitivity import Sensitivity
-from dfq_jax.recipes.presets import Preset
+from dfq_jax.reading import ReadOptions
+from dfq_jax.words import (
+    LayerPreset,
+    MethodName,
+    Observer,
+    Preset,
+    Reconstruction,
+    Sensitivity,
+)
 
-MethodName = Literal[
-    "best",
-    "best_unlabelled",
-    "dsg",
-    "zeroq",
-    "deepinversion",
-    "knowledge_within",
-    "intraq",
-    "clusterq",
-    "mct",
-    "genie",
-    "gzsq",
-    "psaq_vit",
-    "aac",
-    "noise",
-]
-Reconstruction = Literal[
-    "nearest",
-    "closed_form",
-    "adaround",
-    "brecq",
-    "qdrop",
-    "genie_m",
-    "flexround",
-    "pd_quant",
-    "aquant",
-    "stages",
-    "best",
-]
-Observer = Literal[
-    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
-]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dfq_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "types", "parallel", "files", "npz", "machine"},
+    {"errors", "types", "parallel", "files", "npz", "machine", "reading", "words", "interrupts"},
     {"graph", "numerics", "optim"},
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},

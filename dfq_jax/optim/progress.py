@@ -1,8 +1,9 @@
 """Where a long run is, for whoever shows it."""
 
 import dataclasses
+from collections.abc import Mapping
 
-from dfq_jax.optim.fit import Metrics
+Metrics = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)

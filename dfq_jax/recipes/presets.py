@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
@@ -24,6 +24,7 @@ from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
+from dfq_jax.words import Preset
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,
@@ -43,7 +44,6 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 }
 METHODS = tuple(RECIPES)
 OURS = ("best", "best_unlabelled")
-Preset = Literal["fast", "balanced", "best"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment
 
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
-from dfq_jax.report.terminal import one_line
 from dfq_jax.report.trust import trust_words
 from dfq_jax.types import ImageSet
 

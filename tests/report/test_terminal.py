@@ -6,22 +6,17 @@ import re
 import pytest
 
 from dfq_jax.optim.progress import Progress
-from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.shared_grids import SharedGrid
-from dfq_jax.report import terminal as module
+from dfq_jax.quantize.unit_report import UnitReport
+from dfq_jax.report import console as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
+from dfq_jax.report.console import Log, Results, Terminal, aligned, one_line, printable
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
-    Log,
-    Results,
-    Terminal,
-    aligned,
     coverage_line,
     float_line,
     layer_rows,
-    one_line,
-    printable,
     shared_line,
     trust_lines,
     units_line,
