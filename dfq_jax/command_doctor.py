@@ -185,6 +185,7 @@ def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient
             key=options.seed,
             on_stage=terminal.stage,
             on_progress=terminal.step,
+            on_phase=terminal.phase,
         )
     return Patient(
         f"{loaded.architecture} {options.scheme}, preset fast, layers {options.layers}",

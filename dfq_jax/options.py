@@ -65,6 +65,8 @@ class QuantizeOptions:
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      n: How many images are made; the preset or the paper of the --method says if you do not.
+      steps: Optimisation steps of a batch of them, likewise.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
       reconstruction: How weights are rounded; the preset says if you do not.
       reconstruction_steps: Steps of a block.
@@ -85,6 +87,8 @@ class QuantizeOptions:
     layers: LayerPreset = "qdrop_8bit_ends"
     rule: Rules = ()
     method: MethodName | None = None
+    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
+    steps: int | None = None
     images: Path | None = None
     reconstruction: Reconstruction | None = None
     reconstruction_steps: int | None = None

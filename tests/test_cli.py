@@ -146,7 +146,9 @@ def test_models_that_cannot_be_read(dfq, tmp_path, monkeypatch, verb, line, code
     more = {"synthesize": "-o i.npz", "quantize": "-o out", "evaluate": "--data ."}
     found = plain(dfq(verb, *line.split(), *more.get(verb, "").split()))
     assert (found.code, found.out) == (code, "")
-    assert found.err.startswith("error: ")
+    first, *rest = found.err.splitlines()
+    assert first.endswith(f"s] reading {line.split()[0]}")
+    assert rest[0].startswith("error: ")
     assert message in found.err
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Metrics = Mapping[str, float]
 
@@ -26,3 +27,17 @@ class Progress:
     steps: int
     parts: Metrics
     what: str = "synthesizing"
+
+
+class Phase(NamedTuple):
+    """A part of a run that begins.
+
+    Attributes:
+      what: is being done.
+      seconds: that it was foreseen to take.
+      rest: seconds that were foreseen for all that comes after it.
+    """
+
+    what: str
+    seconds: float
+    rest: float

@@ -6,16 +6,25 @@ Nothing here knows JAX, so that the first line appears before it is imported.
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from dfq_jax.durations import spoken
+from dfq_jax.optim.progress import Phase
 from dfq_jax.optim.progress import Progress as Step
 from dfq_jax.quantize.unit_report import UnitReport
+from dfq_jax.report.outlook import Outlook
+
+if TYPE_CHECKING:
+    from dfq_jax.report.live import Line
 
 LOG_EVERY = 5.0
+SILENT = 10.0
+"""Seconds without a line after which a pipe is told that the work goes on."""
+LEAST_NAME = 12
+"""Letters that a name keeps however narrow a terminal is."""
 
 
 class Results(Console):
@@ -44,9 +53,8 @@ class Terminal:
         """Opens stdout and stderr as they are now."""
         self.out, self.log = Results(highlight=False), Log(stderr=True, highlight=False)
         self.quiet = quiet
-        self.bar: Progress | None = None
-        self.task: TaskID | None = None
-        self.doing = ""
+        self.line: Line | None = None
+        self.outlook: Outlook | None = None
         self.logged_at = 0.0
         self.started = time.perf_counter()
 
@@ -57,17 +65,32 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """One line of log."""
+        self.logged_at = time.monotonic()
         self.log.print(Text(printable(text), style="dim"), soft_wrap=True)
 
     def stage(self, text: str) -> None:
-        """One line saying what begins now, with the seconds since the start."""
-        self.note(f"[{time.perf_counter() - self.started:6.1f} s] {text}")
+        """One line saying what begins now, with the seconds since the start and those left."""
+        left = self.left
+        self.note(f"[{time.perf_counter() - self.started:6.1f} s{left and f', {left}'}] {text}")
 
     def every(self, text: str) -> None:
         """A log line, at most one every few seconds."""
         if time.monotonic() - self.logged_at > LOG_EVERY:
-            self.logged_at = time.monotonic()
             self.stage(text)
+
+    def phase(self, phase: Phase) -> None:
+        """A part of the run begins."""
+        now = time.perf_counter()
+        self.outlook = self.outlook.next(phase, now) if self.outlook else Outlook(now, phase, now)
+        if self.line is not None:
+            self.line.says(phase.what)
+
+    @property
+    def left(self) -> str:
+        """How long the run will take yet, in words; empty where nobody knows."""
+        if self.outlook is None:
+            return ""
+        return f"about {spoken(self.outlook.left(time.perf_counter()))} left"
 
     @property
     def elapsed(self) -> float:
@@ -84,6 +107,9 @@ class Terminal:
             return
         rows = [[one_line(cell) for cell in row] for row in rows]
         if self.out.is_terminal:
+            from rich.table import Table
+
+            rows = within(self.out.width, header, rows)
             table = Table(title=title, title_justify="left", box=None, header_style="bold")
             for index, name in enumerate(header):
                 table.add_column(name, justify="left" if index == 0 else "right")
@@ -98,35 +124,37 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[None]:
-        """A progress bar for the synthesis and the learning inside."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[parts]}"),
-        )
-        bar = Progress(*columns, console=self.log, transient=True)
-        with bar if self.log.is_terminal else contextlib.nullcontext():
-            self.bar = bar if self.log.is_terminal else None
-            try:
-                yield
-            finally:
-                self.bar, self.task = None, None
+        """Within, it is always said what is being done, for how long, and how long it will take."""
+        from dfq_jax.report.live import Line, heartbeat
+
+        try:
+            if self.log.is_terminal:
+                times = lambda: f"{spoken(self.elapsed)}{self.left and f', {self.left}'}"
+                self.line = Line(self.log, times)
+                with self.line.progress:
+                    yield
+            else:
+                with heartbeat(self.beat, SILENT / 4):
+                    yield
+        finally:
+            self.line, self.outlook = None, None
+
+    def beat(self) -> None:
+        """A line, if there has been none for long."""
+        if self.outlook is not None and time.monotonic() - self.logged_at > SILENT:
+            self.stage(f"still {self.outlook.phase.what}")
 
     def step(self, at: Step) -> None:
         """Shows how far synthesis or learning is."""
         done, total, label = at.batch * at.steps + at.step, at.batches * at.steps, at.what
+        part = done / max(total, 1)
         if label == "learning":  # units take more or fewer steps
             done, total, label = at.step, at.steps, f"learning unit {at.batch + 1}/{at.batches}"
         parts = ", ".join(f"{name} {value:.4g}" for name, value in at.parts.items())
-        if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task(label, total=total, parts="")
-            elif label != self.doing:
-                self.bar.reset(self.task, description=label, total=total)
-            self.doing = label
-            self.bar.update(self.task, completed=done, parts=parts)
+        if self.outlook is not None:
+            self.outlook = self.outlook.moved(part, time.perf_counter())
+        if self.line is not None:
+            self.line.moves(label, done, total, parts)
         else:
             self.every(f"{label} {done}/{total} steps: {parts}")
 
@@ -146,6 +174,21 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Printable text in which even line breaks are escaped: a name."""
     return printable(text).replace("\n", "\\n")
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, cut in the middle: both of its ends tell layers apart."""
+    if len(name) <= most:
+        return name
+    kept = max(most, 3) - 1
+    return f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
+
+
+def within(width: int, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows with their first column shortened, so that lines fit where columns are a space apart."""
+    others = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
+    room = max(width - sum(others) - len(header) - 1, LEAST_NAME)
+    return [[shortened(row[0], room), *row[1:]] for row in rows]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
