@@ -1,22 +1,46 @@
-"""Data-free quantization: a trained checkpoint in, a verified integer model out, no data needed."""
+"""Data-free quantization: a trained checkpoint in, a verified integer model out, no data needed.
 
-from dfq_jax.api import (
-    bench,
-    evaluate,
-    export,
-    load,
-    predict,
-    verify,
-)
-from dfq_jax.errors import DfqError
-from dfq_jax.graph.graph import Graph, Model, Node, compose
-from dfq_jax.graph.query import describe
-from dfq_jax.imaging import synthesize, synthesize_set
-from dfq_jax.quantize.plan import Plan, Rule
-from dfq_jax.quantize.simulate import QuantizedModel, simulate
-from dfq_jax.quantizing import quantize
-from dfq_jax.result import Result
-from dfq_jax.types import ImageSet, InputContract, Moments
+The library is imported when the first of its names is asked for: importing JAX takes seconds, and
+`dfq --help` needs none of it.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfq_jax.api import (
+        bench,
+        evaluate,
+        export,
+        load,
+        predict,
+        verify,
+    )
+    from dfq_jax.errors import DfqError
+    from dfq_jax.graph.graph import Graph, Model, Node, compose
+    from dfq_jax.graph.query import describe
+    from dfq_jax.imaging import synthesize, synthesize_set
+    from dfq_jax.quantize.plan import Plan, Rule
+    from dfq_jax.quantize.simulate import QuantizedModel, simulate
+    from dfq_jax.quantizing import quantize
+    from dfq_jax.result import Result
+    from dfq_jax.types import ImageSet, InputContract, Moments
+
+PLACES = {
+    "api": ("bench", "evaluate", "export", "load", "predict", "verify"),
+    "errors": ("DfqError",),
+    "graph.graph": ("Graph", "Model", "Node", "compose"),
+    "graph.query": ("describe",),
+    "imaging": ("synthesize", "synthesize_set"),
+    "quantize.plan": ("Plan", "Rule"),
+    "quantize.simulate": ("QuantizedModel", "simulate"),
+    "quantizing": ("quantize",),
+    "result": ("Result",),
+    "types": ("ImageSet", "InputContract", "Moments"),
+}
+"""{module: names of it that are this package's}."""
 
 __all__ = [
     "DfqError",
@@ -43,3 +67,30 @@ __all__ = [
     "synthesize_set",
     "verify",
 ]
+
+
+class Face(ModuleType):
+    """This package as its users see it."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Imports the library, for a name that is not there yet."""
+        if not name.startswith("__"):
+            for place, names in PLACES.items():
+                module = importlib.import_module(f"{self.__name__}.{place}")
+                for each in names:
+                    vars(self)[each] = getattr(module, each)
+        if name not in vars(self):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return vars(self)[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """The folder `quantize` does not hide the function, whichever is imported first."""
+        if name not in __all__ or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """What is there and what will be."""
+        return sorted({*vars(self), *__all__})
+
+
+sys.modules[__name__].__class__ = Face

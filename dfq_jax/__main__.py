@@ -1,5 +1,15 @@
 """`python -m dfq_jax` is `dfq`."""
 
-from dfq_jax.cli import main
+from dfq_jax.interrupts import leave_at_once
 
-main()
+
+def main() -> None:
+    """Entry point of `dfq`: minds Ctrl-C before it imports what takes long."""
+    leave_at_once()
+    from dfq_jax.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,28 +1,30 @@
 """The command line: every verb is one call of the Python API.
 
+A verb first says what it reads and only then imports what it needs: JAX takes seconds, and help,
+wrong usage and `--version` need none of it.
+
 Results go to stdout (`--json`: one JSON object), logs to stderr. Exit codes: 0 ok, 2 usage,
 3 unsupported model, 4 quality gate failed, 5 out of resources, 6 unsafe input refused,
 130 interrupted.
 """
 
+import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from dfq_jax.config import from_file
 from dfq_jax.errors import DfqError
 from dfq_jax.files import DISK_FULL
-from dfq_jax.io.load import ReadOptions
+from dfq_jax.interrupts import INTERRUPTED, heed_interrupts, leave_at_once
 from dfq_jax.machine import count_cpu_as, keep_programs
 from dfq_jax.options import FLAT, DoctorOptions, QuantizeOptions, Reading, SynthesizeOptions
-
-INTERRUPTED = 130
+from dfq_jax.reading import ReadOptions
+from dfq_jax.report.console import Terminal, one_line
 
 HELP = """Turns a trained network into a small integer model that runs, without any data.
 
@@ -42,46 +44,85 @@ app = App(
     config=from_file,
 )
 
+app.register_install_completion_command(
+    help="Install completion of verbs and flags for your shell."
+)
+
+
+@contextlib.contextmanager
+def beginning(what: str, quiet: bool) -> Iterator[Terminal]:
+    """Says the first line of a verb; within, it imports what takes long."""
+    terminal = Terminal(quiet=quiet)
+    terminal.stage(one_line(what))
+    yield terminal
+
+
+@contextlib.contextmanager
+def beginning_of_program(what: str, quiet: bool) -> Iterator[Terminal]:
+    """The same in a program of its own: it keeps what it compiles, and minds Ctrl-C."""
+    with beginning(what, quiet) as terminal:
+        keep_programs()
+        yield terminal
+    heed_interrupts()
+
+
+Beginning = Callable[[str, bool], contextlib.AbstractContextManager[Terminal]]
+Begin = Annotated[Beginning, Parameter(parse=False)]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 DEFAULTS = ReadOptions()
 ASKED_NOTHING = DoctorOptions()
 
 
 @app.command
-def inspect(model: str, /, *, reading: Reading = DEFAULTS, json: Json = False) -> None:
+def inspect(
+    model: str, /, *, reading: Reading = DEFAULTS, json: Json = False, begin: Begin = beginning
+) -> None:
     """Shows what a network is: layers with shapes, work, batch norms, input contract."""
-    from dfq_jax.commands import inspect_model
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.commands import inspect_model
 
-    inspect_model(model, reading, terminal(json))
+    inspect_model(model, reading, terminal)
 
 
 @app.command
 def synthesize(
-    model: str, /, *, options: Annotated[SynthesizeOptions, FLAT], json: Json = False
+    model: str,
+    /,
+    *,
+    options: Annotated[SynthesizeOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
 ) -> None:
     """Makes calibration images from the network alone: from its batch-norm statistics, if any.
 
     OUTPUT is one .npz file, or a folder (a name without suffix) of many, which several processes
     can fill. Interrupted runs resume: type the same command again.
     """
-    count_cpu_as(options.machine.devices)
-    from dfq_jax.command_synthesize import synthesize_to
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.command_synthesize import synthesize_to
 
-    synthesize_to(model, options, terminal(json))
+    count_cpu_as(options.machine.devices)
+    synthesize_to(model, options, terminal)
 
 
 @app.command
 def quantize(
-    model: str, /, *, options: Annotated[QuantizeOptions, FLAT], json: Json = False
+    model: str,
+    /,
+    *,
+    options: Annotated[QuantizeOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
 ) -> None:
     """Turns a network into an integer ONNX file, verifies it, and says how far to trust it.
 
     OUT/ receives model.onnx (integers), float.onnx, model.safetensors, report.html, manifest.json
     and config.toml, with which `--config` makes the same again.
     """
-    from dfq_jax.commands import quantize_to
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.commands import quantize_to
 
-    quantize_to(model, options, terminal(json))
+    quantize_to(model, options, terminal)
 
 
 @app.command
@@ -93,19 +134,22 @@ def evaluate(
     limit: Annotated[int | None, Parameter(help="Judge only so many images.")] = None,
     reading: Reading = DEFAULTS,
     json: Json = False,
+    begin: Begin = beginning,
 ) -> None:
     """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT)."""
-    from dfq_jax.commands import evaluate_on
+    with begin(f"reading {model_or_out}", json) as terminal:
+        from dfq_jax.commands import evaluate_on
 
-    evaluate_on(model_or_out, data, limit, reading, terminal(json))
+    evaluate_on(model_or_out, data, limit, reading, terminal)
 
 
 @app.command
-def verify(out: Path, /, *, json: Json = False) -> None:
+def verify(out: Path, /, *, json: Json = False, begin: Begin = beginning) -> None:
     """Compares simulator, integer arithmetic in JAX and ONNX Runtime, layer by layer."""
-    from dfq_jax.commands import verify_folder
+    with begin(f"reading {out}", json) as terminal:
+        from dfq_jax.commands import verify_folder
 
-    verify_folder(out, terminal(json))
+    verify_folder(out, terminal)
 
 
 @app.command
@@ -115,30 +159,26 @@ def doctor(
     *,
     options: Annotated[DoctorOptions, FLAT] = ASKED_NOTHING,
     json: Json = False,
+    begin: Begin = beginning,
 ) -> None:
     """Says which layers of an OUT folder or a MODEL cost most, and what would help.
 
     A MODEL is quantized in simulation first. What each remedy buys is computed,
     and comes with the options that apply it. Nothing is changed.
     """
-    from dfq_jax.command_doctor import doctor
+    with begin(f"reading {model_or_out}", json) as terminal:
+        from dfq_jax.command_doctor import doctor
 
-    doctor(model_or_out, options, terminal(json))
+    doctor(model_or_out, options, terminal)
 
 
 @app.command
-def bench(out: Path, /, *, runs: int = 50, json: Json = False) -> None:
+def bench(out: Path, /, *, runs: int = 50, json: Json = False, begin: Begin = beginning) -> None:
     """Times the float and the integer network of an OUT folder on this machine."""
-    from dfq_jax.commands import bench_folder
+    with begin(f"reading {out}", json) as terminal:
+        from dfq_jax.commands import bench_folder
 
-    bench_folder(out, runs, terminal(json))
-
-
-def terminal(quiet: bool) -> Any:
-    """Where a command writes; imported late so that `--help` is quick."""
-    from dfq_jax.report.terminal import Terminal
-
-    return Terminal(quiet=quiet)
+    bench_folder(out, runs, terminal)
 
 
 def guarded(run: Callable[[], object]) -> int:
@@ -170,30 +210,25 @@ def guarded(run: Callable[[], object]) -> int:
 
 def failed(message: str, code: int) -> int:
     """Prints a failure and returns its exit code."""
-    terminal(True).error(message)
+    Terminal(quiet=True).error(message)
     return code
 
 
-def heed_interrupts() -> None:
-    """The first Ctrl-C ends a run tidily, the second at once; for a program of its own."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # a shell's background job ignores them
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, first)
+def carried_out(tokens: list[str], begin: Beginning) -> None:
+    """Parses a command line and does what it says."""
+    command, bound, unparsed = app.parse_args(tokens, exit_on_error=False, print_error=True)
+    more = {"begin": begin} if "begin" in unparsed else {}
+    command(*bound.args, **bound.kwargs, **more)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `dfq`; `argv` is for callers in Python, None for the program itself."""
-    if argv is None:
-        heed_interrupts()
-        keep_programs()
-    tokens = sys.argv[1:] if argv is None else argv
-    code = guarded(lambda: app(tokens, exit_on_error=False, print_error=True))
-    if code == INTERRUPTED and argv is None:
+    own = argv is None
+    if own:
+        leave_at_once()
+    tokens, begin = (sys.argv[1:], beginning_of_program) if own else (argv, beginning)
+    code = guarded(lambda: carried_out(tokens, begin))
+    if code == INTERRUPTED and own:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # XLA may be at work still, and crash while Python takes itself apart

@@ -26,6 +26,7 @@ from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.diagnose import diagnose, reference_of
 from dfq_jax.recipes.untried import Untried, other_presets, to_dicts, within_budget
+from dfq_jax.report.console import Terminal
 from dfq_jax.report.diagnosis import (
     COST_HEADER,
     FEW_RULES,
@@ -42,7 +43,6 @@ from dfq_jax.report.diagnosis import (
     wrapped,
 )
 from dfq_jax.report.plots import costs_png
-from dfq_jax.report.terminal import Terminal
 
 
 class Patient(NamedTuple):
@@ -185,6 +185,7 @@ def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient
             key=options.seed,
             on_stage=terminal.stage,
             on_progress=terminal.step,
+            on_phase=terminal.phase,
         )
     return Patient(
         f"{loaded.architecture} {options.scheme}, preset fast, layers {options.layers}",

@@ -14,16 +14,18 @@ from dfq_jax.claims import (
     remove_state,
     state_folder,
 )
-from dfq_jax.commands import emit, read_model
+from dfq_jax.commands import emit, read_model, source_of
 from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import UsageError
 from dfq_jax.files import write_atomically
-from dfq_jax.graph.graph import Model
 from dfq_jax.io.images import load_images, save_images
+from dfq_jax.io.load import Loaded
 from dfq_jax.machine import MachineOptions
 from dfq_jax.options import SynthesizeOptions
+from dfq_jax.recipes.foresight import phase_of_synthesis
+from dfq_jax.report.console import Terminal
 from dfq_jax.report.grid import grid_png
-from dfq_jax.report.terminal import Terminal, duration_line
+from dfq_jax.report.terminal import duration_line
 from dfq_jax.synthesis.memory import bytes_from
 
 
@@ -44,25 +46,27 @@ def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) ->
     if single:
         check_images_file(output)
         with claimed(output) as state:
-            network = read_model(model, options.reading, terminal).model
-            fill_file(network, options, given | {"state_folder": state}, terminal)
+            loaded = read_model(model, options.reading, terminal)
+            fill_file(loaded, options, given | {"state_folder": state}, terminal)
     else:
         check_images_folder(output)
         check_state(state_folder(output))
-        network = read_model(model, options.reading, terminal).model
+        loaded = read_model(model, options.reading, terminal)
         given |= {"process": machine.process, "processes": machine.processes}
-        fill_folder(network, options, given, terminal)
+        fill_folder(loaded, options, given, terminal)
 
 
 def fill_file(
-    network: Model, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
+    loaded: Loaded, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
 ) -> None:
     """Makes images and writes them into one file."""
     n, output = options.n, options.output
     with terminal.progress():
-        images = imaging.synthesize(network, n, **given)
+        terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
+        images = imaging.synthesize(loaded.model, n, **given)
     save_images(output, images)
-    write_atomically(output.with_name(f"{output.name}.toml"), settings_toml("synthesize", options))
+    repeated = settings_toml("synthesize", options, source_of(loaded))
+    write_atomically(output.with_name(f"{output.name}.toml"), repeated)
     if options.preview is not None:
         write_atomically(options.preview, grid_png(images))
     remove_state(given["state_folder"])
@@ -74,15 +78,17 @@ def fill_file(
 
 
 def fill_folder(
-    network: Model, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
+    loaded: Loaded, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
 ) -> None:
     """Makes images, or the share of this process in them, and writes them into a folder."""
     n, output = options.n, options.output
     state = state_folder(output)
     with terminal.progress():
-        made = imaging.synthesize_set(network, n, output, **given)
+        terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
+        made = imaging.synthesize_set(loaded.model, n, output, **given)
     if made.complete:
-        write_atomically(output / CONFIG, settings_toml("synthesize", options))
+        repeated = settings_toml("synthesize", options, source_of(loaded))
+        write_atomically(output / CONFIG, repeated)
     if made.complete and options.preview is not None:
         write_atomically(options.preview, grid_png(load_images(output)))
     if made.complete and not any(state.glob("*.lock")):

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from dfq_jax import api
 from dfq_jax.claims import check_apart, claimed, remove_state, state_folder
-from dfq_jax.config import CONFIG, settings_toml
+from dfq_jax.command_options import settings_of
+from dfq_jax.config import CONFIG, other_model, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
@@ -17,27 +18,22 @@ from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.runtime import PRECISE, SATURATES, contract_of, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
 from dfq_jax.options import QuantizeOptions
-from dfq_jax.quantize.plan import parse_scheme
-from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.console import Terminal, one_line
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
-    Terminal,
     blame_line,
     coverage_line,
     float_line,
     layer_rows,
-    one_line,
     shared_line,
     trust_lines,
     units_lines,
 )
-from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import PROBE, Result
-from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import NHWC, InputContract
 
@@ -55,6 +51,11 @@ def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
     for note in loaded.notes:
         terminal.note(f"  {one_line(note)}")
     return loaded
+
+
+def source_of(loaded: Loaded) -> dict[str, str]:
+    """Which file a network is from."""
+    return {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
 
 
 def contract_line(contract: InputContract) -> str:
@@ -109,46 +110,34 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
 
 def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize` once its output is claimed."""
-    parse_scheme(options.scheme)
-    rules = [parse_rule(text) for text in options.rule]
-    check_accuracy(options.accuracy)
-    memory = None if options.memory is None else bytes_from(options.memory)
+    settings = settings_of(options)
     check_output_folder(options.output, options.force, names=(CONFIG,))
-    loaded = read_model(model, options.reading, terminal)
-    check_size(4 * parameter_count(loaded.model))
     state = state_folder(options.output)
     with terminal.progress():
+        loaded = read_model(model, options.reading, terminal)
+        if other := other_model(options.config, loaded.sha256):
+            terminal.note(f"  {one_line(other)}")
+        check_size(4 * parameter_count(loaded.model))
         result = quantize(
             loaded.model,
             options.images,
-            scheme=options.scheme,
-            preset=options.preset,
-            layers=options.layers,
-            rules=rules,
-            method=options.method,
-            reconstruction=options.reconstruction,
-            reconstruction_steps=options.reconstruction_steps,
-            observer=options.observer,
-            budget=options.budget,
-            sensitivity=options.sensitivity,
-            accuracy=options.accuracy,
-            key=options.seed,
-            memory=memory,
+            **settings,
             on_stage=terminal.stage,
             on_progress=terminal.step,
             on_unit=terminal.unit,
+            on_phase=terminal.phase,
             state_folder=state,
         )
-    found = checked(result, terminal)
+        found = checked(result, terminal)
     terminal.stage(f"writing {options.output}")
-    source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
+    source = source_of(loaded)
     manifest = result.save(
         options.output,
         source=source,
         verification=found.verification,
         unverified=found.reason,
         failed=bool(found.fault),
-        files={CONFIG: settings_toml("quantize", options)},
+        files={CONFIG: settings_toml("quantize", options, source)},
         force=options.force,
     )
     remove_state(state)

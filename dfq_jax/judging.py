@@ -34,13 +34,16 @@ class Judges(NamedTuple):
 def judges_of(model: Model, made: Quantized, asked: Asked, follow: Follow) -> Judges:
     """The probes of a classifier: those given, or made now."""
     if not judges_classes(made.reference):
+        follow.begins("judging")
         return Judges(None)
     try:
         probes = made_probes(model, asked, follow) if asked.probes is None else asked.probes
     except (DivergedError, ResourceError, UnsupportedModelError) as error:
         note = f"the loss on real images was not estimated: no probes could be made ({error})"
+        follow.begins("judging")
         return Judges(None, note)
     check_contract(probes, model.contract)
+    follow.begins("judging")
     follow.on_stage(f"estimating the loss from {len(probes)} probes")
     return Judges(probes)
 
@@ -113,6 +116,7 @@ def with_costs(report: Report, made: Quantized, images: ImageSet, follow: Follow
 
 def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
     """The probes of a network, or those of the run that is resumed."""
+    follow.begins("making probes")
     follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
     folder = None if follow.folder is None else follow.folder / "probes"
     keep = {"on_progress": follow.on_progress, "state_folder": folder}

@@ -1,7 +1,7 @@
 """How the command line uses the machine it runs on: devices, memory, kept programs.
 
 The library leaves all of JAX's settings alone; here a program of its own sets them, before JAX
-looks for devices.
+looks for devices. Nothing here imports it before it is needed: help takes none.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 from cyclopts import Parameter
 
 WORTH_KEEPING = 0.5
@@ -56,6 +55,8 @@ def count_cpu_as(devices: int) -> None:
     Of no effect on accelerators, nor once JAX has looked for devices.
     """
     if devices > 1:
+        import jax
+
         with contextlib.suppress(RuntimeError):  # it has
             jax.config.update("jax_num_cpu_devices", devices)
 
@@ -65,6 +66,8 @@ def keep_programs() -> None:
 
     Where that cannot be written to, nothing is kept.
     """
+    import jax
+
     folder = cache_folder() / "xla"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

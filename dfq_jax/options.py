@@ -2,48 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from dfq_jax.io.load import ReadOptions
 from dfq_jax.machine import MachineOptions
-from dfq_jax.quantize.plan import LayerPreset
-from dfq_jax.quantize.sensitivity import Sensitivity
-from dfq_jax.recipes.presets import Preset
+from dfq_jax.reading import ReadOptions
+from dfq_jax.words import (
+    LayerPreset,
+    MethodName,
+    Observer,
+    Preset,
+    Reconstruction,
+    Sensitivity,
+)
 
-MethodName = Literal[
-    "best",
-    "best_unlabelled",
-    "dsg",
-    "zeroq",
-    "deepinversion",
-    "knowledge_within",
-    "intraq",
-    "clusterq",
-    "mct",
-    "genie",
-    "gzsq",
-    "psaq_vit",
-    "aac",
-    "noise",
-]
-Reconstruction = Literal[
-    "nearest",
-    "closed_form",
-    "adaround",
-    "brecq",
-    "qdrop",
-    "genie_m",
-    "flexround",
-    "pd_quant",
-    "aquant",
-    "stages",
-    "best",
-]
-Observer = Literal[
-    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
-]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
@@ -92,6 +65,8 @@ class QuantizeOptions:
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      n: How many images are made; the preset or the paper of the --method says if you do not.
+      steps: Optimisation steps of a batch of them, likewise.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
       reconstruction: How weights are rounded; the preset says if you do not.
       reconstruction_steps: Steps of a block.
@@ -112,6 +87,8 @@ class QuantizeOptions:
     layers: LayerPreset = "qdrop_8bit_ends"
     rule: Rules = ()
     method: MethodName | None = None
+    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
+    steps: int | None = None
     images: Path | None = None
     reconstruction: Reconstruction | None = None
     reconstruction_steps: int | None = None

@@ -1,15 +1,15 @@
 """`dfq.quantize`: images, grids, bits, learned rounding, and the verdict, in this order."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
-from dfq_jax.asking import Asked, Follow, Stage
-from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.asking import NAMES, Asked, Configured, Follow, Settings, Stage, configured, resolved
+from dfq_jax.errors import ResourceError, UsageError, check_choice
 from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
@@ -22,24 +22,25 @@ from dfq_jax.judging import (
     rather_plain,
     with_costs,
 )
-from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.progress import Phase, Progress
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.bits import limit_of
-from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
+from dfq_jax.quantize.costs import Budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
-from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS
+from dfq_jax.quantize.plan import Rule
 from dfq_jax.quantize.rules import written
-from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.quantize.sums import LongSum, overflowing, smaller, told
 from dfq_jax.recipes.dfq import Quantized, dfq, with_biases_corrected
+from dfq_jax.recipes.expense import length, manner
+from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
 from dfq_jax.recipes.presets import (
     FEW_BITS,
     ImageBudget,
-    Preset,
+    budget_of_method,
     budget_of_stages,
     image_budget,
     is_small,
@@ -47,8 +48,6 @@ from dfq_jax.recipes.presets import (
     mixed_budget,
     noise_budget,
     recipe_for,
-    reconstruction_of,
-    steps_of,
 )
 from dfq_jax.recipes.reconstructions import (
     Tell,
@@ -59,6 +58,7 @@ from dfq_jax.recipes.reconstructions import (
     reconstructed,
 )
 from dfq_jax.report.analyze import analyze
+from dfq_jax.report.trust import judges_classes
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
@@ -69,83 +69,84 @@ def quantize(
     model: Model,
     images: Given | None = None,
     *,
-    scheme: str = "w8a8",
-    preset: Preset = "fast",
-    layers: LayerPreset = "qdrop_8bit_ends",
-    method: str | None = None,
-    reconstruction: str | None = None,
-    reconstruction_steps: int | None = None,
-    observer: str | None = None,
-    budget: str | None = None,
-    sensitivity: Sensitivity = "kl",
-    rules: Iterable[Rule] = (),
-    accuracy: float | None = None,
-    probes: ImageSet | None = None,
-    key: int = 0,
-    memory: int | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
     on_stage: Stage = lambda _: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_unit: Tell = None,
+    on_phase: Callable[[Phase], None] | None = None,
     state_folder: Path | None = None,
+    **settings: Unpack[Settings],
 ) -> Result:
     """Quantizes a network without data. One without batch-norm statistics gets noise images.
 
     Args:
       model: network with its batch norms in place.
       images: to calibrate with, a quarter held out (see `given.image_set`); None to make them.
-      scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
-        form) or `best` (gradient reconstruction on top, where images are small).
-      layers: which layers stay at 8 bits.
-      method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
-      reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
-      reconstruction_steps: of a unit, instead of the paper's.
-      observer: how ranges are found (`quantize.observers.NAMED`), instead of BRECQ's search.
-      budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
-      sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
-      rules: bits of particular layers, which a budget leaves as they are.
-      accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
-      probes: of `recipes.probes.probes_of`, if they are made; the expected loss is told from them.
-      key: seed of everything random but the probes.
-      memory: bytes that a step may take: batches are split, too large blocks learn by layer.
+      config: settings from a TOML file with a table `[quantize]`, or from a dictionary of them;
+        those given here win.
       on_stage: told what is being done.
       on_progress: told how synthesis and learning advance.
       on_unit: told (index, of how many, report) after each unit that was reconstructed.
+      on_phase: told which part of the run begins, and how long it and the rest were foreseen to
+        take; the last is `verifying`, which `Result.verify` does.
       state_folder: keeps state here and resumes from it.
+      **settings: any of
+        scheme: `w{2..8}a{2..8}`, by default `w8a8`.
+        preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
+          form) or `best` (gradient reconstruction on top, where images are small).
+        layers: which layers stay at 8 bits.
+        method: how to synthesize, instead of the preset's choice; a published one makes as many
+          images in as many steps as its paper has; ranges end at images of `aac`.
+        n: how many images to make, instead.
+        steps: of a batch of them, instead.
+        reconstruction: how kernels are rounded, one of `recipes.reconstructions.RECONSTRUCTIONS`.
+        reconstruction_steps: of a unit, instead of the paper's.
+        observer: how ranges are found (`quantize.observers.NAMED`), instead of BRECQ's search.
+        budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
+        sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
+        rules: bits of particular layers, which a budget leaves as they are.
+        accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
+        probes: of `recipes.probes.probes_of`, if they are made; tell the expected loss.
+        key: seed of everything random but the probes.
+        memory: bytes that a step may take: batches are split, too large blocks learn by layer.
 
     Raises:
       UsageError: for a bad argument or images of another contract; a budget out of reach.
     """
-    check_synthesis(method, key, given=images is not None)
-    asked_for = parse_scheme(scheme)
-    chosen = reconstruction or reconstruction_of(preset, model.contract, asked_for)
-    methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
-    observers = None if observer is None else Observers(activations=observer_named(observer))
-    limit = None if budget is None else parse_budget(budget)
-    how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
-    asked = Asked(*how, observers, limit, sensitivity, tuple(rules), key, memory, accuracy, probes)
-    return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+    told = Configured(None, {}) if config is None else configured(config)
+    images = told.images if images is None else images
+    chosen: dict[str, Any] = {**told.settings, **settings}
+    check_synthesis(chosen, given=images is not None)
+    asked = resolved(model, **chosen)
+    follow = Follow(on_stage, on_progress, on_unit, state_folder, on_phase)
+    return carried_out(model, images, asked, follow)
 
 
-def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:
-    """Refuses a method or a seed that is none, and a method beside images that are given."""
-    check_seed(seed)
-    if method is None:
-        return
-    recipe_for(method)
-    if given:
+def check_synthesis(settings: Mapping[str, Any], *, given: bool) -> None:
+    """Refuses settings, methods and seeds that are none, and a method beside images given."""
+    for name in settings:
+        check_choice("setting", name, NAMES)
+    check_seed(settings.get("key", 0))
+    method = settings.get("method")
+    if method is not None:
+        recipe_for(method)
+    made = [name for name in ("n", "steps") if settings.get(name) is not None]
+    if given and method is not None:
         raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
+    if given and made:
+        raise UsageError(
+            f"{made[0]} is of images that are made, and some were given: leave it out."
+        )
 
 
 def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
-    images = None if given is None else image_set(given, model.contract, follow.on_stage)
-    budget = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
-    budget = budget_of_stages(budget) if learns_in_stages(asked.methods) else budget
-    budget = budget if asked.budget is None else mixed_budget(budget)
-    if asked.budget is not None and images is None:
+    brought = None if given is None else image_set(given, model.contract, follow.on_stage)
+    making = making_for(model, asked)
+    if asked.budget is not None and brought is None:
         require_reach(model, asked.budget, asked)
-    images = made_images(model, budget, asked, follow) if images is None else images
+    follow = with_foresight(follow, model, making, brought, asked)
+    images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
     if is_guess(images) and not asked.by_name:  # no evidence of how to round
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
@@ -174,8 +175,24 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     report = dataclasses.replace(report, notes=(*report.notes, *more))
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
+    if brought is None and making.steps:
+        named = asked.method or making.method
+        settings["synthesis"] = manner(model, named, making, asked.preset)
     settings["held out"] = len(probes) if probes is not seen else 0
+    follow.begins("verifying")
     return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
+
+
+def with_foresight(
+    follow: Follow, model: Model, making: ImageBudget, brought: ImageSet | None, asked: Asked
+) -> Follow:
+    """Those who follow, with how long each part of the run is foreseen to take."""
+    if follow.on_phase is None:
+        return follow
+    made, count = (making, making.n) if brought is None else (None, len(brought))
+    judges = asked.probes is None and judges_classes(model)
+    seconds = foreseen(model, made, count, learns=bool(asked.methods), judges=judges)
+    return dataclasses.replace(follow, foreseen=seconds)
 
 
 def unlooked_at(images: ImageSet, asked: Asked) -> str:
@@ -194,6 +211,7 @@ def learned(
         return made, ()
     enlarge = enlarges(asked.reconstruction, model.contract)
     count = len(seen) * (enlarge.times if enlarge else 1)
+    follow.begins("learning")
     needed = foretold(made, count, asked.methods, asked.memory)
     require_memory(needed, count)
     about = f"about {in_units(needed)} of memory"
@@ -248,6 +266,7 @@ def calibrated(
 
     The last are layers that had to have smaller codes than asked for, in words.
     """
+    follow.begins("calibrating")
     level = LEVEL if levels(model, asked) else None
     on_grids = partial(
         dfq,
@@ -311,13 +330,31 @@ def levels(model: Model, asked: Asked) -> bool:
     return few and not (named or asked.methods)
 
 
+def making_for(model: Model, asked: Asked) -> ImageBudget:
+    """How many images are made, and how: as asked, as published for a named method, or by preset.
+
+    More of them where they are noise and cost nothing.
+    """
+    found = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
+    found = budget_of_stages(found) if learns_in_stages(asked.methods) else found
+    if makes_noise(model, asked.method or found.method):
+        found = noise_budget(found)
+    elif asked.method is not None:
+        found = budget_of_method(asked.method, model, found)
+    found = found if asked.budget is None else mixed_budget(found)
+    n, steps = asked.n or found.n, found.steps and (asked.steps or found.steps)
+    return dataclasses.replace(found, n=n, steps=steps)
+
+
 def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> ImageSet:
-    """The images of a preset; more of them where they are noise and cost nothing."""
+    """The images to calibrate with."""
+    follow.begins("making images")
     chosen = asked.method or budget.method
-    if makes_noise(model, chosen):
-        budget = noise_budget(budget)
     named = chosen if budget.steps else budget.method
     follow.on_stage(f"synthesizing {budget.n} images ({named})")
+    if budget.steps and (asked.method or asked.n or asked.steps):
+        how = manner(model, chosen, budget, asked.preset)
+        follow.on_stage(f"  {how}{length(model, budget)}")
     keep = {"on_progress": follow.on_progress, "state_folder": follow.folder}
     keep |= {"memory": asked.memory}
     steps = budget.steps or None

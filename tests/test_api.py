@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from dfq_jax import quantizing
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.images import load_images
 from dfq_jax.io.runtime import open_session, run
+from dfq_jax.recipes import expense
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
 from dfq_jax.recipes.presets import ImageBudget
@@ -181,14 +183,47 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
 
     monkeypatch.setattr(quantizing, "synthesize", made)
     monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("zeroq", 8, 5))
-    for method in (None, "dsg"):
+    given: tuple[dict[str, Any], ...] = ({}, {"n": 6}, {"steps": 4}, {"method": "best"})
+    for how in (*given, {"method": "dsg", "n": 9}):
         with pytest.raises(DivergedError, match="stop here"):
-            dfq.quantize(model, method=method, key=3, on_stage=said.append)
+            dfq.quantize(model, **how, key=3, on_stage=said.append)
     assert [(n, how["method"], how["steps"], how["key"]) for n, how in asked] == [
         (8, "zeroq", 5, 3),
-        (8, "dsg", 5, 3),
+        (6, "zeroq", 5, 3),
+        (8, "zeroq", 4, 3),
+        (8, "best", 5, 3),
+        (9, "dsg", 500, 3),
     ]
-    assert said == ["synthesizing 8 images (zeroq)", "synthesizing 8 images (dsg)"]
+    assert said[0] == "synthesizing 8 images (zeroq)"
+    assert said[-2:] == [
+        "synthesizing 9 images (dsg)",
+        "  2 batches of 8 images, 500 steps each; published are 40 images in 500 steps",
+    ]
+    assert "  one batch of 8 images, 5 steps for preset fast; by itself best takes" in said[6]
+
+
+@pytest.mark.parametrize(
+    ("method", "n", "steps"),
+    [("genie", 1024, 4000), ("zeroq", 32, 500), ("intraq", 5120, 1000), ("mct", 1024, 1000)],
+)
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_a_method_by_name_makes_what_its_paper_has(model, monkeypatch, method, n, steps, preset):
+    """Whatever the preset has; told beforehand with the time it takes."""
+    asked, said = [], []
+
+    def made(model, n, **how):
+        asked.append((n, how["method"], how["steps"]))
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    monkeypatch.setattr(expense, "LONG", 0.0)
+    with pytest.raises(DivergedError, match="stop here"):
+        dfq.quantize(model, method=method, preset=preset, on_stage=said.append)
+    assert asked == [(n, method, steps)]
+    assert said[0] == f"synthesizing {n} images ({method})"
+    assert f"{steps:,} steps" in said[1]
+    assert "as published; roughly " in said[1]
+    assert said[1].endswith(" on this machine, less with smaller -n and --steps")
 
 
 def test_reconstructions_by_name(model, images, tmp_path):
@@ -224,6 +259,9 @@ def test_reconstructions_by_name(model, images, tmp_path):
         ({"budget": "4.5"}, "4.5"),
         ({"budget": "0.1bits"}, "0.1bits"),
         ({"method": "magic"}, "method 'magic' is none of best"),
+        ({"n": 5}, "n is of images that are made, and some were given: leave it out"),
+        ({"steps": 5}, "steps is of images that are made"),
+        ({"schem": "w4a4"}, "setting 'schem' is none of scheme.*nearest: scheme"),
         ({"method": "dsg"}, "method 'dsg' makes images, and some were given: leave one out"),
     ],
 )
@@ -289,13 +327,14 @@ def test_noise_by_request(model):
     assert "the 8 images you gave only judge the result" in result.report.notes[1]
 
 
-def test_estimated_statistics_by_request(nets, model, monkeypatch):
+def test_estimated_statistics_by_request(nets, model):
     """A network without batch norm, by name; judged with little confidence, as it should be."""
-    monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("best", 8, 3))
     bare, said = nets.convnext(), []
-    result = dfq.quantize(bare, method="gzsq", key=2, on_stage=said.append)
+    result = dfq.quantize(bare, method="gzsq", n=8, steps=3, key=2, on_stage=said.append)
     assert said[0] == "synthesizing 8 images (gzsq)"
-    assert said[1] == ESTIMATED
+    assert said[2] == ESTIMATED
+    how = "one batch of 8 images, 3 steps; published are 32 images in 500 steps"
+    assert said[1].strip() == result.settings["synthesis"] == how
     facts = result.images.provenance
     assert (facts["method"], facts["notes"]) == ("gzsq", [ESTIMATED])
     assert (facts["steps"], len(facts["final_losses"])) == (3, 1)

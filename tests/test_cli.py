@@ -25,6 +25,7 @@ FLAGS = {
     "quantize": (
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
         *("--seed", "--arch", "--size", "--force", "--json", "fast", "balanced", "best"),
+        *("--n", "-n", "--steps", *METHODS),
         *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
         *("qdrop_8bit_ends_shortcuts", "brecq_8bit_ends_second_shortcuts"),
     ),
@@ -146,7 +147,9 @@ def test_models_that_cannot_be_read(dfq, tmp_path, monkeypatch, verb, line, code
     more = {"synthesize": "-o i.npz", "quantize": "-o out", "evaluate": "--data ."}
     found = plain(dfq(verb, *line.split(), *more.get(verb, "").split()))
     assert (found.code, found.out) == (code, "")
-    assert found.err.startswith("error: ")
+    first, *rest = found.err.splitlines()
+    assert first.endswith(f"s] reading {line.split()[0]}")
+    assert rest[0].startswith("error: ")
     assert message in found.err
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 """Options from TOML files: what they fill in, what is refused, runs they repeat, and `configs/`."""
 
+import hashlib
 import tomllib
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_rules_are_repeated_with_a_run():
         ('[quantize]\nseed = "many"', ["[seed]", "many", "int"]),
         ("[quantize]\nreconstruction-steps = true", ["[reconstruction-steps]", "int"]),
         ("[quantize]\nreconstruction-steps = 1.5", ["reconstruction-steps = 1.5", "whole number"]),
-        ("[quantize]\nmean = [0.5, 0.5]", ["mean = [0.5, 0.5]", "text in quotes"]),
+        ("[quantize]\nmean = [0.5, true]", ["mean = [0.5, True]", "text in quotes"]),
         ('[quantize]\nrule = ["fc", 3]', ["rule = ['fc', 3]", "list of texts"]),
         ('[quantize]\nmean = ["0.5", "0.5"]', ["mean"]),
         ("[quantise]\nseed = 1", ["'quantise'", "nearest: quantize"]),
@@ -185,6 +186,25 @@ def test_files_of_others_of_that_name_are_left_alone(dfq, made, tmp_path):
     assert found.code == 2
     assert "config.toml, not written by dfq_jax" in found.err
     assert (out / "config.toml").read_text() == "mine"
+
+
+def test_a_file_names_the_model_that_it_was_used_for(dfq, made, tmp_path):
+    """And where it is used for another one, that is said."""
+    net = made / "net.safetensors"
+    names = made / "out" / "config.toml", made / "images.npz.toml"
+    for path in names:
+        told = tomllib.loads(path.read_text())["model"]
+        assert told["name"] == "net.safetensors"
+        assert told["architecture"] == "small"
+        assert told["sha256"] == hashlib.sha256(net.read_bytes()).hexdigest()
+    config.read(names[0])
+    other = tmp_path / "run.toml"
+    other.write_text(names[0].read_text().replace(told["sha256"], "ab"))
+    line = ("quantize", net, "--images", made / "images.npz", "-o", tmp_path / "out")
+    found = dfq(*line, "--config", other)
+    assert found.code == 0
+    assert "run.toml was made for net.safetensors (sha256 ab), not this" in found.err
+    assert "was made for" not in dfq(*line, "--config", names[0]).err
 
 
 # published settings

@@ -9,7 +9,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dfq_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "types", "parallel", "files", "npz", "machine"},
+    {
+        "errors",
+        "types",
+        "parallel",
+        "files",
+        "npz",
+        "machine",
+        "reading",
+        "words",
+        "interrupts",
+        "settings",
+        "durations",
+    },
     {"graph", "numerics", "optim"},
     {"passes", "synthesis", "quantize", "prune"},
     {"io", "data", "report"},
@@ -18,7 +30,7 @@ LAYERS = (
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},
-    {"claims"},
+    {"claims", "command_options"},
     {"commands"},
     {"command_synthesize", "command_doctor"},
     {"cli"},

@@ -1,4 +1,4 @@
-"""Ctrl-C again while a run ends."""
+"""The first line of a program, what it takes until then, and Ctrl-C at any time."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("jax", "numpy", "onnx", "scipy", "PIL")
 AGAIN = """
 import time
 from dfq_jax.cli import guarded, heed_interrupts
@@ -52,6 +53,71 @@ def interrupted(process, lines):
     return process.returncode, err
 
 
+def run(*arguments, **more):
+    """A program of its own, from this package."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
+    )
+
+
 def test_a_second_interrupt_ends_at_once():
     code, err = interrupted(started(AGAIN, (ROOT,)), ["begun", "ending"])
     assert (code, err) == (130, "")
+
+
+@pytest.mark.parametrize("line", [["--version"], ["--help"], ["quantize", "--help"], ["quantize"]])
+def test_help_version_and_usage_import_nothing_heavy(line):
+    script = (
+        "import sys, dfq_jax.cli as cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        f"finally: print('heavy:', sorted(set({HEAVY}) & set(sys.modules)))"
+    )
+    assert run("-c", script, *line).stdout.endswith("heavy: []\n")
+
+
+def test_what_is_read_is_said_before_anything_heavy_is_imported():
+    found = run("-X", "importtime", "-m", "dfq_jax", "inspect", "none.pth")
+    assert found.returncode == 2
+    lines = found.stderr.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith("s] reading none.pth"))
+    imported = {line.split("|")[-1].strip(): i for i, line in enumerate(lines) if "|" in line}
+    assert set(HEAVY) <= set(imported)
+    assert all(imported[name] > first for name in HEAVY)
+
+
+def test_an_interrupt_while_modules_are_imported_ends_at_once():
+    line = [sys.executable, "-m", "dfq_jax", "inspect", "none.pth"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("reading none.pth\n")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert (process.returncode, rest) == (130, "error: interrupted before anything was done.\n")
+
+
+def test_names_of_the_library_are_there_when_asked_for():
+    """Whatever was imported before: `quantize` is a folder, too."""
+    script = (
+        "import sys, dfq_jax.quantize.unit_report, dfq_jax as dfq\n"
+        "assert 'jax' not in sys.modules and set(dfq.__all__) <= set(dir(dfq))\n"
+        "assert all(callable(getattr(dfq, name)) for name in dfq.__all__)\n"
+        "assert dfq.quantize.__module__ == 'dfq_jax.quantizing' and dfq.io.load.load\n"
+        "from dfq_jax import *\n"
+        "assert dfq.quantize is quantize\n"
+        "print(hasattr(dfq, 'quantise'), hasattr(dfq, '__wrapped__'))"
+    )
+    found = run("-c", script)
+    assert (found.stdout, found.stderr) == ("False False\n", "")
+
+
+def test_completion_is_installed(tmp_path):
+    found = run("-m", "dfq_jax", "--install-completion", HOME=str(tmp_path), SHELL="/bin/bash")
+    assert found.returncode == 0, found.stderr
+    written = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
+    assert any("quantize" in text for text in written)

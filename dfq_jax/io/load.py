@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from dfq_jax.io.stored_weights import bind_stored, modern_names
 from dfq_jax.io.zoo.catalog import Size, unknown
 from dfq_jax.io.zoo.known import Network, names, network
 from dfq_jax.io.zoo.stored import Stored
+from dfq_jax.reading import ReadOptions
 from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
 
 Numbers = Sequence[float]
@@ -80,29 +81,6 @@ class Loaded:
     source: str
     sha256: str
     bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadOptions:
-    """How to read a model.
-
-    Attributes:
-      arch: Architecture of a checkpoint, e.g. resnet18; default: told by its tensors.
-      size: Pixels along each side, or 48x192 (height x width); default as published or exported.
-      layout: Whether images have their channels first (nchw) or last (nhwc); default: found.
-      mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
-      std: Deviation images are divided by, e.g. 0.229,0.224,0.225.
-      no_bn_fallback: Accept an ONNX file whose batch norms were folded away.
-      unchecked: Do not run an ONNX file beside what was imported from it.
-    """
-
-    arch: str | None = None
-    size: int | str | None = None
-    layout: Literal["nchw", "nhwc"] | None = None
-    mean: str | None = None
-    std: str | None = None
-    no_bn_fallback: bool = False
-    unchecked: bool = False
 
 
 def load_with(path_or_name: str, options: ReadOptions) -> Loaded:

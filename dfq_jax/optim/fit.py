@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.progress import Metrics
 from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
@@ -42,7 +43,6 @@ Objective = Callable[
 ]
 """`objective(x, context, now) -> (loss, (parts, memory))`; only `x` is differentiated."""
 
-Metrics = Mapping[str, float]
 Status = Literal["finished", "stopped early", "diverged"]
 
 

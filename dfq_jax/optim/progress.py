@@ -1,8 +1,10 @@
 """Where a long run is, for whoever shows it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from dfq_jax.optim.fit import Metrics
+Metrics = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +27,17 @@ class Progress:
     steps: int
     parts: Metrics
     what: str = "synthesizing"
+
+
+class Phase(NamedTuple):
+    """A part of a run that begins.
+
+    Attributes:
+      what: is being done.
+      seconds: that it was foreseen to take.
+      rest: seconds that were foreseen for all that comes after it.
+    """
+
+    what: str
+    seconds: float
+    rest: float

@@ -14,28 +14,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantize.plan import Site
-
-
-class UnitReport(NamedTuple):
-    """How a unit fared.
-
-    Attributes:
-      name: of its first layer, and how many more.
-      method: that was applied.
-      before: the method's loss between its outputs, from quantized inputs, and the float unit's, as
-        the unit came: rounded to nearest, or by an earlier method; in closed form the squared error
-        in units of the output's power.
-      after: the same with what was learned.
-      kept: whether that was better, and kept.
-      seconds: spent.
-    """
-
-    name: str
-    method: str
-    before: float
-    after: float
-    kept: bool
-    seconds: float
+from dfq_jax.quantize.unit_report import UnitReport
 
 
 class Finished(NamedTuple):

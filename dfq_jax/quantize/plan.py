@@ -27,7 +27,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 from dfq_jax.errors import PlanError, check_choice
 from dfq_jax.graph.graph import Graph
@@ -42,14 +42,8 @@ from dfq_jax.quantize.observers import (
     check_observers,
 )
 from dfq_jax.quantize.sites import Site, leading_to, products, tensor_groups
+from dfq_jax.words import LayerPreset
 
-LayerPreset = Literal[
-    "zsq_all_low",
-    "qdrop_8bit_ends",
-    "brecq_8bit_ends_second",
-    "qdrop_8bit_ends_shortcuts",
-    "brecq_8bit_ends_second_shortcuts",
-]
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
 
 

@@ -6,7 +6,7 @@ float network's, so their numbers can be compared. All entries look at the same 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from dfq_jax.numerics.softmax import curvature_probe, divergence
 from dfq_jax.quantize.calibrate import Ranges, batches, fit_edges, fit_kernels, histograms_of
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.sites import Site
+from dfq_jax.words import Sensitivity
 
-Sensitivity = Literal["kl", "fisher", "trace"]
 SENSITIVITIES: tuple[Sensitivity, ...] = get_args(Sensitivity)
 DRAWS = 16
 """Random probes of the curvature for each batch of images."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
@@ -24,6 +24,7 @@ from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import InputContract
+from dfq_jax.words import Preset
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,
@@ -43,7 +44,8 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 }
 METHODS = tuple(RECIPES)
 OURS = ("best", "best_unlabelled")
-Preset = Literal["fast", "balanced", "best"]
+PUBLISHED_IMAGES = {"genie": 1024, "intraq": 5120, "mct": 1024}
+"""Of methods that make more than one batch in their papers."""
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_IMAGE = 64 * 64
@@ -64,11 +66,19 @@ MIXED_IMAGES = 43
 
 @dataclasses.dataclass(frozen=True)
 class ImageBudget:
-    """How many images a preset makes for itself, and how."""
+    """How many images are made, and how.
+
+    Attributes:
+      method: its name.
+      n: how many.
+      steps: of a batch; 0 of noise.
+      published: these are the numbers of the method's paper, not of a preset.
+    """
 
     method: str
     n: int
     steps: int
+    published: bool = False
 
 
 def image_budget(preset: str, contract: InputContract, *, learned: bool) -> ImageBudget:
@@ -85,6 +95,22 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     check_choice("preset", preset, PRESETS)
     n, steps = (SMALL if is_small(contract) else LARGE)[preset]
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
+
+
+def budget_of_method(method: str, model: Model, preset: ImageBudget) -> ImageBudget:
+    """The images of a method that was asked for by name: as many, in as many steps, as published.
+
+    Our own methods were made for presets, and take their numbers.
+    """
+    if method in OURS:
+        return dataclasses.replace(preset, method=method)
+    recipe = recipe_for(method, model=model)
+    return ImageBudget(method, published_images(recipe), recipe.steps, published=True)
+
+
+def published_images(recipe: Recipe) -> int:
+    """How many images a paper calibrates with: one batch, where it makes no more."""
+    return PUBLISHED_IMAGES.get(recipe.name, recipe.batch)
 
 
 def budget_of_stages(budget: ImageBudget) -> ImageBudget:

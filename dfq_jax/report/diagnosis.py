@@ -8,7 +8,7 @@ from typing import Any
 
 from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
 from dfq_jax.quantize.levels import Judged
-from dfq_jax.report.terminal import one_line
+from dfq_jax.report.console import one_line
 from dfq_jax.types import finite_or_none
 
 WIDTH = 80

@@ -2,26 +2,22 @@ import dataclasses
 import io
 import math
 import re
+import time
 
 import pytest
 
-from dfq_jax.optim.progress import Progress
-from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.optim.progress import Phase, Progress
 from dfq_jax.quantize.shared_grids import SharedGrid
-from dfq_jax.report import terminal as module
+from dfq_jax.quantize.unit_report import UnitReport
+from dfq_jax.report import console as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
+from dfq_jax.report.console import Log, Results, Terminal, aligned, one_line, printable, shortened
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
-    Log,
-    Results,
-    Terminal,
-    aligned,
     coverage_line,
     float_line,
     layer_rows,
-    one_line,
-    printable,
     shared_line,
     trust_lines,
     units_line,
@@ -116,23 +112,68 @@ def test_progress_in_a_pipe_is_a_line_every_few_seconds(capsys, monkeypatch):
     assert lines[0].endswith("steps: loss 0.1235, prior 2")
 
 
-def test_progress_on_a_screen_is_a_bar_that_goes_away(monkeypatch):
+def test_progress_on_a_screen_is_a_line_that_goes_away(monkeypatch):
     made, out, log = on_screen(monkeypatch)
     with made.progress():
         made.step(Progress(0, 2, 5, 20, {"loss": 0.5}))
         made.step(Progress(1, 2, 20, 20, {"loss": 0.25}))
-        assert made.bar is not None
-        made.bar.refresh()
-    assert made.bar is None
+        assert made.line is not None
+        made.line.progress.refresh()
+    assert made.line is None
     assert "40/40 steps" in log.getvalue()
     assert "loss 0.25" in log.getvalue()
     with made.progress():
         made.step(Progress(0, 1, 20, 20, {}))
         made.step(Progress(1, 4, 10, 50, {"loss": 0.5}, "learning"))
         made.step(Progress(2, 4, 10, 100, {"loss": 0.5}, "learning"))
-        made.bar.refresh()
+        made.line.progress.refresh()
     assert re.search(r"learning unit 3/4\b.* 10/100 steps", log.getvalue())
     assert out.getvalue() == ""
+
+
+def test_a_phase_without_steps_says_what_it_is_and_how_long_it_takes(monkeypatch):
+    made, _, log = on_screen(monkeypatch)
+    with made.progress():
+        made.phase(Phase("calibrating", 30.0, 60.0))
+        assert made.line is not None
+        made.line.progress.refresh()
+        assert re.search(r"calibrating .*\b\d+ s, about (89|90) s left", log.getvalue())
+        made.phase(Phase("judging", 50.0, 10.0))
+        made.line.progress.refresh()
+        assert "judging" in log.getvalue()
+        made.stage("estimating")
+    assert re.search(r"\[ {3}0\.\d s, about \d+ s left\] estimating", log.getvalue())
+    assert made.left == ""
+
+
+def test_a_pipe_is_told_that_work_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SILENT", 0.04)
+    made = Terminal()
+    with made.progress():
+        made.phase(Phase("calibrating", 30.0, 60.0))
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(re.search(r"s, about \d+ s left\] still calibrating$", line) for line in lines)
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_long_names_are_cut_in_the_middle(monkeypatch):
+    made, out, _ = on_screen(monkeypatch)
+    names = [f"features.stage{i}.{'block.' * 20}conv.weight" for i in (1, 2)]
+    made.table("", ("layer", "bits"), [[name, "8/8"] for name in names])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines()
+    shown = [line for line in lines if "8/8" in line]
+    assert max(map(len, lines)) <= 90
+    assert [len(line.split()) for line in shown] == [2, 2]
+    for i, line in enumerate(shown):
+        assert line.strip().startswith(f"features.stage{i + 1}.block")
+        assert "…" in line
+        assert line.split()[0].endswith("conv.weight")
+    assert shortened("short", 12) == "short"
+    assert shortened("0123456789", 5) == "01…89"
+    assert shortened("0123456789", 6) == "01…789"
 
 
 def test_rows_of_layers():

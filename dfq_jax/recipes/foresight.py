@@ -1,0 +1,71 @@
+"""How long the parts of a quantization are foreseen to take, before any of them begins.
+
+Only their proportions matter much: the pace of the machine shows as soon as the first part is over.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import macs
+from dfq_jax.optim.progress import Phase
+from dfq_jax.recipes import probes
+from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
+from dfq_jax.recipes.presets import ImageBudget, choice_for, is_small
+
+Part = Literal["making images", "calibrating", "learning", "making probes", "judging", "verifying"]
+PARTS: tuple[Part, ...] = get_args(Part)
+COMPILING: Mapping[Part, float] = {
+    **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30},
+    **{"making probes": 0.30, "judging": 0.20, "verifying": 0.10},
+}
+"""Seconds for each node of a network on one CPU core, mostly spent compiling; the first two were
+measured, the others are by comparison."""
+LOOKS: Mapping[Part, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
+"""Passes through the network for each image."""
+VERIFIED = 16
+
+
+def foreseen(
+    model: Model, making: ImageBudget | None, images: int, *, learns: bool, judges: bool
+) -> dict[Part, float]:
+    """Seconds of each part that there will be, in order.
+
+    Args:
+      model: the network.
+      making: how images are made; None where they were given.
+      images: how many there are to calibrate with.
+      learns: whether rounding is learned.
+      judges: whether the expected loss is estimated, from probes that are made.
+    """
+    nodes, rate = len(model.graph.nodes), SHARE * speed()
+    image = sum(macs(model).values()) / rate
+    there = {"learning": learns, "making probes": judges, "making images": making is not None}
+    found: dict[Part, float] = {
+        part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
+    }
+    if making is not None:
+        found["making images"] += expected_seconds(model, making, rate)
+    found["calibrating"] += LOOKS["calibrating"] * images * image
+    if learns:
+        found["learning"] += LOOKS["learning"] * images * image
+    if judges:
+        base, steps = probes.SMALL_BASE if is_small(model.contract) else probes.LARGE_BASE
+        found["making probes"] += expected_seconds(model, ImageBudget("best", base, steps), rate)
+        found["judging"] += 2 * probes.PROBES * image
+    found["verifying"] += LOOKS["verifying"] * VERIFIED * image
+    return found
+
+
+def phase_of(part: Part, seconds: Mapping[Part, float]) -> Phase:
+    """A part as it is told to whoever follows; one that was not foreseen takes no time."""
+    rest = sum(seconds.get(later, 0.0) for later in PARTS[PARTS.index(part) + 1 :])
+    return Phase(part, seconds.get(part, 0.0), rest)
+
+
+def phase_of_synthesis(model: Model, method: str, n: int, steps: int | None) -> Phase:
+    """All of `dfq synthesize`; noise takes no time."""
+    found = choice_for(model, method, steps).recipe
+    budget = ImageBudget(found.name, n, found.steps)
+    compiling = COMPILING["making images"] * len(model.graph.nodes)
+    return Phase("making images", compiling + expected_seconds(model, budget), 0.0)

@@ -1,0 +1,45 @@
+"""Words a user chooses from, apart from what they mean: help and usage need no JAX."""
+
+from typing import Literal
+
+LayerPreset = Literal[
+    "zsq_all_low",
+    "qdrop_8bit_ends",
+    "brecq_8bit_ends_second",
+    "qdrop_8bit_ends_shortcuts",
+    "brecq_8bit_ends_second_shortcuts",
+]
+Preset = Literal["fast", "balanced", "best"]
+Sensitivity = Literal["kl", "fisher", "trace"]
+MethodName = Literal[
+    "best",
+    "best_unlabelled",
+    "dsg",
+    "zeroq",
+    "deepinversion",
+    "knowledge_within",
+    "intraq",
+    "clusterq",
+    "mct",
+    "genie",
+    "gzsq",
+    "psaq_vit",
+    "aac",
+    "noise",
+]
+Reconstruction = Literal[
+    "nearest",
+    "closed_form",
+    "adaround",
+    "brecq",
+    "qdrop",
+    "genie_m",
+    "flexround",
+    "pd_quant",
+    "aquant",
+    "stages",
+    "best",
+]
+Observer = Literal[
+    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
+]

@@ -1,0 +1,56 @@
+"""How long the parts of a run are foreseen to take, and that they are told in order."""
+
+import itertools
+
+import pytest
+
+import dfq_jax as dfq
+from dfq_jax.optim.progress import Phase
+from dfq_jax.recipes import foresight
+from dfq_jax.recipes.foresight import PARTS, foreseen, phase_of, phase_of_synthesis
+from dfq_jax.recipes.presets import ImageBudget
+
+MADE = ImageBudget("dsg", 16, 100)
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch):
+    monkeypatch.setattr(foresight, "speed", lambda: 1e6)
+
+
+def test_only_parts_that_there_will_be(tiny_net):
+    everything = foreseen(tiny_net, MADE, 16, learns=True, judges=True)
+    assert tuple(everything) == PARTS
+    assert all(seconds > 0 for seconds in everything.values())
+    least = foreseen(tiny_net, None, 16, learns=False, judges=False)
+    assert tuple(least) == ("calibrating", "judging", "verifying")
+
+
+def test_more_work_takes_longer(tiny_net):
+    more = ImageBudget("dsg", 160, 100)
+    few, many = (foreseen(tiny_net, b, b.n, learns=True, judges=True) for b in (MADE, more))
+    grow = {part for part in PARTS if many[part] > few[part]}
+    assert grow == {"making images", "calibrating", "learning"}
+    short, long = (phase_of_synthesis(tiny_net, "dsg", 16, n).seconds for n in (100, 1000))
+    assert short < long
+
+
+def test_a_part_knows_what_comes_after_it(tiny_net):
+    seconds = foreseen(tiny_net, MADE, 16, learns=True, judges=True)
+    assert phase_of("verifying", seconds) == Phase("verifying", seconds["verifying"], 0.0)
+    first = phase_of("making images", seconds)
+    assert first.seconds + first.rest == pytest.approx(sum(seconds.values()))
+    assert phase_of("learning", {}) == Phase("learning", 0.0, 0.0)
+
+
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_a_run_tells_its_parts_in_order(tiny_net, preset):
+    """Each once, what is foreseen of the rest growing less."""
+    told = []
+    how = {"n": 4, "steps": 1, "scheme": "w4a8"}
+    dfq.quantize(tiny_net, preset=preset, on_phase=told.append, **how)
+    learning = ("learning",) if preset == "balanced" else ()
+    parts = [p for p in PARTS if p != "learning" or learning]
+    assert [phase.what for phase in told] == parts
+    assert all(a.rest == pytest.approx(b.seconds + b.rest) for a, b in itertools.pairwise(told))
+    assert told[-1].rest == 0.0
