@@ -6,7 +6,7 @@ outputs change when its input changes by what rounding could.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,54 @@ def check_import(model: Model, path: Path) -> tuple[str, ...]:
                 f"ONNX Runtime: on noise, output {show(name)!r} {reason}. Nothing was made. Please "
                 "report it with the file; exporting it with another opset may avoid the operator, "
                 "and --unchecked (Python: unchecked=True) goes on all the same."
+            )
+    return ()
+
+
+def check_function(
+    model: Model,
+    function: Callable[[Float[jax.Array, "..."]], Sequence[Any]],
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    halves: bool,
+) -> tuple[str, ...]:
+    """Compares an imported network with the function it was imported from.
+
+    Args:
+      model: what was imported.
+      function: of images as the source reads them; gives the outputs.
+      shape: of these images, a batch of one.
+      where: what messages call it.
+      halves: whether it computes in half precision.
+
+    Returns:
+      A note where it could not be run, and why; otherwise nothing.
+
+    Raises:
+      ImportParityError: naming the output that differs.
+    """
+    rounding, layout = HALF_ROUNDING if halves else ROUNDING, model.contract.layout
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(1, *model.contract.shape)).astype(np.float32)
+    nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
+    given = [jnp.asarray(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
+    with jax.default_matmul_precision("highest"):
+        try:
+            source = jax.jit(function, compiler_options=QUICK)
+            theirs, answers = ([np.asarray(y, np.float32) for y in source(x)] for x in given)
+        except Exception as error:  # whatever the user's function raises
+            kind = type(error).__name__
+            return (f"the import is not checked against {where}: {kind}: {show(str(error), 300)}",)
+        run = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
+        ours = run(model, jnp.asarray(images))
+    for at, (mine, wanted, answer) in enumerate(zip(ours, theirs, answers, strict=True)):
+        reason = difference(as_filed(np.asarray(mine), layout), wanted, answer, rounding)
+        if reason:
+            raise ImportParityError(
+                f"{where}: what was imported does not compute what it computes: on noise, output "
+                f"{at} {reason}. Nothing was made. Please report it with the function; "
+                "unchecked=True goes on all the same."
             )
     return ()
 
