@@ -78,7 +78,7 @@ def network_of(source: Any, params: Any) -> Network:
 
 
 def is_a(source: Any, package: str, name: str) -> bool:
-    """Whether a class of that name and package is among an object's classes; nothing is imported."""
+    """Whether an object is of a class of that name in a package, which is not imported for it."""
     return any(
         c.__name__ == name and f"{c.__module__}.".startswith(f"{package}.")
         for c in type(source).__mro__

@@ -57,8 +57,8 @@ def load_network(
 
 def recognised(traced: Traced) -> Program:
     """The program with batch norms and other operators that JAX spells out, and nothing unread."""
-    program = with_patterns(traced.program, traced.shapes)
-    return without_dead(with_batch_norms(program, traced.shapes))
+    program = without_dead(with_batch_norms(traced.program, traced.shapes))
+    return without_dead(with_patterns(program, traced.shapes))
 
 
 def in_halves(program: Program) -> bool:

@@ -190,7 +190,7 @@ class Writer:
         outputs = tuple(self.output(v) for v in equation.outvars)
         if any(isinstance(g, Ref) and g.name in self.variable for g in given):
             self.variable.update(filter(None, outputs))
-        params = {"primitive": equation.primitive, **equation.params}
+        params = {"primitive": equation.primitive, **plain(equation.params)}
         path = ".".join(filter(None, (here.path, here.name)))
         line = line_of(equation)
         self.calls.append(Call(PREFIX + kind, tuple(given), params, outputs, path, line=line))
@@ -208,6 +208,17 @@ class Writer:
         if isinstance(atom, core.Literal):
             return np.asarray(atom.val, atom.aval.dtype)
         return self.names[atom]
+
+
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a primitive with NumPy's integers, which some rules of JAX leave, as ours."""
+
+    def one(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(one, value))
+        return int(value) if isinstance(value, np.integer) else value
+
+    return {name: one(value) for name, value in params.items()}
 
 
 def inner_inputs(inner: Any) -> Sequence[Any]:

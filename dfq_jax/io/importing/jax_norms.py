@@ -1,7 +1,7 @@
 """Batch norms recognised from their arithmetic, so that their statistics are not folded away.
 
 JAX knows no batch norm: libraries write `(x - mean) * (rsqrt(var + eps) * scale) + bias`, or divide
-by a root, or multiply out. All are a shift and a factor for each channel, where the factor holds one
+by a root, or multiply out. All are a shift and a factor for each channel, and the factor holds one
 `1 / sqrt(var + eps)`.
 """
 
@@ -173,7 +173,7 @@ def written(terms: Terms) -> tuple[Any, ...]:
     )
 
 
-def scaled(terms: Terms, number: float) -> Terms:
+def scaled(terms: Terms, number: int | float) -> Terms:
     """A sum times a number."""
     return tuple(Term(t.number * number, t.powers) for t in terms)
 

@@ -8,6 +8,7 @@ import numpy as np
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import (
+    WEIGHTED,
     Activation,
     AvgPool,
     Clip,
@@ -27,7 +28,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.io.importing import layers, pointwise
 from dfq_jax.io.importing.arrange import permuted
-from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.builder import Builder, as_float
 from dfq_jax.io.importing.jax_makers import is_float, shortest
 from dfq_jax.io.importing.values import Value, extent
 
@@ -78,6 +79,24 @@ def combined(op: Combine, b: Builder, x: Any, y: Any) -> Value:
             if isinstance(other, float) and other == never:
                 return value
     return pointwise.combined(b, op, x, y)
+
+
+def biased(b: Builder, x: Value, y: Any) -> Value:
+    """add of a constant right after a layer: its bias, if it is one for each output channel."""
+    node, vector = made(b, x), compact(y)
+    if node is None or not isinstance(node.op, WEIGHTED) or "bias" in b.params[node.name]:
+        return combined(Add(), b, x, y)
+    slots, at = b.params[node.name], len(x.dims) - 1
+    count = slots["kernel"].shape[-1]
+    if isinstance(vector, np.ndarray):
+        large = [i for i, n in enumerate(vector.shape) if n > 1]
+        at = large[0] + len(x.dims) - vector.ndim if len(large) == 1 else -1
+    fits = at > 0 and x.axes and x.dims[at] == x.axes[-1] and extent(x.dims[at]) == count
+    if not fits and not isinstance(vector, float):
+        return combined(Add(), b, x, y)
+    full = np.broadcast_to(np.reshape(vector, -1), count)
+    b.params[node.name] = {**slots, "bias": as_float(full)}
+    return x
 
 
 def multiplied(b: Builder, x: Any, y: Any) -> Value:

@@ -127,4 +127,16 @@ def renamed(call: Call, kind: str, args: tuple[Any, ...], **kwargs: Any) -> Call
     return dataclasses.replace(call, target=f"{PREFIX}{kind}", args=args, kwargs=kwargs)
 
 
-RULES: tuple[Rule, ...] = (softmax, log_softmax, choice, window_mean)
+def bias(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
+    """A constant added to what a layer makes, which nobody else reads."""
+    if kind_of(call) != "add":
+        return None
+    for x, other in (call.args, call.args[::-1]):
+        layer = makers.of(makers.plain(x), "conv_general_dilated", "dot_general")
+        if layer is not None and makers.is_fixed(other) and not makers.is_fixed(x):
+            alone = makers.readers[x.name] == makers.readers[str(layer.outputs[0])] == 1
+            return renamed(call, "add_bias", (x, other)) if alone else None
+    return None
+
+
+RULES: tuple[Rule, ...] = (softmax, log_softmax, choice, window_mean, bias)

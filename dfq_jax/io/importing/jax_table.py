@@ -36,6 +36,7 @@ LOWER: dict[str, Lower] = {
     "log_softmax": partial(jax_ops.softmax, logarithm=True),
     "where_above": jax_ops.where_above,
     "window_mean": jax_windows.window_mean,
+    "add_bias": jax_ops.biased,
     "reduce_window_max": jax_windows.max_pool,
     "reduce_window_min": jax_windows.min_pool,
     "reduce_window_sum": jax_windows.sum_pool,
@@ -87,7 +88,7 @@ LOWER: dict[str, Lower] = {
     "split": jax_views.split,
     "gather": jax_views.gather,
 }
-FOUND = ("batch_norm", "softmax", "log_softmax", "where_above", "window_mean")
+FOUND = ("batch_norm", "softmax", "log_softmax", "where_above", "window_mean", "add_bias")
 """What is no primitive but a pattern of them."""
 
 

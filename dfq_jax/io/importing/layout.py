@@ -123,7 +123,7 @@ def moved(kind: str, call: Call, x: Followed, program: Program) -> Followed | No
     if kind in ("transpose", "permute"):
         order = order_of(kind, call, len(x.axes))
         return Followed(tuple(x.axes[i] for i in order), tuple(x.sizes[i] for i in order))
-    if kind in ("reshape", "view", "squeeze", "unsqueeze"):
+    if kind in ("reshape", "view", "squeeze", "unsqueeze", "broadcast_in_dim"):
         return reshaped(call, x, program)
     return None
 
@@ -158,7 +158,10 @@ def target_of(
     call: Call, x: Followed, arrays: Mapping[str, np.ndarray]
 ) -> tuple[int | None, ...] | None:
     """The sizes a reshape asks for, 0 and the batch looked up; None if they are computed."""
-    asked: Any = next((call.kwargs[k] for k in ("shape", "size") if k in call.kwargs), None)
+    named = ("shape", "size", "new_sizes")
+    asked: Any = next((call.kwargs[k] for k in named if k in call.kwargs), None)
+    if kind_of(call) == "squeeze" and "dimensions" in call.kwargs:
+        asked = [n for i, n in enumerate(x.sizes) if i not in call.kwargs["dimensions"]]
     if asked is None and len(call.args) > 1 and isinstance(call.args[1], Ref):
         asked = arrays.get(call.args[1].name)
     if asked is None or not all(isinstance(n, int | np.integer) for n in asked):
