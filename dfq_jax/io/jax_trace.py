@@ -62,11 +62,13 @@ class Scope:
     Attributes:
       path: of modules.
       name: of the innermost named function, such as `relu`.
+      line: of the outermost call; JAX keeps traced functions, with the lines they had at first.
       depth: of calls.
     """
 
     path: str = ""
     name: str = ""
+    line: str = ""
     depth: int = 0
 
 
@@ -151,7 +153,7 @@ class Writer:
 
     def weight(self, variable: Any, leaf: Any, path: str) -> None:
         """A leaf of the parameters that the function reads."""
-        name = f"p_{path}" if path else "p"
+        name = f"p{len(self.arrays)}_{path}"  # two paths may be called the same here
         self.names[variable] = Ref(name)
         self.arrays[name] = as_array(leaf, path)
         self.shapes[name] = self.arrays[name].shape
@@ -192,8 +194,8 @@ class Writer:
             self.variable.update(filter(None, outputs))
         params = {"primitive": equation.primitive, **plain(equation.params)}
         path = ".".join(filter(None, (here.path, here.name)))
-        line = line_of(equation)
-        self.calls.append(Call(PREFIX + kind, tuple(given), params, outputs, path, line=line))
+        call = Call(PREFIX + kind, tuple(given), params, outputs, path, line=here.line)
+        self.calls.append(call)
 
     def output(self, variable: Any) -> str | None:
         """A new name for a result; None if nobody reads it."""
@@ -249,7 +251,8 @@ def as_array(value: Any, name: str) -> np.ndarray:
 def within(scope: Scope, name: str | None) -> Scope:
     """The scope of a function that is called from there."""
     plain = name is not None and name.isidentifier() and not name.startswith("_")
-    return Scope(scope.path, name if plain and name else scope.name, scope.depth + 1)
+    named = name if plain and name else scope.name
+    return dataclasses.replace(scope, name=named, depth=scope.depth + 1)
 
 
 def place_of(equation: Any, scope: Scope) -> Scope:
@@ -257,7 +260,8 @@ def place_of(equation: Any, scope: Scope) -> Scope:
     stack = str(getattr(equation.source_info, "name_stack", ""))
     parts = [p for p in stack.split("/") if p and p.replace("_", "a").isalnum()]
     path = ".".join(parts[1:])  # the first one is the network's own class
-    return dataclasses.replace(scope, path=path or scope.path)
+    line = scope.line or line_of(equation)
+    return dataclasses.replace(scope, path=path or scope.path, line=line)
 
 
 def line_of(equation: Any) -> str:
@@ -267,8 +271,10 @@ def line_of(equation: Any) -> str:
     here = Path(__file__).parents[1]
     for frame in getattr(traceback, "frames", ()):
         path = Path(frame.file_name)
+        if path.is_relative_to(here):
+            break  # beyond is who called us
         installed = "site-packages" in path.parts or path.is_relative_to(library)
-        if path.suffix in (".py", "") and not installed and not path.is_relative_to(here):
+        if path.suffix in (".py", "") and not installed:
             return f"{show(path.name)}:{frame.line_num}, in {show(frame.function_name)}"
     return ""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of, shortest
 from dfq_jax.io.program import Call, Program, Ref
 
-BATCH_NORM = f"{PREFIX}batch_norm"
+BATCH_NORM = f"{PREFIX}batchnorm"
 STATISTICS = ("var", "running_var")
 
 

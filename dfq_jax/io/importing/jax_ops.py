@@ -10,6 +10,7 @@ from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import (
     WEIGHTED,
     Activation,
+    Add,
     AvgPool,
     Clip,
     Combine,

@@ -31,7 +31,7 @@ HARMLESS = frozenset(
 LOWER: dict[str, Lower] = {
     "conv_general_dilated": jax_windows.convolution,
     "dot_general": jax_views.dot_general,
-    "batch_norm": jax_ops.batch_norm,
+    "batchnorm": jax_ops.batch_norm,
     "softmax": jax_ops.softmax,
     "log_softmax": partial(jax_ops.softmax, logarithm=True),
     "where_above": jax_ops.where_above,
@@ -88,7 +88,7 @@ LOWER: dict[str, Lower] = {
     "split": jax_views.split,
     "gather": jax_views.gather,
 }
-FOUND = ("batch_norm", "softmax", "log_softmax", "where_above", "window_mean", "add_bias")
+FOUND = ("batchnorm", "softmax", "log_softmax", "where_above", "window_mean", "add_bias")
 """What is no primitive but a pattern of them."""
 
 
