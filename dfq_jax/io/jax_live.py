@@ -66,6 +66,9 @@ def network_of(source: Any, params: Any) -> Network:
     name = getattr(source, "__name__", type(source).__name__)
     if is_a(source, "flax.linen", "Module"):
         return of_linen(source, params, name)
+    owner = getattr(source, "__self__", None)
+    if getattr(source, "__name__", "") == "apply" and is_a(owner, "flax.linen", "Module"):
+        return of_linen(owner, params, type(owner).__name__)
     if is_a(source, "flax.nnx", "Module"):
         return of_nnx(source, params, name)
     if not callable(source) or isinstance(source, type):

@@ -1,9 +1,7 @@
 """A function of JAX as a `Program`: traced, nested functions written out, weights as arrays."""
 
 import dataclasses
-import sysconfig
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.io.jax_names import as_array, dotted, line_of
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Input, Program, Ref
 from dfq_jax.types import NHWC
@@ -28,16 +27,6 @@ INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 IMAGE = "images"
 MOST_CALLS = 100_000
 MOST_DEPTH = 200
-ENDINGS = {
-    "kernel": "weight",
-    "w": "weight",
-    "b": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-"""Names of parameters in Flax and Haiku, and what they are called here."""
-COLLECTIONS = ("params", "batch_stats")
-
 Shape = tuple[int, ...]
 
 
@@ -167,10 +156,7 @@ class Writer:
         jaxpr = getattr(closed, "jaxpr", closed)
         names = dict(zip(jaxpr.invars, given, strict=True))
         for variable, value in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=False):
-            name = f"constant_{len(self.arrays)}"
-            names[variable] = Ref(name)
-            self.arrays[name] = as_array(value, name)
-            self.shapes[name] = self.arrays[name].shape
+            names[variable] = self.constant(value)
         outer, self.names = self.names, names
         for equation in jaxpr.eqns:
             self.written(equation, scope)
@@ -191,25 +177,31 @@ class Writer:
             raise UnsupportedModelError(f"the network has more than {MOST_CALLS:,} operations.")
         outputs = tuple(self.output(v) for v in equation.outvars)
         if any(isinstance(g, Ref) and g.name in self.variable for g in given):
-            self.variable.update(filter(None, outputs))
+            self.variable.update(outputs)
         params = {"primitive": equation.primitive, **plain(equation.params)}
         path = ".".join(filter(None, (here.path, here.name)))
         call = Call(PREFIX + kind, tuple(given), params, outputs, path, line=here.line)
         self.calls.append(call)
 
-    def output(self, variable: Any) -> str | None:
-        """A new name for a result; None if nobody reads it."""
-        if isinstance(variable, core.DropVar):
-            return None
+    def output(self, variable: Any) -> str:
+        """A new name for a result."""
         name = f"v{len(self.shapes)}"
         self.names[variable], self.shapes[name] = Ref(name), tuple(variable.aval.shape)
         return name
 
     def named(self, atom: Any) -> Any:
         """What an operand stands for: a reference, or the number it is."""
-        if isinstance(atom, core.Literal):
-            return np.asarray(atom.val, atom.aval.dtype)
-        return self.names[atom]
+        if not isinstance(atom, core.Literal):
+            return self.names[atom]
+        value = np.asarray(atom.val)
+        return self.constant(value) if value.ndim else value
+
+    def constant(self, value: Any) -> Ref:
+        """An array that the function holds."""
+        name = f"constant_{len(self.arrays)}"
+        self.arrays[name] = as_array(value, name)
+        self.shapes[name] = self.arrays[name].shape
+        return Ref(name)
 
 
 def plain(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,20 +226,6 @@ def used(jaxpr: Any) -> set[Any]:
     return {a for a in atoms if not isinstance(a, core.Literal)}
 
 
-def as_array(value: Any, name: str) -> np.ndarray:
-    """A weight in the host's memory.
-
-    Raises:
-      UnsupportedModelError: for a key of random numbers.
-    """
-    if jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key):
-        raise UnsupportedModelError(
-            f"the network reads the random key {show(name)!r}, as dropout does in training; "
-            "load it in evaluation mode (train=False, deterministic=True, nnx: model.eval())."
-        )
-    return np.asarray(value)
-
-
 def within(scope: Scope, name: str | None) -> Scope:
     """The scope of a function that is called from there."""
     plain = name is not None and name.isidentifier() and not name.startswith("_")
@@ -262,34 +240,6 @@ def place_of(equation: Any, scope: Scope) -> Scope:
     path = ".".join(parts[1:])  # the first one is the network's own class
     line = scope.line or line_of(equation)
     return dataclasses.replace(scope, path=path or scope.path, line=line)
-
-
-def line_of(equation: Any) -> str:
-    """The line of the user's code that an equation comes from; empty if unknown."""
-    traceback = getattr(equation.source_info, "traceback", None)
-    library = Path(sysconfig.get_path("stdlib"))
-    here = Path(__file__).parents[1]
-    for frame in getattr(traceback, "frames", ()):
-        path = Path(frame.file_name)
-        if path.is_relative_to(here):
-            break  # beyond is who called us
-        installed = "site-packages" in path.parts or path.is_relative_to(library)
-        if path.suffix in (".py", "") and not installed:
-            return f"{show(path.name)}:{frame.line_num}, in {show(frame.function_name)}"
-    return ""
-
-
-def dotted(path: Iterable[Any]) -> str:
-    """A path in a pytree as PyTorch would write it: `layer1.0.conv.weight`."""
-    parts = []
-    for key in path:
-        name = next((getattr(key, k) for k in ("key", "idx", "name") if hasattr(key, k)), key)
-        parts += [p for p in str(name).replace("~", "").split("/") if p]
-    if parts and parts[-1] == "value":  # of a variable of nnx
-        parts.pop()
-    if len(parts) > 1 and parts[0] in COLLECTIONS:
-        parts = parts[1:]
-    return ".".join((*parts[:-1], ENDINGS.get(parts[-1], parts[-1]))) if parts else ""
 
 
 def without_dead(program: Program) -> Program:

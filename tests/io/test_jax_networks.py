@@ -18,6 +18,7 @@ from dfq_jax.graph.ops import BatchNorm, Conv2d, GlobalAvgPool, Linear
 from dfq_jax.io.jax_networks import load_network
 
 SHAPE = (16, 16, 3)
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def norms(model: Model) -> dict[str, BatchNorm]:
@@ -26,7 +27,7 @@ def norms(model: Model) -> dict[str, BatchNorm]:
 
 def assert_same(model: Model, run: Any, images: np.ndarray) -> None:
     with jax.default_matmul_precision("highest"):
-        expected = np.asarray(run(jnp.asarray(images)))
+        expected = np.asarray(jax.jit(run, compiler_options=QUICK)(jnp.asarray(images)))
         found = np.asarray(dfq.predict(model, jnp.asarray(images)))
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
@@ -34,7 +35,7 @@ def assert_same(model: Model, run: Any, images: np.ndarray) -> None:
 
 def test_linen_module():
     module, variables = linen_net()
-    model = dfq.load(module, variables, SHAPE, mean=[0.5], std=[0.25])
+    model = dfq.load(module, variables, SHAPE, mean=[0.5], std=[0.25], unchecked=True)
     assert_same(model, lambda x: module.apply(variables, x, train=False), noise(3, *SHAPE))
     assert model.contract.shape == SHAPE
     assert model.contract.layout == "NHWC"
@@ -57,12 +58,14 @@ def test_linen_module():
 def test_linen_module_bound_and_without_collections():
     module, variables = linen_net()
     x = noise(1, *SHAPE)
-    bound = dfq.load(module.bind(variables), example=x)
-    assert_same(bound, lambda x: module.apply(variables, x, train=False), x)
+    bound = dfq.load(module.bind(variables), example=x, unchecked=True)
+    assert bound.graph == dfq.load(module, variables, SHAPE, unchecked=True).graph
+    applied = dfq.load(module.apply, variables, SHAPE, unchecked=True)
+    assert applied.graph == bound.graph
     dense = nn.Dense(3)
     params = trained(dense.init(jax.random.key(0), jnp.zeros((1, 6)))["params"])
     model = dfq.load(dense, params, (1, 6))
-    expected = dense.apply({"params": params}, x.reshape(-1, 6)[:2])
+    expected = np.asarray(dense.apply({"params": params}, x.reshape(-1, 6)[:2]))
     np.testing.assert_allclose(
         dfq.predict(model, x.reshape(-1, 1, 1, 6)[:2]), expected, rtol=1e-5, atol=1e-6
     )
@@ -70,7 +73,7 @@ def test_linen_module_bound_and_without_collections():
 
 def test_nnx_module_is_evaluated_and_left_as_it_was():
     module = nnx_net()
-    model = dfq.load(module, example=SHAPE)
+    model = dfq.load(module, example=SHAPE, unchecked=True)
     assert not module.bn.use_running_average
     assert not module.dropout.deterministic
     assert len(norms(model)) == 5
@@ -218,5 +221,33 @@ def test_function_of_a_module_with_state():
     module = nnx_net()
     module.eval()
     definition, state = nnx.split(module)
-    model = dfq.load(lambda s, x: nnx.merge(definition, s)(x), state, SHAPE)
+    function = lambda s, x: nnx.merge(definition, s)(x)
+    model = dfq.load(function, state, SHAPE, unchecked=True)
     assert len(norms(model)) == 5
+
+
+def test_float_file_is_read_back(tmp_path):
+    """ONNX Runtime runs what is written, beside what is read back from it."""
+    pytest.importorskip("onnxruntime")
+    module, variables = linen_net()
+    model = dfq.load(module, variables, SHAPE, mean=[0.5], std=[0.25], unchecked=True)
+    dfq.export(model, tmp_path / "float.onnx")
+    again = dfq.load(tmp_path / "float.onnx")
+    assert again.contract == model.contract
+    assert len(norms(again)) == len(norms(model))
+    images = jnp.asarray(noise(2, *SHAPE))
+    np.testing.assert_allclose(
+        dfq.predict(again, images), dfq.predict(model, images), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_synthesis_and_quantization(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = dfq.load(nnx_net(), example=SHAPE, mean=[0.5], std=[0.25])
+    images = dfq.synthesize(model, n=16, steps=20, key=0)
+    result = dfq.quantize(model, images, scheme="w8a8")
+    result.save(tmp_path / "out")
+    assert not dfq.verify(tmp_path / "out").failures
+    assert result.report.agreement > 0.8
+    assert result.report.coverage == 1

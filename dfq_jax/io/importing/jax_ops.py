@@ -12,23 +12,18 @@ from dfq_jax.graph.ops import (
     Activation,
     Add,
     AvgPool,
-    Clip,
     Combine,
     Curve,
     Div,
-    Elu,
     GlobalAvgPool,
-    LeakyRelu,
     Maximum,
     Minimum,
     Mul,
     Power,
     Reduce,
-    Relu,
     Scale,
 )
-from dfq_jax.io.importing import layers, pointwise
-from dfq_jax.io.importing.arrange import permuted
+from dfq_jax.io.importing import pointwise
 from dfq_jax.io.importing.builder import Builder, as_float
 from dfq_jax.io.importing.jax_makers import is_float, shortest
 from dfq_jax.io.importing.values import Value, extent
@@ -194,9 +189,9 @@ def same(b: Builder, x: Value) -> Value:
     return x
 
 
-def barrier(b: Builder, *given: Any) -> Any:
+def barrier(b: Builder, first: Any, *more: Any) -> Any:
     """optimization_barrier."""
-    return given if len(given) > 1 else given[0]
+    return (first, *more) if more else first
 
 
 def clamped(b: Builder, low: Any, x: Value, high: Any) -> Value:
@@ -204,131 +199,9 @@ def clamped(b: Builder, low: Any, x: Value, high: Any) -> Value:
     return pointwise.limited(b, x, number_of(low, "a limit"), number_of(high, "a limit"))
 
 
-def selected(b: Builder, which: Any, *cases: Any) -> Any:
-    """select_n with a constant choice.
-
-    Raises:
-      UnsupportedModelError: if the network computes the choice.
-    """
-    if isinstance(which, Value) or len(cases) != 2:
-        raise UnsupportedModelError(
-            "a choice the network computes; only where(x > number, ...) in the forms of max, min, "
-            "ReLU, leaky ReLU and ELU is understood."
-        )
-    no, yes = cases
-    found = compact(np.asarray(which, np.float32))
-    if isinstance(found, float):
-        return yes if found else no
-    return pointwise.chosen(b, np.asarray(which, np.bool_), yes, no)
-
-
-def where_above(b: Builder, x: Value, number: Any, small: Any, large: Any) -> Value:
-    """where(x > number, large, small), which equals at `number`: max, min, leaky ReLU, ELU.
-
-    Raises:
-      UnsupportedModelError: for any other.
-    """
-    at = number_of(number, "a limit")
-    small, large = compact(small), compact(large)
-    if same_value(large, x):
-        found = bent(b, x, at, small)
-        if found is not None:
-            return found
-    if large == at and limits_only(b, small, x):
-        return pointwise.limited(b, small, None, at)
-    if small == at and limits_only(b, large, x):
-        return pointwise.limited(b, large, at, None)
-    raise UnsupportedModelError(
-        f"where(x > {at:g}, ...) in a form that is none of max, min, ReLU, leaky ReLU and ELU."
-    )
-
-
-def same_value(x: Any, y: Value) -> bool:
-    """Whether two values are one tensor with the same axes."""
-    return isinstance(x, Value) and x.name == y.name and x.dims == y.dims
-
-
-def limits_only(b: Builder, x: Any, source: Value) -> bool:
-    """Whether a value is `source`, or that with limits."""
-    if same_value(x, source):
-        return True
-    node = made(b, x) if isinstance(x, Value) else None
-    limited = node is not None and isinstance(node.op, Clip | Relu)
-    return limited and node.inputs[0] == source.name and x.dims == source.dims
-
-
-def bent(b: Builder, x: Value, at: float, small: Any) -> Value | None:
-    """x where it is above 0, a multiple of it or of exp(x) - 1 elsewhere; None if it is neither."""
-    if not isinstance(small, Value) or at != 0:
-        return None
-    factor, offset, node = unscaled(b, small)
-    if node == x.name and offset == 0:
-        return pointwise.mapped(b, LeakyRelu(factor), x)
-    made_by = next((n for n in reversed(b.nodes) if n.name == node), None)
-    if made_by is None or made_by.op != Activation("exp") or factor != -offset:
-        return None
-    limited = source_of(b, made_by)
-    below = limited is not None and limited.op == Clip(None, 0.0) and limited.inputs[0] == x.name
-    plain = made_by.inputs[0] == x.name
-    if not below and not plain:
-        return None
-    return pointwise.mapped(b, Activation("elu") if factor == 1 else Elu(factor, 1.0), x)
-
-
-def unscaled(b: Builder, x: Value) -> tuple[float, float, str]:
-    """(factor, offset, tensor) of a value that is a multiple of a tensor with an offset."""
-    factor, offset, name = 1.0, 0.0, x.name
-    for node in reversed(b.nodes):
-        if node.name == name and isinstance(node.op, Scale):
-            offset += factor * node.op.offset
-            factor, name = factor * node.op.factor, node.inputs[0]
-    return factor, offset, name
-
-
 def softmax(b: Builder, x: Value, axis: int, *, logarithm: bool = False) -> Value:
     """Softmax, or its logarithm, as `jax_patterns` found it."""
     return pointwise.softmax(b, x, axis, logarithm=logarithm)
-
-
-def batch_norm(
-    b: Builder, x: Value, like: Any, mean: Any, var: Array, scale: Any, bias: Any, eps: float
-) -> Value:
-    """Batch norm as `jax_norms` found it; `like` varies along the axis of channels.
-
-    Raises:
-      UnsupportedModelError: if its vectors do not have as many values as that axis.
-    """
-    size, rank = var.size, len(x.dims)
-    axis = channel_axis(like, size, rank)
-    if extent(x.dims[axis]) != size:
-        raise UnsupportedModelError(
-            f"a batch norm of {size} channels reads shape {x.shape}, axis {axis}."
-        )
-    turned = permuted(x, (0, axis, *(i for i in range(1, rank) if i != axis)))
-    vectors = [evaluated(terms, size) for terms in (scale, bias, mean)]
-    y = layers.batch_norm(b, turned, *vectors, var.reshape(-1).astype(np.float32), eps)
-    back = [0, *range(2, rank)]
-    back.insert(axis, 1)
-    return permuted(y, back)
-
-
-def channel_axis(like: Array, size: int, rank: int) -> int:
-    """The axis along which a constant of a value's rank has `size` values; else the last one."""
-    strides = zip(like.shape, like.strides, strict=True)
-    axes = [i for i, (n, stride) in enumerate(strides) if n == size and stride]
-    at = axes[-1] if axes else like.ndim - 1
-    return at + rank - like.ndim
-
-
-def evaluated(terms: tuple[Any, ...], size: int) -> Array:
-    """A sum of products of constant vectors: (number, ((vector, power), ...)) each."""
-    total = np.zeros(size, np.float64)
-    for number, factors in terms:
-        product = np.full(size, number, np.float64)
-        for vector, power_of in factors:
-            product *= vector.reshape(-1).astype(np.float64) ** power_of
-        total += product
-    return total.astype(np.float32)
 
 
 def is_mean(node: Node) -> bool:

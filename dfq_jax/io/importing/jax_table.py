@@ -11,7 +11,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Maximum, Minimum, Sub
-from dfq_jax.io.importing import jax_ops, jax_views, jax_windows
+from dfq_jax.io.importing import jax_choices, jax_layers, jax_ops, jax_views, jax_windows
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.jax_makers import PREFIX
@@ -31,10 +31,10 @@ HARMLESS = frozenset(
 LOWER: dict[str, Lower] = {
     "conv_general_dilated": jax_windows.convolution,
     "dot_general": jax_views.dot_general,
-    "batchnorm": jax_ops.batch_norm,
+    "batchnorm": jax_layers.batch_norm,
     "softmax": jax_ops.softmax,
     "log_softmax": partial(jax_ops.softmax, logarithm=True),
-    "where_above": jax_ops.where_above,
+    "where_above": jax_choices.where_above,
     "window_mean": jax_windows.window_mean,
     "add_bias": jax_ops.biased,
     "reduce_window_max": jax_windows.max_pool,
@@ -68,7 +68,7 @@ LOWER: dict[str, Lower] = {
     "pow": jax_ops.any_power,
     "round": jax_ops.rounded,
     "clamp": jax_ops.clamped,
-    "select_n": jax_ops.selected,
+    "select_n": jax_choices.selected,
     "convert_element_type": jax_ops.cast,
     "reduce_precision": jax_ops.same,
     "copy": jax_ops.same,

@@ -80,7 +80,7 @@ def spread(
     if any(lo < 0 for lo, _ in cuts):
         raise UnsupportedModelError(f"a transposed convolution padded by {tuple(padding)}.")
     count, per_group, *space = weight.shape
-    flipped = np.flip(weight, range(2, weight.ndim))
+    flipped = np.flip(weight, tuple(range(2, weight.ndim)))
     apart = flipped.reshape(groups, count // groups, per_group, *space)
     turned = np.swapaxes(apart, 1, 2).reshape(groups * per_group, count // groups, *space)
     rank = len(x.dims)
