@@ -1,5 +1,6 @@
-"""Norms of JAX as `jax_norms` found them."""
+"""Norms of JAX as `jax_norms` and `jax_statistics` found them."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.importing import layers
 from dfq_jax.io.importing.arrange import permuted
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.jax_ops import compact
 from dfq_jax.io.importing.values import Value, extent
 
 Array = np.ndarray
@@ -27,13 +29,56 @@ def batch_norm(
         raise UnsupportedModelError(
             f"a batch norm of {size} channels reads shape {x.shape}, axis {axis}."
         )
-    turned = permuted(x, (0, axis, *(i for i in range(1, rank) if i != axis)))
+    turned = channels_second(x, axis)
     factor, shift, centre = (evaluated(terms, size) for terms in (scale, bias, mean))
     spread = var.reshape(-1).astype(np.float32)
     y = layers.batch_norm(b, turned, factor, shift, centre, spread, eps)
-    back = [0, *range(2, rank)]
-    back.insert(axis, 1)
-    return permuted(y, back)
+    return channels_back(y, axis)
+
+
+def channels_second(x: Value, axis: int) -> Value:
+    """A value with one of its axes right behind the batch."""
+    return permuted(x, (0, axis, *(i for i in range(1, len(x.dims)) if i != axis)))
+
+
+def channels_back(x: Value, axis: int) -> Value:
+    """A value whose second axis goes to where it was."""
+    order = [0, *range(2, len(x.dims))]
+    order.insert(axis, 1)
+    return permuted(x, order)
+
+
+def layer_norm(b: Builder, x: Value, scale: Any, bias: Any, count: int, eps: float) -> Value:
+    """Normalisation over the last `count` axes."""
+    shape = x.shape[len(x.dims) - count :]
+    vectors = [None if v is None else along(v, x.shape, range(count)) for v in (scale, bias)]
+    full = [None if v is None else np.broadcast_to(v, shape) for v in vectors]
+    return layers.layer_norm(b, x, count, *full, eps)
+
+
+def group_norm(
+    b: Builder, x: Value, scale: Any, bias: Any, groups: int, axis: int, eps: float
+) -> Value:
+    """Normalisation over positions and groups of channels, which are one axis."""
+    behind = len(x.dims) - 1 - axis
+    given = [None if v is None else along(v, x.shape, [behind]) for v in (scale, bias)]
+    vectors = [None if v is None else np.broadcast_to(v, x.shape[axis]) for v in given]
+    y = layers.group_norm(b, channels_second(x, axis), groups, *vectors, eps)
+    return channels_back(y, axis)
+
+
+def along(vector: Any, shape: Sequence[int], axes: Iterable[int]) -> Array:
+    """A constant that varies along some axes only, counted from the last, without the others.
+
+    Raises:
+      UnsupportedModelError: if it varies along others too.
+    """
+    found = np.asarray(compact(vector), np.float32)
+    found = found.reshape((1,) * (len(shape) - found.ndim) + found.shape)
+    others = tuple(i for i in range(len(shape)) if len(shape) - 1 - i not in axes)
+    if any(found.shape[i] != 1 for i in others):
+        raise UnsupportedModelError(f"a norm with parameters of shape {np.shape(vector)}.")
+    return found.reshape([n for i, n in enumerate(found.shape) if i not in others])
 
 
 def channel_axis(like: Array, size: int, rank: int) -> int:

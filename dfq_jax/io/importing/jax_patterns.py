@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of
+from dfq_jax.io.importing.jax_statistics import present_norm
 from dfq_jax.io.program import Call, Program, Ref
 
 COMPARED = {"gt": 1, "ge": 1, "lt": -1, "le": -1}
@@ -139,4 +140,4 @@ def bias(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (softmax, log_softmax, choice, window_mean, bias)
+RULES: tuple[Rule, ...] = (softmax, log_softmax, choice, window_mean, present_norm, bias)

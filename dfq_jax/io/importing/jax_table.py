@@ -32,6 +32,8 @@ LOWER: dict[str, Lower] = {
     "conv_general_dilated": jax_windows.convolution,
     "dot_general": jax_views.dot_general,
     "batchnorm": jax_layers.batch_norm,
+    "layernorm": jax_layers.layer_norm,
+    "groupnorm": jax_layers.group_norm,
     "softmax": jax_ops.softmax,
     "log_softmax": partial(jax_ops.softmax, logarithm=True),
     "where_above": jax_choices.where_above,
@@ -88,7 +90,12 @@ LOWER: dict[str, Lower] = {
     "split": jax_views.split,
     "gather": jax_views.gather,
 }
-FOUND = ("batchnorm", "softmax", "log_softmax", "where_above", "window_mean", "add_bias")
+FOUND = frozenset(
+    (
+        *("batchnorm", "layernorm", "groupnorm", "softmax", "log_softmax"),
+        *("where_above", "window_mean", "add_bias"),
+    )
+)
 """What is no primitive but a pattern of them."""
 
 
@@ -162,7 +169,7 @@ FOLD: dict[str, Fold] = {
 """Views, without moving a byte; everything else is computed by JAX."""
 ACCEPTED = (
     "Primitives that are understood where they read images: "
-    + ", ".join(sorted(set(LOWER) - set(FOUND)))
+    + ", ".join(sorted(set(LOWER) - FOUND))
     + "; any primitive on parameters alone."
 )
 JAX = Table(lower, fold, ACCEPTED)

@@ -24,6 +24,8 @@ from dfq_jax.graph.ops import (
     ConvTranspose2d,
     Elu,
     GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
     LeakyRelu,
     Linear,
     LogSoftmax,
@@ -170,6 +172,41 @@ def test_batch_norm_after_a_biased_layer_keeps_its_statistics():
 )
 def test_other_arithmetic_is_no_batch_norm(function):
     assert not any(isinstance(op, BatchNorm) for op in ops(checked(function, (3, 5, 4), PARAMS)))
+
+
+NORMS = {
+    "layer": (nn.LayerNorm(), LayerNorm(1e-6)),
+    "layer_two_passes": (
+        nn.LayerNorm(epsilon=1e-5, use_bias=False, use_fast_variance=False),
+        LayerNorm(1e-5),
+    ),
+    "layer_axes": (nn.LayerNorm(reduction_axes=(-2, -1), feature_axes=(-2, -1)), LayerNorm(1e-6)),
+    "group": (nn.GroupNorm(2), GroupNorm(2, 1e-6)),
+    "group_plain": (nn.GroupNorm(4, use_scale=False, use_bias=False), GroupNorm(4, 1e-6)),
+    "instance": (nn.InstanceNorm(use_scale=False), GroupNorm(8, 1e-6)),
+    "root_mean_square": (nn.RMSNorm(), None),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_what_they_read(name):
+    module, expected = NORMS[name]
+    image = jax.ShapeDtypeStruct((1, 3, 4, 8), jnp.float32)
+    variables = trained(jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image))
+    model = checked(lambda v, x: module.apply(v, x), (3, 4, 8), variables)
+    kinds = [op for op in ops(model) if isinstance(op, LayerNorm | GroupNorm)]
+    assert kinds == ([] if expected is None else [expected])
+
+
+def test_group_norm_with_channels_first():
+    def f(p, x):
+        y = x.reshape(1, 2, 4, 12)
+        mean = y.mean((2, 3), keepdims=True)
+        var = ((y - mean) ** 2).mean((2, 3), keepdims=True)
+        z = ((y - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape)
+        return z * p[0][:, None, None] + p[1][:, None, None]
+
+    checked(f, (8, 3, 4), [noise(8), noise(8, seed=2)], "NCHW")
 
 
 def test_what_is_read_twice_is_no_part_of_a_batch_norm():
