@@ -35,6 +35,10 @@ ANSWERS = 30
 """Largest difference there may be, in units of what that change of the input does."""
 FEW = 1e-3
 """Share of values that may differ all the same: those behind a jump, as of Round."""
+MIXED = (
+    "Networks are imported as functions of one image: what mixes the images of a batch, as a batch "
+    "norm in training mode does, cannot be. "
+)
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -115,7 +119,8 @@ def check_function(
     """
     rounding, layout = HALF_ROUNDING if halves else ROUNDING, model.contract.layout
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(1, *model.contract.shape)).astype(np.float32)
+    count = 2 if takes_batches(function, shape) else 1
+    images = rng.normal(size=(count, *model.contract.shape)).astype(np.float32)
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
     given = [jnp.asarray(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
     with jax.default_matmul_precision("highest"):
@@ -132,10 +137,20 @@ def check_function(
         if reason:
             raise ImportParityError(
                 f"{where}: what was imported does not compute what it computes: on noise, output "
-                f"{at} {reason}. Nothing was made. Please report it with the function; "
-                "unchecked=True goes on all the same."
+                f"{at} {reason}. Nothing was made. {MIXED if count > 1 else ''}Please report it "
+                "with the function; unchecked=True goes on all the same."
             )
     return ()
+
+
+def takes_batches(function: Callable[..., Sequence[Any]], shape: tuple[int, ...]) -> bool:
+    """Whether a function of one image takes two as well, and gives as many of everything."""
+    pair = jax.ShapeDtypeStruct((2, *shape[1:]), np.float32)
+    try:
+        outputs = jax.eval_shape(function, pair)
+    except Exception:  # whatever a function raises that is for one image
+        return False
+    return all(output.shape[:1] == (2,) for output in outputs)
 
 
 def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], Run]:

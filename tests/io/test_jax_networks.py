@@ -217,6 +217,15 @@ def test_import_is_checked(monkeypatch):
     dfq.load(lambda x: jnp.tanh(x), example=(4, 4, 3), unchecked=True)
 
 
+def test_what_mixes_images_is_refused():
+    """A batch of one cannot tell statistics of the batch from those of an image."""
+    learning = lambda x: (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+    with pytest.raises(ImportParityError, match="batch norm in training mode"):
+        dfq.load(learning, example=(4, 4, 3))
+    alone = lambda x: x.reshape(1, 4, 4, 3) * 2.0
+    dfq.load(alone, example=(4, 4, 3))
+
+
 def test_function_of_a_module_with_state():
     module = nnx_net()
     module.eval()

@@ -52,8 +52,8 @@ def layer_norm(b: Builder, x: Value, scale: Any, bias: Any, count: int, eps: flo
     """Normalisation over the last `count` axes."""
     shape = x.shape[len(x.dims) - count :]
     vectors = [None if v is None else along(v, x.shape, range(count)) for v in (scale, bias)]
-    full = [None if v is None else np.broadcast_to(v, shape) for v in vectors]
-    return layers.layer_norm(b, x, count, *full, eps)
+    factor, shift = (None if v is None else np.broadcast_to(v, shape) for v in vectors)
+    return layers.layer_norm(b, x, count, factor, shift, eps)
 
 
 def group_norm(
@@ -62,8 +62,8 @@ def group_norm(
     """Normalisation over positions and groups of channels, which are one axis."""
     behind = len(x.dims) - 1 - axis
     given = [None if v is None else along(v, x.shape, [behind]) for v in (scale, bias)]
-    vectors = [None if v is None else np.broadcast_to(v, x.shape[axis]) for v in given]
-    y = layers.group_norm(b, channels_second(x, axis), groups, *vectors, eps)
+    factor, shift = (None if v is None else np.broadcast_to(v, x.shape[axis]) for v in given)
+    y = layers.group_norm(b, channels_second(x, axis), groups, factor, shift, eps)
     return channels_back(y, axis)
 
 
