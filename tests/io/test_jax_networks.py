@@ -250,6 +250,15 @@ def test_float_file_is_read_back(tmp_path):
     )
 
 
+def test_example_of_the_readme(tmp_path):
+    rngs = nnx.Rngs(0)
+    net = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs), nnx.relu)
+    model = dfq.load(net, example=(32, 32, 3), mean=[0.5], std=[0.25])
+    dfq.export(model, tmp_path / "float.onnx")
+    assert [type(n.op).__name__ for n in model.graph.nodes] == ["Conv2d", "BatchNorm", "Relu"]
+    assert (tmp_path / "float.onnx").stat().st_size > 0
+
+
 @pytest.mark.slow
 def test_synthesis_and_quantization(tmp_path):
     pytest.importorskip("onnxruntime")
