@@ -93,7 +93,10 @@ def load(
     elif params is None:
         model, _ = load_module(source, example, told)
     else:
-        raise UsageError("a PyTorch module holds its own weights; leave out params.")
+        raise UsageError(
+            "a PyTorch module holds its own weights; leave out params, and give the shape of an "
+            "image by name: example=(3, 224, 224)."
+        )
     return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
 
 

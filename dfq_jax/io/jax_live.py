@@ -109,7 +109,10 @@ def of_nnx(module: Any, params: Any, name: str) -> Network:
     from flax import nnx
 
     if params is not None:
-        raise UsageError(f"{name} is a flax.nnx module and holds its weights; leave out params.")
+        raise UsageError(
+            f"{name} is a flax.nnx module and holds its weights; leave out params, and give the "
+            "shape of an image by name: example=(224, 224, 3)."
+        )
     copy = nnx.merge(*nnx.split(module))
     copy.eval()
     definition, state = nnx.split(copy)
