@@ -19,6 +19,8 @@ from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.contracts import Told
 from dfq_jax.io.graph_files import load_module
 from dfq_jax.io.images import NOT_AN_NPZ
+from dfq_jax.io.jax_live import is_torch
+from dfq_jax.io.jax_networks import load_network
 from dfq_jax.io.latency import Latency
 from dfq_jax.io.latency import bench as time_both
 from dfq_jax.io.load import as_layout, normalised
@@ -35,22 +37,30 @@ from dfq_jax.types import InputContract
 
 def load(
     source: Any,
+    params: Any = None,
+    example: Any = None,
     *,
     arch: str | None = None,
     size: Size | None = None,
     layout: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    example: Any = None,
     no_bn_fallback: bool = False,
     unchecked: bool = False,
 ) -> Model:
     """Reads a network; `dfq_jax.io.load.load` also returns notes and the identity of the file.
 
+    A network of JAX is a `flax.linen` module with its variables, a `flax.nnx` module, a callable
+    pytree, or any function of (params, images) that JAX can trace.
+
     Args:
       source: a network with its graph (`.pt2`, `.onnx`); a checkpoint (`.pth`, `.th`, `.pt`,
         `.safetensors`) with `arch`; the name of a built-in architecture whose weights an installed
-        package carries; or a live `torch.nn.Module` or `ExportedProgram` (extra `torch`).
+        package carries; a live `torch.nn.Module` or `ExportedProgram` (extra `torch`); or a
+        network of JAX.
+      params: variables of a linen module, or what a function of JAX is given first.
+      example: for a module or function: an input array, or the shape of one image as the module
+        reads it: (3, 224, 224) for PyTorch, (224, 224, 3) for Flax.
       arch: name of the architecture of a checkpoint.
       size: pixels the network reads: of each side, or (height, width); None for the published or
         exported ones.
@@ -58,10 +68,9 @@ def load(
         images; None to find it. Exported files keep it, the library has them last.
       mean: per channel (or one for all) of pixels in [0, 1]; together with `std`.
       std: what images are divided by, likewise.
-      example: for a module: an input tensor, or the shape of one image such as (3, 224, 224).
       no_bn_fallback: accept an ONNX file whose batch norms were folded away.
-      unchecked: do not run an ONNX file beside what was imported from it. Where ONNX Runtime is
-        installed, that is done once, on noise.
+      unchecked: do not run an ONNX file or a function of JAX beside what was imported from it,
+        which is done once, on noise (a file only where ONNX Runtime is installed).
 
     Returns:
       The network, batch norms in place.
@@ -71,12 +80,23 @@ def load(
       ImportError: for a module, if PyTorch is not installed.
     """
     if isinstance(source, str | Path):
+        if params is not None:
+            raise UsageError("a file holds its own weights; leave out params.")
         options = {"arch": arch, "size": size, "layout": layout, "mean": mean, "std": std}
         options |= {"no_bn_fallback": no_bn_fallback, "unchecked": unchecked}
         return load_file(source, **options).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
-    model, _ = load_module(source, example, Told(layout=as_layout(layout)))
+    told = Told(layout=as_layout(layout))
+    if not is_torch(source):
+        model, _ = load_network(source, params, example, told, unchecked=unchecked)
+    elif params is None:
+        model, _ = load_module(source, example, told)
+    else:
+        raise UsageError(
+            "a PyTorch module holds its own weights; leave out params, and give the shape of an "
+            "image by name: example=(3, 224, 224)."
+        )
     return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
 
 

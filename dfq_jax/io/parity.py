@@ -6,7 +6,7 @@ outputs change when its input changes by what rounding could.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ ANSWERS = 30
 """Largest difference there may be, in units of what that change of the input does."""
 FEW = 1e-3
 """Share of values that may differ all the same: those behind a jump, as of Round."""
+MIXED = (
+    "Networks are imported as functions of one image: what mixes the images of a batch, as a batch "
+    "norm in training mode does, cannot be. "
+)
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -88,6 +92,65 @@ def check_import(model: Model, path: Path) -> tuple[str, ...]:
                 "and --unchecked (Python: unchecked=True) goes on all the same."
             )
     return ()
+
+
+def check_function(
+    model: Model,
+    function: Callable[[Float[jax.Array, "..."]], Sequence[Any]],
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    halves: bool,
+) -> tuple[str, ...]:
+    """Compares an imported network with the function it was imported from.
+
+    Args:
+      model: what was imported.
+      function: of images as the source reads them; gives the outputs.
+      shape: of these images, a batch of one.
+      where: what messages call it.
+      halves: whether it computes in half precision.
+
+    Returns:
+      A note where it could not be run, and why; otherwise nothing.
+
+    Raises:
+      ImportParityError: naming the output that differs.
+    """
+    rounding, layout = HALF_ROUNDING if halves else ROUNDING, model.contract.layout
+    rng = np.random.default_rng(0)
+    count = 2 if takes_batches(function, shape) else 1
+    images = rng.normal(size=(count, *model.contract.shape)).astype(np.float32)
+    nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
+    given = [jnp.asarray(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
+    with jax.default_matmul_precision("highest"):
+        try:
+            source = jax.jit(function, compiler_options=QUICK)
+            theirs, answers = ([np.asarray(y, np.float32) for y in source(x)] for x in given)
+        except Exception as error:  # whatever the user's function raises
+            kind = type(error).__name__
+            return (f"the import is not checked against {where}: {kind}: {show(str(error), 300)}",)
+        run = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
+        ours = run(model, jnp.asarray(images))
+    for at, (mine, wanted, answer) in enumerate(zip(ours, theirs, answers, strict=True)):
+        reason = difference(as_filed(np.asarray(mine), layout), wanted, answer, rounding)
+        if reason:
+            raise ImportParityError(
+                f"{where}: what was imported does not compute what it computes: on noise, output "
+                f"{at} {reason}. Nothing was made. {MIXED if count > 1 else ''}Please report it "
+                "with the function; unchecked=True goes on all the same."
+            )
+    return ()
+
+
+def takes_batches(function: Callable[..., Sequence[Any]], shape: tuple[int, ...]) -> bool:
+    """Whether a function of one image takes two as well, and gives as many of everything."""
+    pair = jax.ShapeDtypeStruct((2, *shape[1:]), np.float32)
+    try:
+        outputs = jax.eval_shape(function, pair)
+    except Exception:  # whatever a function raises that is for one image
+        return False
+    return all(output.shape[:1] == (2,) for output in outputs)
 
 
 def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], Run]:

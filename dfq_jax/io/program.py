@@ -1,7 +1,8 @@
 """A traced network as a frontend read it, before it becomes a `Graph`.
 
-`.pt2`, ONNX and live modules all become a `Program`: calls in order, in the source's own operators
-and axis order, with every weight as an array. `io/importing` turns it into a `Graph`.
+`.pt2`, ONNX, live modules and functions of JAX all become a `Program`: calls in order, in the
+source's own operators and axis order, with every weight as an array. `io/importing` turns it into a
+`Graph`.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class Call:
       outputs: names it defines; None for one nobody reads.
       path: where the network's author would look: module path, or ONNX node name; may be empty.
       label: what the source itself calls it, for messages; may be empty.
+      line: of the author's code that it comes from, for messages; may be empty.
     """
 
     target: str
@@ -53,6 +55,7 @@ class Call:
     outputs: tuple[str | None, ...]
     path: str
     label: str = ""
+    line: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Program:
       outputs: names of the results.
       notes: what the user should know, one line each.
       facts: what the file says about itself beside its graph.
+      usual_layout: of images where nothing in the network tells; empty to go by their sizes.
     """
 
     inputs: tuple[Input, ...]
@@ -76,3 +80,4 @@ class Program:
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    usual_layout: str = ""

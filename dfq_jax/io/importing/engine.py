@@ -33,10 +33,12 @@ class Table(NamedTuple):
     Attributes:
       lower: from a target to what it becomes in a graph, None if it is unknown.
       fold: from a target to what it computes on constants.
+      accepted: a sentence that lists what is understood, for those who may write it otherwise.
     """
 
     lower: Callable[[str], Lower | None]
     fold: Callable[[str], Fold | None]
+    accepted: str = ""
 
 
 class Imported(NamedTuple):
@@ -93,18 +95,19 @@ def lower_all(b: Builder, program: Program, table: Table, env: dict[str, Any]) -
             run(b, call, table, env, unknown)
         except UnsupportedModelError:
             known = lambda call: table.lower(call.target) or table.fold(call.target)
-            refuse([*unknown, *(c for c in program.calls[at:] if not known(c))])
+            refuse([*unknown, *(c for c in program.calls[at:] if not known(c))], table.accepted)
             raise
-    refuse(unknown)
+    refuse(unknown, table.accepted)
 
 
-def refuse(unknown: Sequence[Call]) -> None:
+def refuse(unknown: Sequence[Call], accepted: str = "") -> None:
     """Raises one error for all calls nobody here understands, if there are any."""
     if not unknown:
         return
     found: dict[str, list[str]] = {}
     for call in unknown:
-        found.setdefault(call.target, []).append(call.path or "(no module)")
+        place = ", ".join(filter(None, (call.path, call.line)))
+        found.setdefault(call.target, []).append(place or "(no module)")
     lines = []
     for target, paths in sorted(found.items()):
         places = list(dict.fromkeys(paths))
@@ -115,6 +118,7 @@ def refuse(unknown: Sequence[Call]) -> None:
         "the network uses operators without a counterpart here (blocked: nothing was imported):\n"
         + "\n".join(lines)
         + "\nTo add one, see docs/ADDING_AN_OP.md; or write that part with other operators."
+        + (f"\n{accepted}" if accepted else "")
     )
 
 
@@ -287,8 +291,8 @@ def run(b: Builder, call: Call, table: Table, env: dict[str, Any], unknown: list
 
 def described(call: Call) -> str:
     """A call as messages name it."""
-    place = call.label or call.path
-    place = f" at {show(place)}" if place else ""
+    named = ", ".join(filter(None, (call.label or call.path, call.line)))
+    place = f" at {show(named, 200)}" if named else ""
     return f"operator {show(call.target)}{place}"
 
 
@@ -298,7 +302,7 @@ def resolved(argument: Any, env: Mapping[str, Any]) -> Any:
         if argument.name not in env:
             raise UnsupportedModelError(f"it reads {show(argument.name)!r}, which nothing defines.")
         return env[argument.name]
-    if isinstance(argument, tuple):
+    if type(argument) is tuple:  # named ones are settings of the source
         return tuple(resolved(a, env) for a in argument)
     return argument
 

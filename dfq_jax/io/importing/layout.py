@@ -25,6 +25,7 @@ KEEPS = frozenset(
 WINDOWS = frozenset(
     (
         *("conv", "conv2d", "convolution", "convtranspose", "conv_transpose2d"),
+        *("conv_general_dilated",),
         *("batch_norm", "batchnormalization", "group_norm", "groupnormalization"),
         *("instance_norm", "instancenormalization", "lrn"),
         *("averagepool", "avg_pool2d", "adaptive_avg_pool2d", "globalaveragepool"),
@@ -60,7 +61,8 @@ def layout_of(program: Program) -> str:
       program: of one input.
 
     Returns:
-      What its operators say, else the channels of its first convolution, else its sizes.
+      What its operators say, else the channels of its first convolution, else what is usual for
+      its source, else its sizes.
     """
     image = program.inputs[0]
     if len(image.shape) != 4:
@@ -69,7 +71,7 @@ def layout_of(program: Program) -> str:
         with contextlib.suppress(*MALFORMED):  # such calls are refused by name when imported
             if found := find(program):
                 return found
-    return likely(image.shape)
+    return program.usual_layout or likely(image.shape)
 
 
 def told(program: Program) -> str:
@@ -82,11 +84,17 @@ def told(program: Program) -> str:
             continue
         kind = kind_of(call)
         if kind in WINDOWS and len(x.axes) == 4:
-            if found := read_as(x.axes):
+            if found := read_as(named_axes(call, x.axes)):
                 return found
         elif call.outputs[0] is not None and (y := moved(kind, call, x, program)) is not None:
             known[call.outputs[0]] = y
     return ""
+
+
+def named_axes(call: Call, axes: Axes) -> Axes:
+    """The axes as the call names them, channels after the batch."""
+    how = call.kwargs.get("dimension_numbers")
+    return axes if how is None else tuple(axes[i] for i in how.lhs_spec)
 
 
 def kind_of(call: Call) -> str:
@@ -115,7 +123,7 @@ def moved(kind: str, call: Call, x: Followed, program: Program) -> Followed | No
     if kind in ("transpose", "permute"):
         order = order_of(kind, call, len(x.axes))
         return Followed(tuple(x.axes[i] for i in order), tuple(x.sizes[i] for i in order))
-    if kind in ("reshape", "view", "squeeze", "unsqueeze"):
+    if kind in ("reshape", "view", "squeeze", "unsqueeze", "broadcast_in_dim"):
         return reshaped(call, x, program)
     return None
 
@@ -128,7 +136,8 @@ def order_of(kind: str, call: Call, rank: int) -> list[int]:
         a, b = how["dim0"], how["dim1"]
         order[a], order[b] = order[b], order[a]
     else:
-        order = [int(i) % rank for i in how.get("perm") or how.get("dims") or backwards]
+        named = how.get("perm") or how.get("dims") or how.get("permutation")
+        order = [int(i) % rank for i in named or backwards]
     return order if sorted(order) == sorted(backwards) else backwards
 
 
@@ -149,7 +158,10 @@ def target_of(
     call: Call, x: Followed, arrays: Mapping[str, np.ndarray]
 ) -> tuple[int | None, ...] | None:
     """The sizes a reshape asks for, 0 and the batch looked up; None if they are computed."""
-    asked: Any = next((call.kwargs[k] for k in ("shape", "size") if k in call.kwargs), None)
+    named = ("shape", "size", "new_sizes")
+    asked: Any = next((call.kwargs[k] for k in named if k in call.kwargs), None)
+    if kind_of(call) == "squeeze" and "dimensions" in call.kwargs:
+        asked = [n for i, n in enumerate(x.sizes) if i not in call.kwargs["dimensions"]]
     if asked is None and len(call.args) > 1 and isinstance(call.args[1], Ref):
         asked = arrays.get(call.args[1].name)
     if asked is None or not all(isinstance(n, int | np.integer) for n in asked):

@@ -23,6 +23,7 @@ from dfq_jax.graph.ops import (
     Mul,
     Op,
     Pad,
+    Power,
     Relu,
     Reshape,
     Scale,
@@ -190,7 +191,7 @@ def hard_swish(node: Node, found: Found) -> Node | None:
 
 
 def gelu(node: Node, found: Found) -> Node | None:
-    """0.5 x (1 + erf(x / sqrt 2)), the half wherever it is."""
+    """0.5 x (1 + erf(x / sqrt 2)), the half wherever it is; or its approximation by tanh."""
     half = is_scale({**found, node.name: node}, node.name, 0.5, 0.0)
     outer, share = (found.get(half), 1.0) if half is not None else (node, 0.5)
     if outer is None or not isinstance(outer.op, Mul):
@@ -201,16 +202,50 @@ def gelu(node: Node, found: Found) -> Node | None:
         if erf is None and share == 0.5:
             erf, x = is_scale(found, right, 1.0, 1.0), is_scale(found, left, 0.5, 0.0)
         made = None if erf is None else made_by(found, erf, Activation)
-        if x is None or made is None or made.op != Activation("erf"):
+        if x is None or made is None:
             continue
-        if is_scale(found, made.inputs[0], 1 / math.sqrt(2), 0.0) == x:
+        inner = made.inputs[0]
+        if made.op == Activation("erf") and is_scale(found, inner, 1 / math.sqrt(2), 0.0) == x:
             return becomes(node, Activation("gelu"), x)
+        if made.op == Activation("tanh") and is_cubic(found, inner, x):
+            return becomes(node, Activation("gelu_tanh"), x)
+    return None
+
+
+def is_cubic(found: Found, name: str, x: str) -> bool:
+    """Whether a tensor is sqrt(2 / pi) (x + 0.044715 x^3)."""
+    inner = is_scale(found, name, math.sqrt(2 / math.pi), 0.0)
+    total = None if inner is None else made_by(found, inner, Add)
+    for first, other in (total.inputs, total.inputs[::-1]) if total is not None else ():
+        cube = is_scale(found, other, 0.044715, 0.0)
+        made = None if cube is None else made_by(found, cube, Power)
+        if first == x and made is not None and made.op == Power(3.0) and made.inputs[0] == x:
+            return True
+    return False
+
+
+def softplus(node: Node, found: Found) -> Node | None:
+    """max(x, 0) + log(1 + exp(-|x|))."""
+    if not isinstance(node.op, Add):
+        return None
+    for limit, rest in (node.inputs, node.inputs[::-1]):
+        relu, log = made_by(found, limit, Relu), made_by(found, rest, Activation)
+        if relu is None or relu.op != Relu() or log is None or log.op != Activation("log"):
+            continue
+        inner = is_scale(found, log.inputs[0], 1.0, 1.0)
+        shares = None if inner is None else made_by(found, inner, Activation)
+        if shares is None or shares.op != Activation("exp"):
+            continue
+        size = is_scale(found, shares.inputs[0], -1.0, 0.0)
+        made = None if size is None else made_by(found, size, Activation)
+        if made is not None and made.op == Activation("abs") and made.inputs == relu.inputs:
+            return becomes(node, Activation("softplus"), relu.inputs[0])
     return None
 
 
 RULES: tuple[Rule, ...] = (
     *(merged_scales, merged_reshapes, merged_limits),
-    *(hard_sigmoid, gated, hard_swish, gelu),
+    *(hard_sigmoid, gated, hard_swish, gelu, softplus),
 )
 
 
