@@ -51,6 +51,13 @@ LayerPreset = Literal[
     "brecq_8bit_ends_second_shortcuts",
 ]
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
+Store = Literal["packed", "int8", "int4"]
+"""How kernels of fewer than 8 bits lie in the file.
+
+`packed`: as many bits as they have, unpacked to int8 when a runtime loads the file. `int8`: a byte
+each. `int4`: up to 4 bits in ONNX's own 4-bit integers, which ONNX Runtime multiplies as floats.
+"""
+STORES: tuple[Store, ...] = get_args(Store)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +107,14 @@ class Plan:
       groups: (tensor, sites sharing its grid); a tensor on two grids is there twice.
       scheme: as asked for.
       layers: name of the layer preset.
+      store: how kernels lie in the file.
     """
 
     entries: tuple[tuple[Site, Spec], ...]
     groups: tuple[tuple[str, tuple[Site, ...]], ...]
     scheme: Scheme
     layers: LayerPreset
+    store: Store = "packed"
 
     def spec(self, site: Site) -> Spec | None:
         """The spec of a site, None where it stays float."""
@@ -212,6 +221,16 @@ def observing(plan: Plan, observer: Observer) -> Plan:
         for site, spec in plan.entries
     )
     return dataclasses.replace(plan, entries=entries)
+
+
+def stored_as(plan: Plan, store: str) -> Plan:
+    """The plan with its kernels in another form in the file; their numbers are the same.
+
+    Raises:
+      PlanError: if there is no such form.
+    """
+    check_choice("form of kernels", store, STORES, PlanError)
+    return dataclasses.replace(plan, store=next(s for s in STORES if s == store))
 
 
 def layer_bits(graph: Graph, scheme: Scheme, layers: LayerPreset) -> dict[str, tuple[int, int]]:
