@@ -7,7 +7,7 @@ from pathlib import Path
 from dfq_jax.optim.progress import Progress
 from dfq_jax.quantize.costs import Budget
 from dfq_jax.quantize.observers import Observers
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Store
 from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.recipes.presets import Preset
@@ -37,6 +37,7 @@ class Asked:
     memory: int | None
     accuracy: float | None = None
     probes: ImageSet | None = None
+    store: Store = "packed"
 
     def __post_init__(self) -> None:
         """Refuses an accuracy that is none, before any work is done."""

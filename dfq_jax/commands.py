@@ -12,6 +12,7 @@ from dfq_jax.config import CONFIG, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
+from dfq_jax.io.latency import Latency
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.runtime import PRECISE, SATURATES, contract_of, cpu_features, saturation_risk
@@ -37,6 +38,7 @@ from dfq_jax.report.terminal import (
 )
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import PROBE, Result
+from dfq_jax.sizes import foretold, size_line, speed_lines, timed
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import NHWC, InputContract
@@ -109,13 +111,15 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
 
 def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize` once its output is claimed."""
-    parse_scheme(options.scheme)
+    scheme = parse_scheme(options.scheme)
     rules = [parse_rule(text) for text in options.rule]
     check_accuracy(options.accuracy)
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
     check_size(4 * parameter_count(loaded.model))
+    for told in foretold(scheme, options.store):
+        terminal.note(f"  {told}")
     state = state_folder(options.output)
     with terminal.progress():
         result = quantize(
@@ -134,18 +138,20 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             accuracy=options.accuracy,
             key=options.seed,
             memory=memory,
+            store=options.store,
             on_stage=terminal.stage,
             on_progress=terminal.step,
             on_unit=terminal.unit,
             state_folder=state,
         )
-    found = checked(result, terminal)
+    found, latency = checked(result, terminal), timed(result, terminal)
     terminal.stage(f"writing {options.output}")
     source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
     manifest = result.save(
         options.output,
         source=source,
         verification=found.verification,
+        latency=latency,
         unverified=found.reason,
         failed=bool(found.fault),
         files={CONFIG: settings_toml("quantize", options)},
@@ -155,7 +161,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
     if result.images.given:
         kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
         terminal.note(f"{options.output}: {kept}; leave these files out where images are private")
-    show_result(result, found.verification, manifest, loaded, options, terminal)
+    show_result(result, found.verification, latency, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
             f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
@@ -223,6 +229,7 @@ def checked(result: Result, terminal: Terminal) -> Checked:
 def show_result(
     result: Result,
     verification: Verification | None,
+    latency: Latency | None,
     manifest: dict[str, Any],
     loaded: Loaded,
     options: QuantizeOptions,
@@ -243,9 +250,9 @@ def show_result(
     terminal.say(coverage_line(report))
     for rest in filter(None, (float_line(report), shared_line(report))):
         terminal.say(rest)
-    terminal.say(
-        f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"
-    )
+    terminal.say(size_line(before, after, options.output / model, options.store))
+    for line in speed_lines(latency):
+        terminal.say(line)
     terminal.say(contract_line(result.contract))
     for line in [*units_lines(report), *trust_lines(report)]:
         terminal.say(line)
@@ -267,6 +274,8 @@ def show_result(
             "layers": options.layers,
             "bytes_float": before,
             "bytes_int": after,
+            "store": options.store,
+            "speedup": None if latency is None else latency.speedup,
             "report": manifest["report"],
             "seconds": terminal.elapsed,
         },

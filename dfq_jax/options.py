@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from dfq_jax.io.load import ReadOptions
 from dfq_jax.machine import MachineOptions
-from dfq_jax.quantize.plan import LayerPreset
+from dfq_jax.quantize.plan import LayerPreset, Store
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.recipes.presets import Preset
 
@@ -102,6 +102,7 @@ class QuantizeOptions:
       observer: How ranges of activations are found.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step may take, e.g. 4GiB: larger ones are split.
+      store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
       force: Write beside files of others.
       config: TOML file of options; those given here win.
     """
@@ -122,6 +123,7 @@ class QuantizeOptions:
     observer: Observer | None = None
     accuracy: float | None = None
     memory: str | None = None
+    store: Store = "packed"
     force: bool = False
     config: Path | None = None
 

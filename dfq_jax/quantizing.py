@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from dfq_jax.asking import Asked, Follow, Stage
-from dfq_jax.errors import ResourceError, UsageError
+from dfq_jax.errors import ResourceError, UsageError, check_choice
 from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
@@ -30,7 +30,7 @@ from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
-from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme
+from dfq_jax.quantize.plan import STORES, LayerPreset, Rule, Store, parse_scheme, stored_as
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
@@ -85,6 +85,7 @@ def quantize(
     rules: Iterable[Rule] = (),
     accuracy: float | None = None,
     probes: ImageSet | None = None,
+    store: Store = "packed",
     key: int = 0,
     memory: int | None = None,
     on_stage: Stage = lambda _: None,
@@ -110,6 +111,7 @@ def quantize(
       rules: bits of particular layers, which a budget leaves as they are.
       accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
       probes: of `recipes.probes.probes_of`, if they are made; the expected loss is told from them.
+      store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
       key: seed of everything random but the probes.
       memory: bytes that a step may take: batches are split, too large blocks learn by layer.
       on_stage: told what is being done.
@@ -121,13 +123,15 @@ def quantize(
       UsageError: for a bad argument or images of another contract; a budget out of reach.
     """
     check_synthesis(method, key, given=images is not None)
+    check_choice("form of kernels", store, STORES)
     asked_for = parse_scheme(scheme)
     chosen = reconstruction or reconstruction_of(preset, model.contract, asked_for)
     methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
     how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
-    asked = Asked(*how, observers, limit, sensitivity, tuple(rules), key, memory, accuracy, probes)
+    more = (key, memory, accuracy, probes, store)
+    asked = Asked(*how, observers, limit, sensitivity, tuple(rules), *more)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
 
 
@@ -257,7 +261,7 @@ def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
     reference = fold_batch_norm(model)
     given = (asked.layers, asked.rules, asked.scheme, budget.unit)
     observers = asked.observers or DEFAULT_OBSERVERS
-    limit_of(reference, offered(reference.graph, *given, observers), budget)
+    limit_of(reference, offered(reference.graph, *given, observers, asked.store), budget)
 
 
 def calibrated(
@@ -283,10 +287,11 @@ def calibrated(
         peaks=seen.images if seen.provenance.get("method") == "aac" else None,
         on_stage=follow.on_stage,
     )
+    stored = partial(in_form, store=asked.store)
     rules, made = asked.rules, on_grids(rules=asked.rules)
     if asked.budget is None:
         made, cut = within_sums(made, rules, on_grids, follow)
-        return made, None, cut
+        return stored(made), None, cut
     mix = mixed(
         with_biases_of(made.reference, made.quantized.model),
         seen.images,
@@ -296,12 +301,19 @@ def calibrated(
         budget=asked.budget,
         sensitivity=asked.sensitivity,
         observers=asked.observers,
+        store=asked.store,
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )
     rules = (*rules, *mix.rules)
     made, cut = within_sums(on_grids(rules=rules), rules, on_grids, follow)
-    return made, mix, cut
+    return stored(made), mix, cut
+
+
+def in_form(made: Quantized, store: Store) -> Quantized:
+    """The same network, its kernels in another form in the file."""
+    plan = stored_as(made.quantized.plan, store)
+    return made._replace(quantized=dataclasses.replace(made.quantized, plan=plan))
 
 
 def within_sums(

@@ -18,7 +18,7 @@ LAYERS = (
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},
-    {"claims"},
+    {"claims", "sizes"},
     {"commands"},
     {"command_synthesize", "command_doctor"},
     {"cli"},

@@ -1,8 +1,8 @@
 """Packed codes in an ONNX file, and the nodes that unpack them when a runtime loads it.
 
-ONNX has 4-bit integers, but ONNX Runtime multiplies them as floats: it knows 8-bit kernels only as
-integers. So codes are stored packed, and a few nodes that read only constants make int8 of them. Any
-optimising runtime computes such nodes once, when it loads the file, and from there on it has the
+ONNX has 4-bit integers, but ONNX Runtime multiplies them as floats: it has integer kernels for 8
+bits only. So codes are stored packed, and a few nodes that read only constants make int8 of them.
+An optimising runtime computes such nodes once, when it loads the file, and from there on it has an
 8-bit network, fused as ever. All of these operators are older than 4-bit integers.
 """
 

@@ -179,7 +179,7 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
     """A kernel's codes as ONNX stores them.
 
     8 bits as they are. Fewer less their zero point in int8, which integer kernels handle best, and
-    packed in the file where that saves enough; or up to 4 bits in a 4-bit type, if the plan says so.
+    packed in the file where that saves enough; up to 4 bits in a 4-bit type if the plan says so.
 
     Raises:
       ExportError: if scales run along another axis than output channels.

@@ -74,5 +74,7 @@ def table(width: int, below: int) -> Int[np.ndarray, "256 parts"]:
 
 def unpack(planes: tuple[np.ndarray, ...], bits: int, count: int) -> UInt8[np.ndarray, " codes"]:
     """The first `count` codes that `pack` packed."""
-    pairs = zip(planes, planes_of(bits), strict=True)
-    return sum(table(*plane)[data].reshape(-1) for data, plane in pairs)[:count].astype(np.uint8)
+    codes = np.zeros(padded(count, bits), np.uint8)
+    for data, plane in zip(planes, planes_of(bits), strict=True):
+        codes += table(*plane)[data].reshape(-1).astype(np.uint8)
+    return codes[:count]
