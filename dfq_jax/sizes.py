@@ -1,4 +1,4 @@
-"""Bytes and speed of the file that `dfq quantize` writes, in words: before the work and after it."""
+"""Bytes and speed of what `dfq quantize` writes, in words: before the work and after it."""
 
 import zlib
 from pathlib import Path

@@ -15,6 +15,7 @@ from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import output_shapes
+from dfq_jax.io.deployment import CHANNELS, run_py
 from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
@@ -30,6 +31,7 @@ from dfq_jax.io.output_folder import (
     FORMAT,
     MANIFEST,
     MODEL,
+    RUN,
     SCHEMA_VERSION,
     TENSORS,
     check_output_folder,
@@ -120,6 +122,8 @@ def save_artifact(
     name = FAILED if failed else MODEL
     content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
     content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts)), **extra}
+    if float_model.contract.channels in CHANNELS:
+        content[RUN] = run_py(name)
     manifest = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,

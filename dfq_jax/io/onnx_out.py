@@ -290,6 +290,7 @@ def described(contract: InputContract) -> dict:
         "mean": list(contract.mean),
         "std": list(contract.std),
         "resize": contract.resize,
+        "crop": None if contract.resize is None else "centre",
         "interpolation": contract.interpolation,
         "assumed": contract.assumed,
         "names": list(contract.names),
