@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from dfq_jax.errors import check_choice
 from dfq_jax.optim.progress import Progress
 from dfq_jax.quantize.costs import Budget
 from dfq_jax.quantize.observers import Observers
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Store
+from dfq_jax.quantize.plan import STORES, LayerPreset, Rule, Scheme, Store
 from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.recipes.presets import Preset
@@ -40,8 +41,9 @@ class Asked:
     store: Store = "packed"
 
     def __post_init__(self) -> None:
-        """Refuses an accuracy that is none, before any work is done."""
+        """Refuses an accuracy or a form of kernels that is none, before any work is done."""
         check_accuracy(self.accuracy)
+        check_choice("form of kernels", self.store, STORES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ from dfq_jax.report.terminal import (
 )
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.result import PROBE, Result
-from dfq_jax.sizes import foretold, size_line, speed_lines, timed
+from dfq_jax.sizes import foretell, size_line, speed_lines, timed
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import NHWC, InputContract
@@ -118,8 +118,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
     check_output_folder(options.output, options.force, names=(CONFIG,))
     loaded = read_model(model, options.reading, terminal)
     check_size(4 * parameter_count(loaded.model))
-    for told in foretold(scheme, options.store):
-        terminal.note(f"  {told}")
+    foretell(scheme, options.store, terminal)
     state = state_folder(options.output)
     with terminal.progress():
         result = quantize(
@@ -159,8 +158,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
     )
     remove_state(state)
     if result.images.given:
-        kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
-        terminal.note(f"{options.output}: {kept}; leave these files out where images are private")
+        tell_of_images(options.output, terminal)
     show_result(result, found.verification, latency, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
@@ -172,6 +170,12 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             f"the file did not verify: {found.fault}. Saved as "
             f"{options.output / 'model.failed.onnx'}. Please report it with the network."
         )
+
+
+def tell_of_images(output: Path, terminal: Terminal) -> None:
+    """Says which files keep images that were given."""
+    kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
+    terminal.note(f"{output}: {kept}; leave these files out where images are private")
 
 
 def remedy_line(report: Report, output: Path) -> str:

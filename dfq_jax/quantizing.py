@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from dfq_jax.asking import Asked, Follow, Stage
-from dfq_jax.errors import ResourceError, UsageError, check_choice
+from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.imaging import check_seed, synthesize
@@ -30,7 +30,8 @@ from dfq_jax.quantize.costs import Budget, parse_budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers, observer_named
-from dfq_jax.quantize.plan import STORES, LayerPreset, Rule, Store, parse_scheme, stored_as
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, Store, parse_scheme, stored_as
+from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.sensitivity import Sensitivity
 from dfq_jax.quantize.shared_grids import shared_grids
@@ -63,7 +64,7 @@ from dfq_jax.report.analyze import analyze
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
-from dfq_jax.types import ImageSet
+from dfq_jax.types import ImageSet, InputContract
 
 DROWNED = 0.5
 """Error of the outputs in units of their power, 3 dB, beyond which layers cannot be solved."""
@@ -99,8 +100,7 @@ def quantize(
       model: network with its batch norms in place.
       images: to calibrate with, a quarter held out (see `given.image_set`); None to make them.
       scheme: `w{2..8}a{2..8}`.
-      preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
-        form) or `best` (gradient reconstruction on top, where images are small).
+      preset: `fast` (rounding to nearest), `balanced` (more images, in closed form) or `best`.
       layers: which layers stay at 8 bits.
       method: how to synthesize, instead of the preset's choice; ranges end at images of `aac`.
       reconstruction: how kernels are rounded, instead: `recipes.reconstructions.RECONSTRUCTIONS`.
@@ -123,16 +123,21 @@ def quantize(
       UsageError: for a bad argument or images of another contract; a budget out of reach.
     """
     check_synthesis(method, key, given=images is not None)
-    check_choice("form of kernels", store, STORES)
-    asked_for = parse_scheme(scheme)
-    chosen = reconstruction or reconstruction_of(preset, model.contract, asked_for)
-    methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
+    bits = parse_scheme(scheme)
+    rounding = rounding_of(reconstruction, reconstruction_steps, preset, model.contract, bits)
     observers = None if observer is None else Observers(activations=observer_named(observer))
     limit = None if budget is None else parse_budget(budget)
-    how = (asked_for, preset, layers, method, chosen, methods, reconstruction is not None)
-    more = (key, memory, accuracy, probes, store)
-    asked = Asked(*how, observers, limit, sensitivity, tuple(rules), *more)
+    how = (bits, preset, layers, method, *rounding, observers)
+    asked = Asked(*how, limit, sensitivity, tuple(rules), key, memory, accuracy, probes, store)
     return carried_out(model, images, asked, Follow(on_stage, on_progress, on_unit, state_folder))
+
+
+def rounding_of(
+    asked: str | None, steps: int | None, preset: Preset, contract: InputContract, scheme: Scheme
+) -> tuple[str, tuple[Method, ...], bool]:
+    """The name of the reconstruction, its methods, and whether it was asked for by name."""
+    chosen = asked or reconstruction_of(preset, contract, scheme)
+    return chosen, methods_of(chosen, steps_of(preset, chosen, steps)), asked is not None
 
 
 def check_synthesis(method: str | None, seed: int, *, given: bool) -> None:

@@ -10,8 +10,14 @@ from dfq_jax.report.terminal import Terminal
 from dfq_jax.result import Result
 
 
+def foretell(scheme: Scheme, store: Store, terminal: Terminal) -> None:
+    """Says what bits below 8 will do to the file, where a user may expect more of them."""
+    for told in foretold(scheme, store):
+        terminal.note(f"  {told}")
+
+
 def foretold(scheme: Scheme, store: Store) -> list[str]:
-    """What bits below 8 do to the file, where a user may expect more of them."""
+    """What bits below 8 do to the file, in words."""
     bits, told = scheme.weight_bits, []
     if min(bits, scheme.activation_bits) < 8:
         told.append(

@@ -122,8 +122,7 @@ def save_artifact(
     name = FAILED if failed else MODEL
     content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
     content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts)), **extra}
-    if float_model.contract.channels in CHANNELS:
-        content[RUN] = run_py(name)
+    content |= {RUN: run_py(name)} if float_model.contract.channels in CHANNELS else {}
     manifest = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
