@@ -224,6 +224,7 @@ def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     """What was resolved, for reports."""
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
+    settings |= {"store": asked.store}
     if asked.rules:
         settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:

@@ -131,8 +131,7 @@ class Result:
             files["front.png"] = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
             report["mixed"] = plain(self.mixed)
         found = None if verification is None else verification.to_dict()
-        speed = {} if latency is None else {"in ONNX Runtime": f"{latency}, where it was made"}
-        page = report_html(self.report, self.images, {**self.settings, **speed}, found)
+        page = report_html(self.report, self.images, self.settings, found)
         return save_artifact(
             folder,
             self.quantized,
