@@ -111,8 +111,7 @@ def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> Non
 
 def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize` once its output is claimed."""
-    scheme = parse_scheme(options.scheme)
-    rules = [parse_rule(text) for text in options.rule]
+    scheme, rules = parse_scheme(options.scheme), [parse_rule(text) for text in options.rule]
     check_accuracy(options.accuracy)
     memory = None if options.memory is None else bytes_from(options.memory)
     check_output_folder(options.output, options.force, names=(CONFIG,))
@@ -143,7 +142,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             on_unit=terminal.unit,
             state_folder=state,
         )
-    found, latency = checked(result, terminal), timed(result, terminal)
+    found, latency = checked(result, terminal), timed(result.time, terminal)
     terminal.stage(f"writing {options.output}")
     source = {"name": loaded.source, "sha256": loaded.sha256, "architecture": loaded.architecture}
     manifest = result.save(

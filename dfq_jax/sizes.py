@@ -1,13 +1,13 @@
 """Bytes and speed of what `dfq quantize` writes, in words: before the work and after it."""
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from dfq_jax.errors import DfqError
 from dfq_jax.io.latency import Latency
 from dfq_jax.quantize.plan import Scheme, Store
 from dfq_jax.report.terminal import Terminal
-from dfq_jax.result import Result
 
 
 def foretell(scheme: Scheme, store: Store, terminal: Terminal) -> None:
@@ -33,11 +33,11 @@ def foretold(scheme: Scheme, store: Store) -> list[str]:
     return told
 
 
-def timed(result: Result, terminal: Terminal) -> Latency | None:
+def timed(measure: Callable[[], Latency], terminal: Terminal) -> Latency | None:
     """How long both networks take here; None, with a note, where nobody can tell."""
     terminal.stage("timing both networks in ONNX Runtime")
     try:
-        return result.time()
+        return measure()
     except (DfqError, ImportError) as error:
         terminal.note(f"  not timed: {error}")
         return None
