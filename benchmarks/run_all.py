@@ -13,7 +13,7 @@ from pathlib import Path
 import common
 
 SCRIPTS = (
-    *("lowering", "import_accuracy", "ptq", "verify", "latency"),
+    *("lowering", "import_accuracy", "ptq", "verify", "latency", "few_bits"),
     *("import_zoo", "quantize_zoo", "damaged_files", "fuzz_readers", "faults"),
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),

@@ -10,7 +10,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.optim.progress import Phase, Progress
 from dfq_jax.quantize.costs import Budget, parse_budget
 from dfq_jax.quantize.observers import Observers, observer_named
-from dfq_jax.quantize.plan import Rule, Scheme, parse_scheme
+from dfq_jax.quantize.plan import STORES, Rule, Scheme, parse_scheme
 from dfq_jax.quantize.reconstruct import Method
 from dfq_jax.quantize.rules import parse_rule
 from dfq_jax.reading import ReadOptions
@@ -21,7 +21,7 @@ from dfq_jax.report.trust import check_accuracy
 from dfq_jax.settings import PLACES, VERBS, content_of, listed, tables
 from dfq_jax.synthesis.memory import bytes_from
 from dfq_jax.types import ImageSet
-from dfq_jax.words import LayerPreset, Preset, Sensitivity
+from dfq_jax.words import LayerPreset, Preset, Sensitivity, Store
 
 Stage = Callable[[str], None]
 LIKE = {"rule": "rules", "seed": "key"}
@@ -46,12 +46,13 @@ class Settings(TypedDict, total=False):
     rules: Iterable[Rule]
     accuracy: float | None
     probes: ImageSet | None
+    store: Store
     key: int
     memory: int | None
 
 
 NAMES = tuple(Settings.__annotations__)
-TEXTS = ("scheme", "preset", "layers", "method", "reconstruction", "observer", "budget")
+TEXTS = ("scheme", "preset", "layers", "method", "reconstruction", "observer", "budget", "store")
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys((*TEXTS, "sensitivity", "images"), (str,)),
     **dict.fromkeys(("n", "steps", "reconstruction_steps", "key"), (int,)),
@@ -122,6 +123,7 @@ def resolved(
     rules: Iterable[Rule] = (),
     accuracy: float | None = None,
     probes: ImageSet | None = None,
+    store: Store = "packed",
     key: int = 0,
     memory: int | None = None,
 ) -> "Asked":
@@ -150,6 +152,7 @@ def resolved(
         probes=probes,
         n=n,
         steps=steps,
+        store=store,
     )
 
 
@@ -174,10 +177,12 @@ class Asked:
     probes: ImageSet | None = None
     n: int | None = None
     steps: int | None = None
+    store: Store = "packed"
 
     def __post_init__(self) -> None:
-        """Refuses an accuracy or a number of images that is none, before any work is done."""
+        """Refuses values that mean nothing, before any work is done."""
         check_accuracy(self.accuracy)
+        check_choice("form of kernels", self.store, STORES)
         for name, value in (("n", self.n), ("steps", self.steps)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}.")

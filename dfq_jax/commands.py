@@ -13,11 +13,13 @@ from dfq_jax.config import CONFIG, other_model, settings_toml
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts import check_output_folder, load_artifact
+from dfq_jax.io.latency import Latency
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx_out import check_size
 from dfq_jax.io.runtime import PRECISE, SATURATES, contract_of, cpu_features, saturation_risk
 from dfq_jax.io.verify import Verification
 from dfq_jax.options import QuantizeOptions
+from dfq_jax.quantize.plan import parse_scheme
 from dfq_jax.quantizing import quantize
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.report.analyze import Report
@@ -34,6 +36,7 @@ from dfq_jax.report.terminal import (
     units_lines,
 )
 from dfq_jax.result import PROBE, Result
+from dfq_jax.sizes import foretell, size_line, speed_lines, timed
 from dfq_jax.synthesis.targets import recorded_statistics
 from dfq_jax.types import NHWC, InputContract
 
@@ -118,6 +121,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
         if other := other_model(options.config, loaded.sha256):
             terminal.note(f"  {one_line(other)}")
         check_size(4 * parameter_count(loaded.model))
+        foretell(parse_scheme(options.scheme), options.store, terminal)
         result = quantize(
             loaded.model,
             options.images,
@@ -128,13 +132,14 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             on_phase=terminal.phase,
             state_folder=state,
         )
-        found = checked(result, terminal)
+        found, latency = checked(result, terminal), timed(result.time, terminal)
     terminal.stage(f"writing {options.output}")
     source = source_of(loaded)
     manifest = result.save(
         options.output,
         source=source,
         verification=found.verification,
+        latency=latency,
         unverified=found.reason,
         failed=bool(found.fault),
         files={CONFIG: settings_toml("quantize", options, source)},
@@ -142,9 +147,8 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
     )
     remove_state(state)
     if result.images.given:
-        kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
-        terminal.note(f"{options.output}: {kept}; leave these files out where images are private")
-    show_result(result, found.verification, manifest, loaded, options, terminal)
+        tell_of_images(options.output, terminal)
+    show_result(result, found.verification, latency, manifest, loaded, options, terminal)
     if not result.report.passed:
         raise QualityError(
             f"{result.report.failure}: saved as {options.output / 'model.failed.onnx'}. "
@@ -155,6 +159,12 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             f"the file did not verify: {found.fault}. Saved as "
             f"{options.output / 'model.failed.onnx'}. Please report it with the network."
         )
+
+
+def tell_of_images(output: Path, terminal: Terminal) -> None:
+    """Says which files keep images that were given."""
+    kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
+    terminal.note(f"{output}: {kept}; leave these files out where images are private")
 
 
 def remedy_line(report: Report, output: Path) -> str:
@@ -212,6 +222,7 @@ def checked(result: Result, terminal: Terminal) -> Checked:
 def show_result(
     result: Result,
     verification: Verification | None,
+    latency: Latency | None,
     manifest: dict[str, Any],
     loaded: Loaded,
     options: QuantizeOptions,
@@ -232,9 +243,9 @@ def show_result(
     terminal.say(coverage_line(report))
     for rest in filter(None, (float_line(report), shared_line(report))):
         terminal.say(rest)
-    terminal.say(
-        f"on disk {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)"
-    )
+    terminal.say(size_line(before, after, options.output / model, options.store))
+    for line in speed_lines(latency):
+        terminal.say(line)
     terminal.say(contract_line(result.contract))
     for line in [*units_lines(report), *trust_lines(report)]:
         terminal.say(line)
@@ -256,6 +267,8 @@ def show_result(
             "layers": options.layers,
             "bytes_float": before,
             "bytes_int": after,
+            "store": options.store,
+            "speedup": None if latency is None else latency.speedup,
             "report": manifest["report"],
             "seconds": terminal.elapsed,
         },

@@ -15,6 +15,7 @@ from dfq_jax.words import (
     Preset,
     Reconstruction,
     Sensitivity,
+    Store,
 )
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -77,6 +78,7 @@ class QuantizeOptions:
       observer: How ranges of activations are found.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step may take, e.g. 4GiB: larger ones are split.
+      store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
       force: Write beside files of others.
       config: TOML file of options; those given here win.
     """
@@ -99,6 +101,7 @@ class QuantizeOptions:
     observer: Observer | None = None
     accuracy: float | None = None
     memory: str | None = None
+    store: Store = "packed"
     force: bool = False
     config: Path | None = None
 

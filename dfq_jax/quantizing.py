@@ -29,7 +29,7 @@ from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS
-from dfq_jax.quantize.plan import Rule
+from dfq_jax.quantize.plan import Rule, stored_as
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.quantize.sums import LongSum, overflowing, smaller, told
@@ -54,7 +54,6 @@ from dfq_jax.recipes.reconstructions import (
     enlarges,
     foretold,
     learns_in_stages,
-    methods_of,
     reconstructed,
 )
 from dfq_jax.report.analyze import analyze
@@ -63,6 +62,7 @@ from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
 from dfq_jax.types import ImageSet
+from dfq_jax.words import Store
 
 
 def quantize(
@@ -107,6 +107,7 @@ def quantize(
         rules: bits of particular layers, which a budget leaves as they are.
         accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
         probes: of `recipes.probes.probes_of`, if they are made; tell the expected loss.
+        store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
         key: seed of everything random but the probes.
         memory: bytes that a step may take: batches are split, too large blocks learn by layer.
 
@@ -225,6 +226,7 @@ def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     """What was resolved, for reports."""
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
+    settings |= {"store": asked.store}
     if asked.rules:
         settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:
@@ -256,7 +258,7 @@ def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
     reference = fold_batch_norm(model)
     given = (asked.layers, asked.rules, asked.scheme, budget.unit)
     observers = asked.observers or DEFAULT_OBSERVERS
-    limit_of(reference, offered(reference.graph, *given, observers), budget)
+    limit_of(reference, offered(reference.graph, *given, observers, asked.store), budget)
 
 
 def calibrated(
@@ -282,10 +284,11 @@ def calibrated(
         peaks=seen.images if seen.provenance.get("method") == "aac" else None,
         on_stage=follow.on_stage,
     )
+    stored = partial(in_form, store=asked.store)
     rules, made = asked.rules, on_grids(rules=asked.rules)
     if asked.budget is None:
         made, cut = within_sums(made, rules, on_grids, follow)
-        return made, None, cut
+        return stored(made), None, cut
     mix = mixed(
         with_biases_of(made.reference, made.quantized.model),
         seen.images,
@@ -295,12 +298,19 @@ def calibrated(
         budget=asked.budget,
         sensitivity=asked.sensitivity,
         observers=asked.observers,
+        store=asked.store,
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )
     rules = (*rules, *mix.rules)
     made, cut = within_sums(on_grids(rules=rules), rules, on_grids, follow)
-    return made, mix, cut
+    return stored(made), mix, cut
+
+
+def in_form(made: Quantized, store: Store) -> Quantized:
+    """The same network, its kernels in another form in the file."""
+    plan = stored_as(made.quantized.plan, store)
+    return made._replace(quantized=dataclasses.replace(made.quantized, plan=plan))
 
 
 def within_sums(

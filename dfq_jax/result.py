@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import save_artifact
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
+from dfq_jax.io.latency import Latency, bench
+from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.verify import Verification
 from dfq_jax.io.verify import verify as compare_runtimes
 from dfq_jax.npz import read_npz
@@ -30,6 +31,8 @@ from dfq_jax.types import ImageSet, InputContract, finite_data
 
 PROBE = "probe.npz"
 MOST_PROBES = 16
+TIMED = 1.0
+"""Seconds to time both networks for."""
 MOST_OUTSIDE = 0.8
 """Share of the values of images that may be out of range: of optimised ones up to a half are."""
 
@@ -75,6 +78,16 @@ class Result:
         file = serialize(quantized_onnx(self.quantized))
         return compare_runtimes(self.quantized, file, probe_images(self.probe_bytes, self.contract))
 
+    def time(self) -> Latency:
+        """Times one image on one thread of ONNX Runtime here, in about a second.
+
+        Raises:
+          ImportError: if ONNX Runtime is not installed.
+          DfqError: if it cannot run one of the files.
+        """
+        files = float_onnx(self.float_model), quantized_onnx(self.quantized)
+        return bench(*map(serialize, files), threads=1, warmup=2, seconds=TIMED)
+
     @property
     def contract(self) -> InputContract:
         """The input contract of the network."""
@@ -106,6 +119,7 @@ class Result:
         *,
         source: Mapping[str, Any] | None = None,
         verification: Verification | None = None,
+        latency: Latency | None = None,
         unverified: str = "",
         failed: bool = False,
         files: Mapping[str, bytes] | None = None,
@@ -119,6 +133,7 @@ class Result:
           folder: absent, empty, or an earlier output of ours.
           source: where the weights came from, plain data.
           verification: what `verify` found, to be kept in the report.
+          latency: what `time` measured, to be kept there as well.
           unverified: why there is no verification, to be kept there as well.
           failed: whether it must not be called a success for a reason of the caller's.
           files: further files, by name.
@@ -150,6 +165,7 @@ class Result:
                 **finite_data(report),
                 "verification": finite_data(found),
                 "unverified": unverified or None,
+                "latency": None if latency is None else finite_data(latency.to_dict()),
             },
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),

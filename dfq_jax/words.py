@@ -11,6 +11,12 @@ LayerPreset = Literal[
 ]
 Preset = Literal["fast", "balanced", "best"]
 Sensitivity = Literal["kl", "fisher", "trace"]
+Store = Literal["packed", "int8", "int4"]
+"""How kernels of fewer than 8 bits lie in the file.
+
+`packed`: as many bits as they have, unpacked to int8 when a runtime loads the file. `int8`: a byte
+each. `int4`: up to 4 bits in ONNX's own 4-bit integers, which ONNX Runtime multiplies as floats.
+"""
 MethodName = Literal[
     "best",
     "best_unlabelled",

@@ -166,8 +166,11 @@ def test_quantize_shows_what_was_done_and_how_far_to_trust_it(dfq, net, made, tm
     assert lines[-1] == f"saved: {out / 'model.onnx'}"
     assert {p.name for p in out.iterdir()} == {
         *("model.onnx", "float.onnx", "model.safetensors", "report.html", "manifest.json"),
-        *("probe.npz", "config.toml"),
+        *("probe.npz", "config.toml", "run.py"),
     }
+    assert re.search(
+        r"^in ONNX Runtime [\d.]+ here, one thread: .*x as (fast|SLOW)$", found.out, re.M
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     for stage in ("folding batch norms", "calibrating", "correcting", "judging", "verifying"):
         assert stage in found.err
@@ -178,9 +181,11 @@ def test_quantize_json_and_the_same_bytes_every_time(dfq, net, made, tmp_path):
     found = dfq("quantize", *net, "-o", out, "--images", made / "images.npz", "--json")
     assert set(found.data) == {
         *("status", "out", "model", "scheme", "layers", "bytes_float", "bytes_int", "report"),
-        "seconds",
+        *("seconds", "store", "speedup"),
     }
     assert found.data["status"] == "ok"
+    assert found.data["store"] == "packed"
+    assert found.data["speedup"] == found.data["report"]["latency"]["speedup"] > 0
     assert found.data["model"] == str(out / "model.onnx")
     assert found.data["bytes_int"] == (out / "model.onnx").stat().st_size
     assert found.data["bytes_float"] == (out / "float.onnx").stat().st_size

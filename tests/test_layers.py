@@ -30,7 +30,7 @@ LAYERS = (
     {"judging"},
     {"quantizing"},
     {"api", "options", "config"},
-    {"claims", "command_options"},
+    {"claims", "command_options", "sizes"},
     {"commands"},
     {"command_synthesize", "command_doctor"},
     {"cli"},

@@ -15,6 +15,7 @@ from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import output_shapes
+from dfq_jax.io.deployment import CHANNELS, run_py
 from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
@@ -30,6 +31,7 @@ from dfq_jax.io.output_folder import (
     FORMAT,
     MANIFEST,
     MODEL,
+    RUN,
     SCHEMA_VERSION,
     TENSORS,
     check_output_folder,
@@ -146,12 +148,11 @@ def save_artifact(
 def networks(
     quantized: QuantizedModel, float_model: Model, facts: Mapping[str, str], *, failed: bool
 ) -> dict[str, bytes]:
-    """{file: content} of the integer network, its tensors, and the float one."""
-    return {
-        FAILED if failed else MODEL: serialize(quantized_onnx(quantized, metadata=facts)),
-        TENSORS: pack(quantized),
-        FLOAT: serialize(float_onnx(float_model, metadata=facts)),
-    }
+    """{file: content} of the integer network, its tensors, the float one, and how to run it."""
+    name = FAILED if failed else MODEL
+    content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
+    content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts))}
+    return content | ({RUN: run_py(name)} if float_model.contract.channels in CHANNELS else {})
 
 
 def written(pages: Mapping[str, Page], content: Mapping[str, bytes]) -> dict[str, bytes]:

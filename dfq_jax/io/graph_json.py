@@ -13,8 +13,9 @@ from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import Op
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import Observer
-from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
+from dfq_jax.quantize.plan import LAYER_PRESETS, STORES, Plan, Scheme, Site, Spec
 from dfq_jax.types import InputContract
+from dfq_jax.words import Store
 
 OPS = {kind.__name__: kind for kind in get_args(Op)}
 OBSERVERS = {kind.__name__: kind for kind in get_args(Observer)}
@@ -41,6 +42,10 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
     return checked("graph", read)
 
 
+UNTOLD: Store = "int4"
+"""How kernels lie in the files of plans that do not say: there was no other form."""
+
+
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """A plan as `{"scheme", "layers", "sites": [...], "groups": [...]}`."""
     sites = [
@@ -54,7 +59,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     ]
     groups = [{"tensor": t, "sites": [list(s) for s in members]} for t, members in plan.groups]
     scheme = dataclasses.asdict(plan.scheme)
-    return {"scheme": scheme, "layers": plan.layers, "sites": sites, "groups": groups}
+    how = {"scheme": scheme, "layers": plan.layers, "store": plan.store}
+    return {**how, "sites": sites, "groups": groups}
 
 
 def plan_from_json(data: Mapping[str, Any]) -> Plan:
@@ -67,6 +73,8 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     def read() -> Plan:
         if data["layers"] not in LAYER_PRESETS:
             raise ValueError(f"layer preset {data['layers']!r} is none of {LAYER_PRESETS}")
+        if (store := data.get("store", UNTOLD)) not in STORES:
+            raise ValueError(f"form of kernels {store!r} is none of {STORES}")
         entries = (
             (
                 known_site(e["node"], e["slot"]),
@@ -78,7 +86,8 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
             (g["tensor"], tuple(known_site(node, slot) for node, slot in g["sites"]))
             for g in data["groups"]
         )
-        return Plan(tuple(entries), tuple(groups), Scheme(**data["scheme"]), data["layers"])
+        known = tuple(entries), tuple(groups), Scheme(**data["scheme"]), data["layers"]
+        return Plan(*known, store)
 
     return checked("plan", read)
 

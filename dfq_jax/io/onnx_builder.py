@@ -1,7 +1,7 @@
 """Collects the parts of an ONNX graph, packs constants, keeps names apart."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ class OnnxBuilder:
         self._values = {images, *reserved}
         self._names: set[str] = set()
         self._defined: set[str] = set()
-        self._known: dict[tuple[str, Any], str] = {}
+        self._known: dict[tuple, str] = {}
 
     def fresh(self, wanted: str) -> str:
         """`wanted`, or a variation of it if a value has that name; taken from now on."""
@@ -142,6 +142,12 @@ class OnnxBuilder:
             target = self.part("Concat", f"{value}.shape", (self.batch(), sizes), axis=0)
             self._known[known] = self.part("Expand", f"{value}.rows", (value, target))
         return self._known[known]
+
+    def shared(self, key: tuple, add: Callable[[], str]) -> str:
+        """A value for all who ask with the same key, added for the first of them."""
+        if key not in self._known:
+            self._known[key] = add()
+        return self._known[key]
 
     def batch(self) -> str:
         """The batch size as a list of one, computed once."""

@@ -62,8 +62,8 @@ def quantized_onnx(
       metadata: further properties to write into the file.
 
     Returns:
-      A checked model with the input and output of `float_onnx`; opset 21 with 4-bit initialisers
-      if a kernel has 4 bits or fewer, else opset 17.
+      A checked model with the input and output of `float_onnx`, of opset 17; of opset 21 where
+      the plan stores kernels of up to 4 bits as ONNX's own 4-bit integers.
 
     Raises:
       ExportError: if ONNX cannot express the network or its plan.
@@ -168,7 +168,8 @@ def shapes_of_larger(
 
 def opset_of(quantized: QuantizedModel | None) -> int:
     """The opset of the file: the first with 4-bit integers where there are any."""
-    entries = () if quantized is None else quantized.plan.entries
+    whole = quantized is None or quantized.plan.store != "int4"
+    entries = () if whole else quantized.plan.entries
     narrow = any(spec.grid.bits <= 4 for site, spec in entries if site.argument is None)
     return OPSET_INT4 if narrow else OPSET
 
@@ -289,6 +290,7 @@ def described(contract: InputContract) -> dict:
         "mean": list(contract.mean),
         "std": list(contract.std),
         "resize": contract.resize,
+        "crop": None if contract.resize is None else "centre",
         "interpolation": contract.interpolation,
         "assumed": contract.assumed,
         "names": list(contract.names),

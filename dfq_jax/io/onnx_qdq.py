@@ -13,10 +13,12 @@ from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu, keeps
 from dfq_jax.graph.query import consumers
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
 from dfq_jax.io.onnx_layout import Layout
+from dfq_jax.io.onnx_packed import add_unpacked
 from dfq_jax.io.onnx_slots import filed_slots, kernel_form, kernel_layout, output_axis
 from dfq_jax.io.onnx_values import Draft, Edge, Pair
 from dfq_jax.io.quantized_tensors import to_bias_codes, to_codes
 from dfq_jax.numerics.affine import bias_scale
+from dfq_jax.quantize.costs import is_packed
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -126,6 +128,14 @@ def add_slots(
 
 
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """How codes are packed: bits of each, and what stands for zero, in the shape of the scale."""
+
+    bits: int
+    offset: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Integers:
     """A parameter as integers.
 
@@ -135,6 +145,7 @@ class Integers:
       zero_point: in the type of `codes`, shape of `scale`.
       kind: ONNX element type where NumPy's does not say it (4 bits).
       axis: of the output channels.
+      packed: how codes of fewer than 8 bits are packed, None for a whole element each.
     """
 
     codes: np.ndarray
@@ -142,6 +153,7 @@ class Integers:
     zero_point: np.ndarray
     kind: int | None = None
     axis: int = 0
+    packed: Packed | None = None
 
 
 def integer_slots(
@@ -166,8 +178,8 @@ def integer_slots(
 def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
     """A kernel's codes as ONNX stores them.
 
-    Up to 4 bits in a 4-bit type; 5 to 7 bits less their zero point in int8, which integer kernels
-    handle best; 8 bits as they are.
+    8 bits as they are. Fewer less their zero point in int8, which integer kernels handle best, and
+    packed in the file where that saves enough; up to 4 bits in a 4-bit type if the plan says so.
 
     Raises:
       ExportError: if scales run along another axis than output channels.
@@ -182,13 +194,16 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
             f"writes one scale per output channel, or one for all."
         )
     zero_point = np.broadcast_to(np.asarray(affine.zero_point).reshape(-1), scale.shape)
-    if grid.bits <= 4:
+    if grid.bits <= 4 and quantized.plan.store == "int4":
         kind = onnx.TensorProto.INT4 if grid.symmetric else onnx.TensorProto.UINT4
         return Integers(codes, scale, zero_point, kind)
-    if grid.bits < 8:
-        centred = codes.astype(np.int16) - zero_point
-        return Integers(centred.astype(np.int8), scale, np.zeros(scale.shape, np.int8))
-    return Integers(codes, scale, zero_point)
+    if grid.bits == 8:
+        return Integers(codes, scale, zero_point)
+    none = np.zeros(scale.shape, np.int8)
+    if is_packed(codes.size, grid.bits, quantized.plan.store):
+        above = lambda x: (np.asarray(x, np.int16) - grid.qmin).astype(np.uint8)
+        return Integers(above(codes), scale, none, packed=Packed(grid.bits, above(zero_point)))
+    return Integers((codes.astype(np.int16) - zero_point).astype(np.int8), scale, none)
 
 
 def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
@@ -198,9 +213,20 @@ def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
     if per_tensor:
         scale, zero_point = as_scalar(scale), as_scalar(zero_point)
     inputs = (
-        b.constant(f"{stem}.codes", integers.codes, integers.kind),
+        add_codes(b, stem, integers),
         b.constant(f"{stem}.scale", scale),
         b.constant(f"{stem}.zero_point", zero_point, integers.kind),
     )
     attributes = {} if per_tensor else {"axis": integers.axis}
     return b.add("DequantizeLinear", f"{stem}.dequantize", inputs, b.fresh(stem), **attributes)
+
+
+def add_codes(b: OnnxBuilder, stem: str, integers: Integers) -> str:
+    """Adds the codes of a parameter, and what unpacks them where they are packed."""
+    codes, packed = integers.codes, integers.packed
+    if packed is None:
+        return b.constant(f"{stem}.codes", codes, integers.kind)
+    along = [1] * codes.ndim
+    if packed.offset.size > 1:
+        along[integers.axis] = packed.offset.size
+    return add_unpacked(b, stem, codes, packed.offset.reshape(along), packed.bits)

@@ -28,8 +28,8 @@ from dfq_jax.files import (
 FORMAT = "dfq_jax artifact"
 SCHEMA_VERSION = 1
 MANIFEST, MODEL, FAILED = "manifest.json", "model.onnx", "model.failed.onnx"
-FLOAT, TENSORS = "float.onnx", "model.safetensors"
-OWN_FILES = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS}
+FLOAT, TENSORS, RUN = "float.onnx", "model.safetensors", "run.py"
+OWN_FILES = {MANIFEST, MODEL, FAILED, FLOAT, TENSORS, RUN}
 PARTIAL = ".partial-"
 WHOLE, LOCK = f"{PARTIAL}whole", f"{PARTIAL}save"
 LARGEST_MANIFEST = 64 << 20

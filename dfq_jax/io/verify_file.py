@@ -1,5 +1,6 @@
 """Whether a file holds exactly what the exporter writes for a network: constants, nodes, bounds."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.quantize.simulate import QuantizedModel
 
 METADATA = ("dfq.contract", "dfq.scheme", "dfq.layers")
+LATER = ("crop",)
+"""Keys of the contract that older files lack."""
 
 
 def differences(proto: onnx.ModelProto, quantized: QuantizedModel) -> Iterator[str]:
@@ -42,8 +45,19 @@ def differences(proto: onnx.ModelProto, quantized: QuantizedModel) -> Iterator[s
         yield "it defines functions or sparse tensors, which the exporter never writes"
     mine, theirs = ({p.key: p.value for p in m.metadata_props} for m in (wanted, proto))
     for key in METADATA:
-        if key in mine and theirs.get(key) != mine[key]:
+        if key in mine and not same_fact(theirs.get(key), mine[key]):
             yield f"its {key} is not that of the network"
+
+
+def same_fact(found: str | None, wanted: str) -> bool:
+    """Whether a property says what the exporter says, less what older versions did not say."""
+    try:
+        said, due = json.loads(found or ""), json.loads(wanted)
+    except (ValueError, RecursionError):
+        return found == wanted
+    if not (isinstance(said, dict) and isinstance(due, dict)):
+        return found == wanted
+    return {k: due[k] for k in LATER if k in due} | said == due
 
 
 def compared(

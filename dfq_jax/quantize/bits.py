@@ -169,7 +169,7 @@ def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsa
     Returns:
       The problem in whole units.
     """
-    levels, owners = len(space.bits), space.owners
+    levels, owners, store = len(space.bits), space.owners, space.rest.store
     costs = np.zeros((len(space.choices), levels), np.int64)
     fixed, pairs = 0, []
     for work in work_of(model):
@@ -179,7 +179,7 @@ def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsa
             space.bits if chosen is not None else (bits_of(space.rest, site),) * levels
             for chosen, site in zip((first, second), work.operands, strict=True)
         )
-        table = np.array([[cost(work, a, b, unit) for b in theirs] for a in ours], np.int64)
+        table = np.array([[cost(work, a, b, unit, store) for b in theirs] for a in ours], np.int64)
         match first, second:
             case None, None:
                 fixed += int(table[0, 0])

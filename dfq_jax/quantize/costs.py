@@ -1,9 +1,10 @@
 """What bits cost: average bits, bytes in the ONNX file, bit operations; and budgets of them.
 
-Bytes are those of the ONNX file (`io/onnx_qdq.py`): codes of 4 bits or fewer lie two to a byte, of
-5 to 8 bits one to a byte. Two or three bits therefore save nothing over four there, nor five or six
-over eight. With the codes go, for each scale, 4 bytes of scale and a zero point of the codes' type;
-and a bias has int32 codes with scales and zero points of their own.
+Bytes are those of the ONNX file (`io/onnx_qdq.py`), which depend on the form that the plan stores
+kernels in. Packed ones take as many bits as they have, if that saves more than the nodes take that
+unpack them. As ONNX's 4-bit integers, two or three bits save nothing over four, nor five or six
+over eight. With the codes go, for each scale, 4 bytes of scale and a zero point; and a bias has
+int32 codes with scales and zero points of their own.
 """
 
 import dataclasses
@@ -18,13 +19,17 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.packing import packed_bytes
 from dfq_jax.quantize.observers import DEFAULT_OBSERVER
 from dfq_jax.quantize.plan import Plan, weight_spec
 from dfq_jax.quantize.sites import Site, products
+from dfq_jax.words import Store
 
 Unit = Literal["bits", "bytes", "bops"]
 FLOAT = 32
 """Bits of what stays in float."""
+UNPACKING = 1024
+"""Bytes that the nodes and names take which unpack a kernel, about; fewer are not worth saving."""
 UNITS: dict[str, tuple[Unit, int]] = {
     "bits": ("bits", 1),
     "b": ("bytes", 1),
@@ -134,7 +139,7 @@ def with_biases_of(model: Model, corrected: Model) -> Model:
     )
 
 
-def cost(work: Work, first: int, second: int, unit: Unit) -> int:
+def cost(work: Work, first: int, second: int, unit: Unit, store: Store = "packed") -> int:
     """What a layer costs with so many bits of its operands, in whole units.
 
     Args:
@@ -142,6 +147,7 @@ def cost(work: Work, first: int, second: int, unit: Unit) -> int:
       first: bits of the kernel, or of the first tensor of two; `FLOAT` if not quantized.
       second: bits of the (second) tensor.
       unit: what is counted; for `bits` their sum over the kernel.
+      store: how kernels lie in the file.
 
     Returns:
       The cost.
@@ -150,19 +156,30 @@ def cost(work: Work, first: int, second: int, unit: Unit) -> int:
         case "bits":
             return work.elements * first
         case "bytes":
-            return stored(work, first, second)
+            return stored(work, first, second, store)
         case "bops":
             return work.macs * first * second
 
 
-def stored(work: Work, weight: int, tensor: int) -> int:
+def stored(work: Work, weight: int, tensor: int, store: Store) -> int:
     """Bytes of a layer's parameters in the ONNX file."""
     if weight == FLOAT:
         return 4 * (work.elements + work.biases)
-    packed = lambda count: -(-count // 2) if weight <= 4 else count
-    kernel = packed(work.elements) + packed(work.scales) + 4 * work.scales
+    if is_packed(work.elements, weight, store):
+        codes = packed_bytes(work.elements, weight) + 2 * work.scales
+    elif store == "int4" and weight <= 4:
+        codes = -(-work.elements // 2) - (-work.scales // 2)
+    else:
+        codes = work.elements + work.scales
+    kernel = codes + 4 * work.scales
     integer_bias = work.biases and tensor != FLOAT
     return kernel + 4 * work.biases + (8 * work.scales if integer_bias else 0)
+
+
+def is_packed(elements: int, bits: int, store: Store) -> bool:
+    """Whether a kernel is packed in the file: where that form is wanted and saves bytes."""
+    narrow = store == "packed" and bits < 8
+    return narrow and elements - packed_bytes(elements, bits) > UNPACKING
 
 
 def bits_of(plan: Plan, site: Site) -> int:
@@ -189,5 +206,5 @@ def cost_of(model: Model, plan: Plan, unit: Unit) -> Budget:
     """
     works = work_of(model)
     bits = lambda work, operand: bits_of(plan, work.operands[operand])
-    total = sum(cost(work, bits(work, 0), bits(work, 1), unit) for work in works)
+    total = sum(cost(work, bits(work, 0), bits(work, 1), unit, plan.store) for work in works)
     return Budget(total / per_unit(works, unit), unit)

@@ -42,9 +42,10 @@ from dfq_jax.quantize.observers import (
     check_observers,
 )
 from dfq_jax.quantize.sites import Site, leading_to, products, tensor_groups
-from dfq_jax.words import LayerPreset
+from dfq_jax.words import LayerPreset, Store
 
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
+STORES: tuple[Store, ...] = get_args(Store)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +95,14 @@ class Plan:
       groups: (tensor, sites sharing its grid); a tensor on two grids is there twice.
       scheme: as asked for.
       layers: name of the layer preset.
+      store: how kernels lie in the file.
     """
 
     entries: tuple[tuple[Site, Spec], ...]
     groups: tuple[tuple[str, tuple[Site, ...]], ...]
     scheme: Scheme
     layers: LayerPreset
+    store: Store = "packed"
 
     def spec(self, site: Site) -> Spec | None:
         """The spec of a site, None where it stays float."""
@@ -206,6 +209,16 @@ def observing(plan: Plan, observer: Observer) -> Plan:
         for site, spec in plan.entries
     )
     return dataclasses.replace(plan, entries=entries)
+
+
+def stored_as(plan: Plan, store: str) -> Plan:
+    """The plan with its kernels in another form in the file; their numbers are the same.
+
+    Raises:
+      PlanError: if there is no such form.
+    """
+    check_choice("form of kernels", store, STORES, PlanError)
+    return dataclasses.replace(plan, store=next(s for s in STORES if s == store))
 
 
 def layer_bits(graph: Graph, scheme: Scheme, layers: LayerPreset) -> dict[str, tuple[int, int]]:

@@ -135,7 +135,7 @@ def share(plan: Plan, block: Block, groups: Collection[int]) -> Plan:
         if site.node in inside and (site.argument is None or site in edges)
     ]
     renamed = tuple((f"t{i}", tuple(map(moved, sites))) for i, sites in enumerate(kept))
-    return Plan(tuple(entries), renamed, plan.scheme, plan.layers)
+    return Plan(tuple(entries), renamed, plan.scheme, plan.layers, plan.store)
 
 
 def rest_of(model: Model, units: Sequence[Unit]) -> Model | None:

@@ -6,6 +6,7 @@ program instead, which is what happens here. The allocation is a tuple of rules,
 `quantize.plan.resolve` stays as it is.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -25,9 +26,10 @@ from dfq_jax.quantize.bits import (
 from dfq_jax.quantize.choices import BITS, Space, space_of
 from dfq_jax.quantize.costs import Budget, Unit
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme
+from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, stored_as
 from dfq_jax.quantize.sensitivity import Sensitivity, sensitivities
 from dfq_jax.recipes.dfq import expectations
+from dfq_jax.words import Store
 
 
 class Mixed(NamedTuple):
@@ -60,6 +62,7 @@ def mixed(
     budget: Budget | None = None,
     sensitivity: Sensitivity = "kl",
     observers: Observers | None = None,
+    store: Store = "packed",
     points: int = POINTS,
     key: Key[Array, ""],
     on_stage: Callable[[str], None] = lambda _: None,
@@ -78,6 +81,7 @@ def mixed(
       sensitivity: how losses are predicted; see `sensitivities`.
       observers: how ranges are found; None for the search of BRECQ, with 8-bit grids that cover
         what batch-norm statistics predict too. Give `dfq` the same.
+      store: how kernels lie in the file, which a budget of bytes counts.
       points: budgets tried for the front.
       key: for sensitivities that draw.
       on_stage: told what is being done.
@@ -92,7 +96,8 @@ def mixed(
       ResourceError: if a best allocation cannot be proven within a minute.
     """
     unit = "bits" if budget is None else budget.unit
-    space = offered(reference.graph, layers, rules, scheme, unit, observers or DEFAULT_OBSERVERS)
+    how = (layers, rules, scheme, unit, observers or DEFAULT_OBSERVERS, store)
+    space = offered(reference.graph, *how)
     if budget is not None:
         limit_of(reference, space, budget)  # refused before minutes are spent
     on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
@@ -113,6 +118,7 @@ def offered(
     scheme: Scheme,
     unit: Unit,
     observers: Observers,
+    store: Store = "packed",
 ) -> Space:
     """What can be chosen under a budget of some unit, the scheme's own bits among the candidates.
 
@@ -123,9 +129,10 @@ def offered(
       scheme: what a uniform network would have.
       unit: of the budget.
       observers: how ranges are found.
+      store: how kernels lie in the file.
     """
     candidates = (*BITS, scheme.weight_bits, scheme.activation_bits)
-    return space_of(
+    space = space_of(
         graph,
         layers,
         rules,
@@ -134,3 +141,4 @@ def offered(
         bits=candidates,
         observers=observers,
     )
+    return dataclasses.replace(space, rest=stored_as(space.rest, store))

@@ -47,7 +47,7 @@ from dfq_jax.io.runtime import feed, open_session
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.plan import LayerPreset, parse_scheme, resolve
+from dfq_jax.quantize.plan import LayerPreset, Store, parse_scheme, resolve, stored_as
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
@@ -353,6 +353,12 @@ def quantized(
 
 
 @functools.cache
-def integer_file(net: str, scheme: str = "w8a8", layers: LayerPreset = "qdrop_8bit_ends") -> bytes:
+def integer_file(
+    net: str,
+    scheme: str = "w8a8",
+    layers: LayerPreset = "qdrop_8bit_ends",
+    store: Store = "packed",
+) -> bytes:
     """The bytes of the quantized network as ONNX."""
-    return serialize(quantized_onnx(quantized(net, scheme, layers)))
+    made = quantized(net, scheme, layers)
+    return serialize(quantized_onnx(dataclasses.replace(made, plan=stored_as(made.plan, store))))

@@ -27,7 +27,7 @@ CASES = (
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
 )
-OURS = {"manifest.json", "model.onnx", "float.onnx", "model.safetensors"}
+OURS = {"manifest.json", "model.onnx", "float.onnx", "model.safetensors", "run.py"}
 
 
 @pytest.fixture

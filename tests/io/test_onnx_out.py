@@ -74,7 +74,8 @@ def test_quantized_export_computes_the_simulation(onnx_nets, net, scheme, layers
 def test_the_onnx_reference_evaluator_agrees(onnx_nets):
     q = onnx_nets.quantized("extreme", "w2a2", "qdrop_8bit_ends")
     x = np.asarray(onnx_nets.images(q.model, 2))
-    proto = onnx.load_model_from_string(onnx_nets.integer_file("extreme", "w2a2"))
+    file = onnx_nets.integer_file("extreme", "w2a2", store="int4")
+    proto = onnx.load_model_from_string(file)
     session: Any = onnx.reference.ReferenceEvaluator(proto)
     found = session.run(None, {"images": x.transpose(0, 3, 1, 2)})[0]
     np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
@@ -116,12 +117,18 @@ def test_one_pair_per_tensor_and_grid_shared_by_its_readers(onnx_nets, net, sche
 
 
 @pytest.mark.parametrize(
-    ("scheme", "opset", "types"),
-    [("w8a8", 17, {"INT8"}), ("w5a6", 17, {"INT8"}), ("w4a4", 21, {"INT8", "UINT4"})],
+    ("scheme", "store", "opset", "types"),
+    [
+        ("w8a8", "packed", 17, {"INT8"}),
+        ("w5a6", "int8", 17, {"INT8"}),
+        ("w5a6", "int4", 17, {"INT8"}),
+        ("w4a4", "int8", 17, {"INT8"}),
+        ("w4a4", "int4", 21, {"INT8", "UINT4"}),
+    ],
 )
-def test_kernels_are_integers_in_raw_data(onnx_nets, scheme, opset, types):
+def test_kernels_are_integers_in_raw_data(onnx_nets, scheme, store, opset, types):
     layers = "brecq_8bit_ends_second" if scheme == "w4a4" else "qdrop_8bit_ends"
-    proto = onnx.load_model_from_string(onnx_nets.integer_file("residual", scheme, layers))
+    proto = onnx.load_model_from_string(onnx_nets.integer_file("residual", scheme, layers, store))
     assert proto.opset_import[0].version == opset
     stored = {t.name: t for t in proto.graph.initializer}
     kernels = [t for name, t in stored.items() if name.endswith(".kernel.codes")]

@@ -75,7 +75,7 @@ def test_a_missing_onnxruntime_names_the_extra(monkeypatch, onnx_nets):
 
 
 def test_an_old_onnxruntime_is_told_what_it_lacks(monkeypatch, onnx_nets):
-    file = onnx_nets.integer_file("vgg", "w4a8", "zsq_all_low")
+    file = onnx_nets.integer_file("vgg", "w4a8", "zsq_all_low", store="int4")
     monkeypatch.setattr(onnxruntime, "__version__", "1.17.3")
     with pytest.raises(UnsupportedModelError, match=r"opset 21, which needs ONNX Runtime 1\.18"):
         open_session(file, optimize=False)
@@ -127,4 +127,5 @@ def test_a_slower_integer_network_is_said():
     found = " ".join(warnings(1.0, 2.0, ("avx2",), True))
     assert "slower here: 2.00 ms against 1.00 ms" in found
     assert "4-bit" in found
+    assert "--store packed" in found
     assert "VNNI" in found

@@ -6,6 +6,7 @@ import pytest
 from dfq_jax.errors import BudgetError, ResourceError
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize import bits as module
+from dfq_jax.quantize import costs
 from dfq_jax.quantize.bits import allocate, pareto, priced
 from dfq_jax.quantize.choices import space_of
 from dfq_jax.quantize.costs import Budget, cost_of, parse_budget
@@ -25,6 +26,14 @@ def losses_of(space, seed=0):
 @pytest.fixture(scope="module")
 def model(nets):
     return fold_batch_norm(nets.tiny())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packs_all():
+    """Bytes follow bits in kernels as small as these, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "UNPACKING", -1)
+        yield
 
 
 @pytest.fixture(scope="module", params=UNITS)

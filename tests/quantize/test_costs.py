@@ -10,9 +10,11 @@ from dfq_jax.errors import BudgetError
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.costs import Budget, cost_of, parse_budget
-from dfq_jax.quantize.plan import LayerPreset, Rule, parse_scheme, resolve
+from dfq_jax.quantize import costs
+from dfq_jax.quantize.costs import Budget, Work, cost, cost_of, parse_budget
+from dfq_jax.quantize.plan import STORES, LayerPreset, Rule, parse_scheme, resolve, stored_as
 from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantize.sites import Site
 
 READ = {
     "4.5bits": (4.5, "bits"),
@@ -91,6 +93,7 @@ def on_any_grid(model, plan):
     return QuantizedModel(model, plan, qparams)
 
 
+@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(
     ("net", "scheme", "layers", "rules"),
     [
@@ -102,9 +105,10 @@ def on_any_grid(model, plan):
         ("vit", "w4a8", "qdrop_8bit_ends", (Rule("wide*", weight_bits=8),)),
     ],
 )
-def test_bytes_are_those_of_the_onnx_file(net, scheme, layers, rules, nets):
+def test_bytes_are_those_of_the_onnx_file(net, scheme, layers, rules, store, nets, monkeypatch):
+    monkeypatch.setattr(costs, "UNPACKING", 32)  # of kernels as small as these
     model = fold_batch_norm(getattr(nets, net)())
-    plan = plan_of(model, *rules, scheme=scheme, layers=layers)
+    plan = stored_as(plan_of(model, *rules, scheme=scheme, layers=layers), store)
     file = quantized_onnx(on_any_grid(model, plan))
     weighted = [n.name for n in model.graph.nodes if "kernel" in model.params.get(n.name, {})]
     stems = tuple(f"{name}.{slot}" for name in weighted for slot in ("kernel", "bias"))
@@ -113,11 +117,21 @@ def test_bytes_are_those_of_the_onnx_file(net, scheme, layers, rules, nets):
     assert cost_of(model, plan, "bytes").amount == sum(len(i.raw_data) for i in stored)
 
 
-def test_two_bits_save_no_bytes_over_four(nets):
+def test_of_onnx_integers_two_bits_save_no_bytes_over_four(nets):
     model = fold_batch_norm(nets.tiny())
-    bytes_at = [
-        cost_of(model, plan_of(model, scheme=f"w{b}a8"), "bytes").amount for b in range(2, 9)
-    ]
+    plans = [stored_as(plan_of(model, scheme=f"w{b}a8"), "int4") for b in range(2, 9)]
+    bytes_at = [cost_of(model, plan, "bytes").amount for plan in plans]
     assert bytes_at[0] == bytes_at[1] == bytes_at[2] < bytes_at[3]
     assert len(set(bytes_at[3:])) == 1
     assert np.isclose(bytes_at[3] - bytes_at[0], (54 + 36 + 432) / 2 + (6 + 6 + 8) / 2)
+
+
+def test_packed_kernels_take_as_many_bits_as_they_have(nets):
+    fc = nets.tiny().graph["fc"].name
+    work = Work((Site(fc, "kernel"), Site(fc, "input0")), 0, elements=80_000, scales=100)
+    found = {b: cost(work, b, 8, "bytes") for b in range(2, 9)}
+    assert {b: n - 600 for b, n in found.items() if b < 8} == {b: 10_000 * b for b in range(2, 8)}
+    assert found[8] == 80_500
+    assert cost(work, 3, 8, "bytes", "int8") == found[8]
+    small = work._replace(elements=1000)
+    assert cost(small, 2, 8, "bytes") == cost(small, 8, 8, "bytes")  # nodes would take more
