@@ -1,6 +1,7 @@
 """What `quantize` returns: the network, how far to trust it, and how to keep it."""
 
 import dataclasses
+import datetime
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.recipes.probes import base_pixels
 from dfq_jax.report.analyze import Report
+from dfq_jax.report.histograms import codes_of, histograms_png
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
+from dfq_jax.report.summary import in_short, summary, worst_layers
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
 from dfq_jax.types import ImageSet, InputContract, finite_data
 
@@ -31,9 +34,9 @@ MOST_OUTSIDE = 0.8
 """Share of the values of images that may be out of range: of optimised ones up to a half are."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """A quantized network with its trust report.
+    """A quantized network with its trust report; printed, what to know of it.
 
     Attributes:
       quantized: the network.
@@ -54,6 +57,18 @@ class Result:
     settings: Mapping[str, Any]
     mixed: Mixed | None = None
     judges: ImageSet | None = None
+
+    def summary(self) -> str:
+        """The verdict, what it rests on, and the worst layers, in a few lines of text."""
+        return summary(self.report, self.settings)
+
+    def __str__(self) -> str:
+        """The summary."""
+        return self.summary()
+
+    def __repr__(self) -> str:
+        """One line, without the arrays."""
+        return f"<Result {in_short(self.report, self.settings)}>"
 
     def verify(self) -> Verification:
         """Compares simulator, integer function and ONNX Runtime on the probes."""
@@ -78,6 +93,12 @@ class Result:
             arrays["base"] = base
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
+
+    @property
+    def histograms(self) -> bytes:
+        """A PNG of the codes of the worst layers' kernels; empty where none is quantized."""
+        found = codes_of(self.quantized, [x.name for _, x in worst_layers(self.report)])
+        return histograms_png(found) if found else b""
 
     def save(
         self,
@@ -112,11 +133,14 @@ class Result:
         """
         report = {**self.report.to_dict(), "settings": dict(self.settings)}
         files = {PROBE: self.probe_bytes, **(files or {})}
+        pictures = {"histograms": self.histograms}
         if self.mixed is not None:
-            files["front.png"] = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
+            front = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
+            files["front.png"] = pictures["front"] = front
             report["mixed"] = plain(self.mixed)
         found = None if verification is None else verification.to_dict()
-        page = report_html(self.report, self.images, self.settings, found)
+        told = (self.report, self.images, self.settings, found)
+        page = lambda sizes: report_html(*told, about=about(source or {}, sizes), pictures=pictures)
         return save_artifact(
             folder,
             self.quantized,
@@ -130,10 +154,21 @@ class Result:
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),
             source=source,
-            files={"report.html": page, **files},
+            files=files,
+            pages={"report.html": page},
             force=force,
             failed=failed or not self.report.passed or fails(verification),
         )
+
+
+def about(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, object]:
+    """What a report is of: the file that was quantized, when, and how large the results are."""
+    names = {"name": "model", "architecture": "architecture", "sha256": "SHA-256 of the model"}
+    facts: dict[str, object] = {name: source[key] for key, name in names.items() if source.get(key)}
+    facts["date"] = datetime.date.today().isoformat()
+    return facts | {
+        f"bytes of {name}": f"{size:,}" for name, size in sizes.items() if name.endswith(".onnx")
+    }
 
 
 def fails(verification: Verification | None) -> bool:

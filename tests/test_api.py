@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +183,8 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
 
     monkeypatch.setattr(quantizing, "synthesize", made)
     monkeypatch.setattr(quantizing, "image_budget", lambda *_, **__: ImageBudget("zeroq", 8, 5))
-    for how in ({}, {"n": 6}, {"steps": 4}, {"method": "best"}, {"method": "dsg", "n": 9}):
+    given: tuple[dict[str, Any], ...] = ({}, {"n": 6}, {"steps": 4}, {"method": "best"})
+    for how in (*given, {"method": "dsg", "n": 9}):
         with pytest.raises(DivergedError, match="stop here"):
             dfq.quantize(model, **how, key=3, on_stage=said.append)
     assert [(n, how["method"], how["steps"], how["key"]) for n, how in asked] == [
@@ -195,7 +197,7 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
     assert said[0] == "synthesizing 8 images (zeroq)"
     assert said[-2:] == [
         "synthesizing 9 images (dsg)",
-        "  one batch of 8 images, 500 steps; published are 40 images in 500 steps",
+        "  2 batches of 8 images, 500 steps each; published are 40 images in 500 steps",
     ]
     assert "  one batch of 8 images, 5 steps for preset fast; by itself best takes" in said[6]
 

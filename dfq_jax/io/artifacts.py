@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class Artifact:
         return self.folder / FLOAT
 
 
+Page = Callable[[Mapping[str, int]], bytes]
+"""{file: bytes} -> what a page says of them."""
+
+
 def save_artifact(
     folder: str | Path,
     quantized: QuantizedModel,
@@ -88,6 +92,7 @@ def save_artifact(
     seed: int | None = None,
     source: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    pages: Mapping[str, Page] | None = None,
     force: bool = False,
     failed: bool = False,
 ) -> dict[str, Any]:
@@ -102,7 +107,8 @@ def save_artifact(
       preset: name of the settings used.
       seed: of everything random.
       source: of the weights: file name and SHA-256, plain data.
-      files: further files by name, e.g. the report as HTML.
+      files: further files by name.
+      pages: files that say how large the others are, e.g. the report as HTML.
       force: also write into a folder that holds other files; they stay.
       failed: save the network under a name that says it is no success.
 
@@ -115,11 +121,10 @@ def save_artifact(
       ExportError: if ONNX cannot express the network.
     """
     folder, extra = Path(folder), dict(files or {})
-    check_output_folder(folder, force, names=tuple(extra))
+    check_output_folder(folder, force, names=(*extra, *(pages or {})))
     facts = {"dfq.version": versions()["dfq-jax"], "dfq.weights_sha256": fingerprint(float_model)}
-    name = FAILED if failed else MODEL
-    content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
-    content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts)), **extra}
+    content = {**networks(quantized, float_model, facts, failed=failed), **extra}
+    content |= written(pages or {}, content)
     manifest = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -136,6 +141,23 @@ def save_artifact(
     }
     replace_all(folder, {**content, MANIFEST: as_json(manifest)})
     return manifest
+
+
+def networks(
+    quantized: QuantizedModel, float_model: Model, facts: Mapping[str, str], *, failed: bool
+) -> dict[str, bytes]:
+    """{file: content} of the integer network, its tensors, and the float one."""
+    return {
+        FAILED if failed else MODEL: serialize(quantized_onnx(quantized, metadata=facts)),
+        TENSORS: pack(quantized),
+        FLOAT: serialize(float_onnx(float_model, metadata=facts)),
+    }
+
+
+def written(pages: Mapping[str, Page], content: Mapping[str, bytes]) -> dict[str, bytes]:
+    """{file: content} of pages that say how large other files are."""
+    sizes = {name: len(data) for name, data in content.items()}
+    return {name: page(sizes) for name, page in pages.items()}
 
 
 def structure(quantized: QuantizedModel) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from dfq_jax.recipes.presets import ImageBudget, choice_for, is_small
 Part = Literal["making images", "calibrating", "learning", "making probes", "judging", "verifying"]
 PARTS: tuple[Part, ...] = get_args(Part)
 COMPILING: Mapping[Part, float] = {
-    **{"making images": 0.20, "calibrating": 0.25, "learning": 0.30},
-    **{"making probes": 0.20, "judging": 0.25, "verifying": 0.15},
+    **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30},
+    **{"making probes": 0.30, "judging": 0.20, "verifying": 0.10},
 }
-"""Seconds for each node of a network, mostly spent compiling, as measured on one CPU core."""
+"""Seconds for each node of a network on one CPU core, mostly spent compiling; the first two were
+measured, the others are by comparison."""
 LOOKS: Mapping[Part, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
 """Passes through the network for each image."""
 VERIFIED = 16

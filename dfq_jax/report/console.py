@@ -55,7 +55,7 @@ class Terminal:
         self.quiet = quiet
         self.line: Line | None = None
         self.outlook: Outlook | None = None
-        self.logged_at = 0.0
+        self.logged_at = self.spoke_at = 0.0
         self.started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -65,7 +65,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """One line of log."""
-        self.logged_at = time.monotonic()
+        self.spoke_at = time.monotonic()
         self.log.print(Text(printable(text), style="dim"), soft_wrap=True)
 
     def stage(self, text: str) -> None:
@@ -76,6 +76,7 @@ class Terminal:
     def every(self, text: str) -> None:
         """A log line, at most one every few seconds."""
         if time.monotonic() - self.logged_at > LOG_EVERY:
+            self.logged_at = time.monotonic()
             self.stage(text)
 
     def phase(self, phase: Phase) -> None:
@@ -141,7 +142,7 @@ class Terminal:
 
     def beat(self) -> None:
         """A line, if there has been none for long."""
-        if self.outlook is not None and time.monotonic() - self.logged_at > SILENT:
+        if self.outlook is not None and time.monotonic() - self.spoke_at > SILENT:
             self.stage(f"still {self.outlook.phase.what}")
 
     def step(self, at: Step) -> None:
@@ -185,9 +186,9 @@ def shortened(name: str, most: int) -> str:
 
 
 def within(width: int, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows with their first column shortened, so that lines fit where columns are a space apart."""
+    """Rows with their first column shortened to fit; cells have a space on both sides."""
     others = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
-    room = max(width - sum(others) - len(header) - 1, LEAST_NAME)
+    room = max(width - sum(others) - 2 * len(header), LEAST_NAME)
     return [[shortened(row[0], room), *row[1:]] for row in rows]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment
@@ -10,8 +11,9 @@ from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
+from dfq_jax.report.summary import worst_layers
 from dfq_jax.report.trust import trust_words
-from dfq_jax.types import ImageSet
+from dfq_jax.types import ImageSet, InputContract
 
 MOST_SHOWN = 64
 PIXELS_SHOWN = 1 << 20
@@ -22,11 +24,14 @@ TEMPLATE = """<!doctype html>
 <style>
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:right}
-td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #888}
+td:first-child,th:first-child{text-align:left}td:first-child,.facts td{overflow-wrap:anywhere}
+th{border-bottom:2px solid #888}
 tr:nth-child(even) td{background:#f4f4f4}.bad{color:#b00020;font-weight:600}.ok{color:#0a7d33}
-img{max-width:100%;border:1px solid #ccc}.wide{overflow-x:auto}
+img{max-width:100%;height:auto;border:1px solid #ccc}.wide{overflow-x:auto}
+@media(max-width:40rem){body{margin:1rem auto}td,th{padding:.2rem .4rem}
+.wide td:first-child{min-width:8rem}}
 </style>
-<h1>Quantization report</h1>
+<h1>Quantization report{% if title %}: {{ title }}{% endif %}</h1>
 <p class="{{ 'ok' if report.passed else 'bad' }}">
 {% if report.failure %}FAILED: {{ report.failure }}.{% endif %}
 {% if report.passed and report.estimate %}{{ expected }}.
@@ -35,7 +40,7 @@ img{max-width:100%;border:1px solid #ccc}.wide{overflow-x:auto}
 {% endif %}</p>
 {% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
 {% for note in report.notes %}<p>Note: {{ note }}.</p>{% endfor %}
-<table>
+<table class="facts">
 {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table>
 <p>The expected loss is an estimate from noise on images made from the network and a model of the
@@ -54,15 +59,21 @@ it is returned.</p>
 <td>{{ '' if x.agreement is none else '%.1f %%' % (100 * x.agreement) }}</td>
 <td class="{{ 'bad' if x.fault else 'ok' }}">{{ x.fault or 'sound' }}</td></tr>{% endfor %}
 </table></div>{% endif %}
+{% if front %}<h2>Bits within the budget</h2>
+<img alt="loss against size" src="data:image/png;base64,{{ front }}">{% endif %}
 <h2>Layers</h2>
+<p>{{ order }} first; the last column is the place in the network.</p>
 <div class="wide"><table>
 <tr><th>layer</th><th>operator</th><th>weight bits</th><th>input bits</th><th>MACs</th>
-<th>weights</th><th>SQNR dB</th><th>in float because</th></tr>
-{% for x in report.layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
+<th>weights</th><th>SQNR dB</th><th>in float because</th><th>place</th></tr>
+{% for place, x in layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
 <td>{{ x.weight_bits or 'float' }}</td><td>{{ x.input_bits or 'float' }}</td>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
-<td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td></tr>{% endfor %}
+<td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td><td>{{ place }}</td></tr>{% endfor %}
 </table></div>
+{% if histograms %}<h2>Weights on their grids</h2>
+<p>How often a code occurs, in the first of these layers; counts are logarithmic.</p>
+<img alt="codes of kernels" src="data:image/png;base64,{{ histograms }}">{% endif %}
 {% if costs %}<h2>What each layer costs</h2>
 <p>On the left the error of the network's output with only this layer quantized; on the right the
 error that has gathered in a layer's own output. <code>dfq doctor</code> computes what would
@@ -70,17 +81,19 @@ help.</p>
 <img alt="errors by layer" src="data:image/png;base64,{{ costs }}">{% endif %}
 {% if report.shared_grids %}<h2>Unequal parts on one grid</h2>
 <p>What these tensors keep on the grid that they share with larger ones, and would on their own.</p>
-<table><tr><th>tensor</th><th>on the grid of</th><th>SQNR dB</th><th>on its own</th></tr>
+<div class="wide"><table><tr><th>tensor</th><th>on the grid of</th>
+<th>SQNR dB</th><th>on its own</th></tr>
 {% for x in report.shared_grids %}<tr><td>{{ x.part }}</td><td>{{ x.tensor }}</td>
 <td>{{ '%.1f' % x.shared_db }}</td><td>{{ '%.1f' % x.own_db }}</td></tr>{% endfor %}
-</table>{% endif %}
+</table></div>{% endif %}
 {% if report.units %}<h2>Learned rounding</h2>
 <p>The error of each piece of the network, rounded as it came and with what was learned.</p>
-<table><tr><th>unit</th><th>method</th><th>before</th><th>after</th><th></th><th>s</th></tr>
+<div class="wide"><table><tr><th>unit</th><th>method</th><th>before</th><th>after</th>
+<th></th><th>s</th></tr>
 {% for x in report.units %}<tr><td>{{ x.name }}</td><td>{{ x.method }}</td>
 <td>{{ '%.4g' % x.before }}</td><td>{{ '%.4g' % x.after }}</td>
 <td>{{ '' if x.kept else 'left as it was' }}</td><td>{{ '%.1f' % x.seconds }}</td></tr>{% endfor %}
-</table>{% endif %}
+</table></div>{% endif %}
 {% set shown = 'Images given' if report.given else 'Synthesized images' %}
 <h2>{{ shown }}</h2>
 <img alt="{{ shown|lower }}" src="data:image/png;base64,{{ grid }}">
@@ -93,6 +106,9 @@ def report_html(
     images: ImageSet,
     settings: Mapping[str, Any],
     verification: Mapping[str, Any] | None = None,
+    *,
+    about: Mapping[str, object] = MappingProxyType({}),
+    pictures: Mapping[str, bytes] = MappingProxyType({}),
 ) -> bytes:
     """The report as a page; every name that comes from the network is escaped.
 
@@ -101,11 +117,38 @@ def report_html(
       images: what it was calibrated and judged with.
       settings: the resolved configuration.
       verification: what the comparison with ONNX Runtime found, as plain data.
+      about: what it is a report of: the file and its hash, the date, bytes; shown first.
+      pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
 
     Returns:
       UTF-8 HTML with everything inside.
     """
-    contract = images.contract
+    facts = [*about.items(), *facts_of(report, images.contract, settings, verification)]
+    shown = lambda value: one_line(value) if isinstance(value, str) else value
+    page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
+    few = max(1, min(MOST_SHOWN, PIXELS_SHOWN // (images.contract.height * images.contract.width)))
+    costs = costs_png(report.costs) if report.costs else b""
+    drawn = {"grid": grid_png(images, most=few), "costs": costs, **pictures}
+    told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
+    return page.render(
+        report=report,
+        facts=facts,
+        title=about.get("model", ""),
+        judged=f"the pixels of {report.images}" if report.dense else report.images,
+        expected="; ".join(told).capitalize(),
+        layers=worst_layers(report),
+        order="Those that cost most" if report.costs else "The least faithful outputs",
+        **{name: base64.b64encode(data).decode() for name, data in drawn.items()},
+    ).encode()
+
+
+def facts_of(
+    report: Report,
+    contract: InputContract,
+    settings: Mapping[str, Any],
+    verification: Mapping[str, Any] | None,
+) -> list[tuple[str, object]]:
+    """Names and values of the table at the top."""
     facts: list[tuple[str, object]] = [
         ("input", f"{contract.height} x {contract.width}, {contract.colours}"),
         ("normalisation", f"(pixel / 255 - {contract.mean}) / {contract.std}"),
@@ -129,13 +172,4 @@ def report_html(
                 f"{100 * verification['agreement']:.1f} %",
             ),
         ]
-    shown = lambda value: one_line(value) if isinstance(value, str) else value
-    page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
-    few = max(1, min(MOST_SHOWN, PIXELS_SHOWN // (contract.height * contract.width)))
-    grid = base64.b64encode(grid_png(images, most=few)).decode()
-    judged = f"the pixels of {report.images}" if report.dense else report.images
-    costs = base64.b64encode(costs_png(report.costs)).decode() if report.costs else ""
-    told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
-    expected = "; ".join(told).capitalize()
-    shown_too = {"grid": grid, "judged": judged, "costs": costs, "expected": expected}
-    return page.render(report=report, facts=facts, **shown_too).encode()
+    return facts

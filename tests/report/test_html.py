@@ -9,7 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dfq_jax.quantize.diagnosis import LayerCost
 from dfq_jax.quantize.shared_grids import SharedGrid
+from dfq_jax.quantize.unit_report import UnitReport
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.outputs import OutputReport
@@ -53,6 +55,46 @@ def test_the_page_says_what_matters(report):
     ):
         assert fact in text
     assert 'class="ok"' in page
+
+
+def test_the_page_says_what_it_is_of(report):
+    """The file first, whatever its name; pictures only where there are some."""
+    about = {"model": NASTY, "SHA-256 of the model": "ab" * 32, "bytes of model.onnx": "1,234"}
+    png = b"\x89PNG picture"
+    page = page_of(report, about=about, pictures={"front": png, "histograms": png})
+    assert "<script" not in page
+    assert "<h1>Quantization report: &lt;script&gt;" in page
+    first, second = (page.index(text) for text in ("ab" * 32, "<td>input</td>"))
+    assert first < second
+    assert page.count(f'base64,{base64.b64encode(png).decode()}"') == 2
+    bare = page_of(report)
+    assert "<h1>Quantization report</h1>" in bare
+    assert "Bits within the budget" not in bare
+    assert "Weights on their grids" not in bare
+
+
+def test_the_worst_layers_come_first():
+    """By what they cost alone, where that is known; else by the fidelity of their outputs."""
+    named = lambda name, sqnr: LayerReport(name, "Conv2d", 8, 8, 10, 10, sqnr)
+    layers = (named("a", 30.0), named("b", 20.0), named("c", math.inf), named("d", math.nan))
+    found = Report(layers, 1.0, 4, 30.0, True)
+    page = page_of(found)
+    assert re.findall(r"<tr><td>(\w)</td><td>Conv2d", page) == ["d", "b", "a", "c"]
+    assert re.findall(r"<td></td><td>(\d)</td></tr>", page) == ["4", "2", "1", "3"]
+    assert "The least faithful outputs first" in page
+    known = LayerCost("a", "Conv2d", 8, 8, 30.0, 30.0)
+    page = page_of(dataclasses.replace(found, costs=(known,)))
+    assert re.findall(r"<tr><td>(\w)</td><td>Conv2d", page)[0] == "a"
+
+
+def test_every_outer_table_fits_a_phone(report):
+    """Tables either break their words or scroll by themselves."""
+    unit = UnitReport("u", "qdrop", 1.0, 0.5, True, 1.0)
+    page = page_of(dataclasses.replace(report, units=(unit,)))
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in page
+    starts = re.findall(r'(<div class="wide">)?<table( class="facts")?>', page)
+    assert len(starts) == 3
+    assert all(wide or facts for wide, facts in starts)
 
 
 def test_every_output_is_shown_with_what_is_wrong_with_it(report):

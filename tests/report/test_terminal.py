@@ -168,7 +168,7 @@ def test_long_names_are_cut_in_the_middle(monkeypatch):
     assert max(map(len, lines)) <= 90
     assert [len(line.split()) for line in shown] == [2, 2]
     for i, line in enumerate(shown):
-        assert line.startswith(f"features.stage{i + 1}.block")
+        assert line.strip().startswith(f"features.stage{i + 1}.block")
         assert "…" in line
         assert line.split()[0].endswith("conv.weight")
     assert shortened("short", 12) == "short"
