@@ -15,6 +15,7 @@ from dfq_jax.files import owned
 from dfq_jax.io.images import is_image_set
 from dfq_jax.io.output_folder import OWN_FILES
 from dfq_jax.report.grid import is_our_picture
+from dfq_jax.settings import MODEL
 
 KEPT = ("fingerprint.json", "*.lock", "batch_*", "probes", "reconstruction-*", "stage_*", ".tmp-*")
 """What a folder of states may hold at its top."""
@@ -131,7 +132,7 @@ def holds_settings(path: Path) -> bool:
         content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return False
-    return "schema_version" in content and set(content) <= {"schema_version", *VERBS}
+    return "schema_version" in content and set(content) <= {"schema_version", MODEL, *VERBS}
 
 
 def check_apart(**places: str | Path | None) -> None:

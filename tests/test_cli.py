@@ -25,6 +25,7 @@ FLAGS = {
     "quantize": (
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
         *("--seed", "--arch", "--size", "--force", "--json", "fast", "balanced", "best"),
+        *("--n", "-n", "--steps", *METHODS),
         *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
         *("qdrop_8bit_ends_shortcuts", "brecq_8bit_ends_second_shortcuts"),
     ),
