@@ -95,7 +95,7 @@ def test_a_run_of_another_precision_is_refused(dfq, line, tmp_path, monkeypatch)
 
     out = tmp_path / "i.npz"
     with monkeypatch.context() as patch:
-        patch.setattr("dfq_jax.report.terminal.Terminal.step", stop)
+        patch.setattr("dfq_jax.report.console.Terminal.step", stop)
         assert dfq(*line, out).code == 130
     refused = dfq(*line, out, "--dtype", "bfloat16")
     assert (refused.code, refused.out) == (2, "")
