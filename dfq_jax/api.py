@@ -87,17 +87,20 @@ def load(
         return load_file(source, **options).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
-    told = Told(layout=as_layout(layout))
+    model = load_live(source, params, example, Told(layout=as_layout(layout)), unchecked)
+    return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
+
+
+def load_live(source: Any, params: Any, example: Any, told: Told, unchecked: bool) -> Model:
+    """Reads a network in memory, of PyTorch or JAX; see `load`."""
     if not is_torch(source):
-        model, _ = load_network(source, params, example, told, unchecked=unchecked)
-    elif params is None:
-        model, _ = load_module(source, example, told)
-    else:
+        return load_network(source, params, example, told, unchecked=unchecked)[0]
+    if params is not None:
         raise UsageError(
             "a PyTorch module holds its own weights; leave out params, and give the shape of an "
             "image by name: example=(3, 224, 224)."
         )
-    return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
+    return load_module(source, example, told)[0]
 
 
 @jax.jit
