@@ -168,8 +168,9 @@ def shapes_of_larger(
 
 def opset_of(quantized: QuantizedModel | None) -> int:
     """The opset of the file: the first with 4-bit integers where there are any."""
-    whole = quantized is None or quantized.plan.store != "int4"
-    entries = () if whole else quantized.plan.entries
+    entries = ()
+    if quantized is not None and quantized.plan.store == "int4":
+        entries = quantized.plan.entries
     narrow = any(spec.grid.bits <= 4 for site, spec in entries if site.argument is None)
     return OPSET_INT4 if narrow else OPSET
 
