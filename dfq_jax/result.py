@@ -161,12 +161,7 @@ class Result:
             self.quantized,
             float_model=self.float_model,
             images_provenance=self.images.provenance,
-            report={
-                **finite_data(report),
-                "verification": finite_data(found),
-                "unverified": unverified or None,
-                "latency": None if latency is None else finite_data(latency.to_dict()),
-            },
+            report=finite_data(report) | later(found, unverified, latency),
             preset=str(self.settings["preset"]),
             seed=int(self.settings["seed"]),
             source=source,
@@ -175,6 +170,17 @@ class Result:
             force=force,
             failed=failed or not self.report.passed or fails(verification),
         )
+
+
+def later(
+    verification: Mapping[str, Any] | None, unverified: str, latency: Latency | None
+) -> dict[str, Any]:
+    """What was found out about the file once it was written, as plain data."""
+    return {
+        "verification": finite_data(verification),
+        "unverified": unverified or None,
+        "latency": None if latency is None else finite_data(latency.to_dict()),
+    }
 
 
 def about(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, object]:

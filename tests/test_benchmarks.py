@@ -59,6 +59,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks", "file_mutations"}
+    helpers |= {"store_networks"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     helpers |= {"fault_children", "fault_disks", "fault_inputs", "fault_pictures"}

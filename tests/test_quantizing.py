@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax import judging, quantizing
+from dfq_jax import asking, judging, quantizing
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, Scale
 from dfq_jax.io.onnx_out import quantized_onnx
@@ -156,7 +156,7 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
 def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     """Both learn; only a preset levels, and only activations of few bits."""
     monkeypatch.setattr(judging, "judges_classes", lambda model: False)
-    monkeypatch.setattr(quantizing, "reconstruction_of", lambda *_: "stages")
+    monkeypatch.setattr(asking, "reconstruction_of", lambda *_: "stages")
     monkeypatch.setattr(quantizing, "is_small", lambda contract: False)
     monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
     levels, real = [], quantizing.dfq
@@ -165,7 +165,7 @@ def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     model = nets.tiny()
     images = dfq.ImageSet(nets.images(model, 8), model.contract)
     for scheme, level in (("w3a3", quantizing.LEVEL), ("w3a8", None)):
-        monkeypatch.setattr(quantizing, "steps_of", lambda *_: 2)
+        monkeypatch.setattr(asking, "steps_of", lambda *_: 2)
         found = dfq.quantize(model, images, scheme=scheme, preset="balanced")
         assert found.settings["reconstruction"] == "stages"
         assert {unit.method for unit in found.report.units} == {"stages"}

@@ -5,7 +5,7 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.latency import Latency
 from dfq_jax.quantize.plan import parse_scheme
-from dfq_jax.report.terminal import Terminal
+from dfq_jax.report.console import Terminal
 from dfq_jax.sizes import foretold, size_line, speed_lines, timed
 
 SLOWER = Latency(1.0, 2.5, 1, 1, 20, "1.32.0", (), ("slower here", "because"))
