@@ -118,9 +118,11 @@ class OnnxFile:
         """
         label = f"tensor {show(tensor.name)}"
         if tensor.data_type not in DTYPES:
+            kind, remedy = type_name(tensor.data_type), "give the float network it came from"
+            if not kind.endswith(("INT4", "INT2")):
+                remedy = f"supported are {', '.join(map(type_name, DTYPES))}"
             raise UnsupportedModelError(
-                f"{self.where}: {label} has type {type_name(tensor.data_type)}, which is not "
-                f"supported; supported are {', '.join(map(type_name, DTYPES))}."
+                f"{self.where}: {label} has type {kind}, which is not supported; {remedy}."
             )
         dtype = np.dtype(DTYPES[tensor.data_type][0])
         shape = tuple(tensor.dims)

@@ -133,18 +133,19 @@ def test_tensors_that_contradict_themselves_are_refused(tensor, message):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("kind", "name", "remedy"),
     [
-        (TensorProto.STRING, "STRING"),
-        (TensorProto.COMPLEX64, "COMPLEX64"),
-        (TensorProto.INT4, "INT4"),
-        (TensorProto.FLOAT8E4M3FN, "FLOAT8E4M3FN"),
-        (0, "UNDEFINED"),
-        (999, "999"),
+        (TensorProto.STRING, "STRING", "are FLOAT"),
+        (TensorProto.COMPLEX64, "COMPLEX64", "are FLOAT"),
+        (TensorProto.INT4, "INT4", "give the float network"),
+        (TensorProto.UINT4, "UINT4", "give the float network"),
+        (TensorProto.FLOAT8E4M3FN, "FLOAT8E4M3FN", "are FLOAT"),
+        (0, "UNDEFINED", "are FLOAT"),
+        (999, "999", "are FLOAT"),
     ],
 )
-def test_unsupported_types_are_named(kind, name):
-    with pytest.raises(UnsupportedModelError, match=f"tensor w has type {name}, .*are FLOAT"):
+def test_unsupported_types_are_named(kind, name, remedy):
+    with pytest.raises(UnsupportedModelError, match=f"tensor w has type {name}, .*{remedy}"):
         read(TensorProto(name="w", data_type=kind, dims=(1,)))
 
 
