@@ -12,6 +12,7 @@ from dfq_jax.graph.ops import Add, Conv2d, Linear, Relu
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import Lp, MinMax
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantize.observers import DEFAULT_OBSERVERS
 from dfq_jax.quantize.plan import (
     LAYER_PRESETS,
     Rule,
@@ -20,6 +21,7 @@ from dfq_jax.quantize.plan import (
     observing,
     parse_scheme,
     resolve,
+    weight_spec,
 )
 
 
@@ -219,3 +221,11 @@ def test_observers_of_8_bit_edges(graph):
         edge = site.slot != "kernel" and spec.grid.bits == 8
         assert spec.observer == (MinMax() if edge else Lp(2.4))
     assert plan.groups == resolve(graph, W4A3).groups
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_products_of_kernels_below_8_bits_do_not_saturate(bits):
+    """Two of them with bytes, in 16 bits, wherever the zero point lies; 8 bits do."""
+    grid = weight_spec(Conv2d(), bits, DEFAULT_OBSERVERS.weights).grid
+    reach = grid.qmax if grid.symmetric else grid.qmax - grid.qmin
+    assert (2 * 255 * reach < 2**15) == (bits < 8)
