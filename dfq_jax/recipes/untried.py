@@ -9,7 +9,13 @@ from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.diagnosis import Diagnosis
 from dfq_jax.quantize.levels import FINE_BITS
 from dfq_jax.quantize.plan import Plan, Scheme
-from dfq_jax.recipes.presets import MIXED_IMAGES, PRESETS, image_budget, reconstruction_of
+from dfq_jax.recipes.presets import (
+    MIXED_IMAGES,
+    PRESETS,
+    budget_of_stages,
+    image_budget,
+    reconstruction_of,
+)
 from dfq_jax.types import InputContract
 
 ROUNDING = {
@@ -52,6 +58,7 @@ def other_presets(
     for name in later:
         rounding = reconstruction_of(name, contract, scheme)
         budget = image_budget(name, contract, learned=rounding != "nearest")
+        budget = budget_of_stages(budget) if rounding == "stages" else budget
         seconds = foretold(made, budget.n, budget.steps)
         about = "" if seconds is None else f" (about {seconds:.0f} s, going by those it has)"
         takes = f"makes {budget.n} images in {budget.steps} steps{about}, {ROUNDING[rounding]}"

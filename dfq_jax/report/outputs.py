@@ -17,6 +17,9 @@ COLLAPSED = 0.5
 LEAST_SQNR = 3.0
 """The same for the SQNR, in dB, of what has no classes, or none the network itself tells of."""
 
+FELT = 0.05
+"""Change of a score behind a sigmoid below which nobody minds what share of the score it is."""
+
 Pair = tuple[np.ndarray, np.ndarray]
 """A tensor of the float network and of the quantized one, batch first."""
 
@@ -34,6 +37,8 @@ class OutputReport:
       classes: to choose from; 1 for signs, 0 for values.
       dense: whether an image has more than one decision.
       certain: whether the network says itself what this is, by a softmax, a sigmoid or its shape.
+      felt: whether what leaves the network is judged: not where all scores behind a sigmoid are
+        nearly what they were, as those of a detector are on images without objects.
     """
 
     name: str
@@ -44,6 +49,7 @@ class OutputReport:
     classes: int
     dense: bool
     certain: bool
+    felt: bool = True
 
     @property
     def fault(self) -> str:
@@ -54,7 +60,8 @@ class OutputReport:
         if self.certain and agreement < COLLAPSED:
             what = "class" if self.kind == "classes" else "sign"
             return f"output {self.name!r} has the float {what} in only {100 * agreement:.1f} %"
-        sqnr = self.sqnr if self.classes > 1 else min(self.sqnr, self.shown)
+        behind = self.classes <= 1 and self.felt
+        sqnr = min(self.sqnr, self.shown) if behind else self.sqnr
         if not sqnr >= LEAST_SQNR and not (self.certain and self.kind == "classes"):
             return f"output {self.name!r} has an SQNR of only {sqnr:.1f} dB"
         return ""
@@ -79,12 +86,14 @@ class Tally(NamedTuple):
       behind: the same behind it.
       same: decisions that agree.
       decisions: how many there are.
+      largest: error of a value behind it.
     """
 
     before: Float[np.ndarray, "2"]
     behind: Float[np.ndarray, "2"]
     same: int
     decisions: int
+    largest: float = 0.0
 
     def plus(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -93,6 +102,7 @@ class Tally(NamedTuple):
             self.behind + other.behind,
             self.same + other.same,
             self.decisions + other.decisions,
+            max(self.largest, other.largest),
         )
 
 
@@ -106,7 +116,8 @@ def tally(part: Part, tensors: Mapping[str, Pair]) -> Tally:
     before = [part.of_tensor(x) for x in tensors[part.tensor]]
     behind = [part.of_output(x) for x in tensors[part.output]]
     exact, rough = (decisions(part, x) for x in (behind if part.curve == "softmax" else before))
-    return Tally(energies(*before), energies(*behind), int((exact == rough).sum()), exact.size)
+    same, largest = int((exact == rough).sum()), largest_error(*behind)
+    return Tally(energies(*before), energies(*behind), same, exact.size, largest)
 
 
 def decisions(part: Part, values: np.ndarray) -> np.ndarray:
@@ -123,6 +134,13 @@ def energies(exact: np.ndarray, rough: np.ndarray) -> Float[np.ndarray, "2"]:
         return np.array([np.sum(exact**2), np.sum((exact - rough) ** 2)])
 
 
+def largest_error(exact: np.ndarray, rough: np.ndarray) -> float:
+    """Of any value; infinite if one is no number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.abs(exact.astype(np.float64) - rough.astype(np.float64))
+    return float(np.nan_to_num(found, nan=np.inf).max(initial=0.0))
+
+
 def output_report(part: Part, found: Tally) -> OutputReport:
     """The entry of a part."""
     classes = part.where.shape[part.axis] if part.axis is not None else int(part.kind == "signs")
@@ -135,6 +153,7 @@ def output_report(part: Part, found: Tally) -> OutputReport:
         classes,
         part.where.size > max(classes, 1),
         part.certain,
+        part.curve != "sigmoid" or found.largest > FELT,
     )
 
 

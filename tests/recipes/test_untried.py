@@ -24,7 +24,7 @@ def test_seconds_of_other_images():
 
 
 def test_the_presets_that_do_more():
-    large = other_presets("fast", plain_contract((224, 224, 3)), W4A8, MADE)
+    large = other_presets("fast", plain_contract((224, 224, 3)), Scheme(6, 8), MADE)
     assert [x.options for x in large] == [("--preset", "balanced"), ("--preset", "best")]
     assert large[0].takes == (
         "makes 64 images in 60 steps (about 396 s, going by those it has), "
@@ -32,6 +32,7 @@ def test_the_presets_that_do_more():
     )
     assert large[0].seconds == pytest.approx(396)
     few = other_presets("fast", plain_contract((224, 224, 3)), Scheme(4, 4), MADE)
+    assert few[0].takes.startswith("makes 128 images in 60 steps")
     assert few[0].takes.endswith("learns stage after stage by gradient steps")
     small = other_presets("balanced", plain_contract((32, 32, 3)), W4A8, {})
     assert [x.takes for x in small] == [

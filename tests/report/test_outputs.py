@@ -72,6 +72,30 @@ def test_what_is_lost_behind_a_sigmoid_shows():
     assert found.fault == "output 'out' has an SQNR of only 0.0 dB"
 
 
+def test_scores_of_nothing_are_judged_before_the_sigmoid():
+    """A detector without an object to see: of 0.0003 no share matters, of 0.8 one does."""
+    how = part(8, 5, curve="sigmoid", kind="signs")
+    noise = RNG.normal(size=(4, 8, 5))
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+
+    def found(logits):
+        behind = tuple(map(sigmoid, (logits, logits + 0.8 * noise)))
+        return output_report(
+            how, tally(how, {"before": (logits, logits + 0.8 * noise), "out": behind})
+        )
+
+    nothing = np.full((4, 8, 5), -8.0)
+    assert found(nothing).shown < 3
+    assert found(nothing).fault == ""
+    several = (found(nothing + 9 * (np.arange(40).reshape(8, 5) == k)) for k in range(3))
+    assert all(x.felt for x in several)
+    assert not found(nothing).felt
+    halves = [
+        tally(how, {"before": (x, x), "out": (x, x + e)}) for x, e in ((noise, 0.0), (noise, 0.2))
+    ]
+    assert halves[0].plus(halves[1]).largest == pytest.approx(0.2)
+
+
 def entry(**how):
     made = OutputReport("depth", "values", 20.0, 20.0, None, 0, True, False)
     return dataclasses.replace(made, **how)
