@@ -17,8 +17,11 @@ COLLAPSED = 0.5
 LEAST_SQNR = 3.0
 """The same for the SQNR, in dB, of what has no classes, or none the network itself tells of."""
 
-FELT = 0.05
-"""Change of a score behind a sigmoid below which nobody minds what share of the score it is."""
+FELT = 0.2
+"""Change of a score behind a sigmoid below which nobody minds what share of the score it is.
+
+Detectors drop what has less; on images without objects all of their scores do.
+"""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A tensor of the float network and of the quantized one, batch first."""
