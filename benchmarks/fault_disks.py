@@ -121,9 +121,10 @@ def unreadable(out: Path) -> str:
         from dfq_jax.io.artifacts import load_artifact
         from dfq_jax.io.images import load_images
 
-        if out.suffix == ".npz":
+        finished = (out / "manifest.json").exists()
+        if out.is_file() or (finished and any(out.glob("shard-*.npz"))):
             load_images(out)
-        elif (out / "manifest.json").exists():
+        elif finished:
             load_artifact(out)
 
     found = children.in_child(read)

@@ -437,9 +437,8 @@ def test_only_units_of_many_positions_are_solved_first(quantized, reference, ima
         least: reconstruct(quantized, reference, images, still._replace(start_positions=least), KEY)
         for least in (0, 2, 10_000)
     }
-    same = lambda a, b, node: np.array_equal(
-        *(found[least][0].model.params[node]["kernel"] for least in (a, b))
-    )
+    kernel = lambda least, node: np.asarray(found[least][0].model.params[node]["kernel"])
+    same = lambda a, b, node: np.array_equal(kernel(a, node), kernel(b, node))
     nodes = [name for name, slots in reference.params.items() if "kernel" in slots]
     first, last = nodes[0], nodes[-1]
     assert same(0, 2, first)
