@@ -1,6 +1,7 @@
 """Processes of their own in which something is made to go wrong, and how they end."""
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -19,6 +20,8 @@ WATCHED = frozenset(
 """What a process may be killed before: each of these may leave another state on the disk."""
 OK, REFUSED, KILLED, HUNG, FAILED = "ok", "refused", "killed", "hung", "failed"
 PATIENCE = 120.0
+MOST_SAID = 1 << 20
+"""Bytes on stderr that a process may write and nobody reads meanwhile."""
 
 
 class Ended(NamedTuple):
@@ -74,8 +77,11 @@ def obey(run: Callable[[], object], limits: Limits, writer: int) -> None:
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(quiet, stream)
-    said = os.memfd_create("stderr") if hasattr(os, "memfd_create") else quiet
-    os.dup2(said, 2)
+    said, saying = os.pipe()  # a file would be subject to the limit of files
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(saying, fcntl.F_SETPIPE_SZ, MOST_SAID)
+    os.dup2(saying, 2)
+    os.close(saying)
     count = watch(limits)
     if limits.largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -83,8 +89,9 @@ def obey(run: Callable[[], object], limits: Limits, writer: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits.largest, hard))
     kind, text = outcome(run)
     sys.stderr.flush()
-    if said != quiet and kind == REFUSED and not text:
-        text = os.pread(said, 4000, 0).decode(errors="replace")
+    os.dup2(quiet, 2)
+    if kind == REFUSED and not text:
+        text = os.read(said, 4000).decode(errors="replace")
     if "Traceback" in text:
         kind = FAILED
     os.write(writer, json.dumps([kind, text[-2000:], count[0]]).encode())
