@@ -14,8 +14,8 @@ AGAIN = """
 import time
 from dfq_jax.cli import guarded, heed_interrupts
 def work():
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     finally:
         print("ending", flush=True)
@@ -46,10 +46,14 @@ def started(script, path):
 
 def interrupted(process, lines):
     """The exit code and stderr of a process that is interrupted once it says each of these."""
-    for line in lines:
-        assert process.stdout.readline() == f"{line}\n"
-        process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        for line in lines:
+            assert process.stdout.readline() == f"{line}\n"
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     return process.returncode, err
 
 
