@@ -25,10 +25,6 @@ MOST_PIECES = 10_000
 """Linux gives a process 65,530."""
 
 
-with contextlib.suppress(ImportError):  # tests that need them skip
-    zoo_networks.torchvision_models()
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--time-limit SECONDS`, for runs that must end in time."""
     text = "leave out tests that would begin later than so many seconds after the start"
@@ -78,6 +74,17 @@ def resnet20(shared: Path) -> Any:
     from dfq_jax.io.load import load
 
     return load(shared / "checkpoints" / "resnet20-cifar10-jpeg.pth", arch="resnet20_cifar")
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Any:
+    """The package, after what keeps it from loading is declared; see `zoo_networks`."""
+    pytest.importorskip("torch")
+    try:
+        zoo_networks.torchvision_models()
+    except ImportError:
+        pytest.skip("needs torchvision")
+    return importlib.import_module("torchvision")
 
 
 @contextlib.contextmanager

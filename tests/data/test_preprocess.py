@@ -1,5 +1,6 @@
 """`preprocess` against torchvision on PIL images, and every colour mode it accepts."""
 
+import importlib
 import tracemalloc
 
 import numpy as np
@@ -17,9 +18,9 @@ def plain(height: int, width: int, channels: int = 3, **options) -> InputContrac
 
 
 @pytest.fixture(scope="session")
-def transforms():
-    """torchvision's transforms on PIL images; `conftest` declares what keeps it from loading."""
-    return pytest.importorskip("torchvision.transforms.v2")
+def transforms(torchvision):
+    """torchvision's transforms on PIL images."""
+    return importlib.import_module(f"{torchvision.__name__}.transforms.v2")
 
 
 def photo(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:

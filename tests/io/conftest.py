@@ -8,10 +8,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[[str], Any]:
+def reference(torchvision: Any) -> Callable[[str], Any]:
     """Makes the PyTorch network of that name with random weights: `torch_nets.Reference`."""
-    pytest.importorskip("torch")
-    pytest.importorskip("torchvision")
+    del torchvision  # it can only be imported once the fixture has run
     return importlib.import_module("torch_nets").Reference
 
 

@@ -65,11 +65,10 @@ def test_efficientnet_lite0_from_its_package(reference):
 
 
 @pytest.mark.torch
-def test_mobilenet_v2_from_its_package():
+def test_mobilenet_v2_from_its_package(torchvision):
     loaded = load("mobilenet_v2")
     assert (loaded.source, loaded.bytes) == ("mobilenet_v2-b0353104.pth", 14_212_972)
     import torch
-    import torchvision
 
     net = torchvision.models.mobilenet_v2().eval()
     net.load_state_dict(torch.load(carried_weights("mobilenet_v2"), weights_only=True))
