@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """The commit that is measured, with a `+` if files differ from it; empty outside a checkout."""
+    try:
+        found = git("rev-parse", "--short", "HEAD")
+        return found + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def git(*arguments: str) -> str:
+    """What git says of this repository."""
+    line = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def command() -> str:
     """How this script was called, without machine-specific paths."""
     script = Path(sys.argv[0]).name
@@ -152,6 +168,7 @@ def finish(
             "rows": list(rows),
             "machine": machine(),
             "versions": versions(),
+            "commit": commit(),
             "tables": {name: [list(column) for column in cs] for name, cs in tables.items()},
             "command": command(),
             "date": datetime.date.today().isoformat(),

@@ -66,16 +66,17 @@ def markdown(columns: list[Column], rows: list[dict[str, Any]]) -> str:
 
 
 def origin(facts: Mapping[str, Any]) -> str:
-    """Command, date, machine and versions in one paragraph."""
+    """Command, date, commit, machine and versions in one paragraph."""
     machine = facts["machine"]
     features = ", ".join(machine["instructions"]) or "no known 8-bit instructions"
     hardware = f"{machine['cpu']}, {machine['cores']} cores ({features})"
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
     versions = ", ".join(f"{n} {v}" for n, v in facts["versions"].items() if v != "absent")
+    commit = f", commit {facts['commit']}" if facts.get("commit") else ""
     missing = f" Incomplete: {facts['reason']}." if facts["reason"] else ""
     missing += f" Note: {facts['note']}." if facts.get("note") else ""
     return (
-        f"\n`{facts['command']}`, {facts['date']}; {hardware}{memory}, {machine['os']}; "
+        f"\n`{facts['command']}`, {facts['date']}{commit}; {hardware}{memory}, {machine['os']}; "
         f"{versions}.{missing}\n"
     )
 
