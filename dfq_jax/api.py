@@ -88,7 +88,7 @@ def load(
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
     model = load_live(source, params, example, Told(layout=as_layout(layout)), unchecked)
-    return dataclasses.replace(model, contract=normalised(model.contract, mean, std))
+    return dataclasses.replace(model, inputs=(normalised(model.contract, mean, std),))
 
 
 def load_live(source: Any, params: Any, example: Any, told: Told, unchecked: bool) -> Model:

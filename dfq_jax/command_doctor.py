@@ -119,7 +119,7 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
         f"{folder}: {facts.get('scheme')}, preset {facts.get('preset')}, "
         f"layers {facts.get('layers')}{failed}",
         artifact.quantized,
-        dataclasses.replace(model, contract=contract),
+        dataclasses.replace(model, inputs=(contract,)),
         probes_of(artifact),
         losses_in(report),
         artifact.onnx_path.stat().st_size,

@@ -1,4 +1,4 @@
-"""The small value types that cross every layer: input contract, moments, image sets."""
+"""The small value types that cross every layer: inputs, moments, image sets."""
 
 import dataclasses
 import math
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -96,6 +98,119 @@ class InputContract:
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         return self.height, self.width, self.channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of normalised images."""
+        return np.dtype(np.float32)
+
+    def example(self, key: Key[Array, ""], n: int) -> Float[Array, "n h w c"]:
+        """So many normalised images of 8-bit pixels, each drawn uniformly from all."""
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.mean, self.std))
+        pixels = jax.random.randint(key, (n, *self.shape), 0, 256).astype(jnp.float32)
+        return (pixels / jnp.float32(255) - mean) / std
+
+    def __str__(self) -> str:
+        """What people call it."""
+        return f"an image of {self.height}x{self.width} {self.colours}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A row of token ids, or the mask beside one.
+
+    Attributes:
+      length: tokens of a row; of a free length the one that examples have.
+      vocabulary: ids are 0 to `vocabulary - 1`.
+      symbol: name of a free length in exported files; empty where it is fixed.
+      mask: whether these are no ids but say of each token if it counts: 1 if so, else 0.
+    """
+
+    length: int
+    vocabulary: int = 2
+    symbol: str = ""
+    mask: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for no tokens, or a mask of other than zeros and ones."""
+        if not all(isinstance(n, numbers.Integral) for n in (self.length, self.vocabulary)):
+            raise ValueError(f"Tokens needs whole numbers, got {self}.")
+        if self.length < 1 or self.vocabulary < 2 or (self.mask and self.vocabulary != 2):
+            raise ValueError(
+                f"Tokens needs a length of 1 or more and 2 ids or more (2 for a mask), got {self}."
+            )
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(length,) of one row."""
+        return (self.length,)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of ids and masks."""
+        return np.dtype(np.int32)
+
+    def example(self, key: Key[Array, ""], n: int) -> Int[Array, "n length"]:
+        """So many rows of ids, each drawn uniformly from all; of a mask, all ones."""
+        if self.mask:
+            return jnp.ones((n, self.length), jnp.int32)
+        return jax.random.randint(key, (n, self.length), 0, self.vocabulary)
+
+    def __str__(self) -> str:
+        """What people call it."""
+        length = self.symbol or self.length
+        return f"a mask of {length}" if self.mask else f"{length} tokens of {self.vocabulary}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """Plain numbers: features, sound, anything without a meaning known here.
+
+    Attributes:
+      size: of one example, without batch, in the library's order of axes (channels last).
+      low: smallest value.
+      high: largest value.
+    """
+
+    size: tuple[int, ...]
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for axes without values and for a range that is none."""
+        if not all(isinstance(n, numbers.Integral) and n > 0 for n in self.size):
+            raise ValueError(f"Values needs positive sizes, got {self.size}.")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"Values needs a range, got {self.low} to {self.high}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers."""
+        return np.dtype(np.float32)
+
+    def example(self, key: Key[Array, ""], n: int) -> Float[Array, "n ..."]:
+        """So many examples, each value drawn uniformly from the range."""
+        return jax.random.uniform(key, (n, *self.size), jnp.float32, self.low, self.high)
+
+    def __str__(self) -> str:
+        """What people call it."""
+        size = "x".join(map(str, self.size)) or "1"
+        return f"{size} values from {self.low:g} to {self.high:g}"
+
+
+Input = InputContract | Tokens | Values
+"""What one input of a network reads. Each has the `shape` and `dtype` of one example without batch,
+and can make an `example`."""
+
+
+def in_words(inputs: Iterable[Input]) -> str:
+    """What a network reads."""
+    return ", ".join(map(str, inputs)) or "nothing"
 
 
 def unusable(mean: tuple[float, ...], std: tuple[float, ...]) -> str:

@@ -150,7 +150,7 @@ class Builder:
             name: {slot: jnp.asarray(v, jnp.float32) for slot, v in slots.items()}
             for name, slots in self.params.items()
         }
-        return Model(Graph(tuple(self.nodes), ("images",), outputs), params, self.contract)
+        return Model(Graph(tuple(self.nodes), ("images",), outputs), params, (self.contract,))
 
 
 def tiny(seed: int = 0, size: int = 8) -> Model:

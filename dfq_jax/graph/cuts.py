@@ -133,12 +133,14 @@ def as_block(graph: Graph, piece: list[Node], fixed: frozenset[str]) -> Block:
 def canonical(block: Block, model: Model) -> Model:
     """The block as a stand-alone model whose names depend on its structure only.
 
+    What it reads are tensors of the network, so it states no inputs.
+
     Two blocks that compute the same function of different weights give equal graphs, so one
     `jit` compilation serves both.
     """
     rename = canonical_names(block)
     pick = lambda table: {rename[k]: v for k, v in table.items() if k in block.names}
-    return Model(canonical_graph(block), pick(model.params), model.contract, pick(model.moments))
+    return Model(canonical_graph(block), pick(model.params), (), pick(model.moments))
 
 
 def canonical_graph(block: Block) -> Graph:

@@ -7,9 +7,9 @@ from functools import partial, reduce
 import jax
 from jaxtyping import Array, Float
 
-from dfq_jax.errors import GraphError
+from dfq_jax.errors import GraphError, UnsupportedModelError
 from dfq_jax.graph.ops import Op
-from dfq_jax.types import InputContract, Moments
+from dfq_jax.types import Input, InputContract, Moments, in_words
 
 Params = Mapping[str, Mapping[str, Float[Array, "..."]]]
 """{node name: {slot: array}}: a plain dict pytree that crosses every `jit`."""
@@ -69,7 +69,7 @@ class Graph:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "moments"],
-    meta_fields=["graph", "contract"],
+    meta_fields=["graph", "inputs"],
 )
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -78,15 +78,36 @@ class Model:
     Attributes:
       graph: the static structure.
       params: {node: {slot: array}}.
-      contract: what an input image must be.
+      inputs: what each input of the graph must be, in its order; empty for a piece of a network,
+        which reads tensors of that.
       moments: {node: Moments of that node's output}, filled when batch norm is folded and kept
         true by every pass that rescales channels.
     """
 
     graph: Graph
     params: Params
-    contract: InputContract
+    inputs: tuple[Input, ...]
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises GraphError unless all inputs of the graph are stated, or none."""
+        if self.inputs and len(self.inputs) != len(self.graph.inputs):
+            raise GraphError(f"inputs {self.graph.inputs} are stated by {in_words(self.inputs)}.")
+
+    @property
+    def contract(self) -> InputContract:
+        """What the image must be that the network reads.
+
+        Raises:
+          UnsupportedModelError: naming what it reads, where that is not one image.
+        """
+        if len(self.inputs) == 1 and isinstance(self.inputs[0], InputContract):
+            return self.inputs[0]
+        raise UnsupportedModelError(
+            f"this works with networks that read one image; inputs {self.graph.inputs} are "
+            f"{in_words(self.inputs)}. Quantize it through examples of its inputs, or import a "
+            "network of one image."
+        )
 
 
 Pass = Callable[[Model], Model]

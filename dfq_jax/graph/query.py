@@ -6,7 +6,6 @@ from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Graph, Model, Node
@@ -70,13 +69,13 @@ def batch_norms(graph: Graph) -> tuple[Node, ...]:
 
 
 def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
-    """{tensor: shape} for a batch of the contract's images, without computing anything.
+    """{tensor: shape} for a batch of what the network reads, without computing anything.
 
     Raises:
       GraphError: naming the first node whose inputs do not fit it.
     """
-    image = jax.ShapeDtypeStruct((batch, *model.contract.shape), jnp.float32)
-    env = dict.fromkeys(model.graph.inputs, image)
+    read = [jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for x in model.inputs]
+    env = dict(zip(model.graph.inputs, read, strict=True))
     for node in model.graph.nodes:
         slots = model.params.get(node.name, {})
         args = tuple(env[i] for i in node.inputs)
@@ -97,7 +96,7 @@ def refusal_of_half(model: Model) -> str | None:
     height, width = contract.height // 2, contract.width // 2
     try:
         half = dataclasses.replace(contract, height=height, width=width)
-        output_shapes(dataclasses.replace(model, contract=half))
+        output_shapes(dataclasses.replace(model, inputs=(half,)))
     except (GraphError, ValueError) as error:
         return f"the network cannot read images of {height}x{width}, half its size ({error})"
     return None

@@ -17,10 +17,10 @@ from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.deployment import CHANNELS, run_py
 from dfq_jax.io.graph_json import (
-    contract_from_json,
-    contract_to_json,
     graph_from_json,
     graph_to_json,
+    inputs_from_json,
+    inputs_to_json,
     plan_from_json,
     plan_to_json,
 )
@@ -166,7 +166,7 @@ def structure(quantized: QuantizedModel) -> dict[str, Any]:
     return {
         "scheme": str(quantized.plan.scheme),
         "layers": quantized.plan.layers,
-        "contract": contract_to_json(quantized.model.contract),
+        **inputs_to_json(quantized.model.inputs),
         "graph": graph_to_json(quantized.model.graph),
         "plan": plan_to_json(quantized.plan),
     }
@@ -229,12 +229,12 @@ def load_artifact(folder: str | Path) -> Artifact:
         )
     for name, expected in manifest["files"].items():
         check_file(folder, name, expected)
-    contract = contract_from_json(manifest["contract"])
+    inputs = inputs_from_json(manifest)
     graph, plan = graph_from_json(manifest["graph"]), plan_from_json(manifest["plan"])
     check_sites(graph, plan, folder / MANIFEST)
     data = (folder / TENSORS).read_bytes()
     params, qparams = unpack(data, graph, plan, folder / TENSORS)
-    model = Model(graph, params, contract)
+    model = Model(graph, params, inputs)
     check_runs(model, folder)
     return Artifact(QuantizedModel(model, plan, qparams), manifest, folder)
 

@@ -76,7 +76,7 @@ def bind(architecture: Architecture, tensors: Tensors) -> Bound:
         params.setdefault(parameter.node, {})[parameter.slot] = jnp.array(
             native_layout(parameter, array)
         )
-    return Bound(Model(architecture.graph, params, architecture.contract), notes)
+    return Bound(Model(architecture.graph, params, (architecture.contract,)), notes)
 
 
 def is_float(array: np.ndarray) -> bool:

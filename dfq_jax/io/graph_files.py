@@ -116,7 +116,7 @@ def model_of(
     except UnsupportedModelError as error:
         raise type(error)(f"{where}: {error}") from None
     check_weights(found, where)
-    model = Model(found.graph, on_device(found.params), contract)
+    model = Model(found.graph, on_device(found.params), (contract,))
     check_shapes(model, where)
     return model, (*notes, *statistics(model))
 
@@ -136,9 +136,9 @@ def check_shapes(model: Model, where: str) -> None:
     Raises:
       UnsupportedModelError: naming the node whose inputs do not fit it.
     """
-    image = jax.ShapeDtypeStruct((1, *model.contract.shape), np.float32)
+    read = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in model.inputs]
     try:
-        jax.eval_shape(lambda m, x: evaluate(m, x)[0], model, image)
+        jax.eval_shape(lambda m, *xs: evaluate(m, *xs)[0], model, *read)
     except (TypeError, ValueError) as error:
         output_shapes(model)  # tells which node it is
         raise UnsupportedModelError(f"{where}: {show(error, 300)}") from error

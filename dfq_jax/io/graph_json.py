@@ -5,7 +5,7 @@ Reading trusts nothing: every operator, field and number is checked by the datac
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from dfq_jax.errors import DataError, GraphError
@@ -14,7 +14,7 @@ from dfq_jax.graph.ops import Op
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import Observer
 from dfq_jax.quantize.plan import LAYER_PRESETS, STORES, Plan, Scheme, Site, Spec
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input, InputContract, Tokens, Values
 from dfq_jax.words import Store
 
 OPS = {kind.__name__: kind for kind in get_args(Op)}
@@ -120,6 +120,39 @@ def contract_from_json(data: Mapping[str, Any]) -> InputContract:
         return InputContract(**{n: as_tuples(data[n]) for n in names if n in data})
 
     return checked("input contract", read)
+
+
+KINDS = {"tokens": Tokens, "values": Values}
+"""{what a file calls it: an input that is no image}."""
+
+
+def inputs_to_json(inputs: Sequence[Input]) -> dict[str, Any]:
+    """`{"contract"}` of a network that reads one image, else `{"inputs": [{"kind", ...}]}`."""
+    if len(inputs) == 1 and isinstance(inputs[0], InputContract):
+        return {"contract": contract_to_json(inputs[0])}
+    names = {kind: name for name, kind in KINDS.items()} | {InputContract: "image"}
+    facts = [{"kind": names[type(x)], **as_lists(dataclasses.asdict(x))} for x in inputs]
+    return {"inputs": facts}
+
+
+def inputs_from_json(data: Mapping[str, Any]) -> tuple[Input, ...]:
+    """What `inputs_to_json` wrote, among other keys.
+
+    Raises:
+      DataError: if it makes no inputs.
+    """
+    if "inputs" not in data:
+        return (contract_from_json(checked("input contract", lambda: data["contract"])),)
+    return tuple(checked("inputs", lambda: [*map(input_from_json, data["inputs"])]))
+
+
+def input_from_json(data: Mapping[str, Any]) -> Input:
+    """One input of several, or one that is no image."""
+    if data["kind"] == "image":
+        return contract_from_json(data)
+    if data["kind"] not in KINDS:
+        raise ValueError(f"{data['kind']!r} is no kind of input; known are image, tokens, values")
+    return KINDS[data["kind"]](**{k: as_tuples(v) for k, v in data.items() if k != "kind"})
 
 
 def tagged(tag: str, value: Any) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def load(
     loaded = located(path_or_name, arch, told, no_bn_fallback)
     before = loaded.model.contract
     contract = normalised(before, mean, std)
-    model = dataclasses.replace(loaded.model, contract=contract)
+    model = dataclasses.replace(loaded.model, inputs=(contract,))
     path = Path(path_or_name)
     comparable = path.suffix.lower() == ".onnx" and not unchecked
     checked = check_import(model, path) if comparable else ()
@@ -278,7 +278,7 @@ def load_checkpoint(path: Path, arch: str | None, told: Told, *, published: bool
     contract = dataclasses.replace(model.contract, assumed=model.contract.assumed or not published)
     told_by = () if arch is not None else (f"names and shapes of its tensors are those of {name}",)
     return Loaded(
-        model=dataclasses.replace(model, contract=contract),
+        model=dataclasses.replace(model, inputs=(contract,)),
         architecture=name,
         notes=(*checkpoint.notes, *renamed, *told_by, *notes),
         source=checkpoint.source,

@@ -111,7 +111,7 @@ def export(
     if larger is None:
         names = (model.contract.names[0], "", "")
         model = dataclasses.replace(
-            model, contract=dataclasses.replace(model.contract, names=names)
+            model, inputs=(dataclasses.replace(model.contract, names=names),)
         )
     return assemble(b, model, drafted, larger or drafted.shapes, metadata)
 
@@ -153,10 +153,10 @@ def shapes_of_larger(
         height=contract.height + (LARGER[0] if height else 0),
         width=contract.width + (LARGER[1] if width else 0),
     )
-    model = dataclasses.replace(model, contract=contract)
+    model = dataclasses.replace(model, inputs=(contract,))
     if quantized is not None:
         quantized = dataclasses.replace(
-            quantized, model=dataclasses.replace(quantized.model, contract=contract)
+            quantized, model=dataclasses.replace(quantized.model, inputs=(contract,))
         )
     try:
         other, drafted = written(model, quantized)

@@ -66,7 +66,7 @@ def imported(network: Stored, arrays: Tensors) -> Model:
     program, size = network.program(arrays), (contract.height, contract.width)
     try:
         found = import_program(program, ATEN, size=size)
-        model = Model(found.graph, on_device(found.params), contract)
+        model = Model(found.graph, on_device(found.params), (contract,))
         check_shapes(model, network.name)
     except UnsupportedModelError as error:
         raise UsageError(

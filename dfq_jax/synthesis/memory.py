@@ -188,7 +188,7 @@ def passing(
     cpu = platform == "cpu"
     value = jnp.dtype(how.dtype).itemsize + (4 if cpu and how.dtype != "float32" else 0)
     contract = dataclasses.replace(model.contract, height=shape[1], width=shape[2])
-    shapes = output_shapes(dataclasses.replace(model, contract=contract), shape[0])
+    shapes = output_shapes(dataclasses.replace(model, inputs=(contract,)), shape[0])
     bytes_of = {name: value * prod(each) for name, each in shapes.items()}
     pools = [n for n in model.graph.nodes if isinstance(n.op, MaxPool) and cpu and shiftable(n.op)]
     kept = needed_again(model.graph, taps, {node.name for node in pools})

@@ -74,7 +74,7 @@ def test_relu_ceilings():
 
 def test_hook_edits_what_taps_see_and_nodes_compute():
     graph = Graph((Node("r", Relu(), ("x",)), Node("s", Add(), ("r", "x"))), ("x",), ("s", "r"))
-    model = Model(graph, {"r": {"bias": jnp.ones(1)}}, CONTRACT)
+    model = Model(graph, {"r": {"bias": jnp.ones(1)}}, (CONTRACT,))
     seen = []
 
     def hook(node, slots, args):
@@ -91,7 +91,7 @@ def test_hook_edits_what_taps_see_and_nodes_compute():
 def test_apply_replaces_the_semantics():
     graph = Graph((Node("r", Relu(), ("x",)),), ("x",), ("r",))
     double = lambda node, slots, args: 2 * args[0]
-    outputs, _ = evaluate(Model(graph, {}, CONTRACT), jnp.array([-1.0]), apply=double)
+    outputs, _ = evaluate(Model(graph, {}, (CONTRACT,)), jnp.array([-1.0]), apply=double)
     assert outputs[0].tolist() == [-2]
 
 

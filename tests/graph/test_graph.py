@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dfq_jax.errors import GraphError
+from dfq_jax.errors import GraphError, UnsupportedModelError
 from dfq_jax.graph.graph import Graph, Model, Node, compose
 from dfq_jax.graph.ops import Add, Relu
-from dfq_jax.types import InputContract, Moments
+from dfq_jax.graph.query import output_shapes
+from dfq_jax.types import InputContract, Moments, Tokens
 
 CHAIN = (Node("a", Relu(), ("x",)), Node("b", Add(), ("a", "x")))
 
@@ -43,13 +44,27 @@ def test_broken_graphs(nodes, outputs, message):
 def test_model_is_a_pytree_of_its_arrays():
     graph = Graph(CHAIN, ("x",), ("b",))
     moments = {"a": Moments(jnp.zeros(2), jnp.ones(2))}
-    model = Model(graph, {"a": {"bias": jnp.arange(3.0)}}, InputContract(4, 4), moments)
+    model = Model(graph, {"a": {"bias": jnp.arange(3.0)}}, (InputContract(4, 4),), moments)
     doubled = jax.tree.map(lambda v: 2 * v, model)
     assert (doubled.graph, doubled.contract) == (model.graph, model.contract)
     assert doubled.params["a"]["bias"].tolist() == [0, 2, 4]
     assert doubled.moments["a"].var.tolist() == [2, 2]
-    other = dataclasses.replace(model, contract=InputContract(5, 4))
+    other = dataclasses.replace(model, inputs=(InputContract(5, 4),))
     assert jax.tree.structure(other) != jax.tree.structure(model)
+
+
+def test_a_network_of_tokens_says_what_it_reads():
+    nodes = (Node("sum", Add(), ("a", "b")),)
+    inputs = (Tokens(4, 100), Tokens(4, mask=True))
+    model = Model(Graph(nodes, ("a", "b"), ("sum",)), {}, inputs)
+    assert output_shapes(model, 3) == dict.fromkeys(("a", "b", "sum"), (3, 4))
+    with pytest.raises(UnsupportedModelError, match=r"4 tokens of 100, a mask of 4"):
+        _ = model.contract
+
+
+def test_inputs_that_are_not_those_of_the_graph_are_refused():
+    with pytest.raises(GraphError, match=r"\('x',\) are stated by 3 tokens of 9, a mask of 3"):
+        Model(Graph(CHAIN, ("x",), ("b",)), {}, (Tokens(3, 9), Tokens(3, mask=True)))
 
 
 def test_compose_applies_from_left_to_right(tiny_net):

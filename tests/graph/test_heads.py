@@ -49,7 +49,7 @@ class Net:
 
     def model(self, *outputs):
         graph = Graph(tuple(self.nodes), ("images",), outputs)
-        return Model(graph, self.params, InputContract(4, 4))
+        return Model(graph, self.params, (InputContract(4, 4),))
 
 
 def told(part):

@@ -160,7 +160,7 @@ def test_describe():
         "bn": {"mean": c, "var": c},
         "fc": {"kernel": jnp.ones((2, 7))},
     }
-    model = Model(Graph(nodes, ("images",), ("fc", "bn")), params, InputContract(4, 5))
+    model = Model(Graph(nodes, ("images",), ("fc", "bn")), params, (InputContract(4, 5),))
     assert describe(model).splitlines() == [
         "images  input        4x5x3",
         "conv    Conv2d(2x2)  3x4x2  <- images",
@@ -193,7 +193,7 @@ def test_constants_and_several_outputs_are_described(nets):
     lines = describe(nets.vit()).splitlines()
     assert lines[3].split() == ["token", "Constant", "1x8"]
     assert describe(nets.two_heads()).endswith("returns classes, number")
-    scalar = Model(Graph((Node("c", Constant(), ()),), (), ("c",)), {}, InputContract(1, 1))
+    scalar = Model(Graph((Node("c", Constant(), ()),), (), ("c",)), {}, ())
     scalar = with_params(scalar, {"c": {"value": jnp.ones(1)}})
     assert describe(scalar).splitlines()[0] == "c  Constant  1"
 
@@ -203,7 +203,7 @@ def test_names_cannot_break_lines():
     hostile = "fc\nreturns everything\x1b[31m"
     node = Node(hostile, Linear(), ("images",))
     params = {hostile: {"kernel": jnp.ones((3, 7))}}
-    model = Model(Graph((node,), ("images",), (hostile,)), params, InputContract(1, 1))
+    model = Model(Graph((node,), ("images",), (hostile,)), params, (InputContract(1, 1),))
     text = describe(model)
     assert len(text.splitlines()) == 3
     assert "fc\\nreturns everything\\x1b[31m" in text

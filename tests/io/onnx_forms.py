@@ -31,7 +31,7 @@ def network(case: Case, *outputs: str) -> Model:
         for name, slots in case.params.items()
     }
     graph = Graph(case.nodes, ("images",), outputs or (case.nodes[-1].name,))
-    return Model(graph, params, InputContract(h, w, (0.5,) * c, (0.25,) * c))
+    return Model(graph, params, (InputContract(h, w, (0.5,) * c, (0.25,) * c),))
 
 
 def prefix(form: str, shape: tuple[int, int, int]) -> tuple[tuple[Node, ...], tuple[int, ...]]:

@@ -113,7 +113,7 @@ class Net:
 
     def finish(self, *outputs: str) -> Model:
         graph = Graph(tuple(self.nodes), ("images",), outputs)
-        return Model(graph, self.params, self.contract)
+        return Model(graph, self.params, (self.contract,))
 
 
 def residual() -> Model:

@@ -38,7 +38,7 @@ def float_file(tmp_path):
     onnx.save(classifier(), source)
     model = dfq.load(source)
     path = tmp_path / "float.onnx"
-    dfq.export(dataclasses.replace(model, contract=CONTRACT), path)
+    dfq.export(dataclasses.replace(model, inputs=(CONTRACT,)), path)
     return path
 
 

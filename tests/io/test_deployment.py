@@ -58,7 +58,7 @@ def test_pictures_are_prepared_as_the_library_does(name, size, tmp_path):
 def test_the_script_of_a_folder_prints_the_top_classes(layout, onnx_nets, tmp_path):
     q = onnx_nets.quantized("residual")
     contract = dataclasses.replace(q.model.contract, layout=layout, resize=20)
-    of = lambda model: dataclasses.replace(model, contract=contract)
+    of = lambda model: dataclasses.replace(model, inputs=(contract,))
     q = dataclasses.replace(q, model=of(q.model))
     model = of(onnx_nets.NETS["residual"]())
     save_artifact(tmp_path / "out", q, float_model=model, images_provenance={}, report={})
@@ -80,7 +80,7 @@ def test_networks_that_read_no_pictures_have_no_script(onnx_nets, tmp_path):
     four = dataclasses.replace(q.model.contract, mean=(0.5,) * 4, std=(0.5,) * 4)
     params = {"conv": {"kernel": jnp.ones((1, 1, 4, 2))}}
     nodes = (Node("conv", Conv2d(), ("x",)), Node("pool", GlobalAvgPool(), ("conv",)))
-    model = Model(Graph(nodes, ("x",), ("pool",)), params, four)
+    model = Model(Graph(nodes, ("x",), ("pool",)), params, (four,))
     save_artifact(tmp_path / "out", q, float_model=model, images_provenance={}, report={})
     assert not (tmp_path / "out" / RUN).exists()
 

@@ -28,6 +28,8 @@ from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
     graph_from_json,
+    inputs_from_json,
+    inputs_to_json,
     graph_to_json,
     plan_from_json,
     plan_to_json,
@@ -36,7 +38,7 @@ from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import EmaMinMax, Lp, Percentile
 from dfq_jax.quantize.observers import NAMED
 from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
-from dfq_jax.types import InputContract
+from dfq_jax.types import InputContract, Tokens, Values, in_words
 
 
 class Call(NamedTuple):
@@ -160,6 +162,40 @@ def test_damaged_graphs_are_data_errors(change, message):
         graph_from_json(data)
     with pytest.raises(DataError, match="missing 'nodes'"):
         graph_from_json({})
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (InputContract(4, 6),),
+        (Tokens(5, 9, "T"), Tokens(5, symbol="T", mask=True)),
+        (InputContract(4, 6, (0.1,), (0.3,)), Values((3, 2), 0, 4)),
+        (Values((7,)),),
+    ],
+    ids=in_words,
+)
+def test_inputs_survive_a_round_trip(inputs):
+    assert inputs_from_json(through_text(inputs_to_json(inputs))) == inputs
+
+
+def test_one_image_lies_where_earlier_files_have_it():
+    contract = InputContract(4, 6)
+    assert inputs_to_json((contract,)) == {"contract": contract_to_json(contract)}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({}, "missing 'contract'"),
+        ({"inputs": [{"kind": "sound"}]}, "'sound' is no kind of input"),
+        ({"inputs": [{"kind": "tokens", "length": 0}]}, "a length of 1 or more"),
+        ({"inputs": [{"kind": "values", "size": [2], "depth": 1}]}, "depth"),
+        ({"inputs": 3}, "inputs"),
+    ],
+)
+def test_damaged_inputs_are_data_errors(data, told):
+    with pytest.raises(DataError, match=told):
+        inputs_from_json(data)
 
 
 def test_damaged_plans_and_contracts_are_data_errors():

@@ -209,7 +209,7 @@ def test_hostile_names_are_escaped_and_kept_apart():
     assert found["a\nb"] == "a\\nb"
     assert found["logits"] == "logits_2"
     assert all(v.isprintable() for v in found.values())
-    model = Model(graph, {}, InputContract(4, 4))
+    model = Model(graph, {}, (InputContract(4, 4),))
     edge = Site("a\nb", "input0")
     plan = Plan(((edge, Spec(Grid(8))),), (), Scheme(8, 8), "zsq_all_low")
     q = QuantizedModel(model, plan, {edge: Affine(jnp.float32(1), jnp.uint8(0))})
@@ -223,10 +223,10 @@ def test_what_onnx_cannot_express_is_an_export_error():
     flat = Graph((Node("fc", Linear(), ("x",)),), ("x",), ("fc",))
     twice = Graph((Node("add", Add(), ("x", "y")),), ("x", "y"), ("add",))
     with pytest.raises(ExportError, match="one input"):
-        float_onnx(Model(twice, {}, contract))
+        float_onnx(Model(twice, {}, (contract,)))
     with pytest.raises(ExportError, match="its own input"):
-        float_onnx(Model(Graph((), ("x",), ("x",)), {}, contract))
-    model = Model(flat, {"fc": {"kernel": jnp.ones((3, 2))}}, contract)
+        float_onnx(Model(Graph((), ("x",), ("x",)), {}, (contract,)))
+    model = Model(flat, {"fc": {"kernel": jnp.ones((3, 2))}}, (contract,))
     edge, kernel = Site("fc", "input0"), Site("fc", "kernel")
     plan = Plan(((edge, Spec(Grid(8, symmetric=True))),), (), Scheme(8, 8), "zsq_all_low")
     affine = Affine(jnp.float32(1), jnp.int8(0))
@@ -242,7 +242,7 @@ def test_a_full_slice_and_a_linear_layer_over_pixels(onnx_nets):
     bounds = ((0, None, 1),) * 4
     nodes = (Node("s", Slice(bounds), ("x",)), Node("fc", Linear(), ("s",)))
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
-    model = Model(Graph(nodes, ("x",), ("fc",)), {"fc": {"kernel": kernel}}, InputContract(4, 6))
+    model = Model(Graph(nodes, ("x",), ("fc",)), {"fc": {"kernel": kernel}}, (InputContract(4, 6),))
     x = np.random.default_rng(1).normal(size=(2, 4, 6, 3)).astype(np.float32)
     (found,) = onnx_nets.run_file(serialize(float_onnx(model)), x, optimize=True)
     np.testing.assert_allclose(found, x @ np.asarray(kernel), atol=1e-5)
@@ -262,7 +262,7 @@ def test_per_tensor_kernels_are_exported(onnx_nets):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3, 4)), jnp.float32)
     graph = Graph((Node("conv", Conv2d(), ("x",)),), ("x",), ("conv",))
     params = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
-    model = Model(graph, params, InputContract(5, 5))
+    model = Model(graph, params, (InputContract(5, 5),))
     edge, slot = Site("conv", "input0"), Site("conv", "kernel")
     plan = Plan(
         ((slot, Spec(Grid(8, True))), (edge, Spec(Grid(8)))), (), Scheme(8, 8), "zsq_all_low"

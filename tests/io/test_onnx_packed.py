@@ -64,7 +64,7 @@ def two_layers(bits, symmetric, per_channel):
         entries.append((Site(name, "input0"), Spec(Grid(8))))
     qparams[Site("conv", "input0")] = Affine(jnp.float32(0.03), jnp.uint8(128))
     qparams[Site("fc", "input0")] = Affine(jnp.float32(0.1), jnp.uint8(0))
-    model = Model(Graph(nodes, ("x",), ("fc",)), params, InputContract(4, 4))
+    model = Model(Graph(nodes, ("x",), ("fc",)), params, (InputContract(4, 4),))
     return QuantizedModel(
         model, Plan(tuple(entries), (), Scheme(bits, 8), "qdrop_8bit_ends"), qparams
     )

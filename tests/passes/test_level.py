@@ -43,7 +43,7 @@ def bottleneck(ceiling):
     shapes = {"stem": (3, 4), "expand": (4, 6), "project": (6, 4), "head": (4, 5)}
     params = {name: layer(rng, (1, 1, *shape)) for name, shape in shapes.items()}
     known = {name: moments(rng, shape[1]) for name, shape in shapes.items()}
-    return Model(Graph(nodes, ("images",), ("head",)), params, CONTRACT, known)
+    return Model(Graph(nodes, ("images",), ("head",)), params, (CONTRACT,), known)
 
 
 def images():

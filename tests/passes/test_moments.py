@@ -271,7 +271,7 @@ def test_correction_removes_the_mean_error_of_a_gaussian_layer(nets):
     params = {k: {s: jnp.asarray(a, jnp.float32) for s, a in v.items()} for k, v in params.items()}
     known = {"source": moments(mean, std**2)}
     contract = InputContract(1, 1, mean=(0.0,) * 6, std=(1.0,) * 6)
-    model = Model(Graph(nodes, ("x",), ("layer",)), params, contract, known)
+    model = Model(Graph(nodes, ("x",), ("layer",)), params, (contract,), known)
     rounded = jnp.round(params["layer"]["kernel"] * 2) / 2
     corrected = correct_biases_analytically(model, {"layer": rounded})
     x = np.maximum(rng.normal(size=(400_000, 6)) * std + mean, 0)

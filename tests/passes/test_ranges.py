@@ -152,7 +152,7 @@ def test_averages_without_moments_lie_inside():
     )
     params = {"fc": {"kernel": jnp.ones((1, 2))}}
     contract = InputContract(2, 2, mean=(0.0,), std=(1.0,))
-    found = ends(expected_ranges(Model(Graph(nodes, ("x",), ("fc",)), params, contract)))
+    found = ends(expected_ranges(Model(Graph(nodes, ("x",), ("fc",)), params, (contract,))))
     assert found == {"scaled": (0, 2), "mean": (0, 2)}
 
 

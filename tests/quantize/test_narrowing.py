@@ -26,7 +26,7 @@ def network(weight_of_outliers):
     second[:, :, 3] *= weight_of_outliers
     nodes = (Node("first", POINT, ("images",)), Node("second", POINT, ("first",)))
     params = {"first": {"kernel": jnp.asarray(first)}, "second": {"kernel": jnp.asarray(second)}}
-    return Model(Graph(nodes, ("images",), ("second",)), params, CONTRACT)
+    return Model(Graph(nodes, ("images",), ("second",)), params, (CONTRACT,))
 
 
 def calibrated(model):

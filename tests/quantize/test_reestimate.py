@@ -30,7 +30,7 @@ def quantized(model, nets):
 def statistics(quantized, model, x, layer):
     """Mean and deviation of each channel of one layer, in the quantized and the float network."""
     cut = lambda m: dataclasses.replace(
-        m, graph=Graph(m.graph.nodes, m.graph.inputs, (layer,)), contract=m.contract
+        m, graph=Graph(m.graph.nodes, m.graph.inputs, (layer,)), inputs=m.inputs
     )
     rough = simulate(dataclasses.replace(quantized, model=cut(quantized.model)), x)
     exact = np.asarray(

@@ -32,7 +32,7 @@ def long_net(kernel, bias=None):
     slots = {"kernel": jnp.asarray(kernel, jnp.float32)}
     if bias is not None:
         slots["bias"] = jnp.asarray(bias, jnp.float32)
-    return Model(Graph(nodes, ("images",), ("head[1]",)), {"head[1]": slots}, CONTRACT)
+    return Model(Graph(nodes, ("images",), ("head[1]",)), {"head[1]": slots}, (CONTRACT,))
 
 
 def on_unit_grids(model, zero_point=0, scheme=(8, 8)):
@@ -73,7 +73,7 @@ def test_the_largest_sum_follows_from_the_codes(weight, bias, zero_point, larges
 
 def test_products_of_two_tensors_count_too():
     graph = Graph((Node("p", MatMul(True), ("a", "a")),), ("a",), ("p",))
-    model = Model(graph, {}, InputContract(1, 2, (0.0,) * 40_000, (1.0,) * 40_000))
+    model = Model(graph, {}, (InputContract(1, 2, (0.0,) * 40_000, (1.0,) * 40_000),))
     plan = resolve(Graph((*graph.nodes, Node("w", Linear(), ("p",))), ("a",), ("w",)), Scheme(8, 8))
     for zero_point, long in ((0, 1), (128, 0)):
         affine = Affine(jnp.float32(1), jnp.uint8(zero_point))

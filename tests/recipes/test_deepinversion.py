@@ -122,7 +122,7 @@ def test_competition_with_the_student(model, nets):
 def test_a_student_reads_images_its_own_way(model, nets):
     """The same network behind another normalisation says the same."""
     contract = InputContract(6, 6, (0.5, 0.4, 0.3), (0.5, 0.25, 1.0))
-    same = dataclasses.replace(nets.stem(seed=2), contract=contract)
+    same = dataclasses.replace(nets.stem(seed=2), inputs=(contract,))
     student = nets.stem(seed=2)
     x, recipe = nets.images(model, 4), still(student=student)
     twisted = parts_of(recipe, model, x, shared=same)[1]["competition"]

@@ -64,7 +64,7 @@ def test_the_reference_is_found_in_the_float_file(model, made, images, tmp_path)
     path = tmp_path / "float.onnx"
     path.write_bytes(serialize(float_onnx(model)))
     read = load_graph(path, no_bn_fallback=True).model
-    found = reference_of(dataclasses.replace(read, contract=model.contract), made.quantized, images)
+    found = reference_of(dataclasses.replace(read, inputs=model.inputs), made.quantized, images)
     for name, slots in made.reference.params.items():
         if "kernel" in slots:
             np.testing.assert_allclose(

@@ -28,7 +28,7 @@ OTHER = InputContract(6, 6, (0.5, 0.4, 0.3), (0.5, 0.25, 0.125))
 def bare(nets):
     """A network without batch norm, of another contract than ImageNet's."""
     folded = fold_batch_norm(nets.stem(seed=1))
-    return dataclasses.replace(folded, moments={}, contract=OTHER)
+    return dataclasses.replace(folded, moments={}, inputs=(OTHER,))
 
 
 def means_off(nets, model, images):

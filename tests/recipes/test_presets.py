@@ -157,7 +157,7 @@ def test_a_network_without_statistics(method, net, nets):
 def test_deepinversion_suits_the_size_of_images(nets):
     """Half the size first, where images are large and the network can read it."""
     stem = nets.stem()
-    sized = lambda size: dataclasses.replace(stem, contract=InputContract(size, size))
+    sized = lambda size: dataclasses.replace(stem, inputs=(InputContract(size, size),))
     settings = lambda model: recipe_for("deepinversion", model=model).settings
     small, large = settings(sized(64)), settings(sized(65))
     assert (small["resolution"], large["resolution"]) == ("full", "multi")
@@ -184,7 +184,7 @@ def test_learned_rounding_gets_the_images_of_best_without_labels(tiny_net):
 
 def test_best_sees_large_images_at_half_their_size_where_the_network_can(nets):
     stem = nets.stem()
-    sized = lambda size: dataclasses.replace(stem, contract=InputContract(size, size))
+    sized = lambda size: dataclasses.replace(stem, inputs=(InputContract(size, size),))
     coarse = lambda model: recipe_for("best", model=model).settings["coarse"]
     assert (coarse(sized(64)), coarse(sized(65))) == (0.0, 0.8)
     start = lambda model: recipe_for("best", model=model).settings["start"]

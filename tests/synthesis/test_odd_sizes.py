@@ -151,7 +151,7 @@ def huge(nets):
 
     def of(method):
         model = small.get(method, small["best"])
-        return dataclasses.replace(model, contract=dataclasses.replace(model.contract, **side))
+        return dataclasses.replace(model, inputs=(dataclasses.replace(model.contract, **side),))
 
     return of
 
