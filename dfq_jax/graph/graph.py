@@ -96,7 +96,7 @@ class Model:
 
     @property
     def contract(self) -> InputContract:
-        """What the image must be that the network reads.
+        """What the image must be that the network reads, and that is all it reads.
 
         Raises:
           UnsupportedModelError: naming what it reads, where that is not one image.
