@@ -28,9 +28,9 @@ from dfq_jax.io.graph_json import (
     contract_from_json,
     contract_to_json,
     graph_from_json,
+    graph_to_json,
     inputs_from_json,
     inputs_to_json,
-    graph_to_json,
     plan_from_json,
     plan_to_json,
 )
