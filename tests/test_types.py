@@ -11,7 +11,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize(
     "read",
-    [InputContract(2, 3), Tokens(5, 7), Tokens(5, mask=True, symbol="T"), Values((2, 6), 0.5, 4)],
+    [InputContract(2, 3), Tokens(5, 7), Tokens(5, mask=True, symbol="T"), Values((2, 6), 0.5, 4.0)],
     ids=str,
 )
 def test_examples_have_the_shape_and_type_that_is_stated(read):
@@ -31,7 +31,7 @@ def test_examples_stay_in_range():
     assert (np.rint(pixels).min(), np.rint(pixels).max()) == (0, 255)
     ids = np.asarray(Tokens(200, 5).example(KEY, 4))
     assert set(ids.flat) == set(range(5))
-    values = np.asarray(Values((400,), -3, 1).example(KEY, 1))
+    values = np.asarray(Values((400,), -3.0, 1.0).example(KEY, 1))
     assert -3 <= values.min() < -2.9
     assert 0.9 < values.max() <= 1
 
@@ -42,10 +42,9 @@ def test_examples_stay_in_range():
         (lambda: Tokens(0, 5), "a length of 1 or more"),
         (lambda: Tokens(3, 1), "2 ids or more"),
         (lambda: Tokens(3, 9, mask=True), "2 for a mask"),
-        (lambda: Tokens(2.5, 9), "whole numbers"),  # pyright: ignore[reportArgumentType]
         (lambda: Values((3, 0)), "positive sizes"),
-        (lambda: Values((3,), 1, 1), "needs a range"),
-        (lambda: Values((3,), 0, float("inf")), "needs a range"),
+        (lambda: Values((3,), 1.0, 1.0), "needs a range"),
+        (lambda: Values((3,), 0.0, float("inf")), "needs a range"),
     ],
 )
 def test_inputs_that_nothing_satisfies_are_refused(make, told):

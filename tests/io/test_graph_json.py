@@ -169,7 +169,7 @@ def test_damaged_graphs_are_data_errors(change, message):
     [
         (InputContract(4, 6),),
         (Tokens(5, 9, "T"), Tokens(5, symbol="T", mask=True)),
-        (InputContract(4, 6, (0.1,), (0.3,)), Values((3, 2), 0, 4)),
+        (InputContract(4, 6, (0.1,), (0.3,)), Values((3, 2), 0.0, 4.0)),
         (Values((7,)),),
     ],
     ids=in_words,
