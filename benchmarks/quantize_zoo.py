@@ -26,9 +26,12 @@ deeplabv3_mobilenet_v3_large
 """
 SIZES = {"inception_v3": 139, "vit_b_32": 224}
 SIZE = 96
+LIMITS = ("n", "steps", "reconstruction_steps")
+"""What may be cut short of a preset: images, steps to make them, steps of learned rounding."""
 TABLES = {
     "quantize_zoo": (
         Column("network", "network"),
+        Column("preset", "preset"),
         Column("size", "pixels"),
         Column("coverage", "% of MACs in integers", ".1fx100"),
         Column("layers", "tensors"),
@@ -52,24 +55,31 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--networks", default=",".join(NETWORKS.split()), help="names")
     parser.add_argument("--scheme", default="w8a8")
+    presets = common.choices(("fast", "balanced", "best"))
+    parser.add_argument("--presets", type=presets, default=("fast",), help="names")
+    for name in LIMITS:
+        help_text = "of presets that make images; few are enough for a verdict"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=help_text)
     args = parser.parse_args()
     rows, failed = [], []
     for name in common.names(args.networks):
-        rows.append(attempt(name, args))
-        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["quantize_zoo"]))
-        if rows[-1].get("note"):
-            failed.append(name)
+        for preset in args.presets:
+            rows.append(attempt(name, preset, args))
+            common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["quantize_zoo"]))
+            if rows[-1].get("note"):
+                failed.append(f"{name} ({preset})")
     common.finish(args, TABLES, rows, f"see the notes of {', '.join(failed)}" if failed else None)
 
 
-def attempt(name: str, args: argparse.Namespace) -> Row:
-    """The row of a network; of one that failed, with the reason."""
+def attempt(name: str, preset: str, args: argparse.Namespace) -> Row:
+    """The row of a network and a preset; of one that failed, with the reason."""
     import jax
 
     size = SIZES.get(name, SIZE)
-    made: Row = {"table": "quantize_zoo", "network": name, "size": size}
+    made: Row = {"table": "quantize_zoo", "network": name, "preset": preset, "size": size}
+    limits = {key: getattr(args, key) for key in LIMITS} if preset != "fast" else {}
     try:
-        return {**made, **row(name, size, args.scheme)}
+        return {**made, **row(name, size, scheme=args.scheme, preset=preset, **limits)}
     except Exception as error:  # a row tells what failed, the others go on
         return {**made, "note": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
     finally:
@@ -87,8 +97,8 @@ def reread(folder: Path) -> list[str]:
     return list(differences(read_onnx(artifact.onnx_path), artifact.quantized))
 
 
-def row(name: str, size: int, scheme: str) -> Row:
-    """What one network came to."""
+def row(name: str, size: int, **settings: Any) -> Row:
+    """What one network came to; `settings` are those of `dfq_jax.quantize`."""
     import torch
 
     import dfq_jax
@@ -98,7 +108,7 @@ def row(name: str, size: int, scheme: str) -> Row:
         path = Path(folder) / f"{name}.pt2"
         path.write_bytes(zoo_networks.pt2(module, torch.zeros(1, 3, size, size)))
         start = time.perf_counter()
-        result: Any = dfq_jax.quantize(dfq_jax.load(path), scheme=scheme, preset="fast")
+        result: Any = dfq_jax.quantize(dfq_jax.load(path), **settings)
         checked = result.verify()
         result.save(Path(folder) / "out", verification=checked)
         again = reread(Path(folder) / "out")
