@@ -213,6 +213,21 @@ class Minimum:
     """Elementwise minimum; axes of size 1 broadcast."""
 
 
+Relation = Literal["equal", "greater", "greater_equal", "less", "less_equal"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compare:
+    """1 where a relation holds between two tensors, 0 elsewhere; axes of size 1 broadcast."""
+
+    relation: Relation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Select:
+    """The second argument where the first is not 0, the third elsewhere; axes of 1 broadcast."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class MaxPool:
     """Maximum over windows; padding never wins, and may be negative (a crop)."""
@@ -356,7 +371,7 @@ class Constant:
 Weighted = Conv2d | ConvTranspose2d | Linear
 Norm = BatchNorm | LayerNorm | GroupNorm | LocalNorm
 Pointwise = Relu | LeakyRelu | PRelu | Clip | Elu | Activation | Scale | Power
-Combine = Add | Sub | Mul | Div | Maximum | Minimum
+Combine = Add | Sub | Mul | Div | Maximum | Minimum | Compare
 Pool = MaxPool | AvgPool | AdaptiveAvgPool | GlobalAvgPool
 Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad
 Op = (
@@ -368,6 +383,7 @@ Op = (
     | Softmax
     | LogSoftmax
     | Combine
+    | Select
     | Pool
     | Reduce
     | Arrange

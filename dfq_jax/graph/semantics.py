@@ -19,6 +19,7 @@ from dfq_jax.graph.ops import (
     Broadcast,
     Clip,
     Combine,
+    Compare,
     Concat,
     Constant,
     Conv2d,
@@ -47,10 +48,12 @@ from dfq_jax.graph.ops import (
     PRelu,
     Recurrent,
     Reduce,
+    Relation,
     Relu,
     Reshape,
     Resize,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -88,8 +91,10 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return jax.nn.softmax(xs[0], axis=axis)
         case LogSoftmax(axis):
             return jax.nn.log_softmax(xs[0], axis=axis)
-        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum() | Compare():
             return combined(op, *xs)
+        case Select():
+            return jnp.where(xs[0] != 0, xs[1], xs[2])
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
             return pooled(op, xs[0])
         case Recurrent():
@@ -233,8 +238,27 @@ def combined(op: Combine, a: Tensor, b: Tensor) -> Tensor:
             return jnp.maximum(a, b)
         case Minimum():
             return jnp.minimum(a, b)
+        case Compare(relation):
+            return compared(relation, a, b).astype(a.dtype)
         case _:
             assert_never(op)
+
+
+def compared(relation: Relation, a: Tensor, b: Tensor) -> Tensor:
+    """Where a relation holds between two tensors."""
+    match relation:
+        case "equal":
+            return a == b
+        case "greater":
+            return a > b
+        case "greater_equal":
+            return a >= b
+        case "less":
+            return a < b
+        case "less_equal":
+            return a <= b
+        case _:
+            assert_never(relation)
 
 
 def reduced(op: Reduce, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from dfq_jax.graph.ops import (
     BatchNorm,
     Broadcast,
     Clip,
+    Compare,
     Concat,
     Constant,
     Conv2d,
@@ -48,6 +49,7 @@ from dfq_jax.graph.ops import (
     Reshape,
     Resize,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -154,9 +156,10 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
             return x, x
         case Softmax() | LogSoftmax() | Slice() | Pad():
             return x, x
-        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum() | Concat() | Broadcast():
-            alike = all(len(s) == len(site.result) for s in site.shapes)
-            return (x, x) if alike else (STORED, STORED)
+        case Concat() | Broadcast() | Compare() | Select():
+            return together(x, site)
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
+            return together(x, site)
         case GlobalAvgPool(keepdims):
             return x, x if keepdims else STORED
         case Reduce():
@@ -171,6 +174,12 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
             return x, kept if found is None else found
         case _:
             assert_never(node.op)
+
+
+def together(x: Layout, site: Site) -> tuple[Layout, Layout]:
+    """Layouts of what broadcasts: as its main argument has it, where all have as many axes."""
+    alike = all(len(s) == len(site.result) for s in site.shapes)
+    return (x, x) if alike else (STORED, STORED)
 
 
 def reduced(op: Reduce, x: Layout, site: Site) -> tuple[Layout, Layout]:

@@ -4,9 +4,11 @@ Families of their own are written by `io/onnx_curves.py`, `io/onnx_windows.py` a
 `io/onnx_arrange.py`.
 """
 
+from collections.abc import Mapping
 from typing import assert_never
 
 import numpy as np
+from onnx import TensorProto
 
 from dfq_jax.graph.ops import (
     Activation,
@@ -17,6 +19,7 @@ from dfq_jax.graph.ops import (
     Broadcast,
     Clip,
     Combine,
+    Compare,
     Concat,
     Constant,
     Conv2d,
@@ -44,10 +47,12 @@ from dfq_jax.graph.ops import (
     PRelu,
     Recurrent,
     Reduce,
+    Relation,
     Relu,
     Reshape,
     Resize,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -64,6 +69,13 @@ from dfq_jax.io.onnx_windows import add_pooled, add_resized, as_pads
 
 AXES_AS_INPUT = 18
 """First opset in which the axes of every reduction are an input."""
+RELATIONS: Mapping[Relation, str] = {
+    "equal": "Equal",
+    "greater": "Greater",
+    "greater_equal": "GreaterOrEqual",
+    "less": "Less",
+    "less_equal": "LessOrEqual",
+}
 
 
 def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case per family
@@ -86,6 +98,12 @@ def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case p
         case Softmax(axis) | LogSoftmax(axis):
             axis = file_axis(axis, step.rank, step.layout)
             b.add(type(op).__name__, step.name, step.args, step.output, axis=axis)
+        case Compare():
+            found = b.part(combining(op), f"{step.output}.truth", step.args)
+            b.add("Cast", step.name, (found,), step.output, to=TensorProto.FLOAT)
+        case Select():
+            which = b.part("Cast", f"{step.output}.which", step.args[:1], to=TensorProto.BOOL)
+            b.add("Where", step.name, (which, *step.args[1:]), step.output)
         case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
             b.add(combining(op), step.name, step.args, step.output)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool():
@@ -119,6 +137,8 @@ def combining(op: Combine) -> str:
             return "Max"
         case Minimum():
             return "Min"
+        case Compare(relation):
+            return RELATIONS[relation]
         case _:
             assert_never(op)
 

@@ -13,6 +13,7 @@ from dfq_jax.graph.ops import (
     Add,
     BatchNorm,
     Clip,
+    Compare,
     Concat,
     Curve,
     Elu,
@@ -27,6 +28,7 @@ from dfq_jax.graph.ops import (
     Power,
     Recurrent,
     Relu,
+    Select,
     Softmax,
     Sub,
     keeps_values,
@@ -71,6 +73,8 @@ def float_reason(op: Op) -> str | None:
         case Recurrent():
             return RECURRENT
         case LayerNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax() | Elu() | Power():
+            return NO_FORM
+        case Compare() | Select():
             return NO_FORM
         case Activation(curve) if curve in FLOAT_CURVES:
             return NO_FORM

@@ -47,6 +47,7 @@ from dfq_jax.graph.ops import (
     Recurrent,
     Reduce,
     Relu,
+    Select,
     Softmax,
 )
 from dfq_jax.graph.query import constants, output_shapes
@@ -58,7 +59,7 @@ from dfq_jax.types import tree_bytes
 
 CURVED = (
     *(Relu, LeakyRelu, PRelu, Clip, Elu, Activation, Power, Softmax, LogSoftmax),
-    *(Maximum, Minimum, LayerNorm, GroupNorm, LocalNorm, MaxPool, Reduce, Recurrent),
+    *(Maximum, Minimum, Select, LayerNorm, GroupNorm, LocalNorm, MaxPool, Reduce, Recurrent),
 )
 """Operators whose derivative depends on their argument."""
 PRODUCTS = (Mul, Div, MatMul)

@@ -1,7 +1,9 @@
 """Cases of every operator over its attributes and layouts."""
 
 from collections.abc import Callable
+from typing import get_args
 
+import numpy as np
 from hypothesis import strategies as st
 from onnx_forms import (
     RNG,
@@ -29,6 +31,7 @@ from dfq_jax.graph.ops import (
     BatchNorm,
     Broadcast,
     Clip,
+    Compare,
     Concat,
     Constant,
     Conv2d,
@@ -53,10 +56,12 @@ from dfq_jax.graph.ops import (
     PRelu,
     Recurrent,
     Reduce,
+    Relation,
     Relu,
     Reshape,
     Resize,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -161,7 +166,7 @@ def clips(draw: Draw) -> Case:
 def combinations(draw: Draw) -> Case:
     """Two tensors; the second is as large, has axes of size 1, or is a constant of one row."""
     h, w, c = shape = draw(shapes())
-    op = draw(st.sampled_from((Add(), Sub(), Mul(), Div(), Maximum(), Minimum())))
+    op = draw(st.sampled_from((Add(), Sub(), Mul(), Div(), Maximum(), Minimum(), *COMPARISONS)))
     form = draw(forms)
     nodes, own = prefix(form, shape)
     first = nodes[-1].name if nodes else "images"
@@ -185,6 +190,22 @@ def combinations(draw: Draw) -> Case:
         extra, params = (Node("second", Activation("exp"), (first,)),), {}
     names = (first, "second") if draw(st.booleans()) or op == Div() else ("second", first)
     return Case((*nodes, *extra, Node("op", op, names)), params, shape)
+
+
+def selections(draw: Draw) -> Case:
+    """One of two tensors, by another; each is as large, has axes of size 1, or is a number."""
+    form, shape = draw(forms), draw(shapes())
+    nodes, own = prefix(form, shape)
+    first = nodes[-1].name if nodes else "images"
+    zero = Node("zero", Constant(), ())
+    which = Node("which", Compare("greater"), (first, "zero"))
+    row = Node("row", Constant(), ())
+    far = Node("far", Activation("exp"), (first,))
+    sizes = (1, *(draw(st.sampled_from((1, s))) for s in own))
+    params = {"zero": {"value": np.zeros((1,) * len(sizes))}, "row": {"value": normal(*sizes)}}
+    sources = draw(st.permutations((first, "row", "far")))[:2]
+    op = Node("op", Select(), ("which", *sources))
+    return Case((*nodes, zero, which, row, far, op), params, shape)
 
 
 def pools(draw: Draw) -> Case:
@@ -309,6 +330,7 @@ def resizes(draw: Draw) -> Case:
     return alone(op, draw(image_forms), (h, w, c))
 
 
+COMPARISONS = tuple(map(Compare, get_args(Relation)))
 SCALES = (Scale(), Scale(2.0), Scale(1.0, -1.0), Scale(0.5, 3.0))
 CASES: dict[str, Callable[[Draw], Case]] = {
     "convolution": convolutions,
@@ -324,6 +346,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "scale": any_form(*SCALES, Power(2.0), Power(3.0)),
     "softmax": softmaxes,
     "two tensors": combinations,
+    "selection": selections,
     "pool": pools,
     "whole pool": whole_pools,
     "reduction": reductions,

@@ -20,7 +20,7 @@ from dfq_jax.graph.ops import (
     Power,
     Sub,
 )
-from dfq_jax.io.importing import arrange, layers, pointwise, pools
+from dfq_jax.io.importing import arrange, choices, layers, pointwise, pools
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.values import Value
 
@@ -210,9 +210,9 @@ def elu(
 
 
 def softplus(b: Builder, x: Value, beta: Number = 1, threshold: Number = 20) -> Value:
-    """log(1 + exp(x))."""
-    needs(beta == 1 and threshold >= 15, f"beta {beta}, threshold {threshold}.")
-    return curve("softplus", b, x)
+    """log(1 + exp(beta x)) / beta."""
+    needs(threshold >= choices.STRAIGHT, f"threshold {threshold}.")
+    return pointwise.affine(b, curve("softplus", b, pointwise.affine(b, x, beta)), 1 / beta)
 
 
 def relu(b: Builder, x: Value) -> Value:
@@ -252,13 +252,12 @@ def filled(b: Builder, x: Any, value: Any) -> Any:
 
 
 def where(b: Builder, condition: Any, self: Any, other: Any) -> Value:
-    """One of two tensors, by a constant mask."""
-    needs(isinstance(condition, np.ndarray), "a mask computed by the network.")
-    return pointwise.chosen(b, condition.astype(np.bool_), self, other)
+    """One of two tensors."""
+    return choices.selected(b, condition, self, other)
 
 
 def masked_fill(b: Builder, x: Value, mask: Any, value: Any) -> Value:
-    """A number where a constant mask holds."""
+    """A number where a mask holds."""
     return where(b, mask, value, x)
 
 
@@ -319,10 +318,12 @@ def same(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
     return x
 
 
-def converted(b: Builder, x: Value, *given: Any, **named: Any) -> Value:
+def converted(b: Builder, x: Value, *given: Any, **named: Any) -> Value | Array:
     """A change of float type or device; everything here is float32."""
     wanted = str(named.get("dtype", next((g for g in given if isinstance(g, str)), "float")))
-    needs("int" not in wanted and "bool" not in wanted, f"a cast to {wanted}.")
+    if "bool" in wanted:
+        return choices.truth(b, x)
+    needs("int" not in wanted or choices.is_truth(b, x.name), f"a cast to {wanted}.")
     return x
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfq_jax.graph.ops import Add, Mul, Sub
-from dfq_jax.io.importing import arrange, aten, layers, pointwise, pools
+from dfq_jax.io.importing import arrange, aten, choices, layers, pointwise, pools
 from dfq_jax.io.importing.aten import needs
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number
@@ -234,10 +234,26 @@ def least_of(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Val
     return least(b, x, dim, keepdim), None
 
 
-def equal(b: Builder, x: Value, other: Any) -> Array:
-    """eq with -inf: nowhere, since masks are finite here. Softmax of whole masked rows asks it."""
-    needs(other == -np.inf, f"a comparison with {other!r}.")
-    return np.broadcast_to(np.False_, x.shape)
+def above(b: Builder, x: Value, threshold: Number, value: Number) -> Value:
+    """threshold: a number wherever values are not larger than another."""
+    return choices.selected(b, choices.compared("greater", b, x, threshold), x, value)
+
+
+def hard_shrunk(b: Builder, x: Value, lambd: Number = 0.5) -> Value:
+    """hardshrink: 0 in place of what is small."""
+    large = choices.compared("greater", b, aten.curve("abs", b, x), lambd)
+    return choices.selected(b, large, x, 0.0)
+
+
+def soft_shrunk(b: Builder, x: Value, lambd: Number = 0.5) -> Value:
+    """softshrink: everything a step nearer to 0."""
+    return pointwise.combined(b, Sub(), x, pointwise.limited(b, x, -lambd, lambd))
+
+
+def log_sigmoid(b: Builder, x: Value) -> Value:
+    """log_sigmoid: -softplus(-x)."""
+    y = aten.curve("softplus", b, pointwise.affine(b, x, -1.0))
+    return pointwise.affine(b, y, -1.0)
 
 
 def full_like(b: Builder, x: Value, fill_value: Number, **named: Any) -> Array:

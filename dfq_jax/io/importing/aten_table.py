@@ -2,7 +2,16 @@
 
 from functools import partial
 
-from dfq_jax.io.importing import aten, aten_core, aten_pools, aten_views, gathers, recurrent
+from dfq_jax.graph.ops import Relation
+from dfq_jax.io.importing import (
+    aten,
+    aten_core,
+    aten_pools,
+    aten_views,
+    choices,
+    gathers,
+    recurrent,
+)
 from dfq_jax.io.importing.aten_constants import FOLD
 from dfq_jax.io.importing.aten_weights import FOLD_TARGETS, FOLD_WEIGHTS
 from dfq_jax.io.importing.engine import Fold, Lower, Table
@@ -20,6 +29,10 @@ IGNORED = (
     "positive",
     "type_as",
 )
+RELATIONS: dict[str, Relation] = {
+    **{"eq": "equal", "gt": "greater", "ge": "greater_equal"},
+    **{"lt": "less", "le": "less_equal"},
+}
 SELU = (1.6732632423543772, 1.0507009873554805)
 """Alpha and scale, Klambauer et al. 2017, "Self-Normalizing Neural Networks", eq. 14."""
 CORE: dict[str, Lower] = {
@@ -34,7 +47,6 @@ CORE: dict[str, Lower] = {
     "native_group_norm": aten_core.group_norm,
     "rms_norm": aten_core.rms_norm,
     "_safe_softmax": aten.softmax,
-    "eq": aten_core.equal,
     "full_like": aten_core.full_like,
     "ones_like": partial(aten_core.full_like, fill_value=1.0),
     "as_strided": aten_core.restrided,
@@ -67,6 +79,19 @@ NAMED: dict[str, Lower] = {
     "leaky_relu": aten.leaky_relu,
     "prelu": aten.prelu,
     "where": aten.where,
+    **{name: partial(choices.compared, relation) for name, relation in RELATIONS.items()},
+    "ne": choices.unequal,
+    **dict.fromkeys(("logical_not", "bitwise_not"), choices.opposite),
+    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), choices.both),
+    **dict.fromkeys(("logical_or", "bitwise_or", "__or__"), choices.either),
+    **dict.fromkeys(("logical_xor", "bitwise_xor", "__xor__"), choices.unequal),
+    "sign": choices.sign,
+    "threshold": aten_core.above,
+    "expm1": lambda b, x: aten.pointwise.affine(b, aten.curve("exp", b, x), 1.0, -1.0),
+    "log1p": lambda b, x: aten.curve("log", b, aten.pointwise.affine(b, x, 1.0, 1.0)),
+    "log_sigmoid": aten_core.log_sigmoid,
+    "hardshrink": aten_core.hard_shrunk,
+    "softshrink": aten_core.soft_shrunk,
     "fill_": aten.filled,
     "copy": lambda b, x, src, non_blocking=False: aten.filled(b, x, src),
     "copy_": lambda b, x, src, non_blocking=False: aten.filled(b, x, src),

@@ -34,6 +34,7 @@ class Builder:
         self.params: dict[str, dict[str, np.ndarray]] = {}
         self.batch = batch
         self.path = ""
+        self._made: dict[str, Node] = {}
         self._taken: set[str] = set()
         self._stored: dict[tuple[str, tuple[Dim, ...], tuple[Dim, ...]], str] = {}
 
@@ -63,10 +64,15 @@ class Builder:
         if len(self.nodes) >= MOST_NODES:
             raise UnsupportedModelError(f"the network has more than {MOST_NODES:,} operations.")
         name = self.unique(name or self.path or type(op).__name__.lower())
-        self.nodes.append(Node(name, with_real_numbers(op), tuple(inputs)))
+        self._made[name] = Node(name, with_real_numbers(op), tuple(inputs))
+        self.nodes.append(self._made[name])
         if slots:
             self.params[name] = {k: as_float(v) for k, v in slots.items()}
         return name
+
+    def maker(self, name: str) -> Node | None:
+        """The node that stores a tensor; None for the input."""
+        return self._made.get(name)
 
     def constant(self, array: np.ndarray, name: str = "") -> str:
         """Adds a tensor of its own; `array` has a leading axis of 1 for the batch."""

@@ -21,9 +21,10 @@ from dfq_jax.graph.ops import (
     Mul,
     Power,
     Reduce,
+    Relation,
     Scale,
 )
-from dfq_jax.io.importing import pointwise
+from dfq_jax.io.importing import choices, pointwise
 from dfq_jax.io.importing.builder import Builder, as_float
 from dfq_jax.io.importing.jax_makers import is_float, shortest
 from dfq_jax.io.importing.values import Value, extent
@@ -155,6 +156,26 @@ def exp2(b: Builder, x: Value) -> Value:
     return curve("exp", b, pointwise.affine(b, x, math.log(2)))
 
 
+def compared(relation: Relation, b: Builder, x: Any, y: Any) -> Value | np.ndarray:
+    """gt, ge, lt, le, eq."""
+    return choices.compared(relation, b, compact(x), compact(y))
+
+
+def selected(b: Builder, which: Any, *cases: Any) -> Any:
+    """select_n of two cases.
+
+    Raises:
+      UnsupportedModelError: if there are more.
+    """
+    if len(cases) != 2:
+        raise UnsupportedModelError(f"a choice among {len(cases)} tensors; two are supported.")
+    no, yes = (compact(case) for case in cases)
+    found = which if isinstance(which, Value) else compact(np.asarray(which, np.float32))
+    if isinstance(found, float):
+        return cases[1] if found else cases[0]
+    return choices.selected(b, which, yes, no)
+
+
 def expm1(b: Builder, x: Value) -> Value:
     """expm1."""
     return pointwise.affine(b, curve("exp", b, x), 1.0, -1.0)
@@ -177,9 +198,11 @@ def rounded(b: Builder, x: Value, rounding_method: Any) -> Value:
     return curve("round", b, x)
 
 
-def cast(b: Builder, x: Value, new_dtype: Any) -> Value:
-    """convert_element_type between floats; everything here is float32."""
-    if not is_float(new_dtype):
+def cast(b: Builder, x: Value, new_dtype: Any) -> Value | np.ndarray:
+    """convert_element_type between floats, to truths and of them; everything here is float32."""
+    if np.dtype(new_dtype) == np.bool_:
+        return choices.truth(b, x)
+    if not is_float(new_dtype) and not choices.is_truth(b, x.name):
         raise UnsupportedModelError(f"a cast to {np.dtype(new_dtype)}, which is no float.")
     return x
 

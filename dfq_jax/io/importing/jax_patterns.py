@@ -1,4 +1,4 @@
-"""Operators that JAX spells out, found again: softmax, choices by sign, means over windows."""
+"""Operators that JAX spells out, found again: softmax, means over windows, biases."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,8 +10,6 @@ from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of
 from dfq_jax.io.importing.jax_statistics import present_norm
 from dfq_jax.io.program import Call, Program, Ref
 
-COMPARED = {"gt": 1, "ge": 1, "lt": -1, "le": -1}
-"""Comparisons with a number: 1 where large values hold, -1 where small ones do."""
 Shapes = Mapping[str, tuple[int, ...]]
 Rule = Callable[[Call, Makers, Shapes], Call | None]
 
@@ -83,33 +81,6 @@ def less_maximum(argument: Any, axis: int, makers: Makers) -> Any:
     return call.args[0] if fits else None
 
 
-def choice(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
-    """`where(x > number, a, b)`, the comparison told along."""
-    if kind_of(call) != "select_n" or len(call.args) != 3 or makers.is_fixed(call.args[0]):
-        return None
-    which, small, large = call.args
-    test = makers.of(which, *COMPARED, "ne", "eq")
-    if test is None:
-        return None
-    x, other = test.args
-    kind, side = kind_of(test), 1
-    if kind in ("ne", "eq"):  # of a tensor with itself: whether it is no number
-        same = x == other and isinstance(x, Ref)
-        return renamed(call, "copy", (small if kind == "ne" else large,)) if same else None
-    if makers.is_fixed(x):
-        x, other, side = other, x, -1
-    if not isinstance(x, Ref) or makers.is_fixed(x) or not makers.is_fixed(other):
-        return None
-    if side * COMPARED[kind] < 0:
-        small, large = large, small
-    return renamed(call, "where_above", (makers.plain(x), other, *plain(makers, small, large)))
-
-
-def plain(makers: Makers, *arguments: Any) -> tuple[Any, ...]:
-    """Operands before they were copied."""
-    return tuple(makers.plain(a) for a in arguments)
-
-
 def window_mean(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
     """A sum over windows, divided by how many values of the image each window holds."""
     if kind_of(call) != "div" or not makers.is_fixed(call.args[1]):
@@ -140,4 +111,4 @@ def bias(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (softmax, log_softmax, choice, window_mean, present_norm, bias)
+RULES: tuple[Rule, ...] = (softmax, log_softmax, window_mean, present_norm, bias)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Maximum, Minimum, Sub
-from dfq_jax.io.importing import jax_choices, jax_layers, jax_ops, jax_views, jax_windows
+from dfq_jax.io.importing import choices, jax_layers, jax_ops, jax_views, jax_windows
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.jax_makers import PREFIX
@@ -36,7 +36,6 @@ LOWER: dict[str, Lower] = {
     "groupnorm": jax_layers.group_norm,
     "softmax": jax_ops.softmax,
     "log_softmax": partial(jax_ops.softmax, logarithm=True),
-    "where_above": jax_choices.where_above,
     "window_mean": jax_windows.window_mean,
     "add_bias": jax_ops.biased,
     "reduce_window_max": jax_windows.max_pool,
@@ -70,7 +69,18 @@ LOWER: dict[str, Lower] = {
     "pow": jax_ops.any_power,
     "round": jax_ops.rounded,
     "clamp": jax_ops.clamped,
-    "select_n": jax_choices.selected,
+    "select_n": jax_ops.selected,
+    "gt": partial(jax_ops.compared, "greater"),
+    "ge": partial(jax_ops.compared, "greater_equal"),
+    "lt": partial(jax_ops.compared, "less"),
+    "le": partial(jax_ops.compared, "less_equal"),
+    "eq": partial(jax_ops.compared, "equal"),
+    "ne": lambda b, x, y: choices.unequal(b, jax_ops.compact(x), jax_ops.compact(y)),
+    "and": choices.both,
+    "or": choices.either,
+    "xor": choices.unequal,
+    "not": choices.opposite,
+    "sign": choices.sign,
     "convert_element_type": jax_ops.cast,
     "reduce_precision": jax_ops.same,
     "copy": jax_ops.same,
@@ -93,7 +103,7 @@ LOWER: dict[str, Lower] = {
 FOUND = frozenset(
     (
         *("batchnorm", "layernorm", "groupnorm", "softmax", "log_softmax"),
-        *("where_above", "window_mean", "add_bias"),
+        *("window_mean", "add_bias"),
     )
 )
 """What is no primitive but a pattern of them."""

@@ -24,11 +24,13 @@ from dfq_jax.graph.ops import (
     Power,
     Scale,
 )
-from dfq_jax.io.importing import arrange, layers, pointwise
+from dfq_jax.io.importing import arrange, choices, layers, pointwise
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.values import Value
 
 Array = np.ndarray
+BOOL = 9
+"""ONNX's number for truths."""
 Ints = Sequence[int]
 
 
@@ -342,11 +344,6 @@ def local_norm(
     return layers.local_norm(b, x, LocalNorm(size, alpha, beta, bias))
 
 
-def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
-    """Where with a constant condition."""
-    return pointwise.chosen(b, constant(condition, "condition").astype(np.bool_), x, y)
-
-
 def is_nan(b: Builder, x: Value) -> Array:
     """IsNaN: nowhere. Exporters ask it of softmax over masks of -inf, which are finite here."""
     return np.zeros(x.shape, np.bool_)
@@ -374,8 +371,10 @@ def dropout(b: Builder, x: Value, ratio: Any = None, training_mode: Any = None) 
     return x
 
 
-def cast(b: Builder, x: Value, to: int = 1) -> Value:
-    """Cast between float types; everything here is float32."""
-    if to not in (1, 10, 11, 16):
+def cast(b: Builder, x: Value, to: int = 1) -> Value | Array:
+    """Cast between float types, to truths and of them; everything here is float32."""
+    if to == BOOL:
+        return choices.truth(b, x)
+    if to not in (1, 10, 11, 16) and not choices.is_truth(b, x.name):
         raise UnsupportedModelError(f"a cast to ONNX element type {to}, which is no float.")
     return x

@@ -96,6 +96,20 @@ def reduction(
     return pools.reduced(b, x, kind, chosen, keepdims=bool(keepdims))
 
 
+def least(
+    b: Builder,
+    x: Value,
+    given: Any = None,
+    axes: Ints | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Value:
+    """ReduceMin: the greatest of the negatives."""
+    negative = pointwise.affine(b, x, -1.0)
+    greatest = reduction("max", b, negative, given, axes, keepdims, noop_with_empty_axes)
+    return pointwise.affine(b, greatest, -1.0)
+
+
 def pad(
     b: Builder,
     x: Value,

@@ -1,6 +1,7 @@
 """Elementwise operators on values, constants and numbers, broadcast as PyTorch and NumPy do."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from dfq_jax.graph.ops import (
     Add,
     Clip,
     Combine,
+    Compare,
     Div,
     Elu,
     LeakyRelu,
@@ -20,8 +22,10 @@ from dfq_jax.graph.ops import (
     Op,
     Power,
     PRelu,
+    Relation,
     Relu,
     Scale,
+    Select,
     Softmax,
     Sub,
 )
@@ -40,6 +44,11 @@ from dfq_jax.io.importing.values import (
 
 Number = int | float
 LOWEST = np.float32(-1e9)
+MIRRORED: Mapping[Relation, Relation] = {
+    **{"equal": "equal", "greater": "less", "less": "greater"},
+    **{"greater_equal": "less_equal", "less_equal": "greater_equal"},
+}
+"""{relation: the same between the two in the other order}."""
 Operand = Value | np.ndarray | int | float
 
 
@@ -74,6 +83,8 @@ def combined(b: Builder, op: Combine, x: Operand, y: Operand) -> Value:
         raise UnsupportedModelError(f"{type(op).__name__} of two constants.")
     if isinstance(op, Add | Mul | Maximum | Minimum):
         return combined(b, op, y, x)
+    if isinstance(op, Compare):
+        return combined(b, Compare(MIRRORED[op.relation]), y, x)
     if isinstance(op, Sub):
         return combined(b, Add(), affine(b, y, -1.0), x)
     return combined(b, Mul(), mapped(b, Power(-1.0), y), x)
@@ -101,6 +112,8 @@ def with_number(b: Builder, op: Combine, x: Value, y: Number) -> Value:
             return limited(b, x, y, None)
         case Minimum():
             return limited(b, x, None, y)
+        case Compare():
+            return of_values(b, op, x, y)
 
 
 def with_array(b: Builder, op: Combine, x: Value, y: np.ndarray) -> Value:
@@ -145,24 +158,72 @@ def as_value(b: Builder, array: np.ndarray) -> Value:
     return Value(b.constant(laid_out(b, array, dims, axes)), axes, dims)
 
 
-def of_values(b: Builder, op: Combine, x: Value, y: Value) -> Value:
-    """Two values, broadcast against each other."""
-    while len(x.dims) < len(y.dims):
+def selected(b: Builder, which: Value, x: Operand, y: Operand) -> Value:
+    """`x` where `which` is not 0, `y` elsewhere."""
+    given = [plain(v) for v in (which, x, y)]
+    rank = max(len(v.dims) if isinstance(v, Value) else np.ndim(v) for v in given)
+    values = [with_rank(v, rank) for v in given if isinstance(v, Value)]
+    return of_values(b, Select(), *(spread(b, v, rank, values) for v in given))
+
+
+def spread(b: Builder, operand: Operand, rank: int, values: Sequence[Value]) -> Value | Number:
+    """An operand among others: constants with axes of their own become values."""
+    if isinstance(operand, Value):
+        return with_rank(operand, rank)
+    array = np.maximum(np.asarray(operand, np.float32), LOWEST)
+    if array.size == 1:
+        return float(array.reshape(()))
+    array = array.reshape(*(1,) * (rank - array.ndim), *array.shape)
+    for value in values:
+        for i, dim in enumerate(value.dims):
+            if b.batch is not None and b.batch in dim and array.shape[i] > 1:
+                array = without_batch(array, i, dim, b.batch)
+    return as_value(b, array)
+
+
+def with_rank(x: Value, rank: int) -> Value:
+    """The value with axes of size 1 in front."""
+    while len(x.dims) < rank:
         x = unsqueezed(x, 0)
-    while len(y.dims) < len(x.dims):
-        y = unsqueezed(y, 0)
-    x, y = aligned(b, x, y, range(len(x.dims)))
-    dims = tuple(m if extent(m) > 1 else t for m, t in zip(x.dims, y.dims, strict=True))
-    mine, theirs = set(atoms(x.axes)), set(atoms(y.axes))
-    if theirs <= mine:
-        layout = whole(x.axes, theirs)
-    elif mine <= theirs:
-        layout = whole(y.axes, mine)
-    else:
+    return x
+
+
+def of_values(b: Builder, op: Op, *operands: Value | Number) -> Value:
+    """Values and numbers, broadcast against each other."""
+    given = [v for v in operands if isinstance(v, Value)]
+    rank = max(len(v.dims) for v in given)
+    values = all_aligned(b, [with_rank(v, rank) for v in given])
+    alongside = zip(*(v.dims for v in values), strict=True)
+    dims = tuple(next((d for d in at if extent(d) > 1), at[-1]) for at in alongside)
+    held = [set(atoms(v.axes)) for v in values]
+    pairs = zip(values, held, strict=True)
+    layout = next((v.axes for v, mine in pairs if all(some <= mine for some in held)), None)
+    if layout is None:
         layout = tuple(b.inner(d) for d in dims if b.inner(d))
-        layout = whole(whole(layout, mine), theirs)
-    names = [b.stored(v, kept(layout, have)) for v, have in ((x, mine), (y, theirs))]
-    return Value(b.add(op, names), layout, dims)
+    for some in held:
+        layout = whole(layout, some)
+    names = [b.stored(v, kept(layout, some)) for v, some in zip(values, held, strict=True)]
+    numbers = lambda n: b.constant(np.full((1,) * (len(layout) + 1), n))
+    left = iter(names)
+    return Value(
+        b.add(op, [next(left) if isinstance(v, Value) else numbers(v) for v in operands]),
+        layout,
+        dims,
+    )
+
+
+def all_aligned(b: Builder, values: Sequence[Value]) -> list[Value]:
+    """Values with the same atoms wherever they are larger than 1.
+
+    What one pair is cut at, others are in the next round.
+    """
+    aligning = list(values)
+    for _ in values[1:]:
+        for i, j in itertools.combinations(range(len(values)), 2):
+            aligning[i], aligning[j] = aligned(
+                b, aligning[i], aligning[j], range(len(values[0].dims))
+            )
+    return aligning
 
 
 def aligned(b: Builder, x: Value, y: Value, axes: Sequence[int]) -> tuple[Value, Value]:

@@ -180,6 +180,16 @@ def gated(node: Node, found: Found) -> Node | None:
     return None
 
 
+def mish(node: Node, found: Found) -> Node | None:
+    """x * tanh(softplus(x))."""
+    for x, gate in (node.inputs, node.inputs[::-1]) if isinstance(node.op, Mul) else ():
+        made = found.get(gate)
+        inner = found.get(made.inputs[0]) if made and made.op == Activation("tanh") else None
+        if inner is not None and inner.op == Activation("softplus") and inner.inputs == (x,):
+            return becomes(node, Activation("mish"), x)
+    return None
+
+
 def hard_swish(node: Node, found: Found) -> Node | None:
     """x * relu6(x + 3) / 6, the division last."""
     product = is_scale({**found, node.name: node}, node.name, 1 / 6, 0.0)
@@ -245,7 +255,7 @@ def softplus(node: Node, found: Found) -> Node | None:
 
 RULES: tuple[Rule, ...] = (
     *(merged_scales, merged_reshapes, merged_limits),
-    *(hard_sigmoid, gated, hard_swish, gelu, softplus),
+    *(hard_sigmoid, gated, mish, hard_swish, gelu, softplus),
 )
 
 

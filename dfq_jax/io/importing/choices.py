@@ -1,0 +1,217 @@
+"""Comparisons, what is true or not, and choices: `where(x > number, a, b)` as the activation it is.
+
+A truth is 1 where it holds and 0 elsewhere.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_jax.graph.ops import (
+    Activation,
+    Clip,
+    Compare,
+    Elu,
+    LeakyRelu,
+    Maximum,
+    Mul,
+    Relation,
+    Relu,
+    Reshape,
+    Scale,
+    Sub,
+    Transpose,
+)
+from dfq_jax.io.importing import pointwise
+from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.values import Value, extent
+
+Operand = Value | np.ndarray | float
+STRAIGHT = 15.0
+"""Where log(1 + exp(x)) is x in float32."""
+
+
+class Test(NamedTuple):
+    """`x > number`, or `x < number`; what happens at equality does not matter to its users."""
+
+    x: Value
+    number: float
+    above: bool
+
+
+def compared(relation: Relation, b: Builder, x: Operand, other: Operand) -> Value | np.ndarray:
+    """Where a relation holds; a constant where that does not depend on the image.
+
+    Masks of infinity are finite here, so nothing equals it, and nothing is no number.
+    """
+    if isinstance(x, Value) and isinstance(other, Value) and same(x, other):
+        return np.broadcast_to(np.bool_("equal" in relation), x.shape)
+    for value, limit in ((x, other), (other, x)):
+        if isinstance(value, Value) and relation == "equal" and endless(limit):
+            return np.broadcast_to(np.False_, value.shape)
+    return pointwise.combined(b, Compare(relation), x, other)
+
+
+def unequal(b: Builder, x: Operand, other: Operand) -> Value | np.ndarray:
+    """Where two tensors differ."""
+    return opposite(b, compared("equal", b, x, other))
+
+
+def endless(x: Any) -> bool:
+    """Whether a constant is infinite everywhere."""
+    return not isinstance(x, Value) and bool(np.all(np.isinf(x)))
+
+
+def opposite(b: Builder, x: Value | np.ndarray) -> Value | np.ndarray:
+    """Where something does not hold."""
+    return pointwise.affine(b, x, -1.0, 1.0) if isinstance(x, Value) else np.logical_not(x)
+
+
+def either(b: Builder, x: Operand, other: Operand) -> Value:
+    """Where one of two truths holds, or both."""
+    return pointwise.combined(b, Maximum(), x, other)
+
+
+def both(b: Builder, x: Operand, other: Operand) -> Value:
+    """Where two truths hold."""
+    return pointwise.combined(b, Mul(), x, other)
+
+
+def sign(b: Builder, x: Value) -> Value:
+    """1 where values are positive, -1 where they are negative."""
+    sides = (pointwise.combined(b, Compare(r), x, 0.0) for r in ("greater", "less"))
+    return pointwise.combined(b, Sub(), *sides)
+
+
+def truth(b: Builder, x: Value) -> Value | np.ndarray:
+    """Where values are not 0."""
+    return x if is_truth(b, x.name) else unequal(b, x, 0.0)
+
+
+def is_truth(b: Builder, name: str) -> bool:
+    """Whether a tensor is known to hold zeros and ones."""
+    node = b.maker(name)
+    if node is None:
+        return False
+    if isinstance(node.op, Mul | Maximum | Reshape | Transpose) or node.op == Scale(-1.0, 1.0):
+        return all(is_truth(b, source) for source in node.inputs)
+    return isinstance(node.op, Compare)
+
+
+def selected(b: Builder, which: Operand, x: Operand, y: Operand) -> Value:
+    """`x` where a truth holds, `y` elsewhere: an activation if it is one, else a choice."""
+    if not isinstance(which, Value):
+        return pointwise.chosen(b, np.asarray(which).astype(np.bool_), x, y)
+    test = tested(b, which)
+    if test is not None:
+        small, large = (pointwise.plain(v) for v in ((y, x) if test.above else (x, y)))
+        found = bent(b, test, small, large) or limited(b, test, small, large)
+        if found is not None:
+            return found
+    return pointwise.selected(b, which, x, y)
+
+
+def tested(b: Builder, which: Value) -> Test | None:
+    """The comparison with a number that a truth comes from; None if it is something else."""
+    node = b.maker(which.name)
+    if node is None or not isinstance(node.op, Compare) or node.op.relation == "equal":
+        return None
+    number = b.params.get(node.inputs[1], {}).get("value")
+    if number is None or number.size != 1:
+        return None
+    x = Value(node.inputs[0], which.axes, which.dims)
+    return Test(x, float(number.reshape(())), node.op.relation.startswith("greater"))
+
+
+def same(x: Any, y: Value) -> bool:
+    """Whether two values are one tensor with the same axes."""
+    return isinstance(x, Value) and x.name == y.name and x.dims == y.dims
+
+
+def limited(b: Builder, test: Test, small: Operand, large: Operand) -> Value | None:
+    """max and min with the number, of the tensor or of that with limits; else None."""
+    at = lambda v: not isinstance(v, Value | np.ndarray) and np.float32(v) == test.number
+    if at(large) and only_limits(b, small, test.x):
+        return pointwise.limited(b, small, None, large)
+    if at(small) and only_limits(b, large, test.x):
+        return pointwise.limited(b, large, small, None)
+    return None
+
+
+def only_limits(b: Builder, x: Operand, source: Value) -> bool:
+    """Whether a value is `source`, or that with limits."""
+    if not isinstance(x, Value) or same(x, source):
+        return isinstance(x, Value)
+    node = b.maker(x.name)
+    if node is None or not isinstance(node.op, Clip | Relu):
+        return False
+    return node.inputs[0] == source.name and x.dims == source.dims
+
+
+def bent(b: Builder, test: Test, small: Operand, large: Operand) -> Value | None:
+    """Leaky and parametric ReLU, ELU, softplus: what is straight above the number; else None."""
+    if not isinstance(small, Value) or not isinstance(large, Value):
+        return None
+    if test.number >= STRAIGHT:
+        return softplus(b, test.x, small, large)
+    if test.number != 0 or not same(large, test.x):
+        return None
+    factor, offset, name = unscaled(b, small.name)
+    if name == test.x.name:
+        return pointwise.mapped(b, LeakyRelu(factor), test.x) if offset == 0 else None
+    return parametric(b, test.x, small) or exponential(b, test.x, factor, offset, name)
+
+
+def parametric(b: Builder, x: Value, small: Value) -> Value | None:
+    """x where it is positive, elsewhere times a slope for each channel; None if it is not."""
+    node = b.maker(small.name)
+    if node is None or not isinstance(node.op, Mul) or node.inputs[0] != x.name or not x.dims[1:]:
+        return None
+    slopes = b.params.get(node.inputs[1], {}).get("value")
+    channels = (1, *(extent(axis) if axis == x.dims[1] else 1 for axis in x.axes))
+    if slopes is None or slopes.shape != channels:
+        return None
+    return pointwise.parametric_relu(b, x, slopes.reshape(-1))
+
+
+def exponential(b: Builder, x: Value, factor: float, offset: float, name: str) -> Value | None:
+    """x where it is positive, a multiple of exp(rate x) - 1 elsewhere; None if it is not."""
+    made = b.maker(name)
+    if made is None or made.op != Activation("exp") or factor != -offset:
+        return None
+    inside = made.inputs[0]
+    limit = b.maker(inside)
+    if limit is not None and limit.op == Clip(None, 0.0) and limit.inputs[0] == x.name:
+        inside = x.name
+    rate, shift, source = unscaled(b, inside)
+    if source != x.name or shift != 0:
+        return None
+    if rate == 1:
+        return pointwise.mapped(b, Activation("elu") if factor == 1 else Elu(factor, 1.0), x)
+    return pointwise.exponential_linear(b, x, factor, 1.0, rate)
+
+
+def softplus(b: Builder, x: Value, small: Value, large: Value) -> Value | None:
+    """log(1 + exp(x)) / beta, straight where x is large; None if it is something else."""
+    factor, offset, name = unscaled(b, small.name)
+    logarithm = b.maker(name)
+    if logarithm is None or logarithm.op != Activation("log") or offset != 0:
+        return None
+    power = unscaled(b, logarithm.inputs[0])
+    made = b.maker(power[2])
+    if power[:2] != (1.0, 1.0) or made is None or made.op != Activation("exp"):
+        return None
+    rate, shift, source = unscaled(b, x.name)
+    scaled = (shift, source) == (0.0, large.name) and abs(rate * factor - 1) < 1e-6
+    if made.inputs[0] != x.name or not (scaled or (factor == 1 and same(large, x))):
+        return None
+    return pointwise.affine(b, pointwise.mapped(b, Activation("softplus"), x), factor)
+
+
+def unscaled(b: Builder, x: str) -> tuple[float, float, str]:
+    """(factor, offset, tensor) of a tensor that is a multiple of another with an offset."""
+    factor, offset = 1.0, 0.0
+    while (node := b.maker(x)) is not None and isinstance(node.op, Scale):
+        offset += factor * node.op.offset
+        factor, x = factor * node.op.factor, node.inputs[0]
+    return factor, offset, x
