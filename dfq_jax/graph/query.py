@@ -72,7 +72,7 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
     """{tensor: shape} for a batch of what the network reads, without computing anything.
 
     Raises:
-      GraphError: naming the first node whose inputs do not fit it.
+      GraphError: naming the first node whose inputs do not fit it, or that leaves nothing of them.
     """
     read = [jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for x in model.inputs]
     env = dict(zip(model.graph.inputs, read, strict=True))
@@ -86,6 +86,9 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
             raise GraphError(
                 f"node {node} cannot read inputs of shapes {shapes}: {error}"
             ) from None
+        if 0 in out.shape:
+            shapes = [a.shape for a in args]
+            raise GraphError(f"node {node} leaves nothing of inputs of shapes {shapes}.")
         env[node.name] = out
     return {name: value.shape for name, value in env.items()}
 

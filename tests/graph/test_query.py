@@ -6,6 +6,7 @@ import pytest
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
+    AdaptiveAvgPool,
     Add,
     BatchNorm,
     Constant,
@@ -31,6 +32,7 @@ from dfq_jax.graph.query import (
     only_consumer,
     output_shapes,
     parameter_count,
+    refusal_of_half,
     weighted_nodes,
     work,
 )
@@ -81,6 +83,17 @@ def test_shape_errors_name_the_node(tiny_net):
     lost = {k: v for k, v in tiny_net.params.items() if k != "fc"}
     with pytest.raises(GraphError, match=r"node fc = Linear\(\) <- pool cannot read .*kernel"):
         output_shapes(dataclasses.replace(tiny_net, params=lost))
+
+
+def test_images_of_which_nothing_is_left_are_refused():
+    nodes = (
+        Node("pool", MaxPool((5, 5), (1, 1)), ("images",)),
+        Node("end", AdaptiveAvgPool((2, 2)), ("pool",)),
+    )
+    model = Model(Graph(nodes, ("images",), ("end",)), {}, InputContract(8, 8, (0.5,), (0.25,)))
+    assert output_shapes(model)["end"] == (1, 2, 2, 1)
+    assert "node pool = MaxPool" in str(refusal_of_half(model))
+    assert "leaves nothing of inputs of shapes [(1, 4, 4, 1)]" in str(refusal_of_half(model))
 
 
 def test_multiply_accumulates_by_hand(tiny_net, mixed_net):
