@@ -90,7 +90,8 @@ def test_images_of_which_nothing_is_left_are_refused():
         Node("pool", MaxPool((5, 5), (1, 1)), ("images",)),
         Node("end", AdaptiveAvgPool((2, 2)), ("pool",)),
     )
-    model = Model(Graph(nodes, ("images",), ("end",)), {}, InputContract(8, 8, (0.5,), (0.25,)))
+    contract = InputContract(8, 8, (0.5,), (0.25,))
+    model = Model(Graph(nodes, ("images",), ("end",)), {}, (contract,))
     assert output_shapes(model)["end"] == (1, 2, 2, 1)
     assert "node pool = MaxPool" in str(refusal_of_half(model))
     assert "leaves nothing of inputs of shapes [(1, 4, 4, 1)]" in str(refusal_of_half(model))

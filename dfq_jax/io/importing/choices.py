@@ -3,7 +3,7 @@
 A truth is 1 where it holds and 0 elsewhere.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -130,18 +130,22 @@ def same(x: Any, y: Value) -> bool:
 
 def limited(b: Builder, test: Test, small: Operand, large: Operand) -> Value | None:
     """max and min with the number, of the tensor or of that with limits; else None."""
-    at = lambda v: not isinstance(v, Value | np.ndarray) and np.float32(v) == test.number
-    if at(large) and only_limits(b, small, test.x):
-        return pointwise.limited(b, small, None, large)
-    if at(small) and only_limits(b, large, test.x):
-        return pointwise.limited(b, large, small, None)
+    if isinstance(small, Value) and is_number(large, test.number):
+        return pointwise.limited(b, small, None, large) if only_limits(b, small, test.x) else None
+    if isinstance(large, Value) and is_number(small, test.number):
+        return pointwise.limited(b, large, small, None) if only_limits(b, large, test.x) else None
     return None
 
 
-def only_limits(b: Builder, x: Operand, source: Value) -> bool:
+def is_number(x: Operand, number: float) -> TypeGuard[float]:
+    """Whether an operand is this number, in float32."""
+    return not isinstance(x, Value | np.ndarray) and float(np.float32(x)) == number
+
+
+def only_limits(b: Builder, x: Value, source: Value) -> bool:
     """Whether a value is `source`, or that with limits."""
-    if not isinstance(x, Value) or same(x, source):
-        return isinstance(x, Value)
+    if same(x, source):
+        return True
     node = b.maker(x.name)
     if node is None or not isinstance(node.op, Clip | Relu):
         return False
