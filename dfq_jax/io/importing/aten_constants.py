@@ -60,7 +60,7 @@ def arange(*given: Any, **named: Any) -> Array:
     )
 
 
-def linspace(start: float, end: float, steps: int, **named: Any) -> Array:
+def linspace(start: int | float, end: int | float, steps: int, **named: Any) -> Array:
     """Evenly spaced numbers."""
     affordable(steps)
     return np.linspace(start, end, steps, dtype=np.float32)

@@ -24,9 +24,9 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.io.importing import pointwise
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.pointwise import Number, Operand
 from dfq_jax.io.importing.values import Value, extent
 
-Operand = Value | np.ndarray | float
 STRAIGHT = 15.0
 """Where log(1 + exp(x)) is x in float32."""
 
@@ -137,7 +137,7 @@ def limited(b: Builder, test: Test, small: Operand, large: Operand) -> Value | N
     return None
 
 
-def is_number(x: Operand, number: float) -> TypeGuard[float]:
+def is_number(x: Operand, number: float) -> TypeGuard[Number]:
     """Whether an operand is this number, in float32."""
     return not isinstance(x, Value | np.ndarray) and float(np.float32(x)) == number
 
