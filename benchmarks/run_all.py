@@ -14,7 +14,7 @@ import common
 
 SCRIPTS = (
     *("lowering", "import_accuracy", "ptq", "verify", "latency", "few_bits"),
-    *("import_zoo", "quantize_zoo", "damaged_files", "fuzz_readers", "faults"),
+    *("import_zoo", "coupled_channels", "quantize_zoo", "damaged_files", "fuzz_readers", "faults"),
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
     *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),

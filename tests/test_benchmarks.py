@@ -21,6 +21,7 @@ MEASURING = (
     *("synthesis_quality", "trust", "verify"),
 )
 MAKING = (
+    "coupled_channels",
     "import_zoo",
     "quantize_zoo",
     "damaged_files",
@@ -110,6 +111,13 @@ def test_lowering_and_its_tables(tmp_path):
     assert "old" not in once
     run("update_results", "--folder", tmp_path, "--results", page)
     assert page.read_text() == once
+
+
+def test_channels_that_can_be_removed(told):
+    options = ("--networks", "resnet20_cifar", "--json")
+    (row,) = json.loads(told("coupled_channels", *options))["rows"]
+    assert (row["groups"], row["sets"], row["channels"]) == (12, 400, 698)
+    assert row["removable"] == 688 / 698  # all but the classes
 
 
 @pytest.mark.torch

@@ -7,28 +7,9 @@ of them take the same factors.
 
 from typing import NamedTuple
 
+from dfq_jax.graph.coupling import channel_flows
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import (
-    WEIGHTED,
-    AdaptiveAvgPool,
-    Add,
-    AvgPool,
-    Conv2d,
-    ConvTranspose2d,
-    GlobalAvgPool,
-    LeakyRelu,
-    Maximum,
-    MaxPool,
-    Minimum,
-    Op,
-    Pad,
-    PRelu,
-    Reduce,
-    Relu,
-    Resize,
-    Slice,
-    Sub,
-)
+from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d
 from dfq_jax.graph.query import consumers, only_consumer, output_shapes, weighted_nodes
 
 
@@ -56,7 +37,7 @@ def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
       Groups with at least one layer on each side, in execution order. What the network reads or
       returns, and what an operator touches that does not commute with factors, is in none.
     """
-    graph, shapes = model.graph, output_shapes(model)
+    graph, shapes, (flows, _) = model.graph, output_shapes(model), channel_flows(model)
     tied = {name: name for name in shapes}
     fixed = {*graph.inputs, *graph.outputs}
 
@@ -69,7 +50,7 @@ def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
         read = [shapes[i] for i in node.inputs]
         if isinstance(node.op, WEIGHTED):
             continue
-        if read and commutes(node.op, len(read[0])) and same_width(shapes[node.name], read):
+        if flows[node.name].factors and same_width(shapes[node.name], read):
             tied |= {root(i): root(node.name) for i in node.inputs}
         else:
             fixed |= {node.name, *node.inputs}
@@ -91,33 +72,6 @@ def gathered(graph: Graph, tensors: list[str]) -> ChannelGroup:
 def same_width(made: tuple[int, ...], read: list[tuple[int, ...]]) -> bool:
     """Whether all tensors have as many channels, the last axis."""
     return all(shape[-1:] == made[-1:] for shape in read)
-
-
-def homogeneous(op: Op) -> bool:
-    """Whether an activation has `f(s x) = s f(x)` for every channel and every s > 0."""
-    return isinstance(op, LeakyRelu | PRelu) or (isinstance(op, Relu) and op.ceiling is None)
-
-
-def commutes(op: Op, rank: int) -> bool:
-    """Whether positive factors on the channels of all inputs come out as they went in.
-
-    Args:
-      op: an operator without a kernel whose output has as many channels as its inputs.
-      rank: of what it reads, batch included.
-    """
-    match op:
-        case Add() | Sub() | Maximum() | Minimum():
-            return True
-        case MaxPool() | AvgPool() | AdaptiveAvgPool() | GlobalAvgPool() | Resize():
-            return True
-        case Pad(widths, value, mode):
-            return widths[-1] == (0, 0) and (value == 0 or mode != "constant")
-        case Slice(bounds):
-            return bounds[-1][0] == 0 and bounds[-1][2] == 1
-        case Reduce(axes=axes):
-            return not {-1, rank - 1} & set(axes)
-        case _:
-            return homogeneous(op)
 
 
 class Joint(NamedTuple):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dfq_jax.graph.channel_flow import homogeneous
 from dfq_jax.graph.channels import (
     ChannelGroup,
     channel_groups,
     groups_of,
-    homogeneous,
     is_depthwise,
     joints,
 )
