@@ -37,7 +37,8 @@ def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
       Groups with at least one layer on each side, in execution order. What the network reads or
       returns, and what an operator touches that does not commute with factors, is in none.
     """
-    graph, shapes, (flows, _) = model.graph, output_shapes(model), channel_flows(model)
+    graph, shapes = model.graph, output_shapes(model)
+    flows, _ = channel_flows(model, shapes)
     tied = {name: name for name in shapes}
     fixed = {*graph.inputs, *graph.outputs}
 

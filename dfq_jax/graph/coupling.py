@@ -90,7 +90,8 @@ def coupled_channels(model: Model) -> Coupling:
       The sets. A network from which the positions of some sets are cut (`passes/select.py`)
       computes what it did with their parameters at zero.
     """
-    flows, tied = channel_flows(model)
+    shapes = output_shapes(model)
+    flows, tied = channel_flows(model, shapes)
     makers: dict[int, list[str]] = {}
     for node in weighted_nodes(model.graph):
         for root in dict.fromkeys(tied.resolved(flows[node.name].axes[-1]).tolist()):
@@ -103,7 +104,7 @@ def coupled_channels(model: Model) -> Coupling:
         return np.array(found, np.int64) if labels.any() else labels
 
     numbers = lambda axes: tuple(map(numbered, axes))
-    inputs = {name: still(shape) for name, shape in input_shapes(model).items()}
+    inputs = {name: still(shapes[name]) for name in model.graph.inputs}
     return Coupling(
         inputs | {name: numbers(flow.axes) for name, flow in flows.items()},
         {
@@ -115,10 +116,20 @@ def coupled_channels(model: Model) -> Coupling:
     )
 
 
-def channel_flows(model: Model) -> tuple[dict[str, Flow], Tied]:
-    """{node: what it does to channels}, and which labels all of them have made the same."""
-    shapes, tied, first = output_shapes(model), Tied(), 1
-    env = {name: Read(still(shape), True) for name, shape in input_shapes(model).items()}
+def channel_flows(
+    model: Model, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Flow], Tied]:
+    """What every operator of a network does to channels.
+
+    Args:
+      model: the network.
+      shapes: of its tensors, inputs included (`output_shapes`).
+
+    Returns:
+      {node: its flow}, and which labels all of them together have made the same.
+    """
+    tied, first = Tied(), 1
+    env = {name: Read(still(shapes[name]), True) for name in model.graph.inputs}
     flows: dict[str, Flow] = {}
     for node in model.graph.nodes:
         slots = {slot: x.shape for slot, x in model.params.get(node.name, {}).items()}
@@ -130,11 +141,6 @@ def channel_flows(model: Model) -> tuple[dict[str, Flow], Tied]:
     for name in model.graph.outputs:
         tied.tie(fixed(*env[name].axes))
     return flows, tied
-
-
-def input_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """{input: shape}, batch first."""
-    return dict.fromkeys(model.graph.inputs, (1, *model.contract.shape))
 
 
 def still(shape: tuple[int, ...]) -> Axes:

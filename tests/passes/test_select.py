@@ -296,7 +296,7 @@ def test_what_mixes_channels_keeps_them(op, nets):
     wide = {"mean": 1, "max": 1}.get(getattr(op, "kind", ""), 4)
     wide = {Pad: 6, Slice: 2}.get(type(op), wide)
     params = {"a": {"kernel": jnp.ones((1, 1, 3, 4))}, "b": {"kernel": jnp.ones((wide, 2))}}
-    assert len(coupled_channels(Model(graph, params, CONTRACT))) == 0
+    assert len(coupled_channels(Model(graph, params, (CONTRACT,)))) == 0
 
 
 def test_a_sum_of_gates_keeps_them(nets):
