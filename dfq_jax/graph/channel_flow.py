@@ -33,6 +33,7 @@ from dfq_jax.graph.ops import (
     Broadcast,
     Clip,
     Combine,
+    Compare,
     Concat,
     Constant,
     Conv2d,
@@ -63,6 +64,7 @@ from dfq_jax.graph.ops import (
     Reshape,
     Resize,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -107,8 +109,10 @@ def channel_flow(  # noqa: C901 - one case per family
             return whole(xs[0], (axis,), shape)
         case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             return pointwise(op, xs[0], slots)
-        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum():
-            return combined(op, xs[0], xs[1], shape)
+        case Add() | Sub() | Mul() | Div() | Maximum() | Minimum() | Compare():
+            return combined(op, xs[0], xs[1])
+        case Select():
+            return chosen(xs)
         case MaxPool() | AvgPool() | AdaptiveAvgPool() | Resize():
             return whole(xs[0], (1, 2), shape)._replace(silent=xs[0].silent, factors=True)
         case GlobalAvgPool(keepdims):
@@ -249,25 +253,39 @@ def at_zero(op: Pointwise) -> float | None:
             assert_never(op)
 
 
-def combined(op: Combine, x: Read, y: Read, shape: tuple[int, ...]) -> Flow:
+def combined(op: Combine, x: Read, y: Read) -> Flow:
     """Two tensors, element by element; what one of them broadcasts is not removed from it."""
     axes, ties = aligned(x.axes, y.axes)
-    removable = [a - len(shape) for a, labels in enumerate(axes) if labels.any()]
-
-    def zero(part: Read) -> bool:
-        full = (len(part.axes) >= -a and len(part.axes[a]) == shape[a] for a in removable)
-        return part.silent and all(full)
-
+    zeros = [silent_along(axes, part) for part in (x, y)]
     match op:
         case Add() | Sub() | Maximum() | Minimum():
-            return Flow(axes, zero(x) and zero(y), ties, factors=True)
+            return Flow(axes, all(zeros), ties, factors=True)
         case Mul():
-            return Flow(axes, zero(x) or zero(y), ties)
+            return Flow(axes, any(zeros), ties)
         case Div():
             nothing = fixed(*x.axes, *y.axes) if y.silent and labelled(y.axes) else ()
-            return Flow(axes, zero(x), ties + nothing)
+            return Flow(axes, zeros[0], ties + nothing)
+        case Compare(relation):
+            return Flow(axes, all(zeros) and relation in ("greater", "less"), ties)
         case _:
             assert_never(op)
+
+
+def chosen(xs: tuple[Read, ...]) -> Flow:
+    """One of two tensors, element by element, as a third says."""
+    axes, ties = aligned(xs[1].axes, xs[2].axes)
+    axes, more = aligned(axes, xs[0].axes)
+    return Flow(axes, all(silent_along(axes, part) for part in xs[1:]), ties + more)
+
+
+def silent_along(axes: Axes, part: Read) -> bool:
+    """Whether an operand is zero where positions along these axes could be removed.
+
+    It is not where it is broadcast.
+    """
+    removable = [at - len(axes) for at, labels in enumerate(axes) if labels.any()]
+    full = (len(part.axes) >= -at and len(part.axes[at]) == len(axes[at]) for at in removable)
+    return part.silent and all(full)
 
 
 def reduced(kind: str, axes: tuple[int, ...], keepdims: bool, x: Read) -> Flow:

@@ -12,6 +12,7 @@ from dfq_jax.graph.ops import (
     Activation,
     Add,
     Broadcast,
+    Compare,
     Concat,
     Conv2d,
     Div,
@@ -32,6 +33,7 @@ from dfq_jax.graph.ops import (
     Relu,
     Reshape,
     Scale,
+    Select,
     Slice,
     Softmax,
     Sub,
@@ -150,6 +152,13 @@ def summed(b):
     return b.conv("b", x, 3), {("a",): 4}
 
 
+def picked(b):
+    """The larger of two tensors, chosen by comparing them, with another value for some."""
+    x, y = b.conv("a", "images", 4), b.conv("c", "images", 4)
+    x = b.op("pick", Select(), b.op("more", Compare("greater"), x, y), x, y)
+    return b.conv("b", x, 3), {("a", "c"): 4}
+
+
 def sliced(b):
     """Parts of a tensor, shifted by what is gone before them."""
     x = b.conv("a", "images", 7)
@@ -181,6 +190,7 @@ NETS = (
     constants,
     attention,
     summed,
+    picked,
     sliced,
     transposed,
 )
