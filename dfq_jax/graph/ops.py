@@ -273,12 +273,14 @@ class Recurrent:
     whether the reset gate acts on the product of the state or on the state. Slots: input
     Float[in gates*hidden], state Float[hidden gates*hidden], bias and state_bias
     Float[gates*hidden]. Gates in ONNX's order: of an LSTM input, output, forget, cell; of a GRU
-    update, reset, new.
+    update, reset, new. With `remembers`, what an LSTM keeps to itself after its last step instead:
+    Float[n hidden].
     """
 
     cell: Cell
     reverse: bool = False
     reset_after: bool = True
+    remembers: bool = False
 
 
 Reduction = Literal["mean", "sum", "max", "l2"]
@@ -393,16 +395,3 @@ Op = (
 
 WEIGHTED = (Conv2d, ConvTranspose2d, Linear)
 """Operators with a `kernel` slot: what quantization, folding and pruning act on."""
-
-
-def keeps_values(op: Op) -> bool:
-    """Whether every output value of `op` is one of its input's values (or 0): no new scale."""
-    match op:
-        case MaxPool() | Flatten() | Reshape() | Transpose() | Slice() | Broadcast():
-            return True
-        case Pad(_, value, mode):
-            return value == 0 or mode != "constant"
-        case Resize(method="nearest"):
-            return True
-        case _:
-            return False

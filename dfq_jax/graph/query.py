@@ -9,7 +9,23 @@ import jax
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, ConvTranspose2d, Linear, MatMul, Op
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    BatchNorm,
+    Broadcast,
+    Conv2d,
+    ConvTranspose2d,
+    Flatten,
+    Linear,
+    MatMul,
+    MaxPool,
+    Op,
+    Pad,
+    Reshape,
+    Resize,
+    Slice,
+    Transpose,
+)
 from dfq_jax.graph.semantics import Slots, apply_op
 
 
@@ -205,3 +221,16 @@ def shortened(name: str, value: Any) -> str:
     if name in PAIRS and all(v == value[0] for v in value):
         return shortened(name, value[0]) if isinstance(value[0], tuple) else str(value[0])
     return str(value)
+
+
+def keeps_values(op: Op) -> bool:
+    """Whether every output value of `op` is one of its input's values (or 0): no new scale."""
+    match op:
+        case MaxPool() | Flatten() | Reshape() | Transpose() | Slice() | Broadcast():
+            return True
+        case Pad(_, value, mode):
+            return value == 0 or mode != "constant"
+        case Resize(method="nearest"):
+            return True
+        case _:
+            return False

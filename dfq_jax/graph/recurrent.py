@@ -16,8 +16,8 @@ State = tuple[Float[Array, "n hidden"], Float[Array, "n hidden"]]
 
 def recurrent(
     op: Recurrent, p: Mapping[str, Array], x: Float[Array, "n t cin"]
-) -> Float[Array, "n t hidden"]:
-    """The outputs of all steps, from a state of zeros.
+) -> Float[Array, "n *t hidden"]:
+    """The outputs of all steps, from a state of zeros, or what is remembered after the last.
 
     Args:
       op: which cell, and the direction in which it runs.
@@ -25,7 +25,7 @@ def recurrent(
       x: one row for each step.
 
     Returns:
-      One row for each step, in the order of the input.
+      One row for each step, in the order of the input; one row in all of what is remembered.
     """
     given = jnp.moveaxis(x @ p["input"] + p["bias"], 1, 0)
     zeros = jnp.zeros((x.shape[0], p["state"].shape[0]), x.dtype)
@@ -34,8 +34,8 @@ def recurrent(
         state = following(op, p, state, row)
         return state, state[0]
 
-    _, outputs = lax.scan(step, (zeros, zeros), given, reverse=op.reverse)
-    return jnp.moveaxis(outputs, 0, 1)
+    last, outputs = lax.scan(step, (zeros, zeros), given, reverse=op.reverse)
+    return last[1] if op.remembers else jnp.moveaxis(outputs, 0, 1)
 
 
 def following(

@@ -90,11 +90,22 @@ class OnnxBuilder:
         self.initializers.append(tensor(name, values, kind))
         return name
 
-    def add(self, kind: str, name: str, inputs: Iterable[str], output: str, **attributes) -> str:
-        """Adds a node called `name`, or a variation of that, and returns its output."""
+    def add(
+        self,
+        kind: str,
+        name: str,
+        inputs: Iterable[str],
+        output: str,
+        *,
+        place: int = 0,
+        **attributes,
+    ) -> str:
+        """Adds a node called `name`, or a variation of that, and returns its output at `place`."""
         name = first_free(name, self._names)
         self._names.add(name)
-        node = onnx.helper.make_node(kind, list(inputs), [output], name=name, **attributes)
+        node = onnx.helper.make_node(
+            kind, list(inputs), [*[""] * place, output], name=name, **attributes
+        )
         self.nodes.append(node)
         self._defined.add(output)
         return output

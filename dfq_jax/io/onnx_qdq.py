@@ -9,8 +9,8 @@ import onnx
 
 from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu, keeps_values
-from dfq_jax.graph.query import consumers
+from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu
+from dfq_jax.graph.query import consumers, keeps_values
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
 from dfq_jax.io.onnx_layout import Layout
 from dfq_jax.io.onnx_packed import add_unpacked

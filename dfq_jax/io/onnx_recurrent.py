@@ -9,6 +9,8 @@ from dfq_jax.io.onnx_builder import Link, OnnxBuilder, Step
 
 KINDS = {"lstm": "LSTM", "gru": "GRU", "tanh": "RNN", "relu": "RNN"}
 FIRST_STEP = (1, 0, 2)
+REMEMBERED = 2
+"""Which output of ONNX's LSTM is its memory after the last step."""
 
 
 def add_recurrent(b: OnnxBuilder, op: Recurrent, step: Step) -> None:
@@ -22,13 +24,14 @@ def add_recurrent(b: OnnxBuilder, op: Recurrent, step: Step) -> None:
         how["linear_before_reset"] = int(op.reset_after)
     if op.cell == "relu":
         how["activations"] = ["Relu"]
-    turned = {"perm": FIRST_STEP}
-    links = (
-        Link("Transpose", (), turned),
-        Link(KINDS[op.cell], (slots["input"], slots["state"], slots["biases"]), how),
-        Link("Squeeze", (b.integers(f"{name}.direction", (1,)),)),
-        Link("Transpose", (), turned),
-    )
+    turned = Link("Transpose", (), {"perm": FIRST_STEP})
+    weights = (slots["input"], slots["state"], slots["biases"])
+    if op.remembers:
+        layer = Link(KINDS[op.cell], weights, {**how, "place": REMEMBERED})
+        links = (turned, layer, Link("Squeeze", (b.integers(f"{name}.direction", (0,)),)))
+    else:
+        only = Link("Squeeze", (b.integers(f"{name}.direction", (1,)),))
+        links = (turned, Link(KINDS[op.cell], weights, how), only, turned)
     b.chain(name, step.args[0], links, step.output)
 
 

@@ -26,9 +26,8 @@ from dfq_jax.graph.ops import (
     Resize,
     Scale,
     Softmax,
-    keeps_values,
 )
-from dfq_jax.graph.query import constants
+from dfq_jax.graph.query import constants, keeps_values
 from dfq_jax.graph.semantics import Slots, pointwise
 from dfq_jax.numerics.gaussian import normal_range
 from dfq_jax.passes.moments import expected_moments

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.ops import keeps_values
+from dfq_jax.graph.query import keeps_values
 from dfq_jax.quantize.costs import cost_of
 from dfq_jax.quantize.levels import (
     AS_IS,

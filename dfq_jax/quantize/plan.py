@@ -13,7 +13,7 @@ A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`.
   - into an operator that values leave for an output of the network, merely moved, joined or
     clipped (`sites.ways_out`): boxes and scores that one output joins would need grids apart.
 - Edges that carry the values of one tensor share one grid, so a deployed file quantizes each
-  tensor once. Pooling by maximum, slicing, padding, reshaping, … (`ops.keeps_values`) make no new
+  tensor once. Pooling by maximum, slicing, padding, reshaping, … (`query.keeps_values`) make no new
   values: edges behind them belong to the tensor before them.
 - A constant that a site reads has the range of its own values.
 - Presets that end in `shortcuts` give what layers read and what other operators read of the same

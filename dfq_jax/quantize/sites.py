@@ -31,9 +31,8 @@ from dfq_jax.graph.ops import (
     Select,
     Softmax,
     Sub,
-    keeps_values,
 )
-from dfq_jax.graph.query import consumers
+from dfq_jax.graph.query import consumers, keeps_values
 
 ABSORBED = (Relu, Clip, BatchNorm)
 """Operators that the one before them absorbs: nothing is stored between the two."""

@@ -1,5 +1,6 @@
 """Cases of every operator over its attributes and layouts."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import get_args
 
@@ -140,6 +141,8 @@ def recurrences(draw: Draw) -> Case:
     cell, gates = draw(st.sampled_from((("lstm", 4), ("gru", 3), ("tanh", 1), ("relu", 1))))
     shape, hidden = draw(shapes()), draw(st.integers(1, 4))
     op = Recurrent(cell, draw(st.booleans()), draw(st.booleans()))
+    if cell == "lstm":
+        op = dataclasses.replace(op, remembers=draw(st.booleans()))
     rows = gates * hidden
     weights = {"input": 0.3 * normal(shape[2], rows), "state": 0.3 * normal(hidden, rows)}
     return alone(op, "tokens", shape, **weights, bias=normal(rows), state_bias=normal(rows))

@@ -1,10 +1,11 @@
 """LSTM, GRU and plain recurrent layers of PyTorch and ONNX: one node for each direction.
 
-They begin with a state of zeros; the state after the last step is the output there, but what an
-LSTM keeps to itself is not available.
+They begin with a state of zeros; the state after the last step is the output there, and what an
+LSTM keeps to itself then is a second node, which runs the layer again where somebody reads it.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,16 @@ class Weights(NamedTuple):
     state_bias: Array
 
 
-def run(b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[Weights]) -> list[Value]:
-    """Each direction over (steps, batch, features), as (steps, batch, hidden)."""
+class Ran(NamedTuple):
+    """One direction: (steps, batch, hidden); the last state and memory, (1, batch, hidden)."""
+
+    outputs: Value
+    state: Value
+    memory: Value | None
+
+
+def run(b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[Weights]) -> list[Ran]:
+    """Each direction over (steps, batch, features)."""
     steps, batch, features = x.dims
     if b.inner(batch):
         raise UnsupportedModelError(f"it reads shape {x.shape}, whose batch is not its own axis.")
@@ -48,16 +57,30 @@ def run(b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[Weight
             raise UnsupportedModelError(
                 f"it reads {x.shape[2]} features; its weights have {w.given.shape[1]}."
             )
-        slots = {"input": w.given.T, "state": w.state.T, "bias": w.bias}
-        name = b.add(op, (source,), {**slots, "state_bias": w.state_bias})
+        weight = {"input": w.given.T, "state": w.state.T}
+        slots = {**weight, "bias": w.bias, "state_bias": w.state_bias}
         hidden: Dim = new_dim(w.state.shape[1])
-        made.append(Value(name, (steps, hidden), (steps, batch, hidden)))
+        y = Value(b.add(op, (source,), slots), (steps, hidden), (steps, batch, hidden))
+        state = arrange.unsqueezed(arrange.selected(b, y, 0, 0 if op.reverse else -1), 0)
+        made.append(Ran(y, state, remembered(b, source, op, slots, batch)))
     return made
 
 
-def last(b: Builder, y: Value, op: Recurrent) -> Value:
-    """The state after the last step, (1, batch, hidden)."""
-    return arrange.unsqueezed(arrange.selected(b, y, 0, 0 if op.reverse else -1), 0)
+def remembered(
+    b: Builder, source: str, op: Recurrent, slots: Mapping[str, Array], batch: Dim
+) -> Value | None:
+    """What an LSTM keeps to itself after its last step, (1, batch, hidden)."""
+    if op.cell != "lstm":
+        return None
+    hidden = new_dim(slots["state"].shape[0])
+    name = b.add(dataclasses.replace(op, remembers=True), (source,), slots)
+    return Value(name, (hidden,), ((), batch, hidden))
+
+
+def joined(b: Builder, parts: Sequence[Value | None], axis: int) -> Value | None:
+    """The parts beside each other; None if there are none."""
+    known = [part for part in parts if part is not None]
+    return arrange.joined(b, known, axis) if known else None
 
 
 def zeros_only(state: Any, what: str) -> None:
@@ -96,16 +119,17 @@ def torch_layer(
     if len(params) != num_layers * ways * count:
         raise UnsupportedModelError("projected states, or weights in an unknown number.")
     y = arrange.swapped(x, 0, 1) if batch_first else x
-    states: list[Value] = []
+    ran: list[Ran] = []
     ops = [Recurrent(cell, reverse) for reverse in (False, True)[:ways]]
     for layer in range(num_layers):
         first = layer * ways * count
         groups = [params[i : i + count] for i in range(first, first + ways * count, count)]
         made = run(b, y, ops, [of_torch(cell, group) for group in groups])
-        states += [last(b, m, op) for m, op in zip(made, ops, strict=True)]
-        y = arrange.joined(b, made, 2)
-    shown = arrange.joined(b, states, 0)
-    return arrange.swapped(y, 0, 1) if batch_first else y, shown, None
+        ran += made
+        y = arrange.joined(b, [m.outputs for m in made], 2)
+    shown = arrange.joined(b, [m.state for m in ran], 0)
+    kept = joined(b, [m.memory for m in ran], 0)
+    return arrange.swapped(y, 0, 1) if batch_first else y, shown, kept
 
 
 def of_torch(cell: Cell, group: Sequence[Array]) -> Weights:
@@ -161,11 +185,12 @@ def onnx_layer(
         Weights(weight[i], state[i], both[i, :rows], both[i, rows:]) for i in range(len(ops))
     ]
     made = run(b, x, ops, weights)
-    y = arrange.joined(b, [arrange.unsqueezed(m, 1) for m in made], 1)
-    shown = arrange.joined(b, [last(b, m, op) for m, op in zip(made, ops, strict=True)], 0)
+    y = arrange.joined(b, [arrange.unsqueezed(m.outputs, 1) for m in made], 1)
+    states = [arrange.joined(b, [m.state for m in made], 0), joined(b, [m.memory for m in made], 0)]
     if layout:
-        return arrange.permuted(y, (2, 0, 1, 3)), arrange.swapped(shown, 0, 1), None
-    return y, shown, None
+        ends = (s if s is None else arrange.swapped(s, 0, 1) for s in states)
+        return arrange.permuted(y, (2, 0, 1, 3)), *ends
+    return y, *states
 
 
 def cell_of(kind: str, activations: Sequence[str] | None, ways: int) -> Cell:

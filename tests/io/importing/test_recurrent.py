@@ -72,6 +72,22 @@ def test_the_last_state(kit, name):
     kit.agree(function, (3, 8))
 
 
+@pytest.mark.parametrize("route", [(1, None), (4, None)], ids=str)
+@pytest.mark.parametrize("name", ["lstm", "lstm of two layers both ways"])
+def test_what_an_lstm_remembers(kit, name, route):
+    layer = reader(name, batch_first=True).layer
+
+    def function(x: Any) -> Any:
+        rows, (shown, kept) = layer(x)
+        return rows.mean(1), (shown - kept).transpose(0, 1).flatten(1), kept[-1]
+
+    graph = kit.agree(function, (3, 8), route)
+    cells = [n.op for n in graph.nodes if isinstance(n.op, Recurrent)]
+    assert sum(not op.remembers for op in cells) == sum(op.remembers for op in cells)
+    alone = kit.agree(lambda x: layer(x)[0], (3, 8), route)
+    assert not any(isinstance(n.op, Recurrent) and n.op.remembers for n in alone.nodes)
+
+
 def test_a_single_step(kit):
     layer = reader("lstm", batch_first=True).layer
     kit.agree(lambda x: layer(x)[0], (1, 8))
@@ -80,7 +96,6 @@ def test_a_single_step(kit):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda layer, x: layer(x)[1][1], "outputs|None|not supported|does not depend"),
         (lambda layer, x: layer(x, (torch.ones(1, 1, 6), torch.ones(1, 1, 6)))[0], "first state"),
     ],
 )
@@ -90,9 +105,12 @@ def test_what_is_not_available_is_refused(kit, function, message):
         kit.imported(lambda x: function(layer, x), (3, 8))
 
 
-@pytest.mark.parametrize("attributes", [{"linear_before_reset": 0}, {"linear_before_reset": 1}])
+CELLS = [("GRU", {"linear_before_reset": 0}), ("GRU", {"linear_before_reset": 1}), ("LSTM", {})]
+
+
+@pytest.mark.parametrize(("kind", "attributes"), CELLS)
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
-def test_grus_of_onnx_as_its_runtime_has_them(kit, direction, attributes):
+def test_layers_of_onnx_as_its_runtime_has_them(kit, direction, kind, attributes):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     from dfq_jax.io.graph_files import prepared
     from dfq_jax.io.importing.engine import import_program
@@ -101,21 +119,24 @@ def test_grus_of_onnx_as_its_runtime_has_them(kit, direction, attributes):
 
     rng, ways = np.random.default_rng(0), 2 if direction == "bidirectional" else 1
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    weights = {"w": draw(ways, 18, 5), "r": draw(ways, 18, 6), "b": draw(ways, 36)}
+    rows, ends = {"GRU": (18, ["h"]), "LSTM": (24, ["h", "c"])}[kind]
+    weights = {"w": draw(ways, rows, 5), "r": draw(ways, rows, 6), "b": draw(ways, 2 * rows)}
     make, h = onnx.helper.make_node, onnx.helper
     nodes = [
         make("Transpose", ["x"], ["t"], perm=[2, 0, 1]),
-        make("GRU", ["t", *weights], ["y"], hidden_size=6, direction=direction, **attributes),
+        make(kind, ["t", *weights], ["y", *ends], hidden_size=6, direction=direction, **attributes),
         make("Transpose", ["y"], ["z"], perm=[2, 1, 3, 0]),
+        *(make("Transpose", [end], [f"last {end}"], perm=[1, 0, 2]) for end in ends),
     ]
     info = lambda name, shape: h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
     values = [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()]
-    graph = h.make_graph(nodes, "g", [info("x", [1, 5, 4])], [info("z", None)], values)
+    outputs = [info(name, None) for name in ("z", *(f"last {end}" for end in ends))]
+    graph = h.make_graph(nodes, "g", [info("x", [1, 5, 4])], outputs, values)
     data = h.make_model(
         graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9
     ).SerializeToString()
     x = draw(1, 5, 4)
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     found = import_program(prepared(read_onnx_program(data, "net.onnx", None)), ONNX)
-    (got,) = kit.outputs_of(found, x)
-    np.testing.assert_allclose(got, session.run(None, {"x": x})[0], atol=1e-5)
+    for got, wanted in zip(kit.outputs_of(found, x), session.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
