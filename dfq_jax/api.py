@@ -175,7 +175,8 @@ def verify(folder: str | Path) -> Verification:
       UnsupportedModelError: if neither runs it.
     """
     artifact = load_artifact(folder)
-    return compare_runtimes(artifact.quantized, artifact.onnx_path, probes_of(artifact))
+    told = probes_of(artifact)
+    return compare_runtimes(artifact.quantized, artifact.onnx_path, told, task=artifact.task)
 
 
 def probes_of(artifact: Artifact) -> Float[Array, "n h w c"]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task, task_named
 from dfq_jax.optim.progress import Phase, Progress
 from dfq_jax.quantize.costs import Budget, parse_budget
 from dfq_jax.quantize.observers import Observers, observer_named
@@ -46,13 +47,17 @@ class Settings(TypedDict, total=False):
     rules: Iterable[Rule]
     accuracy: float | None
     probes: ImageSet | None
+    task: Task | str | None
     store: Store
     key: int
     memory: int | None
 
 
 NAMES = tuple(Settings.__annotations__)
-TEXTS = ("scheme", "preset", "layers", "method", "reconstruction", "observer", "budget", "store")
+TEXTS = (
+    *("scheme", "preset", "layers", "method", "reconstruction", "observer", "budget"),
+    *("store", "task"),
+)
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys((*TEXTS, "sensitivity", "images"), (str,)),
     **dict.fromkeys(("n", "steps", "reconstruction_steps", "key"), (int,)),
@@ -123,6 +128,7 @@ def resolved(
     rules: Iterable[Rule] = (),
     accuracy: float | None = None,
     probes: ImageSet | None = None,
+    task: Task | str | None = None,
     store: Store = "packed",
     key: int = 0,
     memory: int | None = None,
@@ -150,6 +156,7 @@ def resolved(
         memory=memory,
         accuracy=accuracy,
         probes=probes,
+        task=task_named(task) if isinstance(task, str) else task,
         n=n,
         steps=steps,
         store=store,
@@ -175,6 +182,7 @@ class Asked:
     memory: int | None
     accuracy: float | None = None
     probes: ImageSet | None = None
+    task: Task | None = None
     n: int | None = None
     steps: int | None = None
     store: Store = "packed"

@@ -15,6 +15,7 @@ from dfq_jax.config import CONFIG, LARGEST
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.files import read_regular, write_atomically
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task
 from dfq_jax.io.artifacts import Artifact, load_artifact
 from dfq_jax.io.load import CARRIED, ReadOptions, load
 from dfq_jax.io.onnx_out import quantized_onnx, serialize
@@ -60,6 +61,7 @@ class Patient(NamedTuple):
       preset: that made it.
       made: provenance of its images.
       budgeted: whether its bits were chosen within a budget.
+      task: what it is for; None for what its graph says.
     """
 
     title: str
@@ -73,6 +75,7 @@ class Patient(NamedTuple):
     preset: str
     made: Mapping[str, Any]
     budgeted: bool = False
+    task: Task | None = None
 
 
 def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
@@ -87,7 +90,7 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
     of = of_folder(folder, terminal) if folder.is_dir() else of_model(target, options, terminal)
     reference = reference_of(of.float_model, of.quantized, of.probes)
     given = (of.quantized, of.probes, of.so_far)
-    found = diagnose(reference, *given, on_stage=terminal.stage)
+    found = diagnose(reference, *given, task=of.task, on_stage=terminal.stage)
     if chart is not None:
         write_atomically(chart, costs_png(found.costs))
     rest = untried_for(of, reference, found)
@@ -128,6 +131,7 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
         str(facts.get("preset")),
         table_in(facts, "images"),
         "budget" in table_in(report, "settings"),
+        artifact.task,
     )
 
 

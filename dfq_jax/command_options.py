@@ -26,6 +26,7 @@ def settings_of(options: QuantizeOptions) -> Settings:
         "budget": options.budget,
         "sensitivity": options.sensitivity,
         "accuracy": options.accuracy,
+        "task": options.task,
         "store": options.store,
         "key": options.seed,
         "memory": None if options.memory is None else bytes_from(options.memory),

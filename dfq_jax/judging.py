@@ -33,7 +33,7 @@ class Judges(NamedTuple):
 
 def judges_of(model: Model, made: Quantized, asked: Asked, follow: Follow) -> Judges:
     """The probes of a classifier: those given, or made now."""
-    if not judges_classes(made.reference):
+    if not judges_classes(made.reference, asked.task):
         follow.begins("judging")
         return Judges(None)
     try:
@@ -104,13 +104,15 @@ def judged(report: Report, judges: Judges, found: Estimate | None) -> Report:
     return dataclasses.replace(report, estimate=found) if report.finite else report
 
 
-def with_costs(report: Report, made: Quantized, images: ImageSet, follow: Follow) -> Report:
+def with_costs(
+    report: Report, made: Quantized, images: ImageSet, asked: Asked, follow: Follow
+) -> Report:
     """The report with what each layer costs, where the network lost much."""
     if not (report.finite and loses_much(report)):
         return report
     follow.on_stage("finding the layers that cost most")
     so_far = {layer.name: layer.sqnr for layer in report.layers}
-    costs = blamed(made.reference, made.quantized, images.images, so_far)
+    costs = blamed(made.reference, made.quantized, images.images, so_far, asked.task)
     return dataclasses.replace(report, costs=costs)
 
 

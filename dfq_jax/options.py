@@ -16,6 +16,7 @@ from dfq_jax.words import (
     Reconstruction,
     Sensitivity,
     Store,
+    TaskName,
 )
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -78,6 +79,7 @@ class QuantizeOptions:
       observer: How ranges of activations are found.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step may take, e.g. 4GiB: larger ones are split.
+      task: What the network is for, where its outputs do not tell.
       store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
       force: Write beside files of others.
       config: TOML file of options; those given here win.
@@ -101,6 +103,7 @@ class QuantizeOptions:
     observer: Observer | None = None
     accuracy: float | None = None
     memory: str | None = None
+    task: TaskName | None = None
     store: Store = "packed"
     force: bool = False
     config: Path | None = None

@@ -12,6 +12,7 @@ from dfq_jax.asking import NAMES, Asked, Configured, Follow, Settings, Stage, co
 from dfq_jax.errors import ResourceError, UsageError, check_choice
 from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import name_of
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.judging import (
     expected,
@@ -107,6 +108,8 @@ def quantize(
         rules: bits of particular layers, which a budget leaves as they are.
         accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
         probes: of `recipes.probes.probes_of`, if they are made; tell the expected loss.
+        task: what the network is for: a `graph.tasks.Task` or its name (classifier, dense, image,
+          embedding, detector, language, values), instead of what its graph says.
         store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
         key: seed of everything random but the probes.
         memory: bytes that a step may take: batches are split, too large blocks learn by layer.
@@ -166,11 +169,11 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
             made, units, (note, loss) = plain, (), kept
             asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     follow.on_stage(f"judging on {len(probes)} held-out images")
-    found = analyze(made.reference, made.quantized, probes.images)
+    found = analyze(made.reference, made.quantized, probes.images, task=asked.task)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
-    found = with_costs(found, made, probes, follow)
+    found = with_costs(found, made, probes, asked, follow)
     report = qualified(found, images, note)
     more = (unlooked_at(images, asked), *cut) if unseen else cut
     report = dataclasses.replace(report, notes=(*report.notes, *more))
@@ -191,7 +194,7 @@ def with_foresight(
     if follow.on_phase is None:
         return follow
     made, count = (making, making.n) if brought is None else (None, len(brought))
-    judges = asked.probes is None and judges_classes(model)
+    judges = asked.probes is None and judges_classes(model, asked.task)
     seconds = foreseen(model, made, count, learns=bool(asked.methods), judges=judges)
     return dataclasses.replace(follow, foreseen=seconds)
 
@@ -227,6 +230,8 @@ def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
     settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
     settings |= {"store": asked.store}
+    if asked.task is not None:
+        settings["task"] = name_of(asked.task)
     if asked.rules:
         settings["rules"] = ", ".join(map(written, asked.rules))
     if mix is not None:
@@ -299,6 +304,7 @@ def calibrated(
         sensitivity=asked.sensitivity,
         observers=asked.observers,
         store=asked.store,
+        task=asked.task,
         key=jax.random.key(asked.seed),
         on_stage=follow.on_stage,
     )

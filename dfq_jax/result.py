@@ -76,7 +76,8 @@ class Result:
     def verify(self) -> Verification:
         """Compares simulator, integer function and ONNX Runtime on the probes."""
         file = serialize(quantized_onnx(self.quantized))
-        return compare_runtimes(self.quantized, file, probe_images(self.probe_bytes, self.contract))
+        images = probe_images(self.probe_bytes, self.contract)
+        return compare_runtimes(self.quantized, file, images, task=self.report.task)
 
     def time(self) -> Latency:
         """Times one image on one thread of ONNX Runtime here, in about a second.

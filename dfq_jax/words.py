@@ -11,6 +11,7 @@ LayerPreset = Literal[
 ]
 Preset = Literal["fast", "balanced", "best"]
 Sensitivity = Literal["kl", "fisher", "trace"]
+TaskName = Literal["classifier", "dense", "image", "embedding", "detector", "language", "values"]
 Store = Literal["packed", "int8", "int4"]
 """How kernels of fewer than 8 bits lie in the file.
 

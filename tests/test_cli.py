@@ -7,12 +7,14 @@ import pty
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from plain_text import ESCAPE, plain
 
 from dfq_jax import cli, commands
 from dfq_jax.recipes.presets import METHODS
+from dfq_jax.words import TaskName
 
 VERBS = ("inspect", "synthesize", "quantize", "evaluate", "verify", "bench")
 FLAGS = {
@@ -26,7 +28,7 @@ FLAGS = {
         *("--output", "-o", "--scheme", "--preset", "--layers", "--method", "--images", "--budget"),
         *("--seed", "--arch", "--size", "--force", "--json", "fast", "balanced", "best"),
         *("--n", "-n", "--steps", *METHODS),
-        *("--store", "packed", "int8", "int4"),
+        *("--store", "packed", "int8", "int4", "--task", *get_args(TaskName)),
         *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
         *("qdrop_8bit_ends_shortcuts", "brecq_8bit_ends_second_shortcuts"),
     ),

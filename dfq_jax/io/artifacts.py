@@ -15,6 +15,7 @@ from dfq_jax.errors import DataError, ExportError
 from dfq_jax.files import sha256_of
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import output_shapes
+from dfq_jax.graph.tasks import Task, task_from_json
 from dfq_jax.io.deployment import CHANNELS, run_py
 from dfq_jax.io.graph_json import (
     graph_from_json,
@@ -77,6 +78,17 @@ class Artifact:
     def float_path(self) -> Path:
         """The float network for ONNX Runtime."""
         return self.folder / FLOAT
+
+    @property
+    def task(self) -> Task | None:
+        """What the network is for, None in a folder that does not say.
+
+        Raises:
+          DataError: if the manifest says something that is no task.
+        """
+        report = self.manifest.get("report")
+        told = report.get("task") if isinstance(report, dict) else None
+        return None if told is None else task_from_json(told)
 
 
 Page = Callable[[Mapping[str, int]], bytes]

@@ -28,7 +28,8 @@ import onnx
 from jaxtyping import Float
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.graph.heads import Part, heads_of
+from dfq_jax.graph.heads import Part
+from dfq_jax.graph.tasks import Task, parts_of
 from dfq_jax.io.onnx_out import serialize
 from dfq_jax.io.onnx_values import Draft, Edge, draft, quantized_edges
 from dfq_jax.io.runtime import File, feed, read_onnx
@@ -161,6 +162,7 @@ def verify(
     file: File,
     images: Float[Any, "n h w c"],
     *,
+    task: Task | None = None,
     batch: int = BATCH,
     threads: int = 2,
     on_batch: Callable[[int, int], object] | None = None,
@@ -174,6 +176,7 @@ def verify(
       quantized: the network.
       file: path or bytes of the .onnx file written from it.
       images: normalised; every one is compared.
+      task: what the network is for, which says what decides; None for what its graph says.
       batch: images held at a time.
       threads: of ONNX Runtime.
       on_batch: called with (images done, images in total).
@@ -191,7 +194,7 @@ def verify(
         raise UsageError("verify() needs at least one image.")
     proto = read_onnx(file)
     damage = tuple(differences(proto, quantized))
-    parts = tuple(part for head in heads_of(quantized.model) for part in head.parts)
+    parts = parts_of(quantized.model, task)
     try:
         ways = ways_of(quantized, file, proto, threads)
         seen = [*all_batches(ways, parts, np.asarray(images, np.float32), batch, on_batch)]

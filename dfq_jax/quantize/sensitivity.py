@@ -1,12 +1,13 @@
 """What fewer bits of one kernel or tensor cost, all else in float: predicted from images alone.
 
-Every method predicts the same quantity, the divergence in nats of the class probabilities from the
-float network's, so their numbers can be compared. All entries look at the same images.
+Every method predicts the same quantity, how far the outputs move from the float network's as its
+task counts it (`quantize/outputs.py`): of classes the divergence of their probabilities in nats. So
+their numbers can be compared. All entries look at the same images.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import PlanError, check_choice
-from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
+from dfq_jax.graph.evaluate import Hook, Slots, Tensor
 from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.heads import Part
+from dfq_jax.graph.tasks import Task, parts_of
 from dfq_jax.numerics.affine import Steps, snapped, steps_of
-from dfq_jax.numerics.softmax import curvature_probe, divergence
 from dfq_jax.quantize.calibrate import Ranges, batches, fit_edges, fit_kernels, histograms_of
 from dfq_jax.quantize.choices import Space
+from dfq_jax.quantize.outputs import PartValues, cost, cost_probe, parts_outputs
 from dfq_jax.quantize.sites import Site
 from dfq_jax.words import Sensitivity
 
@@ -31,7 +34,18 @@ Owners = tuple[tuple[Site, int], ...]
 Names = tuple[tuple[Site, str], ...]
 Lattices = Mapping[Site, Steps]
 """{site: its grids, one for each candidate along the first axis}."""
-Outputs = tuple[Tensor, ...]
+
+
+class Aim(NamedTuple):
+    """What the outputs are judged by; hashable.
+
+    Attributes:
+      parts: of the outputs.
+      task: what they are for; None for what the graph says.
+    """
+
+    parts: tuple[Part, ...]
+    task: Task | None
 
 
 def sensitivities(
@@ -44,6 +58,7 @@ def sensitivities(
     expected: Ranges | None = None,
     widen: bool = True,
     batch: int = 32,
+    task: Task | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Float[np.ndarray, "choices bits"]:
     """The predicted cost of every candidate of every choice.
@@ -59,10 +74,12 @@ def sensitivities(
       expected: ranges known without images, as `calibrate` takes them.
       widen: let grids of 8 bits cover what is expected too.
       batch: images per forward pass; the last overlaps its predecessor if need be.
+      task: what the network is for; None for what its graph says.
       on_progress: told which batch is at work.
 
     Returns:
-      Divergences in nats, never negative, and never rising with the number of bits.
+      Costs as `quantize.outputs.cost` has them: never negative, and never rising with the number
+      of bits.
 
     Raises:
       PlanError: if the method is unknown, there are no images, or an entry is not finite.
@@ -74,11 +91,11 @@ def sensitivities(
     check_choice("sensitivity", method, SENSITIVITIES, PlanError)
     lattices = lattices_of(model, space, images, batch, expected=expected, widen=widen)
     measure = measured if method == "kl" else partial(curved, key=key, mean=method == "trace")
-    parts = []
+    aim, tables = Aim(parts_of(model, task), task), []
     for number, x in enumerate(batches(images, min(batch, len(images)))):
         on_progress(f"sensitivities ({method}), batch {number + 1}")
-        parts.append(measure(model, space, lattices, x, number))
-    table = np.mean(np.stack(parts), axis=0)
+        tables.append(measure(model, space, lattices, x, number, aim))
+    table = np.mean(np.stack(tables), axis=0)
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
         raise PlanError(
@@ -109,14 +126,14 @@ def lattices_of(
 
 
 def measured(
-    model: Model, space: Space, lattices: Lattices, x: Tensor, number: int
+    model: Model, space: Space, lattices: Lattices, x: Tensor, number: int, aim: Aim
 ) -> Float[np.ndarray, "choices bits"]:
-    """The divergence that each candidate causes on a batch; one program for all of them."""
+    """How far each candidate moves the outputs on a batch; one program for all of them."""
     del number
-    owners = tuple(space.owners.items())
-    exact = outputs_of(model, x)
+    about = tuple(space.owners.items()), aim
+    exact = outputs_of(model, x, aim.parts)
     table = [
-        [moved(model, owners, lattices, x, exact, choice, level) for level in whole(space.bits)]
+        [moved(model, *about, lattices, x, exact, choice, level) for level in whole(space.bits)]
         for choice in whole(space.choices)
     ]
     return np.asarray(table, np.float64)
@@ -127,19 +144,20 @@ def whole(items: tuple) -> list[Array]:
     return [jnp.asarray(i, jnp.int32) for i in range(len(items))]
 
 
-@jax.jit
-def outputs_of(model: Model, x: Tensor) -> Outputs:
+@partial(jax.jit, static_argnames="parts")
+def outputs_of(model: Model, x: Tensor, parts: tuple[Part, ...]) -> PartValues:
     """All outputs of the float network."""
-    return evaluate(model, x)[0]
+    return parts_outputs(model, x, parts)
 
 
-@partial(jax.jit, static_argnames="owners")
+@partial(jax.jit, static_argnames=("owners", "aim"))
 def moved(
     model: Model,
     owners: Owners,
+    aim: Aim,
     lattices: Lattices,
     x: Tensor,
-    exact: Outputs,
+    exact: PartValues,
     choice: Array,
     level: Array,
 ) -> Float[Array, ""]:
@@ -152,9 +170,8 @@ def moved(
         steps = jax.tree.map(lambda part: part[level], lattices[site])
         return jnp.where(indices[site] == choice, snapped(value, steps), value)
 
-    rough = evaluate(model, x, hook=editing(one))[0]
-    pairs = zip(exact, rough, strict=True)
-    return sum((divergence(a, b) for a, b in pairs), jnp.zeros(()))
+    rough = parts_outputs(model, x, aim.parts, editing(one))
+    return cost(aim.parts, exact, rough, aim.task)
 
 
 def editing(edit: Callable[[Site, Tensor], Tensor]) -> Hook:
@@ -174,6 +191,7 @@ def curved(
     lattices: Lattices,
     x: Tensor,
     number: int,
+    aim: Aim,
     *,
     key: Key[Array, ""],
     mean: bool,
@@ -183,11 +201,11 @@ def curved(
     tensors = {site: tensor for tensor, sites in space.plans[0].groups for site in sites}
     names = tuple((site, tensors.get(site, f"kernel of {site.node}")) for site, _ in owners)
     keys = jax.random.split(jax.random.fold_in(key, number), DRAWS)
-    draws = [weighed(model, owners, names, lattices, x, k, mean=mean) for k in keys]
+    draws = [weighed(model, owners, names, lattices, x, k, aim, mean=mean) for k in keys]
     return np.mean(np.asarray(draws, np.float64), axis=0)
 
 
-@partial(jax.jit, static_argnames=("owners", "names", "mean"))
+@partial(jax.jit, static_argnames=("owners", "names", "aim", "mean"))
 def weighed(
     model: Model,
     owners: Owners,
@@ -195,6 +213,7 @@ def weighed(
     lattices: Lattices,
     x: Tensor,
     key: Key[Array, ""],
+    aim: Aim,
     *,
     mean: bool,
 ) -> Float[Array, "choices bits"]:
@@ -207,12 +226,13 @@ def weighed(
       lattices: grids.
       x: images.
       key: for the probe.
+      aim: what the outputs are judged by.
       mean: weigh every element of a kernel or tensor by their mean.
 
     Returns:
       `1/2 sum_i g_i^2 d_i^2` for the slopes `g` and the rounding errors `d` of each candidate.
     """
-    seen, slopes = slopes_of(model, names, x, key)
+    seen, slopes = slopes_of(model, names, x, key, aim)
     indices = dict(owners)
     levels = len(next(iter(lattices.values())).scale)
     table = jnp.zeros((max(indices.values()) + 1, levels), jnp.float32)
@@ -226,11 +246,11 @@ def weighed(
 
 
 def slopes_of(
-    model: Model, names: Names, x: Tensor, key: Key[Array, ""]
+    model: Model, names: Names, x: Tensor, key: Key[Array, ""], aim: Aim
 ) -> tuple[dict[str, tuple[Site, Tensor]], dict[str, Tensor]]:
     """One draw of what the divergence's curvature does to every kernel and tensor.
 
-    With `J` the Jacobian of the outputs and `r` a probe of the curvature `L` of the softmax,
+    With `J` the Jacobian of the outputs and `r` a probe of the curvature `L` of their cost,
     `g = J^T r` has `E[g g^T] = J^T L J`: the Hessian of the divergence at the float network, which
     is its Gauss-Newton matrix there. One backward pass serves all. Hutchinson's `v (H v)` for
     all layers at once has the same mean, but the noise of every layer in each: in a small residual
@@ -242,6 +262,7 @@ def slopes_of(
       names: sites with what they hold; edges of one name and shape hold the same values.
       x: images.
       key: for the probe.
+      aim: what the outputs are judged by.
 
     Returns:
       {name and shape: (first site, its values)}, and {name and shape: g}.
@@ -249,7 +270,7 @@ def slopes_of(
     held = dict(names)
     seen: dict[str, tuple[Site, Tensor]] = {}
 
-    def shifted(shifts: Mapping[str, Tensor], found: dict[str, tuple[Site, Tensor]]) -> Outputs:
+    def shifted(shifts: Mapping[str, Tensor], found: dict[str, tuple[Site, Tensor]]) -> PartValues:
         def shift(site: Site, value: Tensor) -> Tensor:
             if site not in held:
                 return value
@@ -257,11 +278,9 @@ def slopes_of(
             found.setdefault(name, (site, value))
             return value + shifts.get(name, 0.0)
 
-        return evaluate(model, x, hook=editing(shift))[0]
+        return parts_outputs(model, x, aim.parts, editing(shift))
 
     outputs = shifted({}, seen)
     zeros = {name: jnp.zeros_like(value) for name, (_, value) in seen.items()}
     _, pull = jax.vjp(lambda shifts: shifted(shifts, {}), zeros)
-    keys = jax.random.split(key, len(outputs))
-    probes = tuple(curvature_probe(k, y) for k, y in zip(keys, outputs, strict=True))
-    return seen, pull(probes)[0]
+    return seen, pull(cost_probe(aim.parts, key, outputs, aim.task))[0]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import DataError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.tasks import Task
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
 from dfq_jax.quantize.levels import Judge, candidates, without_fine
@@ -24,7 +25,7 @@ from dfq_jax.recipes.dfq import (
     operate,
 )
 from dfq_jax.report.analyze import Report
-from dfq_jax.report.judge import judged
+from dfq_jax.report.judge import judge_of
 from dfq_jax.synthesis.targets import distrusted_norms
 
 FEW = 4
@@ -51,11 +52,13 @@ def blamed(
     quantized: QuantizedModel,
     images: Float[Array, "n h w c"],
     so_far: Mapping[str, float],
+    task: Task | None = None,
 ) -> tuple[LayerCost, ...]:
     """What each layer costs, in execution order; a forward pass on a few images for each."""
     made = without_fine(reference, quantized)
     few = images[:FEW]
-    return costs_alone(made, quantized.plan, few, judged, so_far=so_far, batch=FEW)
+    judge = judge_of(reference, task)
+    return costs_alone(made, quantized.plan, few, judge, so_far=so_far, batch=FEW)
 
 
 def diagnose(
@@ -64,7 +67,8 @@ def diagnose(
     images: Float[Array, "n h w c"],
     so_far: Mapping[str, float],
     *,
-    judge: Judge = judged,
+    judge: Judge | None = None,
+    task: Task | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
     """What each layer costs, and what each remedy would buy.
@@ -74,9 +78,11 @@ def diagnose(
       quantized: the network.
       images: normalised probes.
       so_far: {layer: SQNR of its output in dB, errors before it included}, where known.
-      judge: what is thought of outputs; an estimate of accuracy takes its place here.
+      judge: what is thought of outputs; None for `report.judge.judge_of` the task.
+      task: what the network is for; None for what its graph says.
       on_stage: told what is being done.
     """
+    judge = judge_of(reference, task) if judge is None else judge
     on_stage("finding ranges of 8 bits")
     made = candidates(reference, quantized, images, expected=expectations(reference), batch=FEW)
     on_stage("quantizing one layer at a time")
@@ -128,9 +134,13 @@ def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"]) -> 
         return whole
     found = adopted(whole, model)
     few = images[:FEW]
-    exact, same = (np.asarray(first_of(m, few)) for m in (whole, found))
-    near = np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max()
-    return found if near else None
+    pairs = zip(*(all_of(m, few) for m in (whole, found)), strict=True)
+    return found if all(close(*map(np.asarray, pair)) for pair in pairs) else None
+
+
+def close(exact: np.ndarray, same: np.ndarray) -> bool:
+    """Whether an output of two float networks is the same."""
+    return bool(np.abs(exact.reshape(same.shape) - same).max() <= CLOSE * np.abs(exact).max())
 
 
 def levelled_like(whole: Model, quantized: QuantizedModel) -> Model:
@@ -157,9 +167,9 @@ APART = "the float network saved beside this integer network is not the one it w
 
 
 @jax.jit
-def first_of(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
-    """The first output of a float network."""
-    return evaluate(model, images)[0][0]
+def all_of(model: Model, images: Float[Array, "n h w c"]) -> tuple[Float[Array, "..."], ...]:
+    """The outputs of a float network."""
+    return evaluate(model, images)[0]
 
 
 def kernels(quantized: QuantizedModel) -> list[tuple[Node, np.ndarray]]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.tasks import Task
 from dfq_jax.quantize.bits import (
     POINTS,
     Allocation,
@@ -64,6 +65,7 @@ def mixed(
     observers: Observers | None = None,
     store: Store = "packed",
     points: int = POINTS,
+    task: Task | None = None,
     key: Key[Array, ""],
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Mixed:
@@ -83,6 +85,7 @@ def mixed(
         what batch-norm statistics predict too. Give `dfq` the same.
       store: how kernels lie in the file, which a budget of bytes counts.
       points: budgets tried for the front.
+      task: what the network is for; None for what its graph says.
       key: for sensitivities that draw.
       on_stage: told what is being done.
 
@@ -102,7 +105,7 @@ def mixed(
         limit_of(reference, space, budget)  # refused before minutes are spent
     on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
     measure = partial(sensitivities, expected=expectations(reference), widen=observers is None)
-    losses = measure(reference, space, images, method=sensitivity, key=key)
+    losses = measure(reference, space, images, method=sensitivity, key=key, task=task)
     same = [scheme.weight_bits if c.weight else scheme.activation_bits for c in space.choices]
     uniform = priced(reference, space, losses, same, unit)
     on_stage("allocating bits")

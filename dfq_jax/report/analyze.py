@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float
 
 from dfq_jax.graph.evaluate import Hook, Tensor, values_at
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.heads import heads_of
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
+from dfq_jax.graph.tasks import Task, parts_of, task_of, task_to_json
 from dfq_jax.quantize.diagnosis import LayerCost, worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.plan import Plan, Site, float_layers
@@ -88,9 +88,9 @@ class Report:
       layers: every layer that multiplies, in execution order.
       agreement: share of held-out images given the float network's class; of their
         pixels where each has a class; with one score only, whether its sign is the same. Of the
-        first output that decides anything.
+        part of the outputs that suffers most.
       images: how many held-out images that is.
-      sqnr: of that output, in dB, before a final softmax or sigmoid.
+      sqnr: of that part, in dB, before a final softmax or sigmoid.
       finite: whether every output was finite.
       not_finite: the tensors that were not, in words and execution order.
       classes: scores of an image, or of a pixel; 1 for a sign, 0 where nothing is decided.
@@ -105,6 +105,7 @@ class Report:
       estimate: what quantization is expected to cost on real images; None where outputs are no
         class scores.
       given: whether the user brought the images; else they were made from the network.
+      task: what the network is for.
     """
 
     layers: tuple[LayerReport, ...]
@@ -124,6 +125,7 @@ class Report:
     estimate: Estimate | None = None
     given: bool = False
     not_finite: tuple[str, ...] = ()
+    task: Task | None = None
 
     @property
     def held_out(self) -> str:
@@ -181,6 +183,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
+            "task": self.task and task_to_json(self.task),
             "agreement": self.agreement,
             "held_out_images": self.images,
             "images_given": self.given,
@@ -212,7 +215,12 @@ def share(layers: tuple[LayerReport, ...], what: str) -> float:
 
 
 def analyze(
-    reference: Model, quantized: Simulated, images: Float[Array, "n h w c"], *, batch: int = 16
+    reference: Model,
+    quantized: Simulated,
+    images: Float[Array, "n h w c"],
+    *,
+    task: Task | None = None,
+    batch: int = 16,
 ) -> Report:
     """Compares a quantized network with its float original on held-out images.
 
@@ -220,13 +228,14 @@ def analyze(
       reference: the folded float network, before bias correction.
       quantized: the quantized network, same graph.
       images: normalised images that calibration has not seen.
+      task: what the network is for; None for what its graph says.
       batch: images per forward pass.
 
     Returns:
       The report.
     """
     batch = min(batch, images.shape[0])
-    parts = [part for head in heads_of(reference) for part in head.parts]
+    parts, aim = parts_of(reference, task), task_of(reference) if task is None else task
     kept = frozenset(name for part in parts for name in (part.tensor, part.output))
     totals: dict[str, np.ndarray] = {}
     seen: dict[str, set[str]] = {}
@@ -238,12 +247,12 @@ def analyze(
             k: (np.asarray(a)[start - last :], np.asarray(b)[start - last :])
             for k, (a, b) in tensors.items()
         }
-        found = [tally(part, fresh) for part in parts]
-        tallies = [a.plus(b) for a, b in zip(tallies, found, strict=True)] if tallies else found
-        for name, found in energies.items():
-            totals[name] = totals.get(name, np.zeros(2)) + found.in_float64()
-            seen[name] = seen.get(name, set()) | found.where_not_finite()
-    outputs = tuple(output_report(*each) for each in zip(parts, tallies, strict=True))
+        now = [tally(part, fresh, aim) for part in parts]
+        tallies = [a.plus(b) for a, b in zip(tallies, now, strict=True)] if tallies else now
+        for name, energy in energies.items():
+            totals[name] = totals.get(name, np.zeros(2)) + energy.in_float64()
+            seen[name] = seen.get(name, set()) | energy.where_not_finite()
+    outputs = tuple(output_report(*each, aim) for each in zip(parts, tallies, strict=True))
     first = leading(outputs)
     return Report(
         layers=layer_reports(reference, quantized.plan, totals),
@@ -256,6 +265,7 @@ def analyze(
         dense=first is not None and first.dense,
         in_float=float_kinds(reference.graph),
         outputs=outputs,
+        task=aim,
     )
 
 

@@ -4,23 +4,39 @@ import math
 
 import numpy as np
 
-from dfq_jax.quantize.levels import Judged, Outputs
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.heads import Part
+from dfq_jax.graph.tasks import Task, parts_of
+from dfq_jax.quantize.levels import Judge, Judged, Outputs
+from dfq_jax.report.outputs import decisions
 
 
-def judged(exact: Outputs, rough: Outputs) -> Judged:
-    """The SQNR of the output that suffers most, and how far the first output agrees.
+def judge_of(model: Model, task: Task | None = None) -> Judge:
+    """Judges other networks by the output of least SQNR and the part of least agreement.
 
     Args:
-      exact: outputs of the float network, Float[n ...] each.
-      rough: of the other network, for the same images.
+      model: the float network.
+      task: what it is for; None for what its graph says.
 
     Returns:
-      Both; the SQNR is minus infinity where an output is not finite. Classes lie along the last
-      axis; of a single score the sign counts.
+      The SQNR is minus infinity where an output is not finite; without decisions all agree.
     """
-    fidelity = min(sqnr(a, b) for a, b in zip(exact, rough, strict=True))
-    choices = [decisions(outputs[0]) for outputs in (exact, rough)]
-    return Judged(fidelity, float(np.mean(choices[0] == choices[1])))
+    parts = parts_of(model, task)
+    places = {name: index for index, name in enumerate(model.graph.outputs)}
+    deciding = [(places[part.output], part) for part in parts if part.kind != "values"]
+
+    def judged(exact: Outputs, rough: Outputs) -> Judged:
+        worst = min(sqnr(a, b) for a, b in zip(exact, rough, strict=True))
+        same = [np.mean(chosen(part, exact[i]) == chosen(part, rough[i])) for i, part in deciding]
+        return Judged(worst, float(min(same, default=1.0)))
+
+    return judged
+
+
+def chosen(part: Part, output: np.ndarray) -> np.ndarray:
+    """The decisions of a part as it leaves the network: a sigmoid decides at one half."""
+    values = part.of_output(output)
+    return decisions(part, values - 0.5 if part.curve == "sigmoid" else values)
 
 
 def sqnr(exact: np.ndarray, rough: np.ndarray) -> float:
@@ -30,8 +46,3 @@ def sqnr(exact: np.ndarray, rough: np.ndarray) -> float:
     if not math.isfinite(signal) or not math.isfinite(noise):
         return -math.inf
     return 10 * math.log10(max(signal, 1e-30) / noise) if noise > 0 else math.inf
-
-
-def decisions(scores: np.ndarray) -> np.ndarray:
-    """The class at every position, or the sign of a single score."""
-    return scores[..., 0] > 0 if scores.shape[-1] == 1 else np.argmax(scores, axis=-1)

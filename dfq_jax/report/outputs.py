@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from dfq_jax.graph.heads import Kind, Part
+from dfq_jax.graph.tasks import LanguageModel, Task
+from dfq_jax.quantize.outputs import MEASURES, Fidelity, fidelity
 from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
@@ -40,6 +42,9 @@ class OutputReport:
       classes: to choose from; 1 for signs, 0 for values.
       dense: whether an image has more than one decision.
       certain: whether the network says itself what this is, by a softmax, a sigmoid or its shape.
+      measure: name of the task's own measure, empty where it has none.
+      fidelity: how alike the outputs are by it, mean over images, vectors or tokens; of the
+        measures of `quantize.outputs` a divergence is good where it is small.
       felt: whether what leaves the network is judged: not where all scores behind a sigmoid are
         nearly what they were, as those of a detector are on images without objects.
     """
@@ -53,6 +58,8 @@ class OutputReport:
     dense: bool
     certain: bool
     felt: bool = True
+    measure: str = ""
+    fidelity: float | None = None
 
     @property
     def fault(self) -> str:
@@ -78,7 +85,13 @@ class OutputReport:
             "sqnr_returned": finite_or_none(self.shown),
             "agreement": self.agreement,
             "passed": not self.fault,
+            **({self.measure: told(self.fidelity)} if self.measure else {}),
         }
+
+
+def told(value: float | None) -> float | None:
+    """For JSON: None of nothing and of what is not finite."""
+    return None if value is None else finite_or_none(value)
 
 
 class Tally(NamedTuple):
@@ -90,6 +103,7 @@ class Tally(NamedTuple):
       same: decisions that agree.
       decisions: how many there are.
       largest: error of a value behind it.
+      own: the task's own measure.
     """
 
     before: Float[np.ndarray, "2"]
@@ -97,6 +111,7 @@ class Tally(NamedTuple):
     same: int
     decisions: int
     largest: float = 0.0
+    own: Fidelity = Fidelity()
 
     def plus(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -106,21 +121,24 @@ class Tally(NamedTuple):
             self.same + other.same,
             self.decisions + other.decisions,
             max(self.largest, other.largest),
+            self.own.plus(other.own),
         )
 
 
-def tally(part: Part, tensors: Mapping[str, Pair]) -> Tally:
+def tally(part: Part, tensors: Mapping[str, Pair], task: Task) -> Tally:
     """Compares a part on some images.
 
     Args:
       part: which.
       tensors: {tensor: float and quantized}, with the part's tensor and its output.
+      task: what the network is for.
     """
     before = [part.of_tensor(x) for x in tensors[part.tensor]]
     behind = [part.of_output(x) for x in tensors[part.output]]
     exact, rough = (decisions(part, x) for x in (behind if part.curve == "softmax" else before))
     same, largest = int((exact == rough).sum()), largest_error(*behind)
-    return Tally(energies(*before), energies(*behind), same, exact.size, largest)
+    own = fidelity(task, *(before if isinstance(task, LanguageModel) else behind))
+    return Tally(energies(*before), energies(*behind), same, exact.size, largest, own)
 
 
 def decisions(part: Part, values: np.ndarray) -> np.ndarray:
@@ -144,7 +162,7 @@ def largest_error(exact: np.ndarray, rough: np.ndarray) -> float:
     return float(np.nan_to_num(found, nan=np.inf).max(initial=0.0))
 
 
-def output_report(part: Part, found: Tally) -> OutputReport:
+def output_report(part: Part, found: Tally, task: Task) -> OutputReport:
     """The entry of a part."""
     classes = part.where.shape[part.axis] if part.axis is not None else int(part.kind == "signs")
     return OutputReport(
@@ -157,13 +175,25 @@ def output_report(part: Part, found: Tally) -> OutputReport:
         part.where.size > max(classes, 1),
         part.certain,
         part.curve != "sigmoid" or found.largest > FELT,
+        MEASURES.get(type(task), "") if found.own.number else "",
+        found.own.mean,
     )
 
 
 def leading(outputs: Sequence[OutputReport]) -> OutputReport | None:
-    """The first part that decides something; else the first; None where nothing comes out."""
+    """The part that suffers most, of those that decide if any does; None where nothing comes out.
+
+    Of decisions the agreement tells, of values the SQNR; of equals the first counts.
+    """
     deciding = [o for o in outputs if o.agreement is not None]
-    return next(iter([*deciding, *outputs]), None)
+    if deciding:
+        return min(deciding, key=lambda o: (o.agreement, not_finite_least(o.sqnr)))
+    return min(outputs, key=lambda o: not_finite_least(o.sqnr), default=None)
+
+
+def not_finite_least(sqnr: float) -> float:
+    """For comparisons: what is no number is worse than any."""
+    return -math.inf if math.isnan(sqnr) else sqnr
 
 
 def decibels(energies: Float[np.ndarray, "2"]) -> float:

@@ -8,9 +8,15 @@ from dfq_jax.quantize.diagnosis import worst_first
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
-from dfq_jax.report.outputs import OutputReport
+from dfq_jax.report.outputs import OutputReport, leading
 from dfq_jax.report.trust import trust_words
 
+MEASURED = {
+    "psnr_db": "PSNR {:.1f} dB",
+    "cosine": "cosine {:.4f}",
+    "divergence_nats": "divergence {:.4f} nats a token",
+}
+"""{measure of `quantize.outputs`: how it is told}."""
 LOST = 6.0
 """From how many dB on it is told that an output is worse behind its softmax or sigmoid."""
 
@@ -123,13 +129,19 @@ def trust_lines(report: Report) -> list[str]:
     lines = [] if report.estimate is None else trust_words(report.estimate)
     lines += [
         f"{agreement if report.classes else f'on {report.images} '}"
-        f"{report.held_out}, output SQNR {report.sqnr:.1f} dB (not an accuracy)"
+        f"{report.held_out}, output SQNR {report.sqnr:.1f} dB{own_measure(report)} (not an accuracy)"
     ]
     if len(report.outputs) > 1:
         lines += [output_line(output) for output in report.outputs]
     if report.confidence == "low":
         lines.append("LOW CONFIDENCE in these numbers")
     return lines + [f"note: {note}" for note in report.notes]
+
+
+def own_measure(report: Report) -> str:
+    """The task's own measure of the part that suffers most, after a comma; empty without one."""
+    of = leading([output for output in report.outputs if output.measure])
+    return "" if of is None else f", {MEASURED[of.measure].format(of.fidelity)}"
 
 
 def output_line(output: OutputReport) -> str:

@@ -20,6 +20,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
+from dfq_jax.graph.tasks import Classifier, Task
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
 from dfq_jax.quantize.simulate import Simulated, hook_of
 
@@ -123,8 +124,15 @@ def check_accuracy(accuracy: float | None) -> None:
     raise UsageError(f"accuracy is a fraction above 0 and at most 1, got {accuracy:g}{hint}.")
 
 
-def judges_classes(model: Model) -> bool:
-    """Whether a network gives an image one vector of scores, two or more: a classifier."""
+def judges_classes(model: Model, task: Task | None = None) -> bool:
+    """Whether a network gives an image one vector of scores, two or more: a classifier.
+
+    Args:
+      model: the network.
+      task: what it is for; None for what its graph says.
+    """
+    if not isinstance(task, Classifier | None):
+        return False
     shapes = output_shapes(model)
     scores = [shapes[name] for name in model.graph.outputs]
     return len(scores) == 1 and len(scores[0]) == 2 and scores[0][1] > 1

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.ops import Relu
+from dfq_jax.graph.tasks import parts_of
 from dfq_jax.numerics.affine import fake_quantize, steps_of
 from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.softmax import divergence
@@ -22,7 +23,7 @@ from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.choices import space_of
 from dfq_jax.quantize.observers import Observers
 from dfq_jax.quantize.plan import Site, parse_scheme
-from dfq_jax.quantize.sensitivity import SENSITIVITIES, lattices_of, sensitivities, slopes_of
+from dfq_jax.quantize.sensitivity import SENSITIVITIES, Aim, lattices_of, sensitivities, slopes_of
 from dfq_jax.types import InputContract
 
 W4A4, BITS = parse_scheme("w4a4"), (2, 4, 8)
@@ -147,7 +148,8 @@ def curvature(nets):
     layers = ("conv2", "fc")
     names = tuple((Site(layer, "kernel"), layer) for layer in layers)
     keys = jax.random.split(jax.random.key(3), 2000)
-    slopes = jax.jit(jax.vmap(lambda k: slopes_of(model, names, x, k)[1]))(keys)
+    aim = Aim(parts_of(model), None)
+    slopes = jax.jit(jax.vmap(lambda k: slopes_of(model, names, x, k, aim)[1]))(keys)
     exact = evaluate(model, x)[0][0]
     blocks = {}
     for layer in layers:

@@ -1,11 +1,24 @@
-"""Outputs are judged by the one that suffers most, and by classes of the first."""
+"""Outputs are judged by the one that suffers most, and by decisions of all of them."""
 
 import math
 
 import numpy as np
 import pytest
 
-from dfq_jax.report.judge import judged
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Activation
+from dfq_jax.graph.tasks import PlainValues
+from dfq_jax.report.judge import judge_of
+from dfq_jax.types import Values
+
+
+def judged(exact, rough, curve=None, task=None):
+    """The verdict on a network that returns what it reads, behind a curve."""
+    inputs = tuple(Values(x.shape[1:]) for x in exact)
+    names = tuple(f"x{i}" for i in range(len(exact)))
+    nodes = tuple(Node(f"y{i}", Activation(curve or "tanh"), (x,)) for i, x in enumerate(names))
+    graph = Graph(nodes, names, tuple(n.name for n in nodes))
+    return judge_of(Model(graph, {}, inputs), task)(exact, rough)
 
 
 def test_the_worst_output_decides():
@@ -29,6 +42,18 @@ def test_agreement_by_class_by_position_and_by_sign():
     assert judged((pixels,), (other,)).agreement == 0.75
     number = np.array([[1.0], [-2.0]], np.float32)
     assert judged((number,), (-number,)).agreement == 0.0
+
+
+def test_the_part_that_agrees_least_decides_wherever_it_stands():
+    a = np.array([[1.0, 2.0], [3.0, 0.0]], np.float32)
+    assert judged((a, a), (a, a[:, ::-1])).agreement == 0.0
+    assert judged((a, a), (a, a[:, ::-1]), task=PlainValues()).agreement == 1.0
+
+
+def test_a_sigmoid_decides_at_one_half():
+    p = np.array([[[0.2], [0.4], [0.6]]], np.float32)
+    q = np.array([[[0.1], [0.6], [0.9]]], np.float32)
+    assert judged((p,), (q,), "sigmoid").agreement == pytest.approx(2 / 3)
 
 
 def test_ends():

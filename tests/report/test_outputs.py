@@ -1,13 +1,18 @@
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from dfq_jax.graph.heads import Kind, Part
-from dfq_jax.report.outputs import OutputReport, decibels, leading, output_report, tally
+from dfq_jax.graph.tasks import Classifier, Embedding, ImageToImage, LanguageModel, Task
+from dfq_jax.report import outputs
+from dfq_jax.report.outputs import OutputReport, decibels, leading
 
 RNG = np.random.default_rng(0)
+tally = partial(outputs.tally, task=Classifier())
+output_report = partial(outputs.output_report, task=Classifier())
 
 
 def part(*shape, curve=None, kind: Kind = "classes", axis=None, certain=True):
@@ -119,4 +124,32 @@ def test_the_output_that_speaks_for_the_network():
     values, classes = entry(), entry(kind="classes", agreement=0.9)
     assert leading([values, classes]) is classes
     assert leading([values]) is values
+    worse = dataclasses.replace(classes, agreement=0.8)
+    assert leading([values, classes, worse]) is worse
+    strange = entry(sqnr=math.nan)
+    assert leading([values, strange]) is strange
     assert leading([]) is None
+
+
+def by_task(task: Task, how, exact, rough):
+    """The report of two halves of a batch."""
+    of = lambda part: {"before": (exact[part], rough[part]), "out": (exact[part], rough[part])}
+    halves = [outputs.tally(how, of(half), task) for half in (slice(0, 1), slice(1, 3))]
+    return outputs.output_report(how, halves[0].plus(halves[1]), task)
+
+
+def test_images_directions_and_next_tokens_have_measures_of_their_own():
+    exact = RNG.uniform(size=(3, 6, 5, 3))
+    rough = exact + RNG.normal(size=exact.shape) * [[[[0.01]]], [[[0.02]]], [[[0.05]]]]
+    image = by_task(ImageToImage(), part(6, 5, 3, kind="values"), exact, rough)
+    wanted = -10 * np.log10(np.mean((exact - rough) ** 2, axis=(1, 2, 3)))
+    assert image.to_dict()["psnr_db"] == pytest.approx(wanted.mean())
+    vectors = by_task(Embedding(), part(6, 5, 3, kind="values"), exact, rough)
+    cosines = np.sum(exact * rough, -1) / np.linalg.norm(exact, axis=-1)
+    cosines = cosines / np.linalg.norm(rough, axis=-1)
+    assert vectors.to_dict()["cosine"] == pytest.approx(cosines.mean())
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (exact, rough))
+    words = by_task(LanguageModel(), part(6, 5, 3, axis=2), exact, rough)
+    divergence = np.sum(p * np.log(p / q), axis=-1).mean()
+    assert words.to_dict()["divergence_nats"] == pytest.approx(divergence)
+    assert "psnr_db" not in by_task(Classifier(), part(6, 5, 3, axis=2), exact, rough).to_dict()
