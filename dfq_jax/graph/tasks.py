@@ -13,7 +13,6 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.heads import Part, heads_of
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.types import InputContract, Tokens
-from dfq_jax.words import TaskName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ Task = (
 )
 """What a network is for."""
 
-TASKS: Mapping[TaskName, type[Task]] = {
+TASKS: Mapping[str, type[Task]] = {
     "classifier": Classifier,
     "dense": DenseClassifier,
     "image": ImageToImage,
@@ -97,7 +96,7 @@ def task_named(name: str) -> Task:
     return TASKS[name]()
 
 
-def name_of(task: Task) -> TaskName:
+def name_of(task: Task) -> str:
     """What users call a task."""
     return next(name for name, kind in TASKS.items() if isinstance(task, kind))
 

@@ -129,7 +129,8 @@ def trust_lines(report: Report) -> list[str]:
     lines = [] if report.estimate is None else trust_words(report.estimate)
     lines += [
         f"{agreement if report.classes else f'on {report.images} '}"
-        f"{report.held_out}, output SQNR {report.sqnr:.1f} dB{own_measure(report)} (not an accuracy)"
+        f"{report.held_out}, output SQNR {report.sqnr:.1f} dB{own_measure(report)} "
+        "(not an accuracy)"
     ]
     if len(report.outputs) > 1:
         lines += [output_line(output) for output in report.outputs]

@@ -1,6 +1,7 @@
 """What networks are for: found in their graphs, or said."""
 
 import dataclasses
+from typing import get_args
 
 import jax.numpy as jnp
 import pytest
@@ -34,6 +35,7 @@ from dfq_jax.graph.tasks import (
     task_to_json,
 )
 from dfq_jax.types import Input, InputContract, Tokens, Values
+from dfq_jax.words import TaskName
 
 IMAGE = InputContract(4, 4, (0.5,) * 3, (0.25,) * 3)
 
@@ -106,6 +108,10 @@ def test_a_detector_reads_each_part_by_itself():
     kinds = [part.kind for part in parts_of(detector(), Detector())]
     assert kinds == ["signs", "values"]
     assert kinds == [part.kind for part in parts_of(detector())]
+
+
+def test_names_are_those_of_the_command_line():
+    assert tuple(TASKS) == get_args(TaskName)
 
 
 @pytest.mark.parametrize("name", TASKS)
