@@ -155,7 +155,7 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
 
 def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     """Both learn; only a preset levels, and only activations of few bits."""
-    monkeypatch.setattr(judging, "judges_classes", lambda model: False)
+    monkeypatch.setattr(judging, "judges_classes", lambda *_: False)
     monkeypatch.setattr(asking, "reconstruction_of", lambda *_: "stages")
     monkeypatch.setattr(quantizing, "is_small", lambda contract: False)
     monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
@@ -176,7 +176,7 @@ def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
 def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkeypatch):
     """By its expected loss, or the error of its outputs; not where the method has been named."""
     if not classifier:
-        monkeypatch.setattr(judging, "judges_classes", lambda model: False)
+        monkeypatch.setattr(judging, "judges_classes", lambda *_: False)
     learn = quantizing.reconstructed
 
     def ruin(made, *given, **options):

@@ -106,7 +106,7 @@ def task_to_json(task: Task) -> dict[str, Any]:
     return {"name": name_of(task), **dataclasses.asdict(task)}
 
 
-def task_from_json(data: Mapping[str, Any]) -> Task:
+def task_from_json(data: Any) -> Task:
     """The task that `task_to_json` wrote.
 
     Raises:
