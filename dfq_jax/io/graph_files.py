@@ -16,11 +16,11 @@ from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.bind import check_finite
 from dfq_jax.io.contracts import Told, imported, refuse_integers
+from dfq_jax.io.ends import without_choices
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, Table
 from dfq_jax.io.importing.onnx_table import ONNX
 from dfq_jax.io.live import program_of
-from dfq_jax.io.onnx_ends import without_choices
 from dfq_jax.io.onnx_graph import folded_batch_norm_message, read_onnx_program
 from dfq_jax.io.pickle_policy import show
 from dfq_jax.io.program import Call, Program
@@ -71,7 +71,7 @@ def load_graph(path: Path, told: Told = UNTOLD, *, no_bn_fallback: bool = False)
         raise CheckpointError(f"{show(path.name)} cannot be read: {show(error)}.") from error
     where = show(path.name)
     if data.startswith(b"PK"):
-        program, table, notes = read_pt2(data, where), ATEN, ()
+        program, table, notes = without_choices(read_pt2(data, where)), ATEN, ()
     elif path.suffix.lower() == ".pt2":
         raise CheckpointError(
             f"{where} is no .pt2 archive: it starts with {show(data[:8])}. Save it with "
@@ -102,7 +102,7 @@ def load_module(module: Any, example: Any, told: Told = UNTOLD) -> tuple[Model, 
       UnsupportedModelError: if it cannot be exported or imported.
     """
     where = type(module).__name__
-    program = program_of(module, example, where=where)
+    program = without_choices(program_of(module, example, where=where))
     model, notes = model_of(program, ATEN, where, told)
     return model, (*program.notes, *notes)
 

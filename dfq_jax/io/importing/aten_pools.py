@@ -104,7 +104,7 @@ def vector_norm(
 
 
 def upsample(
-    method: Literal["nearest", "bilinear"],
+    method: Literal["nearest", "bilinear", "bicubic"],
     exact: bool,
     b: Builder,
     x: Value,
@@ -112,14 +112,14 @@ def upsample(
     align_corners: bool = False,
     scale_factors: Any = None,
 ) -> Value:
-    """upsample_nearest2d, upsample_bilinear2d and the exact form of the first, `.vec` overloads."""
+    """upsample_nearest2d (or exact), upsample_bilinear2d, upsample_bicubic2d, `.vec` overloads."""
     scales: Any = scale_factors or (None, None)
     size = output_size or [int(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
     return upsample_sized(method, exact, b, x, size, align_corners, *scales)
 
 
 def upsample_sized(
-    method: Literal["nearest", "bilinear"],
+    method: Literal["nearest", "bilinear", "bicubic"],
     exact: bool,
     b: Builder,
     x: Value,
@@ -133,10 +133,10 @@ def upsample_sized(
         return pools.resized(b, x, output_size, (None, None), method, "align_corners")
     if exact:
         return pools.resized(b, x, output_size, (scales_h, scales_w), method, "half_pixel")
-    shortcuts = (1,) if method == "bilinear" else (1, 2)  # times the size, whatever the scale
+    shortcuts = (1, 2) if method == "nearest" else (1,)  # times the size, whatever the scale
     scales = [
         None if out in [n * have for n in shortcuts] else scale
         for have, out, scale in zip(x.shape[2:], output_size, (scales_h, scales_w), strict=True)
     ]
-    place = "half_pixel" if method == "bilinear" else "asymmetric"
+    place = "asymmetric" if method == "nearest" else "half_pixel"
     return pools.resized(b, x, output_size, scales, method, place)

@@ -194,6 +194,8 @@ TARGETS: dict[str, Lower] = {
     "aten.upsample_nearest2d.vec": partial(aten_pools.upsample, "nearest", False),
     "aten._upsample_nearest_exact2d.vec": partial(aten_pools.upsample, "nearest", True),
     "aten.upsample_bilinear2d.vec": partial(aten_pools.upsample, "bilinear", False),
+    "aten.upsample_bicubic2d.vec": partial(aten_pools.upsample, "bicubic", False),
+    "aten.upsample_bicubic2d.default": partial(aten_pools.upsample_sized, "bicubic", False),
     "aten.upsample_nearest2d.default": partial(aten_pools.upsample_sized, "nearest", False),
     "aten._upsample_nearest_exact2d.default": partial(aten_pools.upsample_sized, "nearest", True),
     "aten.upsample_bilinear2d.default": partial(aten_pools.upsample_sized, "bilinear", False),

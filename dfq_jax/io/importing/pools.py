@@ -158,7 +158,7 @@ def resized(
     x: Value,
     size: Sequence[int],
     scale: Sequence[float | None],
-    method: Literal["nearest", "bilinear"],
+    method: Literal["nearest", "bilinear", "bicubic"],
     coordinates: Literal["half_pixel", "asymmetric", "align_corners"],
 ) -> Value:
     """Height and width resampled; a scale of None is size over size."""

@@ -112,6 +112,8 @@ POOLS = {
     "exact": nn.Upsample(scale_factor=2, mode="nearest-exact"),
     "odd": nn.Upsample(size=(10, 11), mode="nearest-exact"),
     "bilinear": nn.Upsample(size=(10, 11), mode="bilinear"),
+    "bicubic": nn.Upsample(size=(10, 11), mode="bicubic"),
+    "bicubic to corners": nn.Upsample(size=(9, 5), mode="bicubic", align_corners=True),
     "reflected": nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
     "replicated": nn.Conv2d(3, 4, 3, padding=2, padding_mode="replicate"),
     "circular": nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),

@@ -120,9 +120,9 @@ def test_a_reduction_over_everything_is_refused(kit):
 def test_interpolation(kit, data, route):
     draw = data.draw
     shape = (draw(st.integers(1, 2)), *space(draw, 2, 2, 7))
-    mode = draw(st.sampled_from(["nearest", "bilinear", "nearest-exact"]))
+    mode = draw(st.sampled_from(["nearest", "bilinear", "bicubic", "nearest-exact"]))
     given: dict[str, Any] = {"mode": mode}
-    if mode == "bilinear":
+    if mode.startswith("bi"):
         given["align_corners"] = draw(FLAG)
     if draw(FLAG):
         given["size"] = space(draw, 2, 1, 12)
