@@ -1,11 +1,12 @@
 """Runs a graph. Fake quantization, statistics, pruning masks are hooks of this one evaluator."""
 
 from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import jax
 
 from dfq_jax.errors import GraphError
-from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.graph import Edge, Model, Node
 from dfq_jax.graph.lowering import convolve_tiled
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op, weighted
@@ -14,6 +15,19 @@ Hook = Callable[[Node, Slots, tuple[Tensor, ...]], tuple[Slots, tuple[Tensor, ..
 """Rewrites the (parameters, arguments) of a node before it is applied."""
 Apply = Callable[[Node, Slots, tuple[Tensor, ...]], Tensor]
 """Computes the output of a node."""
+Tap = TypeVar("Tap", bound=str | Edge)
+"""What is looked at while a network runs: a tensor by its name, or what a node reads."""
+
+
+def chained(*hooks: Hook) -> Hook:
+    """The hook that applies some from left to right, each to what the one before left."""
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        for one in hooks:
+            slots, args = one(node, slots, args)
+        return slots, args
+
+    return hook
 
 
 def apply_node(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
@@ -31,59 +45,44 @@ def apply_tiled(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
 def evaluate(
     model: Model,
     *inputs: Tensor,
-    taps: Collection[str] = (),
+    taps: Collection[Tap] = (),
     hook: Hook | None = None,
     apply: Apply = apply_node,
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+) -> tuple[tuple[Tensor, ...], dict[Tap, Tensor]]:
     """Runs a network.
 
     Args:
       model: the network.
       *inputs: one array per graph input, images NHWC and normalised.
-      taps: names of nodes whose first argument is wanted (after `hook`), e.g. batch norms.
+      taps: what is wanted beside the outputs: tensors, inputs included, and what nodes read, as
+        `hook` leaves it.
       hook: rewrites parameters and arguments of each node; build it inside the jitted function.
       apply: the semantics of a node; `quantize.integer` replaces the float ones.
 
     Returns:
-      The graph outputs, and {tap: first argument of that node}.
+      The graph outputs, and {tap: its value} in the order of execution.
 
     Raises:
-      GraphError: if the number of inputs or a tap's name does not fit the graph.
+      GraphError: if the number of inputs or a tap does not fit the graph.
     """
     graph = model.graph
     if len(inputs) != len(graph.inputs):
         raise GraphError(f"network has inputs {graph.inputs}, got {len(inputs)} arrays.")
-    env, tapped = dict(zip(graph.inputs, inputs, strict=True)), {}
+    env, wanted = dict(zip(graph.inputs, inputs, strict=True)), frozenset(taps)
+    tapped: dict[Any, Tensor] = {name: env[name] for name in graph.inputs if name in wanted}
     for node in graph.nodes:
         slots: Slots = model.params.get(node.name, {})
         args = tuple(env[i] for i in node.inputs)
         if hook is not None:
             slots, args = hook(node, slots, args)
-        if node.name in taps:
-            tapped[node.name] = args[0]
+        if wanted:
+            edges = (Edge(node.name, index) for index in range(len(args)))
+            tapped |= {e: x for e, x in zip(edges, args, strict=True) if e in wanted}
         with jax.named_scope(node.name):  # node names appear in profiles and HLO
             env[node.name] = apply(node, slots, args)
-    if missing := set(taps) - set(tapped):
-        raise GraphError(f"taps {sorted(missing)} name no node of this graph.")
+        if node.name in wanted:
+            tapped[node.name] = env[node.name]
+    if missing := wanted - set(tapped):
+        told = ", ".join(sorted(map(str, missing)))
+        raise GraphError(f"the graph has no {told}, which the caller wants to look at.")
     return tuple(env[o] for o in graph.outputs), tapped
-
-
-def values_at(
-    model: Model,
-    images: Tensor,
-    names: Collection[str],
-    *,
-    hook: Hook | None = None,
-    apply: Apply = apply_node,
-) -> dict[str, Tensor]:
-    """{node: its output} for some nodes, in execution order; otherwise as `evaluate`."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
-        out = apply(node, slots, args)
-        if node.name in names:
-            kept[node.name] = out
-        return out
-
-    evaluate(model, images, hook=hook, apply=keep)
-    return kept

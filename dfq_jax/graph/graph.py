@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -32,6 +33,17 @@ class Node:
     def __str__(self) -> str:
         """One readable line: `name = Op(args)(inputs)`."""
         return f"{self.name} = {self.op!r} <- {', '.join(self.inputs)}"
+
+
+class Edge(NamedTuple):
+    """What a node reads: its argument number `index`."""
+
+    node: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        """As it is told in a message."""
+        return f"argument {self.index} of {self.node!r}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import PlanError
-from dfq_jax.graph.evaluate import Slots, Tensor, evaluate
-from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.evaluate import Tensor, evaluate
+from dfq_jax.graph.graph import Edge, Model
 from dfq_jax.graph.ops import Constant
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
@@ -89,18 +89,9 @@ def unseen_ranges(plan: Plan) -> Ranges:
 
 def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
     """{tensor: its float values}, one entry per group of sites."""
-    wanted = {sites[0]: tensor for tensor, sites in plan.groups}
-    found: dict[str, Tensor] = {}
-
-    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        for index, value in enumerate(args):
-            tensor = wanted.get(Site(node.name, f"input{index}"))
-            if tensor is not None:
-                found[tensor] = value
-        return slots, args
-
-    evaluate(model, x, hook=hook)
-    return found
+    wanted = {Edge(sites[0].node, sites[0].argument or 0): tensor for tensor, sites in plan.groups}
+    _, found = evaluate(model, x, taps=wanted)
+    return {wanted[edge]: value for edge, value in found.items()}
 
 
 @partial(jax.jit, static_argnames="plan")

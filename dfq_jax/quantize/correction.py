@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
-from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.evaluate import Tensor, evaluate
+from dfq_jax.graph.graph import Model
 from dfq_jax.optim.fit import Now, fit
 from dfq_jax.optim.schedules import adam_with_plateau
 from dfq_jax.quantize.learning import Correction
@@ -84,16 +84,8 @@ def objective_of(closeness: float):
 def statistics_gap(model: Model, x: Float[Array, "n ... c"]) -> Float[Array, ""]:
     """Squared gaps of each image's means and deviations from the moments, summed."""
     total = jnp.zeros(())
-    outputs: dict[str, Tensor] = {}
-
-    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
-        out = apply_node(node, slots, args)
-        if node.name in model.moments:
-            outputs[node.name] = out
-        return out
-
-    evaluate(model, x, apply=keep)
-    for name, out in outputs.items():
+    layers = [node.name for node in model.graph.nodes if node.name in model.moments]
+    for name, out in evaluate(model, x, taps=layers)[1].items():
         axes = tuple(range(1, out.ndim - 1))
         mean, deviation = jnp.mean(out, axes), jnp.sqrt(jnp.var(out, axes) + 1e-12)
         wanted = model.moments[name]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfq_jax.graph.cuts import blocks
-from dfq_jax.graph.evaluate import Hook, Tensor, apply_tiled, values_at
+from dfq_jax.graph.evaluate import Hook, Tensor, apply_tiled, evaluate
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.fit import Now, Objective
@@ -61,7 +61,7 @@ def moments(
     reference: Model, names: tuple[str, ...], images: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sums over a batch of the mean and the mean square of every channel of these tensors."""
-    found = values_at(reference, images, names, apply=apply_tiled)
+    _, found = evaluate(reference, images, taps=names, apply=apply_tiled)
     of = lambda v: jnp.sum(jnp.mean(v, tuple(range(1, v.ndim - 1))), 0)
     return {n: of(v) for n, v in found.items()}, {n: of(v**2) for n, v in found.items()}
 
@@ -108,6 +108,6 @@ def guided(given: Given, exact: Tensor, shown: Tensor, hook: Hook) -> dict[str, 
     if given.guide is None:
         raise ValueError("guided() needs the float unit: Given.guide is missing.")
     names = guides(given.model.graph)
-    wanted = values_at(given.guide.model, exact, names, apply=apply_tiled)
-    found = values_at(given.model, shown, names, hook=hook, apply=apply_tiled)
+    _, wanted = evaluate(given.guide.model, exact, taps=names, apply=apply_tiled)
+    _, found = evaluate(given.model, shown, taps=names, hook=hook, apply=apply_tiled)
     return gaps(given.model.graph, found, wanted, given.guide.units)

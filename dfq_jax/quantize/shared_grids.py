@@ -5,7 +5,7 @@ next to values in the hundreds, values below 1 all become 0. The inputs of a sum
 each has a grid of its own.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Concat, Slice
 from dfq_jax.graph.query import output_shapes
@@ -159,7 +159,7 @@ def energies_of(
     images: Float[Array, "n h w c"],
 ) -> Float[Array, "parts 3"]:
     """Mean square of each part, and of its errors on a grid of its own and on the shared one."""
-    values = float_tensors(model, {part.source for part in parts}, images)
+    _, values = evaluate(model, images, taps={part.source for part in parts})
     rows = []
     for part, spec, affine in zip(parts, specs, shared, strict=True):
         x = values[part.source]
@@ -168,20 +168,6 @@ def energies_of(
         error = lambda on, x=x, grid=spec.grid: jnp.mean((x - fake_quantize(x, on, grid)) ** 2)
         rows.append([jnp.mean(x**2), error(own_affine(x, spec)), error(affine)])
     return jnp.array(rows)
-
-
-def float_tensors(model: Model, names: Collection[str], images: Tensor) -> dict[str, Tensor]:
-    """{tensor: its values} of the float network."""
-    kept = dict(zip(model.graph.inputs, [images], strict=True))
-
-    def keep(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
-        out = apply_node(node, slots, args)
-        if node.name in names:
-            kept[node.name] = out
-        return out
-
-    evaluate(model, images, apply=keep)
-    return kept
 
 
 def own_affine(x: Float[Array, "..."], spec: Spec) -> Affine:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.graph.evaluate import Tensor, evaluate
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Edge, Model
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.fit import Metrics
@@ -107,8 +107,9 @@ def run(
 ) -> Tensor:
     """A unit's first output, or the first argument of one of its nodes; float without a plan."""
     hook = None if plan is None or qparams is None else simulation_hook(plan, qparams)
-    outputs, taps = evaluate(model, x, hook=hook, taps=() if tap is None else (tap,))
-    return outputs[0] if tap is None else taps[tap]
+    edges = () if tap is None else (Edge(tap),)
+    outputs, taps = evaluate(model, x, hook=hook, taps=edges)
+    return taps[edges[0]] if edges else outputs[0]
 
 
 def error_of(work: Work, model: Model, qparams: Mapping[Site, Affine], loss: Loss) -> float:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from dfq_jax.graph.evaluate import Hook, Tensor, values_at
+from dfq_jax.graph.evaluate import Hook, Tensor, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
@@ -387,6 +387,5 @@ def layer_outputs(
     model: Model, images: Tensor, kept: frozenset[str], hook: Hook | None = None
 ) -> dict[str, Tensor]:
     """{tensor: value} for the outputs of layers that multiply, and what else is kept."""
-    read = dict.fromkeys(kept & {*model.graph.inputs}, images)
     names = kept | {node.name for node in products(model.graph)}
-    return read | values_at(model, images, names, hook=hook)
+    return evaluate(model, images, taps=names, hook=hook)[1]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import Apply, Hook, apply_node, apply_tiled, evaluate
-from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.graph import Edge, Graph, Model, Node
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.graph.semantics import Slots, Tensor
 
@@ -210,12 +210,12 @@ def observe(
         apply = keep_cuts(model.graph, apply)
 
     def look(images: Tensor) -> Seen:
-        wanted = (*targets, *taps)
+        wanted = [Edge(name) for name in (*targets, *taps)]
         outputs, tapped = evaluate(
             model, images.astype(how.dtype), taps=wanted, hook=hook, apply=apply
         )
-        stats = {k: sample_stats(tapped[k], targets[k].mean) for k in targets}
-        return Seen(outputs[0].astype(jnp.float32), stats, {k: tapped[k] for k in taps})
+        stats = {k: sample_stats(tapped[Edge(k)], targets[k].mean) for k in targets}
+        return Seen(outputs[0].astype(jnp.float32), stats, {k: tapped[Edge(k)] for k in taps})
 
     if how.remat:
         look = jax.checkpoint(look, policy=jax.checkpoint_policies.save_only_these_names(CUT))

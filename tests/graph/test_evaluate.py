@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import GraphError
-from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.evaluate import chained, evaluate
+from dfq_jax.graph.graph import Edge, Graph, Model, Node
 from dfq_jax.graph.ops import Add, AvgPool, BatchNorm, Conv2d, MaxPool, Relu
 from dfq_jax.graph.semantics import apply_op
 from dfq_jax.types import InputContract
@@ -18,15 +18,29 @@ CONTRACT = InputContract(4, 4)
 def test_every_tensor_matches_numpy(name, nets, request):
     model = request.getfixturevalue(name)
     x = nets.images(model, 3, seed=7)
-    names = tuple(n.name for n in model.graph.nodes)
+    names = (*model.graph.inputs, *(n.name for n in model.graph.nodes))
     outputs, taps = jax.jit(lambda m, x: evaluate(m, x, taps=names))(model, x)
     truth = nets.forward(model, x)
     np.testing.assert_allclose(outputs[0], truth[model.graph.outputs[0]], rtol=1e-5, atol=1e-5)
     assert set(taps) == set(names)
-    for node in model.graph.nodes:
-        wanted = truth[node.inputs[0]]
-        scale = np.abs(wanted).max()
-        np.testing.assert_allclose(taps[node.name], wanted, rtol=1e-5, atol=1e-5 * scale)
+    for name in names:
+        scale = np.abs(truth[name]).max()
+        np.testing.assert_allclose(taps[name], truth[name], rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_taps_come_in_the_order_of_execution(tiny_net, nets):
+    x = nets.images(tiny_net, 2)
+    wanted = ("fc", Edge("add", 1), "images", Edge("bn3"), "relu1")
+    _, taps = evaluate(tiny_net, x, taps=wanted)
+    assert list(taps) == ["images", "relu1", Edge("bn3", 0), Edge("add", 1), "fc"]
+    assert taps[Edge("add", 1)] is taps["relu1"]
+
+
+def test_chained_hooks_see_what_those_before_left(tiny_net):
+    double = lambda node, slots, args: (slots, tuple(2 * x for x in args))
+    more = lambda node, slots, args: ({**slots, "more": args[0]}, tuple(x + 1 for x in args))
+    slots, args = chained(double, more)(tiny_net.graph["fc"], {}, (jnp.array(3),))
+    assert (slots, args) == ({"more": 6}, (7,))
 
 
 def channels_first(x):
@@ -81,9 +95,12 @@ def test_hook_edits_what_taps_see_and_nodes_compute():
         seen.append((node.name, dict(slots), len(args)))
         return slots, tuple(a - 1 for a in args)
 
-    (s, r), taps = evaluate(model, jnp.array([3.0, -2.0]), taps=["s"], hook=hook)
+    (s, r), taps = evaluate(
+        model, jnp.array([3.0, -2.0]), taps=[Edge("s"), Edge("s", 1), "s"], hook=hook
+    )
     assert r.tolist() == [2, 0]
-    assert taps["s"].tolist() == [1, -1]
+    assert [taps[Edge("s", i)].tolist() for i in range(2)] == [[1, -1], [2, -3]]
+    assert taps["s"] is s
     assert s.tolist() == [3, -4]
     assert seen == [("r", {"bias": jnp.ones(1)}, 1), ("s", {}, 2)]
 
@@ -99,8 +116,8 @@ def test_wrong_number_of_inputs_and_unknown_taps(tiny_net):
     x = jnp.zeros((1, 8, 8, 3))
     with pytest.raises(GraphError, match=r"network has inputs \('images',\), got 2 arrays"):
         evaluate(tiny_net, x, x)
-    with pytest.raises(GraphError, match=r"taps \['bn9', 'images'\] name no node"):
-        jax.eval_shape(lambda m, x: evaluate(m, x, taps=["bn1", "images", "bn9"]), tiny_net, x)
+    with pytest.raises(GraphError, match="has no argument 1 of 'fc', bn9, which"):
+        jax.eval_shape(lambda m, x: evaluate(m, x, taps=["bn1", Edge("fc", 1), "bn9"]), tiny_net, x)
 
 
 def test_new_parameters_do_not_retrace(tiny_net, nets):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.evaluate import evaluate, values_at
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, Conv2d, Relu
 from dfq_jax.passes.level import LEAST, level_channels
@@ -96,11 +96,3 @@ def test_only_groups_that_are_asked_for():
     other, ends = level_channels(model, 4.0, only=("cap",))
     assert list(ends) == ["cap"]
     np.testing.assert_array_equal(other.params["stem"]["kernel"], model.params["stem"]["kernel"])
-
-
-def test_values_at_are_those_of_the_nodes():
-    model = bottleneck(6.0)
-    found = values_at(model, images(), ("cap", "head"))
-    assert list(found) == ["cap", "head"]
-    np.testing.assert_array_equal(found["head"], evaluate(model, images())[0][0])
-    assert float(found["cap"].max()) <= 6

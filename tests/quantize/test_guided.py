@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.cuts import blocks, stage_sizes
-from dfq_jax.graph.evaluate import evaluate, values_at
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.rounding import straight_through
 from dfq_jax.passes.fold import fold_batch_norm
@@ -33,7 +33,7 @@ def test_units_are_variances_over_all_images(given):
     found = variances(reference, images[:70])
     names = guides(reference.graph)
     assert set(found) == set(names)
-    values = values_at(reference, jnp.asarray(images[:70]), names)
+    _, values = evaluate(reference, jnp.asarray(images[:70]), taps=names)
     for name, value in values.items():
         value = np.asarray(value, np.float64)
         wanted = value.var(tuple(range(value.ndim - 1))).mean()
