@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.graph.evaluate import Hook, Tensor, values_at
+from dfq_jax.graph.evaluate import Hook, Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.heads import Part
 from dfq_jax.graph.tasks import Embedding, ImageToImage, LanguageModel, Task
@@ -87,8 +87,7 @@ def parts_outputs(
 ) -> PartValues:
     """Every part of the outputs, before softmax or sigmoid, batch first; traceable."""
     wanted = {part.tensor for part in parts}
-    read = dict(zip(model.graph.inputs, (x,), strict=True))
-    values = {**read, **values_at(model, x, wanted, hook=hook)}
+    _, values = evaluate(model, x, taps=wanted, hook=hook)
     return tuple(picked(part, values[part.tensor]) for part in parts)
 
 
