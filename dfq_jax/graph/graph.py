@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -36,14 +36,14 @@ class Node:
 
 
 class Edge(NamedTuple):
-    """What a node reads: its argument number `index`."""
+    """What a node reads: its argument of that number."""
 
     node: str
-    index: int = 0
+    argument: int = 0
 
     def __str__(self) -> str:
         """As it is told in a message."""
-        return f"argument {self.index} of {self.node!r}"
+        return f"argument {self.argument} of {self.node!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,12 @@ class Graph:
 
     def __getitem__(self, name: str) -> Node:
         """The node called `name`; KeyError if there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return self.by_name[name]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        """{name: node}, in execution order."""
+        return {node.name: node for node in self.nodes}
 
 
 @partial(

@@ -121,7 +121,7 @@ def heads(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Head, ..
     fixed, found = constants(graph), {}
     for output in dict.fromkeys(graph.outputs):
         leaves: dict[Leaf, int] = {}
-        ids = followed({n.name: n for n in graph.nodes}, shapes, leaves, output, None)
+        ids = followed(graph.by_name, shapes, leaves, output, None)
         found[output] = {
             leaf: np.asarray(ids).reshape(-1) - offset
             for leaf, offset in leaves.items()

@@ -86,7 +86,7 @@ def reach(
     model: Model, tensor: str, known: Mapping[str, Moments], sigmas: float
 ) -> Float[Array, " c"] | None:
     """How far each channel of a tensor goes; behind a ReLU only upwards, to its ceiling at most."""
-    node = next((n for n in model.graph.nodes if n.name == tensor), None)
+    node = model.graph.by_name.get(tensor)
     rectified = node is not None and (isinstance(node.op, Relu) or capped(node.op))
     moments = known.get(node.inputs[0] if rectified and node is not None else tensor)
     if moments is None:

@@ -27,6 +27,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import get_args
 
 from dfq_jax.errors import PlanError, check_choice
@@ -108,9 +109,9 @@ class Plan:
         """The spec of a site, None where it stays float."""
         return self.table.get(site)
 
-    @property
-    def table(self) -> dict[Site, Spec]:
-        """`entries` as a dict."""
+    @cached_property
+    def table(self) -> Mapping[Site, Spec]:
+        """`entries` as a mapping."""
         return dict(self.entries)
 
 

@@ -116,7 +116,7 @@ def fidelity(signal: float, noise: float) -> float:
 
 def parts_of(model: Model, groups: Iterable[tuple[str, tuple[Site, ...]]]) -> tuple[Part, ...]:
     """Every part of every grid that several tensors share, in the order of the groups."""
-    nodes, shapes = {node.name: node for node in model.graph.nodes}, output_shapes(model)
+    nodes, shapes = model.graph.by_name, output_shapes(model)
     found: list[Part] = []
     for tensor, sites in groups:
         found += joined(nodes, shapes, tensor, sites[0])

@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,17 @@ def test_valid_graph_prints_and_indexes():
     assert graph["b"] is CHAIN[1]
     with pytest.raises(KeyError, match="'x'"):
         graph["x"]
+
+
+def test_looking_up_changes_nothing_but_the_time_it_takes():
+    graph = Graph(CHAIN, ("x",), ("b",))
+    assert graph.by_name is graph.by_name
+    assert list(graph.by_name) == ["a", "b"]
+    fresh = Graph(CHAIN, ("x",), ("b",))
+    assert (graph, hash(graph), repr(graph)) == (fresh, hash(fresh), repr(fresh))
+    assert pickle.loads(pickle.dumps(graph)) == copy.deepcopy(graph) == fresh
+    other = dataclasses.replace(graph, nodes=CHAIN[:1], outputs=("a",))
+    assert list(other.by_name) == ["a"]
 
 
 def test_equal_graphs_are_one_key():
