@@ -88,7 +88,7 @@ def configured(config: str | Path | Mapping[str, Any]) -> Configured:
     Raises:
       UsageError: for what no file may say, unknown settings and values of other types.
     """
-    where = "config" if isinstance(config, Mapping) else f"--config {config}"
+    where = "config" if isinstance(config, Mapping) else f"config {config}"
     content = dict(config) if isinstance(config, Mapping) else content_of(Path(config))
     if isinstance(config, Mapping) and not {"schema_version", *VERBS} & set(content):
         content = {"quantize": content}

@@ -1,7 +1,8 @@
 """Every error a user can cause, each with the exit code the command line gives it.
 
 A message says what was attempted, where (node, tensor, file), what was found, what was expected,
-and what to do next.
+and what to do next. An option is named as Python has it, in backticks: `layout="nchw"`, or `mean=`
+without a value. The command line says --layout nchw and --mean instead (`report/console.flagged`).
 """
 
 import difflib

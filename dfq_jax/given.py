@@ -79,10 +79,10 @@ def image_set(
         bare = load_bare(path)
         return load_images(path) if bare is None else of_array(bare, contract, on_note)
     if path.is_file() and is_image(path.name):
-        raise UsageError(f"--images {path} is one picture; {TO_GIVE}.")
+        raise UsageError(f"{path} is one picture; {TO_GIVE}.")
     if path.is_file():
         if not zipfile.is_zipfile(path):
-            raise UsageError(f"--images {path} holds no images; {TO_GIVE}.")
+            raise UsageError(f"{path} holds no images; {TO_GIVE}.")
         return of_pictures(open_zip(path, unsorted), contract, on_note)
     return load_images(path)
 

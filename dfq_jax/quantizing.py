@@ -203,7 +203,8 @@ def unlooked_at(images: ImageSet, asked: Asked) -> str:
     """What to say of images that were brought, and that a preset did not look at."""
     return (
         f"preset {asked.preset} takes the ranges of {asked.scheme} from batch-norm statistics: the "
-        f"{len(images)} images you gave only judge the result; --preset balanced looks at them"
+        f'{len(images)} images you gave only judge the result; `preset="balanced"` looks at '
+        "them"
     )
 
 

@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
       UsageError: for a file that cannot be read or is no TOML, another schema version, unknown
         tables, and values that no flag has.
     """
-    return tables(content_of(path), f"--config {path}")
+    return tables(content_of(path), f"config {path}")
 
 
 def content_of(path: Path) -> dict[str, Any]:
@@ -48,13 +48,13 @@ def content_of(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(read_regular(path, LARGEST).decode())
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}.") from error
+        raise UsageError(f"config {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path} is not TOML: {error}") from error
+        raise UsageError(f"config {path} is not TOML: {error}") from error
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"--config {path} has schema_version {version!r}, this version of dfq reads "
+            f"config {path} has schema_version {version!r}, this version of dfq reads "
             f"{SCHEMA_VERSION}; write schema_version = {SCHEMA_VERSION} at its top."
         )
     return content
@@ -72,7 +72,7 @@ def tables(content: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for name, table in content.items():
-        check_choice(f"table of {where.removeprefix('--config ')}", name, (*VERBS, MODEL, RULES))
+        check_choice(f"table of {where.removeprefix('config ')}", name, (*VERBS, MODEL, RULES))
         if name in VERBS:
             if not isinstance(table, dict):
                 raise UsageError(f"{where}: {name} = {table!r} must be a table, [{name}].")

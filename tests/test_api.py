@@ -223,7 +223,7 @@ def test_a_method_by_name_makes_what_its_paper_has(model, monkeypatch, method, n
     assert said[0] == f"synthesizing {n} images ({method})"
     assert f"{steps:,} steps" in said[1]
     assert "as published; roughly " in said[1]
-    assert said[1].endswith(" on this machine, less with smaller -n and --steps")
+    assert said[1].endswith(" on this machine, less with smaller `n=` and `steps=`")
 
 
 def test_reconstructions_by_name(model, images, tmp_path):

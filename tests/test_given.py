@@ -222,7 +222,7 @@ def test_what_a_preset_does_not_look_at_is_said_in_one_line(ran):
     about = [note for note in result.report.notes if "only judge the result" in note]
     assert len(about) == 1
     assert "the 12 images you gave" in about[0]
-    assert "--preset balanced" in about[0]
+    assert '`preset="balanced"`' in about[0]
     assert any("of pixels 0..255, normalised with" in line for line in told)
 
 

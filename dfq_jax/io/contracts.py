@@ -94,7 +94,7 @@ def contract_in(facts: Mapping[str, str], where: str) -> InputContract | None:
         return contract_from_json(data)
     except DataError as error:
         raise DataError(
-            f"{where} carries an unusable `{CONTRACT}`: {error} State --mean and --std instead."
+            f"{where} carries an unusable `{CONTRACT}`: {error} State `mean=` and `std=` instead."
         ) from error
 
 
@@ -108,7 +108,7 @@ def settled_layout(
     """
     shape = program.inputs[0].shape if program.inputs else ()
     if asked == NHWC and len(shape) != 4:
-        raise UsageError(f"--layout nhwc is for images; the input has shape {tuple(shape)}.")
+        raise UsageError(f'`layout="nhwc"` is for images; the input has shape {tuple(shape)}.')
     if len(program.inputs) != 1:
         return asked or "NCHW", ()  # refused when it is imported
     found = stated.layout if stated is not None else layout_of(program)
@@ -118,7 +118,7 @@ def settled_layout(
     if found == NHWC and stated is None:
         return found, (
             f"its images have their channels last ({NHWC}), input {shape}; exported files read "
-            "them so too; say --layout nchw if that is wrong",
+            'them so too; say `layout="nchw"` if that is wrong',
         )
     return found, ()
 

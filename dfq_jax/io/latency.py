@@ -158,7 +158,7 @@ def warnings(
     if four_bits:
         notes.append(
             "ONNX Runtime computes layers with 4-bit weights in float on processors; the form "
-            "`--store packed` is as small and runs as 8 bits do."
+            '`store="packed"` is as small and runs as 8 bits do.'
         )
     if features and not any("vnni" in f or f.startswith(("amx", "asimd", "i8")) for f in features):
         notes.append("This processor has no instructions for 8-bit products (VNNI, AMX).")

@@ -95,21 +95,21 @@ def load_with(path_or_name: str, options: ReadOptions) -> Loaded:
         arch=options.arch,
         size=sides(options.size),
         layout=options.layout,
-        mean=numbers("--mean", options.mean),
-        std=numbers("--std", options.std),
+        mean=numbers("mean", options.mean),
+        std=numbers("std", options.std),
         no_bn_fallback=options.no_bn_fallback,
         unchecked=options.unchecked,
     )
 
 
-def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of a comma-separated flag."""
+def numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of a comma-separated option."""
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{flag} {text!r}: give numbers, comma-separated.") from None
+        raise UsageError(f"`{name}=` {text!r}: give numbers, comma-separated.") from None
 
 
 def sides(text: int | str | None) -> Size | None:
@@ -118,7 +118,7 @@ def sides(text: int | str | None) -> Size | None:
         return text
     found = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX]\s*(\d{1,9}))?\s*", text)
     if found is None:
-        raise UsageError(f"--size {text!r}: give 224, or height x width as in 48x192.")
+        raise UsageError(f"`size=` {text!r}: give 224, or height x width as in 48x192.")
     height, width = found.groups()
     return int(height) if width is None else (int(height), int(width))
 
@@ -303,7 +303,7 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     more = "; these are ImageNet's, and networks for images this small mostly have their own"
     return (
         f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "
-        f"std {std}, for {contract.channels} channels; state it with --mean and --std if not"
+        f"std {std}, for {contract.channels} channels; state it with `mean=` and `std=` if not"
         f"{more if small and contract.mean == IMAGENET_MEAN else ''}",
     )
 
@@ -317,7 +317,7 @@ def carried_weights(name: str) -> Path:
     if name not in CARRIED:
         raise UsageError(
             f"{name!r} is an architecture without weights. Pass the path of a checkpoint "
-            f"with --arch {name}. Weights come with: {', '.join(CARRIED)}."
+            f"with `arch={name!r}`. Weights come with: {', '.join(CARRIED)}."
         )
     carried = CARRIED[name]
     spec = importlib.util.find_spec(carried.package)

@@ -366,8 +366,8 @@ def folded_batch_norm_message(program: Program, where: str) -> str | None:
         "or, as ONNX,\n"
         f'  torch.onnx.export(model.eval(), ({zeros},), "net.onnx", '
         "training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, dynamo=False)\n"
-        "Without its source, or if it never had batch norms, pass --no-bn-fallback (Python: "
-        "no_bn_fallback=True): ranges then come from noise images; expect lower accuracy."
+        "Without its source, or if it never had batch norms, pass `no_bn_fallback=True`: "
+        "ranges then come from noise images; expect lower accuracy."
     )
 
 

@@ -73,7 +73,7 @@ def check_output_folder(
         more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise UsageError(
             f"{folder} is not empty and holds no artifact, but {', '.join(foreign[:5])}{more}. "
-            f"Choose another folder, or pass --force to write beside them."
+            f"Choose another folder, or pass `force=True` to write beside them."
         )
 
 

@@ -89,7 +89,7 @@ def check_import(model: Model, path: Path) -> tuple[str, ...]:
                 f"{show(path.name)}: what was imported does not compute what the file computes in "
                 f"ONNX Runtime: on noise, output {show(name)!r} {reason}. Nothing was made. Please "
                 "report it with the file; exporting it with another opset may avoid the operator, "
-                "and --unchecked (Python: unchecked=True) goes on all the same."
+                "and `unchecked=True` goes on all the same."
             )
     return ()
 

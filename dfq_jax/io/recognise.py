@@ -79,12 +79,12 @@ def named(tensors: Tensors, where: str, *, normalised: bool) -> str:
     holds = f"{where} holds weights but not the network. "
     if best.share == PERFECT:
         raise UsageError(
-            f"{holds}Its tensors fit {best.name} (100%): try --arch {best.name}, with the --mean "
-            "and --std of its training; small images have no usual ones."
+            f"{holds}Its tensors fit {best.name} (100%): try `arch={best.name!r}`, with "
+            "the `mean=` and `std=` of its training; small images have no usual ones."
         )
     raise UsageError(
-        f"{holds}Known by the names of their tensors, or by --arch NAME, are {families()} networks "
-        f"(--arch list names all).{hint(best)}{export_lines(tensors)}"
+        f"{holds}Known by the names of their tensors, or by `arch=`, are {families()} networks "
+        f'(`arch="list"` names all).{hint(best)}{export_lines(tensors)}'
     )
 
 
@@ -120,7 +120,7 @@ def hint(best: Likeness) -> str:
     """A sentence that names a network, empty if it hardly fits."""
     if best.share <= GOOD_MATCH:
         return ""
-    return f" Its tensors fit {best.name} best ({best.share:.0%}): try --arch {best.name}."
+    return f" Its tensors fit {best.name} best ({best.share:.0%}): try `arch={best.name!r}`."
 
 
 def export_lines(tensors: Tensors) -> str:

@@ -134,5 +134,5 @@ def moved_by_saturation(outputs: Sequence[OutputCheck]) -> tuple[str, ...]:
         f"times the noise of rounding ({most.differences[PRECISE]:.2g} in precise mode)"
         f"{classes}. The file is judged without it, as other processors compute it. To avoid it "
         f'here: session option {SWITCH} = "1", or kernels of at most 7 bits '
-        "(w8a8: --rule '*=w7').",
+        "(w8a8: the rule '*=w7').",
     )

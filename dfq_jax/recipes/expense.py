@@ -39,7 +39,7 @@ def length(model: Model, budget: ImageBudget) -> str:
     seconds = expected_seconds(model, budget)
     if seconds < LONG:
         return ""
-    return f"; roughly {spoken(seconds)} on this machine, less with smaller -n and --steps"
+    return f"; roughly {spoken(seconds)} on this machine, less with smaller `n=` and `steps=`"
 
 
 def origin(recipe: Recipe, budget: ImageBudget, preset: str) -> str:

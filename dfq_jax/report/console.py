@@ -4,6 +4,7 @@ Nothing here knows JAX, so that the first line appears before it is imported.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ from dfq_jax.report.outlook import Outlook
 if TYPE_CHECKING:
     from dfq_jax.report.live import Line
 
+OPTION = re.compile(r"""`([a-z][a-z_]*)=(["']?)([^`]*?)\2`""")
+"""How messages name an option: `name=`, `name=value`."""
+FLAGS = {"n": "-n", "key": "--seed", "rules": "--rule"}
+"""Flags that are not called as in Python."""
 LOG_EVERY = 5.0
 SILENT = 10.0
 """Seconds without a line after which a pipe is told that the work goes on."""
@@ -61,12 +66,12 @@ class Terminal:
     def say(self, text: str) -> None:
         """One line of result."""
         if not self.quiet:
-            self.out.print(Text(printable(text)), soft_wrap=True)
+            self.out.print(Text(printable(flagged(text))), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """One line of log."""
         self.spoke_at = time.monotonic()
-        self.log.print(Text(printable(text), style="dim"), soft_wrap=True)
+        self.log.print(Text(printable(flagged(text)), style="dim"), soft_wrap=True)
 
     def stage(self, text: str) -> None:
         """One line saying what begins now, with the seconds since the start and those left."""
@@ -100,7 +105,9 @@ class Terminal:
 
     def error(self, text: str) -> None:
         """One message of failure."""
-        self.log.print(Text("error: ", style="bold red") + Text(printable(text)), soft_wrap=True)
+        self.log.print(
+            Text("error: ", style="bold red") + Text(printable(flagged(text))), soft_wrap=True
+        )
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; aligned plain columns where stdout is not a terminal."""
@@ -165,6 +172,19 @@ class Terminal:
             f"unit {index + 1}/{units} {one_line(found.name)} ({found.method}): "
             f"{found.before:.4g} -> {found.after:.4g}{'' if found.kept else ', left as it was'}"
         )
+
+
+def flagged(text: str) -> str:
+    """A message with options as flags: `layout="nchw"` as --layout nchw, `mean=` as --mean."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1], found[3]
+        spelled = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        if value.startswith("("):
+            value = ("x" if name == "size" else ",").join(re.findall(r"[^(), ]+", value))
+        return spelled if value in ("", "True") else f"{spelled} {value}"
+
+    return OPTION.sub(flag, text)
 
 
 def printable(text: str) -> str:

@@ -109,7 +109,7 @@ def trust_words(found: Estimate) -> list[str]:
     if low == high:
         return lines
     spared = f"  its accuracy may be {100 * low:.0f} to {100 * high:.0f} %: "
-    return [*lines, f"{spared}--accuracy 0.72, if you know it, narrows this"]
+    return [*lines, f"{spared}`accuracy=0.72`, if you know it, narrows this"]
 
 
 def check_accuracy(accuracy: float | None) -> None:

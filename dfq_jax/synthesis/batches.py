@@ -144,7 +144,8 @@ def lighter(job: Job, index: int) -> Objective:
     if now >= job.rows:
         raise ResourceError(
             f"{job.recipe.name}: out of memory, though images pass through the network one at a "
-            "time. Use a smaller --batch, --dtype bfloat16 on an accelerator, or a smaller --size."
+            'time. Use a smaller `batch=`, `dtype="bfloat16"` on an accelerator, or a smaller '
+            "`size=`."
         )
     job.parts.append(next(d for d in divisors(job.rows) if d >= 2 * now))
     return job.plans[index].in_parts(job.parts[-1])

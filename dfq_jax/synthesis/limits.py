@@ -56,6 +56,6 @@ def refuse_hopeless(recipe: Recipe, shape: tuple[int, ...], turns: int = 1) -> N
         raise ResourceError(
             f"{recipe.name}: {turns * batch} images of {height}x{width} pixels at a time need at "
             f"least {in_units(needed)} of memory ({needed} bytes), and there are "
-            f"{in_units(there)}. Import the network with a smaller size, or use a smaller --batch "
-            "or -n."
+            f"{in_units(there)}. Import the network with a smaller size, or use a smaller `batch=` "
+            "or `n=`."
         )

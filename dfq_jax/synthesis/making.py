@@ -109,7 +109,7 @@ def fit_stage(
     raise DivergedError(
         f"{job.recipe.name}: the loss became NaN or infinite at step {steps[-1]} in each of "
         f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
-        "Check the weights with `dfq inspect`, or use fewer --steps."
+        "Check the weights with `dfq inspect`, or use fewer `steps=`."
     )
 
 

@@ -296,8 +296,8 @@ def parts_within(need: Need, rows: int, memory: int, least: int = 1) -> int:
     raise ResourceError(
         f"a batch of {rows} images needs about {in_units(need.total(rows))} of memory even if they "
         f"pass through the network one at a time, of which {in_units(need.held)} are weights and "
-        f"the optimizer's state, and {in_units(memory)} are allowed. Allow more (--memory), or use "
-        "a smaller --batch."
+        f"the optimizer's state, and {in_units(memory)} are allowed. Allow more (`memory=`), or "
+        "use a smaller `batch=`."
     )
 
 

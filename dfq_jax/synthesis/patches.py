@@ -52,7 +52,7 @@ def unreadable(reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the network has no attention that a method for transformers can read: {reason}. Use "
         "another method, such as zeroq for a network with batch norms, or images of your own "
-        "(--images)."
+        "(`images=`)."
     )
 
 

@@ -104,7 +104,7 @@ def batch_norm_targets(model: Model) -> tuple[dict[str, Target], tuple[Unusable,
         raise UnsupportedModelError(
             f"synthesis from batch-norm statistics is not available for this network: it has "
             f"{count} batch norms, none with usable statistics. Calibrate with images of your own "
-            "(--images), or re-export the network with its batch norms in place."
+            "(`images=`), or re-export the network with its batch norms in place."
         )
     return targets, excluded
 

@@ -127,7 +127,7 @@ def test_an_artifact_is_replaced_and_files_of_others_stay(save, tmp_path):
 
 def test_folders_of_others_need_force_and_lose_nothing(save, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"photo\.jpg.*--force"):
+    with pytest.raises(UsageError, match=r"photo\.jpg.*`force=True`"):
         save(tmp_path)
     assert snapshot(tmp_path) == {"photo.jpg": b"mine"}
     save(tmp_path, force=True)

@@ -110,7 +110,7 @@ def test_unusable_contracts_are_refused_unless_replaced(tmp_path, case):
     changes, message = UNUSABLE[case]
     path = saved(tmp_path, classifier(facts=saying(**changes)))
     with pytest.raises(
-        DataError, match=f"(?s)unusable `dfq.contract`.*{message}.*--mean and --std"
+        DataError, match=f"(?s)unusable `dfq.contract`.*{message}.*`mean=` and `std=`"
     ):
         load(path)
     loaded = load(path, mean=MEAN, std=STD)

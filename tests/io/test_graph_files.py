@@ -129,7 +129,7 @@ def test_normalisation_is_assumed_until_it_is_stated(module, image, tmp_path):
 def test_folded_batch_norms_are_refused_until_accepted(module, image, tmp_path):
     path = save_onnx(module, tmp_path / "net.onnx", image[:1], do_constant_folding=True)
     with pytest.raises(
-        UnsupportedModelError, match=r"(?s)torch\.export\.save.*--no-bn-fallback"
+        UnsupportedModelError, match=r"(?s)torch\.export\.save.*`no_bn_fallback=True`"
     ) as no:
         load(path)
     assert "zeros(1, 3, 12, 10)" in str(no.value)
@@ -142,7 +142,7 @@ def test_free_sizes_are_asked_for(image, tmp_path):
     axes = {"x": {0: "n", 2: "h", 3: "w"}}
     options = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
     path = save_onnx(module, tmp_path / "net.onnx", image[:1], **options)
-    with pytest.raises(UnsupportedModelError, match="say which to use with --size"):
+    with pytest.raises(UnsupportedModelError, match="say which to use with `size=`"):
         load(path)
     model = load(path, size=(12, 10)).model
     found = predicted(model, image).transpose(0, 3, 1, 2)

@@ -235,7 +235,7 @@ def test_size_is_a_number_or_two(tmp_path, size, read):
 
 @pytest.mark.parametrize("size", ["x", "48x", "48x192x3", "-4", "1.5"])
 def test_other_sizes_are_refused_with_the_form(tmp_path, size):
-    with pytest.raises(UsageError, match=r"--size .*height x width as in 48x192"):
+    with pytest.raises(UsageError, match=r"`size=` .*height x width as in 48x192"):
         load_with("net.onnx", ReadOptions(size=size))
 
 
@@ -243,14 +243,14 @@ def test_fixed_sizes_stay(tmp_path):
     path = saved(tmp_path, classifier((1, 3, 12, "w")))
     with pytest.raises(UnsupportedModelError, match=r"exported for 12 x None pixels, not 16 x 16"):
         load(path, size=16)
-    with pytest.raises(UnsupportedModelError, match=r"--size 48x192"):
+    with pytest.raises(UnsupportedModelError, match=r"`size=\(48, 192\)`"):
         load(path)
 
 
 def test_layout_is_for_images_with_a_graph(tmp_path):
     net = ImageNet((1, 6))
     path = saved(tmp_path, net.proto(net.add("Gemm", "x", net.weight(images(6, 4)))))
-    with pytest.raises(UsageError, match="layout nhwc is for images"):
+    with pytest.raises(UsageError, match='`layout="nhwc"` is for images'):
         load(path, layout="nhwc")
     with pytest.raises(UsageError, match="layout"):
         load(path, layout="hwcn")

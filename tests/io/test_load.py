@@ -107,15 +107,15 @@ def test_classes_and_channels_come_from_the_checkpoint(tmp_path):
     assert loaded.model.contract.shape == (20, 28, 1)
     assert loaded.notes == (
         "nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean 0.5, "
-        "std 0.5, for 1 channels; state it with --mean and --std if not",
+        "std 0.5, for 1 channels; state it with `mean=` and `std=` if not",
     )
     assert run(loaded.model, np.zeros((2, 20, 28, 1), np.float32)).shape == (2, 3)
 
 
 def test_networks_for_small_images_are_asked_for_their_normalisation(tmp_path):
     path = saved(tmp_path / "net.safetensors", random_tensors("resnet32_cifar", classes=2))
-    message = r"^net\.safetensors holds weights but not the network\. Its .* \(100%\): try --arch "
-    with pytest.raises(UsageError, match=message + r"resnet32_cifar, with the --mean and --std"):
+    message = r"^net\.safetensors holds weights but not the network\. Its .* \(100%\): try `arch='"
+    with pytest.raises(UsageError, match=message + r"resnet32_cifar'`, with the `mean=` and `std="):
         load(path)
     loaded = load(path, mean=(0.5,), std=(0.25,))
     assert loaded.architecture == "resnet32_cifar"
@@ -135,7 +135,9 @@ def test_networks_are_told_by_their_tensors(tmp_path):
 def test_missing_arch_of_a_network_that_nearly_fits(tmp_path):
     tensors = random_tensors("resnet20_cifar") | {"more": np.zeros(3, np.float32)}
     path = saved(tmp_path / "net.safetensors", tensors)
-    message = r"(?s)--arch list names all\)\. Its .* \(99%\): try --arch resnet20_cifar\..*export"
+    message = (
+        r"(?s)`arch=\"list\"` names all\)\. Its .* \(99%\): try `arch='resnet20_cifar'`\..*export"
+    )
     with pytest.raises(UsageError, match=message):
         load(path, mean=(0.5,), std=(0.25,))
 
@@ -167,7 +169,7 @@ def test_missing_arch_ends_in_lines_that_export_the_network(tmp_path, monkeypatc
 
 def test_wrong_arch_names_the_right_one(tmp_path):
     path = saved(tmp_path / "net.safetensors", random_tensors())
-    message = r"(?s)^net\.safetensors: .* fit resnet32_cifar: 60 missing\..*try --arch resnet20_ci"
+    message = r"(?s)^net\.safetensors: .* fit resnet32_cifar: 60 missing\..*try `arch='resnet20_ci"
     with pytest.raises(CheckpointError, match=message):
         load(path, arch="resnet32_cifar")
 
@@ -178,7 +180,7 @@ def test_right_arch_is_not_suggested_again(tmp_path):
     tensors["conv1.weight"] = np.zeros((16, 3, 3), np.float32)
     with pytest.raises(CheckpointError, match=r"2 of another shape") as caught:
         load(saved(tmp_path / "net.safetensors", tensors), arch="resnet20_cifar")
-    assert "--arch" not in str(caught.value)
+    assert "arch=" not in str(caught.value)
 
 
 def test_unknown_arch_and_bad_size_are_told_first(tmp_path):
@@ -211,7 +213,10 @@ def test_graph_files_hold_their_own_architecture(suffix, tmp_path):
         ("a\0.pth", r"^there is no file "),
         ("resnet56", r"^there is no file 'resnet56', and .* Did you mean resnet56_cifar\?"),
         (".", r"^'\.' is a folder; pass the checkpoint file in it\.$"),
-        ("resnet18", r"'resnet18' is an architecture without weights\. .* with --arch resnet18\."),
+        (
+            "resnet18",
+            r"'resnet18' is an architecture without weights\. .* with `arch='resnet18'`\.",
+        ),
     ],
 )
 def test_neither_file_nor_weights(name, message):

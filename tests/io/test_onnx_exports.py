@@ -121,7 +121,7 @@ def test_folded_message_says_what_why_and_how():
         '"net.pt2")',
         'torch.onnx.export(model.eval(), (torch.zeros(1, 3, 224, 32),), "net.onnx", '
         "training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, dynamo=False)",
-        "--no-bn-fallback",
+        "`no_bn_fallback=True`",
         "no_bn_fallback=True",
         "expect lower accuracy",
     ):

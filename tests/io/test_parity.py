@@ -67,7 +67,7 @@ def test_an_operator_read_wrongly_is_refused(tmp_path, monkeypatch, capsys):
     path = convolution(tmp_path / "net.onnx")
     wrong = lambda b, x, alpha=0.01: onnx_ops.pointwise.mapped(b, LeakyRelu(0.28), x)
     monkeypatch.setitem(onnx_table.LOWER, "LeakyRelu", wrong)
-    message = r"net\.onnx: .*output 'y' is .* apart of .*another opset.*--unchecked"
+    message = r"net\.onnx: .*output 'y' is .* apart of .*another opset.*`unchecked=True`"
     with pytest.raises(ImportParityError, match=message):
         dfq.load(path)
     assert notes(path, unchecked=True) == ()

@@ -127,5 +127,5 @@ def test_a_slower_integer_network_is_said():
     found = " ".join(warnings(1.0, 2.0, ("avx2",), True))
     assert "slower here: 2.00 ms against 1.00 ms" in found
     assert "4-bit" in found
-    assert "--store packed" in found
+    assert '`store="packed"`' in found
     assert "VNNI" in found

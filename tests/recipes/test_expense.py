@@ -48,7 +48,7 @@ def test_time_grows_with_work(tiny_net, monkeypatch):
     assert expense.length(tiny_net, ImageBudget("dsg", 1, 1)) == ""
     long = expense.length(tiny_net, ImageBudget("dsg", 10**6, 10**4))
     assert long.startswith("; roughly ")
-    assert "less with smaller -n and --steps" in long
+    assert "less with smaller `n=` and `steps=`" in long
 
 
 def test_the_speed_of_a_machine_is_a_number():

@@ -129,7 +129,7 @@ def test_its_words_fit_a_terminal():
     assert lines[1].strip() == (
         "estimated from 256 probes made from the network; not a measurement"
     )
-    assert "--accuracy 0.72" in lines[2]
+    assert "`accuracy=0.72`" in lines[2]
     assert len(trust_words(an_estimate(accuracy=(0.72, 0.72)))) == 2
     told = trust_words(an_estimate(accuracy=(0.72, 0.72), confidence="low"))
     assert told[2].strip() == "the probes are noise, which says little about it: low confidence"

@@ -202,7 +202,8 @@ def test_the_fewest_parts_that_fit():
     assert parts_within(NEED, 12, 740, least=3) == 3
     message = (
         r"a batch of 12 images needs about 190 bytes .* one at a time, of which 100 bytes are "
-        r"weights .* and 189 bytes are allowed\. Allow more \(--memory\), or use a smaller --batch"
+        r"weights .* and 189 bytes are allowed\. Allow more \(`memory=`\), or "
+        "use a smaller `batch=`"
     )
     with pytest.raises(ResourceError, match=message):
         parts_within(NEED, 12, 189)

@@ -166,7 +166,7 @@ def test_images_beyond_memory_are_refused_with_the_bytes(method, huge, monkeypat
     for name in ("ready", "unfitted"):
         monkeypatch.setattr(f"dfq_jax.synthesis.run.{name}", None)
     recipe = RECIPES[method](batch=32)
-    with pytest.raises(ResourceError, match="smaller size, or use a smaller --batch") as caught:
+    with pytest.raises(ResourceError, match="smaller size, or use a smaller `batch=`") as caught:
         synthesize_images(huge(method), recipe, 32, KEY)
     text = str(caught.value)
     assert text.startswith(f"{method}: 32 images of 100000x100000 pixels at a time need at least ")

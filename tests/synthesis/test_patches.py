@@ -51,7 +51,7 @@ def test_readers_that_show_it_as_their_first_argument():
 
 
 def test_networks_without_attention(tiny_net):
-    message = r"no attention that a method for transformers can read: no softmax .* \(--images\)"
+    message = r"no attention that a method for transformers can read: no softmax .* \(`images=`\)"
     with pytest.raises(UnsupportedModelError, match=message):
         attention_outputs(tiny_net.graph)
     products = (

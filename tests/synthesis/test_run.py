@@ -185,7 +185,7 @@ def test_divergence_at_every_rate_is_an_error(net):
     factors = []
     message = (
         r"small: the loss became NaN or infinite at step 1 in each of 4 attempts, "
-        r"the last at 1/8 of the learning rate\. .*fewer --steps"
+        r"the last at 1/8 of the learning rate\. .*fewer `steps=`"
     )
     with pytest.raises(DivergedError, match=message):
         synthesize_images(net, climber(0.01, factors), 2, KEY)

@@ -152,8 +152,8 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
         shape[space] = size
     if None in shape[1:]:
         raise UnsupportedModelError(
-            f"its input has free sizes {tuple(shape)}; say which to use with --size, for example "
-            "--size 224 or --size 48x192 (height x width)."
+            f"its input has free sizes {tuple(shape)}; say which to use with `size=`, for example "
+            "`size=224` or `size=(48, 192)` (height, width)."
         )
     return tuple(1 if s is None else s for s in shape)
 
