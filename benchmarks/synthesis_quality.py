@@ -188,7 +188,7 @@ def made(subject: Subject, method: str, seed: int, args: argparse.Namespace) -> 
 
 
 def synthesized(subject: Subject, method: str, n: int, seed: int, steps: int | None) -> Any:
-    """An `ImageSet` by the public function."""
+    """An `Examples` by the public function."""
     import dfq_jax
 
     if method == THIRD:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         verify,
     )
     from dfq_jax.errors import DfqError
+    from dfq_jax.examples import Examples
     from dfq_jax.graph.graph import Graph, Model, Node, compose
     from dfq_jax.graph.query import describe
     from dfq_jax.imaging import synthesize, synthesize_set
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from dfq_jax.quantize.simulate import QuantizedModel, simulate
     from dfq_jax.quantizing import quantize
     from dfq_jax.result import Result
-    from dfq_jax.types import ImageSet, InputContract, Moments
+    from dfq_jax.types import InputContract, Moments
 
 PLACES = {
     "api": ("bench", "evaluate", "export", "load", "predict", "verify"),
     "errors": ("DfqError",),
+    "examples": ("Examples",),
     "graph.graph": ("Graph", "Model", "Node", "compose"),
     "graph.query": ("describe",),
     "imaging": ("synthesize", "synthesize_set"),
@@ -38,14 +40,14 @@ PLACES = {
     "quantize.simulate": ("QuantizedModel", "simulate"),
     "quantizing": ("quantize",),
     "result": ("Result",),
-    "types": ("ImageSet", "InputContract", "Moments"),
+    "types": ("InputContract", "Moments"),
 }
 """{module: names of it that are this package's}."""
 
 __all__ = [
     "DfqError",
+    "Examples",
     "Graph",
-    "ImageSet",
     "InputContract",
     "Model",
     "Moments",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
 from dfq_jax.optim.progress import Phase, Progress
@@ -21,7 +22,6 @@ from dfq_jax.recipes.reconstructions import Tell, methods_of
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.settings import PLACES, VERBS, content_of, listed, tables
 from dfq_jax.synthesis.memory import bytes_from
-from dfq_jax.types import ImageSet
 from dfq_jax.words import LayerPreset, Preset, Sensitivity, Store
 
 Stage = Callable[[str], None]
@@ -46,7 +46,7 @@ class Settings(TypedDict, total=False):
     sensitivity: Sensitivity
     rules: Iterable[Rule]
     accuracy: float | None
-    probes: ImageSet | None
+    probes: Examples | None
     task: Task | str | None
     store: Store
     key: int
@@ -127,7 +127,7 @@ def resolved(
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
     accuracy: float | None = None,
-    probes: ImageSet | None = None,
+    probes: Examples | None = None,
     task: Task | str | None = None,
     store: Store = "packed",
     key: int = 0,
@@ -181,7 +181,7 @@ class Asked:
     seed: int
     memory: int | None
     accuracy: float | None = None
-    probes: ImageSet | None = None
+    probes: Examples | None = None
     task: Task | None = None
     n: int | None = None
     steps: int | None = None

@@ -17,8 +17,9 @@ from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
 from dfq_jax.data.source import Source
 from dfq_jax.data.sources import TFDS, open_source
 from dfq_jax.errors import UsageError
+from dfq_jax.examples import Examples
 from dfq_jax.io.images import Bare, holds_shards, load_bare, load_images
-from dfq_jax.types import ImageSet, InputContract, listed
+from dfq_jax.types import InputContract, listed
 
 MOST_PICTURES = 256
 """Pictures of a larger collection that are looked at, evenly spaced."""
@@ -31,7 +32,7 @@ TO_GIVE = (
     "channels), or what `dfq synthesize` made"
 )
 
-Given = ImageSet | np.ndarray | Array | str | Path
+Given = Examples | np.ndarray | Array | str | Path
 """What `quantize` takes for images."""
 
 
@@ -49,24 +50,24 @@ class Read(NamedTuple):
 
 def image_set(
     given: Given, contract: InputContract, on_note: Callable[[str], object] = lambda _: None
-) -> ImageSet:
+) -> Examples:
     """Images in a network's normalised input space, whatever they were given as.
 
     Args:
-      given: an `ImageSet`; an array of images; or a path: a file or folder of `dfq synthesize`, an
+      given: `Examples`; an array of images; or a path: a file or folder of `dfq synthesize`, an
         `.npz` or `.npy` of images, a folder or zip of pictures, `tfds:NAME`.
       contract: of the network.
       on_note: told how they were understood.
 
     Returns:
-      The images. Those that nothing here made say so (`ImageSet.given`).
+      The images. Those that nothing here made say so (`Examples.given`).
 
     Raises:
       UsageError: if they fit no input of this network, or nothing there holds images.
       DataError: for a file or picture that cannot be read.
       UnsafeInputError: for one that would exhaust the machine.
     """
-    if isinstance(given, ImageSet):
+    if isinstance(given, Examples):
         return given
     if not isinstance(given, str | Path):
         return of_array(Bare(np.asarray(given), "the array given"), contract, on_note)
@@ -89,7 +90,7 @@ def image_set(
 
 def of_pictures(
     source: Source, contract: InputContract, on_note: Callable[[str], object]
-) -> ImageSet:
+) -> Examples:
     """Pictures of any size, as the network's contract reads them; at most `MOST_PICTURES`.
 
     Raises:
@@ -106,7 +107,7 @@ def of_pictures(
     return brought(np.stack(read), contract, source.name)
 
 
-def of_array(bare: Bare, contract: InputContract, on_note: Callable[[str], object]) -> ImageSet:
+def of_array(bare: Bare, contract: InputContract, on_note: Callable[[str], object]) -> Examples:
     """An array of images, whose values say whether they are pixels or normalised.
 
     Raises:
@@ -123,10 +124,10 @@ def in_words(contract: InputContract) -> str:
     return f"mean {listed(contract.mean)}, std {listed(contract.std)}"
 
 
-def brought(images: np.ndarray, contract: InputContract, name: str) -> ImageSet:
+def brought(images: np.ndarray, contract: InputContract, name: str) -> Examples:
     """The set of these images."""
     about = {"method": "given", "source": name, "n": len(images)}
-    return ImageSet(jnp.asarray(images), contract, about, given=True)
+    return Examples((jnp.asarray(images),), (contract,), about, "given")
 
 
 def in_library_order(bare: Bare, contract: InputContract) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Key
 
 from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import fingerprint
 from dfq_jax.optim.compiling import compile_clock
@@ -19,7 +20,6 @@ from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.share import synthesize_shards
 from dfq_jax.synthesis.targets import Forward, Precision
-from dfq_jax.types import ImageSet
 
 Tell = Callable[[Progress], None] | None
 Say = Callable[[str], None] | None
@@ -41,7 +41,7 @@ def synthesize(
     on_stage: Say = None,
     on_progress: Tell = None,
     state_folder: Path | None = None,
-) -> ImageSet:
+) -> Examples:
     """Makes images from the network alone.
 
     Args:
@@ -84,7 +84,8 @@ def synthesize(
     outcome |= {"excluded": [str(u) for u in made.excluded], **durations(start, compiled)}
     if notes := [*choice.notes, *made.notes]:
         outcome["notes"] = notes
-    return ImageSet(made.images, model.contract, {**order.facts, **outcome})
+    facts = {**order.facts, **outcome}
+    return Examples((made.images,), model.inputs, facts, evidence_in(facts))
 
 
 class Contribution(NamedTuple):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dfq_jax.asking import Asked, Follow
 from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError
+from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.quantize.narrowing import output_gap
 from dfq_jax.recipes.dfq import Quantized
@@ -16,7 +17,6 @@ from dfq_jax.recipes.probes import PROBES, probes_of
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.trust import Estimate, estimate, judges_classes
 from dfq_jax.result import check_contract
-from dfq_jax.types import ImageSet
 
 
 class Judges(NamedTuple):
@@ -27,7 +27,7 @@ class Judges(NamedTuple):
       note: why there are none, if they should be.
     """
 
-    images: ImageSet | None
+    images: Examples | None
     note: str = ""
 
 
@@ -54,7 +54,7 @@ def expected(
     """The expected loss of a classifier; None of what is none, or has no probes."""
     if judges.images is None:
         return None
-    known = "low" if is_guess(judges.images) else "usual"
+    known = "low" if judges.images.guessed else "usual"
     return estimate(model, made.quantized, judges.images.images, accuracy, confidence=known)
 
 
@@ -68,7 +68,7 @@ class Plain(NamedTuple):
 def rather_plain(
     plain: Quantized,
     learned: Quantized,
-    held_out: ImageSet,
+    held_out: Examples,
     learned_loss: Estimate | None,
     loss_of: Callable[[Quantized], Estimate | None],
 ) -> Plain | None:
@@ -105,7 +105,7 @@ def judged(report: Report, judges: Judges, found: Estimate | None) -> Report:
 
 
 def with_costs(
-    report: Report, made: Quantized, images: ImageSet, asked: Asked, follow: Follow
+    report: Report, made: Quantized, images: Examples, asked: Asked, follow: Follow
 ) -> Report:
     """The report with what each layer costs, where the network lost much."""
     if not (report.finite and loses_much(report)):
@@ -116,7 +116,7 @@ def with_costs(
     return dataclasses.replace(report, costs=costs)
 
 
-def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
+def made_probes(model: Model, asked: Asked, follow: Follow) -> Examples:
     """The probes of a network, or those of the run that is resumed."""
     follow.begins("making probes")
     follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
@@ -125,14 +125,9 @@ def made_probes(model: Model, asked: Asked, follow: Follow) -> ImageSet:
     return probes_of(model, memory=asked.memory, **keep)
 
 
-def is_guess(images: ImageSet) -> bool:
-    """Whether images owe nothing to recorded statistics or a camera."""
-    return images.provenance.get("method") in ("noise", "gzsq")
-
-
-def qualified(report: Report, images: ImageSet, note: str = "") -> Report:
+def qualified(report: Report, images: Examples, note: str = "") -> Report:
     """A report with what the making of its images says about its numbers, and a note."""
     notes = (*images.provenance.get("notes", ()), *report.notes, *([note] if note else []))
-    if not is_guess(images):
+    if not images.guessed:
         return dataclasses.replace(report, notes=notes)
     return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))

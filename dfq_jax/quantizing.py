@@ -10,13 +10,13 @@ import jax
 
 from dfq_jax.asking import NAMES, Asked, Configured, Follow, Settings, Stage, configured, resolved
 from dfq_jax.errors import ResourceError, UsageError, check_choice
+from dfq_jax.examples import Examples
 from dfq_jax.given import Given, image_set
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import name_of
 from dfq_jax.imaging import check_seed, synthesize
 from dfq_jax.judging import (
     expected,
-    is_guess,
     judged,
     judges_of,
     qualified,
@@ -62,7 +62,6 @@ from dfq_jax.report.trust import judges_classes
 from dfq_jax.result import Result, deliverable, split_probes
 from dfq_jax.synthesis.limits import host_bytes
 from dfq_jax.synthesis.memory import in_units
-from dfq_jax.types import ImageSet
 from dfq_jax.words import Store
 
 
@@ -152,7 +151,7 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
-    if is_guess(images) and not asked.by_name:  # no evidence of how to round
+    if images.guessed and not asked.by_name:  # no evidence of how to round
         asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
     seen, probes = split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
@@ -188,7 +187,7 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
 
 
 def with_foresight(
-    follow: Follow, model: Model, making: ImageBudget, brought: ImageSet | None, asked: Asked
+    follow: Follow, model: Model, making: ImageBudget, brought: Examples | None, asked: Asked
 ) -> Follow:
     """Those who follow, with how long each part of the run is foreseen to take."""
     if follow.on_phase is None:
@@ -199,7 +198,7 @@ def with_foresight(
     return dataclasses.replace(follow, foreseen=seconds)
 
 
-def unlooked_at(images: ImageSet, asked: Asked) -> str:
+def unlooked_at(images: Examples, asked: Asked) -> str:
     """What to say of images that were brought, and that a preset did not look at."""
     return (
         f"preset {asked.preset} takes the ranges of {asked.scheme} from batch-norm statistics: the "
@@ -209,7 +208,7 @@ def unlooked_at(images: ImageSet, asked: Asked) -> str:
 
 
 def learned(
-    model: Model, made: Quantized, seen: ImageSet, asked: Asked, follow: Follow
+    model: Model, made: Quantized, seen: Examples, asked: Asked, follow: Follow
 ) -> tuple[Quantized, tuple[UnitReport, ...]]:
     """The network after learned rounding, if it was asked for, and how each unit fared."""
     if not asked.methods:
@@ -268,7 +267,7 @@ def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
 
 
 def calibrated(
-    model: Model, seen: ImageSet, asked: Asked, follow: Follow
+    model: Model, seen: Examples, asked: Asked, follow: Follow
 ) -> tuple[Quantized, Mixed | None, tuple[str, ...]]:
     """The network on its grids, with bits chosen within a budget if there is one, and how.
 
@@ -286,8 +285,8 @@ def calibrated(
         bias="none" if asked.methods else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
-        noise=is_guess(seen),
-        peaks=seen.images if seen.provenance.get("method") == "aac" else None,
+        noise=seen.guessed,
+        peaks=seen.images if seen.evidence == "peaks" else None,
         on_stage=follow.on_stage,
     )
     stored = partial(in_form, store=asked.store)
@@ -363,7 +362,7 @@ def making_for(model: Model, asked: Asked) -> ImageBudget:
     return dataclasses.replace(found, n=n, steps=steps)
 
 
-def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> ImageSet:
+def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> Examples:
     """The images to calibrate with."""
     follow.begins("making images")
     chosen = asked.method or budget.method

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import UsageError
+from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import save_artifact
 from dfq_jax.io.latency import Latency, bench
@@ -27,7 +28,7 @@ from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.report.summary import in_short, summary, worst_layers
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
-from dfq_jax.types import ImageSet, InputContract, finite_data
+from dfq_jax.types import InputContract, finite_data
 
 PROBE = "probe.npz"
 MOST_PROBES = 16
@@ -54,12 +55,12 @@ class Result:
 
     quantized: QuantizedModel
     float_model: Model
-    images: ImageSet
-    probes: ImageSet
+    images: Examples
+    probes: Examples
     report: Report
     settings: Mapping[str, Any]
     mixed: Mixed | None = None
-    judges: ImageSet | None = None
+    judges: Examples | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
@@ -227,7 +228,7 @@ def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"
     return from_pixels(pixels, contract)
 
 
-def deliverable(images: ImageSet, contract: InputContract) -> ImageSet:
+def deliverable(images: Examples, contract: InputContract) -> Examples:
     """The images as a camera could deliver them: 8-bit pixels, values outside clipped.
 
     Raises:
@@ -235,15 +236,15 @@ def deliverable(images: ImageSet, contract: InputContract) -> ImageSet:
     """
     check_contract(images, contract)
     pixels = to_pixels(images.images, contract)
-    return dataclasses.replace(images, images=from_pixels(pixels, contract))
+    return dataclasses.replace(images, arrays=(from_pixels(pixels, contract),))
 
 
-def split_probes(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+def split_probes(images: Examples) -> tuple[Examples, Examples]:
     """Three quarters to calibrate with, one to judge by; fewer than 4 images do both."""
     return images.split(len(images) // 4) if len(images) >= 4 else (images, images)
 
 
-def check_contract(images: ImageSet, contract: InputContract) -> None:
+def check_contract(images: Examples, contract: InputContract) -> None:
     """Refuses images made for another input, and values that are no normalised pixels.
 
     Raises:

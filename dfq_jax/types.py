@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -255,37 +255,6 @@ def plain_contract(shape: tuple[int, int, int]) -> InputContract:
         return InputContract(height, width, assumed=True)
     half = (0.5,) * channels
     return InputContract(height, width, half, half, assumed=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Images in a network's normalised input space, with where they came from.
-
-    Attributes:
-      images: NHWC float32, already normalised by `contract`; no fixed range.
-      contract: the input contract they satisfy.
-      provenance: plain JSON data: method, seed, steps, hash of the weights, versions.
-      given: whether a user brought them, as photographs; else they were made from a network.
-    """
-
-    images: Float[Array, "n h w c"]
-    contract: InputContract
-    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    given: bool = False
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self.images.shape[0]
-
-    def split(self, held_out: int) -> tuple["ImageSet", "ImageSet"]:
-        """The first `n - held_out` images to calibrate with, the last `held_out` to judge by."""
-        if not 0 < held_out < len(self):
-            raise ValueError(f"cannot hold out {held_out} of {len(self)} images.")
-        cut = len(self) - held_out
-        return (
-            dataclasses.replace(self, images=self.images[:cut]),
-            dataclasses.replace(self, images=self.images[cut:]),
-        )
 
 
 def tree_bytes(tree: object) -> int:

@@ -85,7 +85,7 @@ sets = {}
 for recipe in (plain, smooth):
     made = synthesize_images(model, recipe, N, jax.random.key(0))
     facts = {"method": recipe.name, "settings": dict(recipe.settings)}
-    sets[recipe.name] = dfq.ImageSet(made.images, model.contract, facts)
+    sets[recipe.name] = dfq.Examples((made.images,), model.inputs, facts)
     print(f"{recipe.name}: loss {made.losses[0]:.2f}")
 
 figure, rows = plt.subplots(len(sets), 4, figsize=(8, 4))

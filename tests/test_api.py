@@ -156,22 +156,22 @@ def test_senseless_quantization(model, images, how, message):
 def test_images_of_another_contract_are_refused(model, change, message):
     contract = dataclasses.replace(model.contract, **change)
     with pytest.raises(UsageError, match=message):
-        dfq.quantize(model, dfq.ImageSet(jnp.zeros((4, *contract.shape)), contract))
+        dfq.quantize(model, dfq.Examples((jnp.zeros((4, *contract.shape)),), (contract,)))
 
 
 def test_images_that_do_not_keep_to_their_contract_are_refused(model, images):
     """Of another shape than they say, or pixels from 0 to 255."""
-    large = dataclasses.replace(images, images=jnp.zeros((4, 16, 16, 3)))
+    large = dataclasses.replace(images, arrays=(jnp.zeros((4, 16, 16, 3)),))
     with pytest.raises(
         UsageError, match=r"have shape \(16, 16, 3\), the network reads \(8, 8, 3\)"
     ):
         dfq.quantize(model, large)
     pixels = jax.random.randint(jax.random.key(0), (4, 8, 8, 3), 0, 256).astype(jnp.float32)
     with pytest.raises(UsageError, match=r"9\d % of the images' values lie outside \[-2\.\d+, 2\."):
-        dfq.quantize(model, dataclasses.replace(images, images=pixels))
+        dfq.quantize(model, dataclasses.replace(images, arrays=(pixels,)))
     broken = jnp.full((4, 8, 8, 3), jnp.nan)
     with pytest.raises(UsageError, match="100 % of"):
-        dfq.quantize(model, dataclasses.replace(images, images=broken))
+        dfq.quantize(model, dataclasses.replace(images, arrays=(broken,)))
 
 
 def test_without_images_the_preset_makes_them(model, monkeypatch):

@@ -75,7 +75,7 @@ def test_what_makes_no_sense_is_refused_by_name(table, message):
 
 
 def test_what_is_given_wins(tiny_net, nets, path):
-    images = dfq.ImageSet(nets.images(tiny_net, 8), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, 8),), tiny_net.inputs)
     config = {"scheme": "w4a8", "preset": "balanced", "seed": 5}
     found = dfq.quantize(tiny_net, images, config=config, preset="fast").settings
     assert (found["scheme"], found["preset"], found["seed"]) == ("w4a8", "fast", 5)

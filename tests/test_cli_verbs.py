@@ -16,12 +16,12 @@ from plain_text import plain
 
 from dfq_jax import imaging, quantizing, result
 from dfq_jax.errors import DataError
+from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.images import load_images
 from dfq_jax.optim.progress import Progress
 from dfq_jax.recipes.presets import ImageBudget
 from dfq_jax.report.terminal import LAYER_HEADER
-from dfq_jax.types import ImageSet
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
         on_stage("a step takes little")
         on_progress(Progress(0, 1, 2, 2, {"loss": 0.5}))
         shape = (n, *model.contract.shape)
-        return ImageSet(jnp.zeros(shape), model.contract, {"method": "dsg", "seconds": 1.5})
+        return Examples((jnp.zeros(shape),), model.inputs, {"method": "dsg", "seconds": 1.5})
 
     monkeypatch.setattr(imaging, "synthesize", made)
     out = tmp_path / "i.npz"

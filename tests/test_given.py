@@ -11,11 +11,12 @@ import pytest
 
 import dfq_jax as dfq
 from dfq_jax.errors import DataError, UsageError
+from dfq_jax.examples import Examples
 from dfq_jax.given import MOST_PICTURES, image_set
 from dfq_jax.io.images import save_images
 from dfq_jax.report.html import report_html
 from dfq_jax.report.terminal import trust_lines
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(8, 6)
 GREY = InputContract(8, 6, (0.5,), (0.25,))
@@ -157,7 +158,7 @@ def test_files_of_arrays(tmp_path, ending):
 
 
 def test_sets_made_here_stay_what_they_are(tmp_path):
-    made = ImageSet(jnp.asarray(right(pixels())), CONTRACT, {"method": "dsg"})
+    made = Examples((jnp.asarray(right(pixels())),), (CONTRACT,), {"method": "dsg"})
     save_images(tmp_path / "set.npz", made)
     notes = []
     found = image_set(tmp_path / "set.npz", CONTRACT, notes.append)

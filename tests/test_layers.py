@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {
         "errors",
+        "examples",
         "types",
         "parallel",
         "files",

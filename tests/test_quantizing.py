@@ -27,7 +27,7 @@ from dfq_jax.result import split_probes
 def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets, monkeypatch):
     monkeypatch.setattr(costs, "UNPACKING", -1)  # kernels of tests are not worth packing
     model = nets.dense()
-    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    images = dfq.Examples((nets.images(model, 8),), model.inputs)
     made = dfq.quantize(model, images, scheme="w4a8", budget="1.4KB", sensitivity="fisher")
     final = made.quantized
     weighted = [name for name, slots in final.model.params.items() if "kernel" in slots]
@@ -49,7 +49,7 @@ def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, ne
         raise DivergedError("stop here")
 
     monkeypatch.setattr(quantizing, "mixed", chosen)
-    images = dfq.ImageSet(nets.images(tiny_net, 4), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, 4),), tiny_net.inputs)
     with pytest.raises(DivergedError, match="stop here"):
         dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
     assert asked == [None if observer is None else Observers(activations=MinMax())]
@@ -64,7 +64,7 @@ def test_a_budget_out_of_reach_is_refused_before_images_are_made(nets, monkeypat
 def test_more_than_the_machine_holds_is_refused_before_learning(tiny_net, nets, monkeypatch):
     monkeypatch.delattr(quantizing, "reconstructed")
     monkeypatch.setattr(quantizing, "host_bytes", lambda: 300_000)
-    images = dfq.ImageSet(nets.images(tiny_net, 40), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, 40),), tiny_net.inputs)
     with pytest.raises(ResourceError, match=r"from 120 images takes about .*, and there are"):
         dfq.quantize(tiny_net, images, reconstruction="closed_form")
 
@@ -84,7 +84,7 @@ def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, net
         with pytest.raises(DivergedError, match="stop here"):
             dfq.quantize(tiny_net, budget=bits)
     assert asked == [preset, max(preset, MIXED_IMAGES)]
-    images = dfq.ImageSet(nets.images(tiny_net, MIXED_IMAGES), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, MIXED_IMAGES),), tiny_net.inputs)
     assert len(split_probes(images)[0]) >= 32
 
 
@@ -93,7 +93,7 @@ def test_parts_that_suffer_on_a_shared_grid_are_reported(nets):
     large = b.op("large", Scale(1000.0), b.unit("one", "images", 4))
     x = b.op("join", Concat(3), large, b.conv("small", "images", 3, bias=True))
     model = b.done(b.conv("last", x, 3, kernel=1, bias=True))
-    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    images = dfq.Examples((nets.images(model, 8),), model.inputs)
     (found,) = dfq.quantize(model, images).report.to_dict()["shared_grids"]
     assert (found["tensor"], found["part"]) == ("join", "small")
     assert found["db_lost"] > 20
@@ -102,7 +102,7 @@ def test_parts_that_suffer_on_a_shared_grid_are_reported(nets):
 def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
     monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
     model = nets.tiny()
-    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    images = dfq.Examples((nets.images(model, 8),), model.inputs)
     asked: tuple[dict[str, Any], ...] = (
         {"scheme": "w8a8", "key": 0},
         {"scheme": "w3a4", "key": 5},
@@ -123,7 +123,7 @@ def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
 def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
     monkeypatch.setattr(probes, "SMALL_BASE", (8, 10))
     model = nets.tiny()
-    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    images = dfq.Examples((nets.images(model, 8),), model.inputs)
     found = dfq.quantize(model, images, scheme="w4a4", accuracy=0.8).report.estimate
     assert found is not None
     assert found.accuracy == (0.8, 0.8)
@@ -134,7 +134,7 @@ def test_what_is_known_of_the_accuracy_narrows_the_estimate(nets, monkeypatch):
 def test_outputs_that_are_no_classes_have_no_estimate(nets, monkeypatch):
     monkeypatch.delattr(judging, "probes_of")
     model = nets.unet()
-    images = dfq.ImageSet(nets.images(model, 4), model.contract)
+    images = dfq.Examples((nets.images(model, 4),), model.inputs)
     found = dfq.quantize(model, images)
     assert found.report.estimate is None
     assert found.judges is None
@@ -146,7 +146,7 @@ def test_probes_that_cannot_be_made_are_told(nets, monkeypatch):
 
     monkeypatch.setattr(judging, "probes_of", diverge)
     model = nets.tiny()
-    found = dfq.quantize(model, dfq.ImageSet(nets.images(model, 4), model.contract))
+    found = dfq.quantize(model, dfq.Examples((nets.images(model, 4),), model.inputs))
     assert found.report.estimate is None
     assert found.report.notes[0] == (
         "the loss on real images was not estimated: no probes could be made (the loss is no number)"
@@ -163,7 +163,7 @@ def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     keep = lambda *given, level, **how: levels.append(level) or real(*given, level=level, **how)
     monkeypatch.setattr(quantizing, "dfq", keep)
     model = nets.tiny()
-    images = dfq.ImageSet(nets.images(model, 8), model.contract)
+    images = dfq.Examples((nets.images(model, 8),), model.inputs)
     for scheme, level in (("w3a3", quantizing.LEVEL), ("w3a8", None)):
         monkeypatch.setattr(asking, "steps_of", lambda *_: 2)
         found = dfq.quantize(model, images, scheme=scheme, preset="balanced")
@@ -187,7 +187,7 @@ def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkey
         return made._replace(quantized=dataclasses.replace(made.quantized, model=model)), units
 
     model = nets.tiny()
-    images = dfq.ImageSet(nets.images(model, 64), model.contract)
+    images = dfq.Examples((nets.images(model, 64),), model.inputs)
     short = partial(dfq.quantize, scheme="w4a4", preset="balanced")
     found = short(model, images)
     assert found.settings["reconstruction"] == "closed_form"

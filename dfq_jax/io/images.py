@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfq_jax.errors import DataError, UnsafeInputError
+from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.files import NOT_AN_NPZ, npz_fault, write_atomically
 from dfq_jax.io.graph_json import contract_from_json, contract_to_json
 from dfq_jax.io.pickle_policy import listing
 from dfq_jax.npz import npz_names, read_npz
 from dfq_jax.synthesis.shards import MANIFEST, load_shards
-from dfq_jax.types import ImageSet
 
 MEMBERS = ("images", "contract", "provenance")
 
 
-def save_images(path: str | Path, images: ImageSet) -> None:
+def save_images(path: str | Path, images: Examples) -> None:
     """Writes images under `images`, contract and provenance as JSON text beside them.
 
     Args:
@@ -38,7 +38,7 @@ def save_images(path: str | Path, images: ImageSet) -> None:
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def load_images(path: str | Path) -> ImageSet:
+def load_images(path: str | Path) -> Examples:
     """Reads what `save_images` wrote, or a finished folder of image shards.
 
     Raises:
@@ -107,7 +107,7 @@ def is_image_set(path: Path) -> bool:
         return False
 
 
-def load_npz(path: Path) -> ImageSet:
+def load_npz(path: Path) -> Examples:
     """Images of one file.
 
     Raises:
@@ -139,4 +139,4 @@ def load_npz(path: Path) -> ImageSet:
             f"{path} holds {images.dtype} {images.shape}, its contract says float32 "
             f"(n, {', '.join(map(str, contract.shape))}), n >= 1."
         )
-    return ImageSet(jnp.asarray(images), contract, provenance)
+    return Examples((jnp.asarray(images),), (contract,), provenance, evidence_in(provenance))

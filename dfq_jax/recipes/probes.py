@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts import fingerprint
 from dfq_jax.optim.progress import Progress
@@ -24,7 +25,7 @@ from dfq_jax.recipes.presets import choice_for, is_small
 from dfq_jax.synthesis.pixels import from_pixels, to_pixels
 from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.targets import Forward
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 PROBES = 256
 SEED = 20240
@@ -43,7 +44,7 @@ def probes_of(
     memory: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     state_folder: Path | None = None,
-) -> ImageSet:
+) -> Examples:
     """The probes of a network: equal for every scheme, preset, method and seed of a run.
 
     Args:
@@ -54,7 +55,7 @@ def probes_of(
       state_folder: keeps state here and resumes from it.
 
     Returns:
-      8-bit pixels as network input. `method` in their provenance is `noise` for a network without
+      8-bit pixels as network input; noise, which their evidence says, for a network without
       batch-norm statistics.
     """
     base, steps = SMALL_BASE if is_small(model.contract) else LARGE_BASE
@@ -84,7 +85,7 @@ def probes_from(
     pixels: UInt8[np.ndarray, "base h w c"],
     contract: InputContract,
     facts: Mapping[str, Any] = MappingProxyType({}),
-) -> ImageSet:
+) -> Examples:
     """The whole set of probes from its base images, as an output folder keeps them.
 
     Args:
@@ -93,10 +94,11 @@ def probes_from(
       facts: provenance; `n` is how many probes to make of them.
     """
     whole = np.concatenate([pixels, varied(pixels, facts.get("n", PROBES) - len(pixels))])
-    return ImageSet(from_pixels(whole, contract), contract, dict(facts))
+    images = from_pixels(whole, contract)
+    return Examples((images,), (contract,), dict(facts), evidence_in(facts))
 
 
-def base_pixels(probes: ImageSet) -> UInt8[np.ndarray, "base h w c"]:
+def base_pixels(probes: Examples) -> UInt8[np.ndarray, "base h w c"]:
     """The base images of a set of probes; all of one that is noise."""
     count = probes.provenance.get("base", len(probes))
     return to_pixels(probes.images[:count], probes.contract)

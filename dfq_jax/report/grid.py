@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
+from dfq_jax.examples import Examples
 from dfq_jax.synthesis.pixels import to_pixels
-from dfq_jax.types import ImageSet
 
 GAP = 2
 SMALLEST_TILE = 64
@@ -18,7 +18,7 @@ BEGINNING = 4096
 """Bytes of a PNG among which that text is."""
 
 
-def grid_png(images: ImageSet, *, most: int = 64) -> bytes:
+def grid_png(images: Examples, *, most: int = 64) -> bytes:
     """A PNG of up to `most` images side by side.
 
     Args:

@@ -7,13 +7,14 @@ from typing import Any
 
 from jinja2 import Environment
 
+from dfq_jax.examples import Examples
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
 from dfq_jax.report.summary import worst_layers
 from dfq_jax.report.trust import trust_words
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 MOST_SHOWN = 64
 PIXELS_SHOWN = 1 << 20
@@ -103,7 +104,7 @@ help.</p>
 
 def report_html(
     report: Report,
-    images: ImageSet,
+    images: Examples,
     settings: Mapping[str, Any],
     verification: Mapping[str, Any] | None = None,
     *,

@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dfq_jax.errors import DataError, UsageError
+from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.files import NOT_AN_NPZ, read_regular, sha256_of, write_atomically
 from dfq_jax.optim.state import StateStore, refuse_other_run
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 MANIFEST = "manifest.json"
 FORMAT = "dfq_jax images"
@@ -335,7 +336,7 @@ def check_size(path: Path, size: int) -> None:
         raise DataError(f"{path} has {found} bytes, not {size}. {REMEDY}")
 
 
-def load_shards(folder: str | Path) -> ImageSet:
+def load_shards(folder: str | Path) -> Examples:
     """All images of a finished set at once.
 
     Raises:
@@ -343,4 +344,5 @@ def load_shards(folder: str | Path) -> ImageSet:
     """
     source = ImageShards(folder)
     images = np.concatenate([source.shard(number) for number in range(len(source.shards))])
-    return ImageSet(jnp.asarray(images), source.contract, source.provenance)
+    made = source.provenance
+    return Examples((jnp.asarray(images),), (source.contract,), made, evidence_in(made))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import DataError, ResourceError
+from dfq_jax.examples import Examples
 from dfq_jax.io.images import load_images, save_images
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(4, 6, (0.5,), (0.25,), resize=5, interpolation="bicubic", assumed=True)
 
@@ -18,7 +19,9 @@ CONTRACT = InputContract(4, 6, (0.5,), (0.25,), resize=5, interpolation="bicubic
 @pytest.fixture
 def images():
     values = np.random.default_rng(0).normal(size=(3, 4, 6, 1)).astype(np.float32)
-    return ImageSet(jnp.asarray(values), CONTRACT, {"method": "dsg", "losses": [1.5, None], "ü": 1})
+    return Examples(
+        (jnp.asarray(values),), (CONTRACT,), {"method": "dsg", "losses": [1.5, None], "ü": 1}
+    )
 
 
 def saved(path, **arrays):

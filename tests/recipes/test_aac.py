@@ -59,7 +59,7 @@ def test_activation_ranges_end_at_what_they_show(tiny_net, monkeypatch):
     monkeypatch.setattr(quantizing, "dfq", watched)
     images = synthesize(tiny_net, 8, method="aac", steps=2)
     dfq_jax.quantize(tiny_net, images)
-    others = dataclasses.replace(images, provenance={"method": "dsg"})
+    others = dataclasses.replace(images, evidence="statistics")
     dfq_jax.quantize(tiny_net, others)
     assert len(peaks[0]) == 6  # a quarter is held out
     assert peaks[1] is None

@@ -4,16 +4,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dfq_jax.examples import Examples
 from dfq_jax.report.grid import grid_png, tiled
 from dfq_jax.synthesis.pixels import from_pixels
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 
 def image_set(n, size, channels=3):
     contract = InputContract(size, size, mean=(0.4,) * channels, std=(0.2,) * channels)
     shade = np.arange(n, dtype=np.uint8)[:, None, None, None]
     pixels = np.broadcast_to(shade * 10, (n, size, size, channels))
-    return ImageSet(from_pixels(pixels, contract), contract)
+    return Examples((from_pixels(pixels, contract),), (contract,))
 
 
 def opened(data):

@@ -12,7 +12,7 @@ from dfq_jax.report.histograms import MOST, codes_of, histograms_png
 
 
 def test_codes_are_those_of_the_file(tiny_net, nets):
-    images = dfq.ImageSet(nets.images(tiny_net, 8), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, 8),), tiny_net.inputs)
     made = dfq.quantize(tiny_net, images, scheme="w4a8")
     names = [layer.name for layer in made.report.layers]
     found = codes_of(made.quantized, ["images", *names])

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dfq_jax.examples import Examples
 from dfq_jax.quantize.diagnosis import LayerCost
 from dfq_jax.quantize.shared_grids import SharedGrid
 from dfq_jax.quantize.unit_report import UnitReport
@@ -16,14 +17,14 @@ from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.trust import Estimate
-from dfq_jax.types import ImageSet, InputContract
+from dfq_jax.types import InputContract
 
 NASTY = "<script>alert('x')</script>\x1b[31m\n\"&%s{{ 7 * 7 }}"
 
 
 def page_of(report, channels=3, **how):
     contract = InputContract(8, 6, mean=(0.5,) * channels, std=(0.25,) * channels)
-    images = ImageSet(jnp.zeros((2, 8, 6, channels)), contract)
+    images = Examples((jnp.zeros((2, 8, 6, channels)),), (contract,))
     settings = how.pop("settings", {"scheme": "w8a8", "seed": 3})
     return report_html(report, images, settings, **how).decode()
 
@@ -128,7 +129,7 @@ def test_the_page_is_whole(report):
 def test_large_images_leave_the_page_small(report):
     contract = InputContract(224, 224)
     noise = jnp.asarray(np.random.default_rng(0).normal(size=(40, 224, 224, 3)), jnp.float32)
-    page = report_html(report, ImageSet(noise, contract), {}).decode()
+    page = report_html(report, Examples((noise,), (contract,)), {}).decode()
     (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
     with PIL.Image.open(io.BytesIO(base64.b64decode(picture))) as shown:
         assert shown.size == (6 * 226 - 2, 4 * 226 - 2)  # 20 of them

@@ -37,7 +37,7 @@ def test_a_failure_is_not_overlooked():
 
 
 def test_a_result_is_printed_without_its_arrays(tiny_net, nets):
-    images = dfq.ImageSet(nets.images(tiny_net, 8), tiny_net.contract)
+    images = dfq.Examples((nets.images(tiny_net, 8),), tiny_net.inputs)
     made = dfq.quantize(tiny_net, images)
     assert str(made) == made.summary() == summary(made.report, made.settings)
     assert repr(made).startswith("<Result w8a8 fast: passed, ")
