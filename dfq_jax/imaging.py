@@ -80,11 +80,10 @@ def synthesize(
             state_folder=state_folder,
             fingerprint=order.facts,
         )
-    outcome: dict[str, Any] = {"final_losses": list(made.losses)}
-    outcome |= {"excluded": [str(u) for u in made.excluded], **durations(start, compiled)}
+    facts = {**order.facts, "final_losses": list(made.losses)}
+    facts |= {"excluded": [str(u) for u in made.excluded], **durations(start, compiled)}
     if notes := [*choice.notes, *made.notes]:
-        outcome["notes"] = notes
-    facts = {**order.facts, **outcome}
+        facts["notes"] = notes
     return Examples((made.images,), model.inputs, facts, evidence_in(facts))
 
 
