@@ -288,7 +288,9 @@ def verification_lines(found: Verification) -> list[str]:
     every = sum(output.decisions for output in found.outputs)
     lines = [
         f"verified {whose}, byte by byte",
-        f"  layers: {apart(found.most_steps)} in any of {len(found.layers)} tensors",
+        f"  layers: {apart(found.most_steps)} in any of {len(found.layers)} tensors"
+        if found.layers
+        else "  layers: activations stay in float, so there are no codes to compare",
         f"  outputs: within {found.noise:.2f} times the noise that rounding adds",
     ]
     if every and not found.counted:

@@ -62,7 +62,7 @@ class QuantizeOptions:
 
     Attributes:
       output: Folder of the result.
-      scheme: w{bits}a{bits}, bits 2..8.
+      scheme: w{bits}a{bits}, bits 2..8; a16; w4 or w4g64 (groups of 64) for weights alone.
       preset: Rounding to nearest, in closed form, or learned from there where images are small.
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
@@ -114,7 +114,7 @@ class DoctorOptions:
     """The options of `dfq doctor`, in the order of its help.
 
     Attributes:
-      scheme: Of a MODEL: w{bits}a{bits}, bits 2..8.
+      scheme: Of a MODEL: as for quantize.
       layers: Of a MODEL: what stays at 8 bits when the rest has fewer.
       rule: Of a MODEL: bits of layers by name, as for quantize; may be repeated.
       reading: how a MODEL is read.

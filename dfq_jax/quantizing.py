@@ -30,7 +30,7 @@ from dfq_jax.quantize.bits import limit_of
 from dfq_jax.quantize.costs import Budget, with_biases_of
 from dfq_jax.quantize.finished import UnitReport
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS
-from dfq_jax.quantize.plan import Rule, stored_as
+from dfq_jax.quantize.plan import WIDE, Rule, stored_as
 from dfq_jax.quantize.rules import written
 from dfq_jax.quantize.shared_grids import shared_grids
 from dfq_jax.quantize.sums import LongSum, overflowing, smaller, told
@@ -91,7 +91,9 @@ def quantize(
         take; the last is `verifying`, which `Result.verify` does.
       state_folder: keeps state here and resumes from it.
       **settings: any of
-        scheme: `w{2..8}a{2..8}`, by default `w8a8`.
+        scheme: `w{2..8}a{2..8}`, by default `w8a8`. `w8a16` has activations on 16-bit grids; `w8`,
+          `w4` or `w4g64` (a scale for every 64 input channels) quantize weights alone: all of these
+          compute in float. `w8ta8` has one scale a kernel.
         preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
           form) or `best` (gradient reconstruction on top, where images are small).
         layers: which layers stay at 8 bits.
@@ -339,7 +341,7 @@ def levels(model: Model, asked: Asked) -> bool:
 
     What has a name stays as published.
     """
-    few = asked.scheme.activation_bits < FEW_BITS and not is_small(model.contract)
+    few = (asked.scheme.activation_bits or WIDE) < FEW_BITS and not is_small(model.contract)
     if learns_in_stages(asked.methods):
         return few
     named = asked.by_name or asked.method is not None or asked.observers is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfq_jax.errors import DfqError
 from dfq_jax.io.latency import Latency
-from dfq_jax.quantize.plan import Scheme
+from dfq_jax.quantize.plan import WIDE, Scheme
 from dfq_jax.report.console import Terminal
 from dfq_jax.words import Store
 
@@ -20,7 +20,12 @@ def foretell(scheme: Scheme, store: Store, terminal: Terminal) -> None:
 def foretold(scheme: Scheme, store: Store) -> list[str]:
     """What bits below 8 do to the file, in words."""
     bits, told = scheme.weight_bits, []
-    if min(bits, scheme.activation_bits) < 8:
+    if scheme.activation_bits in (None, WIDE) or isinstance(scheme.sharing, int):
+        told.append(
+            f"{scheme}: ONNX Runtime multiplies these weights as floats, so the file is smaller "
+            "and no faster than that of the float network"
+        )
+    elif scheme.fewest_bits < 8:
         told.append(
             f"{scheme}: processors multiply bytes, so in ONNX Runtime a network of fewer bits is "
             "smaller than w8a8, and not faster"

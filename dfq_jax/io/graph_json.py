@@ -12,12 +12,14 @@ from dfq_jax.errors import DataError, GraphError
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import Op
 from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.levels import Levels
 from dfq_jax.numerics.ranges import Observer
 from dfq_jax.quantize.plan import LAYER_PRESETS, STORES, Plan, Scheme, Site, Spec
 from dfq_jax.types import Input, InputContract, Tokens, Values
 from dfq_jax.words import Store
 
 OPS = {kind.__name__: kind for kind in get_args(Op)}
+LEVELS = {kind.__name__: kind for kind in get_args(Levels)}
 OBSERVERS = {kind.__name__: kind for kind in get_args(Observer)}
 T = TypeVar("T")
 
@@ -52,7 +54,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         {
             "node": site.node,
             "slot": site.slot,
-            "grid": dataclasses.asdict(spec.grid),
+            **levels_to_json(spec.levels),
             **tagged("observer", spec.observer),
         }
         for site, spec in plan.entries
@@ -78,7 +80,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
         entries = (
             (
                 known_site(e["node"], e["slot"]),
-                Spec(Grid(**e["grid"]), untagged("observer", e, OBSERVERS)),
+                Spec(levels_from_json(e), untagged("observer", e, OBSERVERS)),
             )
             for e in data["sites"]
         )
@@ -90,6 +92,20 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
         return Plan(*known, store)
 
     return checked("plan", read)
+
+
+def levels_to_json(levels: Levels) -> dict[str, Any]:
+    """Levels as `{"grid": fields}`, or `{"levels": {"kind", "fields"}}` where they are no grid."""
+    if isinstance(levels, Grid):
+        return {"grid": dataclasses.asdict(levels)}
+    return {"levels": tagged("kind", levels)}
+
+
+def levels_from_json(data: Mapping[str, Any]) -> Levels:
+    """The levels that `levels_to_json` wrote."""
+    if "grid" in data:
+        return Grid(**data["grid"])
+    return untagged("kind", data["levels"], LEVELS)
 
 
 def known_site(node: str, slot: str) -> Site:

@@ -20,12 +20,17 @@ from dfq_jax.io.onnx_layout import FIRST, Shape, as_filed, filed, in_layout, tur
 from dfq_jax.io.onnx_nodes import add_operator
 from dfq_jax.io.onnx_qdq import add_pairs, add_slots, without_idle_ceiling
 from dfq_jax.io.onnx_values import INPUT, Draft, draft, quantized_edges
-from dfq_jax.quantize.plan import Site
-from dfq_jax.quantize.simulate import LevelledModel, QuantizedModel, Simulated
+from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.basis import LearnedLevels
+from dfq_jax.numerics.levels import Levels
+from dfq_jax.numerics.signs import Signs
+from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.types import InputContract
+from dfq_jax.words import Store
 
-OPSET, OPSET_INT4 = 17, 21
-IR_VERSION = {OPSET: 8, OPSET_INT4: 10}
+OPSET, OPSET_NEW = 17, 21
+IR_VERSION = {OPSET: 8, OPSET_NEW: 10}
 SPARE = 2**24
 """Bytes left for everything that is no weight."""
 LARGEST = 2**31 - 1
@@ -53,7 +58,7 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
 
 
 def quantized_onnx(
-    quantized: Simulated, *, metadata: Mapping[str, str] | None = None
+    quantized: QuantizedModel, *, metadata: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
     """The quantized network as ONNX in QDQ form.
 
@@ -63,20 +68,36 @@ def quantized_onnx(
 
     Returns:
       A checked model with the input and output of `float_onnx`, of opset 17; of opset 21 where
-      the plan stores kernels of up to 4 bits as ONNX's own 4-bit integers.
+      the plan has kernels in groups or activations of 16 bits, or stores kernels of up to 4 bits as
+      ONNX's own 4-bit integers.
 
     Raises:
       ExportError: if ONNX cannot express the network or its plan.
     """
-    if isinstance(quantized, LevelledModel):
-        site = next(iter(quantized.bases))
-        raise ExportError(
-            f"{site.slot} of {site.node!r} lies on learned levels, ONNX has uniform grids only; "
-            f"quantize with `squant` or `dfq` instead, or export `quantized.model` in float."
-        )
+    check_levels(quantized.plan)
     plan = quantized.plan
     facts = {"dfq.scheme": str(plan.scheme), "dfq.layers": plan.layers, **(metadata or {})}
     return export(quantized.model, quantized, facts)
+
+
+def check_levels(plan: Plan) -> None:
+    """Refuses levels that ONNX has no form of.
+
+    Raises:
+      ExportError: naming the first site that has some.
+    """
+    for site, spec in plan.entries:
+        if site.argument is not None and isinstance(spec.levels, Signs):
+            raise ExportError(
+                f"{site.slot} of {site.node!r} lies on signs, which ONNX quantizes no activations "
+                "to; give activations a grid of 2 bits or more."
+            )
+        if isinstance(spec.levels, LearnedLevels):
+            raise ExportError(
+                f"{site.slot} of {site.node!r} lies on learned levels, ONNX has uniform grids "
+                "only; quantize with `squant` or `dfq` instead, or export `quantized.model` in "
+                "float."
+            )
 
 
 def check_size(stored: int) -> None:
@@ -167,12 +188,20 @@ def shapes_of_larger(
 
 
 def opset_of(quantized: QuantizedModel | None) -> int:
-    """The opset of the file: the first with 4-bit integers where there are any."""
-    entries = ()
-    if quantized is not None and quantized.plan.store == "int4":
-        entries = quantized.plan.entries
-    narrow = any(spec.grid.bits <= 4 for site, spec in entries if site.argument is None)
-    return OPSET_INT4 if narrow else OPSET
+    """The opset of the file: the first with 4 and 16 bits and with groups, where there are any."""
+    if quantized is None:
+        return OPSET
+    plan = quantized.plan
+    new = any(is_new(spec.levels, site, plan.store) for site, spec in plan.entries)
+    return OPSET_NEW if new else OPSET
+
+
+def is_new(levels: Levels, site: Site, store: Store) -> bool:
+    """Whether a site takes what older opsets have not got."""
+    if not isinstance(levels, Grid):
+        return False
+    narrow = store == "int4" and levels.bits <= 4 and site.argument is None
+    return narrow or levels.bits > 8 or levels.group is not None
 
 
 def as_step(

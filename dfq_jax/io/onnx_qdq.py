@@ -1,7 +1,8 @@
 """Quantized tensors, kernels and biases of an ONNX graph: constants and Q/DQ nodes."""
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +14,16 @@ from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu
 from dfq_jax.graph.query import consumers, keeps_values
 from dfq_jax.io.onnx_builder import OnnxBuilder, printable
 from dfq_jax.io.onnx_layout import Layout
-from dfq_jax.io.onnx_packed import add_unpacked
+from dfq_jax.io.onnx_packed import add_unpacked, shared_integers
 from dfq_jax.io.onnx_slots import filed_slots, kernel_form, kernel_layout, output_axis
 from dfq_jax.io.onnx_values import Draft, Edge, Pair
 from dfq_jax.io.quantized_tensors import to_bias_codes, to_codes
-from dfq_jax.numerics.affine import bias_scale
+from dfq_jax.numerics.affine import Affine, Grid, bias_scale
+from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantize.costs import is_packed
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.words import Store
 
 
 def add_pairs(
@@ -64,7 +67,7 @@ def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> N
     mine = [e for e in edges if e.tensor == node.name]
     seen = {site for e in mine for site in e.sites}
     readers = {Site(n.name, f"input{i}") for n, i in consumers(graph)[node.name]}
-    idle = all(int(to_codes(top, e.affine, grid=e.grid)) == e.grid.qmax for e in mine)
+    idle = all(int(to_codes(top, e.affine, levels=e.grid)) == e.grid.qmax for e in mine)
     unseen = node.name in graph.outputs or not readers <= seen
     return node if unseen or not idle else dataclasses.replace(node, op=Relu())
 
@@ -110,15 +113,17 @@ def add_slots(
     """
     name, values = printable(node.name), {}
     slots = {k: np.asarray(v, np.float32) for k, v in model.params.get(node.name, {}).items()}
-    integers = {} if quantized is None else integer_slots(quantized, node.name, slots)
+    integers = {} if quantized is None else integer_slots(quantized, node, slots)
     if isinstance(op := node.op, Conv2d | ConvTranspose2d | Linear):
         form = kernel_form(op, rank, layout, "kernel" in integers)
         laid_out = lambda kernel: kernel_layout(op, kernel, form, layout)
         slots["kernel"] = laid_out(slots["kernel"])
-        if "kernel" in integers:
+        if "kernel" in integers and integers["kernel"].block is None:
             codes = laid_out(integers["kernel"].codes)
             axis = output_axis(form)
             integers["kernel"] = dataclasses.replace(integers["kernel"], codes=codes, axis=axis)
+        elif "kernel" in integers:
+            integers["kernel"] = in_blocks(integers["kernel"], slots["kernel"].shape, layout)
     for slot, array in sorted(filed_slots(node, slots, rank, layout).items()):
         if slot in integers:
             values[slot] = add_dequantized(b, f"{name}.{slot}", integers[slot])
@@ -140,12 +145,14 @@ class Integers:
     """A parameter as integers.
 
     Attributes:
-      codes: in the layout of the library.
-      scale: float32, one for all or one per output channel.
+      codes: in the layout of the library; of blocks (outputs, inputs and taps).
+      scale: float32, one for all, one per output channel, or (outputs, blocks).
       zero_point: in the type of `codes`, shape of `scale`.
       kind: ONNX element type where NumPy's does not say it (4 bits).
       axis: of the output channels.
       packed: how codes of fewer than 8 bits are packed, None for a whole element each.
+      block: so many codes of an output channel share a scale; None where there are no blocks.
+      views: how blocks become a kernel: shapes, with a permutation of axes between two of them.
     """
 
     codes: np.ndarray
@@ -154,22 +161,24 @@ class Integers:
     kind: int | None = None
     axis: int = 0
     packed: Packed | None = None
+    block: int | None = None
+    views: tuple[tuple[int, ...], ...] = ()
 
 
 def integer_slots(
-    quantized: QuantizedModel, layer: str, slots: Collection[str]
+    quantized: QuantizedModel, node: Node, slots: Collection[str]
 ) -> dict[str, Integers]:
     """The kernel and bias of a layer as integers, those of them that do not stay float.
 
-    A bias is int32 where kernel and input of its layer are both quantized.
+    A bias is int32 where its layer sums products of integers.
     """
-    table, found = quantized.plan.table, {}
-    kernel, data = Site(layer, "kernel"), Site(layer, "input0")
-    if kernel in table:
+    plan, qparams, found = quantized.plan, quantized.qparams, {}
+    kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+    if kernel in plan.table:
         found["kernel"] = integer_kernel(quantized, kernel)
-    if "bias" in slots and kernel in table and data in table:
-        scales = quantized.qparams[data].scale, quantized.qparams[kernel].scale
-        codes = np.asarray(to_bias_codes(quantized.model.params[layer]["bias"], *scales))
+    if "bias" in slots and "kernel" in found and plan.multiplies(node):
+        scales = scales_of(qparams[data]), scales_of(qparams[kernel])
+        codes = np.asarray(to_bias_codes(quantized.model.params[node.name]["bias"], *scales))
         scale = np.asarray(bias_scale(*scales))
         found["bias"] = Integers(codes, scale, np.zeros(scale.shape, np.int32))
     return found
@@ -184,26 +193,79 @@ def integer_kernel(quantized: QuantizedModel, site: Site) -> Integers:
     Raises:
       ExportError: if scales run along another axis than output channels.
     """
-    grid, affine = quantized.plan.table[site].grid, quantized.qparams[site]
+    levels, parameters = quantized.plan.table[site].levels, quantized.qparams[site]
     kernel = quantized.model.params[site.node][site.slot]
-    codes = np.asarray(to_codes(kernel, affine, grid=grid))
-    scale = np.asarray(affine.scale).reshape(-1)
+    codes = np.asarray(to_codes(kernel, parameters, levels=levels))
+    scale = np.asarray(scales_of(parameters))
+    if not isinstance(levels, Grid) or not isinstance(parameters, Affine):
+        return Integers(codes, scale.reshape(-1), np.zeros(scale.size, np.int8))
+    if levels.group is not None and scale.size > codes.shape[-1]:
+        return blocks(codes, parameters, levels, levels.group, quantized.plan.store)
+    scale = scale.reshape(-1)
     if scale.size not in (1, codes.shape[-1]):
         raise ExportError(
-            f"kernel of {site.node!r} has scales of shape {affine.scale.shape}; ONNX export "
-            f"writes one scale per output channel, or one for all."
+            f"kernel of {site.node!r} has scales of shape {parameters.scale.shape}; ONNX export "
+            f"writes one scale per output channel, one for all, or one for each of its groups."
         )
-    zero_point = np.broadcast_to(np.asarray(affine.zero_point).reshape(-1), scale.shape)
-    if grid.bits <= 4 and quantized.plan.store == "int4":
-        kind = onnx.TensorProto.INT4 if grid.symmetric else onnx.TensorProto.UINT4
-        return Integers(codes, scale, zero_point, kind)
-    if grid.bits == 8:
+    zero_point = np.broadcast_to(np.asarray(parameters.zero_point).reshape(-1), scale.shape)
+    if is_int4(levels, quantized.plan.store):
+        return Integers(codes, scale, zero_point, int4_of(levels))
+    if levels.bits == 8:
         return Integers(codes, scale, zero_point)
     none = np.zeros(scale.shape, np.int8)
-    if is_packed(codes.size, grid.bits, quantized.plan.store):
-        above = lambda x: (np.asarray(x, np.int16) - grid.qmin).astype(np.uint8)
-        return Integers(above(codes), scale, none, packed=Packed(grid.bits, above(zero_point)))
+    if is_packed(codes.size, levels.bits, quantized.plan.store):
+        above = from_zero(levels)
+        return Integers(above(codes), scale, none, packed=Packed(levels.bits, above(zero_point)))
     return Integers((codes.astype(np.int16) - zero_point).astype(np.int8), scale, none)
+
+
+def is_int4(grid: Grid, store: Store) -> bool:
+    """Whether codes lie in one of ONNX's 4-bit types."""
+    return grid.bits <= 4 and store == "int4"
+
+
+def int4_of(grid: Grid) -> int:
+    """The 4-bit type of a grid's codes."""
+    return onnx.TensorProto.INT4 if grid.symmetric else onnx.TensorProto.UINT4
+
+
+def from_zero(grid: Grid) -> Callable[[np.ndarray], np.ndarray]:
+    """Counts codes of a grid from its lowest one."""
+    return lambda codes: (np.asarray(codes, np.int16) - grid.qmin).astype(np.uint8)
+
+
+def blocks(codes: np.ndarray, affine: Affine, grid: Grid, group: int, store: Store) -> Integers:
+    """A kernel with scales of groups of input channels, as blocks of its rows.
+
+    A row holds all weights of an output channel, by input channel: what ONNX calls a block is what
+    the taps of a group's channels have. The layer computes in float, so zero points may stay.
+    """
+    taps = math.prod(codes.shape[:-2])
+    rows = np.moveaxis(codes, (-1, -2), (0, 1)).reshape(codes.shape[-1], -1)
+    scale, zero_point = (np.asarray(v).reshape(-1, codes.shape[-1]).T for v in affine)
+    block = taps * group
+    if is_int4(grid, store):
+        return Integers(rows, scale, zero_point, int4_of(grid), axis=1, block=block)
+    if grid.bits == 8:
+        return Integers(rows, scale, zero_point, axis=1, block=block)
+    rows, zero_point = (from_zero(grid)(v) for v in (rows, zero_point))
+    if is_packed(rows.size, grid.bits, store):
+        packed = Packed(grid.bits, np.zeros(1, np.uint8))
+        return Integers(rows, scale, zero_point.astype(np.int8), axis=1, packed=packed, block=block)
+    return Integers(rows, scale, zero_point, axis=1, block=block)
+
+
+def in_blocks(kernel: Integers, shape: tuple[int, ...], layout: Layout) -> Integers:
+    """Blocks with the way from their rows to a kernel of `shape` in the file.
+
+    Where the layer reads a flattened image, the file has it channels first: there the rows are
+    brought into that order after they are dequantized, as groups run along the library's.
+    """
+    outputs, size = kernel.codes.shape
+    views: tuple[tuple[int, ...], ...] = () if shape == (outputs, size) else (shape,)
+    if isinstance(layout, tuple):
+        views = ((outputs, *layout), (0, 3, 1, 2), shape)
+    return dataclasses.replace(kernel, views=views)
 
 
 def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
@@ -218,7 +280,15 @@ def add_dequantized(b: OnnxBuilder, stem: str, integers: Integers) -> str:
         b.constant(f"{stem}.zero_point", zero_point, integers.kind),
     )
     attributes = {} if per_tensor else {"axis": integers.axis}
-    return b.add("DequantizeLinear", f"{stem}.dequantize", inputs, b.fresh(stem), **attributes)
+    if integers.block is not None:
+        attributes["block_size"] = integers.block
+    value = b.add("DequantizeLinear", f"{stem}.dequantize", inputs, b.fresh(stem), **attributes)
+    for index, view in enumerate(integers.views):
+        if index % 2:
+            value = b.part("Transpose", f"{stem}.turned", (value,), perm=view)
+        else:
+            value = b.part("Reshape", f"{stem}.shape{index}", (value, shared_integers(b, view)))
+    return value
 
 
 def add_codes(b: OnnxBuilder, stem: str, integers: Integers) -> str:

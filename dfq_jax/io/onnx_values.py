@@ -13,6 +13,7 @@ from dfq_jax.graph.query import consumers, output_shapes
 from dfq_jax.io.onnx_builder import first_free, printable
 from dfq_jax.io.onnx_layout import Layout, Layouts, Shape, filed, find_layouts, still
 from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
@@ -93,7 +94,7 @@ def quantized_edges(quantized: QuantizedModel) -> tuple[Edge, ...]:
             site = Site(node.name, f"input{index}")
             if site not in table:
                 continue
-            affine, grid = qparams[site], table[site].grid
+            affine, grid = affine_of(qparams[site]), table[site].grid
             if grid.symmetric or affine.scale.size != 1:
                 raise ExportError(
                     f"{site.slot} of {site.node!r} has {affine.scale.size} scales on {grid}; ONNX "

@@ -1,9 +1,11 @@
 """A quantized network's numbers as .safetensors: integer codes, scales, zero points.
 
-Keys are `{node}.{slot}`, with `{node}.{slot}_scale` and `{node}.{slot}_zero_point` for every site
-of the plan. Kernels are HWIO or (in, out) codes; a bias is int32 where its layer is integer.
+Keys are `{node}.{slot}`, with `{node}.{slot}_scale` and `{node}.{slot}_zero_point` (or what else
+its levels have) for every site of the plan. Kernels are HWIO or (in, out) codes; a bias is int32
+where its layer is integer.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,36 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from dfq_jax.errors import DataError
-from dfq_jax.graph.graph import Graph
-from dfq_jax.numerics.affine import (
-    Affine,
-    Grid,
-    bias_scale,
-    dequantize,
-    quantize,
-    quantize_bias,
-)
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.numerics.affine import Affine, Grid, bias_scale, quantize_bias
+from dfq_jax.numerics.basis import Basis, LearnedLevels
+from dfq_jax.numerics.levels import Levels, Parameters, codes_of, scales_of, values_of
+from dfq_jax.numerics.signs import Alpha, Signs
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 
-Tables = tuple[dict[str, dict[str, Array]], dict[Site, Affine]]
-to_codes = jax.jit(quantize, static_argnames="grid")
-"""`numerics.affine.quantize`, compiled once for each shape."""
+Tables = tuple[dict[str, dict[str, Array]], dict[Site, Parameters]]
+PARAMETERS: dict[type[Levels], type[Parameters]] = {
+    Grid: Affine,
+    Signs: Alpha,
+    LearnedLevels: Basis,
+}
+
+
+@partial(jax.jit, static_argnames="levels")
+def to_codes(x: Array, parameters: Parameters, *, levels: Levels) -> Array:
+    """`numerics.levels.codes_of`, compiled once for each shape."""
+    return codes_of(x, levels, parameters)
+
+
+@partial(jax.jit, static_argnames="levels")
+def from_codes(codes: Array, parameters: Parameters, *, levels: Levels) -> Array:
+    """`numerics.levels.values_of`, compiled once for each shape."""
+    return values_of(codes, levels, parameters)
+
+
 to_bias_codes = jax.jit(quantize_bias)
 """`numerics.affine.quantize_bias`, compiled once for each shape."""
-from_codes = jax.jit(dequantize)
-"""`numerics.affine.dequantize`, compiled once for each shape."""
 
 NEIGHBOURS = 2
 """How many float32 neighbours away from `code * scale` the value of a code may lie."""
@@ -43,18 +56,22 @@ def codes(quantized: QuantizedModel) -> dict[Site, np.ndarray]:
 
     Biases appear under `Site(layer, "bias")`.
     """
-    table, qparams, params = quantized.plan.table, quantized.qparams, quantized.model.params
+    plan, qparams, params = quantized.plan, quantized.qparams, quantized.model.params
     found = {}
-    for site, spec in table.items():
-        if site.argument is None:
-            kernel = params[site.node][site.slot]
-            found[site] = np.asarray(to_codes(kernel, qparams[site], grid=spec.grid))
-            data = Site(site.node, "input0")
-            if data in table and "bias" in params[site.node]:
-                scales = qparams[data].scale, qparams[site].scale
-                bias = to_bias_codes(params[site.node]["bias"], *scales)
-                found[Site(site.node, "bias")] = np.asarray(bias)
+    for site, node in kernels_of(quantized.model.graph, plan):
+        levels, slots = plan.table[site].levels, params[site.node]
+        found[site] = np.asarray(to_codes(slots[site.slot], qparams[site], levels=levels))
+        if plan.multiplies(node) and "bias" in slots:
+            scales = scales_of(qparams[Site(site.node, "input0")]), scales_of(qparams[site])
+            found[Site(site.node, "bias")] = np.asarray(to_bias_codes(slots["bias"], *scales))
     return found
+
+
+def kernels_of(graph: Graph, plan: Plan) -> list[tuple[Site, Node]]:
+    """The quantized kernels of a network with their layers, in execution order."""
+    sites = [(Site(node.name, "kernel"), node) for node in graph.nodes]
+    table = plan.table
+    return [(site, node) for site, node in sites if site in table]
 
 
 def pack(quantized: QuantizedModel) -> bytes:
@@ -66,9 +83,8 @@ def pack(quantized: QuantizedModel) -> bytes:
         for slot, value in slots.items()
     }
     for site in quantized.plan.table:
-        affine = quantized.qparams[site]
-        tensors[f"{site.node}.{site.slot}_scale"] = np.asarray(affine.scale)
-        tensors[f"{site.node}.{site.slot}_zero_point"] = np.asarray(affine.zero_point)
+        for part, value in quantized.qparams[site]._asdict().items():
+            tensors[f"{site.node}.{site.slot}_{part}"] = np.asarray(value)
     return safetensors.numpy.save({k: np.array(v, order="C") for k, v in tensors.items()})
 
 
@@ -92,8 +108,9 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
         tensors = safetensors.numpy.load(data)
     except Exception as error:  # NumPy knows fewer types than the format
         raise DataError(f"{path} is damaged: {error}") from error
-    kernels = {site: tensors.get(f"{site.node}.{site.slot}") for site in plan.table}
-    qparams = {site: read_affine(tensors, site, plan, path) for site in plan.table}
+    table = plan.table
+    kernels = {site: tensors.get(f"{site.node}.{site.slot}") for site in table}
+    qparams = {site: read_parameters(tensors, site, table[site].levels, path) for site in table}
     params: dict[str, dict[str, Array]] = {}
     nodes = {n.name for n in graph.nodes}
     for key, value in tensors.items():
@@ -101,12 +118,12 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
         if node not in nodes:
             raise DataError(f"{path} holds {key!r}, but the network has no node {node!r}.")
         params.setdefault(node, {})[slot] = jnp.asarray(checked(value, key, path))
-    for site, affine in qparams.items():
-        check_scales(site, affine, kernels[site], plan.table[site].grid, path)
-    for site, spec in plan.table.items():
-        if site.argument is None:
-            slots = params.get(site.node, {})
-            dequantize_slots(slots, site, qparams, spec.grid.dtype, path)
+    for site, parameters in qparams.items():
+        check_scales(site, parameters, kernels[site], table[site].levels, path)
+    for site, node in kernels_of(graph, plan):
+        slots = params.get(site.node, {})
+        read = qparams[Site(site.node, "input0")] if plan.multiplies(node) else None
+        dequantize_slots(slots, site, table[site].levels, qparams[site], read, path)
     return params, qparams
 
 
@@ -124,68 +141,89 @@ def checked(value: np.ndarray, key: str, path: Path) -> np.ndarray:
 
 
 def check_scales(
-    site: Site, affine: Affine, kernel: np.ndarray | None, grid: Grid, path: Path
+    site: Site, parameters: Parameters, kernel: np.ndarray | None, levels: Levels, path: Path
 ) -> None:
-    """Refuses scales of another shape than the grid says.
+    """Refuses scales of another shape than the levels say.
 
     Raises:
       DataError: naming the site.
     """
-    if site.argument is not None or grid.axis is None or kernel is None or not kernel.ndim:
-        fits = affine.scale.size == 1
+    shapes = [part.shape for part in parameters]
+    if site.argument is not None or levels.axis is None or kernel is None or kernel.ndim < 2:
+        fits = all(part.size == 1 for part in parameters)
     else:
-        fits = affine.scale.shape == (1,) * (kernel.ndim - 1) + kernel.shape[grid.axis :]
-    if not fits or affine.zero_point.shape != affine.scale.shape:
+        group = levels.group if isinstance(levels, Grid) else None
+        rows = 1 if group is None else -(-kernel.shape[-2] // group)
+        fits = set(shapes) == {(1,) * (kernel.ndim - 2) + (rows, kernel.shape[-1])}
+    if not fits or len(set(shapes)) > 1:
+        points = f" and zero points of shape {shapes[1]}" if len(shapes) > 1 else ""
         raise DataError(
-            f"{path}: {site.node}.{site.slot} has scales of shape {affine.scale.shape} and zero "
-            f"points of shape {affine.zero_point.shape}, which do not fit it."
+            f"{path}: {site.node}.{site.slot} has scales of shape {shapes[0]}{points}, which do "
+            "not fit it."
         )
 
 
-def read_affine(tensors: dict[str, Any], site: Site, plan: Plan, path: Path) -> Affine:
-    """Takes scale and zero point of a site out of `tensors`."""
-    stem = f"{site.node}.{site.slot}"
-    found = [tensors.pop(f"{stem}_{part}", None) for part in ("scale", "zero_point")]
-    scale, zero_point = found
-    wanted = plan.table[site].grid.dtype
-    if scale is None or zero_point is None:
-        raise DataError(f"{path} is incomplete: no scale or zero point for {stem}.")
-    positive = scale.dtype == np.float32 and np.isfinite(scale).all() and (scale > 0).all()
-    if not positive or zero_point.dtype != wanted:
-        raise DataError(
-            f"{path}: {stem} needs finite, positive float32 scales and {wanted} zero points."
-        )
-    return Affine(jnp.asarray(scale), jnp.asarray(zero_point))
+def read_parameters(tensors: dict[str, Any], site: Site, levels: Levels, path: Path) -> Parameters:
+    """Takes scale and zero point of a site, or what else its levels have, out of `tensors`."""
+    stem, kind = f"{site.node}.{site.slot}", PARAMETERS[type(levels)]
+    found = {part: tensors.pop(f"{stem}_{part}", None) for part in kind._fields}
+    if missing := [part.replace("_", " ") for part, value in found.items() if value is None]:
+        raise DataError(f"{path} is incomplete: no {' or '.join(missing)} for {stem}.")
+    scales = next(iter(found.values()))
+    sound = scales.dtype == np.float32 and np.isfinite(scales).all()
+    positive = sound and (isinstance(levels, LearnedLevels) or (scales > 0).all())
+    if not positive or ("zero_point" in found and found["zero_point"].dtype != levels.dtype):
+        points = f" and {levels.dtype} zero points" if "zero_point" in found else ""
+        raise DataError(f"{path}: {stem} needs finite, positive float32 scales{points}.")
+    return kind(**{part: jnp.asarray(value) for part, value in found.items()})
 
 
 def dequantize_slots(
-    slots: dict[str, Array], site: Site, qparams: dict[Site, Affine], dtype: np.dtype, path: Path
+    slots: dict[str, Array],
+    site: Site,
+    levels: Levels,
+    parameters: Parameters,
+    data: Parameters | None,
+    path: Path,
 ) -> None:
-    """Replaces a kernel's codes, and its bias's where it is int32, by their values, in place."""
+    """Replaces a kernel's codes, and its bias's where it is int32, by their values, in place.
+
+    Args:
+      slots: of the layer.
+      site: of the kernel.
+      levels: of it.
+      parameters: of its levels.
+      data: those of the layer's input where the bias is int32, else None.
+      path: for messages.
+
+    Raises:
+      DataError: if codes are missing or of a wrong type or shape.
+    """
     kernel = slots.get(site.slot)
-    if kernel is None or kernel.dtype != dtype:
-        raise DataError(f"{path} is incomplete: no {dtype} codes for {site.node}.{site.slot}.")
+    if kernel is None or kernel.dtype != levels.dtype:
+        raise DataError(
+            f"{path} is incomplete: no {levels.dtype} codes for {site.node}.{site.slot}."
+        )
     if "bias" in slots and slots["bias"].shape != kernel.shape[-1:]:
         raise DataError(
             f"{path}: the bias of {site.node} has shape {slots['bias'].shape}, its kernel "
             f"{kernel.shape}."
         )
-    slots[site.slot] = from_codes(kernel, qparams[site])
-    data = Site(site.node, "input0")
-    if "bias" in slots and data in qparams:
+    slots[site.slot] = from_codes(kernel, parameters, levels=levels)
+    if "bias" in slots and data is not None:
         if slots["bias"].dtype != np.int32:
             raise DataError(f"{path}: the bias of {site.node} is not int32.")
-        slots["bias"] = value_of_bias(slots["bias"], qparams[data], qparams[site])
+        slots["bias"] = value_of_bias(slots["bias"], data, parameters)
 
 
 @jax.jit
-def value_of_bias(bias: Array, data: Affine, kernel: Affine) -> Array:
+def value_of_bias(bias: Array, data: Parameters, kernel: Parameters) -> Array:
     """The float32 bias that rounds to these codes.
 
     The product of code and scale is that number, or one of its neighbours where codes exceed
     float32's 24 bits of precision.
     """
-    scales = data.scale, kernel.scale
+    scales = scales_of(data), scales_of(kernel)
     found = product = bias.astype(jnp.float32) * bias_scale(*scales)
     for end in (jnp.inf, -jnp.inf):
         near = product

@@ -220,9 +220,9 @@ def ways_of(quantized: QuantizedModel, file: File, proto: onnx.ModelProto, threa
     """
     edges = quantized_edges(quantized)
     drafted = draft(quantized.model, edges)
-    watched = tuple(code_values(proto, edges, drafted))
+    watched = code_values(proto, edges, drafted)
     runners = runners_of(file, serialize(exposed(proto, watched)), threads)
-    return Ways(quantized, edges, drafted, runners, watched, beyond_integers(quantized))
+    return Ways(quantized, edges, drafted, runners, tuple(watched), beyond_integers(quantized))
 
 
 def all_batches(
@@ -287,6 +287,6 @@ def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Ba
     return Batch(
         gaps(False),
         gaps(True) if ways.integer else [],
-        np.array([c[:valid].size for c in codes]),
+        np.array([c[:valid].size for c in codes], np.int64),
         [look(part, [np.asarray(run[part.output])[:valid] for run in runs]) for part in parts],
     )

@@ -20,6 +20,7 @@ from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.io.onnx_values import Edge
 from dfq_jax.numerics.affine import Affine, Grid, dequantize, quantize
+from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantize.integer import integer_node
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
@@ -105,7 +106,7 @@ def layer_gaps(
     """
     found: dict[int, Gap] = {}
     snap = simulation_hook(quantized.plan, quantized.qparams)
-    table, qparams, which = quantized.plan.table, quantized.qparams, dict(readers)
+    table, affines, which = quantized.plan.table, edges_of(quantized), dict(readers)
     counted = jnp.arange(images.shape[0]) < valid
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
@@ -113,14 +114,20 @@ def layer_gaps(
         for index, x in enumerate(args):
             site = Site(node.name, f"input{index}")
             if (i := which.get(site)) is not None:
-                found.setdefault(i, gap(x, codes[i], qparams[site], table[site].grid, counted))
-                forced[index] = dequantize(codes[i], qparams[site])
+                found.setdefault(i, gap(x, codes[i], affines[site], table[site].grid, counted))
+                forced[index] = dequantize(codes[i], affines[site])
         snapped, _ = snap(node, slots, ())
         return (slots if integer else snapped), tuple(forced)
 
     apply = partial(integer_node, quantized) if integer else apply_node
     evaluate(quantized.model, images, hook=hook, apply=apply)
     return [found[i] for i in range(len(codes))]
+
+
+def edges_of(quantized: QuantizedModel) -> dict[Site, Affine]:
+    """{edge: scale and zero point}."""
+    found = quantized.qparams.items()
+    return {site: affine_of(p) for site, p in found if site.argument is not None}
 
 
 def gap(x: Tensor, theirs: Array, affine: Affine, grid: Grid, counted: Array) -> Gap:

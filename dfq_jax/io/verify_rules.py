@@ -18,6 +18,9 @@ MOST_STEPS = 1
 MOST_BEYOND = 0.1
 """How far from a tie, in steps, such a value may lie: what float sums err by."""
 
+MOST_OF_RANGE = 1e-5
+"""What they err by as a share of the codes there are, which is more than that on 16 bits."""
+
 APART = 2 * math.sqrt(2)
 """Limit of a difference in units of noise, where many values are compared.
 
@@ -75,10 +78,11 @@ def broken_layers(layers: Sequence[LayerCheck]) -> list[str]:
         tensor = printable(layer.tensor)
         if layer.steps > MOST_STEPS:
             return [f"the codes of {tensor!r} are up to {layer.steps} steps apart, 1 is allowed"]
-        if not layer.beyond <= MOST_BEYOND:
+        most = max(MOST_BEYOND, MOST_OF_RANGE * 2**layer.bits)
+        if not layer.beyond <= most:
             return [
                 f"codes of {tensor!r} differ that are no ties: up to {layer.beyond:.2g} steps off, "
-                f"{MOST_BEYOND} are allowed"
+                f"{most:.2g} are allowed"
             ]
     return []
 

@@ -19,8 +19,8 @@ def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndar
         yield len(x), np.concatenate([x, fill])
 
 
-def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> list[str]:
-    """The values in the file that hold the codes of the edges, each once.
+def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> dict[str, int]:
+    """{value in the file that holds the codes of edges: its element type}.
 
     Raises:
       DataError: if the file quantizes or returns other tensors than the network.
@@ -30,16 +30,17 @@ def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft)
         raise DataError(
             f"the ONNX file returns {returned}, the network {outputs}. Export the network again."
         )
-    wanted = {drafted.pairs[edge.key].codes: edge.tensor for edge in edges}
+    wanted = {drafted.pairs[edge.key].codes: edge for edge in edges}
     nodes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
     computed = {value for n in proto.graph.node for value in n.output}
-    missing = [tensor for codes, tensor in wanted.items() if codes not in computed]
+    missing = [edge.tensor for codes, edge in wanted.items() if codes not in computed]
     if missing or len(nodes) != len(wanted):
         raise DataError(
             f"the ONNX file quantizes {len(nodes)} tensors, the network {len(wanted)}; "
             f"not in the file: {missing[:5]}. Export the network again."
         )
-    return list(wanted)
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    return {codes: kind(edge.grid.dtype) for codes, edge in wanted.items()}
 
 
 def edge_codes(found: Mapping[str, np.ndarray], edge: Edge, drafted: Draft) -> np.ndarray:
@@ -48,12 +49,12 @@ def edge_codes(found: Mapping[str, np.ndarray], edge: Edge, drafted: Draft) -> n
     return as_stored(codes, drafted.layouts.held[edge.tensor])
 
 
-def exposed(proto: onnx.ModelProto, values: Sequence[str]) -> onnx.ModelProto:
-    """The network with integer tensors as further outputs."""
+def exposed(proto: onnx.ModelProto, kinds: Mapping[str, int]) -> onnx.ModelProto:
+    """The network with integer tensors, of these element types, as further outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    kind = onnx.TensorProto.UINT8
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(v, kind, None) for v in values)
+    told = onnx.helper.make_tensor_value_info
+    copy.graph.output.extend(told(value, kind, None) for value, kind in kinds.items())
     return copy
 
 

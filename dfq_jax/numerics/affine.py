@@ -2,7 +2,8 @@
 
 Formulas: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 2; division by the
 scale, rounding half to even and saturation are those of ONNX QuantizeLinear. An array of scales
-has the rank of the tensor it quantizes, with size 1 along every axis that shares a scale.
+has the rank of the tensor it quantizes, with size 1 along every axis that shares a scale; a kernel
+in groups of input channels has one scale for each group along its last axis but one.
 """
 
 import dataclasses
@@ -28,20 +29,30 @@ class Grid:
     """The static half of a quantizer: which integers exist.
 
     Attributes:
-      bits: 2..8.
+      bits: 2..8, or 16.
       symmetric: True: zero point 0 and signed codes -(2^(b-1)-1)..2^(b-1)-1 (the narrow range).
         False: unsigned codes 0..2^b-1 with a zero point.
       axis: the axis with one scale per index (`-1` for output channels), None for one scale.
+      group: so many input channels (the last axis but one) share each scale of an output channel,
+        the last group what is left; None for all. Only beside `axis=-1`.
     """
 
     bits: int
     symmetric: bool = False
     axis: int | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless 2 <= bits <= 8."""
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"a grid needs 2 <= bits <= 8, got {self.bits}.")
+        """Raises ValueError for other bits, and for groups that are none."""
+        if not (2 <= self.bits <= 8 or self.bits == 16):
+            raise ValueError(
+                f"a grid needs 2 <= bits <= 8, got {self.bits}; the only wider one has 16."
+            )
+        if self.group is not None and (self.group < 1 or self.axis != -1):
+            raise ValueError(
+                f"a grid in groups needs groups of at least 1 and axis -1, got groups of "
+                f"{self.group} and axis {self.axis}."
+            )
 
     @property
     def qmin(self) -> int:
@@ -56,6 +67,8 @@ class Grid:
     @property
     def dtype(self) -> np.dtype:
         """Storage type of codes and zero points."""
+        if self.bits > 8:
+            return np.dtype(np.int16 if self.symmetric else np.uint16)
         return np.dtype(np.int8 if self.symmetric else np.uint8)
 
     def reduced_axes(self, ndim: int) -> tuple[int, ...]:
@@ -102,6 +115,27 @@ def from_range(lo: Float[Array, "..."], hi: Float[Array, "..."], grid: Grid) -> 
     return Affine(scale, zero_point.astype(grid.dtype))
 
 
+def spread(affine: Affine, shape: tuple[int, ...], grid: Grid) -> Affine:
+    """Parameters that broadcast against a tensor of `shape`: those of groups, repeated over them.
+
+    Args:
+      affine: as fitted; grids without groups have theirs as they are.
+      shape: of the tensor.
+      grid: the integers.
+
+    Returns:
+      Parameters with size 1 or that of the tensor along every axis.
+    """
+    if grid.group is None:
+        return affine
+    return Affine(*(over_groups(part, shape[-2], grid.group) for part in affine))
+
+
+def over_groups(per_group: Array, inputs: int, group: int) -> Array:
+    """One value for each group, repeated for each of the input channels; differentiable."""
+    return jnp.repeat(per_group, group, axis=-2)[..., :inputs, :]
+
+
 def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The smallest and largest representable values, in the units of the tensor."""
     zero_point = affine.zero_point.astype(jnp.float32)
@@ -110,13 +144,14 @@ def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array
 
 def quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Integer[Array, "..."]:
     """Codes of `x` in the storage dtype: `clip(round(x / s) + z, qmin, qmax)`."""
+    affine = spread(affine, x.shape, grid)
     zero_point = affine.zero_point.astype(jnp.float32)
     q = jnp.round(x / affine.scale) + zero_point
     return jnp.clip(q, grid.qmin, grid.qmax).astype(grid.dtype)
 
 
 def dequantize(q: Integer[Array, "..."], affine: Affine) -> Float[Array, "..."]:
-    """Values of codes: `(q - z) s`."""
+    """Values of codes: `(q - z) s`; parameters of groups are `spread` before."""
     zero_point = affine.zero_point.astype(jnp.float32)
     return (q.astype(jnp.float32) - zero_point) * affine.scale
 
@@ -125,7 +160,7 @@ def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
     """`dequantize(quantize(x))` in floats, differentiable.
 
     Args:
-      x: any shape that `affine.scale` broadcasts against.
+      x: any shape that `affine.scale` broadcasts against, once spread over groups.
       affine: scale and zero point.
       grid: the integers to use.
 
@@ -133,7 +168,7 @@ def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
       Same shape. The gradient is 1 inside the range and 0 outside (clipped straight-through);
       with respect to `scale` it is that of LSQ (Esser et al. 2020, Eq. 3).
     """
-    return snapped(x, steps_of(affine, grid))
+    return snapped(x, steps_of(spread(affine, x.shape, grid), grid))
 
 
 class Steps(NamedTuple):
@@ -198,24 +233,24 @@ def bias_scale(
 
 
 def guard_bias_overflow(
-    kernel: Affine, input_scale: Float[Array, ""], bias: Float[Array, " chan"]
-) -> Affine:
+    kernel_scale: Float[Array, "..."], input_scale: Float[Array, ""], bias: Float[Array, " chan"]
+) -> Float[Array, "..."]:
     """Raises kernel scales until every bias code fits into half of int32.
 
     A channel of tiny weights with a large bias would otherwise overflow int32 at run time.
 
     Args:
-      kernel: affine parameters of the kernel, channels last.
+      kernel_scale: scales of the kernel, channels last.
       input_scale: scale of the layer's input.
       bias: float bias, one per channel.
 
     Returns:
-      `kernel` with scales `>= |bias| / (input_scale * 2**30)`; unchanged where that held already.
+      Scales `>= |bias| / (input_scale * 2**30)`; unchanged where that held already.
     """
     least = (jnp.abs(bias) / (input_scale * BIAS_LIMIT)).reshape(
-        (1,) * (kernel.scale.ndim - 1) + (-1,)
+        (1,) * (kernel_scale.ndim - 1) + (-1,)
     )
-    return Affine(jnp.maximum(kernel.scale, least), kernel.zero_point)
+    return jnp.maximum(kernel_scale, least)
 
 
 def quantize_bias(

@@ -5,6 +5,7 @@ dot product of two quantized vectors still falls apart into products of bit plan
 fitted by turns: assign values to the nearest level, solve for the basis in least squares.
 """
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
@@ -27,8 +28,50 @@ WIDTHS = np.arange(2, 17, dtype=np.float32) / 4
 range, and from there the fit takes hundreds of turns to the ends."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LearnedLevels:
+    """The static half of a quantizer on learned levels; codes are numbers of rows of `codes`.
+
+    Attributes:
+      bits: length of the basis, 1..4.
+      kind: of its codes.
+      axis: -1 for a basis of each output channel, None for one.
+    """
+
+    bits: int
+    kind: Kind
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless 1 <= bits <= 4."""
+        check_length(self.bits)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Storage type of codes."""
+        return np.dtype(np.uint8)
+
+    def rows(self, x: Array) -> Array:
+        """The values that share a basis, a row each."""
+        return x.reshape(1, -1) if self.axis is None else x.reshape(-1, x.shape[-1]).T
+
+    def whole(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        """A tensor again, out of its rows."""
+        return (rows if self.axis is None else rows.T).reshape(shape)
+
+
+def check_length(n: int) -> None:
+    """Refuses a basis of another length than 1 to 4.
+
+    Raises:
+      ValueError: saying so.
+    """
+    if not 1 <= n <= 4:
+        raise ValueError(f"a basis has 1 to 4 vectors, got {n}.")
+
+
 class Basis(NamedTuple):
-    """A set of levels.
+    """The traced half: a set of levels.
 
     Attributes:
       vectors: n numbers for each channel (or one channel for all).
@@ -109,9 +152,21 @@ def assign(x: Float[Array, "chan m"], basis: Basis) -> Int[Array, "chan m"]:
     return jax.vmap(one)(x, levels(basis))
 
 
+def level_of(assigned: Int[Array, "chan m"], basis: Basis) -> Float[Array, "chan m"]:
+    """The levels of codes."""
+    return jnp.take_along_axis(levels(basis), assigned, axis=1)
+
+
 def snap(x: Float[Array, "chan m"], basis: Basis) -> Float[Array, "chan m"]:
     """The level nearest to each value."""
-    return jnp.take_along_axis(levels(basis), assign(x, basis), axis=1)
+    return level_of(assign(x, basis), basis)
+
+
+def on_basis(x: Float[Array, "chan m"], basis: Basis) -> Float[Array, "chan m"]:
+    """`snap`, differentiable: by `x` like the identity between the outer levels."""
+    ends = lax.stop_gradient(levels(basis))
+    inside = jnp.clip(x, jnp.min(ends, 1, keepdims=True), jnp.max(ends, 1, keepdims=True))
+    return snap(x, basis) + (inside - lax.stop_gradient(inside))
 
 
 def error(
@@ -176,8 +231,7 @@ def fit(
     Raises:
       ValueError: unless 1 <= n <= 4.
     """
-    if not 1 <= n <= 4:
-        raise ValueError(f"a basis has 1 to 4 vectors, got {n}.")
+    check_length(n)
     weight = jnp.ones_like(x) if weight is None else weight
     weight = weight / jnp.maximum(jnp.sum(weight, 1, keepdims=True), 1e-30)
 

@@ -116,11 +116,13 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
         extremes.
 
     Returns:
-      Scales and zero points with the rank of `w`.
+      Scales and zero points with the rank of `w`; of groups one for each.
 
     Reference:
       Nahshan et al. 2021, "Loss aware post-training quantization" (L_p); BRECQ for p = 2.4.
     """
+    if grid.group is not None:
+        return group_affine(w, grid, grid.group, observer)
     axes = grid.reduced_axes(w.ndim)
     lo, hi = jnp.min(w, axes, keepdims=True), jnp.max(w, axes, keepdims=True)
 
@@ -146,6 +148,24 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
             return best_clip(lo, hi, grid, lambda affine: error(2.0, affine))
         case Aciq() | Entropy():
             return by_channel(w, grid, observer)
+
+
+def group_affine(w: Float[Array, "..."], grid: Grid, group: int, observer: Observer) -> Affine:
+    """Affine parameters of every group of input channels; the last may have fewer than `group`."""
+    whole = w.shape[-2] // group * group
+    parts = [w[..., :whole, :], w[..., whole:, :]]
+    plain = dataclasses.replace(grid, group=None)
+
+    def fitted(part: Float[Array, "..."]) -> Affine:
+        size = min(group, part.shape[-2])
+        count, outputs = part.shape[-2] // size, part.shape[-1]
+        split = part.reshape(*part.shape[:-2], count, size, outputs)
+        columns = jnp.swapaxes(split, -3, -2).reshape(*part.shape[:-2], size, count * outputs)
+        found = weight_affine(columns, plain, observer)
+        return jax.tree.map(lambda v: v.reshape(*v.shape[:-2], count, outputs), found)
+
+    each = [fitted(part) for part in parts if part.shape[-2]]
+    return jax.tree.map(lambda *vs: jnp.concatenate(vs, axis=-2), *each)
 
 
 def by_channel(w: Float[Array, "..."], grid: Grid, observer: Aciq | Entropy) -> Affine:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.numerics.affine import Affine, Grid, spread
 
 Steps = Float[Array, "out cin taps"]
 Kernels = Float[Array, "out cin"]
@@ -38,7 +38,7 @@ def squant_kernel(w: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
 
     Args:
       w: channels last: (h, w, in, out) or (in, out).
-      affine: scales and zero points, the rank of `w`.
+      affine: scales and zero points, the rank of `w`; of groups of inputs too.
       grid: the integers to use.
 
     Returns:
@@ -51,6 +51,7 @@ def squant_kernel(w: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
       Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian
       Approximation", as its released code does it.
     """
+    affine = spread(affine, w.shape, grid)
     zero_point = affine.zero_point.astype(jnp.float32)
     steps = by_kernel(w / affine.scale)
     ends = by_kernel(jnp.broadcast_to(-zero_point, w.shape))

@@ -68,7 +68,7 @@ def limit_of(model: Model, space: Space, budget: Budget) -> int:
       BudgetError: if no choice keeps to the budget; names the smallest that one does.
     """
     nothing = np.zeros((len(space.choices), len(space.bits)), np.float32)
-    whole = per_unit(work_of(model), budget.unit)
+    whole = per_unit(work_of(model, space.rest), budget.unit)
     limit = math.floor(budget.amount * whole + 1e-6)
     least = extremes(problem_of(model, space, nothing, budget.unit))[0]
     if limit < least:
@@ -150,7 +150,7 @@ def described(
     model: Model, space: Space, problem: Knapsack, picks: Picks, unit: Unit
 ) -> Allocation:
     """An answer to a knapsack in terms of the network."""
-    amount = spent(problem, picks) / per_unit(work_of(model), unit)
+    amount = spent(problem, picks) / per_unit(work_of(model, space.rest), unit)
     bits = tuple(space.bits[pick] for pick in picks)
     return Allocation(bits, Budget(amount, unit), lost(problem, picks), space.rules_for(bits))
 
@@ -172,7 +172,7 @@ def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsa
     levels, owners, store = len(space.bits), space.owners, space.rest.store
     costs = np.zeros((len(space.choices), levels), np.int64)
     fixed, pairs = 0, []
-    for work in work_of(model):
+    for work in work_of(model, space.rest):
         counted = work.operands if unit == "bops" else work.operands[:1]
         first, second = (owners.get(s) if s in counted else None for s in work.operands)
         ours, theirs = (

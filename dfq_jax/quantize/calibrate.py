@@ -12,11 +12,24 @@ from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Edge, Model
 from dfq_jax.graph.ops import Constant
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.affine import Affine, covers, from_range, guard_bias_overflow
+from dfq_jax.numerics.affine import (
+    Affine,
+    Grid,
+    Steps,
+    covers,
+    from_range,
+    guard_bias_overflow,
+    spread,
+    steps_of,
+)
+from dfq_jax.numerics.basis import LearnedLevels
+from dfq_jax.numerics.basis import fit as fit_basis
 from dfq_jax.numerics.histogram import Histogram, empty, extend
+from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
 from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, unseen, weight_affine
+from dfq_jax.numerics.signs import Signs, best_alpha
 from dfq_jax.quantize.plan import Plan, Site, Spec
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantize.simulate import QParams, QuantizedModel
 
 Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
@@ -149,7 +162,7 @@ def fit_edges(
             affine = from_range(*expected[tensor], spec.grid)
         else:
             affine = fit_activation(histograms[tensor], spec)
-            if widen and tensor in expected and spec.grid.bits == 8:
+            if widen and tensor in expected and spec.levels.bits == 8:
                 affine = widened(affine, expected[tensor], spec)
         fitted |= dict.fromkeys(sites, affine)
     return fitted
@@ -168,12 +181,18 @@ def fit_activation(histogram: Histogram, spec: Spec) -> Affine:
 
 
 @partial(jax.jit, static_argnames="spec")
-def fit_kernel(kernel: Tensor, spec: Spec) -> Affine:
-    """Scales and zero points of one kernel."""
-    return weight_affine(kernel, spec.grid, spec.observer)
+def fit_kernel(kernel: Tensor, spec: Spec) -> Parameters:
+    """The parameters of one kernel's levels: of a grid as its observer says, else the best ones."""
+    match spec.levels:
+        case Grid():
+            return weight_affine(kernel, spec.levels, spec.observer)
+        case Signs():
+            return best_alpha(kernel, spec.levels)
+        case LearnedLevels(bits, kind):
+            return fit_basis(spec.levels.rows(kernel), bits, kind).basis
 
 
-def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[Site, Affine]:
+def fit_kernels(model: Model, plan: Plan, edges: QParams) -> dict[Site, Parameters]:
     """Scales of every kernel, raised where a bias would overflow int32."""
     fitted = {}
     for node in weighted_nodes(model.graph):
@@ -182,19 +201,33 @@ def fit_kernels(model: Model, plan: Plan, edges: Mapping[Site, Affine]) -> dict[
         if spec is None:
             continue
         slots = model.params[node.name]
-        affine = fit_kernel(slots["kernel"], spec)
-        if "bias" in slots and data in edges:
-            affine = guarded(affine, edges[data].scale, slots["bias"])
-        fitted[site] = affine
+        parameters = fit_kernel(slots["kernel"], spec)
+        if "bias" in slots and plan.multiplies(node):
+            parameters = guarded(parameters, scales_of(edges[data]), slots["bias"])
+        fitted[site] = parameters
     return fitted
 
 
+def steps_by_site(model: Model, plan: Plan, qparams: QParams) -> dict[Site, Steps]:
+    """The grids of all sites, those of groups spread over the inputs of their kernels.
+
+    Raises:
+      PlanError: if a site has other levels than a grid.
+    """
+    found = {}
+    for site, spec in plan.entries:
+        shape = () if site.argument is not None else model.params[site.node][site.slot].shape
+        found[site] = steps_of(spread(affine_of(qparams[site]), shape, spec.grid), spec.grid)
+    return found
+
+
 @jax.jit
-def guarded(kernel: Affine, scale: Tensor, bias: Tensor) -> Affine:
+def guarded(kernel: Parameters, scale: Tensor, bias: Tensor) -> Parameters:
     """Kernel scales raised where a bias would overflow; the largest bias decides a single scale."""
-    if kernel.scale.size == 1:
+    scales = scales_of(kernel)
+    if scales.size == 1:
         bias = jnp.max(jnp.abs(bias), keepdims=True)
-    return guard_bias_overflow(kernel, scale, bias)
+    return with_scales(kernel, guard_bias_overflow(scales, scale, bias))
 
 
 def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
@@ -203,7 +236,7 @@ def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
     for node in weighted_nodes(quantized.model.graph):
         kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
         slots = quantized.model.params[node.name]
-        if kernel in qparams and data in qparams and "bias" in slots:
-            scale = qparams[data].scale
+        if "bias" in slots and quantized.plan.multiplies(node):
+            scale = scales_of(qparams[data])
             qparams[kernel] = guarded(qparams[kernel], scale, slots["bias"])
     return QuantizedModel(quantized.model, quantized.plan, qparams)

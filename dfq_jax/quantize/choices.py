@@ -105,9 +105,12 @@ def space_of(
     """
     rules, bits = tuple(rules), tuple(sorted(set(bits)))
     planned = lambda wanted: resolve(graph, wanted, layers, rules, observers)
-    plans = tuple(planned(Scheme(b, b if tensors else scheme.activation_bits)) for b in bits)
+    uniform = lambda b: dataclasses.replace(
+        scheme, weight_bits=b, activation_bits=b if tensors else scheme.activation_bits
+    )
+    plans = tuple(planned(uniform(b)) for b in bits)
     tables = [plan.table for plan in plans]
-    follows = lambda site: all(t[site].grid.bits == b for t, b in zip(tables, bits, strict=True))
+    follows = lambda site: all(t[site].levels.bits == b for t, b in zip(tables, bits, strict=True))
     kernels = [
         Choice(site.node, (site,), (site.node,), True)
         for site, _ in plans[0].entries

@@ -5,7 +5,7 @@ ones, then rounded input by input (OBQ), then polished (`numerics.second_order`)
 a linear layer over unfolded windows; every group is a layer of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from math import prod
 from typing import NamedTuple
@@ -30,7 +30,6 @@ from dfq_jax.numerics.second_order import (
     transported,
 )
 from dfq_jax.quantize.plan import Plan, Site
-from dfq_jax.quantize.simulate import QParams
 from dfq_jax.quantize.units import pieces
 
 Pair = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
@@ -102,11 +101,11 @@ class Grams(NamedTuple):
 
 def solved(
     model: Model,
-    qparams: QParams,
+    qparams: Mapping[Site, Affine],
     plan: Plan,
     read: Iterable[Pair],
     method: ClosedForm,
-) -> tuple[Model, QParams]:
+) -> tuple[Model, Mapping[Site, Affine]]:
     """A layer on its grid.
 
     Args:

@@ -14,7 +14,7 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
-from dfq_jax.numerics.affine import Affine
+from dfq_jax.numerics.levels import scales_of, with_scales
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QParams, QuantizedModel, simulation_hook
 
@@ -127,7 +127,7 @@ def changed_layer(
     site = Site(name, "kernel")
     if site not in qparams:
         return {**slots, **moved}, qparams
-    scaled = Affine(qparams[site].scale * change.gain, qparams[site].zero_point)
+    scaled = with_scales(qparams[site], scales_of(qparams[site]) * change.gain)
     return {**slots, **moved}, {**qparams, site: scaled}
 
 

@@ -19,10 +19,11 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.packing import packed_bytes
 from dfq_jax.quantize.observers import DEFAULT_OBSERVER
 from dfq_jax.quantize.plan import Plan, weight_spec
-from dfq_jax.quantize.sites import Site, products
+from dfq_jax.quantize.sites import Site, operands, products
 from dfq_jax.words import Store
 
 Unit = Literal["bits", "bytes", "bops"]
@@ -90,6 +91,9 @@ class Work(NamedTuple):
       elements: of the kernel, 0 without one.
       scales: of the kernel.
       biases: elements of the bias, 0 without one.
+      grouped: whether groups of input channels have scales of their own, so that it computes in
+        float.
+      blocks: whether there are several of them.
     """
 
     operands: tuple[Site, Site]
@@ -97,23 +101,32 @@ class Work(NamedTuple):
     elements: int = 0
     scales: int = 0
     biases: int = 0
+    grouped: bool = False
+    blocks: bool = False
 
 
-def work_of(model: Model) -> tuple[Work, ...]:
-    """Everything that multiplies in a folded network, in execution order."""
-    counted, found = macs(model), []
+def work_of(model: Model, plan: Plan) -> tuple[Work, ...]:
+    """Everything that multiplies in a folded network, in execution order.
+
+    Args:
+      model: folded network.
+      plan: says how kernels share scales; its bits do not matter.
+    """
+    counted, table, found = macs(model), plan.table, []
     for node in products(model.graph):
-        first, second = Site(node.name, "input0"), Site(node.name, "input1")
+        first, second = operands(node)
         if not isinstance(node.op, WEIGHTED):
             found.append(Work((first, second), counted[node.name]))
             continue
-        slots = model.params[node.name]
+        slots, spec = model.params[node.name], table.get(second)
         kernel = slots["kernel"]
-        one_scale = weight_spec(node.op, FLOAT // 4, DEFAULT_OBSERVER).grid.axis is None
-        scales = 1 if one_scale else kernel.shape[-1]
+        levels = weight_spec(node.op, 8, DEFAULT_OBSERVER).levels if spec is None else spec.levels
+        scales = 1 if levels.axis is None else kernel.shape[-1]
+        group = levels.group if isinstance(levels, Grid) else None
+        groups = 1 if group is None else -(-kernel.shape[-2] // group)
         biases = slots["bias"].size if "bias" in slots else 0
-        sites = Site(node.name, "kernel"), first
-        found.append(Work(sites, counted[node.name], kernel.size, scales, biases))
+        counts = counted[node.name], kernel.size, scales * groups, biases
+        found.append(Work((second, first), *counts, group is not None, groups > 1))
     return tuple(found)
 
 
@@ -166,13 +179,13 @@ def stored(work: Work, weight: int, tensor: int, store: Store) -> int:
     if weight == FLOAT:
         return 4 * (work.elements + work.biases)
     if is_packed(work.elements, weight, store):
-        codes = packed_bytes(work.elements, weight) + 2 * work.scales
+        codes = packed_bytes(work.elements, weight) + (1 if work.blocks else 2) * work.scales
     elif store == "int4" and weight <= 4:
         codes = -(-work.elements // 2) - (-work.scales // 2)
     else:
         codes = work.elements + work.scales
     kernel = codes + 4 * work.scales
-    integer_bias = work.biases and tensor != FLOAT
+    integer_bias = work.biases and tensor <= 8 and not work.grouped
     return kernel + 4 * work.biases + (8 * work.scales if integer_bias else 0)
 
 
@@ -185,7 +198,7 @@ def is_packed(elements: int, bits: int, store: Store) -> bool:
 def bits_of(plan: Plan, site: Site) -> int:
     """Bits of a site; `FLOAT` where it is not quantized."""
     spec = plan.spec(site)
-    return FLOAT if spec is None else spec.grid.bits
+    return FLOAT if spec is None else spec.levels.bits
 
 
 def per_unit(works: tuple[Work, ...], unit: Unit) -> int:
@@ -204,7 +217,7 @@ def cost_of(model: Model, plan: Plan, unit: Unit) -> Budget:
     Returns:
       The exact cost.
     """
-    works = work_of(model)
+    works = work_of(model, plan)
     bits = lambda work, operand: bits_of(plan, work.operands[operand])
     total = sum(cost(work, bits(work, 0), bits(work, 1), unit, plan.store) for work in works)
     return Budget(total / per_unit(works, unit), unit)

@@ -132,7 +132,7 @@ def worst_first(costs: Iterable[LayerCost]) -> tuple[LayerCost, ...]:
 
 def bits_of_node(plan: Plan, sites: Sequence[Site]) -> tuple[int | None, int | None]:
     """Bits of a node's kernel, and the fewest of its inputs; None where there is none."""
-    bits = {site: plan.table[site].grid.bits for site in sites}
+    bits = {site: plan.table[site].levels.bits for site in sites}
     kernels = [n for site, n in bits.items() if site.argument is None]
     inputs = [n for site, n in bits.items() if site.argument is not None]
     return min(kernels, default=None), min(inputs, default=None)

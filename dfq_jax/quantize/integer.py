@@ -16,10 +16,11 @@ from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
-from dfq_jax.numerics.affine import Affine, bias_scale, quantize, quantize_bias
+from dfq_jax.numerics.affine import Affine, bias_scale, quantize_bias
 from dfq_jax.numerics.integer import exact_product
-from dfq_jax.quantize.plan import Site
+from dfq_jax.numerics.levels import Parameters, codes_of, scales_of
 from dfq_jax.quantize.simulate import QuantizedModel, argument_hook, simulation_hook
+from dfq_jax.quantize.sites import operands
 
 
 def integer_node(
@@ -39,38 +40,42 @@ def integer_node(
     """
     if isinstance(node.op, MatMul):
         return integer_matmul(quantized, node, args)
-    table, qparams = quantized.plan.table, quantized.qparams
-    data, kernel = Site(node.name, "input0"), Site(node.name, "kernel")
-    if not isinstance(node.op, WEIGHTED) or data not in table or kernel not in table:
-        slots, _ = simulation_hook(quantized.plan, qparams)(node, slots, ())
+    plan, qparams = quantized.plan, quantized.qparams
+    if not isinstance(node.op, WEIGHTED) or not plan.multiplies(node):
+        slots, _ = simulation_hook(plan, qparams)(node, slots, ())
         return apply_op(node.op, slots, *args)
-    x = centred(quantize(args[0], qparams[data], table[data].grid), qparams[data])
-    w = centred(quantize(slots["kernel"], qparams[kernel], table[kernel].grid), qparams[kernel])
+    data, kernel = operands(node)
+    scales = scales_of(qparams[data]), scales_of(qparams[kernel])
+    x, w = (
+        centred(codes_of(v, plan.table[site].levels, qparams[site]), qparams[site])
+        for v, site in ((args[0], data), (slots["kernel"], kernel))
+    )
     total = integer_sum(node, x, w)
     if "bias" in slots:
-        total = total + quantize_bias(slots["bias"], qparams[data].scale, qparams[kernel].scale)
-    return total.astype(jnp.float32) * bias_scale(qparams[data].scale, qparams[kernel].scale)
+        total = total + quantize_bias(slots["bias"], *scales)
+    return total.astype(jnp.float32) * bias_scale(*scales)
 
 
 def integer_matmul(quantized: QuantizedModel, node: Node, args: tuple[Tensor, ...]) -> Tensor:
     """The product of two tensors: an exact int32 sum times the product of both scales."""
-    table, qparams = quantized.plan.table, quantized.qparams
-    sites = [Site(node.name, f"input{i}") for i in range(2)]
-    if not all(site in table for site in sites):
+    table, qparams, sites = quantized.plan.table, quantized.qparams, operands(node)
+    if not quantized.plan.multiplies(node):
         return apply_op(node.op, {}, *args)
     a, b = (
-        centred(quantize(x, qparams[site], table[site].grid), qparams[site])
+        centred(codes_of(x, table[site].levels, qparams[site]), qparams[site])
         for x, site in zip(args, sites, strict=True)
     )
     product = lambda a, b: jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
     columns = jnp.swapaxes(b, -1, -2) if node.op == MatMul(True) else b
     total = exact_product(a, columns, product, a.shape[-1])
-    return total.astype(jnp.float32) * (qparams[sites[0]].scale * qparams[sites[1]].scale)
+    return total.astype(jnp.float32) * (scales_of(qparams[sites[0]]) * scales_of(qparams[sites[1]]))
 
 
-def centred(codes: Integer[Array, "..."], affine: Affine) -> Int[Array, "..."]:
-    """Codes less their zero point, int32."""
-    return codes.astype(jnp.int32) - affine.zero_point.astype(jnp.int32)
+def centred(codes: Integer[Array, "..."], parameters: Parameters) -> Int[Array, "..."]:
+    """Codes less their zero point, if they have one, int32."""
+    if not isinstance(parameters, Affine):
+        return codes.astype(jnp.int32)
+    return codes.astype(jnp.int32) - parameters.zero_point.astype(jnp.int32)
 
 
 def integer_sum(node: Node, x: Int[Array, "..."], w: Int[Array, "..."]) -> Int[Array, "..."]:

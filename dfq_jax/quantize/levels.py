@@ -17,12 +17,18 @@ from jaxtyping import Array, Float, Int
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED
-from dfq_jax.numerics.affine import BIAS_LIMIT, Steps, snapped, steps_of
-from dfq_jax.quantize.calibrate import Ranges, fit_edges, fit_kernels, histograms_of
+from dfq_jax.numerics.affine import BIAS_LIMIT, Steps, snapped
+from dfq_jax.quantize.calibrate import (
+    Ranges,
+    fit_edges,
+    fit_kernels,
+    histograms_of,
+    steps_by_site,
+)
 from dfq_jax.quantize.costs import with_biases_of
-from dfq_jax.quantize.plan import Plan, Spec, weight_spec
+from dfq_jax.quantize.plan import Plan, Spec, sharing_in, weight_spec
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.quantize.sites import Site
+from dfq_jax.quantize.sites import Site, products
 
 FLOAT, AS_IS, FINE = range(3)
 """The levels of a site: not quantized, as the network has it, on a grid of 8 bits."""
@@ -54,7 +60,7 @@ Judge = Callable[[Outputs, Outputs], Judged]
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["reference", "model", "base", "fine"],
-    meta_fields=["sites"],
+    meta_fields=["sites", "sums"],
 )
 @dataclasses.dataclass(frozen=True)
 class Candidates:
@@ -66,6 +72,7 @@ class Candidates:
       base: its grids.
       fine: grids of 8 bits for the same sites.
       sites: in the order in which a program is told their levels.
+      sums: layers that sum products of integers, biases included.
     """
 
     reference: Model
@@ -73,6 +80,7 @@ class Candidates:
     base: Mapping[Site, Steps]
     fine: Mapping[Site, Steps]
     sites: tuple[Site, ...]
+    sums: tuple[str, ...]
 
 
 def candidates(
@@ -97,15 +105,16 @@ def candidates(
     histograms = histograms_of(whole, finer, images, batch)
     edges = fit_edges(whole, finer, histograms, expected or {})
     fitted = {**edges, **fit_kernels(whole, finer, edges)}
-    fine = {site: steps_of(fitted[site], spec.grid) for site, spec in finer.entries}
+    fine = steps_by_site(whole, finer, fitted)
     return dataclasses.replace(made, fine=fine)
 
 
 def without_fine(reference: Model, quantized: QuantizedModel) -> Candidates:
     """The sites as they are and in float; 8 bits are as they are, and nothing is calibrated."""
     plan, whole = quantized.plan, with_biases_of(reference, quantized.model)
-    base = {site: steps_of(quantized.qparams[site], spec.grid) for site, spec in plan.entries}
-    return Candidates(whole, quantized.model, base, base, tuple(base))
+    base = steps_by_site(whole, plan, quantized.qparams)
+    sums = tuple(n.name for n in products(whole.graph) if plan.multiplies(n))
+    return Candidates(whole, quantized.model, base, base, tuple(base), sums)
 
 
 def at_fine(model: Model, plan: Plan) -> Plan:
@@ -121,11 +130,11 @@ def raised(model: Model, plan: Plan, sites: Iterable[Site]) -> Plan:
 
     def finer(site: Site, spec: Spec) -> Spec:
         op = nodes[site.node].op
-        if site not in wanted or spec.grid.bits == FINE_BITS:
+        if site not in wanted or spec.levels.bits >= FINE_BITS:
             return spec
         if isinstance(op, WEIGHTED) and site.argument is None:
-            return weight_spec(op, FINE_BITS, spec.observer)
-        return dataclasses.replace(spec, grid=dataclasses.replace(spec.grid, bits=FINE_BITS))
+            return weight_spec(op, FINE_BITS, spec.observer, sharing_in(spec.grid))
+        return dataclasses.replace(spec, levels=dataclasses.replace(spec.grid, bits=FINE_BITS))
 
     entries = tuple((site, finer(site, spec)) for site, spec in plan.entries)
     return dataclasses.replace(plan, entries=entries)
@@ -141,7 +150,7 @@ def levels_between(plan: Plan, other: Plan) -> Levels:
     def level(site: Site, spec: Spec) -> int:
         if site not in table:
             return FLOAT
-        return AS_IS if table[site].grid.bits == spec.grid.bits else FINE
+        return AS_IS if table[site].levels.bits == spec.levels.bits else FINE
 
     return {site: level(site, spec) for site, spec in plan.entries}
 
@@ -184,8 +193,8 @@ def parameters(
 ) -> dict[str, Tensor]:
     """The kernel and bias of a layer at its levels, `slots` being the float ones.
 
-    As in the deployed file, a bias is rounded to the product of both scales where kernel and input
-    are quantized.
+    As in the deployed file, a bias is rounded to the product of both scales where the layer sums
+    products of integers.
     """
     kernel, data = Site(layer, "kernel"), Site(layer, "input0")
     ours = made.model.params[layer]
@@ -193,7 +202,7 @@ def parameters(
     if "bias" not in slots:
         return found
     bias = jnp.where(level[kernel] == AS_IS, ours["bias"], slots["bias"])
-    if data not in level:
+    if layer not in made.sums:
         return {**found, "bias": bias}
     step = (steps_at(made, level, data).scale * steps_at(made, level, kernel).scale).reshape(-1)
     rounded = jnp.clip(jnp.round(bias / step), -BIAS_LIMIT, BIAS_LIMIT) * step

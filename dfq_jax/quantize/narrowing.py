@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine, from_range
+from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantize.calibrate import Ranges
 from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.simulate import QParams, QuantizedModel, argument_hook, simulation_hook
@@ -66,7 +67,7 @@ def contested(plan: Plan, qparams: QParams, expected: Ranges) -> dict[str, tuple
         if tensor not in expected or grid.bits != 8:
             continue
         predicted = from_range(*expected[tensor], grid)
-        ratio = float(qparams[sites[0]].scale / predicted.scale)
+        ratio = float(scales_of(qparams[sites[0]]) / predicted.scale)
         if ratio > CONTESTED:
             found[tensor] = ratio, predicted
     return found

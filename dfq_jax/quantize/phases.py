@@ -99,7 +99,7 @@ def coarse_edges(plan: Plan, qparams: Mapping[Site, Affine]) -> dict[str, Array]
     return {
         tensor: qparams[sites[0]].scale
         for tensor, sites in plan.groups
-        if table[sites[0]].grid.bits < 8
+        if table[sites[0]].levels.bits < 8
     }
 
 

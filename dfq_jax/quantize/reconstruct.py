@@ -43,7 +43,7 @@ from dfq_jax.quantize.learning import (
     relative_gap,
 )
 from dfq_jax.quantize.phases import in_phases
-from dfq_jax.quantize.plan import Site
+from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
     Host,
@@ -88,11 +88,12 @@ def reconstruct(
       The network with its kernels on their grids, and how each unit fared.
 
     Raises:
-      PlanError: without images.
+      PlanError: without images, or for kernels on levels that are not learned.
       UsageError: if the folder belongs to another run, and names the difference, or is in use.
     """
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
+    check_kernels(quantized.plan)
     if isinstance(method, Reconstruction) and method.layers:
         method = layered(method)
     split = layers_instead(quantized.plan, reference, method, memory)
@@ -103,6 +104,21 @@ def reconstruct(
             facts = facts_of(quantized, np.asarray(images), method, key)
             StateStore(folder, facts | {"units layer by layer": sorted(split)})
         return unit_by_unit(quantized, reference, images, *given, folder, on_unit, on_progress)
+
+
+def check_kernels(plan: Plan) -> None:
+    """Refuses kernels on levels that no method learns to round to.
+
+    Raises:
+      PlanError: naming the first.
+    """
+    for site, spec in plan.entries:
+        if site.argument is None and spec.grid.group is not None:
+            raise PlanError(
+                f"the kernel of {site.node!r} has scales of {spec.grid.group} input channels each, "
+                "which only rounding to nearest takes: reconstruct 'nearest', or give each output "
+                "channel one scale."
+            )
 
 
 def unit_by_unit(
@@ -171,7 +187,7 @@ def facts_of(
         "method": repr(settings),
         "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
         "layers": plan.layers,
-        "bits": {f"{site.node} {site.slot}": spec.grid.bits for site, spec in plan.entries},
+        "bits": {f"{site.node} {site.slot}": spec.levels.bits for site, spec in plan.entries},
         "observers": sorted({repr(spec.observer) for _, spec in plan.entries}),
         "scheme": str(plan.scheme),
         "weights": digest(quantized.model.params),
@@ -240,7 +256,7 @@ def attempts(
         work = work._replace(model=model, qparams=qparams)
     if isinstance(method, ClosedForm):
         return
-    if method.spare and all(spec.grid.bits == 8 for _, spec in work.unit.plan.entries):
+    if method.spare and all(spec.levels.bits == 8 for _, spec in work.unit.plan.entries):
         yield work.model, work.qparams
         return
     learn = learned_by_layers if method.layers else in_phases
@@ -265,9 +281,9 @@ def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site,
 
     def solve(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]
-        rough = flow(whole.model, whole.qparams, whole.plan, work.rough, name)
+        rough = flow(whole.model, whole.affines, whole.plan, work.rough, name)
         exact = flow(work.reference, None, None, work.exact, name)
-        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.qparams)
+        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         return solved(model, qparams, layer.plan, zip(rough, exact, strict=True), method)
 
     return layer_by_layer(work, solve)
@@ -282,10 +298,10 @@ def learned_by_layers(
     def learn(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]
         exact = passed(work.reference, None, None, work.exact, name)
-        rough = passed(whole.model, whole.qparams, whole.plan, work.rough, name)
+        rough = passed(whole.model, whole.affines, whole.plan, work.rough, name)
         float_layer = unit_model(layer, work.reference)
         targets = passed(float_layer, None, None, exact)
-        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.qparams)
+        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
         if work.on_step is not None:
             part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
@@ -313,4 +329,4 @@ def layer_by_layer(
     whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
     for number, layer in enumerate(layers_of(work.unit)):
         whole = with_unit(whole, layer, *treat(layer, whole, number))
-    return whole.model, whole.qparams
+    return whole.model, whole.affines

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.semantics import Tensor
+from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantize.correct import Change, changed, mean_gap, side_by_side
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QuantizedModel
@@ -82,7 +83,7 @@ def norm_changes(
         axes, recorded = tuple(range(out.ndim - 1)), reference.moments[node.name]
         wanted = jnp.var(exact, axes) if target == "reference" else recorded.var
         kernel = quantized.qparams.get(Site(node.name, "kernel"))
-        scalable = kernel is None or kernel.scale.size == out.shape[-1]
+        scalable = kernel is None or scales_of(kernel).size == out.shape[-1]
         gain = matching_gain(wanted, jnp.var(out, axes)) if scalable else None
         scaled = out if gain is None else gain * out
         if target == "reference":

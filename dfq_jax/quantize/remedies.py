@@ -51,7 +51,7 @@ def remedies_for(model: Model, plan: Plan, worst: Sequence[str]) -> tuple[Remedy
 
 def least_bits(plan: Plan, layer: str) -> int:
     """The fewest bits of what a layer multiplies; 8 where it is in float."""
-    bits = [spec.grid.bits for site, spec in plan.entries if site.node == layer]
+    bits = [spec.levels.bits for site, spec in plan.entries if site.node == layer]
     return min(bits, default=FINE_BITS)
 
 
@@ -60,7 +60,8 @@ def more_bits(model: Model, plan: Plan, worst: Sequence[str]) -> Iterator[Remedy
     sites = [site for site, _ in plan.entries]
     edges = [site for site in sites if site.argument is not None]
     nested = [(k, [s for s in sites if s.node in worst[:k]]) for k in counts(len(worst))]
-    rules = lambda k: tuple(f"{glob.escape(name)}=8" for name in worst[:k])
+    bits = "w8" if plan.scheme.activation_bits is None else "8"
+    rules = lambda k: tuple(f"{glob.escape(name)}={bits}" for name in worst[:k])
     for k, chosen in nested:
         yield Remedy(f"{told(k)} at 8 bits", raised(model, plan, chosen), rules(k))
     if raised(model, plan, edges) == plan:
@@ -130,7 +131,7 @@ def shortcuts_apart(model: Model, plan: Plan) -> Plan:
     table, groups, others = plan.table, [], []
     for tensor, sites in plan.groups:
         parted = list(with_shortcuts(model.graph, {tensor: list(sites)}, layers))
-        if len(parted) < 2 or table[sites[0]].grid.bits == FINE_BITS:
+        if len(parted) < 2 or table[sites[0]].levels.bits == FINE_BITS:
             groups.append((tensor, sites))
             continue
         groups += [(tensor, tuple(part)) for _, part in parted]

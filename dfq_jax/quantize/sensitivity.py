@@ -19,8 +19,15 @@ from dfq_jax.graph.evaluate import Hook, Slots, Tensor
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.heads import Part
 from dfq_jax.graph.tasks import Task, parts_of
-from dfq_jax.numerics.affine import Steps, snapped, steps_of
-from dfq_jax.quantize.calibrate import Ranges, batches, fit_edges, fit_kernels, histograms_of
+from dfq_jax.numerics.affine import Steps, snapped
+from dfq_jax.quantize.calibrate import (
+    Ranges,
+    batches,
+    fit_edges,
+    fit_kernels,
+    histograms_of,
+    steps_by_site,
+)
 from dfq_jax.quantize.choices import Space
 from dfq_jax.quantize.outputs import PartValues, cost, cost_probe, parts_outputs
 from dfq_jax.quantize.sites import Site
@@ -119,9 +126,9 @@ def lattices_of(
     found: dict[Site, list[Steps]] = {site: [] for site in space.owners}
     for plan in space.plans:
         edges = fit_edges(model, plan, histograms, expected or {}, widen=widen)
-        fitted = {**edges, **fit_kernels(model, plan, edges)}
+        all_steps = steps_by_site(model, plan, {**edges, **fit_kernels(model, plan, edges)})
         for site, steps in found.items():
-            steps.append(steps_of(fitted[site], plan.table[site].grid))
+            steps.append(all_steps[site])
     return {site: jax.tree.map(lambda *s: jnp.stack(s), *steps) for site, steps in found.items()}
 
 

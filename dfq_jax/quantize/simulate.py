@@ -7,98 +7,78 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
+from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
 from dfq_jax.graph.graph import Model, Node
-from dfq_jax.numerics.affine import (
-    Affine,
-    bias_scale,
-    dequantize,
-    fake_quantize,
-    quantize_bias,
+from dfq_jax.numerics.affine import Affine, bias_scale, dequantize, quantize_bias
+from dfq_jax.numerics.levels import (
+    Parameters,
+    QuantizedArray,
+    affine_of,
+    on_levels,
+    quantized,
+    scales_of,
+    with_scales,
 )
-from dfq_jax.numerics.basis import Basis, snap
 from dfq_jax.quantize.plan import Plan, Site
 
-QParams = Mapping[Site, Affine]
-"""{site: scale and zero point}: the traced half of a plan."""
+QParams = Mapping[Site, Parameters]
+"""{site: scale and zero point, or what else its levels have}: the traced half of a plan."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["model", "qparams"], meta_fields=["plan"])
 @dataclasses.dataclass(frozen=True)
 class QuantizedModel:
-    """A folded network with everything needed to run it in integers.
+    """A folded network with everything needed to run it on its levels.
 
     Attributes:
-      model: float parameters; kernels need not be on their grids (nearest rounding puts them
+      model: float parameters; kernels need not be on their levels (nearest rounding puts them
         there, and leaves kernels that learned rounding already placed).
       plan: what is quantized, static.
-      qparams: scales and zero points.
+      qparams: scales and zero points, or what else the levels of a site have.
     """
 
     model: Model
     plan: Plan
     qparams: QParams
 
+    @property
+    def scales(self) -> dict[Site, Float[Array, "..."]]:
+        """What may be trained of the levels, apart from zero points: `jax.grad` takes it."""
+        return {site: scales_of(parameters) for site, parameters in self.qparams.items()}
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model", "qparams", "bases"],
-    meta_fields=["plan"],
-)
-@dataclasses.dataclass(frozen=True)
-class LevelledModel:
-    """A folded network of which some sites have levels that no uniform grid has (LQ-Nets).
+    def with_scales(self, scales: Mapping[Site, Float[Array, "..."]]) -> "QuantizedModel":
+        """The network with other scales at some sites."""
+        changed = {site: with_scales(self.qparams[site], scale) for site, scale in scales.items()}
+        return dataclasses.replace(self, qparams={**self.qparams, **changed})
 
-    Attributes:
-      model: float parameters; kernels with a basis lie on their levels, others as in
-        `QuantizedModel`.
-      plan: what is quantized, static; sites with a basis have as many levels as their grids.
-      qparams: scales and zero points of the other sites.
-      bases: levels of the rest.
-    """
+    @property
+    def affines(self) -> Mapping[Site, Affine]:
+        """The scales and zero points of a network that has uniform grids only.
 
-    model: Model
-    plan: Plan
-    qparams: QParams
-    bases: Mapping[Site, Basis]
+        Raises:
+          PlanError: if a site has other levels.
+        """
+        return {site: affine_of(parameters) for site, parameters in self.qparams.items()}
 
+    def kernel(self, layer: str) -> QuantizedArray:
+        """The kernel of a layer as codes with their levels.
 
-Simulated = QuantizedModel | LevelledModel
-
-
-def hook_of(quantized: Simulated) -> Hook:
-    """What simulates a quantized network. Build it inside the jitted function."""
-    match quantized:
-        case QuantizedModel():
-            return simulation_hook(quantized.plan, quantized.qparams)
-        case LevelledModel():
-            return levelled_hook(quantized)
-
-
-def levelled_hook(quantized: LevelledModel) -> Hook:
-    """Snaps edges with a basis to their levels, and simulates the rest of the plan.
-
-    Biases of layers that read or store levels stay in float, as sums of bit planes do.
-    """
-    plan, bases = quantized.plan, quantized.bases
-    uniform = tuple(entry for entry in plan.entries if entry[0] not in bases)
-    rest = simulation_hook(dataclasses.replace(plan, entries=uniform), quantized.qparams)
-
-    def level(site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return snap(x.reshape(1, -1), bases[site]).reshape(x.shape) if site in bases else x
-
-    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        slots, args = rest(node, slots, args)
-        return slots, tuple(level(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
-
-    return hook
+        Raises:
+          PlanError: if it stays in float.
+        """
+        site = Site(layer, "kernel")
+        spec = self.plan.spec(site)
+        if spec is None:
+            raise PlanError(f"the kernel of {layer!r} is not quantized; it is in `model.params`.")
+        return quantized(self.model.params[layer]["kernel"], spec.levels, self.qparams[site])
 
 
 def simulation_hook(plan: Plan, qparams: QParams) -> Hook:
     """Fake-quantizes kernels, biases and edges as `plan` says. Build it inside the jitted function.
 
-    Biases of layers whose kernel and input are both quantized sit on the int32 grid of scale
-    `x_scale * w_scale`, as in the deployed file.
+    Biases of layers that sum integers sit on the int32 grid of scale `x_scale * w_scale`, as in the
+    deployed file; those of others stay in float.
     """
     edges = argument_hook(plan, qparams)
     table = plan.table
@@ -107,9 +87,9 @@ def simulation_hook(plan: Plan, qparams: QParams) -> Hook:
         _, args = edges(node, slots, args)
         kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
         if kernel in table:
-            snapped = fake_quantize(slots["kernel"], qparams[kernel], table[kernel].grid)
+            snapped = on_levels(slots["kernel"], table[kernel].levels, qparams[kernel])
             slots = {**slots, "kernel": snapped}
-            if "bias" in slots and data in table:
+            if "bias" in slots and plan.multiplies(node):
                 bias = snap_bias(slots["bias"], qparams[data], qparams[kernel])
                 slots = {**slots, "bias": bias}
         return slots, args
@@ -124,7 +104,7 @@ def argument_hook(plan: Plan, qparams: QParams) -> Hook:
     def snap(site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if site not in table:
             return x
-        return fake_quantize(x, qparams[site], table[site].grid)
+        return on_levels(x, table[site].levels, qparams[site])
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
         return slots, tuple(snap(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
@@ -132,14 +112,16 @@ def argument_hook(plan: Plan, qparams: QParams) -> Hook:
     return hook
 
 
-def snap_bias(bias: Float[Array, " chan"], data: Affine, kernel: Affine) -> Float[Array, " chan"]:
+def snap_bias(
+    bias: Float[Array, " chan"], data: Parameters, kernel: Parameters
+) -> Float[Array, " chan"]:
     """A bias rounded to its int32 grid."""
-    scale = bias_scale(data.scale, kernel.scale)
-    codes = quantize_bias(bias, data.scale, kernel.scale)
+    scales = scales_of(data), scales_of(kernel)
+    scale, codes = bias_scale(*scales), quantize_bias(bias, *scales)
     return dequantize(codes, Affine(scale, codes[:1] * 0))
 
 
-def simulate(quantized: Simulated, images: Float[Array, "n h w c"]) -> Tensor:
+def simulate(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
     """First output of the quantized network, computed in float with fake quantization.
 
     Args:
@@ -149,4 +131,5 @@ def simulate(quantized: Simulated, images: Float[Array, "n h w c"]) -> Tensor:
     Returns:
       Logits, Float[n classes] for a classifier.
     """
-    return evaluate(quantized.model, images, hook=hook_of(quantized))[0][0]
+    hook = simulation_hook(quantized.plan, quantized.qparams)
+    return evaluate(quantized.model, images, hook=hook)[0][0]

@@ -186,3 +186,9 @@ def behind_relu(graph: Graph, groups: dict[str, list[Site]]) -> dict[str, list[S
 def products(graph: Graph) -> tuple[Node, ...]:
     """Convolutions, linear layers and products of two tensors, in execution order."""
     return tuple(n for n in graph.nodes if isinstance(n.op, PRODUCTS))
+
+
+def operands(node: Node) -> tuple[Site, Site]:
+    """The two sites that a layer, or product of two tensors, multiplies."""
+    second = "input1" if isinstance(node.op, MatMul) else "kernel"
+    return Site(node.name, "input0"), Site(node.name, second)

@@ -15,11 +15,13 @@ import numpy as np
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import MatMul
 from dfq_jax.graph.query import output_shapes
-from dfq_jax.numerics.affine import Affine, Grid, quantize, quantize_bias
+from dfq_jax.numerics.affine import Affine, Grid, quantize_bias
 from dfq_jax.numerics.integer import LARGEST_SUM
+from dfq_jax.numerics.levels import Levels, Parameters, scales_of
+from dfq_jax.quantize.integer import centred
 from dfq_jax.quantize.plan import Plan, Rule, Site
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.quantize.sites import products
+from dfq_jax.quantize.sites import operands, products
 
 SAFE = LARGEST_SUM // 255**2
 """So many products of any codes stay below half of `LARGEST_SUM`, or below it without a bias."""
@@ -50,14 +52,14 @@ class LongSum(NamedTuple):
 
 def overflowing(quantized: QuantizedModel) -> tuple[LongSum, ...]:
     """The layers whose sums may leave 32 bits, for some input, in execution order."""
-    model, sites = quantized.model, set(quantized.plan.table)
-    multiplied = [n for n in products(model.graph) if factors(n) <= sites]
+    model = quantized.model
+    multiplied = [n for n in products(model.graph) if quantized.plan.multiplies(n)]
     shapes = output_shapes(model) if any(isinstance(n.op, MatMul) for n in multiplied) else {}
     found = []
     for node in multiplied:
         if isinstance(node.op, MatMul):
             terms = shapes[node.inputs[0]][-1]
-            largest = terms * math.prod(farthest(quantized, site) for site in factors(node))
+            largest = terms * math.prod(farthest(quantized, site) for site in operands(node))
         else:
             kernel = model.params[node.name]["kernel"]
             terms = kernel.size // kernel.shape[-1]
@@ -67,46 +69,41 @@ def overflowing(quantized: QuantizedModel) -> tuple[LongSum, ...]:
     return tuple(found)
 
 
-def factors(node: Node) -> set[Site]:
-    """The two sites whose codes a layer multiplies."""
-    second = "input1" if isinstance(node.op, MatMul) else "kernel"
-    return {Site(node.name, "input0"), Site(node.name, second)}
-
-
 def largest_sum(quantized: QuantizedModel, node: Node) -> int:
     """The largest sum, bias included, that the kernel of a layer can make of codes of its input."""
     table, qparams, slots = quantized.plan.table, quantized.qparams, quantized.model.params
-    data, kernel = Site(node.name, "input0"), Site(node.name, "kernel")
-    low, high = ends(qparams[data], table[data].grid)
-    codes = np.asarray(quantize(slots[node.name]["kernel"], qparams[kernel], table[kernel].grid))
-    weights = codes.astype(np.int64) - np.asarray(qparams[kernel].zero_point, np.int64)
+    data, kernel = operands(node)
+    low, high = ends(qparams[data], table[data].levels)
+    weights = np.asarray(centred(quantized.kernel(node.name).codes, qparams[kernel]), np.int64)
     rows = weights.reshape(-1, weights.shape[-1])
     positive, negative = np.maximum(rows, 0).sum(0), np.minimum(rows, 0).sum(0)
     top, bottom = positive * high + negative * low, positive * low + negative * high
     if "bias" in slots[node.name]:
-        scales = qparams[data].scale, qparams[kernel].scale
+        scales = scales_of(qparams[data]), scales_of(qparams[kernel])
         bias = np.asarray(quantize_bias(slots[node.name]["bias"], *scales), np.int64)
         top, bottom = top + bias, bottom + bias
     return int(max(top.max(), -bottom.min()))
 
 
-def ends(affine: Affine, grid: Grid) -> tuple[int, int]:
+def ends(parameters: Parameters, levels: Levels) -> tuple[int, int]:
     """The smallest and largest code of a tensor, less its zero point."""
-    return grid.qmin - int(affine.zero_point), grid.qmax - int(affine.zero_point)
+    if not (isinstance(levels, Grid) and isinstance(parameters, Affine)):
+        return -1, 1  # signs: integers multiply no others
+    return levels.qmin - int(parameters.zero_point), levels.qmax - int(parameters.zero_point)
 
 
 def farthest(quantized: QuantizedModel, site: Site) -> int:
     """The largest code of a tensor less its zero point, whatever its sign."""
-    return max(map(abs, ends(quantized.qparams[site], quantized.plan.table[site].grid)))
+    return max(map(abs, ends(quantized.qparams[site], quantized.plan.table[site].levels)))
 
 
 def smaller(plan: Plan, found: LongSum) -> Rule:
     """The rule that gives a kernel one bit less; the last resort is float."""
     spec = plan.spec(Site(found.layer, "kernel"))
     pattern = glob.escape(found.layer)
-    if spec is None or spec.grid.bits <= FEWEST_BITS:  # a product of two tensors has no kernel
+    if spec is None or spec.levels.bits <= FEWEST_BITS:  # a product of two tensors has no kernel
         return Rule(pattern, keep_float=True)
-    return Rule(pattern, weight_bits=spec.grid.bits - 1)
+    return Rule(pattern, weight_bits=spec.levels.bits - 1)
 
 
 def told(found: Mapping[str, LongSum], plan: Plan) -> tuple[str, ...]:
@@ -114,6 +111,6 @@ def told(found: Mapping[str, LongSum], plan: Plan) -> tuple[str, ...]:
     notes = []
     for layer, sum_ in found.items():
         spec = plan.spec(Site(layer, "kernel"))
-        what = "it stays in float" if spec is None else f"its kernel has {spec.grid.bits} bits"
+        what = "it stays in float" if spec is None else f"its kernel has {spec.levels.bits} bits"
         notes.append(f"{sum_}: {what}")
     return tuple(notes)

@@ -24,6 +24,7 @@ from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import consumers, only_consumer, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine
+from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QParams, QuantizedModel
 from dfq_jax.quantize.sites import ABSORBED
@@ -153,7 +154,8 @@ def unit_model(unit: Unit, model: Model) -> Model:
 def unit_qparams(unit: Unit, qparams: QParams) -> dict[Site, Affine]:
     """{canonical site: scales} of what a unit quantizes."""
     original = {new: old for old, new in unit.names.items()}
-    return {site: qparams[Site(original[site.node], site.slot)] for site, _ in unit.plan.entries}
+    scales = lambda site: affine_of(qparams[Site(original[site.node], site.slot)])
+    return {site: scales(site) for site, _ in unit.plan.entries}
 
 
 def with_unit(

@@ -18,7 +18,7 @@ from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.numerics.levels import on_levels, scales_of
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.channel_split import runs, split_channels, unsplit
 from dfq_jax.passes.level import level_channels
@@ -35,7 +35,6 @@ from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.synthesis.targets import distrusted_norms
 
 Kernel = Float[Array, "..."]
-RoundKernel = Callable[[Kernel, Affine, Grid], Kernel]
 BiasCorrection = Literal["analytic", "empirical", "both", "none"]
 DEFAULT_SURGERY = Surgery()
 SIGNED = 3.0
@@ -219,7 +218,7 @@ levelling = jax.jit(level_channels, static_argnames=("sigmas", "only"))
 def coarse_tensors(plan: Plan) -> tuple[str, ...]:
     """The tensors of a plan on grids of fewer than 8 bits."""
     table = plan.table
-    return tuple(tensor for tensor, sites in plan.groups if table[sites[0]].grid.bits < 8)
+    return tuple(tensor for tensor, sites in plan.groups if table[sites[0]].levels.bits < 8)
 
 
 def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> QuantizedModel:
@@ -232,7 +231,9 @@ def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> Quantized
     """
     if ratio == 0:
         return quantized
-    scales = {site.node: a.scale for site, a in quantized.qparams.items() if site.slot == "kernel"}
+    scales = {
+        site.node: scales_of(a) for site, a in quantized.qparams.items() if site.slot == "kernel"
+    }
     nothing = jnp.zeros(())
     steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
     model = splitting(whole, ratio, steps=steps)
@@ -276,7 +277,7 @@ def suffices(plan: Plan, known: set[str]) -> bool:
 def predicted(plan: Plan, tensor: str, sites: tuple[Site, ...], known: set[str]) -> bool:
     """Whether a tensor's range is known and wide enough a grid to take it as it is."""
     spec = plan.spec(sites[0])
-    return tensor in known and (spec is None or spec.grid.bits == 8)
+    return tensor in known and (spec is None or spec.levels.bits == 8)
 
 
 @jax.jit
@@ -286,17 +287,15 @@ def corrected_analytically(quantized: QuantizedModel) -> QuantizedModel:
     return QuantizedModel(model, quantized.plan, quantized.qparams)
 
 
-def rounded_kernels(
-    quantized: QuantizedModel, rounded_to: RoundKernel = fake_quantize
-) -> dict[str, Kernel]:
-    """{layer: kernel on its grid}, for every layer with a quantized kernel."""
+def rounded_kernels(quantized: QuantizedModel) -> dict[str, Kernel]:
+    """{layer: kernel on its levels}, for every layer with a quantized kernel."""
     plan, rounded = quantized.plan, {}
     for node in weighted_nodes(quantized.model.graph):
         site = Site(node.name, "kernel")
         spec = plan.spec(site)
         if spec is not None:
             kernel = quantized.model.params[node.name]["kernel"]
-            rounded[node.name] = rounded_to(kernel, quantized.qparams[site], spec.grid)
+            rounded[node.name] = on_levels(kernel, spec.levels, quantized.qparams[site])
     return rounded
 
 

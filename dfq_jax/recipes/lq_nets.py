@@ -5,6 +5,7 @@ Networks": its quantizers and their alternating fit (section 3.2), run to the en
 and on the activations of synthetic images.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -15,13 +16,13 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.basis import TURNS, Basis, fit, snap
+from dfq_jax.numerics.basis import TURNS, Basis, LearnedLevels, fit
 from dfq_jax.numerics.histogram import Histogram
 from dfq_jax.passes.ranges import nonnegative
 from dfq_jax.quantize.calibrate import histograms_of
-from dfq_jax.quantize.plan import Plan, Site
-from dfq_jax.quantize.simulate import LevelledModel, QuantizedModel
-from dfq_jax.recipes.dfq import Kernel, Quantized, placed, rounded_kernels
+from dfq_jax.quantize.plan import Plan, Site, on_other_levels
+from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.recipes.dfq import Quantized, placed, rounded_kernels
 
 MOST_BITS = 4
 """Longest basis; wider sites keep their uniform grids."""
@@ -33,7 +34,7 @@ fit_basis = jax.jit(fit, static_argnames=("n", "kind", "turns"))
 class Levelled(NamedTuple):
     """A network on learned levels and the float one it was made from, node for node the same."""
 
-    quantized: LevelledModel
+    quantized: QuantizedModel
     reference: Model
 
 
@@ -60,67 +61,66 @@ def lq_nets(
 
     Returns:
       The network and its float reference. It is simulated and judged like any other; it has no
-      ONNX form.
+      ONNX form. Biases of layers on learned levels stay in float, as sums of bit planes do.
 
     Raises:
       PlanError: if nothing has 4 bits or fewer.
     """
     plan, reference = made.quantized.plan, made.reference
-    bases = fit_kernels(reference, plan, turns)
+    fitted = fit_kernels(reference, plan, turns)
     if images is not None:
         histograms = histograms_of(reference, plan, images, batch)
-        bases |= fit_edges(reference.graph, plan, histograms, turns)
-    if not bases:
+        fitted |= fit_edges(reference.graph, plan, histograms, turns)
+    if not fitted:
         raise PlanError(
             f"no kernel or rectified activation of {plan.scheme} has {MOST_BITS} bits or fewer to "
             f"be given learned levels; ask for w4a4 or fewer."
         )
-    model = placed_on_levels(made.quantized, reference, bases, correct=correct)
-    qparams = {site: a for site, a in made.quantized.qparams.items() if site not in bases}
-    return Levelled(LevelledModel(model, plan, qparams, bases), reference)
+    levels = {site: found.levels for site, found in fitted.items()}
+    bases = {site: found.basis for site, found in fitted.items()}
+    qparams = {**made.quantized.qparams, **bases}
+    begun = QuantizedModel(reference, on_other_levels(plan, levels), qparams)
+    model = placed_on_levels(begun, correct=correct)
+    return Levelled(dataclasses.replace(begun, model=model), reference)
 
 
-def fit_kernels(reference: Model, plan: Plan, turns: int) -> dict[Site, Basis]:
+class Fitted(NamedTuple):
+    """Learned levels of a site, their static and their traced half."""
+
+    levels: LearnedLevels
+    basis: Basis
+
+
+def fit_kernels(reference: Model, plan: Plan, turns: int) -> dict[Site, Fitted]:
     """The bases of all kernels of few bits."""
     fitted = {}
     for node in weighted_nodes(reference.graph):
         site = Site(node.name, "kernel")
         spec = plan.spec(site)
-        if spec is not None and spec.grid.bits <= MOST_BITS:
-            rows = by_channel(reference.params[node.name]["kernel"])
-            fitted[site] = fit_basis(rows, spec.grid.bits, "signs", turns=turns).basis
+        if spec is not None and spec.levels.bits <= MOST_BITS:
+            levels = LearnedLevels(spec.levels.bits, "signs", axis=-1)
+            rows = levels.rows(reference.params[node.name]["kernel"])
+            basis = fit_basis(rows, levels.bits, "signs", turns=turns).basis
+            fitted[site] = Fitted(levels, basis)
     return fitted
 
 
 def fit_edges(
     graph: Graph, plan: Plan, histograms: Mapping[str, Histogram], turns: int
-) -> dict[Site, Basis]:
+) -> dict[Site, Fitted]:
     """The bases of all tensors of few bits without negative values; sites of a group share one."""
     positive, table, fitted = nonnegative(graph), plan.table, {}
     for tensor, sites in plan.groups:
-        bits = table[sites[0]].grid.bits
+        bits = table[sites[0]].levels.bits
         if bits > MOST_BITS or tensor not in positive:
             continue
         values, counts = histograms[tensor].centres[None], histograms[tensor].counts[None]
         basis = fit_basis(values, bits, "bits", weight=counts, turns=turns).basis
-        fitted |= dict.fromkeys(sites, basis)
+        fitted |= dict.fromkeys(sites, Fitted(LearnedLevels(bits, "bits"), basis))
     return fitted
 
 
-def by_channel(kernel: Kernel) -> Float[Array, "chan m"]:
-    """A row of weights for each output channel."""
-    return kernel.reshape(-1, kernel.shape[-1]).T
-
-
 @partial(jax.jit, static_argnames="correct")
-def placed_on_levels(
-    quantized: QuantizedModel, reference: Model, bases: Mapping[Site, Basis], *, correct: bool
-) -> Model:
-    """The float network with kernels on their levels, or grids where they have none."""
-    kernels = rounded_kernels(QuantizedModel(reference, quantized.plan, quantized.qparams))
-    for name, kernel in kernels.items():
-        site = Site(name, "kernel")
-        if site in bases:
-            exact = reference.params[name]["kernel"]
-            kernels[name] = snap(by_channel(exact), bases[site]).T.reshape(kernel.shape)
-    return placed(reference, kernels, correct=correct)
+def placed_on_levels(quantized: QuantizedModel, *, correct: bool) -> Model:
+    """The float network with its kernels on their levels."""
+    return placed(quantized.model, rounded_kernels(quantized), correct=correct)

@@ -27,7 +27,7 @@ from dfq_jax.quantize.bits import (
 from dfq_jax.quantize.choices import BITS, Space, space_of
 from dfq_jax.quantize.costs import Budget, Unit
 from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantize.plan import LayerPreset, Rule, Scheme, stored_as
+from dfq_jax.quantize.plan import WIDE, LayerPreset, Rule, Scheme, stored_as
 from dfq_jax.quantize.sensitivity import Sensitivity, sensitivities
 from dfq_jax.recipes.dfq import expectations
 from dfq_jax.words import Store
@@ -106,7 +106,8 @@ def mixed(
     on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
     measure = partial(sensitivities, expected=expectations(reference), widen=observers is None)
     losses = measure(reference, space, images, method=sensitivity, key=key, task=task)
-    same = [scheme.weight_bits if c.weight else scheme.activation_bits for c in space.choices]
+    edges = scheme.activation_bits or WIDE
+    same = [scheme.weight_bits if c.weight else edges for c in space.choices]
     uniform = priced(reference, space, losses, same, unit)
     on_stage("allocating bits")
     chosen = allocate(reference, space, losses, uniform.cost if budget is None else budget)
@@ -134,13 +135,14 @@ def offered(
       observers: how ranges are found.
       store: how kernels lie in the file.
     """
-    candidates = (*BITS, scheme.weight_bits, scheme.activation_bits)
+    scheme_bits = (scheme.weight_bits, scheme.activation_bits)
+    candidates = (*BITS, *(b for b in scheme_bits if b is not None and b < WIDE))
     space = space_of(
         graph,
         layers,
         rules,
         scheme=scheme,
-        tensors=unit == "bops",
+        tensors=unit == "bops" and scheme.activation_bits is not None,
         bits=candidates,
         observers=observers,
     )

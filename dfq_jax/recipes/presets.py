@@ -126,14 +126,17 @@ def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> s
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
     in closed form, or the network learns in stages where weights or activations have few bits.
+    Kernels in groups are rounded to nearest: their scales are fine enough.
 
     Raises:
       UsageError: for an unknown preset.
     """
     check_choice("preset", preset, PRESETS)
+    if isinstance(scheme.sharing, int):
+        return "nearest"
     if is_small(contract):
         return {"fast": "nearest", "balanced": "closed_form", "best": "best"}[preset]
-    few = min(scheme.weight_bits, scheme.activation_bits) < FEW_BITS
+    few = scheme.fewest_bits < FEW_BITS
     learned = "stages" if few else "closed_form"
     return "nearest" if preset == "fast" else learned
 

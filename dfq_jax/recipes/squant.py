@@ -11,7 +11,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.squant import squant_kernel
 from dfq_jax.quantize.calibrate import guard_biases
 from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import Quantized, placed, rounded_kernels
+from dfq_jax.recipes.dfq import Quantized, placed
 
 
 def squant(made: Quantized, *, correct: bool = False) -> Quantized:
@@ -36,5 +36,10 @@ def placed_by_squant(
 ) -> QuantizedModel:
     """The network with every quantized kernel of the float one placed."""
     plan, qparams = quantized.plan, quantized.qparams
-    kernels = rounded_kernels(QuantizedModel(reference, plan, qparams), squant_kernel)
+    affines = quantized.affines
+    kernels = {
+        site.node: squant_kernel(reference.params[site.node]["kernel"], affines[site], spec.grid)
+        for site, spec in plan.entries
+        if site.argument is None
+    }
     return QuantizedModel(placed(reference, kernels, correct=correct), plan, qparams)

@@ -91,7 +91,7 @@ def within_budget(model: Model, plan: Plan, found: Diagnosis, images: int) -> Un
     Returns:
       None where no kernel has fewer than 8 bits.
     """
-    low = [s for s, spec in plan.entries if s.argument is None and spec.grid.bits < FINE_BITS]
+    low = [s for s, spec in plan.entries if s.argument is None and spec.levels.bits < FINE_BITS]
     nested = [x for x in found.outcomes if 0 < len(x.remedy.rules) <= MOST_WORST and x.bytes > 0]
     nested = [x for x in nested if not x.remedy.rules[0].startswith("*=")]  # only of layers
     if not low or not nested:

@@ -19,9 +19,10 @@ from dfq_jax.graph.query import macs
 from dfq_jax.graph.tasks import Task, parts_of, task_of, task_to_json
 from dfq_jax.quantize.diagnosis import LayerCost, worst_first
 from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.plan import Plan, Site, float_layers
+from dfq_jax.quantize.in_float import float_layers
+from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.shared_grids import SharedGrid
-from dfq_jax.quantize.simulate import Simulated, hook_of
+from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
 from dfq_jax.quantize.sites import float_operators, products
 from dfq_jax.report.outputs import (
     COLLAPSED,
@@ -68,7 +69,7 @@ class LayerReport:
     @property
     def integer(self) -> bool:
         """Whether the layer multiplies integers."""
-        return self.weight_bits is not None and self.input_bits is not None
+        return None not in (self.weight_bits, self.input_bits) and not self.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,7 @@ def share(layers: tuple[LayerReport, ...], what: str) -> float:
 
 def analyze(
     reference: Model,
-    quantized: Simulated,
+    quantized: QuantizedModel,
     images: Float[Array, "n h w c"],
     *,
     task: Task | None = None,
@@ -311,8 +312,8 @@ def layer_report(
     return LayerReport(
         name=node.name,
         kind=type(node.op).__name__,
-        weight_bits=kernel.grid.bits if kernel else None,
-        input_bits=data.grid.bits if data else None,
+        weight_bits=kernel.levels.bits if kernel else None,
+        input_bits=data.levels.bits if data else None,
         macs=work,
         params=slots["kernel"].size if "kernel" in slots else 0,
         sqnr=sqnr,
@@ -374,11 +375,13 @@ def listed(names: tuple[str, ...]) -> str:
 
 @partial(jax.jit, static_argnames="kept")
 def compare(
-    reference: Model, quantized: Simulated, images: Tensor, kept: frozenset[str]
+    reference: Model, quantized: QuantizedModel, images: Tensor, kept: frozenset[str]
 ) -> tuple[dict[str, Energies], dict[str, tuple[Tensor, Tensor]]]:
     """{layer or output: energies}, and {kept tensor: (float, quantized)}."""
     exact = layer_outputs(reference, images, kept)
-    rough = layer_outputs(quantized.model, images, kept, hook_of(quantized))
+    rough = layer_outputs(
+        quantized.model, images, kept, simulation_hook(quantized.plan, quantized.qparams)
+    )
     energies = {k: energies_of(exact[k], rough[k]) for k in exact}
     return energies, {k: (exact[k], rough[k]) for k in sorted(kept)}
 

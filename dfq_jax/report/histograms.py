@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from dfq_jax.numerics.affine import quantize
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.sites import Site
 from dfq_jax.report.grid import MADE_BY
@@ -40,11 +39,10 @@ def codes_of(quantized: QuantizedModel, layers: Sequence[str]) -> list[Codes]:
     known = [layer for layer in layers if sites[layer] in table]
     found = []
     for layer in known[:MOST]:
-        grid, affine = table[sites[layer]].grid, quantized.qparams[sites[layer]]
-        codes = np.asarray(quantize(quantized.model.params[layer]["kernel"], affine, grid))
+        codes = np.asarray(quantized.kernel(layer).codes)
         lowest = int(codes.min())
         counts = np.bincount(codes.astype(np.int64).ravel() - lowest)
-        found.append(Codes(layer, grid.bits, lowest, counts))
+        found.append(Codes(layer, table[sites[layer]].levels.bits, lowest, counts))
     return found
 
 

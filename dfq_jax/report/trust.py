@@ -22,7 +22,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.graph.tasks import Classifier, Task
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
-from dfq_jax.quantize.simulate import Simulated, hook_of
+from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
 
 Confidence = Literal["usual", "low"]
 ACCURACIES = (0.65, 0.80, 0.92)
@@ -140,7 +140,7 @@ def judges_classes(model: Model, task: Task | None = None) -> bool:
 
 def estimate(
     reference: Model,
-    quantized: Simulated,
+    quantized: QuantizedModel,
     probes: Float[Array, "n h w c"],
     accuracy: float | None = None,
     *,
@@ -175,9 +175,13 @@ def parts_of(images: Float[Array, "n h w c"], batch: int) -> list[Float[Array, "
 
 
 @jax.jit
-def scores_of_both(reference: Model, quantized: Simulated, images: Tensor) -> tuple[Tensor, Tensor]:
+def scores_of_both(
+    reference: Model, quantized: QuantizedModel, images: Tensor
+) -> tuple[Tensor, Tensor]:
     """First outputs of the float and of the quantized network."""
-    rough = evaluate(quantized.model, images, hook=hook_of(quantized))[0][0]
+    rough = evaluate(
+        quantized.model, images, hook=simulation_hook(quantized.plan, quantized.qparams)
+    )[0][0]
     return evaluate(reference, images)[0][0], rough
 
 

@@ -36,7 +36,27 @@ def test_schemes():
     assert parse_scheme(str(Scheme(2, 3))) == Scheme(2, 3)
 
 
-@pytest.mark.parametrize("text", ["", "w8", "a8w8", "w9a8", "w8a1", "w8a8x", "w10a8", "8/8"])
+@pytest.mark.parametrize(
+    ("text", "scheme"),
+    [
+        ("w8", Scheme(8, None)),
+        ("w4", Scheme(4, None)),
+        ("w4g64", Scheme(4, None, 64)),
+        ("w4g128a8", Scheme(4, 8, 128)),
+        ("w8a16", Scheme(8, 16)),
+        ("w8t", Scheme(8, None, "tensor")),
+        ("w8ta8", Scheme(8, 8, "tensor")),
+    ],
+)
+def test_schemes_of_weights_alone_of_groups_and_of_tensors(text, scheme):
+    assert parse_scheme(text) == scheme
+    assert str(scheme) == text
+
+
+BAD = ["", "w8g0", "w4g", "w8a9", "w16a8", "g64", "a8w8", "w9a8", "w8a1", "w8a8x", "w10a8", "8/8"]
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_bad_schemes(text):
     with pytest.raises(PlanError, match=rf"scheme {text!r} is not w\{{2..8\}}a\{{2..8\}}"):
         parse_scheme(text)

@@ -6,7 +6,8 @@ from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import ConvTranspose2d
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.plan import LAYER_PRESETS, Rule, Scheme, Site, float_layers, resolve
+from dfq_jax.quantize.in_float import float_layers
+from dfq_jax.quantize.plan import LAYER_PRESETS, Rule, Scheme, Site, resolve
 from dfq_jax.quantize.sites import NO_FORM, STREAM, float_operators
 
 

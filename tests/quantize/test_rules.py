@@ -15,6 +15,9 @@ from dfq_jax.quantize.rules import parse_rule, written
         ("*.fc = W5", Rule("*.fc", 5)),
         ("*=a6", Rule("*", None, 6)),
         ("a=b=float", Rule("a=b", keep_float=True)),
+        ("layer3.*=w4g64", Rule("layer3.*", 4, sharing=64)),
+        ("fc=w8ta16", Rule("fc", 8, 16, sharing="tensor")),
+        ("fc=w8c", Rule("fc", 8, sharing="channel")),
         ("features.[0-9]=2", Rule("features.[0-9]", 2, 2)),
     ],
 )
@@ -27,7 +30,7 @@ def test_rules(text, rule):
     "text", ["", "fc", "=8", "fc=", "fc=8w", "fc=a4w8", "fc=int8", "fc=w", "x=-4"]
 )
 def test_what_is_no_rule_is_told(text):
-    with pytest.raises(PlanError, match=r"is none: write PATTERN=8, =w8, =a8, =w4a8 or =float"):
+    with pytest.raises(PlanError, match=r"is none: write PATTERN=8, .*=w4g64, =w8t or =float"):
         parse_rule(text)
 
 

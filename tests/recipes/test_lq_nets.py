@@ -5,7 +5,7 @@ import pytest
 from dfq_jax.errors import ExportError, PlanError
 from dfq_jax.io.onnx_out import float_onnx, quantized_onnx
 from dfq_jax.numerics.affine import fake_quantize
-from dfq_jax.numerics.basis import levels
+from dfq_jax.numerics.basis import Basis, LearnedLevels, levels
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.quantize.plan import Site, parse_scheme
 from dfq_jax.quantize.simulate import QuantizedModel, simulate
@@ -29,16 +29,21 @@ def found(made, images):
     return lq_nets(made, images)
 
 
+def bases_of(quantized):
+    return {s: p for s, p in quantized.qparams.items() if isinstance(p, Basis)}
+
+
 def near(x, table):
     """The nearest entry of a table, brute force."""
     return table[np.argmin(np.abs(x[..., None] - table), -1)]
 
 
 def test_sites_of_few_bits_have_levels_and_the_rest_grids(made, found):
-    table, bases = made.quantized.plan.table, found.quantized.bases
-    assert found.quantized.plan == made.quantized.plan
-    assert set(bases) | set(found.quantized.qparams) == set(table)
-    assert not set(bases) & set(found.quantized.qparams)
+    table, bases = made.quantized.plan.table, bases_of(found.quantized)
+    assert found.quantized.plan.groups == made.quantized.plan.groups
+    assert set(found.quantized.qparams) == set(table) == set(found.quantized.plan.table)
+    for site, spec in found.quantized.plan.entries:
+        assert isinstance(spec.levels, LearnedLevels) == (site in bases)
     assert {s.node for s in bases if s.slot == "kernel"} == {"depthwise", "project", "conv2"}
     for site, basis in bases.items():
         assert basis.vectors.shape[1] == table[site].grid.bits == 3
@@ -52,7 +57,7 @@ def test_kernels_lie_on_the_nearest_levels(made, found):
         site = Site(name, "kernel")
         exact = made.reference.params[name]["kernel"]
         kernel = np.asarray(found.quantized.model.params[name]["kernel"])
-        table = np.asarray(levels(found.quantized.bases[site]))
+        table = np.asarray(levels(found.quantized.qparams[site]))
         for c in range(kernel.shape[-1]):
             wanted = near(np.asarray(exact)[..., c], table[c])
             np.testing.assert_allclose(kernel[..., c], wanted, atol=1e-6)
@@ -60,7 +65,8 @@ def test_kernels_lie_on_the_nearest_levels(made, found):
 
 def test_equals_a_numpy_forward(found, images, nets):
     quantized = found.quantized
-    table, qparams, bases = quantized.plan.table, quantized.qparams, quantized.bases
+    table, bases = quantized.plan.table, bases_of(quantized)
+    qparams = {site: p for site, p in quantized.qparams.items() if site not in bases}
 
     def edge(node, index, x):
         site = Site(node.name, f"input{index}")
@@ -109,7 +115,7 @@ def test_biases_are_corrected_unless_told_otherwise(made, found, images):
 
 def test_without_images_only_kernels_have_levels(made):
     found = lq_nets(made, None).quantized
-    assert {s.slot for s in found.bases} == {"kernel"}
+    assert {s.slot for s in bases_of(found)} == {"kernel"}
 
 
 def test_nothing_of_few_bits_is_an_error(tiny_net, images):
