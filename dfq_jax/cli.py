@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -214,9 +214,19 @@ def failed(message: str, code: int) -> int:
     return code
 
 
+def let_go(stream: TextIO) -> None:
+    """Writes what a stream keeps, or loses it: Python would change the exit code for that."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def carried_out(tokens: list[str], begin: Beginning) -> None:
     """Parses a command line and does what it says."""
-    command, bound, unparsed = app.parse_args(tokens, exit_on_error=False, print_error=True)
+    log = Terminal(quiet=True).log
+    how = {"exit_on_error": False, "print_error": True, "error_console": log}
+    command, bound, unparsed = app.parse_args(tokens, **how)
     more = {"begin": begin} if "begin" in unparsed else {}
     command(*bound.args, **bound.kwargs, **more)
 
@@ -228,9 +238,10 @@ def main(argv: list[str] | None = None) -> None:
         leave_at_once()
     tokens, begin = (sys.argv[1:], beginning_of_program) if own else (argv, beginning)
     code = guarded(lambda: carried_out(tokens, begin))
+    if own:
+        let_go(sys.stdout)
+        let_go(sys.stderr)
     if code == INTERRUPTED and own:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)  # XLA may be at work still, and crash while Python takes itself apart
     raise SystemExit(code)
 

@@ -5,9 +5,10 @@ Nothing here knows JAX, so that the first line appears before it is imported.
 
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -40,6 +41,29 @@ class Results(Console):
         raise BrokenPipeError
 
 
+class Lossy:
+    """A text file that loses what cannot be written: a full disk must not end the work."""
+
+    def __init__(self, file: Any) -> None:
+        """Writes to `file` as long as that can be written."""
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is that of the file."""
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Writes, or loses, a text."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is kept, if that can be."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+
 class Log(Console):
     """Stderr. Without a reader the work goes on; rich would exit with 1."""
 
@@ -56,7 +80,8 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Opens stdout and stderr as they are now."""
-        self.out, self.log = Results(highlight=False), Log(stderr=True, highlight=False)
+        log = cast(TextIO, Lossy(sys.stderr))
+        self.out, self.log = Results(highlight=False), Log(file=log, highlight=False)
         self.quiet = quiet
         self.line: Line | None = None
         self.outlook: Outlook | None = None
