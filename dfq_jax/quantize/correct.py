@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfq_jax.graph.evaluate import apply_node, evaluate
 from dfq_jax.graph.graph import Model, Node
-from dfq_jax.graph.ops import WEIGHTED
+from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.graph.semantics import Slots, Tensor, apply_op
+from dfq_jax.graph.semantics import Slots, Tensor
 from dfq_jax.numerics.levels import scales_of, with_scales
 from dfq_jax.quantize.plan import Site
 from dfq_jax.quantize.simulate import QParams, QuantizedModel, simulation_hook
@@ -86,24 +87,23 @@ def side_by_side(
 ) -> dict[str, Change]:
     """{layer: what a rule makes of its output}, later layers seeing what became of earlier ones."""
     model, plan = quantized.model, quantized.plan
+    _, exact = evaluate(reference, images, taps=[n.name for n in weighted_nodes(model.graph)])
     hook = simulation_hook(plan, quantized.qparams)
-    exact: dict[str, Tensor] = {model.graph.inputs[0]: images}
-    rough: dict[str, Tensor] = dict(exact)
-    changes = {}
-    for node in model.graph.nodes:
-        args = (exact[i] for i in node.inputs)
-        exact[node.name] = apply_op(node.op, reference.params.get(node.name, {}), *args)
-        slots = model.params.get(node.name, {})
-        stored, snapped = hook(node, slots, tuple(rough[i] for i in node.inputs))
-        out = apply_op(node.op, stored, *snapped)
-        change = rule(node, out, exact[node.name]) if isinstance(node.op, WEIGHTED) else None
-        if change is not None:
-            better, qparams = changed_layer(node.name, slots, quantized.qparams, change)
-            better, _ = simulation_hook(plan, qparams)(node, better, ())  # biases have grids too
-            out = out - stored.get("bias", jnp.zeros_like(change.shift))
-            out = (out if change.gain is None else out * change.gain) + better["bias"]
-            changes[node.name] = change
-        rough[node.name] = out
+    changes: dict[str, Change] = {}
+
+    def corrected(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
+        stored, snapped = hook(node, slots, args)
+        out = apply_node(node, stored, snapped)
+        change = rule(node, out, exact[node.name]) if node.name in exact else None
+        if change is None:
+            return out
+        changes[node.name] = change
+        better, qparams = changed_layer(node.name, slots, quantized.qparams, change)
+        better, _ = simulation_hook(plan, qparams)(node, better, ())  # biases have grids too
+        out = out - stored.get("bias", jnp.zeros_like(change.shift))
+        return (out if change.gain is None else out * change.gain) + better["bias"]
+
+    evaluate(model, images, apply=corrected)
     return changes
 
 

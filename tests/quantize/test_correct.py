@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.graph.evaluate import apply_node, evaluate
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.fold import fold_batch_norm
@@ -20,20 +22,13 @@ def quantized(tiny_net, nets):
     plan = resolve(model.graph, Scheme(3, 3), rules=[Rule("project", keep_float=True)])
     params = {k: dict(v) for k, v in model.params.items()}
     del params["depthwise"]["bias"]
-    model = type(model)(model.graph, params, model.contract, model.moments)
+    model = dataclasses.replace(model, params=params)
     return calibrate(model, plan, nets.images(model, 8))
 
 
 def outputs(model, x, hook=None):
     """{layer: its output} of one forward pass."""
-    seen = {}
-
-    def apply(node, slots, args):
-        seen[node.name] = apply_node(node, slots, args)
-        return seen[node.name]
-
-    evaluate(model, x, hook=hook, apply=apply)
-    return {n.name: seen[n.name] for n in weighted_nodes(model.graph)}
+    return evaluate(model, x, taps=[n.name for n in weighted_nodes(model.graph)], hook=hook)[1]
 
 
 @jax.jit
