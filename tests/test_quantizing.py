@@ -13,6 +13,8 @@ import dfq_jax as dfq
 from dfq_jax import asking, judging, quantizing
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, Scale
+from dfq_jax.graph.tasks import Embedding
+from dfq_jax.io.artifacts import load_artifact
 from dfq_jax.io.onnx_out import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.quantize import costs
@@ -206,3 +208,21 @@ def test_learning_that_makes_a_network_worse_is_dropped(classifier, nets, monkey
             np.testing.assert_allclose(found.quantized.model.params[name][slot], value, atol=1e-6)
     kept = dfq.quantize(model, images, scheme="w4a4", reconstruction="closed_form")
     assert kept.settings["reconstruction"] == "closed_form"
+
+
+def test_what_a_network_is_for_can_be_said(tiny_net, nets, tmp_path):
+    """An embedding has a cosine and no loss of top-1, and its folder remembers."""
+    images = dfq.Examples((nets.images(tiny_net, 8),), tiny_net.inputs)
+    result = dfq.quantize(tiny_net, images, task="embedding")
+    (output,) = result.report.outputs
+    assert (result.report.task, result.report.estimate) == (Embedding(), None)
+    assert (output.kind, output.measure, output.agreement) == ("values", "cosine", None)
+    assert output.fidelity is not None
+    assert 0.9 < output.fidelity <= 1
+    assert f"cosine {output.fidelity:.4f}" in result.summary()
+    assert result.settings["task"] == "embedding"
+    result.save(tmp_path / "out")
+    assert load_artifact(tmp_path / "out").task == Embedding()
+    assert dfq.verify(tmp_path / "out").outputs[0].decisions == 0
+    with pytest.raises(UsageError, match="task 'embeding' is none of classifier"):
+        dfq.quantize(tiny_net, images, task="embeding")
