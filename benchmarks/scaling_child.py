@@ -229,9 +229,10 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     run = ready(model, jax.random.key(0), work, spread_of(work, devices, "together"), how)
     batch = begin(run.job, run.shared, run.memory, jax.random.key(1))
     plan = run.job.plans[0]
-    begun = start_state(*settled((batch.x, batch.memory)), plan.optimizers[0])
+    step = plan.step(run.job.parts[-1])
+    begun = start_state(*settled((batch.x, batch.memory)), step)
     arrays, structure = jax.tree.flatten(settled((begun, batch.context, batch.key)))
-    static = (plan.objective, plan.optimizers[0], args.steps)
+    static = (step, args.steps)
     whole = jax.jit(lambda arrays: run_chunk(*structure.unflatten(arrays), *static))
     return whole.lower(arrays).compile(), arrays
 
@@ -265,6 +266,8 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     import optax
 
     from dfq_jax.optim.fit import fit
+    from dfq_jax.optim.steps import descent
+    from dfq_jax.values import bound
 
     side, length, times = 1024, 2**24, 10
     a, x = jnp.ones((side, side)), jnp.ones(length)
@@ -272,10 +275,9 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     change = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda _, v: v * 0.5 + 1.0, x))
     visits: list[float] = []
     fit(
-        lambda x, context, now: (jnp.sum(x**2), ({}, ())),
+        descent(lambda x, context, now: (jnp.sum(x**2), ({}, ())), bound(optax.sgd, 0.1)),
         jnp.ones(4),
         (),
-        optimizer=optax.sgd(0.1),
         steps=50,
         chunk=1,
         key=jax.random.key(0),

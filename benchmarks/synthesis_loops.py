@@ -96,9 +96,9 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     recipe = zeroq(batch=args.batch, steps=args.steps)
     job = job_for(model, recipe, targets, args.batch, 1, Forward(dtype=args.dtype))
     plan, context = job.plans[0], Context(model, targets, (), ())
-    optimizer, key = plan.optimizers[0], jax.random.key(0)
-    state = start_state(recipe.source.init(key, job.shape), (), optimizer)
-    given = (context, key, plan.objective, optimizer, args.steps)
+    step, key = plan.step(job.parts[-1]), jax.random.key(0)
+    state = start_state(recipe.source.init(key, job.shape), (), step)
+    given = (context, key, step, args.steps)
     start = time.perf_counter()
     compiled = run_chunk.lower(state, *given).compile()
     compile_s = time.perf_counter() - start

@@ -18,6 +18,7 @@ LAYERS = (
         "npz",
         "machine",
         "reading",
+        "values",
         "words",
         "interrupts",
         "settings",

@@ -4,7 +4,7 @@ A kernel `w` on a grid of scale `s` lies between two codes, `B = floor(w / s)` a
 AdaRound trains which of the two it becomes, by a soft bit `h(v)` that a penalty drives to 0 or 1;
 GENIE-M trains the scale as well, with `B` as it was; FlexRound divides the kernel by what it
 trains before rounding to nearest, so that codes may move by more than one; `straight_through`
-trains the kernel itself. Once codes are settled, scales can still learn (`rescaled`).
+trains the kernel itself. Once codes are as_learned, scales can still learn (`rescaled`).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ from dfq_jax.numerics.affine import (
     round_ste,
     snapped,
 )
+from dfq_jax.values import bound
 
 Kernel = Float[Array, "..."]
 Leaves = Mapping[str, Array]
@@ -56,17 +57,19 @@ class Rounding(NamedTuple):
 
 def nearest() -> Rounding:
     """Rounding to nearest: nothing is trained."""
+    return Rounding(
+        "nearest", rounded_at_once, rounded_kernel, bound(as_learned, rounded_kernel), decided
+    )
 
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        return {}, {"kernel": fake_quantize(kernel, affine, grid), **affine._asdict()}
 
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        return fixed["kernel"]
+def rounded_at_once(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+    """Nothing to train, and the kernel on its grid."""
+    return {}, {"kernel": fake_quantize(kernel, affine, grid), **affine._asdict()}
 
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        return Affine(fixed["scale"], fixed["zero_point"]), fixed["kernel"]
 
-    return Rounding("nearest", init, soft, hard, decided)
+def rounded_kernel(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel as it was rounded."""
+    return fixed["kernel"]
 
 
 def rescaled() -> Rounding:
@@ -76,20 +79,28 @@ def rescaled() -> Rounding:
       Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language
       Models", section 3.3 (end-to-end training of quantization parameters).
     """
+    return Rounding("rescaled", codes_stay, at_codes, bound(as_learned, at_codes), decided)
 
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        codes = quantize(kernel, affine, grid).astype(jnp.float32)
-        zero_point = affine.zero_point
-        inside = codes - zero_point.astype(jnp.float32)
-        return {"scale": affine.scale}, {"codes": inside, "zero_point": zero_point}
 
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        return fixed["codes"] * scales_of(trained, fixed)
+def codes_stay(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+    """Scales to train, and codes above zero points."""
+    codes = quantize(kernel, affine, grid).astype(jnp.float32)
+    zero_point = affine.zero_point
+    inside = codes - zero_point.astype(jnp.float32)
+    return {"scale": affine.scale}, {"codes": inside, "zero_point": zero_point}
 
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
-    return Rounding("rescaled", init, soft, hard, decided)
+def at_codes(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel at its codes."""
+    return fixed["codes"] * scales_of(trained, fixed)
+
+
+Soft = Callable[[Leaves, Leaves, Grid], Kernel]
+
+
+def as_learned(soft: Soft, trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+    """Scales and kernel of a way whose soft kernel is on its grid at every step."""
+    return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
 
 def decided(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:
@@ -110,32 +121,42 @@ def adaround(*, scale: bool = False) -> Rounding:
       Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eq. 21-24;
       Jeon et al. 2023, "GENIE: Show Me the Data for Quantization", section 3.3 (scales).
     """
+    name = "genie_m" if scale else "adaround"
+    return Rounding(name, bound(bits_of, scale), with_soft_bits, with_bits, undecided_bits)
 
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        steps = kernel / affine.scale
-        floor = jnp.floor(steps)
-        bits = {"bits": logit(jnp.minimum(steps - floor, NEARLY))}
-        fixed = {"floor": floor, "zero_point": affine.zero_point}
-        scales = {"scale": affine.scale}
-        return (bits | scales, fixed) if scale else (bits, fixed | scales)
 
-    def placed(steps: Kernel, trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        zero_point = fixed["zero_point"].astype(jnp.float32)
-        inside = jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point)
-        return inside * scales_of(trained, fixed)
+def bits_of(scale: bool, kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+    """Bits to train, with `scale` scales as well, and the codes below."""
+    steps = kernel / affine.scale
+    floor = jnp.floor(steps)
+    bits = {"bits": logit(jnp.minimum(steps - floor, NEARLY))}
+    fixed = {"floor": floor, "zero_point": affine.zero_point}
+    scales = {"scale": affine.scale}
+    return (bits | scales, fixed) if scale else (bits, fixed | scales)
 
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        return placed(fixed["floor"] + soft_bit(trained["bits"]), trained, fixed, grid)
 
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        up = (trained["bits"] >= 0).astype(jnp.float32)
-        affine = Affine(scales_of(trained, fixed), fixed["zero_point"])
-        return affine, placed(fixed["floor"] + up, trained, fixed, grid)
+def placed(steps: Kernel, trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel at so many steps of its scales, clipped to the codes of its grid."""
+    zero_point = fixed["zero_point"].astype(jnp.float32)
+    inside = jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point)
+    return inside * scales_of(trained, fixed)
 
-    def undecided(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.sum(indecision(soft_bit(trained["bits"]), exponent))
 
-    return Rounding("genie_m" if scale else "adaround", init, soft, hard, undecided)
+def with_soft_bits(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel between its codes."""
+    return placed(fixed["floor"] + soft_bit(trained["bits"]), trained, fixed, grid)
+
+
+def with_bits(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
+    """Scales, and the kernel at the codes its bits lean to."""
+    up = (trained["bits"] >= 0).astype(jnp.float32)
+    affine = Affine(scales_of(trained, fixed), fixed["zero_point"])
+    return affine, placed(fixed["floor"] + up, trained, fixed, grid)
+
+
+def undecided_bits(trained: Leaves, exponent: Float[Array, ""]) -> Float[Array, ""]:
+    """How far bits are from 0 and 1, summed."""
+    return jnp.sum(indecision(soft_bit(trained["bits"]), exponent))
 
 
 def scales_of(trained: Leaves, fixed: Leaves) -> Float[Array, "..."]:
@@ -171,24 +192,24 @@ def flexround() -> Rounding:
       Lee et al. 2023, "FlexRound: Learnable Rounding based on Element-wise Division for
       Post-Training Quantization", eq. 2.
     """
+    return Rounding("flexround", divisors_of, divided, bound(as_learned, divided), decided)
 
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        chans = (1,) * (kernel.ndim - 1) + kernel.shape[-1:]
-        inputs = (1,) * (kernel.ndim - 2) + (kernel.shape[-2], 1)
-        shapes = {"divisor": kernel.shape, "divisor_out": chans, "divisor_in": inputs}
-        zeros = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
-        return zeros | {"scale": affine.scale}, {"kernel": kernel, "zero_point": affine.zero_point}
 
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        divisor = jnp.exp(trained["divisor"] + trained["divisor_out"] + trained["divisor_in"])
-        scale, zero_point = scales_of(trained, fixed), fixed["zero_point"].astype(jnp.float32)
-        steps = round_ste(fixed["kernel"] / (scale * divisor))
-        return jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point) * scale
+def divisors_of(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+    """Logarithms of divisors and scales to train, and the kernel."""
+    chans = (1,) * (kernel.ndim - 1) + kernel.shape[-1:]
+    inputs = (1,) * (kernel.ndim - 2) + (kernel.shape[-2], 1)
+    shapes = {"divisor": kernel.shape, "divisor_out": chans, "divisor_in": inputs}
+    zeros = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+    return zeros | {"scale": affine.scale}, {"kernel": kernel, "zero_point": affine.zero_point}
 
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
-    return Rounding("flexround", init, soft, hard, decided)
+def divided(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel divided and rounded to nearest."""
+    divisor = jnp.exp(trained["divisor"] + trained["divisor_out"] + trained["divisor_in"])
+    scale, zero_point = scales_of(trained, fixed), fixed["zero_point"].astype(jnp.float32)
+    steps = round_ste(fixed["kernel"] / (scale * divisor))
+    return jnp.clip(steps, grid.qmin - zero_point, grid.qmax - zero_point) * scale
 
 
 def straight_through() -> Rounding:
@@ -202,17 +223,23 @@ def straight_through() -> Rounding:
       Conditional Computation", section 3 (straight-through); Esser et al. 2020, "Learned Step Size
       Quantization", eq. 3, at values that are codes: the gradient by the scale is the code.
     """
+    return Rounding(
+        "straight_through",
+        own_codes,
+        at_nearest_codes,
+        bound(as_learned, at_nearest_codes),
+        decided,
+    )
 
-    def init(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
-        codes = {"codes": kernel / affine.scale, "scale": affine.scale}
-        return codes, {"zero_point": affine.zero_point}
 
-    def soft(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
-        zero_point = fixed["zero_point"].astype(jnp.float32)
-        whole = Steps(jnp.ones_like(zero_point), grid.qmin - zero_point, grid.qmax - zero_point)
-        return snapped(trained["codes"], whole) * scales_of(trained, fixed)
+def own_codes(kernel: Kernel, affine: Affine, grid: Grid) -> tuple[Leaves, Leaves]:
+    """The kernel in units of its codes, and scales: both train."""
+    codes = {"codes": kernel / affine.scale, "scale": affine.scale}
+    return codes, {"zero_point": affine.zero_point}
 
-    def hard(trained: Leaves, fixed: Leaves, grid: Grid) -> tuple[Affine, Kernel]:
-        return Affine(scales_of(trained, fixed), fixed["zero_point"]), soft(trained, fixed, grid)
 
-    return Rounding("straight_through", init, soft, hard, decided)
+def at_nearest_codes(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
+    """The kernel at the nearest codes."""
+    zero_point = fixed["zero_point"].astype(jnp.float32)
+    whole = Steps(jnp.ones_like(zero_point), grid.qmin - zero_point, grid.qmax - zero_point)
+    return snapped(trained["codes"], whole) * scales_of(trained, fixed)

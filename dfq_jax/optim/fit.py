@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -21,27 +20,8 @@ from dfq_jax.optim.feed import Fed
 from dfq_jax.optim.progress import Metrics
 from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import Moving, Now, Step
 from dfq_jax.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
-
-
-class Now(NamedTuple):
-    """Where in a run an objective is evaluated.
-
-    Attributes:
-      key: fresh randomness for this step.
-      step: steps taken so far.
-      memory: what the objective returned as its memory a step ago.
-    """
-
-    key: Key[Array, ""]
-    step: Int[Array, ""]
-    memory: PyTree = ()
-
-
-Objective = Callable[
-    [PyTree, PyTree, Now], tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]
-]
-"""`objective(x, context, now) -> (loss, (parts, memory))`; only `x` is differentiated."""
 
 Status = Literal["finished", "stopped early", "diverged"]
 
@@ -80,11 +60,10 @@ class FitResult(NamedTuple):
 
 
 def fit(
-    objective: Objective,
+    step: Step,
     x: PyTree,
     context: PyTree,
     *,
-    optimizer: optax.GradientTransformation,
     steps: int,
     key: Key[Array, ""],
     memory: PyTree = (),
@@ -92,25 +71,24 @@ def fit(
     patience: int | None = None,
     on_chunk: Callable[[int, Metrics], None] | None = None,
     store: StateStore | None = None,
-    lighter: Callable[[], Objective] | None = None,
+    lighter: Callable[[], Step] | None = None,
     feed: Callable[[int, int], PyTree] | None = None,
 ) -> FitResult:
-    """Minimises `objective` over `x`.
+    """Takes steps until they are over, `x` no longer gets better, or is no number any more.
 
     Args:
-      objective: pure; define it once and reuse it, since each new function compiles anew.
+      step: how to take one, e.g. `descent(objective, optimizer)`; equal ones compile once.
       x: initial variables, left untouched. If some arrays lie on a mesh, all are brought there, and
         it is the whole arrays that are meant: statistics are those of all devices.
       context: weights, targets, labels: passed to the objective, never differentiated.
-      optimizer: optax transform; receives `value=loss`, so plateau rules work.
       steps: most steps to take.
       key: the only source of randomness; step i uses `fold_in(key, i)`.
-      memory: what the objective is given at the first step; then what it returned a step ago.
+      memory: what objectives are given at the first step; then what they returned a step ago.
       chunk: most steps between two visits of the host.
       patience: stop after this many steps without a relative improvement of 1e-4.
       on_chunk: called on the host with (step, last metrics) after each chunk.
       store: where to save state; if it holds one, the run resumes from it.
-      lighter: where memory does not suffice -> an equal objective that takes less; see `sparing`.
+      lighter: where memory does not suffice -> an equal step that takes less; see `sparing`.
       feed: (first step, how many) -> what the objective reads in those steps, one entry a step;
         its context is then a `Fed`. For data too large to lie on the device as a whole.
 
@@ -124,28 +102,25 @@ def fit(
     if steps < 1 or chunk < 1:
         raise ValueError(f"fit() needs steps and chunk >= 1, got {steps} and {chunk}.")
     with no_mesh():
-        begun = start_state(*settled((x, memory)), optimizer)
+        begun = start_state(*settled((x, memory)), step)
         state, context, key = settled((begun, context, key))
         if store is not None:
             state = store.load(state)
     length = chunk_length(max(steps - int(state.step), 1), chunk)
     keep, report = partial(keep_one, store), partial(report_one, on_chunk)
-    given = lambda step: (
-        context if feed is None else Fed(context, jnp.int32(step), feed(step, length))
-    )
-    go = lambda way, s: run_chunk(s, given(int(s.step)), key, way, optimizer, length)
-    advance = sparing(go, objective, lighter)
+    given = lambda at: context if feed is None else Fed(context, jnp.int32(at), feed(at, length))
+    go = lambda way, s: run_chunk(s, given(int(s.step)), key, way, length)
+    advance = sparing(go, step, lighter)
     over = lambda s: ended(s, steps, patience)
     return result(*loop(state, advance, over, keep, report), steps)
 
 
 def fit_apart(
-    objective: Objective,
+    step: Step,
     x: Sequence[PyTree],
     context: PyTree,
     own: PyTree,
     *,
-    optimizer: optax.GradientTransformation,
     steps: int,
     keys: Sequence[Key[Array, ""]],
     memory: Sequence[PyTree],
@@ -153,7 +128,7 @@ def fit_apart(
     chunk: int = 10,
     on_chunk: Callable[[int, Metrics], None] | None = None,
     stores: Sequence[StateStore | None] = (),
-    lighter: Callable[[], Objective] | None = None,
+    lighter: Callable[[], Step] | None = None,
 ) -> list[FitResult]:
     """Several runs of `fit` at the same time, one a device: `run_chunk` on each, nothing shared.
 
@@ -161,12 +136,11 @@ def fit_apart(
     so either can resume what the other began; but runs found at different steps begin anew.
 
     Args:
-      objective: as of `fit`.
+      step: as of `fit`.
       x: initial variables of each run.
-      context: what the objective is passed, on the devices of the mesh.
+      context: what the step is passed, on the devices of the mesh.
       own: hashable prefix of `context`: whether a part is stacked, one entry a run, or the same
         for all.
-      optimizer: optax transform.
       steps: of each run.
       keys: of each run.
       memory: of each run before its first step.
@@ -188,12 +162,12 @@ def fit_apart(
         raise ValueError(f"fit_apart() needs steps and chunk >= 1, got {steps} and {chunk}.")
     if not len(x) == len(keys) == len(memory) == mesh.size:
         raise ValueError(f"fit_apart() got {len(x)} runs for {mesh.size} devices.")
-    begun = [start_state(*each, optimizer) for each in zip(x, memory, strict=True)]
+    begun = [start_state(*each, step) for each in zip(x, memory, strict=True)]
     state, key = stack(resumed(begun, stores), mesh), stack(keys, mesh)
     length = chunk_length(max(steps - steps_of(state), 1), chunk)
     keep, report = partial(keep_apart, stores), partial(report_apart, on_chunk)
-    go = lambda way, s: run_chunks(s, context, key, way, optimizer, length, mesh, own)
-    advance = sparing(go, objective, lighter)
+    go = lambda way, s: run_chunks(s, context, key, way, length, mesh, own)
+    advance = sparing(go, step, lighter)
     over = lambda s: steps_of(s) >= steps or bool(np.all(np.asarray(s.diverged_at) >= 0))
     state, history = loop(state, advance, over, keep, report)
     each = [{k: np.asarray(v) for k, v in metrics.items()} for metrics in history]
@@ -287,13 +261,13 @@ def steps_of(state: FitState) -> int:
     return int(np.asarray(state.step)[0])
 
 
-def start_state(x: PyTree, memory: PyTree, optimizer: optax.GradientTransformation) -> FitState:
+def start_state(x: PyTree, memory: PyTree, step: Step) -> FitState:
     """The state before the first step; every array is its own, so that all can be consumed."""
     never = jnp.full((), -1, jnp.int32)
     zero, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32)
     strict = lambda v: jnp.array(v, v.dtype)  # not weakly typed: one trace serves all
     x, memory = jax.tree.map(strict, (x, memory))
-    state = FitState(x, optimizer.init(x), memory, zero, infinite, infinite, zero, never)
+    state = FitState(x, step.begin(x), memory, zero, infinite, infinite, zero, never)
     return jax.tree.map(strict, state)
 
 
@@ -309,35 +283,27 @@ def ended(state: FitState, steps: int, patience: int | None) -> bool:
     return step >= steps or stalled or int(state.diverged_at) >= 0
 
 
-@partial(jax.jit, static_argnames=("objective", "optimizer", "length"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("step", "length"), donate_argnums=0)
 def run_chunk(
     state: FitState,
     context: PyTree,
     key: Key[Array, ""],
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
+    step: Step,
     length: int,
 ) -> tuple[FitState, Mapping[str, Array]]:
     """`length` steps; after a loss or step that is not finite the state stands still.
 
     The state is consumed: what comes after takes its memory.
     """
-    update = optax.with_extra_args_support(optimizer).update
-    slope = jax.value_and_grad(objective, has_aux=True)
 
     def one(s: FitState, _):
         now = Now(jax.random.fold_in(key, s.step), s.step, s.memory)
-        (loss, (parts, memory)), grads = slope(s.x, context, now)
-        with jax.numpy_dtype_promotion("standard"):  # Adam raises floats to integer powers
-            updates, opt = update(grads, s.opt, s.x, value=loss)
-            x = optax.apply_updates(s.x, updates)
-        sound = jnp.isfinite(loss) & all_finite(x) & (s.diverged_at < 0)
+        moved, loss, parts = step.take(Moving(s.x, s.opt, s.memory), context, now)
+        sound = jnp.isfinite(loss) & all_finite(moved.x) & (s.diverged_at < 0)
         keep = lambda new, old: jnp.where(sound, new, old)
         improved = loss < s.best * (1 - 1e-4)
         new = FitState(
-            jax.tree.map(keep, x, s.x),
-            jax.tree.map(keep, opt, s.opt),
-            jax.tree.map(keep, memory, s.memory),
+            *jax.tree.map(keep, moved, Moving(s.x, s.opt, s.memory)),
             s.step + 1,
             loss,
             jnp.where(sound & improved, loss, s.best),
@@ -349,21 +315,18 @@ def run_chunk(
     return jax.lax.scan(one, state, length=length)
 
 
-@partial(
-    jax.jit, static_argnames=("objective", "optimizer", "length", "mesh", "own"), donate_argnums=0
-)
+@partial(jax.jit, static_argnames=("step", "length", "mesh", "own"), donate_argnums=0)
 def run_chunks(
     state: FitState,
     context: PyTree,
     key: Key[Array, " runs"],
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
+    step: Step,
     length: int,
     mesh: Mesh,
     own: PyTree,
 ) -> tuple[FitState, Mapping[str, Array]]:
     """`run_chunk` on every device, with a state and a key of its own."""
-    one = lambda s, c, k: run_chunk(s, c, k, objective, optimizer, length)
+    one = lambda s, c, k: run_chunk(s, c, k, step, length)
     return side_by_side(one, mesh, (True, own, True))(state, context, key)
 
 

@@ -1,11 +1,14 @@
 """Learning-rate rules that react to the loss, as optax transforms that live inside the scan."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from dfq_jax.values import Bound, bound
 
 
 class PlateauState(NamedTuple):
@@ -14,6 +17,35 @@ class PlateauState(NamedTuple):
     scale: Float[Array, ""]
     best: Float[Array, ""]
     bad: Int[Array, ""]
+
+
+Make = Callable[..., optax.GradientTransformation]
+"""An optimizer's factory, whose first argument is the learning rate."""
+
+
+def rated(make: Make, learning_rate: float, **settings: Any) -> Bound[optax.GradientTransformation]:
+    """factor -> an optimizer at so much of its learning rate.
+
+    Args:
+      make: a factory of a module, e.g. `optax.adam`.
+      learning_rate: its first argument, at a factor of 1.
+      **settings: its other arguments.
+    """
+    return bound(at_rate, make, learning_rate, tuple(sorted(settings.items())))
+
+
+def at_rate(
+    make: Make, learning_rate: float, settings: tuple[tuple[str, Any], ...], factor: float
+) -> optax.GradientTransformation:
+    """What `rated` gives for a factor."""
+    return make(learning_rate * factor, **dict(settings))
+
+
+def adam_to_zero(
+    learning_rate: float, *, steps: int, b1: float = 0.9, b2: float = 0.999, warmup: int = 0
+) -> optax.GradientTransformation:
+    """Adam whose rate falls to 0 along a cosine, after it rose for some steps (`warmup_cosine`)."""
+    return optax.adam(warmup_cosine(learning_rate, steps, warmup), b1, b2)
 
 
 def adam_with_plateau(

@@ -15,6 +15,8 @@ from dfq_jax.files import write_atomically
 State = TypeVar("State")
 MOST_TOLD = 8
 """Differences between two runs that a message lists."""
+LONGEST_TOLD = 100
+"""Characters of a value in it."""
 
 
 class StateStore:
@@ -116,8 +118,16 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], inside: str
     lines = []
     for name in sorted({*found, *wanted}):
         old, new = found.get(name), wanted.get(name)
+        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            old, new = (dict(zip(map(str, range(len(v))), v, strict=True)) for v in (old, new))
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{inside}{name}: ")
         elif old != new:
-            lines.append(f"  {inside}{name}: saved {old!r}, now {new!r}")
+            lines.append(f"  {inside}{name}: saved {shortened(old)}, now {shortened(new)}")
     return lines
+
+
+def shortened(value: Any) -> str:
+    """What a message shows of a value."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}..."

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from dfq_jax.optim.steps import Optimizer
 
-def in_turn(step: Int[Array, ""], turns: int) -> Int[Array, ""]:
+
+def whose_turn(step: Int[Array, ""], turns: int) -> Int[Array, ""]:
     """Whose turn it is: every round visits all, in an order of its own.
 
     Args:
@@ -31,6 +33,11 @@ def own(tree: PyTree, turn: Int[Array, ""], turns: int) -> PyTree:
     return jax.tree.map(lambda v: jax.lax.dynamic_index_in_dim(v, turn, keepdims=False), tree)
 
 
+def of_each(optimizer: Optimizer, turns: int) -> optax.GradientTransformationExtraArgs:
+    """`taking_turns` of an optimizer that is yet to be made."""
+    return taking_turns(optimizer(), turns)
+
+
 class TurnsState(NamedTuple):
     """Steps taken so far, and the state of each optimizer, stacked."""
 
@@ -43,7 +50,7 @@ def taking_turns(
 ) -> optax.GradientTransformationExtraArgs:
     """One optimizer for each of `turns` sets of variables, stacked along the first axis.
 
-    At each step only the one whose turn it is (`in_turn`) sees its gradient and moves.
+    At each step only the one whose turn it is (`whose_turn`) sees its gradient and moves.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -51,7 +58,7 @@ def taking_turns(
         return TurnsState(jnp.zeros((), jnp.int32), jax.vmap(inner.init)(params))
 
     def update(updates, state, params=None, **extra):
-        turn = in_turn(state.step, turns)
+        turn = whose_turn(state.step, turns)
         mine = lambda tree: own(tree, turn, turns)
         change, moved = inner.update(mine(updates), mine(state.each), mine(params), **extra)
         put = lambda whole, part: whole.at[turn].set(part)

@@ -4,7 +4,6 @@ Liu et al. 2023, "PD-Quant: Post-Training Quantization based on Prediction Diffe
 section 3.3. Images made from the same statistics hardly need it.
 """
 
-from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,14 +12,18 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.fit import Now, fit
+from dfq_jax.optim.fit import fit
 from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.optim.steps import Now, descent
 from dfq_jax.quantize.learning import Correction
 from dfq_jax.quantize.units import Host, pieces
+from dfq_jax.values import bound
 
 BATCH = 32
 FLOOR = 1e-5
 """Smallest learning rate."""
+PATIENCE = 100
+"""Steps without a gain before the rate falls."""
 
 
 def corrected_inputs(
@@ -48,13 +51,12 @@ def corrected_inputs(
 
 def moved(model: Model, start: Host, correction: Correction, key: Key[Array, ""]) -> Host:
     """`corrected_inputs` of one batch."""
-    rule = optimizer_of(correction.learning_rate)
+    rule = bound(adam_with_plateau, correction.learning_rate, patience=PATIENCE, floor=FLOOR)
     context = {"model": model, "start": jnp.asarray(start)}
     found = fit(
-        objective_of(correction.closeness),
+        descent(bound(gaps_and_distance, correction.closeness), rule),
         jnp.asarray(start),
         context,
-        optimizer=rule,
         steps=correction.steps,
         key=key,
         chunk=100,
@@ -62,23 +64,14 @@ def moved(model: Model, start: Host, correction: Correction, key: Key[Array, ""]
     return np.asarray(found.x)
 
 
-@cache
-def optimizer_of(learning_rate: float):
-    """Adam, slower on plateaus of 100 steps."""
-    return adam_with_plateau(learning_rate, patience=100, floor=FLOOR)
-
-
-@cache
-def objective_of(closeness: float):
+def gaps_and_distance(
+    closeness: float, x: Tensor, context: Any, now: Now
+) -> tuple[Float[Array, ""], PyTree]:
     """What is minimised: gaps of statistics, and the distance from where the inputs were."""
-
-    def objective(x: Tensor, context: Any, now: Now) -> tuple[Float[Array, ""], PyTree]:
-        model, start = context["model"], context["start"]
-        gaps = statistics_gap(model, x) / x.shape[0]
-        distance = jnp.mean(jnp.sum((x - start) ** 2, axis=-1)) / closeness
-        return gaps + distance, ({"statistics": gaps, "distance": distance}, ())
-
-    return objective
+    model, start = context["model"], context["start"]
+    gaps = statistics_gap(model, x) / x.shape[0]
+    distance = jnp.mean(jnp.sum((x - start) ** 2, axis=-1)) / closeness
+    return gaps + distance, ({"statistics": gaps, "distance": distance}, ())
 
 
 def statistics_gap(model: Model, x: Float[Array, "n ... c"]) -> Float[Array, ""]:

@@ -9,20 +9,21 @@ Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3 (hints from withi
 """
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import Hook, Tensor, apply_tiled, evaluate
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.optim.feed import Fed
-from dfq_jax.optim.fit import Now, Objective
+from dfq_jax.optim.steps import Now
 from dfq_jax.quantize.feeding import read
 from dfq_jax.quantize.learning import (
     Given,
+    Losses,
     Phase,
     Reconstruction,
     blended,
@@ -31,6 +32,7 @@ from dfq_jax.quantize.learning import (
 from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.units import Host, pieces
 from dfq_jax.quantize.work import BATCH
+from dfq_jax.values import Bound, bound
 
 CHUNK = 10
 """Steps between two visits of the host: they are long."""
@@ -83,20 +85,22 @@ def gaps(
     return ({"blocks": one(inside)} if inside else {}) | {"reconstruction": one(ends)}
 
 
-@cache
-def guided_objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Objective:
+def guided_objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Bound[Losses]:
     """The objective of a phase of a method that is guided."""
+    return bound(guided_loss, plan, method, phase)
 
-    def objective(x, context: Fed, now: Now):
-        given: Given = context.context
-        rows = read(given.rows, context.at(now.step))
-        input_key, edge_key = jax.random.split(now.key)
-        shown = blended(input_key, rows.rough, rows.exact, phase.rough)
-        hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
-        parts = guided(given, rows.exact, shown, hook)
-        return sum(parts.values(), jnp.zeros(())), (parts, ())
 
-    return objective
+def guided_loss(
+    plan: Plan, method: Reconstruction, phase: Phase, x: PyTree, context: Fed, now: Now
+) -> Losses:
+    """The gaps of all blocks of a unit."""
+    given: Given = context.context
+    rows = read(given.rows, context.at(now.step))
+    input_key, edge_key = jax.random.split(now.key)
+    shown = blended(input_key, rows.rough, rows.exact, phase.rough)
+    hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
+    parts = guided(given, rows.exact, shown, hook)
+    return sum(parts.values(), jnp.zeros(())), (parts, ())
 
 
 def guided(given: Given, exact: Tensor, shown: Tensor, hook: Hook) -> dict[str, Float[Array, ""]]:

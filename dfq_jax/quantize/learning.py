@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,10 +15,11 @@ from dfq_jax.numerics.affine import Affine, fake_quantize
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.feed import Fed
-from dfq_jax.optim.fit import Now, Objective
+from dfq_jax.optim.steps import Now
 from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.feeding import Rows, read
 from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.values import Bound, bound
 
 FEWEST = 4
 """Images in steps that are cut by their size."""
@@ -254,14 +254,13 @@ class Given(NamedTuple):
     guide: Guide | None = None
 
 
-@cache
-def optimizer_of(rates: Rates, steps: int) -> optax.GradientTransformation:
-    """Adam with a rate for each kind of variable."""
-    falling = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, steps))
+def optimizer_of(rates: Rates, steps: int, factor: float = 1.0) -> optax.GradientTransformation:
+    """Adam with a rate for each kind of variable, all by a factor."""
+    falling = lambda rate: optax.adam(optax.cosine_decay_schedule(rate * factor, steps))
     own = lambda rate: optax.chain(falling(rate), in_own_units())
     sized = own if rates.relative else falling
     kinds: dict[Hashable, optax.GradientTransformation] = {
-        "bits": falling(rates.bits) if rates.settling else optax.adam(rates.bits),
+        "bits": falling(rates.bits) if rates.settling else optax.adam(rates.bits * factor),
         "scale": sized(rates.scale),
         "edges": sized(rates.edges),
         "biases": falling(rates.biases),
@@ -282,31 +281,37 @@ def in_own_units() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(sized, updates, params))
 
 
-@cache
-def objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Objective:
-    """The objective of a phase; units of equal structure share it, and so compile once."""
+Losses = tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]
+"""What an objective gives: the sum, and its parts beside an empty memory."""
 
-    def objective(x: PyTree, context: Fed, now: Now):
-        given: Given = context.context
-        rows = read(given.rows, context.at(now.step))
-        input_key, edge_key = jax.random.split(now.key)
-        shown = blended(input_key, rows.rough, rows.exact, phase.rough)
-        ahead = method.prediction is not None and rows.logits is not None
-        shown = jnp.concatenate([shown, rows.rough]) if ahead else shown
-        hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
-        outputs = evaluate(given.model, shown, hook=hook, apply=apply_tiled)[0][0]
-        outputs, last = outputs[: len(rows.exact)], outputs[len(rows.exact) :]
-        parts = {"reconstruction": method.loss(seen(outputs, rows, given))}
-        loss = parts["reconstruction"]
-        if method.prediction is not None and rows.logits is not None:
-            weight, temperature = method.prediction
-            gaps = divergences(rows.logits, predicted(given.rest, last), temperature)
-            parts["prediction"] = jnp.mean(gaps)
-            loss += weight * parts["prediction"]
-        parts["undecided"] = undecided(method.rounding, x["kernels"], method.penalty, now, phase)
-        return loss + method.penalty.factor(now.step, phase.steps) * parts["undecided"], (parts, ())
 
-    return objective
+def objective_of(plan: Plan, method: Reconstruction, phase: Phase) -> Bound[Losses]:
+    """The objective of a phase; units of equal structure have equal ones, and so compile once."""
+    return bound(unit_loss, plan, method, phase)
+
+
+def unit_loss(
+    plan: Plan, method: Reconstruction, phase: Phase, x: PyTree, context: Fed, now: Now
+) -> Losses:
+    """The loss between a unit at work and in float, with what a method adds to it."""
+    given: Given = context.context
+    rows = read(given.rows, context.at(now.step))
+    input_key, edge_key = jax.random.split(now.key)
+    shown = blended(input_key, rows.rough, rows.exact, phase.rough)
+    ahead = method.prediction is not None and rows.logits is not None
+    shown = jnp.concatenate([shown, rows.rough]) if ahead else shown
+    hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
+    outputs = evaluate(given.model, shown, hook=hook, apply=apply_tiled)[0][0]
+    outputs, last = outputs[: len(rows.exact)], outputs[len(rows.exact) :]
+    parts = {"reconstruction": method.loss(seen(outputs, rows, given))}
+    loss = parts["reconstruction"]
+    if method.prediction is not None and rows.logits is not None:
+        weight, temperature = method.prediction
+        gaps = divergences(rows.logits, predicted(given.rest, last), temperature)
+        parts["prediction"] = jnp.mean(gaps)
+        loss += weight * parts["prediction"]
+    parts["undecided"] = undecided(method.rounding, x["kernels"], method.penalty, now, phase)
+    return loss + method.penalty.factor(now.step, phase.steps) * parts["undecided"], (parts, ())
 
 
 def seen(outputs: Tensor, rows: Rows, given: Given) -> Seen:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
+from dfq_jax.optim.attempts import at_lower_rates, rate_of, retold
 from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import descent
 from dfq_jax.quantize.feeding import Rows, supply
 from dfq_jax.quantize.guided import CHUNK, guided_objective_of, variances
 from dfq_jax.quantize.learning import (
@@ -28,20 +30,35 @@ from dfq_jax.quantize.learning import (
 )
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.work import OnStep, Work, power_of
+from dfq_jax.values import bound
+
+
+class Learned(NamedTuple):
+    """A unit after an attempt to make it better.
+
+    Attributes:
+      model: the unit.
+      qparams: its scales.
+      notes: what went wrong on the way, in words that follow its name.
+    """
+
+    model: Model
+    qparams: Mapping[Site, Affine]
+    notes: tuple[str, ...] = ()
 
 
 def in_phases(
     work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
-) -> tuple[Model, Mapping[Site, Affine]]:
+) -> Learned:
     """A unit after all optimisations of a method."""
-    done, steps = 0, sum(phase.steps for phase in method.phases)
+    done, steps, notes = 0, sum(phase.steps for phase in method.phases), ()
     for number, phase in enumerate(method.phases):
         store = None if place is None else StateStore(place / f"phase-{number}", {})
         tell = None if work.on_step is None else partial(counted, work.on_step, done, steps)
         found = phase_of(work, method, phase, jax.random.fold_in(key, number), store, tell)
-        done += phase.steps
-        work = work._replace(model=found[0], qparams=found[1])
-    return work.model, work.qparams
+        done, notes = done + phase.steps, notes + found.notes
+        work = work._replace(model=found.model, qparams=found.qparams)
+    return Learned(work.model, work.qparams, notes)
 
 
 def counted(tell: OnStep, done: int, steps: int, step: int, parts: Metrics) -> None:
@@ -56,15 +73,19 @@ def phase_of(
     key: Key[Array, ""],
     store: StateStore | None,
     on_chunk: Callable[[int, Metrics], None] | None,
-) -> tuple[Model, Mapping[Site, Affine]]:
-    """The unit after one optimisation: kernels on their grids, scales of activations learned."""
+) -> Learned:
+    """The unit after one optimisation: kernels on their grids, scales of activations learned.
+
+    Where it diverges it is made again at half the rates; after `RESTARTS` times it is left as it
+    was.
+    """
     plan, model, qparams = work.unit.plan, work.model, work.qparams
     kernels, fixed = begun(model, qparams, plan, method.rounding if phase.kernels else None)
     edges = coarse_edges(plan, qparams) if phase.edges else {}
     biases = biases_of(model) if phase.biases else {}
     trained = {"kernels": kernels, "edges": edges, "biases": biases}
     if not jax.tree.leaves(trained):
-        return model, qparams
+        return Learned(model, qparams)
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
     rows = rows_of(work, method)
     batch = batch_of(method, work.exact.shape)
@@ -73,19 +94,23 @@ def phase_of(
     if method.guided:
         units = variances(work.reference, work.exact)
         context = context._replace(guide=Guide(work.reference, units))
-    found = fit(
-        (guided_objective_of if method.guided else objective_of)(plan, method, phase),
+    objective = (guided_objective_of if method.guided else objective_of)(plan, method, phase)
+    attempt = lambda number: fit(
+        descent(objective, bound(optimizer_of, method.rates, phase.steps, rate_of(number))),
         trained,
         context,
-        optimizer=optimizer_of(method.rates, phase.steps),
         steps=phase.steps,
         key=key,
         chunk=min(given.chunk, CHUNK) if method.guided else given.chunk,
         on_chunk=on_chunk,
-        store=store,
+        store=store if number == 0 else None,
         feed=given.feed,
     )
-    return hardened(found, model, qparams, fixed, plan, method.rounding)
+    found, failed = at_lower_rates(attempt)
+    if found.status == "diverged":
+        left = f"diverged in each of {len(failed)} attempts and was left as it was"
+        return Learned(model, qparams, (left,))
+    return Learned(*hardened(found, model, qparams, fixed, plan, method.rounding), retold(failed))
 
 
 def coarse_edges(plan: Plan, qparams: Mapping[Site, Affine]) -> dict[str, Array]:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Key
 from dfq_jax.errors import PlanError
 from dfq_jax.files import owned
 from dfq_jax.graph.graph import Model
-from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.progress import Progress
 from dfq_jax.optim.state import StateStore
@@ -42,7 +41,7 @@ from dfq_jax.quantize.learning import (
     Reconstruction,
     relative_gap,
 )
-from dfq_jax.quantize.phases import in_phases
+from dfq_jax.quantize.phases import Learned, in_phases
 from dfq_jax.quantize.plan import Plan, Site
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
@@ -55,6 +54,7 @@ from dfq_jax.quantize.units import (
     with_unit,
 )
 from dfq_jax.quantize.work import Beyond, OnStep, Work, error_of, flow, passed, slopes_of
+from dfq_jax.values import described
 
 
 def reconstruct(
@@ -89,7 +89,8 @@ def reconstruct(
 
     Raises:
       PlanError: without images, or for kernels on levels that are not learned.
-      UsageError: if the folder belongs to another run, and names the difference, or is in use.
+      UsageError: if the folder belongs to another run, and names the difference, or is in use, or
+        a function of the method has no name (`values.bound`).
     """
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
@@ -180,11 +181,8 @@ def facts_of(
         b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(tree))
     ).hexdigest()
     plan = quantized.plan
-    settings: dict[str, Any] = method._asdict()
-    if not isinstance(method, ClosedForm):
-        settings |= {"rounding": method.rounding.name, "loss": method.loss.__name__}
     return {
-        "method": repr(settings),
+        "method": described(method, "the method"),
         "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
         "layers": plan.layers,
         "bits": {f"{site.node} {site.slot}": spec.levels.bits for site, spec in plan.entries},
@@ -222,13 +220,14 @@ def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None)
     judged = work._replace(slopes=ready.slopes)
     before = error_of(judged, work.model, work.qparams, loss)
     tried = [
-        (error_of(judged, *attempt, loss), attempt)
+        (error_of(judged, attempt.model, attempt.qparams, loss), attempt)
         for attempt in attempts(ready, method, key, place)
     ]
     after, attempt = min(tried, key=lambda found: found[0])
     kept = after <= before
-    report = UnitReport(unit.title, method.name, before, after, kept, time.monotonic() - start)
-    model, qparams = attempt if kept else (work.model, work.qparams)
+    spent, notes = time.monotonic() - start, sum((a.notes for _, a in tried), ())
+    report = UnitReport(unit.title, method.name, before, after, kept, spent, notes)
+    model, qparams = attempt[:2] if kept else (work.model, work.qparams)
     return Finished(model, qparams, report)
 
 
@@ -247,17 +246,17 @@ def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
 
 def attempts(
     work: Work, method: Method, key: Key[Array, ""], place: Path | None
-) -> Iterator[tuple[Model, Mapping[Site, Affine]]]:
+) -> Iterator[Learned]:
     """A unit as a method would have it, after what it would learn from."""
     closed = method if isinstance(method, ClosedForm) else start_of(method, work)
     if closed is not None:
-        model, qparams = in_closed_form(work, closed)
-        yield model, qparams
-        work = work._replace(model=model, qparams=qparams)
+        solution = in_closed_form(work, closed)
+        yield solution
+        work = work._replace(model=solution.model, qparams=solution.qparams)
     if isinstance(method, ClosedForm):
         return
     if method.spare and all(spec.levels.bits == 8 for _, spec in work.unit.plan.entries):
-        yield work.model, work.qparams
+        yield Learned(work.model, work.qparams)
         return
     learn = learned_by_layers if method.layers else in_phases
     yield learn(work, method, key, place)
@@ -273,7 +272,7 @@ def positions_of(work: Work) -> int:
     return math.prod(work.targets.shape[1:-1])
 
 
-def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site, Affine]]:
+def in_closed_form(work: Work, method: ClosedForm) -> Learned:
     """A unit whose layers are solved one after the other; what they read is never kept."""
     seen = method.images(len(work.exact), positions_of(work))
     if len(seen) < len(work.exact):
@@ -284,14 +283,15 @@ def in_closed_form(work: Work, method: ClosedForm) -> tuple[Model, Mapping[Site,
         rough = flow(whole.model, whole.affines, whole.plan, work.rough, name)
         exact = flow(work.reference, None, None, work.exact, name)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
-        return solved(model, qparams, layer.plan, zip(rough, exact, strict=True), method)
+        flows = zip(rough, exact, strict=True)
+        return Learned(*solved(model, qparams, layer.plan, flows, method))
 
     return layer_by_layer(work, solve)
 
 
 def learned_by_layers(
     work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
-) -> tuple[Model, Mapping[Site, Affine]]:
+) -> Learned:
     """A unit whose layers learn one after the other."""
     layers = len(layers_of(work.unit))
 
@@ -318,15 +318,17 @@ def in_layer(tell: OnStep, number: int, layers: int, step: int, steps: int, part
 
 def layer_by_layer(
     work: Work,
-    treat: Callable[[Unit, QuantizedModel, int], tuple[Model, Mapping[Site, Affine]]],
-) -> tuple[Model, Mapping[Site, Affine]]:
+    treat: Callable[[Unit, QuantizedModel, int], Learned],
+) -> Learned:
     """A unit whose layers are treated one after the other, each behind those that are done.
 
     Args:
       work: the unit.
-      treat: (layer, the unit so far, number of the layer) -> the layer and its scales.
+      treat: (layer, the unit so far, number of the layer) -> the layer.
     """
-    whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
+    whole, notes = QuantizedModel(work.model, work.unit.plan, work.qparams), ()
     for number, layer in enumerate(layers_of(work.unit)):
-        whole = with_unit(whole, layer, *treat(layer, whole, number))
-    return whole.model, whole.affines
+        found = treat(layer, whole, number)
+        whole = with_unit(whole, layer, found.model, found.qparams)
+        notes += tuple(f"{layer.title}: {note}" for note in found.notes)
+    return Learned(whole.model, whole.affines, notes)

@@ -15,6 +15,7 @@ class UnitReport(NamedTuple):
       after: the same with what was learned.
       kept: whether that was better, and kept.
       seconds: spent.
+      notes: what went wrong on the way, in words that follow its name.
     """
 
     name: str
@@ -23,3 +24,4 @@ class UnitReport(NamedTuple):
     after: float
     kept: bool
     seconds: float
+    notes: tuple[str, ...] = ()

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from dfq_jax.optim.schedules import rated
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels
-from dfq_jax.synthesis.terms import Observed, Term, cross_entropy, total_variation
+from dfq_jax.synthesis.terms import Observed, Term, label_entropy, natural_variation
 
 
 def aac(
@@ -40,10 +41,10 @@ def aac(
       The recipe.
     """
     terms = (
-        Term("labels", 1.0, lambda o: cross_entropy(o.logits, o.labels), True),
+        Term("labels", 1.0, label_entropy, True),
         Term("response", -response, class_response, True),
         Term("batch norm", statistics, batch_norm_match),
-        Term("variation", variation, lambda o: total_variation(o.natural)),
+        Term("variation", variation, natural_variation),
     )
     weights = {"response": response, "statistics": statistics, "variation": variation}
     return Recipe(
@@ -51,7 +52,7 @@ def aac(
         settings={"learning_rate": learning_rate, **weights},
         batch=batch,
         source=Source(gaussian),
-        stages=(Stage(steps, lambda factor: optax.adam(learning_rate * factor)),),
+        stages=(Stage(steps, rated(optax.adam, learning_rate)),),
         terms=terms,
         condition=balanced_labels,
     )

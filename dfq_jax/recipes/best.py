@@ -16,15 +16,15 @@ images of `best_unlabelled`. What judges a network should see both.
 
 from functools import partial
 
-import optax
 from jaxtyping import Array, Float, Key
 
+from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.synthesis.augment import halve
 from dfq_jax.synthesis.match import relative_batch_match
 from dfq_jax.synthesis.noise import noise
 from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
-from dfq_jax.synthesis.terms import Term, cross_entropy
+from dfq_jax.synthesis.terms import Term, label_entropy
 
 STARTS = {"noise": noise, "pink": pink}
 
@@ -58,10 +58,8 @@ def best(
     if not 0 <= coarse < 1 or start not in STARTS:
         raise ValueError(f"best() got coarse={coarse} (0..1) and start={start!r} {list(STARTS)}.")
     small = int(steps * coarse)
-    falling = lambda steps: (
-        lambda scale: optax.adam(optax.cosine_decay_schedule(learning_rate * scale, steps))
-    )
-    stages = (Stage(small, falling(small), halve),) if small else ()
+    falling = partial(rated, adam_to_zero, learning_rate)
+    stages = (Stage(small, falling(steps=small), halve),) if small else ()
     unlabelled = Recipe(
         name="best_unlabelled",
         settings={
@@ -72,13 +70,13 @@ def best(
         },
         batch=batch,
         source=Source(STARTS[start]),
-        stages=(*stages, Stage(steps - small, falling(steps - small))),
+        stages=(*stages, Stage(steps - small, falling(steps=steps - small))),
         terms=(Term("batch norm", 1.0, relative_batch_match),),
         bounded=True,
     )
     if labels == 0:
         return unlabelled
-    sure = Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True)
+    sure = Term("labels", labels, label_entropy, True)
     terms = (*unlabelled.terms, sure)
     return unlabelled._replace(name="best", terms=terms, condition=random_labels)
 

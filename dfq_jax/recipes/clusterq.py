@@ -6,14 +6,13 @@ statistics are of single samples, so that classes can share a batch; those of th
 network misclassifies are left out.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.centres import (
     Clusters,
     centre_distance,
@@ -28,7 +27,9 @@ from dfq_jax.synthesis.centres import (
 from dfq_jax.synthesis.match import batch_var_gap, matched, recorded_std, squared_mean
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.terms import Observed, Term, cross_entropy
+from dfq_jax.synthesis.targets import Targets
+from dfq_jax.synthesis.terms import Observed, Term, label_entropy
+from dfq_jax.values import bound
 
 
 def clusterq(
@@ -64,8 +65,8 @@ def clusterq(
       The recipe.
     """
     quiet = round(warmup * steps)
-    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
-    varied = partial(variation, noise=noise, relative=relative_noise)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
+    varied = bound(variation, noise=noise, relative=relative_noise)
     return Recipe(
         name="clusterq",
         settings={
@@ -83,12 +84,12 @@ def clusterq(
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),
         terms=(
-            Term("labels", 1.0, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("labels", 1.0, label_entropy, True),
             Term("batch norm", statistics, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("class alignment", align, after(quiet, alignment), True),
-            Term("class variation", diversify, after(quiet, varied), True),
+            Term("class alignment", align, bound(after, quiet, alignment), True),
+            Term("class variation", diversify, bound(after, quiet, varied), True),
         ),
-        condition=partial(grouped_labels, per_class=per_class),
+        condition=bound(grouped_labels, per_class=per_class),
         memory=followers(quiet, rate),
     )
 
@@ -96,9 +97,17 @@ def clusterq(
 def followers(warmup: int, rate: float) -> Memory:
     """Centres of the classes, which pass from step to step and from batch to batch."""
     return Memory(
-        start=lambda targets, turns, classes, features: recorded_clusters(targets, classes),
-        step=lambda o: moving(o, warmup, rate),
+        start=begun_clusters,
+        step=bound(moving, warmup=warmup, rate=rate),
     )
+
+
+def begun_clusters(
+    targets: Targets, turns: int, classes: int, features: Mapping[str, int]
+) -> Clusters:
+    """Every class begins where the network recorded all."""
+    del turns, features
+    return recorded_clusters(targets, classes)
 
 
 def grouped_labels(
@@ -110,10 +119,10 @@ def grouped_labels(
 
 
 def after(
-    warmup: int, fn: Callable[[Observed], Float[Array, ""]]
-) -> Callable[[Observed], Float[Array, ""]]:
-    """A term's function that is 0 in the warm-up."""
-    return lambda observed: jnp.where(observed.step >= warmup, fn(observed), 0.0)
+    warmup: int, fn: Callable[[Observed], Float[Array, ""]], observed: Observed
+) -> Float[Array, ""]:
+    """What a term is, 0 in the warm-up."""
+    return jnp.where(observed.step >= warmup, fn(observed), 0.0)
 
 
 def moving(observed: Observed, warmup: int, rate: float) -> Clusters:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
@@ -18,13 +18,21 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, refusal_of_half, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
-from dfq_jax.optim.schedules import warmup_cosine
+from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.synthesis.augment import Augment, compose, flip, halve, jitter
 from dfq_jax.synthesis.classes import competition
 from dfq_jax.synthesis.match import batch_var_gap, matched, norms
 from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, random_labels
-from dfq_jax.synthesis.terms import Observed, Term, cross_entropy, image_norm, total_variation
+from dfq_jax.synthesis.targets import Targets
+from dfq_jax.synthesis.terms import (
+    Observed,
+    Term,
+    label_entropy,
+    natural_norm,
+    natural_variation,
+)
+from dfq_jax.values import Bound, bound
 
 Resolution = Literal["multi", "full"]
 Variant = Literal["paper", "code"]
@@ -106,7 +114,7 @@ def deepinversion(
         source=Source(gaussian),
         stages=stages(resolution, steps, reach, mirror, partial(adam_of, learning_rate, betas)),
         terms=terms_of(weights, student, variant),
-        prepare=lambda model, targets, key: admitted(model, student, resolution),
+        prepare=bound(admitted, student, resolution),
         condition=random_labels,
         bounded=bounded,
     )
@@ -142,26 +150,30 @@ def terms_of(weights: Weights, student: Model | None, variant: Variant) -> tuple
     """The objective; with a student, its agreement as well."""
     statistics = matched(batch_var_gap, norms, first=weights.first)
     terms = (
-        Term("labels", weights.labels, lambda o: cross_entropy(o.logits, o.labels), True),
+        Term("labels", weights.labels, label_entropy, True),
         Term("batch norm", weights.statistics, statistics),
-        Term("variation", weights.variation, lambda o: total_variation(o.natural)),
-        Term("norm", weights.norm, lambda o: image_norm(o.natural)),
+        Term("variation", weights.variation, natural_variation),
+        Term("norm", weights.norm, natural_norm),
     )
     if student is None:
         return terms
-    return (*terms, Term("competition", weights.compete, agreement(variant == "code"), True))
+    return (*terms, Term("competition", weights.compete, bound(agreement, variant == "code"), True))
 
 
-Optimizer = Callable[[float], optax.GradientTransformation]
-
-
-def adam_of(learning_rate: float, betas: tuple[float, float], steps: int) -> Optimizer:
+def adam_of(
+    learning_rate: float, betas: tuple[float, float], steps: int
+) -> Bound[optax.GradientTransformation]:
     """A stage's optimizer: Adam with a warm-up and a cosine over its steps."""
-    return lambda factor: optax.adam(warmup_cosine(learning_rate * factor, steps), *betas)
+    b1, b2 = betas
+    return rated(adam_to_zero, learning_rate, steps=steps, b1=b1, b2=b2, warmup=100)
 
 
 def stages(
-    resolution: Resolution, steps: int, reach: int, mirror: bool, adam: Callable[[int], Optimizer]
+    resolution: Resolution,
+    steps: int,
+    reach: int,
+    mirror: bool,
+    adam: Callable[[int], Bound[optax.GradientTransformation]],
 ) -> tuple[Stage, ...]:
     """One stage at full size, for `multi` after one at half the size with twice its steps."""
 
@@ -175,24 +187,27 @@ def stages(
     return Stage(small, adam(small), compose(halve, shown(reach // 2))), full
 
 
-def agreement(exchanged: bool) -> Callable[[Observed], Array]:
+def agreement(exchanged: bool, observed: Observed) -> Array:
     """The competition with the student that the recipe shares."""
-
-    def value(observed: Observed) -> Array:
-        student = observed.shared
-        images = from_natural(observed.natural, student.contract)
-        logits = evaluate(student, images)[0][0]
-        return competition(logits, observed.logits, exchanged=exchanged)
-
-    return value
+    student = observed.shared
+    images = from_natural(observed.natural, student.contract)
+    logits = evaluate(student, images)[0][0]
+    return competition(logits, observed.logits, exchanged=exchanged)
 
 
-def admitted(model: Model, student: Model | None, resolution: Resolution) -> PyTree:
+def admitted(
+    student: Model | None,
+    resolution: Resolution,
+    model: Model,
+    targets: Targets,
+    key: Key[Array, ""],
+) -> PyTree:
     """The student, for the terms to see; nothing without one.
 
     Raises:
       UsageError: if student and network do not go together, or one cannot read half the size.
     """
+    del targets, key
     if resolution == "multi":
         for network in (model, student):
             reads_half_the_size(network)

@@ -7,23 +7,25 @@ Generation" (sample correlation inhibition).
 
 from typing import Literal
 
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.schedules import adam_with_plateau
-from dfq_jax.synthesis.match import Slack, enhanced, layer_losses
+from dfq_jax.optim.schedules import adam_with_plateau, rated
+from dfq_jax.synthesis.match import enhanced, layer_losses
 from dfq_jax.synthesis.pixels import gaussian, uniform
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
 from dfq_jax.synthesis.slack import slack_margins
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import (
+    Observed,
     Term,
-    correlation,
-    cross_entropy,
-    image_norm,
     image_statistics,
-    total_variation,
+    label_entropy,
+    natural_correlation,
+    natural_norm,
+    natural_variation,
 )
+from dfq_jax.values import bound
 
 Variant = Literal["paper", "code"]
 
@@ -67,14 +69,8 @@ def dsg(
         "enhance": enhance,
         "inhibit": inhibit,
     }
-
-    def tolerances(model: Model, targets: Targets, key: Key[Array, ""]) -> Slack | None:
-        if not slack:
-            return None
-        return slack_margins(model, targets, key, quantile=quantile, count=noise_images)
-
     factor = {"paper": 2.0, "code": 4.0}[variant] if enhance else 1.0
-    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=260, floor=1e-4)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=260, floor=1e-4)
     return Recipe(
         name="dsg",
         settings=settings,
@@ -82,24 +78,34 @@ def dsg(
         source=Source(uniform if variant == "code" else gaussian),
         stages=(Stage(steps, optimizer),),
         terms=dsg_terms(variant, factor, inhibit),
-        prepare=tolerances,
+        prepare=bound(slack_margins, quantile=quantile, count=noise_images) if slack else exactly,
         condition=random_labels,
         per_layer=True,
     )
 
 
+def exactly(model: Model, targets: Targets, key: Key[Array, ""]) -> None:
+    """No tolerances."""
+    del model, targets, key
+
+
+def slack_match(factor: float, observed: Observed) -> Float[Array, ""]:
+    """Distances beyond the tolerances; a layer of its own counts more in each sample."""
+    return enhanced(layer_losses(observed, observed.shared), factor)
+
+
 def dsg_terms(variant: Variant, factor: float, inhibit: float) -> tuple[Term, ...]:
     """The objective: slack match, image statistics, decorrelation, and the code's extra terms."""
     terms = [
-        Term("slack match", 1.0, lambda o: enhanced(layer_losses(o, o.shared), factor)),
+        Term("slack match", 1.0, bound(slack_match, factor)),
         Term("image", 1.0, image_statistics),
     ]
     if inhibit > 0:
-        terms.append(Term("correlation", inhibit, lambda o: correlation(o.natural)))
+        terms.append(Term("correlation", inhibit, natural_correlation))
     if variant == "code":
         terms += [
-            Term("cross-entropy", 2.0, lambda o: cross_entropy(o.logits, o.labels), True),
-            Term("variation", 0.01, lambda o: total_variation(o.natural)),
-            Term("norm", 0.01, lambda o: image_norm(o.natural)),
+            Term("cross-entropy", 2.0, label_entropy, True),
+            Term("variation", 0.01, natural_variation),
+            Term("norm", 0.01, natural_norm),
         ]
     return tuple(terms)

@@ -6,7 +6,6 @@ Not free of data: `class_centres` needs an image of some classes.
 """
 
 import zlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.centres import (
     Centre,
     Centres,
@@ -27,7 +26,8 @@ from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage
 from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Observed, Term, cross_entropy
+from dfq_jax.synthesis.terms import Observed, Term, label_entropy
+from dfq_jax.values import bound
 
 
 def fdda(
@@ -64,7 +64,7 @@ def fdda(
       ValueError: if no class has such an image.
     """
     usable = usable_classes(centres, reliable=reliable)
-    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
         name="fdda",
         settings={
@@ -82,13 +82,13 @@ def fdda(
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),
         terms=(
-            Term("labels", 0.5, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("labels", 0.5, label_entropy, True),
             Term("batch norm", statistics, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("distorted", distort, partial(distortion, noise=noise, positive=positive), True),
-            Term("centred", align, lambda o: batch_distance(o, wanted(o)), True),
+            Term("distorted", distort, bound(distortion, noise=noise, positive=positive), True),
+            Term("centred", align, centred, True),
         ),
-        prepare=lambda model, targets, key: centres_for(model, targets, centres),
-        condition=partial(one_class, usable=usable),
+        prepare=bound(centres_for, centres),
+        condition=bound(one_class, usable),
     )
 
 
@@ -110,12 +110,15 @@ def digest(centres: ClassCentres) -> int:
     return zlib.crc32(b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(centres)))
 
 
-def centres_for(model: Model, targets: Targets, centres: ClassCentres) -> Centres:
+def centres_for(
+    centres: ClassCentres, model: Model, targets: Targets, key: Key[Array, ""]
+) -> Centres:
     """The centres, if they are of this network.
 
     Raises:
       ValueError: if they are of layers it does not have.
     """
+    del key
     widths = {name: target.mean.shape[-1] for name, target in targets.items()}
     for name, centre in centres.centres.items():
         if widths.get(name) != centre.mean.shape[-1]:
@@ -128,7 +131,7 @@ def centres_for(model: Model, targets: Targets, centres: ClassCentres) -> Centre
 
 
 def one_class(
-    key: Key[Array, ""], size: int, classes: int, usable: np.ndarray
+    usable: np.ndarray, key: Key[Array, ""], size: int, classes: int
 ) -> Float[Array, "b classes"]:
     """One-hot labels of a single random class out of those `usable`."""
     label = jax.random.choice(key, jnp.asarray(usable, jnp.int32))
@@ -138,6 +141,11 @@ def one_class(
 def wanted(observed: Observed) -> dict[str, Centre]:
     """The centre of the class of the batch."""
     return of_class(observed.shared, jnp.argmax(observed.labels[0]))
+
+
+def centred(observed: Observed) -> Float[Array, ""]:
+    """Distance of the batch to the centre of its class."""
+    return batch_distance(observed, wanted(observed))
 
 
 def distortion(

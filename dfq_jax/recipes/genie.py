@@ -13,6 +13,7 @@ from dfq_jax.synthesis.match import batch_std_gap, matched, squared_mean
 from dfq_jax.synthesis.recipe import Recipe, Stage
 from dfq_jax.synthesis.swing import swing
 from dfq_jax.synthesis.terms import Term, image_statistics
+from dfq_jax.values import bound
 
 
 def genie(
@@ -39,15 +40,6 @@ def genie(
     Returns:
       The recipe.
     """
-
-    def optimizer(scale: float) -> optax.GradientTransformation:
-        decay = optax.exponential_decay(generator_rate * scale, 100, 0.95, staircase=True)
-        rules: dict[Hashable, optax.GradientTransformation] = {
-            "latent": adam_with_plateau(latent_rate * scale, patience=100, floor=1e-4),
-            "generator": optax.adam(decay),
-        }
-        return optax.partition(rules, {name: name for name in rules})
-
     return Recipe(
         name="genie",
         settings={
@@ -59,10 +51,22 @@ def genie(
         },
         batch=batch,
         source=latent_source(latent=latent, channels=channels),
-        stages=(Stage(steps, optimizer),),
+        stages=(Stage(steps, bound(optimizer, latent_rate, generator_rate)),),
         terms=(
             Term("batch norm", 1.0, matched(batch_std_gap, squared_mean)),
             Term("image", 1.0, image_statistics),
         ),
         distort=swing(reach) if reach else None,
     )
+
+
+def optimizer(
+    latent_rate: float, generator_rate: float, factor: float
+) -> optax.GradientTransformation:
+    """Adam for codes, and another for the generator."""
+    decay = optax.exponential_decay(generator_rate * factor, 100, 0.95, staircase=True)
+    rules: dict[Hashable, optax.GradientTransformation] = {
+        "latent": adam_with_plateau(latent_rate * factor, patience=100, floor=1e-4),
+        "generator": optax.adam(decay),
+    }
+    return optax.partition(rules, {name: name for name in rules})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.passes.estimate import Mode, Rule, with_estimated_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.synthesis.match import batch_z_gap, norms, z_match
@@ -48,7 +48,7 @@ def gzsq(
     Returns:
       The recipe, for networks that `estimated` made (or any other with batch norms).
     """
-    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
         name="gzsq",
         settings={"learning_rate": learning_rate, "bounded": bounded},

@@ -5,7 +5,10 @@ Network Quantization": crops during synthesis (local object reinforcement), a ma
 distance to earlier images of the class, and soft labels.
 """
 
-from dfq_jax.optim.schedules import adam_with_plateau
+from jaxtyping import Array, Float, PyTree
+
+from dfq_jax.graph.graph import Graph
+from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.augment import at_random, compose, flip, resized_crop, unchanged
 from dfq_jax.synthesis.classes import (
     FEATURES,
@@ -20,6 +23,7 @@ from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.values import bound
 
 
 def intraq(
@@ -51,7 +55,7 @@ def intraq(
     Returns:
       The recipe; batches are made one after the other, each looking back at all before.
     """
-    optimizer = lambda factor: adam_with_plateau(learning_rate * factor, patience=50, floor=1e-4)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=50, floor=1e-4)
     cropped = compose(resized_crop(smallest=smallest), flip(together=False))
     recipe = Recipe(
         name="intraq",
@@ -68,7 +72,7 @@ def intraq(
         stages=(Stage(steps, optimizer, at_random(cropped, crops) if crops else unchanged),),
         terms=(
             Term("batch norm", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("labels", 1.0, lambda o: soft_inception(o.logits, o.labels), True),
+            Term("labels", 1.0, confident, True),
         ),
         condition=soft_labels(target),
     )
@@ -77,15 +81,29 @@ def intraq(
 
 def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:
     """The recipe with a memory of classes and the margin around their means."""
-
-    def margin(o: Observed):
-        return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
-
-    def remember(o: Observed):
-        return with_images(o.memory, o.taps[FEATURES], o.labels.labels)
-
+    margin = bound(margin_of_classes, lower, upper)
     return recipe._replace(
         terms=(*recipe.terms, Term("margin", 1.0, margin, True)),
-        watch=lambda graph: {FEATURES: penultimate(graph)},
+        watch=features,
         memory=Memory(start=no_classes_yet, batch=remember),
     )
+
+
+def confident(observed: Observed) -> Float[Array, ""]:
+    """How far each image is from the confidence it asks for."""
+    return soft_inception(observed.logits, observed.labels)
+
+
+def features(graph: Graph) -> dict[str, str]:
+    """What the last layer reads."""
+    return {FEATURES: penultimate(graph)}
+
+
+def margin_of_classes(lower: float, upper: float, o: Observed) -> Float[Array, ""]:
+    """How far features are beyond the margin around the means of their classes."""
+    return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
+
+
+def remember(o: Observed) -> PyTree:
+    """The means of classes with the features of a finished batch."""
+    return with_images(o.memory, o.taps[FEATURES], o.labels.labels)

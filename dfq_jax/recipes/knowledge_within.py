@@ -11,12 +11,13 @@ from jaxtyping import Array, Key
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
+from dfq_jax.optim.schedules import rated
 from dfq_jax.synthesis.augment import jitter, unchanged
 from dfq_jax.synthesis.match import matched_kl
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, nothing, random_labels
 from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Term, cross_entropy
+from dfq_jax.synthesis.terms import Term, label_entropy
 
 Scheme = Literal["bns", "inception", "both"]
 
@@ -51,7 +52,7 @@ def knowledge_within(
     """
     stage = Stage(
         steps,
-        lambda factor: optax.adam(learning_rate * factor),
+        rated(optax.adam, learning_rate),
         unchanged if scheme == "bns" else jitter(reach),
     )
     return Recipe(
@@ -67,7 +68,7 @@ def knowledge_within(
         source=Source(gaussian),
         stages=(stage,),
         terms=terms_of(scheme, labels, limit),
-        prepare=classes_needed if scheme == "inception" else lambda *_: (),
+        prepare=classes_needed if scheme == "inception" else nothing,
         condition=random_labels,
         statistics=scheme != "inception",
     )
@@ -77,7 +78,7 @@ def terms_of(scheme: Scheme, labels: float, limit: float) -> tuple[Term, ...]:
     """The objective of a scheme; alone, labels have weight 1."""
     divergence = Term("batch norm", 1.0, matched_kl(mean=True, limit=limit))
     weight = 1.0 if scheme == "inception" else labels
-    classes = Term("labels", weight, lambda o: cross_entropy(o.logits, o.labels), True)
+    classes = Term("labels", weight, label_entropy, True)
     return {"bns": (divergence,), "inception": (classes,), "both": (divergence, classes)}[scheme]
 
 

@@ -4,15 +4,16 @@ Dikstein et al. 2025, "Data Generation for Hardware-Friendly Post-Training Quant
 the data generation of Sony's Model Compression Toolkit (MCT).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.schedules import rated, reduce_on_plateau
 from dfq_jax.synthesis.aggregate import (
     aggregate_match,
     empty_table,
@@ -22,7 +23,6 @@ from dfq_jax.synthesis.aggregate import (
     row_of,
 )
 from dfq_jax.synthesis.augment import (
-    Augment,
     Sized,
     blur,
     centre_crop,
@@ -34,6 +34,7 @@ from dfq_jax.synthesis.pixels import Images, gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.targets import Target, Targets
 from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.values import bound
 
 Variant = Literal["paper", "code"]
 
@@ -68,7 +69,7 @@ def mct(
     weight = {"paper": 3e-7, "code": 1e-5}[variant] if output is None else output
     room = {"paper": 32, "code": 64}[variant] if margin is None else margin
     confidence = confident_but_typical if paper else confident
-    optimizer = lambda scale: radam_with_plateau(learning_rate * scale, steps)
+    optimizer = rated(radam_with_plateau, learning_rate, steps=steps)
     return Recipe(
         name="mct",
         settings={
@@ -80,13 +81,15 @@ def mct(
         },
         batch=batch,
         source=canvas(room, sigma),
-        stages=(Stage(steps, optimizer, compose(flip(), blur(sigma), crop_at_random(room))),),
+        stages=(
+            Stage(steps, optimizer, compose(flip(), blur(sigma), bound(crop_at_random, room))),
+        ),
         terms=(
-            Term("batch norm", 1.0, lambda o: aggregate_match(o, 10.0 if paper else 1.0)),
+            Term("batch norm", 1.0, bound(aggregate_match, spread=10.0 if paper else 1.0)),
             Term("output", weight, confidence),
         ),
         prepare=last_target,
-        watch=lambda graph: {"image": first_reader(graph)},
+        watch=image_itself,
         memory=all_batches(),
         turns=True,
         bounded=True,
@@ -96,33 +99,48 @@ def mct(
 def all_batches() -> Memory:
     """The moments of the finished images of every batch."""
     return Memory(
-        start=lambda targets, turns, classes, sizes: empty_table(targets, turns, sizes["image"]),
-        step=lambda o: refreshed(o.memory, o.turn, row_of(o)),
+        start=no_moments_yet,
+        step=with_moments,
         finished=True,
     )
 
 
+def no_moments_yet(targets: Targets, turns: int, classes: int, sizes: Mapping[str, int]) -> PyTree:
+    """An empty table of the moments of all batches."""
+    del classes
+    return empty_table(targets, turns, sizes["image"])
+
+
+def with_moments(observed: Observed) -> PyTree:
+    """The table with those of the batch whose turn it is."""
+    return refreshed(observed.memory, observed.turn, row_of(observed))
+
+
+def image_itself(graph: Graph) -> dict[str, str]:
+    """What the first layer reads."""
+    return {"image": first_reader(graph)}
+
+
 def canvas(margin: int, sigma: float) -> Source:
     """Gaussian noise beyond the edges of the images, which are its blurred middle."""
-    smooth = blur(sigma)
-
-    def init(key: Key[Array, ""], shape: tuple[int, ...]) -> Sized:
-        b, h, w, c = shape
-        return gaussian(key, (b, h + margin, w + margin, c))
-
-    def finish(images: Images) -> Sized:
-        return centre_crop(smooth(jax.random.key(0), images), *inside(images, margin))
-
-    return Source(init, finish=finish)
+    return Source(bound(larger_noise, margin), finish=bound(smooth_middle, margin, sigma))
 
 
-def crop_at_random(margin: int) -> Augment:
+def larger_noise(margin: int, key: Key[Array, ""], shape: tuple[int, ...]) -> Sized:
+    """Gaussian noise, so much higher and wider than asked for."""
+    b, h, w, c = shape
+    return gaussian(key, (b, h + margin, w + margin, c))
+
+
+def smooth_middle(margin: int, sigma: float, images: Images) -> Sized:
+    """What is within the margin of blurred images."""
+    smooth = blur(sigma)(jax.random.key(0), images)
+    return centre_crop(smooth, *inside(images, margin))
+
+
+def crop_at_random(margin: int, key: Key[Array, ""], images: Images) -> Sized:
     """A window smaller by `margin` at a random place, the same for the whole batch."""
-
-    def augment(key: Key[Array, ""], images: Images) -> Sized:
-        return random_crop(*inside(images, margin))(key, images)
-
-    return augment
+    return random_crop(*inside(images, margin))(key, images)
 
 
 def inside(canvases: Images, margin: int) -> tuple[int, int]:

@@ -6,15 +6,16 @@ batch norm.
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from dfq_jax.optim.schedules import warmup_cosine
+from dfq_jax.graph.graph import Model
+from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.synthesis.augment import compose, flip, jitter
 from dfq_jax.synthesis.patches import attention_outputs, patch_entropy
 from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
-from dfq_jax.synthesis.terms import Observed, Term, cross_entropy, total_variation
+from dfq_jax.synthesis.targets import Targets
+from dfq_jax.synthesis.terms import Observed, Term, label_entropy, total_variation
 
 PAPER_VALUES = 32 * 224 * 224 * 3
 """Numbers in a batch of the paper, for which its range of variations is meant."""
@@ -57,10 +58,10 @@ def psaq_vit(
         stages=tuple(rolling_stage(count, far, learning_rate) for count, far in stages if count),
         terms=(
             Term("patch entropy", -1.0, patch_entropy),
-            Term("labels", labels, lambda o: cross_entropy(o.logits, o.labels), True),
+            Term("labels", labels, label_entropy, True),
             Term("variation", variation, variation_gap),
         ),
-        prepare=lambda model, targets, key: jax.random.uniform(key, minval=2500.0, maxval=3000.0),
+        prepare=drawn_variation,
         condition=random_labels,
         watch=attention_outputs,
         bounded=True,
@@ -70,11 +71,14 @@ def psaq_vit(
 
 def rolling_stage(steps: int, reach: int, learning_rate: float) -> Stage:
     """A stage with images rolled by the same offset along both axes, and mirrored or not."""
-
-    def optimizer(scale: float) -> optax.GradientTransformation:
-        return optax.adam(warmup_cosine(learning_rate * scale, steps), b1=0.5, b2=0.9)
-
+    optimizer = rated(adam_to_zero, learning_rate, steps=steps, b1=0.5, b2=0.9, warmup=100)
     return Stage(steps, optimizer, compose(jitter(reach, same=True), flip()))
+
+
+def drawn_variation(model: Model, targets: Targets, key: Key[Array, ""]) -> Float[Array, ""]:
+    """A variation that a batch of the paper's should have."""
+    del model, targets
+    return jax.random.uniform(key, minval=2500.0, maxval=3000.0)
 
 
 def variation_gap(observed: Observed) -> Float[Array, ""]:

@@ -3,7 +3,7 @@
 Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 and released code.
 """
 
-from dfq_jax.optim.schedules import adam_with_plateau
+from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian, nearly_black
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage
@@ -24,7 +24,7 @@ def zeroq(
     Returns:
       The recipe.
     """
-    optimizer = lambda scale: adam_with_plateau(learning_rate * scale, patience=100, floor=1e-4)
+    optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
         name="zeroq",
         settings={"learning_rate": learning_rate, "dark_start": dark_start},

@@ -196,6 +196,7 @@ class Terminal:
         self.stage(
             f"unit {index + 1}/{units} {one_line(found.name)} ({found.method}): "
             f"{found.before:.4g} -> {found.after:.4g}{'' if found.kept else ', left as it was'}"
+            + "".join(f"; {one_line(note)}" for note in found.notes)
         )
 
 

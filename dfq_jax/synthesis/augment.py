@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.synthesis.pixels import Images
+from dfq_jax.values import Bound, bound
 
 Augment = Callable[[Key[Array, ""], Images], Images]
 """(key, images) -> what the network is shown, drawn anew at every step."""
@@ -27,51 +28,55 @@ def unchanged(key: Key[Array, ""], images: Images) -> Images:
     return images
 
 
-def compose(*augments: Augment) -> Augment:
+def compose(*augments: Augment) -> Bound[Sized]:
     """One augmentation after the other, each with randomness of its own."""
-
-    def augment(key: Key[Array, ""], images: Images) -> Sized:
-        for index, each in enumerate(augments):
-            images = each(jax.random.fold_in(key, index), images)
-        return images
-
-    return augment
+    return bound(composed, augments)
 
 
-def flip(*, chance: float = 0.5, together: bool = True) -> Augment:
+def composed(augments: tuple[Augment, ...], key: Key[Array, ""], images: Images) -> Sized:
+    """What `compose` does."""
+    for index, each in enumerate(augments):
+        images = each(jax.random.fold_in(key, index), images)
+    return images
+
+
+def flip(*, chance: float = 0.5, together: bool = True) -> Bound[Images]:
     """Mirrors left and right, the whole batch with one coin or each image with its own."""
-
-    def augment(key: Key[Array, ""], images: Images) -> Images:
-        shape = (1 if together else images.shape[0], 1, 1, 1)
-        return jnp.where(jax.random.bernoulli(key, chance, shape), images[:, :, ::-1], images)
-
-    return augment
+    return bound(flipped, chance=chance, together=together)
 
 
-def jitter(reach: int, *, same: bool = False) -> Augment:
+def flipped(key: Key[Array, ""], images: Images, *, chance: float, together: bool) -> Images:
+    """What `flip` does."""
+    shape = (1 if together else images.shape[0], 1, 1, 1)
+    return jnp.where(jax.random.bernoulli(key, chance, shape), images[:, :, ::-1], images)
+
+
+def jitter(reach: int, *, same: bool = False) -> Bound[Images]:
     """Rolls the whole batch by up to `reach` pixels along each axis, or by the `same` along both.
 
     Reference:
       Yin et al. 2020, "Dreaming to Distill", released code; `same` as in PSAQ-ViT's.
     """
-
-    def augment(key: Key[Array, ""], images: Images) -> Images:
-        down, right = jax.random.randint(key, (2,), -reach, reach + 1)
-        return jnp.roll(jnp.roll(images, down, axis=1), down if same else right, axis=2)
-
-    return augment
+    return bound(rolled, reach=reach, same=same)
 
 
-def random_crop(height: int, width: int) -> Augment:
+def rolled(key: Key[Array, ""], images: Images, *, reach: int, same: bool) -> Images:
+    """What `jitter` does."""
+    down, right = jax.random.randint(key, (2,), -reach, reach + 1)
+    return jnp.roll(jnp.roll(images, down, axis=1), down if same else right, axis=2)
+
+
+def random_crop(height: int, width: int) -> Bound[Sized]:
     """A window at a random place, the same for the whole batch."""
+    return bound(cropped, height=height, width=width)
 
-    def augment(key: Key[Array, ""], images: Images) -> Sized:
-        b, h, w, c = images.shape
-        room = jnp.array([h - height + 1, w - width + 1])
-        top, left = jax.random.randint(key, (2,), 0, room)
-        return lax.dynamic_slice(images, (0, top, left, 0), (b, height, width, c))
 
-    return augment
+def cropped(key: Key[Array, ""], images: Images, *, height: int, width: int) -> Sized:
+    """What `random_crop` does."""
+    b, h, w, c = images.shape
+    room = jnp.array([h - height + 1, w - width + 1])
+    top, left = jax.random.randint(key, (2,), 0, room)
+    return lax.dynamic_slice(images, (0, top, left, 0), (b, height, width, c))
 
 
 def centre_crop(images: Images, height: int, width: int) -> Sized:
@@ -80,7 +85,7 @@ def centre_crop(images: Images, height: int, width: int) -> Sized:
     return images[:, top : top + height, left : left + width]
 
 
-def resized_crop(*, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3)) -> Augment:
+def resized_crop(*, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3)) -> Bound[Images]:
     """Of each image a random window, resized to the whole by bilinear interpolation.
 
     Args:
@@ -93,13 +98,14 @@ def resized_crop(*, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3
     Reference:
       Zhong et al. 2022, "IntraQ" (local object reinforcement).
     """
+    return bound(windowed, smallest=smallest, ratios=ratios)
 
-    def augment(key: Key[Array, ""], images: Images) -> Images:
-        return jax.vmap(resized_window)(
-            images, random_windows(key, images.shape[0], smallest, ratios)
-        )
 
-    return augment
+def windowed(
+    key: Key[Array, ""], images: Images, *, smallest: float, ratios: tuple[float, float]
+) -> Images:
+    """What `resized_crop` does."""
+    return jax.vmap(resized_window)(images, random_windows(key, images.shape[0], smallest, ratios))
 
 
 def random_windows(
@@ -126,28 +132,28 @@ def resized_window(
     )
 
 
-def blur(sigma: float, *, window: int = 3) -> Augment:
+def blur(sigma: float, *, window: int = 3) -> Bound[Images]:
     """Convolves with a Gaussian; beyond the edge is zero.
 
     Reference:
       Dikstein et al. 2025, "Data Generation for Hardware-Friendly Post-Training Quantization".
     """
+    return bound(blurred, sigma=sigma, window=window)
+
+
+def blurred(key: Key[Array, ""], images: Images, *, sigma: float, window: int) -> Images:
+    """What `blur` does."""
+    del key
     offsets = np.arange(window) - (window - 1) / 2
     line = np.exp(-(offsets**2) / (2 * sigma**2))
-    line = (line / line.sum()).astype(np.float32)
-
-    def augment(key: Key[Array, ""], images: Images) -> Images:
-        del key
-        pad = window // 2
-        for axis in (1, 2):
-            around = [(0, 0)] * 4
-            around[axis] = (pad, pad)
-            padded, length = jnp.pad(images, around), images.shape[axis]
-            slices = [lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(window)]
-            images = sum((s * weight for s, weight in zip(slices, line, strict=True)), 0 * images)
-        return images
-
-    return augment
+    line, pad = (line / line.sum()).astype(np.float32), window // 2
+    for axis in (1, 2):
+        around = [(0, 0)] * 4
+        around[axis] = (pad, pad)
+        padded, length = jnp.pad(images, around), images.shape[axis]
+        slices = [lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(window)]
+        images = sum((s * weight for s, weight in zip(slices, line, strict=True)), 0 * images)
+    return images
 
 
 def halve(key: Key[Array, ""], images: Images) -> Sized:
@@ -158,12 +164,13 @@ def halve(key: Key[Array, ""], images: Images) -> Sized:
     return even.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def at_random(augment: Augment, chance: float) -> Augment:
+def at_random(augment: Augment, chance: float) -> Bound[Images]:
     """An augmentation that happens with a chance, one coin for the whole batch."""
+    return bound(maybe, augment=augment, chance=chance)
 
-    def maybe(key: Key[Array, ""], images: Images) -> Images:
-        coin_key, own_key = jax.random.split(key)
-        coin = jax.random.bernoulli(coin_key, chance)
-        return lax.cond(coin, partial(augment, own_key), lambda images: images, images)
 
-    return maybe
+def maybe(key: Key[Array, ""], images: Images, *, augment: Augment, chance: float) -> Images:
+    """What `at_random` does."""
+    coin_key, own_key = jax.random.split(key)
+    coin = jax.random.bernoulli(coin_key, chance)
+    return lax.cond(coin, partial(augment, own_key), lambda images: images, images)

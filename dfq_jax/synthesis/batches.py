@@ -1,29 +1,29 @@
-"""What all batches of a run share: objectives, optimizers, and functions that compile once."""
+"""What all batches of a run share: how steps are taken, and functions that compile once."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache, partial
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dfq_jax.errors import ResourceError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
-from dfq_jax.optim.fit import Now, Objective
-from dfq_jax.optim.turns import in_turn, own, taking_turns
+from dfq_jax.optim.attempts import rate_of
+from dfq_jax.optim.steps import Now, Step, descent
+from dfq_jax.optim.turns import of_each, own, whose_turn
+from dfq_jax.synthesis.augment import Augment
 from dfq_jax.synthesis.memory import divisors
 from dfq_jax.synthesis.pixels import Images, clip_to_pixels, from_natural, to_natural
 from dfq_jax.synthesis.recipe import Recipe, Stage
 from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, observe
 from dfq_jax.synthesis.terms import Observed, weighted
 from dfq_jax.types import InputContract
-
-RESTARTS = 3
+from dfq_jax.values import Bound, bound
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Job:
       classes: how many classes the network tells apart; 0 for one that is no classifier.
       size: images of a batch.
       turns: batches that take turns in one optimisation; 1 for batches on their own.
-      plans: the stages.
+      plans: the stages as optimisations.
       render: variables of a batch -> its finished images, normalised.
       remember: (context, finished images, memory) -> memory for the next batch.
       together: the devices that share every batch, if several do.
@@ -63,25 +63,43 @@ class Job:
         return self.size // (1 if self.together is None else self.together.size)
 
     @property
+    def together_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the images of all turns."""
+        return (self.size * self.turns, *self.model.contract.shape)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of a batch of images."""
         return (self.size, *self.model.contract.shape)
 
 
 class Plan(NamedTuple):
-    """A stage with what is built of it once per run.
+    """A stage as an optimisation.
 
     Attributes:
-      steps: how many, those of all turns together.
-      objective: of the stage.
-      optimizers: one per attempt, each at half the learning rate of the last.
-      in_parts: the objective of batches that pass through the network in so many parts.
+      recipe: the method.
+      stage: the stage.
+      turns: batches that take turns in it.
+      how: the forward pass, but for its parts.
     """
 
-    steps: int
-    objective: Objective
-    optimizers: tuple[optax.GradientTransformation, ...]
-    in_parts: Callable[[int], Objective]
+    recipe: Recipe
+    stage: Stage
+    turns: int
+    how: Forward
+
+    @property
+    def steps(self) -> int:
+        """How many, those of all turns together."""
+        return self.stage.steps * self.turns
+
+    def step(self, parts: int, attempt: int = 0) -> Step:
+        """How to take one, with batches in so many parts, in an attempt at its learning rate."""
+        how = dataclasses.replace(self.how, parts=parts)
+        optimizer = bound(self.stage.optimizer, rate_of(attempt))
+        if self.turns > 1:
+            optimizer = bound(of_each, optimizer, self.turns)
+        return descent(build_objective(self.recipe, self.stage, self.turns, how), optimizer)
 
 
 def job_for(
@@ -94,25 +112,17 @@ def job_for(
     together: Mesh | None = None,
 ) -> Job:
     """Builds what all batches of a run share and nothing traces twice."""
-    none = jnp.zeros((), jnp.int32)
-
-    @jax.jit
-    def render(x: PyTree) -> Images:
-        return from_natural(finished(recipe, x, model), model.contract)
-
-    @jax.jit
-    def remember(context: Context, images: Images, memory: PyTree) -> PyTree:
-        if recipe.memory.batch is None:
-            return memory
-        natural, key = to_natural(images, model.contract), jax.random.key(0)
-        return recipe.memory.batch(
-            looked_at(recipe, context, how, natural, memory, none, none, key, None)
-        )
-
-    plans = tuple(plan(recipe, stage, turns, how) for stage in recipe.stages)
+    render = jax.jit(bound(rendered, recipe, model.contract))
+    remember = jax.jit(bound(remembered, recipe, how))
+    plans = tuple(Plan(recipe, stage, turns, how) for stage in recipe.stages)
     classes = classes_of(model)
     statics = (model, recipe, targets, classes, size, turns, plans)
     return Job(*statics, render, remember, together, [how.parts])
+
+
+def rendered(recipe: Recipe, contract: InputContract, x: PyTree) -> Images:
+    """Variables to the images they stand for, normalised."""
+    return from_natural(finished(recipe, x, contract), contract)
 
 
 class Context(NamedTuple):
@@ -124,18 +134,21 @@ class Context(NamedTuple):
     labels: PyTree
 
 
-def plan(recipe: Recipe, stage: Stage, turns: int, how: Forward = PLAIN) -> Plan:
-    """A stage's objective and optimizers; build them once per run, since they compile."""
-    optimizers = (stage.optimizer(0.5**attempt) for attempt in range(RESTARTS + 1))
-    if turns > 1:
-        optimizers = (taking_turns(optimizer, turns) for optimizer in optimizers)
-    given = partial(build_objective, recipe, stage, turns)
-    in_parts = cache(lambda parts: given(dataclasses.replace(how, parts=parts)))
-    return Plan(stage.steps * turns, in_parts(how.parts), tuple(optimizers), in_parts)
+def remembered(
+    recipe: Recipe, how: Forward, context: Context, images: Images, memory: PyTree
+) -> PyTree:
+    """What a batch hands over to the next, from its finished images."""
+    if recipe.memory.batch is None:
+        return memory
+    natural, key = to_natural(images, context.model.contract), jax.random.key(0)
+    none = jnp.zeros((), jnp.int32)
+    return recipe.memory.batch(
+        looked_at(recipe, context, how, natural, memory, none, none, key, None)
+    )
 
 
-def lighter(job: Job, index: int) -> Objective:
-    """The objective of a stage in at least twice as many parts as so far, from now on.
+def lighter(job: Job, index: int, attempt: int) -> Step:
+    """The step of a stage in at least twice as many parts as so far, from now on.
 
     Raises:
       ResourceError: if the parts are single images already.
@@ -148,32 +161,41 @@ def lighter(job: Job, index: int) -> Objective:
             "`size=`."
         )
     job.parts.append(next(d for d in divisors(job.rows) if d >= 2 * now))
-    return job.plans[index].in_parts(job.parts[-1])
+    return job.plans[index].step(job.parts[-1], attempt)
 
 
 def build_objective(
     recipe: Recipe, stage: Stage | None = None, turns: int = 1, how: Forward = PLAIN
-) -> Objective:
-    """The objective of a recipe's stage (by default the first) as `fit` wants it."""
-    augment = (stage or recipe.stages[0]).augment
+) -> Bound[tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]]:
+    """The objective of a recipe's stage (by default the first), as a value."""
+    return bound(recipe_loss, recipe, (stage or recipe.stages[0]).augment, turns, how)
 
-    def objective(x: PyTree, context: Context, now: Now):
-        look = partial(looked_at, recipe, context, how)
-        shown_key, network_key, term_key = jax.random.split(now.key, 3)
-        turn, memory = in_turn(now.step, turns), now.memory
-        if recipe.memory.finished:
-            last = in_turn(jnp.maximum(now.step - 1, 0), turns)
-            images = finished(recipe, jax.lax.stop_gradient(own(x, last, turns)), context.model)
-            memory = recipe.memory.step(look(images, memory, last, now.step, term_key, None))
-        natural = augment(shown_key, recipe.source.render(own(x, turn, turns)))
-        natural = clipped(recipe, natural, context.model.contract)
-        observed = look(natural, memory, turn, now.step, term_key, network_key)
-        loss, parts = weighted(recipe.terms, observed)
-        if not recipe.memory.finished:
-            memory = recipe.memory.step(jax.lax.stop_gradient(observed))
-        return loss, (parts, memory)
 
-    return objective
+def recipe_loss(
+    recipe: Recipe,
+    augment: Augment,
+    turns: int,
+    how: Forward,
+    x: PyTree,
+    context: Context,
+    now: Now,
+) -> tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]:
+    """The weighted terms of a recipe, and what it remembers."""
+    look = partial(looked_at, recipe, context, how)
+    contract = context.model.contract
+    shown_key, network_key, term_key = jax.random.split(now.key, 3)
+    turn, memory = whose_turn(now.step, turns), now.memory
+    if recipe.memory.finished:
+        last = whose_turn(jnp.maximum(now.step - 1, 0), turns)
+        images = finished(recipe, jax.lax.stop_gradient(own(x, last, turns)), contract)
+        memory = recipe.memory.step(look(images, memory, last, now.step, term_key, None))
+    natural = augment(shown_key, recipe.source.render(own(x, turn, turns)))
+    natural = clipped(recipe, natural, contract)
+    observed = look(natural, memory, turn, now.step, term_key, network_key)
+    loss, parts = weighted(recipe.terms, observed)
+    if not recipe.memory.finished:
+        memory = recipe.memory.step(jax.lax.stop_gradient(observed))
+    return loss, (parts, memory)
 
 
 def looked_at(
@@ -216,7 +238,7 @@ def clipped(recipe: Recipe, natural: Images, contract: InputContract) -> Images:
     return clip_to_pixels(natural, contract) if recipe.bounded else natural
 
 
-def finished(recipe: Recipe, x: PyTree, model: Model) -> Images:
+def finished(recipe: Recipe, x: PyTree, contract: InputContract) -> Images:
     """Variables to the images they stand for, in natural units and of the size asked for."""
     images = recipe.source.finish(recipe.source.render(x))
-    return clipped(recipe, images, model.contract)
+    return clipped(recipe, images, contract)

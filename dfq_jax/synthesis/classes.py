@@ -1,6 +1,6 @@
 """Terms about classes: how sure of a label, how far from a class, how divided two networks are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from dfq_jax.graph.ops import Linear
 from dfq_jax.graph.query import last_weighted
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.targets import Targets
+from dfq_jax.values import Bound, bound
 
 EPS = 1e-6
 """Least product of two lengths, least count of images, and least doubt about a label."""
@@ -30,20 +31,21 @@ class SoftLabels(NamedTuple):
     confidence: Float[Array, " b"]
 
 
-def soft_labels(least: float) -> Callable[[Key[Array, ""], int, int], SoftLabels]:
+def soft_labels(least: float) -> Bound[SoftLabels]:
     """A `condition`: random labels; half of the confidences uniform from `least` to 1, half 1.
 
     Reference:
       Zhong et al. 2022, "IntraQ" (soft inception loss), as released.
     """
+    return bound(softly_labelled, least)
 
-    def condition(key: Key[Array, ""], size: int, classes: int) -> SoftLabels:
-        label_key, coin_key, soft_key = jax.random.split(key, 3)
-        soft = jax.random.uniform(soft_key, (size,), minval=least, maxval=1.0)
-        coin = jax.random.bernoulli(coin_key, 0.5, (size,))
-        return SoftLabels(random_labels(label_key, size, classes), jnp.where(coin, soft, 1.0))
 
-    return condition
+def softly_labelled(least: float, key: Key[Array, ""], size: int, classes: int) -> SoftLabels:
+    """What `soft_labels` gives for one batch."""
+    label_key, coin_key, soft_key = jax.random.split(key, 3)
+    soft = jax.random.uniform(soft_key, (size,), minval=least, maxval=1.0)
+    coin = jax.random.bernoulli(coin_key, 0.5, (size,))
+    return SoftLabels(random_labels(label_key, size, classes), jnp.where(coin, soft, 1.0))
 
 
 def soft_inception(logits: Float[Array, "b classes"], wanted: SoftLabels) -> Float[Array, ""]:

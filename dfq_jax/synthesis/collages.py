@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from dfq_jax.synthesis.augment import Augment
 from dfq_jax.synthesis.noise import disc_radii, squared_distances
 from dfq_jax.synthesis.pixels import Images, natural_moments
+from dfq_jax.values import Bound, bound
 
 DISCS = 25
 SMALLEST, LARGEST = 1 / 12, 0.6
@@ -28,7 +28,7 @@ FAINT, STRONG = 0.03, 1.2
 """Texture of smooth discs, and most of others, in units of the image's own."""
 
 
-def collage(*, discs: int = DISCS) -> Augment:
+def collage(*, discs: int = DISCS) -> Bound[Images]:
     """Discs on each image of a batch: coloured, with texture of the image itself or another.
 
     Args:
@@ -41,27 +41,28 @@ def collage(*, discs: int = DISCS) -> Augment:
     Reference:
       Lee, Mumford & Huang 2001, "Occlusion Models for Natural Images" (the discs).
     """
+    return bound(covered_by_discs, discs=discs)
 
-    def augment(key: Key[Array, ""], images: Images) -> Images:
-        count, height, width, channels = images.shape
-        other_key, *keys = jax.random.split(key, 8)
-        centred = images - jnp.mean(images, (1, 2), keepdims=True)
-        other = centred[jax.random.permutation(other_key, count)]
-        falling = drawn(keys, (discs, count), height, width, channels)
 
-        def fall(below: Images, disc) -> tuple[Images, None]:
-            centre, radius, colour, strength, own = disc
-            distance = jnp.sqrt(squared_distances(centre, height, width))
-            covered = jnp.clip(radius[:, None, None] - distance + 0.5, 0, 1)[..., None]
-            texture = jnp.where(own[:, None, None, None], centred, other)
-            surface = colour[:, None, None] + strength[:, None, None, None] * texture
-            return below + covered * (surface - below), None
+def covered_by_discs(key: Key[Array, ""], images: Images, *, discs: int) -> Images:
+    """What `collage` does."""
+    count, height, width, channels = images.shape
+    other_key, *keys = jax.random.split(key, 8)
+    centred = images - jnp.mean(images, (1, 2), keepdims=True)
+    other = centred[jax.random.permutation(other_key, count)]
+    falling = drawn(keys, (discs, count), height, width, channels)
 
-        mean, std = natural_moments(channels)
-        pixels, _ = jax.lax.scan(fall, images, falling)
-        return jnp.clip(pixels, -mean / std, (1 - mean) / std)
+    def fall(below: Images, disc) -> tuple[Images, None]:
+        centre, radius, colour, strength, own = disc
+        distance = jnp.sqrt(squared_distances(centre, height, width))
+        covered = jnp.clip(radius[:, None, None] - distance + 0.5, 0, 1)[..., None]
+        texture = jnp.where(own[:, None, None, None], centred, other)
+        surface = colour[:, None, None] + strength[:, None, None, None] * texture
+        return below + covered * (surface - below), None
 
-    return augment
+    mean, std = natural_moments(channels)
+    pixels, _ = jax.lax.scan(fall, images, falling)
+    return jnp.clip(pixels, -mean / std, (1 - mean) / std)
 
 
 def drawn(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from dfq_jax.graph.lowering import convolve_tiled
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.synthesis.recipe import Source
+from dfq_jax.values import bound
 
 UPSCALING = 4
 """How many times larger than the generator's first feature map its images are."""
@@ -109,15 +110,18 @@ def latent_source(*, latent: int = 256, channels: tuple[int, int] = (128, 64)) -
     Reference:
       Jeon et al. 2023, "GENIE: Show Me the Data for Quantization", GENIE-D.
     """
+    return Source(bound(codes_and_generator, latent, channels), generated, refusal=not_in_quarters)
 
-    def init(key: Key[Array, ""], shape: tuple[int, ...]) -> PyTree:
-        latent_key, generator_key = jax.random.split(key)
-        b, h, w, colours = shape
-        codes = jax.random.normal(latent_key, (b, latent))
-        generator = Generator((h // UPSCALING, w // UPSCALING), channels, colours)
-        return {"latent": codes, "generator": generator.lazy_init(generator_key, codes)["params"]}
 
-    return Source(init, generated, refusal=not_in_quarters)
+def codes_and_generator(
+    latent: int, channels: tuple[int, int], key: Key[Array, ""], shape: tuple[int, ...]
+) -> PyTree:
+    """The initial variables of `latent_source`."""
+    latent_key, generator_key = jax.random.split(key)
+    b, h, w, colours = shape
+    codes = jax.random.normal(latent_key, (b, latent))
+    generator = Generator((h // UPSCALING, w // UPSCALING), channels, colours)
+    return {"latent": codes, "generator": generator.lazy_init(generator_key, codes)["params"]}
 
 
 def generated(x: PyTree) -> Float[Array, "b h w c"]:

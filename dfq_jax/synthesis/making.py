@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.errors import DivergedError
+from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, retold
 from dfq_jax.optim.fit import FitResult, Metrics, fit, fit_apart
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.turns import own
 from dfq_jax.parallel import at_home, everywhere, share_rows, stack
-from dfq_jax.synthesis.batches import RESTARTS, Context, Job, lighter
+from dfq_jax.synthesis.batches import Context, Job, lighter
 from dfq_jax.synthesis.diversity import fault_of
 
 OWN = Context._make((False, False, False, True))
@@ -86,30 +87,41 @@ def fit_stage(
     Raises:
       DivergedError: after four attempts.
     """
-    stage, done = job.plans[index], sum(plan.steps for plan in job.plans[:index])
-    steps, before = [] if failed is None else [done + failed.steps], job.parts[-1]
-    for attempt in range(len(steps), RESTARTS + 1):
-        result = fit(
-            stage.in_parts(job.parts[-1]),
-            batch.x,
-            batch.context,
-            optimizer=stage.optimizers[attempt],
-            steps=stage.steps,
-            key=jax.random.fold_in(batch.key, index),
-            memory=batch.memory,
-            chunk=chunk,
-            on_chunk=on_chunk,
-            store=store if attempt == 0 else None,
-            lighter=partial(lighter, job, index),
-        )
-        if result.status != "diverged":
-            told = (retold(step, n) for n, step in enumerate(steps, 1))
-            return batch.after(result, *told, *parted(job, before))
-        steps.append(done + result.steps)
+    done, before = sum(plan.steps for plan in job.plans[:index]), job.parts[-1]
+    attempt = partial(fit_once, job, index, batch, on_chunk, store, chunk)
+    result, steps = at_lower_rates(attempt, failed)
+    steps = tuple(done + step for step in steps)
+    if result.status != "diverged":
+        return batch.after(result, *retold(steps), *parted(job, before))
     raise DivergedError(
         f"{job.recipe.name}: the loss became NaN or infinite at step {steps[-1]} in each of "
-        f"{RESTARTS + 1} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
+        f"{len(steps)} attempts, the last at 1/{2**RESTARTS} of the learning rate. "
         "Check the weights with `dfq inspect`, or use fewer `steps=`."
+    )
+
+
+def fit_once(
+    job: Job,
+    index: int,
+    batch: Underway,
+    on_chunk: Callable[[int, Metrics], None],
+    store: StateStore | None,
+    chunk: int,
+    attempt: int,
+) -> FitResult:
+    """One attempt at `fit_stage`, whatever comes of it; the first is kept."""
+    stage = job.plans[index]
+    return fit(
+        stage.step(job.parts[-1], attempt),
+        batch.x,
+        batch.context,
+        steps=stage.steps,
+        key=jax.random.fold_in(batch.key, index),
+        memory=batch.memory,
+        chunk=chunk,
+        on_chunk=on_chunk,
+        store=store if attempt == 0 else None,
+        lighter=partial(lighter, job, index, attempt),
     )
 
 
@@ -117,12 +129,6 @@ def parted(job: Job, before: int) -> tuple[str, ...]:
     """What to say where memory did not suffice for a batch in as many parts as before."""
     now = job.parts[-1]
     return (f"did not fit into memory: done in {now} parts",) if now > before else ()
-
-
-def retold(step: int, attempt: int) -> str:
-    """What to say of an attempt that failed at a step; they count from 1."""
-    rate = f"1/{2**attempt} of the learning rate"
-    return f"diverged at step {step} and was made again at {rate}"
 
 
 def fit_stage_apart(
@@ -146,11 +152,10 @@ def fit_stage_apart(
     stage, contexts = job.plans[index], [batch.context for batch in batches]
     context, before = everywhere(contexts[0]._replace(labels=()), mesh), job.parts[-1]
     results = fit_apart(
-        stage.in_parts(before),
+        stage.step(before),
         [batch.x for batch in batches],
         context._replace(labels=stack([c.labels for c in contexts], mesh)),
         OWN,
-        optimizer=stage.optimizers[0],
         steps=stage.steps,
         keys=[jax.random.fold_in(batch.key, index) for batch in batches],
         memory=[batch.memory for batch in batches],
@@ -158,7 +163,7 @@ def fit_stage_apart(
         chunk=chunk,
         on_chunk=on_chunk,
         stores=stores,
-        lighter=partial(lighter, job, index),
+        lighter=partial(lighter, job, index, 0),
     )
     batches = [batch._replace(notes=batch.notes + parted(job, before)) for batch in batches]
     again = partial(fit_stage, job, index, on_chunk=on_chunk, store=None, chunk=chunk)

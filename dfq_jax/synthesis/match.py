@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.synthesis.targets import Stats, Target
 from dfq_jax.synthesis.terms import Observed
+from dfq_jax.values import Bound, bound
 
 EPS = 1e-6
 """Inside every square root, in both measured and stored deviations (ZeroQ and DSG code)."""
@@ -113,9 +114,19 @@ def layer_distances(
     return jnp.stack([distance(gap) for gap in gaps])
 
 
+def moments_match(
+    observed: Observed, *, measure: Measure, distance: Distance, mean: bool, first: float
+) -> Float[Array, ""]:
+    """A distance of all layers, summed or averaged; see `matched`."""
+    each = layer_distances(observed, measure, distance)
+    each = each.reshape(each.shape[0], -1).mean(1)
+    total = jnp.sum(each) + (first - 1) * each[0]
+    return total / each.shape[0] if mean else total
+
+
 def matched(
     measure: Measure, distance: Distance, *, mean: bool = False, first: float = 1.0
-) -> Callable[[Observed], Float[Array, ""]]:
+) -> Bound[Float[Array, ""]]:
     """A term's function: the distance of all layers; samples, where apart, are averaged.
 
     Args:
@@ -127,14 +138,7 @@ def matched(
     Returns:
       observed -> the match.
     """
-
-    def value(observed: Observed) -> Float[Array, ""]:
-        each = layer_distances(observed, measure, distance)
-        each = each.reshape(each.shape[0], -1).mean(1)
-        total = jnp.sum(each) + (first - 1) * each[0]
-        return total / each.shape[0] if mean else total
-
-    return value
+    return bound(moments_match, measure=measure, distance=distance, mean=mean, first=first)
 
 
 batch_norm_match = matched(sample_std_gap, squared_sum)
@@ -206,9 +210,24 @@ def gauss_kl(
     return 0.5 * (jnp.log(var_q / var) + (var + (mean - mean_q) ** 2) / var_q - 1)
 
 
+def kl_match(
+    observed: Observed, *, reverse: bool, mean: bool, limit: float | None
+) -> Float[Array, ""]:
+    """Divergences of all channels, summed or averaged; see `matched_kl`."""
+    each, usable = [], []
+    for name, target in observed.targets.items():
+        pair = [(target.mean, target.var), batch_moments(observed.stats[name])]
+        first, second = pair[::-1] if reverse else pair
+        each.append(gauss_kl(*first, *second))
+        usable.append(target.usable)
+    channels, counted = jnp.concatenate(each), jnp.concatenate(usable)
+    total = jnp.sum(jnp.where(counted, tamed(channels, limit), 0.0))
+    return total / jnp.sum(counted.astype(jnp.float32)) if mean else total
+
+
 def matched_kl(
     *, reverse: bool = False, mean: bool = False, limit: float | None = None
-) -> Callable[[Observed], Float[Array, ""]]:
+) -> Bound[Float[Array, ""]]:
     """A term's function: divergence of the batch's moments from recorded ones, as Gaussians.
 
     Args:
@@ -222,19 +241,7 @@ def matched_kl(
     Reference:
       Haroush et al. 2020, "The Knowledge Within", Eq. 5; the limit is ours.
     """
-
-    def value(observed: Observed) -> Float[Array, ""]:
-        each, usable = [], []
-        for name, target in observed.targets.items():
-            pair = [(target.mean, target.var), batch_moments(observed.stats[name])]
-            first, second = pair[::-1] if reverse else pair
-            each.append(gauss_kl(*first, *second))
-            usable.append(target.usable)
-        channels, counted = jnp.concatenate(each), jnp.concatenate(usable)
-        total = jnp.sum(jnp.where(counted, tamed(channels, limit), 0.0))
-        return total / jnp.sum(counted.astype(jnp.float32)) if mean else total
-
-    return value
+    return bound(kl_match, reverse=reverse, mean=mean, limit=limit)
 
 
 def tamed(values: Float[Array, "..."], limit: float | None) -> Float[Array, "..."]:

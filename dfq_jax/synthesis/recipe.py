@@ -13,6 +13,34 @@ from dfq_jax.synthesis.augment import Augment, unchanged
 from dfq_jax.synthesis.pixels import Images
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.values import key_of
+
+
+def itself(x: PyTree) -> PyTree:
+    """Variables that are images already; images that are finished."""
+    return x
+
+
+def none_refused(shape: tuple[int, ...]) -> None:
+    """A source that makes images of any shape."""
+    del shape
+
+
+def nothing(*given: Any) -> tuple[()]:
+    """What nobody asked for: a `prepare`, a `condition` or the start of a memory."""
+    del given
+    return ()
+
+
+def unwatched(graph: Graph) -> Mapping[str, str]:
+    """A `watch` of nothing."""
+    del graph
+    return {}
+
+
+def as_it_was(observed: Observed) -> PyTree:
+    """A memory that stays as it is."""
+    return observed.memory
 
 
 class Stage(NamedTuple):
@@ -40,9 +68,9 @@ class Source(NamedTuple):
     """
 
     init: Callable[[Key[Array, ""], tuple[int, ...]], PyTree]
-    render: Callable[[PyTree], Images] = lambda x: x
-    finish: Callable[[Images], Images] = lambda images: images
-    refusal: Callable[[tuple[int, ...]], str | None] = lambda shape: None
+    render: Callable[[PyTree], Images] = itself
+    finish: Callable[[Images], Images] = itself
+    refusal: Callable[[tuple[int, ...]], str | None] = none_refused
 
 
 class Memory(NamedTuple):
@@ -57,14 +85,17 @@ class Memory(NamedTuple):
         forward pass, instead of at what the network was shown.
     """
 
-    start: Callable[[Targets, int, int, Mapping[str, int]], PyTree] = lambda *_: ()
-    step: Callable[[Observed], PyTree] = lambda observed: observed.memory
+    start: Callable[[Targets, int, int, Mapping[str, int]], PyTree] = nothing
+    step: Callable[[Observed], PyTree] = as_it_was
     batch: Callable[[Observed], PyTree] | None = None
     finished: bool = False
 
 
 class Recipe(NamedTuple):
-    """Everything a paper on image synthesis decides.
+    """Everything a paper on image synthesis decides: a value, equal to any that says the same.
+
+    Functions are those of modules, with `values.bound` where they take arguments; others serve as
+    well, but are equal to themselves alone, and leave nothing on disk to resume from.
 
     Attributes:
       name: of the method.
@@ -90,15 +121,19 @@ class Recipe(NamedTuple):
     source: Source
     stages: tuple[Stage, ...] = ()
     terms: tuple[Term, ...] = ()
-    prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = lambda *_: ()
-    condition: Callable[[Key[Array, ""], int, int], PyTree] = lambda *_: ()
-    watch: Callable[[Graph], Mapping[str, str]] = lambda graph: {}
+    prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = nothing
+    condition: Callable[[Key[Array, ""], int, int], PyTree] = nothing
+    watch: Callable[[Graph], Mapping[str, str]] = unwatched
     distort: Callable[[Key[Array, ""], Graph], Hook] | None = None
     memory: Memory = Memory()
     turns: bool = False
     per_layer: bool = False
     bounded: bool = False
     statistics: bool = True
+
+    def __hash__(self) -> int:
+        """Equal for equal recipes."""
+        return hash(key_of(self))
 
     @property
     def steps(self) -> int:

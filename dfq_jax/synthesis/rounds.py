@@ -1,6 +1,5 @@
 """A run: which batches are missing, who makes them, and where finished ones are kept."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,13 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from dfq_jax.errors import DataError
-from dfq_jax.files import NOT_AN_NPZ, write_atomically
 from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.pieces import Piece, load_piece, save_piece
 from dfq_jax.optim.state import StateStore
 from dfq_jax.synthesis.batches import Job
 from dfq_jax.synthesis.making import Made, make, make_apart
@@ -46,13 +44,11 @@ class Shelf(NamedTuple):
     """Where finished optimisations are kept.
 
     Attributes:
-      has: whether one is there.
-      get: one that is.
+      get: one, or None if it is not there whole.
       put: keeps one.
     """
 
-    has: Callable[[int], bool]
-    get: Callable[[int], Made]
+    get: Callable[[int], Made | None]
     put: Callable[[int, Made], None]
 
 
@@ -62,7 +58,7 @@ Tell = Callable[[int, int, int, Metrics], None]
 
 def consecutive(recipe: Recipe) -> bool:
     """Whether a batch depends on the one before, by what the recipe remembers."""
-    return recipe.memory.batch is not None or recipe.memory.step is not Memory().step
+    return recipe.memory.batch is not None or recipe.memory.step != Memory().step
 
 
 def make_missing(
@@ -88,7 +84,7 @@ def make_missing(
     Returns:
       Notes on those made here, in sentences.
     """
-    missing = [index for index in wanted if not shelf.has(index)]
+    missing = [index for index in wanted if shelf.get(index) is None]
     width = 1 if run.apart is None else run.apart.size
     rounds = [missing[i : i + width] for i in range(0, len(missing), width)]
     before, notes = (len(wanted) - len(missing)) // width, ()
@@ -120,7 +116,22 @@ def memory_before(run: Run, index: int, shelf: Shelf) -> PyTree:
     """What an optimisation begins with: from the one before where they are consecutive."""
     if index == 0 or not consecutive(run.job.recipe):
         return run.memory
-    return shelf.get(index - 1).memory
+    return taken(shelf, index - 1).memory
+
+
+def taken(shelf: Shelf, index: int) -> Made:
+    """An optimisation that was made.
+
+    Raises:
+      DataError: if it is gone meanwhile.
+    """
+    made = shelf.get(index)
+    if made is None:
+        raise DataError(
+            f"Batch {index} of this run is gone or damaged, though it was made; "
+            "run the same command again, which makes it anew."
+        )
+    return made
 
 
 def store_of(
@@ -140,44 +151,31 @@ def store_of(
 def in_memory() -> Shelf:
     """A shelf that lasts as long as the process."""
     finished: dict[int, Made] = {}
-    return Shelf(finished.__contains__, finished.__getitem__, finished.__setitem__)
+    return Shelf(finished.get, finished.__setitem__)
 
 
-def in_folder(folder: Path, memory: PyTree) -> Shelf:
+def in_folder(folder: Path, images: tuple[int, ...], memory: PyTree) -> Shelf:
     """A shelf of `batch_{i}.npz`, which a resumed run finds again.
 
     Args:
       folder: where they are.
-      memory: what a batch hands over, or anything of the same structure.
+      images: shape of the images of one.
+      memory: what one hands over, or anything of the same structure and shapes.
     """
+    like = (jax.ShapeDtypeStruct(images, jnp.float32), memory)
     path = lambda index: folder / f"batch_{index}.npz"
-    get = lambda index: load_batch(path(index), memory)
-    return Shelf(lambda index: path(index).exists(), get, lambda i, made: save_batch(path(i), made))
+    return Shelf(lambda i: load_batch(path(i), like), lambda i, made: save_batch(path(i), made))
 
 
 def save_batch(path: Path, made: Made) -> None:
     """Keeps a finished batch, so that a resumed run need not make it again."""
-    notes = np.array(json.dumps(made.notes))
-    arrays = {"images": np.asarray(made.images), "loss": np.float32(made.loss), "notes": notes}
-    arrays |= {f"memory_{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(made.memory))}
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    save_piece(path, Piece((made.images, made.memory), (made.loss, made.notes)))
 
 
-def load_batch(path: Path, memory: PyTree) -> Made:
-    """Reads what `save_batch` wrote; `memory` says of what structure the memory is.
-
-    Raises:
-      DataError: if the file is damaged.
-    """
-    structure = jax.tree.structure(memory)
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            leaves = [jnp.asarray(saved[f"memory_{i}"]) for i in range(structure.num_leaves)]
-            images, loss = jnp.asarray(saved["images"]), float(saved["loss"])
-            notes = tuple(json.loads(str(saved["notes"])))
-    except (*NOT_AN_NPZ, OSError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}). Delete it and run the same command again, which makes "
-            "that batch anew."
-        ) from error
-    return Made(images, loss, jax.tree.unflatten(structure, leaves), notes)
+def load_batch(path: Path, like: tuple[Any, PyTree]) -> Made | None:
+    """What `save_batch` wrote, or None; `like` says what images and memory are like."""
+    found = load_piece(path, like)
+    if found is None:
+        return None
+    (images, memory), (loss, notes) = found
+    return Made(images, loss, memory, tuple(notes))

@@ -20,11 +20,11 @@ from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.progress import Progress
 from dfq_jax.optim.state import StateStore
 from dfq_jax.parallel import Mode, at_home, data_mesh, no_mesh
-from dfq_jax.synthesis.batches import finished, job_for
+from dfq_jax.synthesis.batches import job_for, rendered
 from dfq_jax.synthesis.limits import refuse_hopeless
 from dfq_jax.synthesis.memory import in_units, needed, parts_within
-from dfq_jax.synthesis.pixels import Images, from_natural
-from dfq_jax.synthesis.recipe import Memory, Recipe
+from dfq_jax.synthesis.pixels import Images
+from dfq_jax.synthesis.recipe import Memory, Recipe, nothing
 from dfq_jax.synthesis.rounds import (
     Run,
     Tell,
@@ -33,8 +33,11 @@ from dfq_jax.synthesis.rounds import (
     in_memory,
     make_missing,
     notes_on,
+    taken,
 )
 from dfq_jax.synthesis.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
+from dfq_jax.types import InputContract
+from dfq_jax.values import bound, described
 
 
 class Synthesized(NamedTuple):
@@ -92,8 +95,8 @@ def synthesize_images(
     Raises:
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
       UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
-        by another process, there are not so many devices, or the method cannot make images of this
-        size.
+        by another process, there are not so many devices, the method cannot make images of this
+        size, or one of its functions has no name (`values.bound`) and there is a `state_folder`.
       UnsupportedModelError: if the method needs batch-norm statistics and there are none.
       ResourceError: if memory does not suffice even for one image at a time.
     """
@@ -106,11 +109,13 @@ def synthesize_images(
         if not recipe.terms:
             one, keys = unfitted(model, recipe, work.size), keys_of(key, work.batches)
             return Synthesized(jnp.concatenate([one(k) for k in keys])[:n], (), ())
+        facts = dict(fingerprint or {})
         if state_folder is not None:
-            StateStore(state_folder, fingerprint or {})  # refuses the batches of another run
+            facts["recipe"] = described(recipe, "recipe")
+            StateStore(state_folder, facts)  # refuses the batches of another run
         run = ready(model, key, work, spread, how, on_stage)
         tell = partial(report, on_progress, recipe.steps * run.job.turns)
-        images, losses, told = make_all(run, n, tell, chunk, state_folder, fingerprint or {})
+        images, losses, told = make_all(run, n, tell, chunk, state_folder, facts)
     return Synthesized(images, losses, work.excluded, work.notes + spread.notes + told)
 
 
@@ -123,9 +128,11 @@ def make_all(
     fingerprint: Mapping[str, Any],
 ) -> tuple[Images, tuple[float, ...], tuple[str, ...]]:
     """The first `n` images of all optimisations, the loss of each, and notes on them."""
-    shelf = in_memory() if state_folder is None else in_folder(state_folder, run.memory)
+    shelf = in_memory()
+    if state_folder is not None:
+        shelf = in_folder(state_folder, run.job.together_shape, run.memory)
     make_missing(run, range(run.total), shelf, tell, chunk, state_folder, fingerprint)
-    made = [shelf.get(index) for index in range(run.total)]
+    made = [taken(shelf, index) for index in range(run.total)]
     notes = sum((notes_on(run.job, index, m) for index, m in enumerate(made)), ())
     return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
 
@@ -270,13 +277,12 @@ def unfitted(
     model: Model, recipe: Recipe, size: int
 ) -> Callable[[Key[Array, ""]], Float[Array, "b h w c"]]:
     """The initial images of a recipe without an objective, batch by batch as ever."""
+    return jax.jit(bound(initial, recipe, size, model.contract))
 
-    @jax.jit
-    def one(key: Key[Array, ""]) -> Images:
-        x = recipe.source.init(key, (size, *model.contract.shape))
-        return from_natural(finished(recipe, x, model), model.contract)
 
-    return one
+def initial(recipe: Recipe, size: int, contract: InputContract, key: Key[Array, ""]) -> Images:
+    """The images that the initial variables of a batch stand for, normalised."""
+    return rendered(recipe, contract, recipe.source.init(key, (size, *contract.shape)))
 
 
 def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
@@ -288,7 +294,7 @@ def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
     outputs = ", ".join("x".join(map(str, shapes[o][1:])) for o in model.graph.outputs)
     note = f"no class labels: the network's output is {outputs}; without {', '.join(without)}"
     terms = tuple(t for t in recipe.terms if not t.classes)
-    return recipe._replace(terms=terms, condition=lambda *_: (), memory=Memory()), (note,)
+    return recipe._replace(terms=terms, condition=nothing, memory=Memory()), (note,)
 
 
 def watched(recipe: Recipe, model: Model) -> dict[str, int]:

@@ -24,6 +24,7 @@ from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.files import NOT_AN_NPZ, read_regular, sha256_of, write_atomically
 from dfq_jax.optim.state import StateStore, refuse_other_run
 from dfq_jax.types import InputContract
+from dfq_jax.values import fingerprint
 
 MANIFEST = "manifest.json"
 FORMAT = "dfq_jax images"
@@ -49,6 +50,7 @@ class ShardSet:
       size: images of a shard, the last one excepted.
       contract: they satisfy.
       provenance: what they depend on: plain data, without times.
+      recipe: how they are made (`values.described`), if anybody says.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class ShardSet:
     size: int
     contract: InputContract
     provenance: Mapping[str, Any]
+    recipe: Any = None
 
     @property
     def count(self) -> int:
@@ -65,7 +68,7 @@ class ShardSet:
     @property
     def facts(self) -> dict[str, Any]:
         """What a saved state depends on."""
-        return {**self.provenance, "n": self.n}
+        return {**self.provenance, "n": self.n, "recipe": self.recipe}
 
     def path(self, index: int) -> Path:
         """Where a shard is."""
@@ -94,8 +97,9 @@ def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> bo
     shards.folder.mkdir(parents=True, exist_ok=True)
     finished = (shards.folder / MANIFEST).exists()
     if finished:
-        found = manifest_of(shards.folder).about
-        refuse_other_run(shards.folder, identity(found), identity(description(shards)))
+        wanted, found = description(shards), manifest_of(shards.folder).about
+        found = {"recipe": wanted["recipe"], **found}  # older ones do not say
+        refuse_other_run(shards.folder, identity(found), identity(wanted))
     else:
         strange = sorted(shards.folder.glob("shard-*.npz"))  # looked for before the state is
         if strange and not (state / "fingerprint.json").exists():
@@ -123,6 +127,17 @@ def write_shard(shards: ShardSet, index: int, images: Float[Any, "n h w c"], pro
     pixels = np.asarray(images, np.float32)[: shards.rows(index)]
     write = lambda file: np.savez(file, allow_pickle=False, images=pixels)
     write_atomically(shards.path(index), write, temporary=f"{TEMPORARY}{process}")
+
+
+def is_whole(shards: ShardSet, index: int) -> bool:
+    """Whether a shard is there, and nothing of it is damaged."""
+    path = shards.path(index)
+    try:
+        mapped(path, (shards.rows(index), *shards.contract.shape))
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (*NOT_AN_NPZ, DataError, OSError):
+        return False
 
 
 def finish_set(shards: ShardSet, process: int) -> bool:
@@ -159,6 +174,7 @@ def description(shards: ShardSet) -> dict[str, Any]:
     """What a manifest says but for its shards."""
     about = {"format": FORMAT, "version": VERSION, "n": shards.n, "size": shards.size}
     about |= {"contract": dataclasses.asdict(shards.contract), "provenance": shards.provenance}
+    about["recipe"] = None if shards.recipe is None else fingerprint(shards.recipe)
     return json.loads(json.dumps(about))
 
 

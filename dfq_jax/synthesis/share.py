@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dfq_jax.errors import UsageError
@@ -20,12 +21,12 @@ from dfq_jax.synthesis.rounds import (
     Shelf,
     consecutive,
     in_folder,
-    in_memory,
     make_missing,
 )
 from dfq_jax.synthesis.run import Work, measured, ready, report, spread_of, unfitted
-from dfq_jax.synthesis.shards import ShardSet, begin_set, finish_set, write_shard
+from dfq_jax.synthesis.shards import ShardSet, begin_set, finish_set, is_whole, write_shard
 from dfq_jax.synthesis.targets import PLAIN, Forward, Unusable
+from dfq_jax.values import described
 
 
 class Share(NamedTuple):
@@ -92,7 +93,8 @@ def synthesize_shards(
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
         spread = spread_of(work, devices, mode, processes)
-        shards = ShardSet(folder, n, work.size, model.contract, provenance)
+        how_made = described(recipe, "recipe")
+        shards = ShardSet(folder, n, work.size, model.contract, provenance, how_made)
         complete, told = begin_set(shards, state, process, processes), ()
         if recipe.terms and not complete:
             run = ready(model, key, work, spread, how, on_stage)
@@ -128,7 +130,9 @@ def make_share(
 ) -> tuple[str, ...]:
     """Makes those shards that fall to this process and are not there yet; returns notes on them."""
     tell = partial(report, on_progress, run.job.recipe.steps * run.job.turns)
-    beside = in_folder(state, run.memory) if consecutive(run.job.recipe) else None
+    beside = None
+    if consecutive(run.job.recipe):
+        beside = in_folder(state, run.job.together_shape, run.memory)
     shelf = on_shards(shards, run.job.turns, process, beside)
     mine = share_of(run, process, processes)
     return make_missing(run, mine, shelf, tell, chunk, state, shards.facts)
@@ -145,7 +149,7 @@ def make_noise(
     """Makes every `processes`-th shard of a recipe without an objective."""
     shelf, image = on_shards(shards, 1, process), unfitted(model, recipe, shards.size)
     for index in range(process, shards.count, processes):
-        if not shelf.has(index):
+        if shelf.get(index) is None:
             images = image(jax.random.fold_in(key, index))
             shelf.put(index, Made(images, float("nan"), ()))
 
@@ -177,12 +181,13 @@ def on_shards(shards: ShardSet, turns: int, process: int, beside: Shelf | None =
       beside: keeps what a shard does not: what batches hand over.
     """
     parts = lambda index: range(index * turns, (index + 1) * turns)
-    other = beside or Shelf(lambda index: True, in_memory().get, lambda index, made: None)
-    has = lambda i: other.has(i) and all(shards.path(part).exists() for part in parts(i))
+    nothing = Made(jnp.zeros((0, *shards.contract.shape)), float("nan"), ())
+    other = beside or Shelf(lambda index: nothing, lambda index, made: None)
+    get = lambda i: other.get(i) if all(is_whole(shards, part) for part in parts(i)) else None
 
     def put(index: int, made: Made) -> None:
         other.put(index, made)
         for row, part in enumerate(parts(index)):
             write_shard(shards, part, made.images[row * shards.size :], process)
 
-    return Shelf(has, other.get, put)
+    return Shelf(get, put)

@@ -1,7 +1,6 @@
 """Swing convolution: strided convolutions that look at a randomly shifted input."""
 
 import zlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,10 @@ from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.graph.semantics import Slots, Tensor
+from dfq_jax.values import Bound, bound
 
 
-def swing(reach: int = 1) -> Callable[[Key[Array, ""], Graph], Hook]:
+def swing(reach: int = 1) -> Bound[Hook]:
     """A recipe's `distort`: every strided convolution reads its input shifted at random.
 
     A convolution that skips pixels passes its gradient to the others alone, which shows in images
@@ -36,20 +36,21 @@ def swing(reach: int = 1) -> Callable[[Key[Array, ""], Graph], Hook]:
     """
     if reach < 1:
         raise ValueError(f"swing() needs reach >= 1, got {reach}.")
+    return bound(swung, reach)
 
-    def distort(key: Key[Array, ""], graph: Graph) -> Hook:
-        del graph
 
-        def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-            if not skips_pixels(node) or min(args[0].shape[1:3]) <= reach:
-                return slots, args
-            own = jax.random.fold_in(key, zlib.crc32(node.name.encode()))
-            offset = jax.random.randint(own, (2,), 0, 2 * reach + 1)
-            return slots, (shifted(args[0], offset, reach), *args[1:])
+def swung(reach: int, key: Key[Array, ""], graph: Graph) -> Hook:
+    """What `swing` gives for one step."""
+    del graph
 
-        return hook
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        if not skips_pixels(node) or min(args[0].shape[1:3]) <= reach:
+            return slots, args
+        own = jax.random.fold_in(key, zlib.crc32(node.name.encode()))
+        offset = jax.random.randint(own, (2,), 0, 2 * reach + 1)
+        return slots, (shifted(args[0], offset, reach), *args[1:])
 
-    return distort
+    return hook
 
 
 def skips_pixels(node: Node) -> bool:

@@ -88,6 +88,11 @@ def image_moments(
     return mean[:, 0, 0], jnp.sqrt(var + EPS)
 
 
+def natural_correlation(observed: Observed) -> Float[Array, ""]:
+    """`correlation` in natural units."""
+    return correlation(observed.natural)
+
+
 def correlation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """`||S - I||_F^2 / b` for the cosine similarity matrix S of flattened images.
 
@@ -110,6 +115,11 @@ def cross_entropy(
     return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), axis=1))
 
 
+def label_entropy(observed: Observed) -> Float[Array, ""]:
+    """`cross_entropy` of the scores to the labels of the batch."""
+    return cross_entropy(observed.logits, observed.labels)
+
+
 def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Sum of the l2 norms, over the whole batch, of differences in four directions.
 
@@ -122,6 +132,16 @@ def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     other = images[:, 1:, :-1] - images[:, :-1, 1:]
     norm = lambda d: jnp.sqrt(jnp.sum(d**2) + EPS)
     return norm(down) + norm(right) + norm(diagonal) + norm(other)
+
+
+def natural_variation(observed: Observed) -> Float[Array, ""]:
+    """`total_variation` in natural units."""
+    return total_variation(observed.natural)
+
+
+def natural_norm(observed: Observed) -> Float[Array, ""]:
+    """`image_norm` in natural units."""
+    return image_norm(observed.natural)
 
 
 def image_norm(images: Float[Array, "b h w c"]) -> Float[Array, ""]:

@@ -9,10 +9,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dfq_jax.optim import fit as fitting
-from dfq_jax.optim.fit import Now, fit, run_chunk, start_state
+from dfq_jax.optim.fit import fit, run_chunk, start_state
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import Now, descent
 from dfq_jax.parallel import data_mesh
+from dfq_jax.values import bound
 
 KEY = jax.random.key(0)
 START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
@@ -38,32 +40,33 @@ def flat(x, context, now):
     return 0.0 * x + 2.0, ({}, ())
 
 
-ADAM = optax.adam(0.1)
-SGD = optax.sgd(1.0)
+ADAM = bound(optax.adam, 0.1)
+SGD = bound(optax.sgd, 1.0)
 
 
 def run(
     objective: Any = noisy,
     x: Any = START,
     context: Any = CENTRE,
-    optimizer: optax.GradientTransformation = ADAM,
+    optimizer: Any = ADAM,
     steps: int = 12,
     **how: Any,
 ):
-    return fit(objective, x, context, optimizer=optimizer, steps=steps, key=KEY, **how)
+    return fit(descent(objective, optimizer), x, context, steps=steps, key=KEY, **how)
 
 
 def test_equals_a_plain_loop():
     found = run(steps=12, chunk=4)
     x: Any = START
     losses, weights = [], []
-    state = ADAM.init(x)
+    rule = ADAM()
+    state = rule.init(x)
     for step in range(12):
         key = jax.random.fold_in(KEY, step)
         now = Now(key, jnp.array(step))
         (loss, (parts, _)), grads = jax.value_and_grad(noisy, has_aux=True)(x, CENTRE, now)
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = ADAM.update(grads, state, x)
+            updates, state = rule.update(grads, state, x)
         x = optax.apply_updates(x, updates)
         losses.append(float(loss))
         weights.append(float(parts["weight"]))
@@ -87,7 +90,8 @@ def counting(x, context, now):
 
 def test_memory_passes_from_step_to_step(tmp_path):
     memory = (jnp.zeros(()), jnp.zeros(()))
-    how = {"x": jnp.array(0.5), "context": 2.0, "optimizer": optax.sgd(0.01), "memory": memory}
+    how = {"x": jnp.array(0.5), "context": 2.0, "memory": memory}
+    how |= {"optimizer": bound(optax.sgd, 0.01)}
     found = run(counting, steps=8, chunk=4, **how)
     x, total = 0.5, 0.0
     for count in range(8):
@@ -131,18 +135,17 @@ def test_impossible_arguments(steps):
         run(steps=3, chunk=steps)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_second_call_reuses_the_program(plain):
+@pytest.mark.parametrize("again", [ADAM, bound(optax.adam, 0.1)], ids=["same", "equal"])
+def test_second_call_reuses_the_program(again):
     traces = []
 
     def counted(x, context, now):
         traces.append(1)
         return noisy(x, context, now)
 
-    optimizer = optax.GradientTransformation(ADAM.init, ADAM.update) if plain else ADAM
-    first = run(counted, optimizer=optimizer, steps=4, chunk=4)
+    first = run(counted, steps=4, chunk=4)
     seen = len(traces)
-    second = run(counted, context=CENTRE + 1, optimizer=optimizer, steps=12, chunk=4)
+    second = run(counted, context=CENTRE + 1, optimizer=again, steps=12, chunk=4)
     assert len(traces) == seen  # neither between runs nor between chunks
     assert not np.allclose(first.x["a"], second.x["a"])
 
@@ -179,7 +182,7 @@ def test_a_slope_that_is_not_finite_is_divergence_too():
 
 
 def test_plateau_rules_see_the_loss():
-    rule = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=1))
+    rule = lambda: optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=1))
     slope = lambda x, context, now: (jnp.minimum(-x, context) + 1e-9 * x, ({}, ()))
     found = run(slope, jnp.array(0.0), 100.0, rule, steps=4)
     assert float(found.x) == pytest.approx(4)
@@ -189,7 +192,7 @@ def test_plateau_rules_see_the_loss():
     assert float(found.x) == pytest.approx(-(1 + 1 + 1 + 0.5 + 0.5 + 0.25))
 
 
-PLATEAU = optax.chain(optax.adam(0.3), reduce_on_plateau(factor=0.3, patience=2))
+PLATEAU = lambda: optax.chain(optax.adam(0.3), reduce_on_plateau(factor=0.3, patience=2))
 
 
 def crash_at(where, error):
@@ -237,8 +240,9 @@ def test_interrupt_saves_and_is_passed_on(tmp_path):
 
 
 def test_a_chunk_takes_the_memory_of_its_state():
-    begun = start_state(START, (), ADAM)
-    after, _ = run_chunk(begun, CENTRE, KEY, noisy, ADAM, 2)
+    step = descent(noisy, ADAM)
+    begun = start_state(START, (), step)
+    after, _ = run_chunk(begun, CENTRE, KEY, step, 2)
     assert all(v.is_deleted() for v in jax.tree.leaves(begun))
     assert not any(v.is_deleted() for v in jax.tree.leaves(after))
 
@@ -371,12 +375,13 @@ def test_data_fed_chunk_by_chunk(tmp_path):
         asked.append((step, length))
         return jnp.asarray(data[step : step + length])
 
-    how = {"optimizer": optax.sgd(0.1), "key": KEY, "feed": feed}
+    how = {"key": KEY, "feed": feed}
+    step = descent(fed_square, bound(optax.sgd, 0.1))
     start = jnp.zeros(3)
     wanted = np.zeros(3)
     for entry in data:
         wanted = wanted - 0.1 * 2 * (wanted - entry)
-    found = fit(fed_square, start, jnp.ones(2), steps=12, chunk=4, **how)
+    found = fit(step, start, jnp.ones(2), steps=12, chunk=4, **how)
     np.testing.assert_allclose(found.x, wanted, rtol=1e-5)
     assert asked == [(0, 4), (4, 4), (8, 4)]
 
@@ -386,8 +391,8 @@ def test_data_fed_chunk_by_chunk(tmp_path):
 
     store = StateStore(tmp_path, {}, 0.0)
     with pytest.raises(KeyboardInterrupt):
-        fit(fed_square, start, jnp.ones(2), steps=12, chunk=4, store=store, on_chunk=stop, **how)
+        fit(step, start, jnp.ones(2), steps=12, chunk=4, store=store, on_chunk=stop, **how)
     asked.clear()
-    found = fit(fed_square, start, jnp.ones(2), steps=12, chunk=8, store=store, **how)
+    found = fit(step, start, jnp.ones(2), steps=12, chunk=8, store=store, **how)
     np.testing.assert_allclose(found.x, wanted, rtol=1e-5)
     assert asked == [(4, 8)]

@@ -10,13 +10,15 @@ import pytest
 
 from dfq_jax.optim.fit import fit, fit_apart
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import descent
 from dfq_jax.parallel import data_mesh, everywhere, stack
+from dfq_jax.values import bound
 
 KEY = jax.random.key(0)
 START = {"a": jnp.array([3.0, -2.0]), "b": jnp.array(1.0)}
 CENTRE = jnp.array([1.0, 1.0])
-ADAM = optax.adam(0.1)
-SGD = optax.sgd(1.0)
+ADAM = bound(optax.adam, 0.1)
+SGD = bound(optax.sgd, 1.0)
 
 
 def crash_at(where, error):
@@ -70,15 +72,16 @@ def apart(objective: Any = scattered, steps: int = 12, scale: float = 2.0, **how
     lanes = len(how.get("stores", LINES.x))
     how = {"x": LINES.x, "memory": LINES.memory, "keys": LINES.keys, "optimizer": ADAM} | how
     how |= {name: how[name][:lanes] for name in ("x", "memory", "keys")}
-    x, mesh = how.pop("x"), data_mesh(lanes)
+    x, mesh, step = how.pop("x"), data_mesh(lanes), descent(objective, how.pop("optimizer"))
     context = Setting(stack(LINES.centres[:lanes], mesh), everywhere(jnp.float32(scale), mesh))
-    return fit_apart(objective, x, context, Setting(True, False), steps=steps, mesh=mesh, **how)
+    return fit_apart(step, x, context, Setting(True, False), steps=steps, mesh=mesh, **how)
 
 
 def alone(lane: int, objective: Any = scattered, steps: int = 12, **how: Any):
     context = Setting(LINES.centres[lane], jnp.float32(2.0))
     how = {"optimizer": ADAM, "key": LINES.keys[lane], "memory": LINES.memory[lane]} | how
-    return fit(objective, LINES.x[lane], context, steps=steps, **how)
+    step = descent(objective, how.pop("optimizer"))
+    return fit(step, LINES.x[lane], context, steps=steps, **how)
 
 
 def same_result(a, b):

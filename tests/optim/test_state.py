@@ -9,6 +9,8 @@ import pytest
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.optim.fit import start_state
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import descent
+from dfq_jax.values import bound
 
 STATE = {"x": jnp.arange(3.0), "step": jnp.array(7, jnp.int32), "nested": (jnp.ones((2, 2)), ())}
 BLANK = {"x": jnp.zeros(3), "step": jnp.array(0, jnp.int32), "nested": (jnp.zeros((2, 2)), ())}
@@ -148,7 +150,7 @@ def test_start_state_copies(tmp_path):
     import optax
 
     x = {"a": jnp.ones(2)}
-    state = start_state(x, (), optax.with_extra_args_support(optax.adam(0.1)))
+    state = start_state(x, (), descent(lambda x, *_: (x["a"], ({}, ())), bound(optax.adam, 0.1)))
     assert state.x["a"] is not x["a"]
     store = StateStore(tmp_path, {})
     store.save(0, state, force=True)

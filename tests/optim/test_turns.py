@@ -7,20 +7,20 @@ import optax
 import pytest
 
 from dfq_jax.optim.schedules import reduce_on_plateau
-from dfq_jax.optim.turns import in_turn, own, taking_turns
+from dfq_jax.optim.turns import own, taking_turns, whose_turn
 
 TURNS = 3
 
 
 def turn_at(step, turns=TURNS):
-    return int(in_turn(jnp.array(step, jnp.int32), turns))
+    return int(whose_turn(jnp.array(step, jnp.int32), turns))
 
 
 @pytest.fixture(scope="module")
 def visits():
     """Whose turn it is in twelve rounds."""
     steps = jnp.arange(12 * TURNS, dtype=jnp.int32)
-    return np.asarray(jax.jit(jax.vmap(lambda step: in_turn(step, TURNS)))(steps))
+    return np.asarray(jax.jit(jax.vmap(lambda step: whose_turn(step, TURNS)))(steps))
 
 
 def test_every_round_visits_all_in_an_order_of_its_own(visits):

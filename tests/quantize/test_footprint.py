@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.optim.feed import Fed
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize.calibrate import calibrate
 from dfq_jax.quantize.closed_form import ClosedForm

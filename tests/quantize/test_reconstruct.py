@@ -15,11 +15,12 @@ from dfq_jax.files import this_process
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.ops import Relu
 from dfq_jax.numerics.affine import fake_quantize
-from dfq_jax.numerics.rounding import adaround, nearest
+from dfq_jax.numerics.rounding import adaround, nearest, rescaled
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.optim.feed import Fed
-from dfq_jax.optim.fit import Now, run_chunk
+from dfq_jax.optim.fit import run_chunk
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantize import phases
 from dfq_jax.quantize import reconstruct as engine
@@ -38,6 +39,7 @@ from dfq_jax.quantize.learning import (
     Rows,
     objective_of,
     relative_gap,
+    squared_gap,
 )
 from dfq_jax.quantize.plan import Plan, Rule, Scheme, resolve
 from dfq_jax.quantize.reconstruct import reconstruct
@@ -45,6 +47,7 @@ from dfq_jax.quantize.simulate import simulate
 from dfq_jax.quantize.units import Unit, layers_of, rest_of, unit_model, units_of
 from dfq_jax.quantize.work import Beyond, passed, slopes_of
 from dfq_jax.types import InputContract
+from dfq_jax.values import bound
 
 KEY = jax.random.key(7)
 QUICK = Reconstruction(
@@ -275,13 +278,86 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
         reconstruct(quantized, reference, images, QUICK, KEY, **given)
 
 
+def scaled_gap(factor, seen):
+    return factor * squared_gap(seen)
+
+
+class Others:
+    """Functions named like those of the package."""
+
+    @staticmethod
+    def squared_gap(seen):
+        return 2 * relative_gap(seen)
+
+
+IDLE = Reconstruction("idle", nearest(), (), batch=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"loss": Others.squared_gap},
+            "loss: is: saved '.*:squared_gap', now '.*Others.squared_gap'",
+        ),
+        ({"rounding": rescaled()._replace(name="nearest")}, "rounding: hard: 0: is: saved '.*'"),
+        ({"rounding": adaround()._replace(name="nearest")}, "rounding: hard: is: saved '.*'"),
+        ({"loss": bound(scaled_gap, 2.0)}, "loss: is: saved '.*', now '.*:scaled_gap'"),
+    ],
+)
+def test_units_learned_in_another_way_of_the_same_name_are_not_taken_over(
+    change, message, quantized, reference, images, tmp_path
+):
+    reconstruct(quantized, reference, images, IDLE, KEY, folder=tmp_path)
+    with pytest.raises(UsageError, match=message):
+        reconstruct(quantized, reference, images, IDLE._replace(**change), KEY, folder=tmp_path)
+    reconstruct(
+        quantized, reference, images, IDLE._replace(rounding=nearest()), KEY, folder=tmp_path
+    )
+
+
+def test_a_loss_without_a_name_keeps_nothing_on_disk(quantized, reference, images, tmp_path):
+    nameless = IDLE._replace(loss=lambda seen: squared_gap(seen))
+    reconstruct(quantized, reference, images, nameless, KEY)
+    message = r"^the method\.loss is .*<lambda>, .*values\.bound"
+    with pytest.raises(UsageError, match=message):
+        reconstruct(quantized, reference, images, nameless, KEY, folder=tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_unit_that_diverges_is_told_and_made_again(
+    times, quantized, reference, images, tmp_path, monkeypatch
+):
+    """At half the rates; after four attempts it is left as it came."""
+    factors, real = [], phases.fit
+
+    def failing(step, *given, **how):
+        factors.append(step.begin.args[0].args[-1])
+        found = real(step, *given, **how)
+        return found._replace(status="diverged", steps=3) if len(factors) <= times else found
+
+    monkeypatch.setattr(phases, "fit", failing)
+    method = QUICK._replace(phases=(Phase(2),), merge=0)
+    found, (report,) = reconstruct(quantized, reference, images, method, KEY, folder=tmp_path)
+    if times == 1:
+        assert factors == [1.0, 0.5]
+        told = "diverged at step 3 and was made again at 1/2 of the learning rate"
+    else:
+        assert factors == [1.0, 0.5, 0.25, 0.125]
+        told = "diverged in each of 4 attempts and was left as it was"
+        assert same(found, quantized)
+    assert report.notes == (told,)
+    _, (again,) = reconstruct(quantized, reference, images, method, KEY, folder=tmp_path)
+    assert again == report
+    assert len(factors) == min(times + 1, 4)
+
+
 def test_a_refused_run_names_the_layers_that_differ(quantized, reference, images, tmp_path):
-    idle = Reconstruction("idle", nearest(), (), batch=4)
-    reconstruct(quantized, reference, images, idle, KEY, folder=tmp_path)
+    reconstruct(quantized, reference, images, IDLE, KEY, folder=tmp_path)
     plan = resolve(reference.graph, Scheme(2, 8), rules=[Rule("conv2", weight_bits=4)])
     other = calibrate(reference, plan, jnp.asarray(images))
     with pytest.raises(UsageError, match="\n  bits: conv2 kernel: saved 2, now 4\n") as caught:
-        reconstruct(other, reference, images, idle, KEY, folder=tmp_path)
+        reconstruct(other, reference, images, IDLE, KEY, folder=tmp_path)
     assert str(caught.value).count("bits: ") == 1
 
 
@@ -315,8 +391,9 @@ def test_damaged_files_are_made_again(
         case "cut":
             data = data[: len(data) // 2]
         case "flipped":
-            kernel = np.load(file)["kernel/n0"].tobytes()
-            data[bytes(data).find(kernel)] ^= 1
+            saved = np.load(file)
+            largest = max((saved[name] for name in saved.files), key=lambda v: v.nbytes)
+            data[bytes(data).find(largest.tobytes())] ^= 1
         case _:
             data = bytearray((tmp_path / "unit-0.npz").read_bytes())
     file.write_bytes(data)

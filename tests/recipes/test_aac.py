@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 import dfq_jax
 from dfq_jax import quantizing
 from dfq_jax.imaging import synthesize
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.batches import Context, build_objective

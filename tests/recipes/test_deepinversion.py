@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.deepinversion import (
     CIFAR_WEIGHTS,
     Weights,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.batches import Context, build_objective

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.fdda import fdda
 from dfq_jax.synthesis.batches import Context, build_objective
 from dfq_jax.synthesis.centres import Centre, ClassCentres, class_centres

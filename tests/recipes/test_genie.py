@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from dfq_jax.errors import UsageError
-from dfq_jax.optim.fit import Now
 from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.genie import genie
 from dfq_jax.synthesis.batches import Context, build_objective
 from dfq_jax.synthesis.generator import generated

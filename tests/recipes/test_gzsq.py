@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.query import batch_norms
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.passes.estimate import recursive_moments
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import softmax
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.intraq import intraq
 from dfq_jax.synthesis.augment import unchanged
 from dfq_jax.synthesis.batches import Context, build_objective

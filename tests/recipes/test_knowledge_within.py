@@ -7,7 +7,7 @@ from scipy.special import log_softmax
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.knowledge_within import knowledge_within
 from dfq_jax.synthesis.augment import unchanged

@@ -8,8 +8,8 @@ import pytest
 from scipy.ndimage import correlate1d
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.optim.fit import Now
-from dfq_jax.optim.turns import in_turn
+from dfq_jax.optim.steps import Now
+from dfq_jax.optim.turns import whose_turn
 from dfq_jax.recipes.mct import Variant, first_reader, last_target, mct, radam_with_plateau
 from dfq_jax.synthesis.aggregate import IMAGE, empty_table
 from dfq_jax.synthesis.batches import Context, build_objective
@@ -84,7 +84,7 @@ def test_the_row_of_the_last_turn_holds_its_finished_images(
     memory, step = empty_table(targets, 3, 3), 4
     before = memory._replace(rows=jax.tree.map(lambda v: v + 7, dict(memory.rows)))
     _, _, after, _ = in_turns(canvases, step, before)
-    last = int(in_turn(jnp.array(step - 1, jnp.int32), 3))
+    last = int(whose_turn(jnp.array(step - 1, jnp.int32), 3))
     images = finalised(canvases[last])
     seen = nets.forward(model, images)  # ImageNet's normalisation: natural units
     readers = {n.name: n.inputs[0] for n in model.graph.nodes}
@@ -103,7 +103,7 @@ def test_only_the_canvases_of_this_turn_have_a_slope(in_turns, targets, canvases
     memory = empty_table(targets, 3, 3)
     for step in range(3):
         _, _, memory, slope = in_turns(canvases, step, memory)
-        turn = int(in_turn(jnp.array(step, jnp.int32), 3))
+        turn = int(whose_turn(jnp.array(step, jnp.int32), 3))
         np.testing.assert_array_equal(np.delete(np.asarray(slope), turn, axis=0), 0)
         assert np.abs(slope[turn]).max() > 0
     assert memory.seen.sum() == 2  # the last turn's row is refreshed at the next step

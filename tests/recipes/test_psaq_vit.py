@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.psaq_vit import PAPER_VALUES, psaq_vit, variation_gap
 from dfq_jax.synthesis.batches import Context, build_objective
 from dfq_jax.synthesis.patches import attention_outputs, layer_entropy

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.batches import Context, build_objective
 from dfq_jax.synthesis.match import EPS

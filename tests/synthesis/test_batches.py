@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dfq_jax.optim.fit import Now
+from dfq_jax.optim.steps import Now
 from dfq_jax.optim.turns import in_turn
 from dfq_jax.synthesis.batches import Context, build_objective, finished
 from dfq_jax.synthesis.match import batch_norm_match
@@ -190,19 +190,27 @@ def test_turns_start_from_images_of_their_own(net):
     np.testing.assert_array_equal(images, jnp.concatenate(wanted))
 
 
-TRACE = Memory(
-    start=lambda targets, turns, classes, features: {
+def no_trace(targets, turns, classes, features):
+    return {
         "steps": jnp.zeros(()),
         "rows": jnp.zeros((turns, 2)),
         "seen": jnp.zeros(turns, bool),
-    },
-    step=lambda o: {
+    }
+
+
+def traced(o):
+    return {
         "steps": 0.5 * o.memory["steps"] + jnp.mean(o.stats["bn2"].mean),
         "rows": o.memory["rows"].at[o.turn].set(jnp.mean(o.natural, (1, 2, 3))),
         "seen": o.memory["seen"].at[o.turn].set(True),
-    },
-    batch=lambda o: o.memory | {"steps": o.memory["steps"] + jnp.mean(o.natural)},
-)
+    }
+
+
+def handed_on(o):
+    return o.memory | {"steps": o.memory["steps"] + jnp.mean(o.natural)}
+
+
+TRACE = Memory(start=no_trace, step=traced, batch=handed_on)
 
 
 def drawn(o):

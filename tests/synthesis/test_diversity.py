@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.optim.schedules import rated
 from dfq_jax.synthesis.diversity import ALIKE, BLANK, contrast, fault_of, similarity, variety
 from dfq_jax.synthesis.making import key_of
 from dfq_jax.synthesis.match import batch_norm_match
@@ -18,6 +19,7 @@ from dfq_jax.synthesis.shards import load_shards
 from dfq_jax.synthesis.share import synthesize_shards
 from dfq_jax.synthesis.terms import Term
 from dfq_jax.types import InputContract
+from dfq_jax.values import bound
 
 KEY = jax.random.key(5)
 SHAPE = (5, 6, 7, 3)
@@ -151,16 +153,19 @@ def start_key(batch, attempt, key=KEY):
     return jax.random.split(key_of(jax.random.fold_in(key, batch), attempt), 3)[0]
 
 
-def equal_from(*bad, images=lambda noise: jnp.repeat(noise[:1], noise.shape[0], 0)):
+def first_of(noise):
+    return jnp.repeat(noise[:1], noise.shape[0], 0)
+
+
+def noise_but(data, images, key, shape):
+    noise = gaussian(key, shape)
+    found = jnp.any(jnp.all(jax.random.key_data(key) == data, axis=1))
+    return jnp.where(found, images(noise), noise)
+
+
+def equal_from(*bad, images=first_of):
     """A source of noise, but for some keys of `images` of it: equal ones, if nothing else."""
-    data = jnp.stack([jax.random.key_data(k) for k in bad])
-
-    def init(key, shape):
-        noise = gaussian(key, shape)
-        found = jnp.any(jnp.all(jax.random.key_data(key) == data, axis=1))
-        return jnp.where(found, images(noise), noise)
-
-    return Source(init)
+    return Source(bound(noise_but, np.stack([jax.random.key_data(k) for k in bad]), images))
 
 
 def still(source, steps=4, **changes):
@@ -170,7 +175,7 @@ def still(source, steps=4, **changes):
         settings={},
         batch=3,
         source=source,
-        stages=(Stage(steps, lambda factor: optax.sgd(0.0)),),
+        stages=(Stage(steps, rated(optax.sgd, 0.0)),),
         terms=(Term("bn", 1.0, batch_norm_match),),
     )
     return base._replace(**changes)

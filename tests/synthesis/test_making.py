@@ -13,6 +13,7 @@ from dfq_jax.synthesis.making import key_of
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.run import synthesize_images
 from dfq_jax.synthesis.terms import Term
+from dfq_jax.values import bound
 
 KEY = jax.random.key(5)
 STEPS = 40
@@ -47,17 +48,21 @@ class Rates(list):
         return optax.GradientTransformation(plain.init, update)
 
 
+def below_zero(key, shape):
+    return -jax.random.uniform(key, shape)
+
+
+def start(key, shape):
+    return -jax.random.uniform(key, shape).at[0, 0, 0, 0].set(0.0)
+
+
+def climb(limit, o):
+    wild = jnp.max(o.natural) > limit * UNIT
+    return jnp.where(wild, jnp.nan, -jnp.sum(o.natural))
+
+
 def climber(limit, rates=None, stages=(STEPS,), **changes):
     """Goes up by the learning rate at each step, from 0; NaN beyond `limit` units."""
-
-    def start(key, shape):
-        below = jax.random.uniform(key, shape).at[0, 0, 0, 0].set(0.0)
-        return -below
-
-    def term(o):
-        wild = jnp.max(o.natural) > limit * UNIT
-        return jnp.where(wild, jnp.nan, -jnp.sum(o.natural))
-
     sgd = steady if rates is None else rates.sgd
     base = Recipe(
         name="climber",
@@ -65,7 +70,7 @@ def climber(limit, rates=None, stages=(STEPS,), **changes):
         batch=2,
         source=Source(start),
         stages=tuple(Stage(steps, sgd) for steps in stages),
-        terms=(Term("climb", 1.0, term),),
+        terms=(Term("climb", 1.0, bound(climb, limit)),),
     )
     return base._replace(**changes)
 
@@ -155,7 +160,7 @@ def stop_at(call):
 @pytest.mark.parametrize("call", [1, 2, 5, 7])
 def test_a_run_killed_before_or_after_divergence_ends_the_same(call, net, tmp_path):
     """Calls 1-2 are the first attempt, 3-6 the second, 7 is of the next batch."""
-    wild = climber(15.0, stages=(20,), source=Source(lambda k, s: -jax.random.uniform(k, s)))
+    wild = climber(15.0, stages=(20,), source=Source(below_zero))
     whole = synthesize_images(net, wild, 4, KEY)
     assert [note[:22] for note in whole.notes] == [
         "batch 0 diverged at st",

@@ -37,9 +37,10 @@ def allocated(model, recipe, how=PLAIN, spread=None):
     work = measured(model, recipe, recipe.batch)
     run = ready(model, KEY, work, spread or Spread(), how)
     batch, plan = begin(run.job, run.shared, run.memory, KEY), run.job.plans[0]
-    begun = start_state(*settled((batch.x, batch.memory)), plan.optimizers[0])
+    step = plan.step(run.job.parts[-1])
+    begun = start_state(*settled((batch.x, batch.memory)), step)
     leaves, tree = jax.tree.flatten(settled((begun, batch.context, batch.key)))
-    given = (plan.objective, plan.optimizers[0], 2)
+    given = (step, 2)
     consumed = range(len(jax.tree.leaves(begun)))
     chunk = jax.jit(
         lambda *leaves: run_chunk(*tree.unflatten(leaves), *given), donate_argnums=consumed

@@ -23,13 +23,17 @@ from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, random_labels
 from dfq_jax.synthesis.rounds import store_of
 from dfq_jax.synthesis.run import measured, spread_of, synthesize_images
-from dfq_jax.synthesis.terms import Term, correlation, cross_entropy
+from dfq_jax.synthesis.terms import Term, label_entropy, natural_correlation
 
 KEY = jax.random.key(5)
 
 
 def plateau(factor):
     return optax.chain(optax.sgd(0.1 * factor), reduce_on_plateau(factor=0.5, patience=1))
+
+
+def shaken(key, x):
+    return x + 0.01 * jax.random.normal(key, x.shape)
 
 
 def recipe(**changes):
@@ -39,11 +43,11 @@ def recipe(**changes):
         settings={},
         batch=2,
         source=Source(gaussian),
-        stages=(Stage(6, plateau, lambda key, x: x + 0.01 * jax.random.normal(key, x.shape)),),
+        stages=(Stage(6, plateau, shaken),),
         terms=(
             Term("bn", 1.0, batch_norm_match),
-            Term("apart", 0.1, lambda o: correlation(o.natural)),
-            Term("labels", 1.0, lambda o: cross_entropy(o.logits, o.labels)),
+            Term("apart", 0.1, natural_correlation),
+            Term("labels", 1.0, label_entropy),
         ),
         condition=random_labels,
     )

@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import jax
@@ -155,6 +156,49 @@ def test_state_of_another_run_is_refused(net, tmp_path):
             state_folder=tmp_path,
             fingerprint={"seed": 6},
         )
+
+
+def louder(observed):
+    """Another term than the one it stands for."""
+    return 2 * image_statistics(observed)
+
+
+def test_state_of_another_recipe_of_the_same_settings_is_refused(net, tmp_path):
+    made = recipe(steps=2)
+    synthesize_images(net, made, 2, KEY, state_folder=tmp_path)
+    other = made._replace(terms=(made.terms[0], made.terms[1]._replace(fn=louder)))
+    message = r"recipe: terms: 1: fn: is: saved '.*:image_statistics', now '.*:louder'"
+    with pytest.raises(UsageError, match=message):
+        synthesize_images(net, other, 2, KEY, state_folder=tmp_path)
+    same(
+        synthesize_images(net, recipe(steps=2), 2, KEY, state_folder=tmp_path),
+        synthesize_images(net, made, 2, KEY),
+    )
+
+
+def test_recipes_without_names_keep_nothing_on_disk(net, tmp_path):
+    nameless = recipe(steps=2, terms=(Term("bn", 1.0, lambda o: batch_norm_match(o)),))
+    assert len(synthesize_images(net, nameless, 2, KEY).images) == 2
+    with pytest.raises(UsageError, match=r"^recipe\.terms\[0\]\.fn is .*<lambda>, .*values\.bound"):
+        synthesize_images(net, nameless, 2, KEY, state_folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_damaged_batch_is_made_again(damage, whole, net, tmp_path):
+    stop = crash_at(2, 2, RuntimeError("power cut"))
+    how = {"chunk": 2, "state_folder": tmp_path}
+    with pytest.raises(RuntimeError, match="power cut"):
+        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+    file = tmp_path / "batch_0.npz"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    other = io.BytesIO()
+    np.savez(other, images=np.zeros(3))
+    damaged = {"cut": data[:-40], "flipped": data, "empty": b"", "other": other.getvalue()}
+    file.write_bytes(damaged[damage])
+    seen = []
+    same(synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how), whole)
+    assert len({p.batch for p in seen}) == 2  # the damaged one and the last, no more
 
 
 def climber(limit, factors):

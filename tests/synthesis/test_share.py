@@ -19,6 +19,7 @@ import pytest
 import dfq_jax
 from dfq_jax.errors import UsageError
 from dfq_jax.files import owned
+from dfq_jax.optim.schedules import rated
 from dfq_jax.recipes.noise import noise
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian
@@ -31,17 +32,31 @@ from dfq_jax.synthesis.terms import Term
 KEY = jax.random.key(5)
 FACTS = {"method": "small", "seed": 5}
 
+
+def past(o):
+    """How far images are from what is remembered."""
+    return jnp.mean((o.natural - o.memory) ** 2)
+
+
+def no_past(*_):
+    return jnp.zeros(())
+
+
+def summed(o):
+    return o.memory + jnp.sum(o.natural)
+
+
 SMALL = Recipe(
     name="small",
     settings={},
     batch=2,
     source=Source(gaussian),
-    stages=(Stage(4, lambda factor: optax.sgd(0.1 * factor)),),
+    stages=(Stage(4, rated(optax.sgd, 0.1)),),
     terms=(Term("bn", 1.0, batch_norm_match),),
 )
 SUM = SMALL._replace(
-    terms=(Term("past", 1.0, lambda o: jnp.mean((o.natural - o.memory) ** 2)),),
-    memory=Memory(start=lambda *_: jnp.zeros(()), batch=lambda o: o.memory + jnp.sum(o.natural)),
+    terms=(Term("past", 1.0, past),),
+    memory=Memory(start=no_past, batch=summed),
 )
 
 
@@ -109,6 +124,25 @@ def test_what_is_there_is_not_made_again(whole, net, tmp_path):
     assert share(net, folder, on_progress=seen.append).complete
     assert len(seen) == 2
     assert contents(folder) == contents(whole)
+
+
+def test_a_shard_that_was_damaged_before_the_set_was_finished_is_made_again(whole, net, tmp_path):
+    folder = tmp_path / "set"
+    with pytest.raises(KeyboardInterrupt):
+        share(net, folder, on_progress=crash_at(3, 2, KeyboardInterrupt()))
+    shard = folder / "shard-00001-of-00005.npz"
+    data = bytearray(shard.read_bytes())
+    data[-300] ^= 255
+    shard.write_bytes(data)
+    assert share(net, folder).complete
+    assert contents(folder) == contents(whole)
+
+
+def test_a_finished_set_of_another_recipe_is_refused(net, tmp_path):
+    share(net, tmp_path / "set", n=2)
+    other = SMALL._replace(stages=(Stage(4, rated(optax.sgd, 0.2)),))
+    with pytest.raises(UsageError, match="recipe: saved '"):
+        share(net, tmp_path / "set", n=2, recipe=other)
 
 
 def crash_at(batch, step, error):
