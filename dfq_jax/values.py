@@ -17,8 +17,8 @@ from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.dtypes import issubdtype, prng_key
 
 from dfq_jax.errors import UsageError
 
@@ -51,6 +51,11 @@ class Bound(Generic[Result]):
     def key(self) -> tuple[str, tuple[Any, ...]]:
         """What it is compared by."""
         return key_of((self.function, self.args, dict(self.kwargs)))
+
+    @property
+    def __name__(self) -> str:
+        """That of the function, which compiled programs are called by."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     def __eq__(self, other: object) -> bool:
         """Whether function and arguments are equal."""
@@ -143,14 +148,15 @@ def told(value: Any, place: str, unnamed: Unnamed) -> Told:
             return {"set": sorted((told(v, place, unnamed) for v in value), key=written)}
         case Mapping():
             return of_mapping(value, place, unnamed)
-    return of_structure(value, place, unnamed)
+        case _:
+            return of_structure(value, place, unnamed)
 
 
 def of_structure(value: Any, place: str, unnamed: Unnamed) -> Told:
     """What a sequence, a record or something with a name says."""
     kind = type(value)
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return record(kind, value._asdict(), place, unnamed)
+    if names := getattr(kind, "_fields", ()) if isinstance(value, tuple) else ():
+        return record(kind, dict(zip(names, value, strict=True)), place, unnamed)
     if isinstance(value, (tuple, list)):
         each = [told(v, f"{place}[{i}]", unnamed) for i, v in enumerate(value)]
         return each if isinstance(value, tuple) else {"list": each}
@@ -181,7 +187,8 @@ def fields(own: Mapping[str, Any], place: str, unnamed: Unnamed) -> dict[str, To
 
 def of_array(value: Any) -> Told:
     """Shape, type and SHA-256 of an array; of a random key, those of its data."""
-    data = jax.random.key_data(value) if issubdtype(value.dtype, prng_key) else value
+    random = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(value) if random else value
     whole = np.ascontiguousarray(np.asarray(data))
     digest = hashlib.sha256(whole.tobytes()).hexdigest()
     return {"array": [str(value.dtype), list(value.shape), digest]}

@@ -302,8 +302,11 @@ def run_chunk(
         sound = jnp.isfinite(loss) & all_finite(moved.x) & (s.diverged_at < 0)
         keep = lambda new, old: jnp.where(sound, new, old)
         improved = loss < s.best * (1 - 1e-4)
+        kept = jax.tree.map(keep, moved, Moving(s.x, s.opt, s.memory))
         new = FitState(
-            *jax.tree.map(keep, moved, Moving(s.x, s.opt, s.memory)),
+            kept.x,
+            kept.opt,
+            kept.memory,
             s.step + 1,
             loss,
             jnp.where(sound & improved, loss, s.best),

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from dfq_jax.optim.schedules import rated
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, recorded
 from dfq_jax.synthesis.terms import Observed, Term, label_entropy, natural_variation
 
 
+@recorded
 def aac(
     *,
     steps: int = 500,
@@ -46,10 +47,8 @@ def aac(
         Term("batch norm", statistics, batch_norm_match),
         Term("variation", variation, natural_variation),
     )
-    weights = {"response": response, "statistics": statistics, "variation": variation}
     return Recipe(
         name="aac",
-        settings={"learning_rate": learning_rate, **weights},
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, rated(optax.adam, learning_rate)),),

@@ -23,12 +23,13 @@ from dfq_jax.synthesis.augment import halve
 from dfq_jax.synthesis.match import relative_batch_match
 from dfq_jax.synthesis.noise import noise
 from dfq_jax.synthesis.pixels import pink
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.terms import Term, label_entropy
 
 STARTS = {"noise": noise, "pink": pink}
 
 
+@recorded
 def best(
     *,
     steps: int = 200,
@@ -62,12 +63,6 @@ def best(
     stages = (Stage(small, falling(steps=small), halve),) if small else ()
     unlabelled = Recipe(
         name="best_unlabelled",
-        settings={
-            "learning_rate": learning_rate,
-            "labels": labels,
-            "coarse": coarse,
-            "start": start,
-        },
         batch=batch,
         source=Source(STARTS[start]),
         stages=(*stages, Stage(steps - small, falling(steps=steps - small))),

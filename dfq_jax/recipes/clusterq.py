@@ -26,12 +26,13 @@ from dfq_jax.synthesis.centres import (
 )
 from dfq_jax.synthesis.match import batch_var_gap, matched, recorded_std, squared_mean
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import Observed, Term, label_entropy
 from dfq_jax.values import bound
 
 
+@recorded
 def clusterq(
     *,
     steps: int = 500,
@@ -69,17 +70,6 @@ def clusterq(
     varied = bound(variation, noise=noise, relative=relative_noise)
     return Recipe(
         name="clusterq",
-        settings={
-            "learning_rate": learning_rate,
-            "per_class": per_class,
-            "warmup": warmup,
-            "statistics": statistics,
-            "align": align,
-            "diversify": diversify,
-            "rate": rate,
-            "noise": list(noise),
-            "relative_noise": relative_noise,
-        },
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),

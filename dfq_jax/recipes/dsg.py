@@ -13,7 +13,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.match import enhanced, layer_losses
 from dfq_jax.synthesis.pixels import gaussian, uniform
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.slack import slack_margins
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import (
@@ -30,6 +30,7 @@ from dfq_jax.values import bound
 Variant = Literal["paper", "code"]
 
 
+@recorded
 def dsg(
     *,
     variant: Variant = "paper",
@@ -60,20 +61,10 @@ def dsg(
     Returns:
       The recipe.
     """
-    settings = {
-        "variant": variant,
-        "learning_rate": learning_rate,
-        "quantile": quantile,
-        "noise_images": noise_images,
-        "slack": slack,
-        "enhance": enhance,
-        "inhibit": inhibit,
-    }
     factor = {"paper": 2.0, "code": 4.0}[variant] if enhance else 1.0
     optimizer = rated(adam_with_plateau, learning_rate, patience=260, floor=1e-4)
     return Recipe(
         name="dsg",
-        settings=settings,
         batch=batch,
         source=Source(uniform if variant == "code" else gaussian),
         stages=(Stage(steps, optimizer),),

@@ -10,12 +10,13 @@ import optax
 from dfq_jax.optim.schedules import adam_with_plateau
 from dfq_jax.synthesis.generator import latent_source
 from dfq_jax.synthesis.match import batch_std_gap, matched, squared_mean
-from dfq_jax.synthesis.recipe import Recipe, Stage
+from dfq_jax.synthesis.recipe import Recipe, Stage, recorded
 from dfq_jax.synthesis.swing import swing
 from dfq_jax.synthesis.terms import Term, image_statistics
 from dfq_jax.values import bound
 
 
+@recorded
 def genie(
     *,
     steps: int = 4000,
@@ -42,13 +43,6 @@ def genie(
     """
     return Recipe(
         name="genie",
-        settings={
-            "latent_rate": latent_rate,
-            "generator_rate": generator_rate,
-            "reach": reach,
-            "latent": latent,
-            "channels": list(channels),
-        },
         batch=batch,
         source=latent_source(latent=latent, channels=channels),
         stages=(Stage(steps, bound(optimizer, latent_rate, generator_rate)),),

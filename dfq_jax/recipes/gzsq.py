@@ -16,7 +16,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.synthesis.match import batch_z_gap, norms, z_match
 from dfq_jax.synthesis.noise import noise
 from dfq_jax.synthesis.pixels import clip_to_pixels, from_natural, gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.targets import Target, sample_stats
 from dfq_jax.synthesis.terms import Observed, Term
 from dfq_jax.types import InputContract, Moments
@@ -31,6 +31,7 @@ ESTIMATED_ANEW = (
 )
 
 
+@recorded
 def gzsq(
     *, steps: int = 500, batch: int = 32, learning_rate: float = 0.5, bounded: bool = True
 ) -> Recipe:
@@ -51,7 +52,6 @@ def gzsq(
     optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
         name="gzsq",
-        settings={"learning_rate": learning_rate, "bounded": bounded},
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),

@@ -21,11 +21,12 @@ from dfq_jax.synthesis.classes import (
 )
 from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.terms import Observed, Term
 from dfq_jax.values import bound
 
 
+@recorded
 def intraq(
     *,
     steps: int = 1000,
@@ -59,14 +60,6 @@ def intraq(
     cropped = compose(resized_crop(smallest=smallest), flip(together=False))
     recipe = Recipe(
         name="intraq",
-        settings={
-            "learning_rate": learning_rate,
-            "smallest": smallest,
-            "crops": crops,
-            "lower": lower,
-            "upper": upper,
-            "target": target,
-        },
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, optimizer, at_random(cropped, crops) if crops else unchanged),),

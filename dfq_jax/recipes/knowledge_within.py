@@ -15,13 +15,14 @@ from dfq_jax.optim.schedules import rated
 from dfq_jax.synthesis.augment import jitter, unchanged
 from dfq_jax.synthesis.match import matched_kl
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, nothing, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, nothing, random_labels, recorded
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import Term, label_entropy
 
 Scheme = Literal["bns", "inception", "both"]
 
 
+@recorded
 def knowledge_within(
     *,
     scheme: Scheme = "bns",
@@ -57,13 +58,6 @@ def knowledge_within(
     )
     return Recipe(
         name="knowledge_within",
-        settings={
-            "scheme": scheme,
-            "learning_rate": learning_rate,
-            "labels": labels,
-            "reach": reach,
-            "limit": limit,
-        },
         batch=batch,
         source=Source(gaussian),
         stages=(stage,),

@@ -13,7 +13,7 @@ from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.synthesis.augment import compose, flip, jitter
 from dfq_jax.synthesis.patches import attention_outputs, patch_entropy
 from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import Observed, Term, label_entropy, total_variation
 
@@ -21,6 +21,7 @@ PAPER_VALUES = 32 * 224 * 224 * 3
 """Numbers in a batch of the paper, for which its range of variations is meant."""
 
 
+@recorded
 def psaq_vit(
     *,
     steps: int = 1000,
@@ -47,12 +48,6 @@ def psaq_vit(
     stages = zip(halves, reach, strict=True)
     return Recipe(
         name="psaq_vit",
-        settings={
-            "learning_rate": learning_rate,
-            "labels": labels,
-            "variation": variation,
-            "reach": list(reach),
-        },
         batch=batch,
         source=Source(gaussian),
         stages=tuple(rolling_stage(count, far, learning_rate) for count, far in stages if count),

@@ -6,10 +6,11 @@ Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import gaussian, nearly_black
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.terms import Term, image_statistics
 
 
+@recorded
 def zeroq(
     *, steps: int = 500, batch: int = 32, learning_rate: float = 0.5, dark_start: bool = True
 ) -> Recipe:
@@ -27,7 +28,6 @@ def zeroq(
     optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
         name="zeroq",
-        settings={"learning_rate": learning_rate, "dark_start": dark_start},
         batch=batch,
         source=Source(nearly_black if dark_start else gaussian),
         stages=(Stage(steps, optimizer),),

@@ -1,7 +1,10 @@
 """A synthesis method as a value: what is optimised, what it should match, and how."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import optax
@@ -14,6 +17,8 @@ from dfq_jax.synthesis.pixels import Images
 from dfq_jax.synthesis.targets import Targets
 from dfq_jax.synthesis.terms import Observed, Term
 from dfq_jax.values import key_of
+
+Given = ParamSpec("Given")
 
 
 def itself(x: PyTree) -> PyTree:
@@ -99,9 +104,10 @@ class Recipe(NamedTuple):
 
     Attributes:
       name: of the method.
-      settings: hyper-parameters as plain JSON data; recorded in the images' provenance.
       batch: images optimised together.
       source: what is optimised: pixels, or latents and a generator.
+      settings: hyper-parameters as plain JSON data; recorded in the images' provenance, beside
+        steps and batch.
       stages: the optimisation; none: the initial variables are the images.
       terms: the objective.
       prepare: (model, targets, key) -> what all batches share, e.g. tolerances; run once.
@@ -116,9 +122,9 @@ class Recipe(NamedTuple):
     """
 
     name: str
-    settings: Mapping[str, Any]
     batch: int
     source: Source
+    settings: Mapping[str, Any] = MappingProxyType({})
     stages: tuple[Stage, ...] = ()
     terms: tuple[Term, ...] = ()
     prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = nothing
@@ -139,6 +145,21 @@ class Recipe(NamedTuple):
     def steps(self) -> int:
         """Optimisation steps of a batch in all stages."""
         return sum(stage.steps for stage in self.stages)
+
+
+def recorded(factory: Callable[Given, Recipe]) -> Callable[Given, Recipe]:
+    """A factory whose arguments, but for steps and batch, are the settings of its recipes."""
+    signature = inspect.signature(factory)
+
+    @wraps(factory)
+    def made(*args: Given.args, **kwargs: Given.kwargs) -> Recipe:
+        recipe, given = factory(*args, **kwargs), signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        own = {k: v for k, v in given.arguments.items() if k not in ("steps", "batch")}
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
+        return recipe._replace(settings=settings)
+
+    return made
 
 
 def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:

@@ -55,7 +55,8 @@ def others(name: str, default: Any) -> Any:
         case tuple():
             each = [others(name, v) for v in default]
             return type(default)(*each) if hasattr(default, "_fields") else tuple(each)
-    return None
+        case _:
+            return None
 
 
 def changes(name: str):

@@ -275,7 +275,8 @@ def test_one_large_batch_over_several_devices(kind, large, net, compiled):
         key = jax.random.key(5)
         how = {"devices": 4, "mode": "together", "chunk": 3}
         found = synthesize_images(net, TOGETHER, 12, key, **how)
-    assert (compiled("run_chunk"), compiled("run_chunks")) == (1, 0)
+    assert compiled("run_chunk") <= 1  # all of them share it, on whatever mesh
+    assert compiled("run_chunks") == 0
     np.testing.assert_allclose(found.losses, large.losses, rtol=1e-5)
     np.testing.assert_allclose(found.images, large.images, rtol=1e-5, atol=1e-5)
     assert found.images.sharding == large.images.sharding

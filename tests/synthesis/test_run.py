@@ -238,7 +238,7 @@ def test_divergence_at_every_rate_is_an_error(net):
 
 def test_prepare_condition_and_render_reach_the_terms(net):
     contract = InputContract(6, 6, (0.5, 0.4, 0.3), (0.5, 0.25, 1.0))
-    model = type(net)(net.graph, net.params, contract)
+    model = type(net)(net.graph, net.params, (contract,))
     seen = {}
 
     def term(o):
