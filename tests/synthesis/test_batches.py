@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from dfq_jax.optim.steps import Now
-from dfq_jax.optim.turns import in_turn
+from dfq_jax.optim.turns import whose_turn
 from dfq_jax.synthesis.batches import Context, build_objective, finished
 from dfq_jax.synthesis.match import batch_norm_match
 from dfq_jax.synthesis.pixels import from_natural, gaussian
@@ -39,7 +39,7 @@ def net(nets):
 
 
 def turns_of(count, turns):
-    return [int(in_turn(jnp.array(step, jnp.int32), turns)) for step in range(count)]
+    return [int(whose_turn(jnp.array(step, jnp.int32), turns)) for step in range(count)]
 
 
 COUNT = Memory(
@@ -159,8 +159,8 @@ def test_a_memory_of_what_was_shown_looks_at_this_turns_images(net, stacked):
 
 def test_finished_images_are_clipped_where_the_recipe_says_so(net):
     dark = jnp.full((1, 2, 2, 3), -9.0)
-    assert float(finished(recipe(), dark, net).min()) == -9
-    pixels = np.asarray(finished(recipe(bounded=True), dark, net)) * net.contract.std
+    assert float(finished(recipe(), dark, net.contract).min()) == -9
+    pixels = np.asarray(finished(recipe(bounded=True), dark, net.contract)) * net.contract.std
     np.testing.assert_allclose(pixels + np.asarray(net.contract.mean), 0, atol=1e-6)
 
 

@@ -11,7 +11,6 @@ from dfq_jax.optim.fit import run_chunk, run_chunks
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis import batches
-from dfq_jax.synthesis.batches import build_objective
 from dfq_jax.synthesis.memory import (
     in_units,
     needed,
@@ -90,24 +89,20 @@ def test_parts_give_the_statistics_of_the_whole(net):
 @pytest.fixture
 def scarce(monkeypatch):
     """Chunks fail in less than `enough` parts, from step `since` on; notes the failures."""
-    parts, failures = {}, []
+    parts, failures, made = {}, [], batches.Plan.step
 
-    def recorded(recipe, stage, turns, how):
-        objective = build_objective(recipe, stage, turns, how)
-        parts[objective] = how.parts
-        return objective
+    def recorded(plan, count, attempt=0):
+        step = made(plan, count, attempt)
+        parts[step] = count
+        return step
 
     def limited(real, enough, since, error):
-        def run(state, context, key, objective, *rest):
+        def run(state, context, key, step, *rest):
             traced = isinstance(state.step, Tracer)  # by another program
-            if (
-                not traced
-                and parts[objective] < enough
-                and int(np.max(np.asarray(state.step))) >= since
-            ):
-                failures.append(parts[objective])
+            if not traced and parts[step] < enough and int(np.max(np.asarray(state.step))) >= since:
+                failures.append(parts[step])
                 raise error
-            return real(state, context, key, objective, *rest)
+            return real(state, context, key, step, *rest)
 
         return run
 
@@ -117,7 +112,7 @@ def scarce(monkeypatch):
             monkeypatch.setattr(fitting, name, limited(real, enough, since, error))
         return failures
 
-    monkeypatch.setattr(batches, "build_objective", recorded)
+    monkeypatch.setattr(batches.Plan, "step", recorded)
     return apply
 
 
