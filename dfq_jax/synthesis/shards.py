@@ -98,8 +98,8 @@ def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> bo
     finished = (shards.folder / MANIFEST).exists()
     if finished:
         wanted, found = description(shards), manifest_of(shards.folder).about
-        found = {"recipe": wanted["recipe"], **found}  # older ones do not say
-        refuse_other_run(shards.folder, identity(found), identity(wanted))
+        either = {"recipe": wanted.get("recipe")}  # older manifests do not say
+        refuse_other_run(shards.folder, identity(either | found), identity(either | wanted))
     else:
         strange = sorted(shards.folder.glob("shard-*.npz"))  # looked for before the state is
         if strange and not (state / "fingerprint.json").exists():
@@ -174,7 +174,8 @@ def description(shards: ShardSet) -> dict[str, Any]:
     """What a manifest says but for its shards."""
     about = {"format": FORMAT, "version": VERSION, "n": shards.n, "size": shards.size}
     about |= {"contract": dataclasses.asdict(shards.contract), "provenance": shards.provenance}
-    about["recipe"] = None if shards.recipe is None else fingerprint(shards.recipe)
+    if shards.recipe is not None:
+        about["recipe"] = fingerprint(shards.recipe)
     return json.loads(json.dumps(about))
 
 
