@@ -15,6 +15,8 @@ from dfq_jax.files import write_atomically
 State = TypeVar("State")
 MOST_TOLD = 8
 """Differences between two runs that a message lists."""
+FINE = "recipe"
+"""The field that says all of a method: told where nothing else differs that a user chose."""
 LONGEST_TOLD = 100
 """Characters of a value in it."""
 
@@ -104,6 +106,7 @@ def fingerprint_in(note: Path) -> dict[str, Any]:
 def refuse_other_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UsageError if two fingerprints differ, naming the fields, and those inside a field."""
     lines = differences(found, wanted)
+    lines = [line for line in lines if not line.startswith(f"  {FINE}: ")] or lines
     if lines:
         raise UsageError(
             f"{folder} holds the state of a different run:\n"
