@@ -148,7 +148,7 @@ def test_steps_of_all_phases_and_layers_of_a_unit_are_counted(
 ):
     def phase_of(work, method, phase, key, store, on_chunk):
         on_chunk(phase.steps, {})
-        return work.model, work.qparams
+        return phases.Learned(work.model, work.qparams)
 
     monkeypatch.setattr(phases, "phase_of", phase_of)
     told, wanted = [], []
