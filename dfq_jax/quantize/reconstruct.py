@@ -42,7 +42,7 @@ from dfq_jax.quantize.learning import (
     relative_gap,
 )
 from dfq_jax.quantize.phases import Learned, in_phases
-from dfq_jax.quantize.plan import Plan, Site
+from dfq_jax.quantize.plan import Plan
 from dfq_jax.quantize.simulate import QuantizedModel
 from dfq_jax.quantize.units import (
     Host,
