@@ -87,10 +87,10 @@ def game(nets):
     folded = fold_batch_norm(teacher)
     plan = resolve(folded.graph, Scheme(2, 4))
     quantized = calibrate(folded, plan, nets.images(folded, 16))
-    kernels, fixed = begun(folded, quantized.qparams, plan, straight_through())
-    edges, biases = coarse_edges(plan, quantized.qparams), biases_of(folded)
+    kernels, fixed = begun(folded, quantized.affines, plan, straight_through())
+    edges, biases = coarse_edges(plan, quantized.affines), biases_of(folded)
     student = {"kernels": kernels, "edges": edges, "biases": biases}
-    given = Given(folded, quantized.qparams, fixed, jnp.float32(1.0))
+    given = Given(folded, quantized.affines, fixed, jnp.float32(1.0))
     shape = (BATCH, *teacher.contract.shape)
     generator = codes_and_generator(CODE + CLASSES, (8, 8), KEY, shape)["generator"]
     told = Told(teacher, batch_norm_targets(teacher)[0], given)
