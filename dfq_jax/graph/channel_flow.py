@@ -86,9 +86,6 @@ def channel_flow(  # noqa: C901 - one case per family
       slots: shapes of its parameters.
       shape: of what it makes.
       first: the first label nobody has; those it makes count from there.
-
-    Returns:
-      Its flow.
     """
     match op:
         case Conv2d() | ConvTranspose2d():

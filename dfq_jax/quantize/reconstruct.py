@@ -51,6 +51,7 @@ from dfq_jax.quantize.units import (
     rest_of,
     unit_model,
     unit_qparams,
+    units_of,
     with_unit,
 )
 from dfq_jax.quantize.work import Beyond, OnStep, Work, error_of, flow, passed, slopes_of
@@ -273,10 +274,27 @@ def positions_of(work: Work) -> int:
 
 
 def in_closed_form(work: Work, method: ClosedForm) -> Learned:
-    """A unit whose layers are solved one after the other; what they read is never kept."""
+    """A unit whose layers are solved one after the other, block by block.
+
+    What blocks read is kept, as that of units is; what layers read is made again for each.
+    """
     seen = method.images(len(work.exact), positions_of(work))
-    if len(seen) < len(work.exact):
-        work = work._replace(exact=work.exact[seen], rough=work.rough[seen])
+    few = len(seen) < len(work.exact)
+    exact, rough = (work.exact[seen], work.rough[seen]) if few else (work.exact, work.rough)
+    whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
+    for block in units_of(work.model.graph, work.unit.plan):
+        part = work._replace(unit=block, reference=unit_model(block, work.reference))
+        part = part._replace(exact=exact, rough=rough, model=unit_model(block, whole.model))
+        part = part._replace(qparams=unit_qparams(block, whole.affines))
+        model, qparams, _ = block_in_closed_form(part, method)
+        whole = with_unit(whole, block, model, qparams)
+        exact = passed(part.reference, None, None, exact)
+        rough = passed(model, qparams, block.plan, rough)
+    return Learned(whole.model, whole.affines)
+
+
+def block_in_closed_form(work: Work, method: ClosedForm) -> Learned:
+    """A block whose layers are solved, each behind those before it."""
 
     def solve(layer: Unit, whole: QuantizedModel, number: int):
         name = layer.block.names[0]

@@ -15,8 +15,8 @@ from dfq_jax.quantize.closed_form import ClosedForm
 from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
 
 RATES = Rates(bits=1e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
-POSITIONS = 2**18
-"""Of a stage's output, that its layers are solved for: some hundred for each of their inputs."""
+POSITIONS = 2**16
+"""Of a stage's output, that its layers are solved for: about a hundred for each of their inputs."""
 LINES = 448
 """Lines of positions a step: 4 images where they are 112 on a side, 32 where they are 14."""
 

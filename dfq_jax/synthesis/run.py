@@ -81,9 +81,8 @@ def synthesize_images(
       chunk: most steps between two progress reports.
       how: precision, and what to do about memory.
       devices: of this process, to use at most.
-      mode: `apart` makes as many batches at a time, one a device; the images are those of one
-        device. `together` spreads every batch over the devices, for batches too large for one;
-        statistics are those of the whole batch, equal but for rounding.
+      mode: `apart` makes as many batches at a time, one a device; images are those of one device.
+        `together` spreads every batch over them; statistics are those of the whole batch.
       on_stage: told how much memory a step will take, before it is compiled.
       on_progress: called on the host after every chunk.
       state_folder: where to keep state; a run that finds its own state there resumes.
@@ -96,7 +95,7 @@ def synthesize_images(
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
       UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
         by another process, there are not so many devices, the method cannot make images of this
-        size, or one of its functions has no name (`values.bound`) and there is a `state_folder`.
+        size, or a function of its has no name (`values.bound`) and state is to be kept.
       UnsupportedModelError: if the method needs batch-norm statistics and there are none.
       ResourceError: if memory does not suffice even for one image at a time.
     """

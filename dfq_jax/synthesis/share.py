@@ -81,11 +81,8 @@ def synthesize_shards(
       process: index of this process; that of `jax.distributed` by default.
       processes: how many there are; likewise.
 
-    Returns:
-      Whether the set is finished, and what to say about it.
-
     Raises:
-      DfqError: as `synthesize_images`; UsageError also if the folder holds other images.
+      DfqError: as `synthesize_images`, and if the folder holds other images.
     """
     (process, processes), folder = which(process, processes), Path(folder).resolve()
     state = folder.with_name(f".{folder.name}.run")
@@ -93,8 +90,8 @@ def synthesize_shards(
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
         spread = spread_of(work, devices, mode, processes)
-        how_made = described(recipe, "recipe")
-        shards = ShardSet(folder, n, work.size, model.contract, provenance, how_made)
+        made = described(recipe, "recipe")
+        shards = ShardSet(folder, n, work.size, model.contract, provenance, made)
         complete, told = begin_set(shards, state, process, processes), ()
         if recipe.terms and not complete:
             run = ready(model, key, work, spread, how, on_stage)
@@ -102,8 +99,8 @@ def synthesize_shards(
         elif not complete:
             make_noise(model, recipe, key, shards, process, processes)
         complete = complete or finish_set(shards, process)
-    told = work.notes + spread.notes + idle(work, processes) + told
-    return Share(complete, work.excluded, told)
+    notes = work.notes + spread.notes + idle(work, processes) + told
+    return Share(complete, work.excluded, notes)
 
 
 def which(process: int | None, processes: int | None) -> tuple[int, int]:
