@@ -82,7 +82,7 @@ class Ran(NamedTuple):
 
 def dfq(*arguments: object) -> Ran:
     """Runs `dfq ARGUMENTS --json` and measures it."""
-    line = [sys.executable, "-m", "dfq_jax.cli", *map(str, arguments), "--json"]
+    line = [sys.executable, "-m", "dfq_jax.cli.app", *map(str, arguments), "--json"]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
         process = subprocess.Popen(line, stdout=out, stderr=err, cwd=common.ROOT)

@@ -57,11 +57,11 @@ def variants(subject: Any, steps: int | None) -> dict[str, Any]:
     """{what is different: recipe}; the same seconds where images are seen at two sizes."""
     from dfq_jax.recipes.best import best
     from dfq_jax.recipes.presets import COARSE, is_small, settings_of_best
-    from dfq_jax.synthesis.augment import resized_crop
-    from dfq_jax.synthesis.pixels import gaussian
     from dfq_jax.synthesis.recipe import Recipe, Source
-    from dfq_jax.synthesis.swing import swing
-    from dfq_jax.synthesis.terms import Term, correlation
+    from dfq_jax.synthesis.sources.augment import resized_crop
+    from dfq_jax.synthesis.sources.pixels import gaussian
+    from dfq_jax.synthesis.sources.swing import swing
+    from dfq_jax.synthesis.terms.base import Term, correlation
 
     _, batch, usual = BUDGETS[subject.name]
     steps, small = steps or usual, is_small(subject.model.contract)
@@ -97,9 +97,9 @@ def full_steps(steps: int, coarse: float) -> int:
 
 def with_match(recipe: Any, kind: str) -> Any:
     """The recipe with other statistics to match."""
-    from dfq_jax.synthesis import match
-    from dfq_jax.synthesis.slack import slack_margins
-    from dfq_jax.synthesis.terms import Term
+    from dfq_jax.synthesis.terms import match
+    from dfq_jax.synthesis.terms.base import Term
+    from dfq_jax.synthesis.terms.slack import slack_margins
 
     terms: dict[str, Callable[[Any], Any]] = {
         "sample": match.batch_norm_match,
@@ -125,7 +125,7 @@ def judged(subject: Any, recipe: Any, n: int, seed: int) -> Row:
     """The images of a recipe, what they look like to the network and how they quantize it."""
     import jax
 
-    from dfq_jax.synthesis.run import synthesize_images
+    from dfq_jax.synthesis.run.engine import synthesize_images
 
     start = time.process_time()
     images = synthesize_images(subject.model, recipe, n, jax.random.key(seed)).images

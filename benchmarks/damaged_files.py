@@ -70,7 +70,7 @@ def row(network: str, scheme: str, args: argparse.Namespace) -> Row:
 def passes(quantized: Any, file: bytes, images: Any) -> bool:
     """Whether a file verifies; one that cannot be run does not."""
     from dfq_jax.errors import DfqError
-    from dfq_jax.io.verify import verify
+    from dfq_jax.io.verification.verify import verify
 
     try:
         return verify(quantized, file, images).passed

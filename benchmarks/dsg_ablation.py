@@ -66,7 +66,7 @@ def variants(args: argparse.Namespace) -> dict[str, Make]:
     import jax
 
     from dfq_jax.recipes.dsg import dsg
-    from dfq_jax.synthesis.run import synthesize_images
+    from dfq_jax.synthesis.run.engine import synthesize_images
 
     def drawn(**parts: Any) -> Make:
         recipe = dsg(steps=args.steps, batch=args.n, **parts)
@@ -112,7 +112,7 @@ def judged(subject: Any, images: Any) -> dict[str, float]:
 
 def overall(subject: Any, images: Any) -> Any:
     """Ranges between the extremes over all images."""
-    from dfq_jax.quantize.calibrate import calibrate
+    from dfq_jax.quantization.calibrate import calibrate
 
     reference, plan = prepared(subject)
     return calibrate(reference, plan, images)
@@ -120,7 +120,7 @@ def overall(subject: Any, images: Any) -> Any:
 
 def averaged(subject: Any, images: Any) -> Any:
     """Ranges between the extremes of an image, averaged over the images."""
-    from dfq_jax.quantize.calibrate import calibrate
+    from dfq_jax.quantization.calibrate import calibrate
 
     reference, plan = prepared(subject)
     return calibrate(reference, plan, None, expected=mean_extremes(reference, plan, images))
@@ -134,7 +134,7 @@ def mean_extremes(reference: Any, plan: Any, images: Any) -> dict[str, tuple[Any
     import jax
     import jax.numpy as jnp
 
-    from dfq_jax.quantize.calibrate import capture
+    from dfq_jax.quantization.calibrate import capture
 
     @jax.jit
     def extremes(model: Any, x: Any) -> dict[str, tuple[Any, Any]]:
@@ -153,7 +153,7 @@ def prepared(subject: Any) -> tuple[Any, Any]:
 
     from dfq_jax.numerics.ranges import MinMax
     from dfq_jax.passes.fold import fold_batch_norm
-    from dfq_jax.quantize.plan import parse_scheme, resolve
+    from dfq_jax.quantization.plan import parse_scheme, resolve
 
     if "prepared" not in subject.programs:
         reference = jax.jit(fold_batch_norm)(subject.model)

@@ -81,13 +81,13 @@ def saving(root: Path) -> Place:
             (out / name).write_bytes(data)
 
     def run() -> None:
-        from dfq_jax.io.output_folder import check_output_folder, replace_all
+        from dfq_jax.io.artifacts.output_folder import check_output_folder, replace_all
 
         check_output_folder(out)
         replace_all(out, new)
 
     def fault() -> str:
-        from dfq_jax.io.output_folder import settle
+        from dfq_jax.io.artifacts.output_folder import settle
 
         settle(out)
         return "" if content(out) in (old, new) else f"mixed: {sorted(content(out))}"
@@ -105,7 +105,7 @@ def verb(root: Path, name: str, line: Callable[[Path], list[str]], output: str) 
         folder.mkdir(parents=True)
 
     def run() -> None:
-        from dfq_jax.cli import main
+        from dfq_jax.cli.app import main
 
         main(line(out))
 
@@ -118,8 +118,8 @@ def unreadable(out: Path) -> str:
         return ""
 
     def read() -> None:
-        from dfq_jax.io.artifacts import load_artifact
-        from dfq_jax.io.images import load_images
+        from dfq_jax.io.artifacts.artifact import load_artifact
+        from dfq_jax.io.artifacts.images import load_images
 
         finished = (out / "manifest.json").exists()
         if out.is_file() or (finished and any(out.glob("shard-*.npz"))):
@@ -199,7 +199,7 @@ def two_writers(root: Path, count: int, random: Any) -> Iterator[Case]:
         place, other = saving(root), artifact(2 + number)
 
         def second(out: Path = place.output, files: Files = other) -> None:
-            from dfq_jax.io.output_folder import check_output_folder, replace_all
+            from dfq_jax.io.artifacts.output_folder import check_output_folder, replace_all
 
             check_output_folder(out)
             replace_all(out, files)

@@ -69,7 +69,7 @@ def rewritten(random: Any, value: Any) -> Any:
 
 def broken_folder(random: Any, seeds: Seeds, place: Path) -> Callable[[], object]:
     """An output folder with a changed manifest or file; hashes fit more often than not."""
-    from dfq_jax.io.artifacts import load_artifact
+    from dfq_jax.io.artifacts.artifact import load_artifact
 
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(seeds.folder, place)
@@ -89,7 +89,7 @@ def broken_folder(random: Any, seeds: Seeds, place: Path) -> Callable[[], object
 
 def broken_images(random: Any, seeds: Seeds, place: Path) -> Callable[[], object]:
     """A file of images with changed bytes, or whole with other arrays or words in it."""
-    from dfq_jax.given import image_set
+    from dfq_jax.api.given import image_set
     from dfq_jax.types import InputContract
 
     path = place.with_suffix(".npz")
@@ -134,7 +134,7 @@ def other_array(random: Any, value: np.ndarray) -> np.ndarray:
 
 def broken_options(random: Any, seeds: Seeds, place: Path) -> Callable[[], object]:
     """Changed options of a run."""
-    from dfq_jax.config import read
+    from dfq_jax.cli.config import read
 
     path = place.with_suffix(".toml")
     path.write_bytes(mangled(random, seeds.options))

@@ -169,7 +169,7 @@ KINDS: dict[str, Make] = {
 
 def read(path: Path) -> None:
     """What `--images` does with it."""
-    from dfq_jax.given import image_set
+    from dfq_jax.api.given import image_set
     from dfq_jax.types import InputContract
 
     image_set(path, InputContract(8, 8))

@@ -94,7 +94,7 @@ def campaign(root: Path, counts: dict[str, int], seed: int) -> Iterator[Row]:
 
 def load_the_rest() -> None:
     """Imports what children need, so that each of them finds it there; JAX starts in none yet."""
-    from dfq_jax.machine import keep_programs
+    from dfq_jax.base.machine import keep_programs
 
     for name in ("commands", "command_synthesize", "given", "io.artifacts", "io.verify"):
         importlib.import_module(f"dfq_jax.{name}")
@@ -108,12 +108,12 @@ def prepared(root: Path) -> inputs.Seeds:
 
     def make() -> None:
         nets: Any = importlib.import_module("nets")
-        from dfq_jax.io.onnx_out import float_onnx, serialize
+        from dfq_jax.io.onnx.export import float_onnx, serialize
 
         net.write_bytes(serialize(float_onnx(nets.tiny())))
 
     def run(*line: object) -> None:
-        from dfq_jax.cli import main as dfq
+        from dfq_jax.cli.app import main as dfq
 
         dfq([str(part) for part in line])
 

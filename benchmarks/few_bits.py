@@ -85,8 +85,8 @@ def model_of(network: str, args: argparse.Namespace) -> Any:
 
 def files_of(model: Any, schemes: tuple[str, ...]) -> dict[tuple[str, str], bytes]:
     """{(scheme, form): file}; the float network and 8 bits have one form."""
-    from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
-    from dfq_jax.quantize.plan import STORES, parse_scheme, stored_as
+    from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
+    from dfq_jax.quantization.plan import STORES, parse_scheme, stored_as
     from dfq_jax.recipes.dfq import dfq
 
     files = {("float32", ""): serialize(float_onnx(model))}
@@ -103,8 +103,8 @@ def opened(file: bytes) -> tuple[Any, float]:
     """A function that runs the file on noise, and the milliseconds that opening it took."""
     import time
 
-    from dfq_jax.io.latency import random_feed
-    from dfq_jax.io.runtime import open_session
+    from dfq_jax.io.runtime.latency import random_feed
+    from dfq_jax.io.runtime.session import open_session
 
     start = time.perf_counter()
     session = open_session(file, optimize=True, threads=THREADS)

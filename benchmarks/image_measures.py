@@ -12,13 +12,13 @@ import numpy as np
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate, guard_biases
-from dfq_jax.quantize.plan import observing, parse_scheme, resolve
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.calibrate import calibrate, guard_biases
+from dfq_jax.quantization.plan import observing, parse_scheme, resolve
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import corrected
-from dfq_jax.synthesis.classes import penultimate
-from dfq_jax.synthesis.match import batch_moments, recorded_std
-from dfq_jax.synthesis.targets import Targets, observe
+from dfq_jax.synthesis.terms.classes import penultimate
+from dfq_jax.synthesis.terms.match import batch_moments, recorded_std
+from dfq_jax.synthesis.terms.targets import Targets, observe
 
 BATCH = 64
 

@@ -99,7 +99,7 @@ def row(name: str, case: Case, args: argparse.Namespace) -> Row:
     """Counts of one network."""
     import numpy as np
 
-    from dfq_jax import api
+    from dfq_jax.api import functions as api
     from dfq_jax.data.accuracy import evaluate
     from dfq_jax.data.sources import open_source
 

@@ -176,8 +176,8 @@ def run(model: Any, image: Any) -> list[Any]:
 
 def runtime_gap(model: Any, image: Any, expected: list[Any]) -> float:
     """Difference of ONNX Runtime, running the exported float network."""
-    from dfq_jax.io.onnx_out import float_onnx, serialize
-    from dfq_jax.io.runtime import open_session
+    from dfq_jax.io.onnx.export import float_onnx, serialize
+    from dfq_jax.io.runtime.session import open_session
 
     session = open_session(serialize(float_onnx(model)), optimize=True, threads=2)
     return gap(session.run(None, {session.get_inputs()[0].name: image.numpy()}), expected)

@@ -51,7 +51,7 @@ def compared(run: Run, args: argparse.Namespace) -> list[Row]:
     """The rows of one network."""
     if failure := run.ensure(args.shared):
         return [{"table": "latency", "network": run.network, "model": "int8", "note": failure}]
-    from dfq_jax.io.artifacts import load_artifact
+    from dfq_jax.io.artifacts.artifact import load_artifact
 
     artifact = load_artifact(run.folder)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,8 +83,8 @@ def compared(run: Run, args: argparse.Namespace) -> list[Row]:
 
 def timed(files: dict[str, Path], rounds: int) -> dict[str, float]:
     """Median milliseconds of one image; the files take turns."""
-    from dfq_jax.io.latency import random_feed
-    from dfq_jax.io.runtime import open_session
+    from dfq_jax.io.runtime.latency import random_feed
+    from dfq_jax.io.runtime.session import open_session
 
     runs = {}
     for name, file in files.items():
@@ -100,7 +100,7 @@ def judged(file: Path, data: Path, contract: Any, limit: int | None) -> Row:
     """Accuracy of a file in ONNX Runtime."""
     from dfq_jax.data.accuracy import evaluate
     from dfq_jax.data.sources import open_source
-    from dfq_jax.io.runtime import predictor
+    from dfq_jax.io.runtime.session import predictor
 
     run = predictor(file, threads=THREADS)
     found = evaluate(run, open_source(str(data)), contract, batch=50, limit=limit)

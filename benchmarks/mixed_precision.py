@@ -68,7 +68,7 @@ def compared(subject: Any, seed: int, args: argparse.Namespace) -> list[Row]:
     """The uniform network, and one for each sensitivity and budget."""
     import jax.numpy as jnp
 
-    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
 
     images = jnp.asarray(drawn(subject, seed, args))
@@ -109,8 +109,8 @@ def table(
     """What can be chosen, its sensitivities, and the seconds they took."""
     import jax
 
-    from dfq_jax.quantize.choices import space_of
-    from dfq_jax.quantize.sensitivity import sensitivities
+    from dfq_jax.allocation.choices import space_of
+    from dfq_jax.allocation.sensitivity import sensitivities
     from dfq_jax.recipes.dfq import expectations
 
     start = time.perf_counter()
@@ -122,8 +122,8 @@ def table(
 
 def allocated(uniform: Any, space: Any, losses: Any, budget: Any) -> Any:
     """The best allocation within what the uniform network takes, or within average bits."""
-    from dfq_jax.quantize.bits import allocate
-    from dfq_jax.quantize.costs import cost_of, parse_budget
+    from dfq_jax.allocation.allocate import allocate
+    from dfq_jax.allocation.costs import cost_of, parse_budget
 
     flat = budget.endswith("bits") and budget != "bits"
     plan, unit = uniform.quantized.plan, budget
@@ -133,7 +133,7 @@ def allocated(uniform: Any, space: Any, losses: Any, budget: Any) -> Any:
 
 def judged(subject: Any, made: Any) -> Row:
     """What a quantized network takes, and how it does on labelled images."""
-    from dfq_jax.quantize.costs import cost_of
+    from dfq_jax.allocation.costs import cost_of
 
     take = lambda unit: cost_of(made.reference, made.quantized.plan, unit).amount
     top1, kl = synthesis_quality.judgement(subject, made.quantized)

@@ -89,9 +89,9 @@ def attempt(name: str, preset: str, args: argparse.Namespace) -> Row:
 
 def reread(folder: Path) -> list[str]:
     """What in the saved file is not as the exporter writes it for the network read back."""
-    from dfq_jax.io.artifacts import load_artifact
-    from dfq_jax.io.runtime import read_onnx
-    from dfq_jax.io.verify_file import differences
+    from dfq_jax.io.artifacts.artifact import load_artifact
+    from dfq_jax.io.runtime.session import read_onnx
+    from dfq_jax.io.verification.file import differences
 
     artifact = load_artifact(folder)
     return list(differences(read_onnx(artifact.onnx_path), artifact.quantized))

@@ -111,7 +111,7 @@ def rounded(
     """One reconstruction."""
     import jax
 
-    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.reconstructions import LEARNED, enlarges, methods_of, reconstructed
 

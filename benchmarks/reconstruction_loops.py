@@ -37,13 +37,13 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from dfq_jax import load
-    from dfq_jax.quantize.phases import in_phases
-    from dfq_jax.quantize.plan import parse_scheme
-    from dfq_jax.quantize.reconstruct import passed
-    from dfq_jax.quantize.units import unit_model, unit_qparams, units_of
-    from dfq_jax.quantize.work import Work
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.genie_m import genie_m
+    from dfq_jax.reconstruction.engine import passed
+    from dfq_jax.reconstruction.phases import in_phases
+    from dfq_jax.reconstruction.unit_at_work import Work
+    from dfq_jax.reconstruction.units import unit_model, unit_qparams, units_of
 
     model = load(torch_module("resnet20"), example=(3, 32, 32))
     images = jax.random.normal(jax.random.key(0), (IMAGES, 32, 32, 3))

@@ -64,7 +64,7 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     import jax
 
     import dfq_jax
-    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.reconstructions import (
         LEARNED,

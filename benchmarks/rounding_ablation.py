@@ -58,10 +58,10 @@ def rows_of(subject: Any, args: argparse.Namespace) -> Iterator[Row]:
 def variants(steps: int) -> dict[str, tuple[tuple[Any, ...], Any]]:
     """{what is different: (methods, what is made of the images first)}."""
     from dfq_jax.numerics.rounding import adaround
-    from dfq_jax.quantize.closed_form import ClosedForm
     from dfq_jax.recipes.best_rounding import best_rounding
     from dfq_jax.recipes.end_to_end import STEPS, end_to_end
     from dfq_jax.recipes.reconstructions import ENLARGED
+    from dfq_jax.reconstruction.closed_form import ClosedForm
 
     best, last = best_rounding(steps=steps), end_to_end(steps=min(steps, STEPS))
     longer = end_to_end(steps=3 * last.phases[0].steps)
@@ -94,7 +94,7 @@ def row(subject: Any, images: Any, scheme: str, name: str, args: argparse.Namesp
     """One variant."""
     import jax
 
-    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.reconstructions import reconstructed
 

@@ -72,7 +72,7 @@ def spread(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from dfq_jax.recipes.best import best
-    from dfq_jax.synthesis.run import synthesize_images
+    from dfq_jax.synthesis.run.engine import synthesize_images
 
     model, n = network(args), args.devices * args.batch
     size = n if args.mode == "together" else args.batch
@@ -145,8 +145,8 @@ def share(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from dfq_jax.recipes.best import best
-    from dfq_jax.synthesis.shards import load_shards
-    from dfq_jax.synthesis.share import synthesize_shards
+    from dfq_jax.synthesis.run.processes import synthesize_shards
+    from dfq_jax.synthesis.run.shards import load_shards
 
     recipe = best(steps=args.steps, batch=args.batch)
     n = args.rounds * args.devices * args.batch
@@ -183,7 +183,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     """What a step does by our count and by XLA's, what it takes, and what two devices exchange."""
     import jax
 
-    from dfq_jax.synthesis.targets import batch_norm_targets
+    from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
     model = network(args)
     targets, _ = batch_norm_targets(model)
@@ -217,12 +217,12 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     """
     import jax
 
+    from dfq_jax.base.parallel import settled
     from dfq_jax.optim.fit import run_chunk, start_state
-    from dfq_jax.parallel import settled
     from dfq_jax.recipes.best import best
-    from dfq_jax.synthesis.making import begin
-    from dfq_jax.synthesis.run import measured, ready, spread_of
-    from dfq_jax.synthesis.targets import Forward
+    from dfq_jax.synthesis.run.attempts import begin
+    from dfq_jax.synthesis.run.engine import measured, ready, spread_of
+    from dfq_jax.synthesis.terms.targets import Forward
 
     size, how = args.batch * devices, Forward(tiles=False)
     work = measured(model, best(steps=args.steps, batch=size), size)
@@ -251,7 +251,7 @@ def shard_seconds(model: Any, batch: int) -> float:
     """Seconds to write a shard of a batch."""
     import numpy as np
 
-    from dfq_jax.synthesis.shards import ShardSet, write_shard
+    from dfq_jax.synthesis.run.shards import ShardSet, write_shard
 
     with tempfile.TemporaryDirectory() as folder:
         shards = ShardSet(Path(folder), batch, batch, model.contract, {})

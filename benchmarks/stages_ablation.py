@@ -124,7 +124,7 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
     import jax.numpy as jnp
 
     from dfq_jax.passes.level import LEVEL
-    from dfq_jax.quantize.plan import parse_scheme
+    from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.presets import FEW_BITS
     from dfq_jax.recipes.reconstructions import enlarges, reconstructed
@@ -153,7 +153,7 @@ def judged(made: Any, judges: np.ndarray) -> Row:
 
     from dfq_jax.graph.evaluate import evaluate
     from dfq_jax.numerics.softmax import divergences
-    from dfq_jax.quantize.simulate import simulate
+    from dfq_jax.quantization.simulate import simulate
 
     pieces = [jnp.asarray(judges[i : i + 16]) for i in range(0, len(judges), 16)]
     exact = jax.jit(lambda x: evaluate(made.reference, x)[0][0])

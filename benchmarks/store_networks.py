@@ -16,11 +16,11 @@ import common
 import zoo_networks
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.io.frontends.program import Input, Program, Ref
+from dfq_jax.io.frontends.pt2_aliases import names_in
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import import_program
-from dfq_jax.io.program import Input, Program, Ref
-from dfq_jax.io.pt2_aliases import names_in
-from dfq_jax.io.pt2_graph import read_pt2
 from dfq_jax.io.zoo.catalog import ENTRIES
 from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, Stored, Weight, calls_to_text, packed
 from dfq_jax.types import InputContract

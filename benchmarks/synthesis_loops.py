@@ -88,8 +88,8 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from dfq_jax.graph.query import macs
     from dfq_jax.optim.fit import run_chunk, start_state
     from dfq_jax.recipes.zeroq import zeroq
-    from dfq_jax.synthesis.batches import Context, job_for
-    from dfq_jax.synthesis.targets import Forward, batch_norm_targets
+    from dfq_jax.synthesis.run.objectives import Context, job_for
+    from dfq_jax.synthesis.terms.targets import Forward, batch_norm_targets
 
     model = load(torch_module(args.network), example=(3, args.size, args.size))
     targets, _ = batch_norm_targets(model)

@@ -127,7 +127,7 @@ class Subject:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         import dfq_jax
-        from dfq_jax.synthesis.targets import batch_norm_targets
+        from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
         about = NETWORKS[name]
         source, arch = (
@@ -254,7 +254,7 @@ def judgement(subject: Subject, quantized: Any) -> tuple[float, float]:
     import numpy as np
     from scipy.special import log_softmax, rel_entr
 
-    from dfq_jax.quantize.simulate import simulate
+    from dfq_jax.quantization.simulate import simulate
 
     if "float" not in subject.programs:
         from dfq_jax import predict

@@ -102,7 +102,7 @@ def measured(quantized: Any, data: str, limit: int) -> float:
 
     from dfq_jax.data.accuracy import evaluate
     from dfq_jax.data.sources import open_source
-    from dfq_jax.quantize.simulate import simulate
+    from dfq_jax.quantization.simulate import simulate
 
     run = partial(jax.jit(simulate), quantized)
     return evaluate(run, open_source(data), quantized.model.contract, batch=50, limit=limit).top1

@@ -64,13 +64,13 @@ def verified(run: Run, args: argparse.Namespace) -> Iterable[Row]:
 
 
 def on_real_images(folder: Path, data: Path, count: int) -> dict[str, Any]:
-    """What `dfq_jax.io.verify` finds on real images, evenly spaced over the classes."""
+    """What `io/verification/verify.py` finds on real images, evenly spaced over the classes."""
     import numpy as np
 
     from dfq_jax.data.accuracy import load, pick
     from dfq_jax.data.sources import open_source
-    from dfq_jax.io.artifacts import load_artifact
-    from dfq_jax.io.verify import verify
+    from dfq_jax.io.artifacts.artifact import load_artifact
+    from dfq_jax.io.verification.verify import verify
 
     artifact, source = load_artifact(folder), open_source(str(data))
     contract = artifact.quantized.model.contract

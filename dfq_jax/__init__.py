@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfq_jax.api import (
+    from dfq_jax.api.functions import (
         bench,
         evaluate,
         export,
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
         predict,
         verify,
     )
+    from dfq_jax.api.quantize import quantize
+    from dfq_jax.api.result import Result
+    from dfq_jax.api.synthesize import synthesize, synthesize_set
     from dfq_jax.errors import DfqError
     from dfq_jax.examples import Examples
     from dfq_jax.graph.graph import Graph, Model, Node, compose
     from dfq_jax.graph.query import describe
-    from dfq_jax.imaging import synthesize, synthesize_set
-    from dfq_jax.quantize.plan import Plan, Rule
-    from dfq_jax.quantize.simulate import QuantizedModel, simulate
-    from dfq_jax.quantizing import quantize
-    from dfq_jax.result import Result
+    from dfq_jax.quantization.plan import Plan, Rule
+    from dfq_jax.quantization.simulate import QuantizedModel, simulate
     from dfq_jax.types import InputContract, Moments
 
 PLACES = {
-    "api": ("bench", "evaluate", "export", "load", "predict", "verify"),
+    "api.functions": ("bench", "evaluate", "export", "load", "predict", "verify"),
     "errors": ("DfqError",),
     "examples": ("Examples",),
     "graph.graph": ("Graph", "Model", "Node", "compose"),
     "graph.query": ("describe",),
-    "imaging": ("synthesize", "synthesize_set"),
-    "quantize.plan": ("Plan", "Rule"),
-    "quantize.simulate": ("QuantizedModel", "simulate"),
-    "quantizing": ("quantize",),
-    "result": ("Result",),
+    "api.synthesize": ("synthesize", "synthesize_set"),
+    "quantization.plan": ("Plan", "Rule"),
+    "quantization.simulate": ("QuantizedModel", "simulate"),
+    "api.quantize": ("quantize",),
+    "api.result": ("Result",),
     "types": ("InputContract", "Moments"),
 }
 """{module: names of it that are this package's}."""

@@ -28,11 +28,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 import dfq_jax as dfq
-from dfq_jax.imaging import synthesize_images
+from dfq_jax.api.synthesize import synthesize_images
 from dfq_jax.recipes.best import best
-from dfq_jax.synthesis.pixels import to_pixels
-from dfq_jax.synthesis.targets import recorded_statistics
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.sources.pixels import to_pixels
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.targets import recorded_statistics
 
 N = int(os.environ.get("IMAGES", "4"))
 STEPS = int(os.environ.get("STEPS", "40"))

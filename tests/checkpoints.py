@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from dfq_jax.cli import main
+from dfq_jax.cli.app import main
 from dfq_jax.graph.semantics import apply_op
 from dfq_jax.io.zoo import catalog
 from dfq_jax.io.zoo.builder import Builder

@@ -179,7 +179,7 @@ def dfq(checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., R
     """Runs `dfq` in this process, with the architecture `small` added."""
 
     def run(*arguments: object) -> Ran:
-        from dfq_jax.cli import main
+        from dfq_jax.cli.app import main
 
         capsys.readouterr()
         with checkpoints.registered(), pytest.raises(SystemExit) as caught:
@@ -194,7 +194,7 @@ def dfq(checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., R
 @pytest.fixture(scope="session")
 def made(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.safetensors` (of `small`), `images.npz` and the output folder `out`."""
-    from dfq_jax.cli import main
+    from dfq_jax.cli.app import main
 
     folder = tmp_path_factory.mktemp("made")
     net = checkpoints.write(folder / "net.safetensors")
@@ -244,3 +244,26 @@ def tiny_net(nets: Any) -> Any:
 def mixed_net(nets: Any) -> Any:
     """`Model`: the operators that `tiny_net` lacks; see `nets.mixed`."""
     return nets.mixed()
+
+
+@pytest.fixture(scope="session")
+def calibrated(nets: Any) -> Callable[..., Any]:
+    """Folds and calibrates `nets.tiny` or another; `floats` names a layer to leave alone."""
+    from dfq_jax.passes.fold import fold_batch_norm
+    from dfq_jax.quantization.calibrate import calibrate
+    from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
+
+    made: dict[tuple[str, ...], Any] = {}
+
+    def find(
+        scheme: str, layers: Any = "qdrop_8bit_ends", floats: str = "", net: str = "tiny"
+    ) -> Any:
+        wanted = (scheme, layers, floats, net)
+        if wanted not in made:
+            model = fold_batch_norm(getattr(nets, net)())
+            rules = [Rule(floats, keep_float=True)] if floats else []
+            plan = resolve(model.graph, parse_scheme(scheme), layers, rules)
+            made[wanted] = calibrate(model, plan, nets.images(model, 4))
+        return made[wanted]
+
+    return find

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfq_jax.synthesis.targets import Stats, Target
-from dfq_jax.synthesis.terms import Observed
+from dfq_jax.synthesis.terms.base import Observed
+from dfq_jax.synthesis.terms.targets import Stats, Target
 
 NONE = Observed(
     images=jnp.zeros((1, 2, 2, 3)),

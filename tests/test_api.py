@@ -15,10 +15,10 @@ import PIL.Image
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax import quantizing
+from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
-from dfq_jax.io.images import load_images
-from dfq_jax.io.runtime import open_session, run
+from dfq_jax.io.artifacts.images import load_images
+from dfq_jax.io.runtime.session import open_session, run
 from dfq_jax.recipes import expense
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN

@@ -6,10 +6,10 @@ from typing import get_type_hints
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax.asking import KINDS, NAMES, Settings, configured, resolved
+from dfq_jax.api.request import KINDS, NAMES, Settings, configured, resolved
+from dfq_jax.cli.options import QuantizeOptions
 from dfq_jax.errors import UsageError
-from dfq_jax.options import QuantizeOptions
-from dfq_jax.quantize.plan import Rule
+from dfq_jax.quantization.plan import Rule
 
 VERSION = "schema_version = 1\n"
 FILE = """

@@ -12,9 +12,10 @@ from typing import get_args
 import pytest
 from plain_text import ESCAPE, plain
 
-from dfq_jax import cli, commands
+from dfq_jax.base.words import TaskName
+from dfq_jax.cli import app as cli
+from dfq_jax.cli import verbs as commands
 from dfq_jax.recipes.presets import METHODS
-from dfq_jax.words import TaskName
 
 VERBS = ("inspect", "synthesize", "quantize", "evaluate", "verify", "bench")
 FLAGS = {

@@ -14,11 +14,13 @@ import PIL.Image
 import pytest
 from plain_text import plain
 
-from dfq_jax import imaging, quantizing, result
+from dfq_jax.api import quantize as quantizing
+from dfq_jax.api import result
+from dfq_jax.api import synthesize as imaging
 from dfq_jax.errors import DataError
 from dfq_jax.examples import Examples
-from dfq_jax.io.artifacts import load_artifact
-from dfq_jax.io.images import load_images
+from dfq_jax.io.artifacts.artifact import load_artifact
+from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.optim.progress import Progress
 from dfq_jax.recipes.presets import ImageBudget
 from dfq_jax.report.terminal import LAYER_HEADER
@@ -273,7 +275,7 @@ def test_what_nothing_runs_is_saved_unverified(dfq, net, made, monkeypatch, tmp_
         raise RuntimeError("no implementation")
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("dfq_jax.io.verify_runners.ReferenceEvaluator", unable)
+    monkeypatch.setattr("dfq_jax.io.verification.runners.ReferenceEvaluator", unable)
     line = ("quantize", *net, "-o", tmp_path / "out", "--images", made / "images.npz")
     found = dfq(*line, "--json")
     assert found.data["report"]["verification"] is None

@@ -7,10 +7,10 @@ import shutil
 import pytest
 from plain_text import plain
 
-from dfq_jax import quantizing
-from dfq_jax.cli import main
-from dfq_jax.io.artifacts import load_artifact
-from dfq_jax.quantize import costs
+from dfq_jax.allocation import costs
+from dfq_jax.api import quantize as quantizing
+from dfq_jax.cli.app import main
+from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.recipes.presets import ImageBudget
 
 KEYS = {

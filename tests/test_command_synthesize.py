@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import dfq_jax
-from dfq_jax.files import born
-from dfq_jax.io.images import load_images
-from dfq_jax.synthesis.shards import load_shards
+from dfq_jax.base.files import born
+from dfq_jax.io.artifacts.images import load_images
+from dfq_jax.synthesis.run.shards import load_shards
 
 
 @pytest.fixture

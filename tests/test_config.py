@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from plain_text import plain
 
-from dfq_jax import config
-from dfq_jax.cli import app
-from dfq_jax.io.images import load_images
+from dfq_jax.cli import config
+from dfq_jax.cli.app import app
+from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.recipes.presets import recipe_for
 from dfq_jax.recipes.reconstructions import LEARNED, OURS
 

@@ -12,7 +12,7 @@ import onnx
 import PIL.Image
 import pytest
 
-from dfq_jax.files import owned, sha256_of
+from dfq_jax.base.files import owned, sha256_of
 
 
 def snapshot(folder):
@@ -192,7 +192,7 @@ def test_a_second_process_is_refused_before_any_work(run, made, monkeypatch, tmp
     def forbidden(*_, **__):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("dfq_jax.commands.read_model", forbidden)
+    monkeypatch.setattr("dfq_jax.cli.verbs.read_model", forbidden)
     for folder, name in ((".out.run", "output"), ("out", ".partial-save")):
         with owned(tmp_path / folder, name):
             found = run("quantize", None)

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
-from dfq_jax.files import sha256_of
+from dfq_jax.base.files import sha256_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfq_jax.io.images import load_images
+from dfq_jax.io.artifacts.images import load_images
 
 PROGRAM = Path(__file__).with_name("checkpoints.py")
 
@@ -29,7 +29,7 @@ def begun(dfq, made, monkeypatch, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dfq_jax.synthesis.run.ready", stop)
+    monkeypatch.setattr("dfq_jax.synthesis.run.engine.ready", stop)
     assert on().code == 130
     monkeypatch.undo()
     return on

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dfq_jax.io.artifacts import load_artifact
-from dfq_jax.io.images import load_images
+from dfq_jax.io.artifacts.artifact import load_artifact
+from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.recipes.noise import NO_STATISTICS
 
 # weights that no healthy training leaves behind

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import dfq_jax.files
+import dfq_jax.base.files
+from dfq_jax.base.files import born, owned, sha256_of, write_atomically
 from dfq_jax.errors import ResourceError, UsageError
-from dfq_jax.files import born, owned, sha256_of, write_atomically
 
 
 def test_writes_bytes_and_through_a_function(tmp_path):
@@ -88,7 +88,7 @@ def test_a_temporary_file_of_a_given_name(tmp_path):
 
 CHILD = """
 import sys, time
-from dfq_jax.files import owned
+from dfq_jax.base.files import owned
 with owned(sys.argv[1], "run"):
     print("owner", flush=True)
     time.sleep(60)
@@ -101,7 +101,7 @@ def owner(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(dfq_jax.files.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(dfq_jax.base.files.__file__).parents[2])},
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"owner\n"
@@ -189,7 +189,7 @@ def test_a_lock_of_another_machine_is_respected(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b'{"host": "x"', b"[]", b'{"host": "x"}', b"[" * 9999])
 def test_a_lock_that_was_never_written_to_its_end_is_taken_over(tmp_path, monkeypatch, content):
-    monkeypatch.setattr("dfq_jax.files.PATIENCE", 0.05)
+    monkeypatch.setattr("dfq_jax.base.files.PATIENCE", 0.05)
     (tmp_path / "run.lock").write_bytes(content)
     assert enter(tmp_path)["pid"] == os.getpid()
 

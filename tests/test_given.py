@@ -10,10 +10,10 @@ import PIL.Image
 import pytest
 
 import dfq_jax as dfq
+from dfq_jax.api.given import MOST_PICTURES, image_set
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.examples import Examples
-from dfq_jax.given import MOST_PICTURES, image_set
-from dfq_jax.io.images import save_images
+from dfq_jax.io.artifacts.images import save_images
 from dfq_jax.report.html import report_html
 from dfq_jax.report.terminal import trust_lines
 from dfq_jax.types import InputContract

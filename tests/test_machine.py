@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import dfq_jax
-from dfq_jax.machine import SEEN, cache_folder, count_cpu_as, is_whole, keep_programs
+from dfq_jax.base.machine import SEEN, cache_folder, count_cpu_as, is_whole, keep_programs
 
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -36,7 +36,7 @@ def test_once_jax_has_devices_they_stay():
 
 def test_in_a_process_of_its_own():
     program = (
-        "from dfq_jax.machine import count_cpu_as; count_cpu_as(5);"
+        "from dfq_jax.base.machine import count_cpu_as; count_cpu_as(5);"
         "import jax; print(jax.local_device_count())"
     )
     place = {"PYTHONPATH": str(Path(dfq_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from dfq_jax.base.npz import SLACK, read_npz
 from dfq_jax.errors import UnsafeInputError
-from dfq_jax.npz import SLACK, read_npz
 
 
 def packed(compress=False, **arrays):

@@ -7,8 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from dfq_jax.errors import UsageError
-from dfq_jax.parallel import (
+from dfq_jax.base.parallel import (
     at_home,
     automatic,
     data_mesh,
@@ -21,8 +20,9 @@ from dfq_jax.parallel import (
     stack,
     unstack,
 )
+from dfq_jax.errors import UsageError
 from dfq_jax.recipes.best import best
-from dfq_jax.synthesis.run import synthesize_images
+from dfq_jax.synthesis.run.engine import synthesize_images
 
 KEY = jax.random.key(2)
 

@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax import asking, judging, quantizing
+from dfq_jax.allocation import costs
+from dfq_jax.allocation.costs import cost_of
+from dfq_jax.api import quantize as quantizing
+from dfq_jax.api import request as asking
+from dfq_jax.api import verdict as judging
+from dfq_jax.api.result import split_probes
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, Scale
 from dfq_jax.graph.tasks import Embedding
-from dfq_jax.io.artifacts import load_artifact
-from dfq_jax.io.onnx_out import quantized_onnx
+from dfq_jax.io.artifacts.artifact import load_artifact
+from dfq_jax.io.onnx.export import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
-from dfq_jax.quantize import costs
-from dfq_jax.quantize.costs import cost_of
-from dfq_jax.quantize.observers import Observers
+from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
 from dfq_jax.report.trust import told_as_data
-from dfq_jax.result import split_probes
 
 
 def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfq_jax import settings
+from dfq_jax.base import settings
 from dfq_jax.errors import UsageError
 
 VERSION = "schema_version = 1\n"

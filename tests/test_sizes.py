@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
+from dfq_jax.cli.sizes import foretold, size_line, speed_lines, timed
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.latency import Latency
-from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.io.runtime.latency import Latency
+from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.report.console import Terminal
-from dfq_jax.sizes import foretold, size_line, speed_lines, timed
 
 SLOWER = Latency(1.0, 2.5, 1, 1, 20, "1.32.0", (), ("slower here", "because"))
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("jax", "numpy", "onnx", "scipy", "PIL")
 AGAIN = """
 import time
-from dfq_jax.cli import guarded, heed_interrupts
+from dfq_jax.cli.app import guarded, heed_interrupts
 def work():
     try:
         print("begun", flush=True)
@@ -77,7 +77,7 @@ def test_a_second_interrupt_ends_at_once():
 @pytest.mark.parametrize("line", [["--version"], ["--help"], ["quantize", "--help"], ["quantize"]])
 def test_help_version_and_usage_import_nothing_heavy(line):
     script = (
-        "import sys, dfq_jax.cli as cli\n"
+        "import sys, dfq_jax.cli.app as cli\n"
         "try: cli.main(sys.argv[1:])\n"
         f"finally: print('heavy:', sorted(set({HEAVY}) & set(sys.modules)))"
     )
@@ -108,10 +108,10 @@ def test_an_interrupt_while_modules_are_imported_ends_at_once():
 def test_names_of_the_library_are_there_when_asked_for():
     """Whatever was imported before: `quantize` is a folder, too."""
     script = (
-        "import sys, dfq_jax.quantize.unit_report, dfq_jax as dfq\n"
+        "import sys, dfq_jax.reconstruction.unit_report, dfq_jax as dfq\n"
         "assert 'jax' not in sys.modules and set(dfq.__all__) <= set(dir(dfq))\n"
         "assert all(callable(getattr(dfq, name)) for name in dfq.__all__)\n"
-        "assert dfq.quantize.__module__ == 'dfq_jax.quantizing' and dfq.io.load.load\n"
+        "assert dfq.quantize.__module__ == 'dfq_jax.api.quantize' and dfq.io.load.load\n"
         "from dfq_jax import *\n"
         "assert dfq.quantize is quantize\n"
         "print(hasattr(dfq, 'quantise'), hasattr(dfq, '__wrapped__'))"

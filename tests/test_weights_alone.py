@@ -5,7 +5,7 @@ import pytest
 
 import dfq_jax as dfq
 from dfq_jax.errors import PlanError, UsageError
-from dfq_jax.io.artifacts import load_artifact
+from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.numerics.affine import Grid
 
 

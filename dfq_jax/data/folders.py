@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import PIL.Image
 
+from dfq_jax.base.files import read_regular
 from dfq_jax.data.source import Source, decode
 from dfq_jax.errors import DataError, UnsafeInputError
-from dfq_jax.files import read_regular
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 SPLITS = frozenset(("test", "train", "val", "valid", "validation"))

@@ -57,7 +57,7 @@ def evaluate(
       taps: what is wanted beside the outputs: tensors, inputs included, and what nodes read, as
         `hook` leaves it.
       hook: rewrites parameters and arguments of each node; build it inside the jitted function.
-      apply: the semantics of a node; `quantize.integer` replaces the float ones.
+      apply: the semantics of a node; `quantization.integer` replaces the float ones.
 
     Returns:
       The graph outputs, and {tap: its value} in the order of execution.

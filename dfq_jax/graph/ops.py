@@ -2,7 +2,7 @@
 
 Images are NHWC, convolution kernels HWIO, linear kernels (in, out); axes count from the batch, 0.
 An operator has a class here, its meaning in `graph/semantics.py` and its ONNX form in
-`io/onnx_nodes.py`; the type checker points at every `match` that misses it, and
+`io/onnx/nodes.py`; the type checker points at every `match` that misses it, and
 `docs/ADDING_AN_OP.md` tells the rest.
 """
 

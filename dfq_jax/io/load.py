@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dfq_jax.base.reading import ReadOptions
 from dfq_jax.errors import CheckpointError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.bind import Bound, bind
-from dfq_jax.io.checkpoint import read_checkpoint
-from dfq_jax.io.contracts import Told
-from dfq_jax.io.graph_files import load_graph
-from dfq_jax.io.output_folder import FLOAT
-from dfq_jax.io.parity import check_import
-from dfq_jax.io.pickle_policy import show
-from dfq_jax.io.recognise import fit, named, suggestion
-from dfq_jax.io.stored_weights import bind_stored, modern_names
+from dfq_jax.io.artifacts.output_folder import FLOAT
+from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.graph_files import load_graph
+from dfq_jax.io.frontends.parity import check_import
+from dfq_jax.io.readers.checkpoint import read_checkpoint
+from dfq_jax.io.readers.pickle_policy import show
+from dfq_jax.io.zoo.bind import Bound, bind
 from dfq_jax.io.zoo.catalog import Size, unknown
 from dfq_jax.io.zoo.known import Network, names, network
+from dfq_jax.io.zoo.recognise import fit, named, suggestion
 from dfq_jax.io.zoo.stored import Stored
-from dfq_jax.reading import ReadOptions
+from dfq_jax.io.zoo.stored_weights import bind_stored, modern_names
 from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
 
 Numbers = Sequence[float]

@@ -46,7 +46,7 @@ def exact_product(
 
     Returns:
       int32 sums; as in the kernels of a runtime, those beyond `LARGEST_SUM` wrap around
-      (`quantize/sums.py` foretells them).
+      (`quantization/sums.py` foretells them).
     """
     if reduction <= MOST_TERMS:
         return product_at_once(x, w, product, reduction)

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dfq_jax.base.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
 from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.out_of_memory import sparing
 from dfq_jax.optim.progress import Metrics
-from dfq_jax.optim.sparing import sparing
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import Moving, Now, Step
-from dfq_jax.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
 
 Status = Literal["finished", "stopped early", "diverged"]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from dfq_jax.files import NOT_AN_NPZ, write_atomically
+from dfq_jax.base.files import NOT_AN_NPZ, write_atomically
 
 
 class Piece(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
+from dfq_jax.base.files import write_atomically
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.files import write_atomically
 
 State = TypeVar("State")
 MOST_TOLD = 8

@@ -10,10 +10,10 @@ import optax
 from jaxtyping import Array, Float
 
 from dfq_jax.optim.schedules import rated
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, recorded
-from dfq_jax.synthesis.terms import Observed, Term, label_entropy, natural_variation
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy, natural_variation
+from dfq_jax.synthesis.terms.match import batch_norm_match
 
 
 @recorded

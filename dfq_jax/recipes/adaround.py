@@ -10,7 +10,7 @@ error of those activations, too.
 """
 
 from dfq_jax.numerics.rounding import adaround as learned_bits
-from dfq_jax.quantize.learning import Penalty, Phase, Reconstruction
+from dfq_jax.reconstruction.method import Penalty, Phase, Reconstruction
 
 
 def adaround(*, steps: int = 10_000, batch: int = 32, weight: float = 0.01) -> Reconstruction:

@@ -8,7 +8,7 @@ of the activations that follow.
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
+from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction
 
 
 def aquant(

@@ -19,12 +19,12 @@ from functools import partial
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.optim.schedules import adam_to_zero, rated
-from dfq_jax.synthesis.augment import halve
-from dfq_jax.synthesis.match import relative_batch_match
-from dfq_jax.synthesis.noise import noise
-from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
-from dfq_jax.synthesis.terms import Term, label_entropy
+from dfq_jax.synthesis.sources.augment import halve
+from dfq_jax.synthesis.sources.noise import noise
+from dfq_jax.synthesis.sources.pixels import pink
+from dfq_jax.synthesis.terms.base import Term, label_entropy
+from dfq_jax.synthesis.terms.match import relative_batch_match
 
 STARTS = {"noise": noise, "pink": pink}
 

@@ -1,15 +1,15 @@
 """Our rounding: layers in closed form, then blocks by gradient from there.
 
-The closed form (`quantize.closed_form`) makes up for the error of earlier layers and for means, and
-may move codes anywhere; what remains to a gradient is how the layers of a block go together, scales
-and biases. Soft bits go from what the closed form would have, between the codes on either side of
-it, at twenty times the rate of the papers, whose steps are twenty times as many
+The closed form (`reconstruction.closed_form`) makes up for the error of earlier layers and for
+means, and may move codes anywhere; what remains to a gradient is how the layers of a block go
+together, scales and biases. Soft bits go from what the closed form would have, between the codes on
+either side of it, at twenty times the rate of the papers, whose steps are twenty times as many
 (`docs/RESULTS.md`).
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.closed_form import ClosedForm
-from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction
+from dfq_jax.reconstruction.closed_form import ClosedForm
+from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction
 
 
 def best_rounding(*, steps: int = 1000, batch: int = 32) -> Reconstruction:

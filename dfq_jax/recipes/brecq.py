@@ -10,7 +10,7 @@ is done is never touched again.
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import (
+from dfq_jax.reconstruction.method import (
     Penalty,
     Phase,
     Rates,

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.centres import (
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy
+from dfq_jax.synthesis.terms.centres import (
     Clusters,
     centre_distance,
     classified,
@@ -24,11 +27,8 @@ from dfq_jax.synthesis.centres import (
     recorded_clusters,
     sample_moments,
 )
-from dfq_jax.synthesis.match import batch_var_gap, matched, recorded_std, squared_mean
-from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Observed, Term, label_entropy
+from dfq_jax.synthesis.terms.match import batch_var_gap, matched, recorded_std, squared_mean
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import bound
 
 

@@ -19,19 +19,19 @@ from dfq_jax.graph.query import classes_of, refusal_of_half, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
 from dfq_jax.optim.schedules import adam_to_zero, rated
-from dfq_jax.synthesis.augment import Augment, compose, flip, halve, jitter
-from dfq_jax.synthesis.classes import competition
-from dfq_jax.synthesis.match import batch_var_gap, matched, norms
-from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, random_labels
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import (
+from dfq_jax.synthesis.sources.augment import Augment, compose, flip, halve, jitter
+from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
+from dfq_jax.synthesis.terms.base import (
     Observed,
     Term,
     label_entropy,
     natural_norm,
     natural_variation,
 )
+from dfq_jax.synthesis.terms.classes import competition
+from dfq_jax.synthesis.terms.match import batch_var_gap, matched, norms
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import Bound, bound
 
 Resolution = Literal["multi", "full"]

@@ -25,14 +25,14 @@ from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
-from dfq_jax.quantize.calibrate import Ranges, calibrate, guard_biases
-from dfq_jax.quantize.correct import correct_biases
-from dfq_jax.quantize.narrowing import narrowed
-from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantize.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
-from dfq_jax.quantize.reestimate import reestimate_norms
-from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.synthesis.targets import distrusted_norms
+from dfq_jax.quantization.calibrate import Ranges, calibrate, guard_biases
+from dfq_jax.quantization.narrowing import narrowed
+from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
+from dfq_jax.quantization.plan import LayerPreset, Plan, Rule, Scheme, Site, observing, resolve
+from dfq_jax.quantization.reestimate import reestimate_norms
+from dfq_jax.quantization.side_by_side import correct_biases
+from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.synthesis.terms.targets import distrusted_norms
 
 Kernel = Float[Array, "..."]
 BiasCorrection = Literal["analytic", "empirical", "both", "none"]

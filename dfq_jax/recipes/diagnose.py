@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from dfq_jax.allocation.candidates import Judge, candidates, without_fine
+from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
+from dfq_jax.allocation.remedies import remedies_for
 from dfq_jax.errors import DataError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.tasks import Task
 from dfq_jax.passes.level import LEVEL
-from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
-from dfq_jax.quantize.levels import Judge, candidates, without_fine
-from dfq_jax.quantize.remedies import remedies_for
-from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.quantize.sites import Site
+from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.quantization.sites import Site
 from dfq_jax.recipes.dfq import (
     DEFAULT_SURGERY,
     coarse_tensors,
@@ -26,7 +26,7 @@ from dfq_jax.recipes.dfq import (
 )
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.judge import judge_of
-from dfq_jax.synthesis.targets import distrusted_norms
+from dfq_jax.synthesis.terms.targets import distrusted_norms
 
 FEW = 4
 """Images by which the layers are blamed; all of them judge remedies."""

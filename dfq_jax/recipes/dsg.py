@@ -11,12 +11,9 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.match import enhanced, layer_losses
-from dfq_jax.synthesis.pixels import gaussian, uniform
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
-from dfq_jax.synthesis.slack import slack_margins
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import (
+from dfq_jax.synthesis.sources.pixels import gaussian, uniform
+from dfq_jax.synthesis.terms.base import (
     Observed,
     Term,
     image_statistics,
@@ -25,6 +22,9 @@ from dfq_jax.synthesis.terms import (
     natural_norm,
     natural_variation,
 )
+from dfq_jax.synthesis.terms.match import enhanced, layer_losses
+from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import bound
 
 Variant = Literal["paper", "code"]

@@ -10,7 +10,7 @@ section 3.3: block-wise training of everything, then end-to-end training of scal
 """
 
 from dfq_jax.numerics.rounding import rescaled
-from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
+from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction, relative_gap
 
 STEPS = 300
 """Few: what learns here follows the images, and those are synthetic."""

@@ -6,13 +6,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-from dfq_jax.durations import spoken
+from dfq_jax.base.durations import spoken
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import macs
 from dfq_jax.recipes.presets import OURS, ImageBudget, published_images, recipe_for
 from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run import batch_size
-from dfq_jax.synthesis.targets import recorded_statistics
+from dfq_jax.synthesis.run.engine import batch_size
+from dfq_jax.synthesis.terms.targets import recorded_statistics
 
 PASSES = 3
 """Passes through a network in one step: forward, and backward at twice the work."""

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.centres import (
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy
+from dfq_jax.synthesis.terms.centres import (
     Centre,
     Centres,
     ClassCentres,
@@ -22,11 +25,8 @@ from dfq_jax.synthesis.centres import (
     distorted,
     of_class,
 )
-from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
-from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Observed, Term, label_entropy
+from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import bound
 
 

@@ -5,7 +5,7 @@ Quantization".
 """
 
 from dfq_jax.numerics.rounding import flexround as division
-from dfq_jax.quantize.learning import Phase, Rates, Reconstruction
+from dfq_jax.reconstruction.method import Phase, Rates, Reconstruction
 
 
 def flexround(

@@ -8,11 +8,11 @@ from collections.abc import Hashable
 import optax
 
 from dfq_jax.optim.schedules import adam_with_plateau
-from dfq_jax.synthesis.generator import latent_source
-from dfq_jax.synthesis.match import batch_std_gap, matched, squared_mean
 from dfq_jax.synthesis.recipe import Recipe, Stage, recorded
-from dfq_jax.synthesis.swing import swing
-from dfq_jax.synthesis.terms import Term, image_statistics
+from dfq_jax.synthesis.sources.generator import latent_source
+from dfq_jax.synthesis.sources.swing import swing
+from dfq_jax.synthesis.terms.base import Term, image_statistics
+from dfq_jax.synthesis.terms.match import batch_std_gap, matched, squared_mean
 from dfq_jax.values import bound
 
 

@@ -4,7 +4,7 @@ Jeon et al. 2023, "GENIE: Show Me the Data for Quantization", section 3.3, and i
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import Penalty, Phase, Reconstruction
+from dfq_jax.reconstruction.method import Penalty, Phase, Reconstruction
 
 
 def genie_m(

@@ -13,12 +13,12 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.passes.estimate import Mode, Rule, with_estimated_norms
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.synthesis.match import batch_z_gap, norms, z_match
-from dfq_jax.synthesis.noise import noise
-from dfq_jax.synthesis.pixels import clip_to_pixels, from_natural, gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, recorded
-from dfq_jax.synthesis.targets import Target, sample_stats
-from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.synthesis.sources.noise import noise
+from dfq_jax.synthesis.sources.pixels import clip_to_pixels, from_natural, gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term
+from dfq_jax.synthesis.terms.match import batch_z_gap, norms, z_match
+from dfq_jax.synthesis.terms.targets import Target, sample_stats
 from dfq_jax.types import InputContract, Moments
 
 ESTIMATED = (

@@ -9,8 +9,11 @@ from jaxtyping import Array, Float, PyTree
 
 from dfq_jax.graph.graph import Graph
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.augment import at_random, compose, flip, resized_crop, unchanged
-from dfq_jax.synthesis.classes import (
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
+from dfq_jax.synthesis.sources.augment import at_random, compose, flip, resized_crop, unchanged
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term
+from dfq_jax.synthesis.terms.classes import (
     FEATURES,
     class_margin,
     no_classes_yet,
@@ -19,10 +22,7 @@ from dfq_jax.synthesis.classes import (
     soft_labels,
     with_images,
 )
-from dfq_jax.synthesis.match import batch_var_gap, matched, squared_mean
-from dfq_jax.synthesis.pixels import gaussian
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
-from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
 from dfq_jax.values import bound
 
 

@@ -12,12 +12,12 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import rated
-from dfq_jax.synthesis.augment import jitter, unchanged
-from dfq_jax.synthesis.match import matched_kl
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, nothing, random_labels, recorded
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Term, label_entropy
+from dfq_jax.synthesis.sources.augment import jitter, unchanged
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Term, label_entropy
+from dfq_jax.synthesis.terms.match import matched_kl
+from dfq_jax.synthesis.terms.targets import Targets
 
 Scheme = Literal["bns", "inception", "both"]
 

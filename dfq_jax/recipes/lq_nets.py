@@ -19,9 +19,9 @@ from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.basis import TURNS, Basis, LearnedLevels, fit
 from dfq_jax.numerics.histogram import Histogram
 from dfq_jax.passes.ranges import nonnegative
-from dfq_jax.quantize.calibrate import histograms_of
-from dfq_jax.quantize.plan import Plan, Site, on_other_levels
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.calibrate import histograms_of
+from dfq_jax.quantization.plan import Plan, Site, on_other_levels
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import Quantized, placed, rounded_kernels
 
 MOST_BITS = 4

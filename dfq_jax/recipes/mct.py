@@ -14,15 +14,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.optim.schedules import rated, reduce_on_plateau
-from dfq_jax.synthesis.aggregate import (
-    aggregate_match,
-    empty_table,
-    outlying,
-    output_range,
-    refreshed,
-    row_of,
-)
-from dfq_jax.synthesis.augment import (
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.synthesis.sources.augment import (
     Sized,
     blur,
     centre_crop,
@@ -30,10 +23,17 @@ from dfq_jax.synthesis.augment import (
     flip,
     random_crop,
 )
-from dfq_jax.synthesis.pixels import Images, gaussian
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.targets import Target, Targets
-from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.synthesis.sources.pixels import Images, gaussian
+from dfq_jax.synthesis.terms.aggregate import (
+    aggregate_match,
+    empty_table,
+    outlying,
+    output_range,
+    refreshed,
+    row_of,
+)
+from dfq_jax.synthesis.terms.base import Observed, Term
+from dfq_jax.synthesis.terms.targets import Target, Targets
 from dfq_jax.values import bound
 
 Variant = Literal["paper", "code"]

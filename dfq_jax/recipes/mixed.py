@@ -3,7 +3,7 @@
 ZeroQ (Cai et al. 2020, section 3.2) measures how each layer's bits move the outputs on synthetic
 images and reads the best allocation off a Pareto front; HAWQ-V3 (Yao et al. 2021) solves an integer
 program instead, which is what happens here. The allocation is a tuple of rules, so everything after
-`quantize.plan.resolve` stays as it is.
+`quantization.plan.resolve` stays as it is.
 """
 
 import dataclasses
@@ -13,9 +13,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.graph.tasks import Task
-from dfq_jax.quantize.bits import (
+from dfq_jax.allocation.allocate import (
     POINTS,
     Allocation,
     Losses,
@@ -24,13 +22,15 @@ from dfq_jax.quantize.bits import (
     pareto,
     priced,
 )
-from dfq_jax.quantize.choices import BITS, Space, space_of
-from dfq_jax.quantize.costs import Budget, Unit
-from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantize.plan import WIDE, LayerPreset, Rule, Scheme, stored_as
-from dfq_jax.quantize.sensitivity import Sensitivity, sensitivities
+from dfq_jax.allocation.choices import BITS, Space, space_of
+from dfq_jax.allocation.costs import Budget, Unit
+from dfq_jax.allocation.sensitivity import Sensitivity, sensitivities
+from dfq_jax.base.words import Store
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.tasks import Task
+from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
+from dfq_jax.quantization.plan import WIDE, LayerPreset, Rule, Scheme, stored_as
 from dfq_jax.recipes.dfq import expectations
-from dfq_jax.words import Store
 
 
 class Mixed(NamedTuple):

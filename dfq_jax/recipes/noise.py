@@ -6,9 +6,9 @@ dead leaves their edges too. They are no evidence of what the network sees, so n
 by them, and reports say how little they prove.
 """
 
-from dfq_jax.synthesis.noise import DISCS
-from dfq_jax.synthesis.noise import noise as noise_images
 from dfq_jax.synthesis.recipe import Recipe, Source
+from dfq_jax.synthesis.sources.noise import DISCS
+from dfq_jax.synthesis.sources.noise import noise as noise_images
 
 NO_STATISTICS = (
     "this network has no usable batch-norm statistics to make images from: its ranges come from "

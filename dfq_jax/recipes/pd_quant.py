@@ -5,7 +5,7 @@ its released code.
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import (
+from dfq_jax.reconstruction.method import (
     Correction,
     Penalty,
     Phase,

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
+from dfq_jax.base.words import Preset
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
-from dfq_jax.quantize.plan import Scheme
+from dfq_jax.quantization.plan import Scheme
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.clusterq import clusterq
@@ -22,9 +23,8 @@ from dfq_jax.recipes.noise import NO_STATISTICS, noise
 from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.targets import recorded_statistics
+from dfq_jax.synthesis.terms.targets import recorded_statistics
 from dfq_jax.types import InputContract
-from dfq_jax.words import Preset
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "best": best,

@@ -18,13 +18,13 @@ from jaxtyping import UInt8
 
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts import fingerprint
+from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.progress import Progress
 from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.presets import choice_for, is_small
-from dfq_jax.synthesis.pixels import from_pixels, to_pixels
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import Forward
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
+from dfq_jax.synthesis.terms.targets import Forward
 from dfq_jax.types import InputContract
 
 PROBES = 256

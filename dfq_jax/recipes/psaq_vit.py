@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_to_zero, rated
-from dfq_jax.synthesis.augment import compose, flip, jitter
-from dfq_jax.synthesis.patches import attention_outputs, patch_entropy
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Observed, Term, label_entropy, total_variation
+from dfq_jax.synthesis.sources.augment import compose, flip, jitter
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy, total_variation
+from dfq_jax.synthesis.terms.patches import attention_outputs, patch_entropy
+from dfq_jax.synthesis.terms.targets import Targets
 
 PAPER_VALUES = 32 * 224 * 224 * 3
 """Numbers in a batch of the paper, for which its range of variations is meant."""

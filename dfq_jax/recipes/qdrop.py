@@ -5,7 +5,7 @@ Quantization".
 """
 
 from dfq_jax.numerics.rounding import adaround
-from dfq_jax.quantize.learning import Penalty, Phase, Reconstruction
+from dfq_jax.reconstruction.method import Penalty, Phase, Reconstruction
 
 
 def qdrop(

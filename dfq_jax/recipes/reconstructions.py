@@ -15,12 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.optim.progress import Progress
-from dfq_jax.quantize.calibrate import guard_biases
-from dfq_jax.quantize.closed_form import ClosedForm
-from dfq_jax.quantize.finished import UnitReport
-from dfq_jax.quantize.footprint import Method, footprint
-from dfq_jax.quantize.learning import Reconstruction
-from dfq_jax.quantize.reconstruct import reconstruct
+from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
@@ -32,9 +27,14 @@ from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.stages import stages
-from dfq_jax.synthesis.augment import compose, flip, resized_crop
-from dfq_jax.synthesis.collages import collage
-from dfq_jax.synthesis.pixels import from_natural, to_natural
+from dfq_jax.reconstruction.closed_form import ClosedForm
+from dfq_jax.reconstruction.engine import reconstruct
+from dfq_jax.reconstruction.finished import UnitReport
+from dfq_jax.reconstruction.footprint import Method, footprint
+from dfq_jax.reconstruction.method import Reconstruction
+from dfq_jax.synthesis.sources.augment import compose, flip, resized_crop
+from dfq_jax.synthesis.sources.collages import collage
+from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
 from dfq_jax.types import InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
@@ -132,7 +132,7 @@ def surfaces(
     """The images, parts of each, and collages of all these: eight times as many.
 
     Parts show at least `LEAST_SEEN` of an image, mirrored or not, and are as smooth as photographs;
-    collages have their edges, and their surfaces without texture (`synthesis.collages`).
+    collages have their edges, and their surfaces without texture (`synthesis.sources.collages`).
     """
     shown = compose(resized_crop(smallest=LEAST_SEEN), flip(together=False))
     natural = to_natural(images, contract)
@@ -175,7 +175,7 @@ def reconstructed(
       methods: one after the other.
       key: the only source of randomness.
       enlarge: what is made of the images first.
-      memory: bytes that a step may take; see `quantize.reconstruct`.
+      memory: bytes that a step may take; see `reconstruction.engine`.
       folder: keeps finished units here and resumes from them.
       on_unit: told (index, of how many, report) after each unit.
       on_progress: told how far the steps of a unit are.

@@ -9,8 +9,8 @@ import jax
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.squant import squant_kernel
-from dfq_jax.quantize.calibrate import guard_biases
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.calibrate import guard_biases
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.dfq import Quantized, placed
 
 

@@ -3,16 +3,17 @@
 MobileNetV2 loses most of its signal at 4 bits in the first blocks already. Layers solved one after
 the other fit the ruins of what they should read, and blocks learned one after the other do not know
 which of their errors those behind them can mend. A stage, all blocks of one resolution, learns at
-once: it is drawn to what each of its blocks puts out in the float network (`quantize.guided`), and
-reads what the stages before it made of the images. Early stages have thousands of positions an
-image and need few of them at a time, and their layers are solved in closed form before they learn;
-late ones are cheap, have few positions, and learn small sets by heart: they read many images, most
-of them parts and collages of others, and the last one starts from rounding to nearest.
+once: it is drawn to what each of its blocks puts out in the float network
+(`reconstruction.guided`), and reads what the stages before it made of the images. Early stages have
+thousands of positions an image and need few of them at a time, and their layers are solved in
+closed form before they learn; late ones are cheap, have few positions, and learn small sets by
+heart: they read many images, most of them parts and collages of others, and the last one starts
+from rounding to nearest.
 """
 
 from dfq_jax.numerics.rounding import straight_through
-from dfq_jax.quantize.closed_form import ClosedForm
-from dfq_jax.quantize.learning import Penalty, Phase, Rates, Reconstruction, relative_gap
+from dfq_jax.reconstruction.closed_form import ClosedForm
+from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction, relative_gap
 
 RATES = Rates(bits=1e-3, scale=1e-3, edges=3e-3, biases=2e-3, relative=True, settling=True)
 POSITIONS = 2**16

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dfq_jax.allocation.candidates import FINE_BITS
+from dfq_jax.allocation.choices import BITS
+from dfq_jax.allocation.costs import cost_of
+from dfq_jax.allocation.diagnosis import Diagnosis
 from dfq_jax.graph.graph import Model
-from dfq_jax.quantize.choices import BITS
-from dfq_jax.quantize.costs import cost_of
-from dfq_jax.quantize.diagnosis import Diagnosis
-from dfq_jax.quantize.levels import FINE_BITS
-from dfq_jax.quantize.plan import Plan, Scheme
+from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.recipes.presets import (
     MIXED_IMAGES,
     PRESETS,

@@ -4,10 +4,10 @@ Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 
 """
 
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import gaussian, nearly_black
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, recorded
-from dfq_jax.synthesis.terms import Term, image_statistics
+from dfq_jax.synthesis.sources.pixels import gaussian, nearly_black
+from dfq_jax.synthesis.terms.base import Term, image_statistics
+from dfq_jax.synthesis.terms.match import batch_norm_match
 
 
 @recorded

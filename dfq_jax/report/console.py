@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
-from dfq_jax.durations import spoken
+from dfq_jax.base.durations import spoken
 from dfq_jax.optim.progress import Phase
 from dfq_jax.optim.progress import Progress as Step
-from dfq_jax.quantize.unit_report import UnitReport
+from dfq_jax.reconstruction.unit_report import UnitReport
 from dfq_jax.report.outlook import Outlook
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
-from dfq_jax.quantize.levels import Judged
+from dfq_jax.allocation.candidates import Judged
+from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
 from dfq_jax.report.console import one_line
 from dfq_jax.types import finite_or_none
 

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
 from dfq_jax.examples import Examples
-from dfq_jax.synthesis.pixels import to_pixels
+from dfq_jax.synthesis.sources.pixels import to_pixels
 
 GAP = 2
 SMALLEST_TILE = 64

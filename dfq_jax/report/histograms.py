@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from dfq_jax.quantize.simulate import QuantizedModel
-from dfq_jax.quantize.sites import Site
+from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.quantization.sites import Site
 from dfq_jax.report.grid import MADE_BY
 from dfq_jax.report.plots import shortened
 

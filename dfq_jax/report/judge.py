@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
+from dfq_jax.allocation.candidates import Judge, Judged, Outputs
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.heads import Part
 from dfq_jax.graph.tasks import Task, parts_of
-from dfq_jax.quantize.levels import Judge, Judged, Outputs
 from dfq_jax.report.outputs import decisions
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.graph.tasks import LanguageModel, Task
-from dfq_jax.quantize.outputs import MEASURES, Fidelity, fidelity
+from dfq_jax.quantization.outputs import MEASURES, Fidelity, fidelity
 from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
@@ -44,7 +44,7 @@ class OutputReport:
       certain: whether the network says itself what this is, by a softmax, a sigmoid or its shape.
       measure: name of the task's own measure, empty where it has none.
       fidelity: how alike the outputs are by it, mean over images, vectors or tokens; of the
-        measures of `quantize.outputs` a divergence is good where it is small.
+        measures of `quantization.outputs` a divergence is good where it is small.
       felt: whether what leaves the network is judged: not where all scores behind a sigmoid are
         nearly what they were, as those of a detector are on images without objects.
     """

@@ -3,10 +3,10 @@
 import io
 from collections.abc import Sequence
 
-from dfq_jax.quantize.bits import Allocation, Losses
-from dfq_jax.quantize.choices import Space
-from dfq_jax.quantize.costs import Unit
-from dfq_jax.quantize.diagnosis import LayerCost, worst_first
+from dfq_jax.allocation.allocate import Allocation, Losses
+from dfq_jax.allocation.choices import Space
+from dfq_jax.allocation.costs import Unit
+from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.report.grid import MADE_BY
 
 AXIS: dict[Unit, str] = {

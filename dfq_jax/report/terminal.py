@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dfq_jax.quantize.diagnosis import worst_first
-from dfq_jax.quantize.finished import UnitReport
+from dfq_jax.allocation.diagnosis import worst_first
+from dfq_jax.reconstruction.finished import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.outputs import OutputReport, leading
@@ -16,7 +16,7 @@ MEASURED = {
     "cosine": "cosine {:.4f}",
     "divergence_nats": "divergence {:.4f} nats a token",
 }
-"""{measure of `quantize.outputs`: how it is told}."""
+"""{measure of `quantization.outputs`: how it is told}."""
 LOST = 6.0
 """From how many dB on it is told that an output is worse behind its softmax or sigmoid."""
 

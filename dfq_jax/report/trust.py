@@ -22,7 +22,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.graph.tasks import Classifier, Task
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
-from dfq_jax.quantize.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
 
 Confidence = Literal["usual", "low"]
 ACCURACIES = (0.65, 0.80, 0.92)

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.synthesis.augment import Augment, unchanged
-from dfq_jax.synthesis.pixels import Images
-from dfq_jax.synthesis.targets import Targets
-from dfq_jax.synthesis.terms import Observed, Term
+from dfq_jax.synthesis.sources.augment import Augment, unchanged
+from dfq_jax.synthesis.sources.pixels import Images
+from dfq_jax.synthesis.terms.base import Observed, Term
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import key_of
 
 Given = ParamSpec("Given")

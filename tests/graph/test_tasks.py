@@ -6,6 +6,7 @@ from typing import get_args
 import jax.numpy as jnp
 import pytest
 
+from dfq_jax.base.words import TaskName
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
@@ -35,7 +36,6 @@ from dfq_jax.graph.tasks import (
     task_to_json,
 )
 from dfq_jax.types import Input, InputContract, Tokens, Values
-from dfq_jax.words import TaskName
 
 IMAGE = InputContract(4, 4, (0.5,) * 3, (0.25,) * 3)
 

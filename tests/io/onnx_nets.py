@@ -42,13 +42,13 @@ from dfq_jax.graph.ops import (
     Softmax,
     Transpose,
 )
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.runtime import feed, open_session
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.runtime.session import feed, open_session
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.plan import LayerPreset, Store, parse_scheme, resolve, stored_as
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import LayerPreset, Store, parse_scheme, resolve, stored_as
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
 ONE = ((1, 1), (1, 1))

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dfq_jax.errors import CheckpointError, DfqError
-from dfq_jax.io.onnx_graph import read_onnx_program
-from dfq_jax.io.program import Program
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
+from dfq_jax.io.frontends.program import Program
 
 NEWEST = onnx.defs.onnx_opset_version()
 RELU = helper.make_node("Relu", ["x"], ["y"], name="act")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 WEIGHTS = "data/weights/model_weights_config.json"
 MODEL = "models/model.json"

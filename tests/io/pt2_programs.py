@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfq_jax.io.program import Call, Program, Ref
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.program import Call, Program, Ref
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 MODEL = "models/model.json"
 Change = Callable[[Any], Any]

@@ -19,13 +19,13 @@ import hostile_graphs
 import mutations
 
 from dfq_jax.errors import DfqError
-from dfq_jax.io.checkpoint import read_checkpoint
-from dfq_jax.io.contracts import Told
-from dfq_jax.io.graph_files import model_of, prepared
+from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.graph_files import model_of, prepared
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.onnx_table import ONNX
-from dfq_jax.io.onnx_graph import read_onnx_program
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.readers.checkpoint import read_checkpoint
 
 MOST_SECONDS = 2.0
 MOST_FAILURES = 20

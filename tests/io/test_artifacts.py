@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.base.files import owned
 from dfq_jax.errors import DataError, ExportError, ResourceError, UsageError
-from dfq_jax.files import owned
-from dfq_jax.io.artifacts import (
+from dfq_jax.io.artifacts.artifact import (
     check_output_folder,
     codes,
     load_artifact,
     save_artifact,
 )
-from dfq_jax.io.output_folder import replace_all, settle
-from dfq_jax.io.quantized_tensors import value_of_bias
-from dfq_jax.io.verify import simulated
+from dfq_jax.io.artifacts.output_folder import replace_all, settle
+from dfq_jax.io.artifacts.quantized_tensors import value_of_bias
+from dfq_jax.io.verification.verify import simulated
 from dfq_jax.numerics.affine import Affine, quantize_bias
 
 CASES = (

@@ -5,8 +5,8 @@ import pytest
 
 from dfq_jax.errors import CheckpointError
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.io.bind import NO_STATISTICS, bind
 from dfq_jax.io.zoo.architecture import Architecture
+from dfq_jax.io.zoo.bind import NO_STATISTICS, bind
 from dfq_jax.io.zoo.builder import Builder
 from dfq_jax.io.zoo.catalog import architecture
 from dfq_jax.types import InputContract

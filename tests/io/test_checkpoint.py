@@ -19,8 +19,8 @@ import torch
 from safetensors.numpy import save_file
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError
-from dfq_jax.io.checkpoint import Checkpoint, read_checkpoint
-from dfq_jax.io.containers import strip_prefixes
+from dfq_jax.io.readers.checkpoint import Checkpoint, read_checkpoint
+from dfq_jax.io.readers.containers import strip_prefixes
 
 pytestmark = pytest.mark.torch
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"

@@ -11,7 +11,7 @@ from image_nets import FIRST, LAST, ImageNet, classifier
 import dfq_jax as dfq
 from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
 from dfq_jax.io.load import load
-from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq as quantized_by
 from dfq_jax.types import InputContract
 

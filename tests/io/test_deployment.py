@@ -13,12 +13,12 @@ import pytest
 from dfq_jax.data.preprocess import preprocess
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d, GlobalAvgPool
-from dfq_jax.io.artifacts import load_artifact, save_artifact
-from dfq_jax.io.deployment import run_py
-from dfq_jax.io.onnx_out import described
-from dfq_jax.io.output_folder import RUN
-from dfq_jax.io.runtime import open_session, run
-from dfq_jax.io.verify_file import differences, same_fact
+from dfq_jax.io.artifacts.artifact import load_artifact, save_artifact
+from dfq_jax.io.artifacts.deployment import run_py
+from dfq_jax.io.artifacts.output_folder import RUN
+from dfq_jax.io.onnx.export import described
+from dfq_jax.io.runtime.session import open_session, run
+from dfq_jax.io.verification.file import differences, same_fact
 from dfq_jax.types import NCHW, NHWC, InputContract
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,7 +9,7 @@ import pytest
 
 from dfq_jax.errors import UnsupportedOpError
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.io.graph_files import load_module
+from dfq_jax.io.frontends.graph_files import load_module
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

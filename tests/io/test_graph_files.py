@@ -16,7 +16,7 @@ from dfq_jax.errors import (
     UsageError,
 )
 from dfq_jax.graph.ops import BatchNorm, Conv2d
-from dfq_jax.io.graph_files import module_path
+from dfq_jax.io.frontends.graph_files import module_path
 from dfq_jax.io.load import load
 
 torch = pytest.importorskip("torch")

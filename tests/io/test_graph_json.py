@@ -23,7 +23,7 @@ from dfq_jax.graph.ops import (
     Relu,
     Slice,
 )
-from dfq_jax.io.graph_json import (
+from dfq_jax.io.artifacts.graph_json import (
     OPS,
     contract_from_json,
     contract_to_json,
@@ -36,8 +36,8 @@ from dfq_jax.io.graph_json import (
 )
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.ranges import EmaMinMax, Lp, Percentile
-from dfq_jax.quantize.observers import NAMED
-from dfq_jax.quantize.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
+from dfq_jax.quantization.observers import NAMED
+from dfq_jax.quantization.plan import LAYER_PRESETS, Plan, Scheme, Site, Spec
 from dfq_jax.types import InputContract, Tokens, Values, in_words
 
 

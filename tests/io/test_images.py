@@ -10,7 +10,7 @@ import pytest
 
 from dfq_jax.errors import DataError, ResourceError
 from dfq_jax.examples import Examples
-from dfq_jax.io.images import load_images, save_images
+from dfq_jax.io.artifacts.images import load_images, save_images
 from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(4, 6, (0.5,), (0.25,), resize=5, interpolation="bicubic", assumed=True)

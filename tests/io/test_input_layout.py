@@ -10,9 +10,9 @@ from image_nets import FIRST, LAST, ImageNet, classifier
 
 import dfq_jax as dfq
 from dfq_jax.errors import UnsupportedModelError, UsageError
-from dfq_jax.io.latency import bench
 from dfq_jax.io.load import ReadOptions, load, load_with
-from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.io.runtime.latency import bench
+from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq as dfq_recipe
 
 

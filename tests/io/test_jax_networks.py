@@ -15,7 +15,7 @@ import dfq_jax as dfq
 from dfq_jax.errors import ImportParityError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm, Conv2d, GlobalAvgPool, Linear
-from dfq_jax.io.jax_networks import load_network
+from dfq_jax.io.frontends.jax_networks import load_network
 
 SHAPE = (16, 16, 3)
 QUICK = {"xla_backend_optimization_level": 0}

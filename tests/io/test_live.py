@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
-from dfq_jax.io.live import program_of
-from dfq_jax.io.program import Program
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.live import program_of
+from dfq_jax.io.frontends.program import Program
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 
@@ -156,7 +156,11 @@ def test_missing_and_old_pytorch(monkeypatch):
 
 def test_pytorch_is_not_imported_by_the_reader():
     source = subprocess.run(
-        [sys.executable, "-c", "import sys, dfq_jax.io.live; assert 'torch' not in sys.modules"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, dfq_jax.io.frontends.live; assert 'torch' not in sys.modules",
+        ],
         capture_output=True,
         text=True,
     )

@@ -11,8 +11,8 @@ from zoo_networks import quiet
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.io.checkpoint import read_checkpoint
 from dfq_jax.io.load import carried_weights, load
+from dfq_jax.io.readers.checkpoint import read_checkpoint
 from dfq_jax.io.zoo.catalog import architecture
 
 run = jax.jit(lambda model, x: evaluate(model, x)[0][0])

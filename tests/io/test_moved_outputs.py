@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.ops import Activation, Concat, Flatten, Reshape, Scale, Transpose
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.runtime import read_onnx
-from dfq_jax.io.verify import outputs, verify
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.runtime.session import read_onnx
+from dfq_jax.io.verification.verify import outputs, verify
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.plan import Scheme, resolve
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.types import InputContract
 
 

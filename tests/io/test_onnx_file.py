@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io import onnx_file
-from dfq_jax.io.onnx_file import DTYPES, ExternalData, OnnxFile
+from dfq_jax.io.frontends import onnx_file
+from dfq_jax.io.frontends.onnx_file import DTYPES, ExternalData, OnnxFile
 
 VALUES = np.array([[0, 1, 1], [1, 0, 1]])
 WEIGHT = np.arange(6, dtype=np.float32)

@@ -7,8 +7,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx_protos import NEWEST, RELU, W, X, Y, model, node, read, refused
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError
-from dfq_jax.io.onnx_graph import read_onnx_program
-from dfq_jax.io.program import Call, Input, Ref
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
+from dfq_jax.io.frontends.program import Call, Input, Ref
 
 # nodes and values
 

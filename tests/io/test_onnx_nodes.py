@@ -28,8 +28,8 @@ from dfq_jax.graph.ops import (
     Resize,
     Transpose,
 )
-from dfq_jax.io import onnx_out
-from dfq_jax.io.onnx_out import float_onnx, serialize
+from dfq_jax.io.onnx import export as onnx_out
+from dfq_jax.io.onnx.export import float_onnx, serialize
 
 EXAMPLES = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True

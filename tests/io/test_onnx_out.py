@@ -12,16 +12,16 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, Clip, Conv2d, Linear, MatMul, Relu, Reshape, Slice, Transpose
-from dfq_jax.io import onnx_out
-from dfq_jax.io.onnx_builder import pack_nibbles, printable, tensor
-from dfq_jax.io.onnx_out import float_onnx, quantized_onnx, serialize
-from dfq_jax.io.onnx_values import draft, quantized_edges, value_names
-from dfq_jax.io.quantized_tensors import codes
-from dfq_jax.io.runtime import open_session, run
-from dfq_jax.io.verify import simulated
+from dfq_jax.io.artifacts.quantized_tensors import codes
+from dfq_jax.io.onnx import export as onnx_out
+from dfq_jax.io.onnx.builder import pack_nibbles, printable, tensor
+from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
+from dfq_jax.io.onnx.values import draft, quantized_edges, value_names
+from dfq_jax.io.runtime.session import open_session, run
+from dfq_jax.io.verification.verify import simulated
 from dfq_jax.numerics.affine import Affine, Grid
-from dfq_jax.quantize.plan import Plan, Scheme, Site, Spec
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.plan import Plan, Scheme, Site, Spec
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
 NETS = ("residual", "option_a", "vgg", "odd", "extreme")

@@ -6,18 +6,18 @@ import numpy as np
 import onnx
 import pytest
 
+from dfq_jax.allocation import costs
 from dfq_jax.errors import DataError, PlanError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d, Linear, Relu, Reshape
-from dfq_jax.io.graph_json import plan_from_json, plan_to_json
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.runtime import open_session, run
-from dfq_jax.io.verify import verify
-from dfq_jax.io.verify_runners import ReferenceSession
+from dfq_jax.io.artifacts.graph_json import plan_from_json, plan_to_json
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.runtime.session import open_session, run
+from dfq_jax.io.verification.runners import ReferenceSession
+from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.affine import Affine, Grid
-from dfq_jax.quantize import costs
-from dfq_jax.quantize.plan import STORES, Plan, Scheme, Site, Spec, stored_as
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.plan import STORES, Plan, Scheme, Site, Spec, stored_as
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.types import InputContract
 
 

@@ -10,12 +10,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 import dfq_jax as dfq
-from dfq_jax.cli import main
+from dfq_jax.cli.app import main
 from dfq_jax.errors import ImportParityError, UnsupportedOpError
 from dfq_jax.graph.ops import LeakyRelu
+from dfq_jax.io.frontends.parity import difference
 from dfq_jax.io.importing import onnx_ops, onnx_table
 from dfq_jax.io.load import load
-from dfq_jax.io.parity import difference
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.onnx
@@ -127,12 +127,12 @@ def test_a_file_that_cannot_be_run_is_said_to_be_unchecked(tmp_path):
 
 
 def test_without_the_runtime_nothing_is_checked(tmp_path, monkeypatch):
-    import dfq_jax.io.runtime
+    import dfq_jax.io.runtime.session
 
     def missing() -> None:
         raise ImportError("this needs ONNX Runtime")
 
-    monkeypatch.setattr(dfq_jax.io.runtime, "onnxruntime", missing)
+    monkeypatch.setattr(dfq_jax.io.runtime.session, "onnxruntime", missing)
     (note,) = notes(convolution(tmp_path / "net.onnx"))
     assert note == "the import is not checked against its source: this needs ONNX Runtime"
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError
-from dfq_jax.io.pickle_data import hidden_globals, load_pickle
-from dfq_jax.io.pickle_policy import means_code
-from dfq_jax.io.pickle_values import Boxed, Global, Object
+from dfq_jax.io.readers.pickle_data import hidden_globals, load_pickle
+from dfq_jax.io.readers.pickle_policy import means_code
+from dfq_jax.io.readers.pickle_values import Boxed, Global, Object
 
 PLAIN = st.recursive(
     st.none()
@@ -276,7 +276,7 @@ def test_names_from_the_file_cannot_reach_the_terminal():
 BOMBS = """
 import pathlib, re, time
 from dfq_jax.errors import DfqError
-from dfq_jax.io.pickle_data import load_pickle
+from dfq_jax.io.readers.pickle_data import load_pickle
 call = b"h\\x00\\x85R0"
 for data in (
     b"}" * 5_000_000,

@@ -12,8 +12,8 @@ import torch
 from pt2_files import WEIGHTS, arrays, changed, exported, members, packed, small
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.pt2_archive import Pt2Archive
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.pt2_archive import Pt2Archive
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pt2_files import MODEL, WEIGHTS, Change, arrays, changed, edited, members, packed, small
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 MODEL = "models/model.json"

@@ -21,8 +21,8 @@ from pt2_programs import (
 )
 from torch import Tensor, nn
 
-from dfq_jax.io.program import Ref
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.program import Ref
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 

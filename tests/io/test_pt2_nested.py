@@ -7,8 +7,8 @@ import torch
 from pt2_programs import assert_same, block, edited, find, graph, read, targets, tensor
 from torch import Tensor, nn
 
-from dfq_jax.io.program import Ref
-from dfq_jax.io.pt2_graph import read_pt2
+from dfq_jax.io.frontends.program import Ref
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 
 pytestmark = pytest.mark.torch
 

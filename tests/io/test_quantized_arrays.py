@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import DataError
-from dfq_jax.io.quantized_arrays import load_arrays, save_arrays
+from dfq_jax.io.artifacts.quantized_arrays import load_arrays, save_arrays
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.basis import LearnedLevels, fit
 from dfq_jax.numerics.levels import quantized

@@ -7,8 +7,8 @@ import pytest
 from dfq_jax.graph.coupling import coupled_channels
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.query import parameter_count
-from dfq_jax.io.onnx_out import float_onnx, serialize
-from dfq_jax.io.runtime import open_session, run
+from dfq_jax.io.onnx.export import float_onnx, serialize
+from dfq_jax.io.runtime.session import open_session, run
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import masked, select
 

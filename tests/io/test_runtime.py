@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 
 from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
-from dfq_jax.io import runtime
-from dfq_jax.io.latency import bench, warnings
-from dfq_jax.io.onnx_out import float_onnx, serialize
-from dfq_jax.io.runtime import (
+from dfq_jax.io.onnx.export import float_onnx, serialize
+from dfq_jax.io.runtime import session as runtime
+from dfq_jax.io.runtime.latency import bench, warnings
+from dfq_jax.io.runtime.session import (
     contract_of,
     cpu_features,
     open_session,

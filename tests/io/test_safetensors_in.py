@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io.safetensors_in import MAX_HEADER, read_safetensors
+from dfq_jax.io.readers.safetensors import MAX_HEADER, read_safetensors
 
 NUMPY_TYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
 

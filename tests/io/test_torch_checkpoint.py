@@ -24,7 +24,7 @@ from torch_files import (
 )
 
 from dfq_jax.errors import CheckpointError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io.checkpoint import read_checkpoint
+from dfq_jax.io.readers.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.torch
 TYPES = [

@@ -29,9 +29,9 @@ from torch_files import (
 )
 
 from dfq_jax.errors import CheckpointError, DfqError, UnsafeInputError, UnsupportedModelError
-from dfq_jax.io.checkpoint import read_checkpoint
-from dfq_jax.io.torch_checkpoint import MAGIC_NUMBER
-from dfq_jax.io.zip_members import ZipMembers
+from dfq_jax.io.readers.checkpoint import read_checkpoint
+from dfq_jax.io.readers.torch_checkpoint import MAGIC_NUMBER
+from dfq_jax.io.readers.zip_members import ZipMembers
 
 pytestmark = pytest.mark.torch
 

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
-from dfq_jax.io import verify_runners
-from dfq_jax.io.verify import verify
+from dfq_jax.io.verification import runners as verify_runners
+from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.affine import Affine
-from dfq_jax.quantize.plan import Site
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.plan import Site
+from dfq_jax.quantization.simulate import QuantizedModel
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -168,14 +168,14 @@ def test_where_nothing_is_decided_nothing_is_said_about_classes(onnx_nets):
     params = {**same.model.params, "fc": {**same.model.params["fc"]}}
     params["fc"]["kernel"] = params["fc"]["kernel"] * 0
     same = dataclasses.replace(same, model=dataclasses.replace(same.model, params=params))
-    from dfq_jax.io.onnx_out import quantized_onnx, serialize
+    from dfq_jax.io.onnx.export import quantized_onnx, serialize
 
     found = verify(same, serialize(quantized_onnx(same)), onnx_nets.images(q.model, 4))
     assert (found.counted, found.undecided, found.agreement, found.passed) == (0, 1.0, 1.0, True)
 
 
 def test_sums_too_long_for_integers_leave_the_rest_to_compare(onnx_nets, monkeypatch):
-    sums = sys.modules["dfq_jax.quantize.sums"]
+    sums = sys.modules["dfq_jax.quantization.sums"]
     monkeypatch.setattr(sums, "LARGEST_SUM", 1000)
     monkeypatch.setattr(sums, "SAFE", 10)
     q = onnx_nets.quantized("residual", "w8a8")

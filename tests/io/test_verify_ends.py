@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.heads import Kind, Part
-from dfq_jax.io.verify_ends import (
+from dfq_jax.io.verification.ends import (
     CLEAR,
     LEAST_NOISE,
     difference,

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from dfq_jax.io.verify_file import differences
+from dfq_jax.io.verification.file import differences
 
 
 @pytest.fixture

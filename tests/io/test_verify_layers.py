@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.io.verify_layers import Gap, LayerCheck, gap, summary
+from dfq_jax.io.verification.layers import Gap, LayerCheck, gap, summary
 from dfq_jax.numerics.affine import Affine, Grid
 
 GRID = Grid(8)

@@ -6,7 +6,7 @@ import file_mutations
 import pytest
 
 from dfq_jax.errors import DataError
-from dfq_jax.io.verify import verify
+from dfq_jax.io.verification.verify import verify
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from dfq_jax.io.verify_ends import OutputCheck
-from dfq_jax.io.verify_layers import LayerCheck
-from dfq_jax.io.verify_rules import (
+from dfq_jax.io.verification.ends import OutputCheck
+from dfq_jax.io.verification.layers import LayerCheck
+from dfq_jax.io.verification.rules import (
     MOST_BEYOND,
     failures_of,
     judged_by,

@@ -8,21 +8,21 @@ import numpy as np
 import onnx
 import pytest
 
+from dfq_jax.allocation import costs
+from dfq_jax.allocation.costs import cost_of
 from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear, Relu, Reshape
-from dfq_jax.io.graph_json import plan_from_json, plan_to_json
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.quantized_tensors import pack, unpack
-from dfq_jax.io.runtime import open_session, run
-from dfq_jax.io.verify import verify
+from dfq_jax.io.artifacts.graph_json import plan_from_json, plan_to_json
+from dfq_jax.io.artifacts.quantized_tensors import pack, unpack
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.runtime.session import open_session, run
+from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.signs import Signs
-from dfq_jax.quantize import costs
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.costs import cost_of
-from dfq_jax.quantize.in_float import float_layers
-from dfq_jax.quantize.integer import integer_predict
-from dfq_jax.quantize.plan import (
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.in_float import float_layers
+from dfq_jax.quantization.integer import integer_predict
+from dfq_jax.quantization.plan import (
     STORES,
     Rule,
     Site,
@@ -31,7 +31,7 @@ from dfq_jax.quantize.plan import (
     resolve,
     stored_as,
 )
-from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantization.simulate import simulate
 from dfq_jax.types import InputContract
 
 simulated = jax.jit(simulate)

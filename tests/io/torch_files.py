@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch._utils
 
-from dfq_jax.io.checkpoint import Checkpoint, read_checkpoint
-from dfq_jax.io.torch_checkpoint import MAGIC_NUMBER
+from dfq_jax.io.readers.checkpoint import Checkpoint, read_checkpoint
+from dfq_jax.io.readers.torch_checkpoint import MAGIC_NUMBER
 
 REBUILD = vars(torch._utils)["_rebuild_tensor_v2"]
 FORMATS = ["zip", "stream"]

@@ -8,12 +8,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dfq_jax.base.parallel import data_mesh
 from dfq_jax.optim import fit as fitting
 from dfq_jax.optim.fit import fit, run_chunk, start_state
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import Now, descent
-from dfq_jax.parallel import data_mesh
 from dfq_jax.values import bound
 
 KEY = jax.random.key(0)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.base.parallel import data_mesh, everywhere, stack
 from dfq_jax.optim.fit import fit, fit_apart
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import descent
-from dfq_jax.parallel import data_mesh, everywhere, stack
 from dfq_jax.values import bound
 
 KEY = jax.random.key(0)

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from dfq_jax.optim.sparing import exhausted, sparing
+from dfq_jax.optim.out_of_memory import exhausted, sparing
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 

@@ -32,7 +32,7 @@ from dfq_jax.passes.estimate import (
     with_norms,
 )
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.synthesis.targets import recorded_statistics
+from dfq_jax.synthesis.terms.targets import recorded_statistics
 from dfq_jax.types import InputContract, Moments
 
 SMALL = InputContract(4, 4)

@@ -7,16 +7,16 @@ import pytest
 from scipy.special import log_softmax
 
 import dfq_jax
-from dfq_jax import quantizing
-from dfq_jax.imaging import synthesize
+from dfq_jax.api import quantize as quantizing
+from dfq_jax.api.synthesize import synthesize
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.pixels import from_natural
 from dfq_jax.synthesis.recipe import balanced_labels
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import from_natural
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from dfq_jax.recipes.best import best, best_unlabelled
-from dfq_jax.synthesis.noise import noise
-from dfq_jax.synthesis.pixels import pink
 from dfq_jax.synthesis.recipe import random_labels
-from dfq_jax.synthesis.run import synthesize_images
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.sources.noise import noise
+from dfq_jax.synthesis.sources.pixels import pink
 
 KEY = jax.random.key(3)
 

@@ -7,10 +7,10 @@ import pytest
 
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.clusterq import clusterq, grouped_labels
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.centres import recorded_clusters
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets, observe
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.terms.centres import recorded_clusters
+from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 
 KEY = jax.random.key(0)
 LAYERS = ("bn1", "bn2")

@@ -19,13 +19,13 @@ from dfq_jax.recipes.deepinversion import (
     reads_half_the_size,
     rounded_student,
 )
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.match import batch_moments, batch_var_gap, matched, norms
-from dfq_jax.synthesis.pixels import from_natural
 from dfq_jax.synthesis.recipe import random_labels
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import Target, batch_norm_targets, observe
-from dfq_jax.synthesis.terms import Term, total_variation
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import from_natural
+from dfq_jax.synthesis.terms.base import Term, total_variation
+from dfq_jax.synthesis.terms.match import batch_moments, batch_var_gap, matched, norms
+from dfq_jax.synthesis.terms.targets import Target, batch_norm_targets, observe
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(0)

@@ -15,16 +15,16 @@ from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated
-from dfq_jax.quantize.calibrate import calibrate, observe_ranges, unseen_ranges
-from dfq_jax.quantize.observers import (
+from dfq_jax.quantization.calibrate import calibrate, observe_ranges, unseen_ranges
+from dfq_jax.quantization.observers import (
     ACTIVATIONS_ONLY,
     DEFAULT_OBSERVER,
     NAMED,
     Observers,
     observer_named,
 )
-from dfq_jax.quantize.plan import Rule, Site, parse_scheme
-from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantization.plan import Rule, Site, parse_scheme
+from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.dfq import SIGNED, dfq, rounded_kernels
 from dfq_jax.report.analyze import analyze
 from dfq_jax.types import InputContract

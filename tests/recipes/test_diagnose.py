@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.allocation.candidates import Judged
 from dfq_jax.errors import DataError
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.io.graph_files import load_graph
-from dfq_jax.io.onnx_out import float_onnx, serialize
-from dfq_jax.quantize.levels import Judged
-from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.io.frontends.graph_files import load_graph
+from dfq_jax.io.onnx.export import float_onnx, serialize
+from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.diagnose import diagnose, loses_much, reference_of
 from dfq_jax.report.analyze import Report

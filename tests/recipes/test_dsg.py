@@ -6,11 +6,11 @@ import pytest
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.pixels import gaussian, uniform
-from dfq_jax.synthesis.run import batch_size, synthesize_images
-from dfq_jax.synthesis.slack import slack_margins
-from dfq_jax.synthesis.targets import batch_norm_targets, observe
+from dfq_jax.synthesis.run.engine import batch_size, synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import gaussian, uniform
+from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 
 KEY = jax.random.key(0)
 

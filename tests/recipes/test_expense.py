@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfq_jax.durations import spoken
+from dfq_jax.base.durations import spoken
 from dfq_jax.recipes import expense
 from dfq_jax.recipes.presets import METHODS, ImageBudget, budget_of_method
 

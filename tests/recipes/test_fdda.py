@@ -7,10 +7,10 @@ import pytest
 
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.fdda import fdda
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.centres import Centre, ClassCentres, class_centres
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import Stats, batch_norm_targets
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.terms.centres import Centre, ClassCentres, class_centres
+from dfq_jax.synthesis.terms.targets import Stats, batch_norm_targets
 
 KEY = jax.random.key(0)
 LAYERS = ("bn1", "bn2")

@@ -11,11 +11,11 @@ from dfq_jax.errors import UsageError
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.genie import genie
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.generator import generated
 from dfq_jax.synthesis.recipe import Stage
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets, observe
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.generator import generated
+from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(1)

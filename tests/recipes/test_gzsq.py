@@ -12,11 +12,11 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.gzsq import estimated, gzsq, image_z_score, natural_inputs
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.match import EPS
-from dfq_jax.synthesis.pixels import gaussian, to_natural
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets, recorded_statistics
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import gaussian, to_natural
+from dfq_jax.synthesis.terms.match import EPS
+from dfq_jax.synthesis.terms.targets import batch_norm_targets, recorded_statistics
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(0)

@@ -8,13 +8,13 @@ from scipy.special import softmax
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.intraq import intraq
-from dfq_jax.synthesis.augment import unchanged
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.classes import ClassMemory, SoftLabels
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.augment import unchanged
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.classes import ClassMemory, SoftLabels
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)
 

@@ -10,13 +10,13 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.knowledge_within import knowledge_within
-from dfq_jax.synthesis.augment import unchanged
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.match import matched_kl
-from dfq_jax.synthesis.pixels import gaussian, pink
 from dfq_jax.synthesis.recipe import random_labels
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets, observe
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.augment import unchanged
+from dfq_jax.synthesis.sources.pixels import gaussian, pink
+from dfq_jax.synthesis.terms.match import matched_kl
+from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(0)

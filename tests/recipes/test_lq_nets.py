@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import ExportError, PlanError
-from dfq_jax.io.onnx_out import float_onnx, quantized_onnx
+from dfq_jax.io.onnx.export import float_onnx, quantized_onnx
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.basis import Basis, LearnedLevels, levels
 from dfq_jax.passes.moments import correct_biases_analytically
-from dfq_jax.quantize.plan import Site, parse_scheme
-from dfq_jax.quantize.simulate import QuantizedModel, simulate
+from dfq_jax.quantization.plan import Site, parse_scheme
+from dfq_jax.quantization.simulate import QuantizedModel, simulate
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.lq_nets import lq_nets
 from dfq_jax.report.analyze import analyze

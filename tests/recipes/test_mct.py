@@ -11,11 +11,11 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.optim.steps import Now
 from dfq_jax.optim.turns import whose_turn
 from dfq_jax.recipes.mct import Variant, first_reader, last_target, mct, radam_with_plateau
-from dfq_jax.synthesis.aggregate import IMAGE, empty_table
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.pixels import natural_moments
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import natural_moments
+from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)
 MEAN, STD = natural_moments(3)

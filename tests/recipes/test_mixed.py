@@ -2,15 +2,15 @@ import jax
 import numpy as np
 import pytest
 
+from dfq_jax.allocation.allocate import allocate, priced
+from dfq_jax.allocation.costs import Unit, cost_of, parse_budget
+from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.errors import BudgetError
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.ranges import expected_ranges
-from dfq_jax.quantize.bits import allocate, priced
-from dfq_jax.quantize.costs import Unit, cost_of, parse_budget
-from dfq_jax.quantize.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantize.plan import Rule, parse_scheme, resolve
-from dfq_jax.quantize.sensitivity import sensitivities
+from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
+from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
 from dfq_jax.recipes.mixed import mixed
 
 SCHEMES: dict[Unit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}

@@ -5,11 +5,11 @@ import pytest
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import covers
 from dfq_jax.numerics.ranges import MinMax
-from dfq_jax.quantize.plan import Site, parse_scheme
+from dfq_jax.quantization.plan import Site, parse_scheme
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.noise import noise
 from dfq_jax.report.analyze import analyze
-from dfq_jax.synthesis.run import synthesize_images
+from dfq_jax.synthesis.run.engine import synthesize_images
 
 KEY = jax.random.key(3)
 

@@ -3,13 +3,13 @@ import typing
 
 import pytest
 
-from dfq_jax import options
+from dfq_jax.cli import options
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.ops import Flatten, MaxPool
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.observers import NAMED
-from dfq_jax.quantize.plan import Scheme
+from dfq_jax.quantization.observers import NAMED
+from dfq_jax.quantization.plan import Scheme
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (

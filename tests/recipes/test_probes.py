@@ -13,7 +13,7 @@ from dfq_jax.recipes.probes import (
     probes_of,
     varied,
 )
-from dfq_jax.synthesis.pixels import to_pixels
+from dfq_jax.synthesis.sources.pixels import to_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_base_images_make_the_whole_set_again(nets):
 def test_a_resumed_run_finds_what_is_finished(nets, monkeypatch, tmp_path):
     model = nets.tiny()
     whole = probes_of(model, state_folder=tmp_path / "probes")
-    monkeypatch.delattr("dfq_jax.synthesis.making.fit")
+    monkeypatch.delattr("dfq_jax.synthesis.run.attempts.fit")
     again = probes_of(model, state_folder=tmp_path / "probes")
     assert np.asarray(again.images).tobytes() == np.asarray(whole.images).tobytes()
 

@@ -8,23 +8,13 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.verify import verify
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.affine import quantize
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.learning import (
-    Correction,
-    Penalty,
-    Phase,
-    Prediction,
-    Rates,
-    Reconstruction,
-    fisher_gap,
-)
-from dfq_jax.quantize.plan import Scheme, resolve
-from dfq_jax.quantize.reconstruct import reconstruct
-from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import Scheme, resolve
+from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes import reconstructions as recipe
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.brecq import brecq
@@ -43,6 +33,16 @@ from dfq_jax.recipes.reconstructions import (
     surfaces,
 )
 from dfq_jax.recipes.reconstructions import LEARNED as METHODS
+from dfq_jax.reconstruction.engine import reconstruct
+from dfq_jax.reconstruction.method import (
+    Correction,
+    Penalty,
+    Phase,
+    Prediction,
+    Rates,
+    Reconstruction,
+    fisher_gap,
+)
 from dfq_jax.types import InputContract
 
 

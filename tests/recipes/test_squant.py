@@ -5,10 +5,10 @@ import pytest
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.moments import correct_biases_analytically
-from dfq_jax.quantize.integer import integer_predict
-from dfq_jax.quantize.observers import Observers
-from dfq_jax.quantize.plan import Rule, Site, parse_scheme
-from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantization.integer import integer_predict
+from dfq_jax.quantization.observers import Observers
+from dfq_jax.quantization.plan import Rule, Site, parse_scheme
+from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.squant import squant
 from dfq_jax.report.analyze import analyze

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dfq_jax.io.onnx_out import quantized_onnx, serialize
-from dfq_jax.io.verify import verify
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
+from dfq_jax.io.verification.verify import verify
 from dfq_jax.passes.surgery import Surgery
-from dfq_jax.quantize.plan import parse_scheme
+from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq
 
 EVERYTHING = Surgery("groups", "replace", absorb=True, split=0.1)

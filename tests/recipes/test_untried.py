@@ -2,11 +2,11 @@
 
 import pytest
 
-from dfq_jax.quantize.costs import cost_of
-from dfq_jax.quantize.diagnosis import Diagnosis, Outcome
-from dfq_jax.quantize.levels import Judged
-from dfq_jax.quantize.plan import Scheme, resolve
-from dfq_jax.quantize.remedies import remedies_for
+from dfq_jax.allocation.candidates import Judged
+from dfq_jax.allocation.costs import cost_of
+from dfq_jax.allocation.diagnosis import Diagnosis, Outcome
+from dfq_jax.allocation.remedies import remedies_for
+from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.untried import foretold, other_presets, to_dicts, within_budget
 from dfq_jax.types import plain_contract
 

@@ -14,7 +14,7 @@ from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import fdda
 from dfq_jax.recipes.presets import RECIPES
 from dfq_jax.recipes.reconstructions import LEARNED
-from dfq_jax.synthesis.centres import Centre, ClassCentres
+from dfq_jax.synthesis.terms.centres import Centre, ClassCentres
 from dfq_jax.values import described, fingerprint
 
 OTHER: dict[str, dict[str, Any]] = {

@@ -6,11 +6,11 @@ import pytest
 
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.batches import Context, build_objective
-from dfq_jax.synthesis.match import EPS
-from dfq_jax.synthesis.pixels import gaussian, nearly_black
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import Target, batch_norm_targets, observe
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective
+from dfq_jax.synthesis.sources.pixels import gaussian, nearly_black
+from dfq_jax.synthesis.terms.match import EPS
+from dfq_jax.synthesis.terms.targets import Target, batch_norm_targets, observe
 
 KEY = jax.random.key(0)
 NOW = Now(KEY, jnp.zeros((), jnp.int32))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.narrowing import gap_of
-from dfq_jax.quantize.plan import Plan, Rule, Scheme, parse_scheme, resolve
-from dfq_jax.quantize.simulate import QuantizedModel
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.narrowing import gap_of
+from dfq_jax.quantization.plan import Plan, Rule, Scheme, parse_scheme, resolve
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report, analyze
 from dfq_jax.report.trust import Estimate
 

@@ -6,10 +6,10 @@ import shlex
 
 import pytest
 
-from dfq_jax.quantize.diagnosis import Diagnosis, LayerCost, Outcome
-from dfq_jax.quantize.levels import Judged
-from dfq_jax.quantize.plan import Plan, Scheme
-from dfq_jax.quantize.remedies import Remedy
+from dfq_jax.allocation.candidates import Judged
+from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, Outcome
+from dfq_jax.allocation.remedies import Remedy
+from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.report.diagnosis import (
     COST_HEADER,
     REMEDY_HEADER,

@@ -6,7 +6,7 @@ import pytest
 
 from dfq_jax.examples import Examples
 from dfq_jax.report.grid import grid_png, tiled
-from dfq_jax.synthesis.pixels import from_pixels
+from dfq_jax.synthesis.sources.pixels import from_pixels
 from dfq_jax.types import InputContract
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 
 import dfq_jax as dfq
-from dfq_jax.io.quantized_tensors import codes as stored
-from dfq_jax.quantize.sites import Site
+from dfq_jax.io.artifacts.quantized_tensors import codes as stored
+from dfq_jax.quantization.sites import Site
 from dfq_jax.report.histograms import MOST, codes_of, histograms_png
 
 

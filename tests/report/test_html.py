@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dfq_jax.allocation.diagnosis import LayerCost
 from dfq_jax.examples import Examples
-from dfq_jax.quantize.diagnosis import LayerCost
-from dfq_jax.quantize.shared_grids import SharedGrid
-from dfq_jax.quantize.unit_report import UnitReport
+from dfq_jax.quantization.shared_grids import SharedGrid
+from dfq_jax.reconstruction.unit_report import UnitReport
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.outputs import OutputReport

@@ -4,11 +4,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dfq_jax.quantize.bits import Allocation
-from dfq_jax.quantize.choices import Choice, Space
-from dfq_jax.quantize.costs import Budget, Unit
-from dfq_jax.quantize.diagnosis import LayerCost
-from dfq_jax.quantize.plan import Plan, Scheme
+from dfq_jax.allocation.allocate import Allocation
+from dfq_jax.allocation.choices import Choice, Space
+from dfq_jax.allocation.costs import Budget, Unit
+from dfq_jax.allocation.diagnosis import LayerCost
+from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.report.plots import (
     BITS_HEADER,
     FRONT_HEADER,

@@ -8,9 +8,9 @@ import pytest
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantize.calibrate import calibrate
-from dfq_jax.quantize.plan import parse_scheme, resolve
-from dfq_jax.quantize.simulate import simulate
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import parse_scheme, resolve
+from dfq_jax.quantization.simulate import simulate
 from dfq_jax.report.trust import (
     Estimate,
     check_accuracy,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.aggregate import (
+from dfq_jax.synthesis.terms.aggregate import (
     IMAGE,
     Moments,
     Table,
@@ -19,7 +19,7 @@ from dfq_jax.synthesis.aggregate import (
     row_of,
     together,
 )
-from dfq_jax.synthesis.targets import Stats
+from dfq_jax.synthesis.terms.targets import Stats
 
 
 def f32(x):

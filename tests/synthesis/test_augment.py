@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate1d
 
-from dfq_jax.synthesis.augment import (
+from dfq_jax.synthesis.sources.augment import (
     at_random,
     blur,
     centre_crop,

@@ -6,13 +6,13 @@ import pytest
 
 from dfq_jax.optim.steps import Now
 from dfq_jax.optim.turns import whose_turn
-from dfq_jax.synthesis.batches import Context, build_objective, finished
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.targets import batch_norm_targets
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.objectives import Context, build_objective, finished
+from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.match import batch_norm_match
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(5)
 

@@ -8,7 +8,7 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.synthesis.centres import (
+from dfq_jax.synthesis.terms.centres import (
     Centre,
     Clusters,
     batch_distance,
@@ -24,7 +24,7 @@ from dfq_jax.synthesis.centres import (
     recorded_clusters,
     sample_moments,
 )
-from dfq_jax.synthesis.targets import Stats, batch_norm_targets
+from dfq_jax.synthesis.terms.targets import Stats, batch_norm_targets
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(2)

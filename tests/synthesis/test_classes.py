@@ -7,7 +7,8 @@ import pytest
 from scipy.special import softmax
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.synthesis.classes import (
+from dfq_jax.synthesis.terms.base import cross_entropy
+from dfq_jax.synthesis.terms.classes import (
     ClassMemory,
     SoftLabels,
     class_distance,
@@ -20,7 +21,6 @@ from dfq_jax.synthesis.classes import (
     soft_labels,
     with_images,
 )
-from dfq_jax.synthesis.terms import cross_entropy
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

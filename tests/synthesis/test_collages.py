@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.collages import collage, drawn
-from dfq_jax.synthesis.pixels import natural_moments
+from dfq_jax.synthesis.sources.collages import collage, drawn
+from dfq_jax.synthesis.sources.pixels import natural_moments
 
 KEY = jax.random.key(3)
 

@@ -9,15 +9,15 @@ import optax
 import pytest
 
 from dfq_jax.optim.schedules import rated
-from dfq_jax.synthesis.diversity import ALIKE, BLANK, contrast, fault_of, similarity, variety
-from dfq_jax.synthesis.making import key_of
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import from_natural, gaussian, nearly_black, pink
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.shards import load_shards
-from dfq_jax.synthesis.share import synthesize_shards
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.run.attempts import key_of
+from dfq_jax.synthesis.run.diversity import ALIKE, BLANK, contrast, fault_of, similarity, variety
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.processes import synthesize_shards
+from dfq_jax.synthesis.run.shards import load_shards
+from dfq_jax.synthesis.sources.pixels import from_natural, gaussian, nearly_black, pink
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.match import batch_norm_match
 from dfq_jax.types import InputContract
 from dfq_jax.values import bound
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.generator import generated, latent_source
+from dfq_jax.synthesis.sources.generator import generated, latent_source
 
 KEY = jax.random.key(2)
 SMALL = latent_source(latent=12, channels=(6, 5))

@@ -10,13 +10,13 @@ from dfq_jax.optim import fit as fitting
 from dfq_jax.optim.fit import run_chunk, run_chunks
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis import batches
-from dfq_jax.synthesis.memory import (
+from dfq_jax.synthesis.run import objectives as batches
+from dfq_jax.synthesis.run.engine import measured, synthesize_images
+from dfq_jax.synthesis.run.memory import (
     in_units,
     needed,
 )
-from dfq_jax.synthesis.run import measured, synthesize_images
-from dfq_jax.synthesis.targets import PLAIN, Forward
+from dfq_jax.synthesis.terms.targets import PLAIN, Forward
 
 KEY = jax.random.key(5)
 

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from dfq_jax.errors import DivergedError
-from dfq_jax.synthesis.making import key_of
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.run.attempts import key_of
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.values import bound
 
 KEY = jax.random.key(5)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.match import (
+from dfq_jax.synthesis.terms.match import (
     EPS,
     batch_norm_match,
     batch_z_gap,
@@ -20,7 +20,7 @@ from dfq_jax.synthesis.match import (
     z_match,
     z_score,
 )
-from dfq_jax.synthesis.targets import Stats
+from dfq_jax.synthesis.terms.targets import Stats
 
 
 def f32(x):

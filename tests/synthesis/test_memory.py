@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dfq_jax.base.parallel import settled
 from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.optim.fit import run_chunk, start_state
-from dfq_jax.parallel import settled
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.making import begin
-from dfq_jax.synthesis.memory import (
+from dfq_jax.synthesis.run.attempts import begin
+from dfq_jax.synthesis.run.engine import Spread, measured, ready, spread_of
+from dfq_jax.synthesis.run.memory import (
     Need,
     bytes_from,
     divisors,
@@ -23,8 +24,7 @@ from dfq_jax.synthesis.memory import (
     parts_within,
     passing,
 )
-from dfq_jax.synthesis.run import Spread, measured, ready, spread_of
-from dfq_jax.synthesis.targets import PLAIN, Forward, recorded_statistics
+from dfq_jax.synthesis.terms.targets import PLAIN, Forward, recorded_statistics
 from dfq_jax.types import tree_bytes
 
 KEY = jax.random.key(5)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.noise import dead_leaves, disc_radii, noise
-from dfq_jax.synthesis.pixels import natural_moments, pink
+from dfq_jax.synthesis.sources.noise import dead_leaves, disc_radii, noise
+from dfq_jax.synthesis.sources.pixels import natural_moments, pink
 
 KEY = jax.random.key(5)
 

@@ -15,9 +15,9 @@ from dfq_jax.recipes.gzsq import estimated
 from dfq_jax.recipes.mct import mct
 from dfq_jax.recipes.presets import METHODS, RECIPES, recipe_for
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis import limits
-from dfq_jax.synthesis.limits import least_bytes, refuse_hopeless
-from dfq_jax.synthesis.run import measured, synthesize_images
+from dfq_jax.synthesis.run import limits
+from dfq_jax.synthesis.run.engine import measured, synthesize_images
+from dfq_jax.synthesis.run.limits import least_bytes, refuse_hopeless
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(3)
@@ -128,7 +128,7 @@ def test_deepinversion_chooses_what_one_pixel_allows(nets):
 
 @pytest.mark.parametrize("size", [(6, 8), (8, 10), (3, 3)])
 def test_generators_refuse_before_anything_is_computed(size, nets, monkeypatch):
-    monkeypatch.setattr("dfq_jax.synthesis.run.ready", None)
+    monkeypatch.setattr("dfq_jax.synthesis.run.engine.ready", None)
     message = f"genie: the generator makes images of sizes divisible by 4, .* {size[0]}x{size[1]}"
     with pytest.raises(UsageError, match=message):
         synthesize_images(convolutions(nets, contract(*size)), small("genie", 2), 2, KEY)
@@ -164,7 +164,7 @@ PLAIN = 32 * 100_000**2 * 3 * 4
 def test_images_beyond_memory_are_refused_with_the_bytes(method, huge, monkeypatch):
     """Before anything is allocated: nothing after the look at shapes is there to be called."""
     for name in ("ready", "unfitted"):
-        monkeypatch.setattr(f"dfq_jax.synthesis.run.{name}", None)
+        monkeypatch.setattr(f"dfq_jax.synthesis.run.engine.{name}", None)
     recipe = RECIPES[method](batch=32)
     with pytest.raises(ResourceError, match="smaller size, or use a smaller `batch=`") as caught:
         synthesize_images(huge(method), recipe, 32, KEY)

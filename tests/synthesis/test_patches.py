@@ -6,7 +6,7 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import Add, MatMul, Softmax, Transpose
-from dfq_jax.synthesis.patches import (
+from dfq_jax.synthesis.terms.patches import (
     attention_outputs,
     density,
     differential_entropy,
@@ -15,7 +15,7 @@ from dfq_jax.synthesis.patches import (
     patch_entropy,
     patch_similarity,
 )
-from dfq_jax.synthesis.targets import observe
+from dfq_jax.synthesis.terms.targets import observe
 
 KEY = jax.random.key(0)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.pixels import (
+from dfq_jax.synthesis.sources.pixels import (
     clip_to_pixels,
     from_natural,
     from_pixels,

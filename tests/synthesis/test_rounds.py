@@ -12,18 +12,18 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from dfq_jax.base.files import owned
+from dfq_jax.base.parallel import data_mesh
 from dfq_jax.errors import DivergedError, UsageError
-from dfq_jax.files import owned
 from dfq_jax.optim.schedules import reduce_on_plateau
-from dfq_jax.parallel import data_mesh
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.noise import noise
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, random_labels
-from dfq_jax.synthesis.rounds import store_of
-from dfq_jax.synthesis.run import measured, spread_of, synthesize_images
-from dfq_jax.synthesis.terms import Term, label_entropy, natural_correlation
+from dfq_jax.synthesis.run.engine import measured, spread_of, synthesize_images
+from dfq_jax.synthesis.run.pending import store_of
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Term, label_entropy, natural_correlation
+from dfq_jax.synthesis.terms.match import batch_norm_match
 
 KEY = jax.random.key(5)
 

@@ -13,11 +13,11 @@ from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import from_natural, gaussian
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage
-from dfq_jax.synthesis.run import batch_size, suited, synthesize_images
-from dfq_jax.synthesis.terms import Term, image_statistics
+from dfq_jax.synthesis.run.engine import batch_size, suited, synthesize_images
+from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
+from dfq_jax.synthesis.terms.base import Term, image_statistics
+from dfq_jax.synthesis.terms.match import batch_norm_match
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(5)

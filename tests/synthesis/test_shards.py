@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import DataError, UsageError
-from dfq_jax.synthesis.shards import (
+from dfq_jax.synthesis.run.shards import (
     MANIFEST,
     ImageShards,
     ShardSet,

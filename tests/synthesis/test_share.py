@@ -17,17 +17,17 @@ import optax
 import pytest
 
 import dfq_jax
+from dfq_jax.base.files import owned
 from dfq_jax.errors import UsageError
-from dfq_jax.files import owned
 from dfq_jax.optim.schedules import rated
 from dfq_jax.recipes.noise import noise
-from dfq_jax.synthesis.match import batch_norm_match
-from dfq_jax.synthesis.pixels import gaussian
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
-from dfq_jax.synthesis.run import synthesize_images
-from dfq_jax.synthesis.shards import MANIFEST, ImageShards, load_shards
-from dfq_jax.synthesis.share import synthesize_shards
-from dfq_jax.synthesis.terms import Term
+from dfq_jax.synthesis.run.engine import synthesize_images
+from dfq_jax.synthesis.run.processes import synthesize_shards
+from dfq_jax.synthesis.run.shards import MANIFEST, ImageShards, load_shards
+from dfq_jax.synthesis.sources.pixels import gaussian
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.match import batch_norm_match
 
 KEY = jax.random.key(5)
 FACTS = {"method": "small", "seed": 5}

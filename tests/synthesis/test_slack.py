@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.slack import slack_margins
-from dfq_jax.synthesis.targets import batch_norm_targets
+from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(3)
 SOURCES = {"bn1": "conv1", "bn2": "depthwise", "bn3": "project", "bn4": "conv2"}

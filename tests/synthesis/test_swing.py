@@ -6,7 +6,7 @@ import pytest
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import Conv2d, MaxPool
-from dfq_jax.synthesis.swing import shifted, swing
+from dfq_jax.synthesis.sources.swing import shifted, swing
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(4)

@@ -6,7 +6,7 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.synthesis.targets import (
+from dfq_jax.synthesis.terms.targets import (
     Unusable,
     batch_norm_targets,
     distrusted_norms,

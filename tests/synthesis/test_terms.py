@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.terms import (
+from dfq_jax.synthesis.terms.base import (
     Term,
     correlation,
     cross_entropy,

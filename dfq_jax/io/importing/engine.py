@@ -7,12 +7,12 @@ import numpy as np
 
 from dfq_jax.errors import DfqError, UnsupportedModelError, UnsupportedOpError
 from dfq_jax.graph.graph import Graph
+from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.limits import affordable
 from dfq_jax.io.importing.tidy import tidy
 from dfq_jax.io.importing.values import Atom, Value, extent, new_dim
-from dfq_jax.io.pickle_policy import show
-from dfq_jax.io.program import Call, Program, Ref
+from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.types import NCHW, NHWC
 
 Lower = Callable[..., Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_jax.io.program import Call, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, Ref
 
 PREFIX = "jax."
 VIEWS = frozenset(("reshape", "broadcast_in_dim", "squeeze", "expand_dims"))

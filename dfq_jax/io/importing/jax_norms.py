@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of, shortest
-from dfq_jax.io.program import Call, Program, Ref
 
 BATCH_NORM = f"{PREFIX}batchnorm"
 STATISTICS = ("var", "running_var")

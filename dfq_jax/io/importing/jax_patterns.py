@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of
 from dfq_jax.io.importing.jax_statistics import present_norm
-from dfq_jax.io.program import Call, Program, Ref
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rule = Callable[[Call, Makers, Shapes], Call | None]

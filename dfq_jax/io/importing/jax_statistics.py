@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from dfq_jax.io.frontends.program import Call, Ref
 from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of
-from dfq_jax.io.program import Call, Ref
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,7 +16,7 @@ from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, Table
 from dfq_jax.io.importing.jax_makers import PREFIX
 from dfq_jax.io.importing.limits import affordable, affordable_shape
-from dfq_jax.io.pickle_policy import show
+from dfq_jax.io.readers.pickle_policy import show
 
 HARMLESS = frozenset(
     (

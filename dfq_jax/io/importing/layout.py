@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_jax.io.program import Call, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.types import NCHW, NHWC
 
 KEEPS = frozenset(

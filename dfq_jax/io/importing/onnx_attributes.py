@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.pickle_policy import show
+from dfq_jax.io.readers.pickle_policy import show
 
 HARMLESS: Mapping[str, tuple[str, ...]] = {
     "BatchNormalization": ("momentum",),  # of training

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_jax.io.graph_json import as_lists, contract_from_json, contract_to_json
-from dfq_jax.io.program import Call, Input, Program, Ref
+from dfq_jax.io.artifacts.graph_json import as_lists, contract_from_json, contract_to_json
+from dfq_jax.io.frontends.program import Call, Input, Program, Ref
 from dfq_jax.types import InputContract
 
 FOLDER = Path(__file__).parent / "stored_graphs"

@@ -14,13 +14,13 @@ from hypothesis import currently_in_test_context, reject
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.io.graph_files import prepared
+from dfq_jax.io.frontends.graph_files import prepared
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
+from dfq_jax.io.frontends.program import Program
+from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, import_program
 from dfq_jax.io.importing.onnx_table import ONNX
-from dfq_jax.io.onnx_graph import read_onnx_program
-from dfq_jax.io.program import Program
-from dfq_jax.io.pt2_graph import read_pt2
 from dfq_jax.types import plain_contract
 
 torch = pytest.importorskip("torch")

@@ -10,9 +10,9 @@ import pytest
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Graph
+from dfq_jax.io.frontends.program import Call, Input, Program, Ref
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import import_program
-from dfq_jax.io.program import Call, Input, Program, Ref
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional

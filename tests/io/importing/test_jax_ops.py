@@ -33,8 +33,8 @@ from dfq_jax.graph.ops import (
     Relu,
     Softmax,
 )
-from dfq_jax.io.contracts import Told
-from dfq_jax.io.jax_networks import load_network
+from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.jax_networks import load_network
 
 NET = Callable[..., Any]
 DIMS = ("NHWC", "HWIO", "NHWC")

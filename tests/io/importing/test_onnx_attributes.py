@@ -5,9 +5,9 @@ import inspect
 import onnx
 import pytest
 
+from dfq_jax.io.frontends.onnx_graph import OLDEST_OPSET
 from dfq_jax.io.importing.onnx_attributes import HARMLESS, REFUSED, handled
 from dfq_jax.io.importing.onnx_table import LOWER
-from dfq_jax.io.onnx_graph import OLDEST_OPSET
 
 NEWEST = onnx.defs.onnx_opset_version()
 

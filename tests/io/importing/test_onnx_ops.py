@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.graph_files import load_graph
-from dfq_jax.io.onnx_out import float_onnx
+from dfq_jax.io.frontends.graph_files import load_graph
+from dfq_jax.io.onnx.export import float_onnx
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.onnx

@@ -112,10 +112,10 @@ CELLS = [("GRU", {"linear_before_reset": 0}), ("GRU", {"linear_before_reset": 1}
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_layers_of_onnx_as_its_runtime_has_them(kit, direction, kind, attributes):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    from dfq_jax.io.graph_files import prepared
+    from dfq_jax.io.frontends.graph_files import prepared
+    from dfq_jax.io.frontends.onnx_graph import read_onnx_program
     from dfq_jax.io.importing.engine import import_program
     from dfq_jax.io.importing.onnx_table import ONNX
-    from dfq_jax.io.onnx_graph import read_onnx_program
 
     rng, ways = np.random.default_rng(0), 2 if direction == "bidirectional" else 1
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)

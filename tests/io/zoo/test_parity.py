@@ -6,7 +6,7 @@ import pytest
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.query import output_shapes
-from dfq_jax.io.bind import bind
+from dfq_jax.io.zoo.bind import bind
 from dfq_jax.io.zoo.catalog import architecture, names
 
 pytestmark = pytest.mark.torch

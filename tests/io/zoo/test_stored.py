@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 from dfq_jax.errors import CheckpointError, UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.io.load import load
-from dfq_jax.io.recognise import closest
-from dfq_jax.io.stored_weights import modern_names
 from dfq_jax.io.zoo.known import names, network
+from dfq_jax.io.zoo.recognise import closest
 from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, packed, read, unpacked
+from dfq_jax.io.zoo.stored_weights import modern_names
 from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD
 
 run = jax.jit(lambda model, x: evaluate(model, x)[0][0])

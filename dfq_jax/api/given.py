@@ -1,0 +1,190 @@
+"""Images that users bring: pictures in folders or archives, arrays, sets that were made here."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dfq_jax.data.accuracy import load as load_example
+from dfq_jax.data.accuracy import pick
+from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
+from dfq_jax.data.source import Source
+from dfq_jax.data.sources import TFDS, open_source
+from dfq_jax.errors import UsageError
+from dfq_jax.examples import Examples
+from dfq_jax.io.artifacts.images import Bare, holds_shards, load_bare, load_images
+from dfq_jax.types import InputContract, listed
+
+MOST_PICTURES = 256
+"""Pictures of a larger collection that are looked at, evenly spaced."""
+NEARLY_BLACK = -0.1
+"""Where black pixels lie below this, images without negative values are not normalised."""
+OUTSIDE = 1.05
+"""How far beyond the value of a white pixel the values of normalised images go."""
+TO_GIVE = (
+    "give a folder or a zip of pictures, an array or an .npz with `images` (n, height, width, "
+    "channels), or what `dfq synthesize` made"
+)
+
+Given = Examples | np.ndarray | Array | str | Path
+"""What `quantize` takes for images."""
+
+
+class Read(NamedTuple):
+    """An array of images as the library has them.
+
+    Attributes:
+      images: NHWC float32, normalised.
+      told: how they were understood.
+    """
+
+    images: np.ndarray
+    told: str
+
+
+def image_set(
+    given: Given, contract: InputContract, on_note: Callable[[str], object] = lambda _: None
+) -> Examples:
+    """Images in a network's normalised input space, whatever they were given as.
+
+    Args:
+      given: `Examples`; an array of images; or a path: a file or folder of `dfq synthesize`, an
+        `.npz` or `.npy` of images, a folder or zip of pictures, `tfds:NAME`.
+      contract: of the network.
+      on_note: told how they were understood.
+
+    Returns:
+      The images. Those that nothing here made say so (`Examples.given`).
+
+    Raises:
+      UsageError: if they fit no input of this network, or nothing there holds images.
+      DataError: for a file or picture that cannot be read.
+      UnsafeInputError: for one that would exhaust the machine.
+    """
+    if isinstance(given, Examples):
+        return given
+    if not isinstance(given, str | Path):
+        return of_array(Bare(np.asarray(given), "the array given"), contract, on_note)
+    path = Path(given)
+    if str(given).startswith(TFDS):
+        return of_pictures(open_source(str(given)), contract, on_note)
+    if path.is_dir() and not holds_shards(path):
+        return of_pictures(open_folder(path, unsorted), contract, on_note)
+    if path.suffix.lower() in (".npz", ".npy") and path.is_file():
+        bare = load_bare(path)
+        return load_images(path) if bare is None else of_array(bare, contract, on_note)
+    if path.is_file() and is_image(path.name):
+        raise UsageError(f"{path} is one picture; {TO_GIVE}.")
+    if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise UsageError(f"{path} holds no images; {TO_GIVE}.")
+        return of_pictures(open_zip(path, unsorted), contract, on_note)
+    return load_images(path)
+
+
+def of_pictures(
+    source: Source, contract: InputContract, on_note: Callable[[str], object]
+) -> Examples:
+    """Pictures of any size, as the network's contract reads them; at most `MOST_PICTURES`.
+
+    Raises:
+      DataError: naming a picture that cannot be read.
+    """
+    chosen = pick(len(source), MOST_PICTURES)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        read = list(pool.map(lambda i: load_example(source, i, contract)[0], chosen))
+    count = f"{len(read)} pictures"
+    if len(read) < len(source):
+        count = f"{len(read)} of {len(source)} pictures, evenly spaced,"
+    shape = f"{contract.height}x{contract.width} {contract.colours}"
+    on_note(f"{count} of {source.name} as {shape}, normalised with {in_words(contract)}")
+    return brought(np.stack(read), contract, source.name)
+
+
+def of_array(bare: Bare, contract: InputContract, on_note: Callable[[str], object]) -> Examples:
+    """An array of images, whose values say whether they are pixels or normalised.
+
+    Raises:
+      UsageError: if its shape or values are those of no images for this network.
+    """
+    images = in_library_order(bare, contract)
+    read = understood(images, bare.name, contract)
+    on_note(f"{bare.name}: {len(images)} images, {read.told} {in_words(contract)}")
+    return brought(read.images, contract, bare.name)
+
+
+def in_words(contract: InputContract) -> str:
+    """How images are normalised."""
+    return f"mean {listed(contract.mean)}, std {listed(contract.std)}"
+
+
+def brought(images: np.ndarray, contract: InputContract, name: str) -> Examples:
+    """The set of these images."""
+    about = {"method": "given", "source": name, "n": len(images)}
+    return Examples((jnp.asarray(images),), (contract,), about, "given")
+
+
+def in_library_order(bare: Bare, contract: InputContract) -> np.ndarray:
+    """The images as NHWC.
+
+    Raises:
+      UsageError: if they are neither that nor NCHW for this network.
+    """
+    found = bare.values
+    height, width, channels = contract.shape
+    if channels == 1 and found.shape[1:] == (height, width):
+        found = found[..., None]
+    if found.ndim == 3:
+        found = found[None]
+    if found.shape[1:] == (channels, height, width) != contract.shape:
+        found = found.transpose(0, 2, 3, 1)
+    if found.shape[1:] != contract.shape or len(found) == 0:
+        raise UsageError(
+            f"{bare.name} has shape {bare.values.shape}; the network reads (n, {height}, {width}, "
+            f"{channels}): n images, height, width, channels. Pictures of any size can be given "
+            "as a folder."
+        )
+    return found
+
+
+def understood(found: np.ndarray, name: str, contract: InputContract) -> Read:
+    """Images as normalised float32, from pixels of 0..255 or of [0, 1], or normalised already.
+
+    Whole numbers are pixels. Of others the range decides: normalised images have values below zero
+    where black lies there, and none far beyond white.
+
+    Raises:
+      UsageError: for values that are no numbers, or beyond any pixel.
+    """
+    if found.dtype.kind not in "uif":
+        raise UsageError(f"{name} holds {found.dtype}, no numbers; {TO_GIVE}.")
+    low, high = float(found.min()), float(found.max())
+    if not np.isfinite([low, high]).all():
+        raise UsageError(f"{name} holds NaN or infinite values; images have none.")
+    black, white = contract.value_range
+    whole = found.dtype.kind != "f"
+    if whole or (low >= 0 and high > OUTSIDE * max(white, 1)):
+        if low < 0 or high > 255:
+            raise UsageError(
+                f"{name} has values from {low:g} to {high:g}; pixels are 0..255, or in [0, 1], or "
+                f"normalised with {in_words(contract)}."
+            )
+        return Read(normalised(found, 255.0, contract), "of pixels 0..255, normalised with")
+    if low >= 0 and high <= 1 and black < NEARLY_BLACK:
+        return Read(normalised(found, 1.0, contract), "of pixels in [0, 1], normalised with")
+    return Read(
+        np.asarray(found, np.float32),
+        f"values {low:.3g} to {high:.3g}, taken as normalised already with",
+    )
+
+
+def normalised(pixels: np.ndarray, largest: float, contract: InputContract) -> np.ndarray:
+    """`(pixel / largest - mean) / std` in float32."""
+    mean, std = (np.asarray(v, np.float32) for v in (contract.mean, contract.std))
+    return (np.asarray(pixels, np.float32) / np.float32(largest) - mean) / std

@@ -1,0 +1,133 @@
+"""The verdict on a quantized network: what it loses, why, and whether learning was worth it."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dfq_jax.api.request import Asked, Follow
+from dfq_jax.api.result import check_contract
+from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError
+from dfq_jax.examples import Examples
+from dfq_jax.graph.graph import Model
+from dfq_jax.quantization.narrowing import output_gap
+from dfq_jax.recipes.dfq import Quantized
+from dfq_jax.recipes.diagnose import blamed, loses_much
+from dfq_jax.recipes.noise import NOISE_CHOSEN
+from dfq_jax.recipes.probes import PROBES, probes_of
+from dfq_jax.report.analyze import Report
+from dfq_jax.report.trust import Estimate, estimate, judges_classes
+
+
+class Judges(NamedTuple):
+    """What the expected loss of a classifier is estimated from.
+
+    Attributes:
+      images: the probes; None where there are none.
+      note: why there are none, if they should be.
+    """
+
+    images: Examples | None
+    note: str = ""
+
+
+def judges_of(model: Model, made: Quantized, asked: Asked, follow: Follow) -> Judges:
+    """The probes of a classifier: those given, or made now."""
+    if not judges_classes(made.reference, asked.task):
+        follow.begins("judging")
+        return Judges(None)
+    try:
+        probes = made_probes(model, asked, follow) if asked.probes is None else asked.probes
+    except (DivergedError, ResourceError, UnsupportedModelError) as error:
+        note = f"the loss on real images was not estimated: no probes could be made ({error})"
+        follow.begins("judging")
+        return Judges(None, note)
+    check_contract(probes, model.contract)
+    follow.begins("judging")
+    follow.on_stage(f"estimating the loss from {len(probes)} probes")
+    return Judges(probes)
+
+
+def expected(
+    made: Quantized, model: Model, judges: Judges, accuracy: float | None
+) -> Estimate | None:
+    """The expected loss of a classifier; None of what is none, or has no probes."""
+    if judges.images is None:
+        return None
+    known = "low" if judges.images.guessed else "usual"
+    return estimate(model, made.quantized, judges.images.images, accuracy, confidence=known)
+
+
+class Plain(NamedTuple):
+    """Why rounding to nearest is kept, in words, and what that is expected to lose."""
+
+    note: str
+    loss: Estimate | None
+
+
+def rather_plain(
+    plain: Quantized,
+    learned: Quantized,
+    held_out: Examples,
+    learned_loss: Estimate | None,
+    loss_of: Callable[[Quantized], Estimate | None],
+) -> Plain | None:
+    """Rounding to nearest, where learning was not worth it.
+
+    It was if the error of the outputs fell, or the expected loss of a classifier.
+
+    Args:
+      plain: rounded to nearest.
+      learned: after learning.
+      held_out: images that neither saw.
+      learned_loss: expected after learning, if that is known.
+      loss_of: what else finds the expected loss; asked only where outputs got worse.
+    """
+    gap = lambda made: output_gap(made.quantized, made.reference, held_out.images)
+    before, after = gap(plain), gap(learned)
+    if after <= before or not math.isfinite(before):
+        return None
+    told = f"{before:.2%} of their outputs' power is error, of those learned {after:.2%}"
+    loss = loss_of(plain)
+    if loss is not None and learned_loss is not None:
+        before, after = 100 * loss.loss, 100 * learned_loss.loss
+        if after <= before:
+            return None
+        told = f"they are expected to lose {before:.1f} points of top-1, those learned {after:.1f}"
+    return Plain(f"kernels stay rounded to nearest: {told}", loss)
+
+
+def judged(report: Report, judges: Judges, found: Estimate | None) -> Report:
+    """The report of a classifier with its expected loss on real images."""
+    if judges.note:
+        report = dataclasses.replace(report, notes=(judges.note,))
+    return dataclasses.replace(report, estimate=found) if report.finite else report
+
+
+def with_costs(
+    report: Report, made: Quantized, images: Examples, asked: Asked, follow: Follow
+) -> Report:
+    """The report with what each layer costs, where the network lost much."""
+    if not (report.finite and loses_much(report)):
+        return report
+    follow.on_stage("finding the layers that cost most")
+    so_far = {layer.name: layer.sqnr for layer in report.layers}
+    costs = blamed(made.reference, made.quantized, images.images, so_far, asked.task)
+    return dataclasses.replace(report, costs=costs)
+
+
+def made_probes(model: Model, asked: Asked, follow: Follow) -> Examples:
+    """The probes of a network, or those of the run that is resumed."""
+    follow.begins("making probes")
+    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
+    folder = None if follow.folder is None else follow.folder / "probes"
+    keep = {"on_progress": follow.on_progress, "state_folder": folder}
+    return probes_of(model, memory=asked.memory, **keep)
+
+
+def qualified(report: Report, images: Examples, note: str = "") -> Report:
+    """A report with what the making of its images says about its numbers, and a note."""
+    notes = (*images.provenance.get("notes", ()), *report.notes, *([note] if note else []))
+    if not images.guessed:
+        return dataclasses.replace(report, notes=notes)
+    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))

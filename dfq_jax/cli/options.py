@@ -1,0 +1,132 @@
+"""What the verbs can be told on the command line; of most of them, in a TOML file too."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dfq_jax.base.machine import MachineOptions
+from dfq_jax.base.reading import ReadOptions
+from dfq_jax.base.words import (
+    LayerPreset,
+    MethodName,
+    Observer,
+    Preset,
+    Reconstruction,
+    Sensitivity,
+    Store,
+    TaskName,
+)
+
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
+Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
+Rules = Annotated[tuple[str, ...], Parameter(name="--rule", negative="", show_default=False)]
+FLAT = Parameter(name="*", negative="")
+"""Of a group of options: its fields are flags."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizeOptions:
+    """The options of `dfq synthesize`, in the order of its help.
+
+    Attributes:
+      output: One .npz file, or a folder (a name without suffix) of many.
+      n: How many images.
+      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      reading: how the model is read.
+      steps: Optimisation steps of a batch.
+      batch: Images optimised together.
+      seed: Seed of everything random.
+      machine: what to use of the machine.
+      preview: Also write a PNG contact sheet.
+      config: TOML file of options; those given here win.
+    """
+
+    output: Output
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 256
+    method: MethodName = "best"
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    steps: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    machine: Machine = dataclasses.field(default_factory=MachineOptions)
+    preview: Path | None = None
+    config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeOptions:
+    """The options of `dfq quantize`, in the order of its help.
+
+    Attributes:
+      output: Folder of the result.
+      scheme: w{bits}a{bits}, bits 2..8; a16; w4 or w4g64 (groups of 64) for weights alone.
+      preset: Rounding to nearest, in closed form, or learned from there where images are small.
+      layers: What stays at 8 bits when the rest has fewer.
+      rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
+      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      n: How many images are made; the preset or the paper of the --method says if you do not.
+      steps: Optimisation steps of a batch of them, likewise.
+      images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
+      reconstruction: How weights are rounded; the preset says if you do not.
+      reconstruction_steps: Steps of a block.
+      reading: how the model is read.
+      seed: Seed of everything random.
+      budget: Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs.
+      sensitivity: What a --budget listens to.
+      observer: How ranges of activations are found.
+      accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
+      memory: Most that a step may take, e.g. 4GiB: larger ones are split.
+      task: What the network is for, where its outputs do not tell.
+      store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
+      force: Write beside files of others.
+      config: TOML file of options; those given here win.
+    """
+
+    output: Output
+    scheme: str = "w8a8"
+    preset: Preset = "fast"
+    layers: LayerPreset = "qdrop_8bit_ends"
+    rule: Rules = ()
+    method: MethodName | None = None
+    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
+    steps: int | None = None
+    images: Path | None = None
+    reconstruction: Reconstruction | None = None
+    reconstruction_steps: int | None = None
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    seed: int = 0
+    budget: str | None = None
+    sensitivity: Sensitivity = "kl"
+    observer: Observer | None = None
+    accuracy: float | None = None
+    memory: str | None = None
+    task: TaskName | None = None
+    store: Store = "packed"
+    force: bool = False
+    config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """The options of `dfq doctor`, in the order of its help.
+
+    Attributes:
+      scheme: Of a MODEL: as for quantize.
+      layers: Of a MODEL: what stays at 8 bits when the rest has fewer.
+      rule: Of a MODEL: bits of layers by name, as for quantize; may be repeated.
+      reading: how a MODEL is read.
+      seed: Of a MODEL: seed of everything random.
+      top: How many layers are shown.
+      chart: Also write a PNG of what each layer costs.
+    """
+
+    scheme: str = "w8a8"
+    layers: LayerPreset = "qdrop_8bit_ends"
+    rule: Rules = ()
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    seed: int = 0
+    top: int = 10
+    chart: Path | None = None

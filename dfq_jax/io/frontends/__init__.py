@@ -1,0 +1,1 @@
+"""Networks that bring their graph, as programs in their source's operators."""

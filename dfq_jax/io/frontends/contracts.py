@@ -1,0 +1,253 @@
+"""What a network with its graph is fed, as its file says, its user, or its operators."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dfq_jax.errors import DataError, DfqError, UnsupportedModelError, UsageError
+from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.ops import Op, Reshape
+from dfq_jax.io.artifacts.graph_json import contract_from_json
+from dfq_jax.io.frontends.program import Program
+from dfq_jax.io.importing.engine import Imported, Table, import_program, space_of
+from dfq_jax.io.importing.layout import layout_of
+from dfq_jax.io.readers.pickle_policy import show
+from dfq_jax.io.zoo.catalog import with_size
+from dfq_jax.types import NHWC, InputContract, listed, plain_contract
+
+CONTRACT, SCHEME = "dfq.contract", "dfq.scheme"
+"""Under which keys our own files say what they read, and that their weights are integers."""
+INTEGERS = frozenset(
+    f"onnx.{kind}"
+    for kind in (
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+    )
+)
+OTHERS = ((64, 96), (33, 47))
+"""Pixels added to find out whether a network takes images of any size; the first keep it even."""
+
+Size = tuple[int, int]
+Arrays = Mapping[str, Mapping[str, np.ndarray]]
+
+
+class Told(NamedTuple):
+    """What the user says of a network's images.
+
+    Attributes:
+      size: (height, width), None for what the file says.
+      layout: `NCHW` or `NHWC`, None to find it.
+      normalised: whether mean and deviation are given, so that the file's do not matter.
+    """
+
+    size: Size | None = None
+    layout: str | None = None
+    normalised: bool = False
+
+
+def imported(
+    program: Program, table: Table, where: str, told: Told
+) -> tuple[Imported, InputContract, tuple[str, ...]]:
+    """The graph of a program and what it is fed, with notes; the user's word counts most.
+
+    Raises:
+      UnsupportedModelError: if it cannot be imported.
+      DataError: if the contract that its file carries is unusable, and nothing replaces it.
+      UsageError: for a layout that its input cannot have.
+    """
+    try:
+        stated, notes = contract_in(program.facts, where), ()
+    except DataError:
+        if not told.normalised:
+            raise
+        stated, notes = None, (f"{where} carries an unusable {CONTRACT}, which is not read",)
+    layout, more = settled_layout(program, stated, told.layout)
+    size = told.size or missing_size(program, stated, layout)
+    found = import_program(program, table, size=size, layout=layout)
+    if stated is not None and stated.channels != found.shape[2]:
+        ignored = f"{where} carries a {CONTRACT} for {stated.channels} channels, which is not read"
+        stated, notes = None, (*notes, ignored)
+    contract, said = of_shape(stated, found.shape, where)
+    graph = of_any_size(program, table, layout, found) if is_free(program, layout) else None
+    names, fixed = names_of(program, layout, found.shape, free=graph is not None)
+    contract = dataclasses.replace(contract, layout=layout, names=names)
+    found = found._replace(graph=graph or found.graph)
+    return found, contract, (*notes, *more, *said, *fixed)
+
+
+def contract_in(facts: Mapping[str, str], where: str) -> InputContract | None:
+    """The input contract a file carries, None if it carries none.
+
+    Raises:
+      DataError: if it is damaged, or no images fit it.
+    """
+    if CONTRACT not in facts:
+        return None
+    try:
+        data = json.loads(facts[CONTRACT])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} has a damaged `{CONTRACT}`: {show(error)}") from error
+    try:
+        return contract_from_json(data)
+    except DataError as error:
+        raise DataError(
+            f"{where} carries an unusable `{CONTRACT}`: {error} State `mean=` and `std=` instead."
+        ) from error
+
+
+def settled_layout(
+    program: Program, stated: InputContract | None, asked: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """The layout of a network's images, and a note where it was found or is contradicted.
+
+    Raises:
+      UsageError: for channels last of what is no image.
+    """
+    shape = program.inputs[0].shape if program.inputs else ()
+    if asked == NHWC and len(shape) != 4:
+        raise UsageError(f'`layout="nhwc"` is for images; the input has shape {tuple(shape)}.')
+    if len(program.inputs) != 1:
+        return asked or "NCHW", ()  # refused when it is imported
+    found = stated.layout if stated is not None else layout_of(program)
+    if asked is not None:
+        says = "its file says" if stated is not None else "its operators say"
+        return asked, () if asked == found else (f"read as {asked}; {says} {found}",)
+    if found == NHWC and stated is None:
+        return found, (
+            f"its images have their channels last ({NHWC}), input {shape}; exported files read "
+            'them so too; say `layout="nchw"` if that is wrong',
+        )
+    return found, ()
+
+
+def missing_size(program: Program, stated: InputContract | None, layout: str) -> Size | None:
+    """(height, width) that the file's contract says where its graph leaves them free."""
+    shape = program.inputs[0].shape if program.inputs else ()
+    if stated is None or len(shape) != 4 or None not in shape[space_of(layout)]:
+        return None
+    height, width = shape[space_of(layout)]
+    return height or stated.height, width or stated.width
+
+
+def of_shape(
+    stated: InputContract | None, shape: tuple[int, int, int], where: str
+) -> tuple[InputContract, tuple[str, ...]]:
+    """The contract of a network of this shape, as its file says or else assumed, and a note."""
+    if stated is None:
+        return plain_contract(shape), ()
+    if stated.shape != shape:
+        stated = with_size(stated, shape[:2])
+    if stated.assumed:
+        return stated, ()
+    told = f"mean {listed(stated.mean)}, std {listed(stated.std)}"
+    return stated, (f"{where} says how images are normalised: {told}",)
+
+
+def is_free(program: Program, layout: str) -> bool:
+    """Whether height or width of the input is free."""
+    shape = program.inputs[0].shape
+    return len(shape) == 4 and None in shape[space_of(layout)]
+
+
+def names_of(
+    program: Program, layout: str, shape: tuple[int, int, int], *, free: bool
+) -> tuple[tuple[str, str, str], tuple[str, ...]]:
+    """Names of batch, height and width in exported files, and a note where a size has to be fixed.
+
+    Args:
+      program: as its source has it.
+      layout: of its images.
+      shape: (height, width, channels) of one.
+      free: whether sizes that are free in the source can be free in the file.
+    """
+    image = program.inputs[0]
+    names = image.names or ("",) * len(image.shape)
+    batch = names[0] or "N"
+    if not is_free(program, layout):
+        return (batch, "", ""), ()
+    if not free:
+        note = f"exported files read {shape[0]}x{shape[1]} only: at other sizes the network's "
+        return (batch, "", ""), (f"{note}operators are others",)
+    sizes = zip(image.shape[space_of(layout)], names[space_of(layout)], strict=True)
+    height, width = (
+        (name or usual) if size is None else ""
+        for (size, name), usual in zip(sizes, ("height", "width"), strict=True)
+    )
+    return (batch, height, width), ()
+
+
+def of_any_size(program: Program, table: Table, layout: str, found: Imported) -> Graph | None:
+    """The graph that serves images of other sizes as well, None if there is none.
+
+    The network is imported for other sizes, and has to come out the same. Only a reshape may keep
+    one axis open.
+    """
+    fixed, graph = program.inputs[0].shape[space_of(layout)], found.graph
+    for index, more in enumerate(OTHERS):
+        height, width = (
+            size if size is not None else have + extra
+            for size, have, extra in zip(fixed, found.shape, more, strict=False)
+        )
+        try:
+            other = import_program(program, table, size=(height, width), layout=layout)
+        except DfqError:
+            if index == 0:
+                return None
+            continue  # networks that halve and join images refuse odd sizes themselves
+        loose = loosened(graph, other.graph)
+        if loose is None or not same(other.params, found.params):
+            return None
+        graph = loose
+    return graph
+
+
+def loosened(a: Graph, b: Graph) -> Graph | None:
+    """The graph with an open axis in reshapes that differ in one; None if more is different."""
+    if (a.inputs, a.outputs, len(a.nodes)) != (b.inputs, b.outputs, len(b.nodes)):
+        return None
+    nodes = []
+    for mine, other in zip(a.nodes, b.nodes, strict=True):
+        op = opened(mine.op, other.op)
+        if op is None or (mine.name, mine.inputs) != (other.name, other.inputs):
+            return None
+        nodes.append(dataclasses.replace(mine, op=op))
+    return dataclasses.replace(a, nodes=tuple(nodes))
+
+
+def opened(a: Op, b: Op) -> Op | None:
+    """The operator both are, a reshape with an open axis among them; None if there is none."""
+    if a == b:
+        return a
+    if not (isinstance(a, Reshape) and isinstance(b, Reshape) and len(a.shape) == len(b.shape)):
+        return None
+    kept = tuple(n if n == m else -1 for n, m in zip(a.shape, b.shape, strict=True))
+    return Reshape(kept) if kept.count(-1) == 1 else None
+
+
+def same(a: Arrays, b: Arrays) -> bool:
+    """Whether two sets of parameters are equal."""
+    mine, other = ({(n, s): x[n][s] for n in x for s in x[n]} for x in (a, b))
+    return mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)
+
+
+def refuse_integers(program: Program, where: str) -> None:
+    """Refuses a network whose weights are integers already.
+
+    Raises:
+      UnsupportedModelError: saying what it is, and what to give instead.
+    """
+    count = sum(call.target in INTEGERS for call in program.calls)
+    if SCHEME in program.facts:
+        raise UnsupportedModelError(
+            f"{where} is an integer network already ({show(program.facts[SCHEME])}, made by "
+            "dfq_jax): its weights are rounded, its batch norms gone. Give the network it came "
+            "from, or the float.onnx beside it; `dfq evaluate` takes the file as it is."
+        )
+    if count:
+        raise UnsupportedModelError(
+            f"{where} is quantized already: {count} of its {len(program.calls)} nodes work with "
+            "integers. Give the float network it came from."
+        )

@@ -1,0 +1,182 @@
+"""The values of the file: which one holds a tensor, its codes, and what each reader reads.
+
+All of it is settled before anything is written, so that `io/verification` finds it in a file again.
+"""
+
+import dataclasses
+import functools
+
+from dfq_jax.errors import ExportError
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Constant, Transpose
+from dfq_jax.graph.query import consumers, output_shapes
+from dfq_jax.io.onnx.builder import first_free, printable
+from dfq_jax.io.onnx.layout import Layout, Layouts, Shape, filed, find_layouts, still
+from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.numerics.levels import affine_of
+from dfq_jax.quantization.plan import Site
+from dfq_jax.quantization.simulate import QuantizedModel
+
+INPUT, OUTPUT = "images", "logits"
+ROWS = 2
+"""Batch size with which shapes are found: tensors of one row do not depend on the images."""
+
+Key = tuple[str, float, int, Grid]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """One tensor quantized in one way: what a QuantizeLinear/DequantizeLinear pair stands for.
+
+    Attributes:
+      tensor: its name in the graph.
+      sites: its readers that see it quantized.
+      affine: scale and zero point, scalars.
+      grid: the codes that exist.
+    """
+
+    tensor: str
+    sites: tuple[Site, ...]
+    affine: Affine
+    grid: Grid
+
+    @functools.cached_property
+    def key(self) -> Key:
+        """What a pair may be shared by: tensor, scale, zero point and grid."""
+        return self.tensor, float(self.affine.scale), int(self.affine.zero_point), self.grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The values a QuantizeLinear/DequantizeLinear pair defines."""
+
+    codes: str
+    dequantized: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """What is settled before the file is written.
+
+    Attributes:
+      shapes: {tensor: its shape as stored, with `ROWS` rows if it depends on the images}.
+      layouts: the order of axes of every tensor in the file.
+      outputs: {graph output: its value}.
+      held: {tensor: the value that holds it}; it may be another tensor's.
+      pairs: {edge: the values of its pair}; edges of tensors in one value may share one.
+      read: {argument of a node: the value it reads}.
+    """
+
+    shapes: dict[str, Shape]
+    layouts: Layouts
+    outputs: dict[str, str]
+    held: dict[str, str]
+    pairs: dict[Key, Pair]
+    read: dict[Site, str]
+
+    @property
+    def names(self) -> set[str]:
+        """Every value named so far."""
+        pairs = [name for p in self.pairs.values() for name in (p.codes, p.dequantized)]
+        return {*self.outputs.values(), *self.held.values(), *pairs}
+
+
+def quantized_edges(quantized: QuantizedModel) -> tuple[Edge, ...]:
+    """Every quantized tensor once for each grid it is read with, in execution order.
+
+    Raises:
+      ExportError: if a grid is not one unsigned grid for the whole tensor.
+    """
+    table, qparams = quantized.plan.table, quantized.qparams
+    found: dict[Key, Edge] = {}
+    for node in quantized.model.graph.nodes:
+        for index, tensor in enumerate(node.inputs):
+            site = Site(node.name, f"input{index}")
+            if site not in table:
+                continue
+            affine, grid = affine_of(qparams[site]), table[site].grid
+            if grid.symmetric or affine.scale.size != 1:
+                raise ExportError(
+                    f"{site.slot} of {site.node!r} has {affine.scale.size} scales on {grid}; ONNX "
+                    f"export writes activations with one unsigned grid per tensor."
+                )
+            edge = Edge(tensor, (site,), affine, grid)
+            before = found[edge.key].sites if edge.key in found else ()
+            found[edge.key] = dataclasses.replace(edge, sites=(*before, site))
+    return tuple(found.values())
+
+
+def draft(model: Model, edges: tuple[Edge, ...]) -> Draft:
+    """Settles shapes, layouts and names of the file that holds `model` with these edges.
+
+    Raises:
+      ExportError: unless there is one input, and every output is the result of a node.
+    """
+    graph, shapes = model.graph, output_shapes(model, batch=ROWS)
+    layouts, names, readers = find_layouts(graph, shapes), value_names(graph), consumers(graph)
+    taken, shared = set(names.values()), {}
+    outputs = {name: names[name] for name in graph.outputs}
+    drafted = Draft(shapes, layouts, outputs, {}, {}, {})
+    nodes = {node.name: node for node in graph.nodes}
+    wanted = lambda name: filed(len(shapes[name]), model.contract.layout)
+    for tensor, stem in names.items():
+        node = nodes.get(tensor)
+        if node is None and layouts.held[tensor] != wanted(tensor):
+            value = free(f"{stem}.first", taken)
+        elif node is not None and is_still(node, layouts):
+            value = drafted.read[Site(tensor, "input0")]
+        elif node is not None and tensor in outputs and needs_copy(node, drafted, wanted(tensor)):
+            value = free(f"{stem}.held", taken)
+        else:
+            value = stem
+        drafted.held[tensor] = value
+        for edge in (e for e in edges if e.tensor == tensor):
+            pair = shared.get((value, *edge.key[1:]))
+            if pair is None:
+                pair = Pair(free(f"{stem}.codes", taken), free(f"{stem}.dequantized", taken))
+                shared[value, *edge.key[1:]] = shared[pair.dequantized, *edge.key[1:]] = pair
+            drafted.pairs[edge.key] = pair
+            drafted.read.update(dict.fromkeys(edge.sites, pair.dequantized))
+        for reader, index in readers[tensor]:
+            drafted.read.setdefault(Site(reader.name, f"input{index}"), value)
+    return drafted
+
+
+def value_names(graph: Graph) -> dict[str, str]:
+    """{tensor: a name for its value}: `images`, `logits`, and the graph's own names between.
+
+    Characters that could disturb a terminal are escaped; names that meet are numbered.
+
+    Raises:
+      ExportError: unless there is one input, and every output is the result of a node.
+    """
+    if len(graph.inputs) != 1:
+        raise ExportError(f"ONNX export writes networks with one input, got {graph.inputs}.")
+    if unchanged := set(graph.outputs) & set(graph.inputs):
+        raise ExportError(f"network returns its own input {unchanged}; ONNX export cannot.")
+    names, taken = {graph.inputs[0]: INPUT}, {INPUT, OUTPUT}
+    for node in graph.nodes:
+        if node.name == graph.outputs[0]:
+            names[node.name] = OUTPUT
+        else:
+            names[node.name] = free(printable(node.name), taken)
+    return names
+
+
+def free(wanted: str, taken: set[str]) -> str:
+    """`wanted` or a variation of it that nothing else is called; taken from now on."""
+    name = first_free(wanted, taken)
+    taken.add(name)
+    return name
+
+
+def is_still(node: Node, layouts: Layouts) -> bool:
+    """Whether the node only names another order of axes in which its input lies already."""
+    if not isinstance(node.op, Transpose):
+        return False
+    return still(node.op.order, layouts.read[node.name]) is not None
+
+
+def needs_copy(node: Node, drafted: Draft, wanted: Layout) -> bool:
+    """Whether an output of the network is computed under another name first."""
+    return isinstance(node.op, Constant) or drafted.layouts.held[node.name] != wanted

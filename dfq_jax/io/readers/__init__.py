@@ -1,0 +1,1 @@
+"""Files of weights from strangers, read as data only."""

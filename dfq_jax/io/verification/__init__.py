@@ -1,0 +1,1 @@
+"""Whether a file is what was exported, and computes what was simulated."""

@@ -1,0 +1,242 @@
+"""Chooses scales and zero points: kernels from themselves, activations from images or moments."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.evaluate import Tensor, evaluate
+from dfq_jax.graph.graph import Edge, Model
+from dfq_jax.graph.ops import Constant
+from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.affine import (
+    Affine,
+    Grid,
+    Steps,
+    covers,
+    from_range,
+    guard_bias_overflow,
+    spread,
+    steps_of,
+)
+from dfq_jax.numerics.basis import LearnedLevels
+from dfq_jax.numerics.basis import fit as fit_basis
+from dfq_jax.numerics.histogram import Histogram, empty, extend
+from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
+from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, unseen, weight_affine
+from dfq_jax.numerics.signs import Signs, best_alpha
+from dfq_jax.quantization.plan import Plan, Site, Spec
+from dfq_jax.quantization.simulate import QParams, QuantizedModel
+
+Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+def calibrate(
+    model: Model,
+    plan: Plan,
+    images: Float[Array, "n h w c"] | None,
+    *,
+    expected: Ranges | None = None,
+    settled: Ranges | None = None,
+    widen: bool = True,
+    batch: int = 16,
+) -> QuantizedModel:
+    """Fits every grid of a plan.
+
+    Two passes over the images: extremes first, then histograms between them, so memory holds one
+    batch of one network whatever the number of images.
+
+    Args:
+      model: folded float network.
+      plan: what to quantize.
+      images: normalised calibration images; None to rely on `expected` alone.
+      expected: ranges known without images, used where there are no images, and where the
+        observer is `Statistics`.
+      settled: ranges that are taken as they are.
+      widen: let grids of 8 bits cover what is expected in addition to what the images show: a
+        wide 8-bit range costs little, a clipped one much.
+      batch: images per forward pass.
+
+    Returns:
+      The network with its scales and zero points; kernels are not rounded yet.
+
+    Raises:
+      PlanError: if a tensor has neither images nor an expected range, and is no constant.
+    """
+    histograms = None if images is None else histograms_of(model, plan, images, batch)
+    edges = fit_edges(model, plan, histograms, expected or {}, settled=settled, widen=widen)
+    return QuantizedModel(model, plan, {**fit_kernels(model, plan, edges), **edges})
+
+
+def histograms_of(
+    model: Model, plan: Plan, images: Float[Array, "n h w c"], batch: int
+) -> Mapping[str, Histogram]:
+    """{tensor: histogram of its values over all images}."""
+    if images.shape[0] == 0:
+        raise PlanError("calibrate() needs at least one image.")
+    batch = min(batch, images.shape[0])
+    ranges = unseen_ranges(plan)
+    for index, x in enumerate(batches(images, batch)):
+        ranges = observe_ranges(model, plan, x, ranges, jnp.float32(index + 1))
+    histograms: Mapping[str, Histogram] = {t: empty(*found) for t, found in ranges.items()}
+    for x in batches(images, batch):
+        histograms = observe_histograms(model, plan, x, ranges, histograms)
+    return histograms
+
+
+def batches(images: Float[Array, "n h w c"], size: int):
+    """Consecutive batches of one static size; the last one overlaps its predecessor if need be."""
+    count = images.shape[0]
+    for start in range(0, count, size):
+        first = min(start, count - size)
+        yield images[first : first + size]
+
+
+def unseen_ranges(plan: Plan) -> Ranges:
+    """{tensor: the range of no batch}, for `observe_ranges` to begin from."""
+    return {tensor: unseen(plan.table[sites[0]].observer) for tensor, sites in plan.groups}
+
+
+def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
+    """{tensor: its float values}, one entry per group of sites."""
+    wanted = {Edge(sites[0].node, sites[0].argument or 0): tensor for tensor, sites in plan.groups}
+    _, found = evaluate(model, x, taps=wanted)
+    return {wanted[edge]: value for edge, value in found.items()}
+
+
+@partial(jax.jit, static_argnames="plan")
+def observe_ranges(
+    model: Model, plan: Plan, x: Tensor, before: Ranges, seen: Float[Array, ""]
+) -> Ranges:
+    """{tensor: range} over `x`, the batch number `seen`, and everything observed before."""
+    observers = {tensor: plan.table[sites[0]].observer for tensor, sites in plan.groups}
+    extremes = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
+    return {t: merged(before[t], new, seen, observers[t]) for t, new in extremes.items()}
+
+
+@partial(jax.jit, static_argnames="plan")
+def observe_histograms(
+    model: Model, plan: Plan, x: Tensor, ranges: Ranges, before: Mapping[str, Histogram]
+) -> Mapping[str, Histogram]:
+    """{tensor: histogram} over `x` and everything observed before."""
+    return {t: extend(before[t], v, *ranges[t]) for t, v in capture(model, plan, x).items()}
+
+
+def fit_edges(
+    model: Model,
+    plan: Plan,
+    histograms: Mapping[str, Histogram] | None,
+    expected: Ranges,
+    *,
+    settled: Ranges | None = None,
+    widen: bool = True,
+) -> dict[Site, Affine]:
+    """Scales of every edge; sites of one group share theirs.
+
+    The range of an image needs no estimate: its pixels are 0..255 and the contract says the rest.
+    Nor does that of a constant: its values are there.
+    """
+    table, fitted = plan.table, {}
+    constants = {n.name for n in model.graph.nodes if isinstance(n.op, Constant)}
+    for tensor, sites in plan.groups:
+        spec = table[sites[0]]
+        if tensor in model.graph.inputs:
+            lo, hi = model.contract.value_range
+            affine = from_range(jnp.asarray(lo), jnp.asarray(hi), spec.grid)
+        elif tensor in constants:
+            values = model.params[tensor]["value"]
+            affine = from_range(jnp.min(values), jnp.max(values), spec.grid)
+        elif settled is not None and tensor in settled:
+            affine = from_range(*settled[tensor], spec.grid)
+        elif tensor in expected and isinstance(spec.observer, Statistics):
+            affine = from_range(*expected[tensor], spec.grid)
+        elif histograms is None:
+            if tensor not in expected:
+                raise PlanError(
+                    f"no batch-norm statistics predict the range of {tensor!r}; "
+                    "calibrate it with images."
+                )
+            affine = from_range(*expected[tensor], spec.grid)
+        else:
+            affine = fit_activation(histograms[tensor], spec)
+            if widen and tensor in expected and spec.levels.bits == 8:
+                affine = widened(affine, expected[tensor], spec)
+        fitted |= dict.fromkeys(sites, affine)
+    return fitted
+
+
+def widened(affine: Affine, expected: tuple[Tensor, Tensor], spec: Spec) -> Affine:
+    """The grid extended to cover an expected range as well."""
+    lo, hi = covers(affine, spec.grid)
+    return from_range(jnp.minimum(lo, expected[0]), jnp.maximum(hi, expected[1]), spec.grid)
+
+
+@partial(jax.jit, static_argnames="spec")
+def fit_activation(histogram: Histogram, spec: Spec) -> Affine:
+    """Scale and zero point of one activation tensor."""
+    return activation_affine(histogram, spec.grid, spec.observer)
+
+
+@partial(jax.jit, static_argnames="spec")
+def fit_kernel(kernel: Tensor, spec: Spec) -> Parameters:
+    """The parameters of one kernel's levels: of a grid as its observer says, else the best ones."""
+    match spec.levels:
+        case Grid():
+            return weight_affine(kernel, spec.levels, spec.observer)
+        case Signs():
+            return best_alpha(kernel, spec.levels)
+        case LearnedLevels(bits, kind):
+            return fit_basis(spec.levels.rows(kernel), bits, kind).basis
+
+
+def fit_kernels(model: Model, plan: Plan, edges: QParams) -> dict[Site, Parameters]:
+    """Scales of every kernel, raised where a bias would overflow int32."""
+    fitted = {}
+    for node in weighted_nodes(model.graph):
+        site, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        spec = plan.spec(site)
+        if spec is None:
+            continue
+        slots = model.params[node.name]
+        parameters = fit_kernel(slots["kernel"], spec)
+        if "bias" in slots and plan.multiplies(node):
+            parameters = guarded(parameters, scales_of(edges[data]), slots["bias"])
+        fitted[site] = parameters
+    return fitted
+
+
+def steps_by_site(model: Model, plan: Plan, qparams: QParams) -> dict[Site, Steps]:
+    """The grids of all sites, those of groups spread over the inputs of their kernels.
+
+    Raises:
+      PlanError: if a site has other levels than a grid.
+    """
+    found = {}
+    for site, spec in plan.entries:
+        shape = () if site.argument is not None else model.params[site.node][site.slot].shape
+        found[site] = steps_of(spread(affine_of(qparams[site]), shape, spec.grid), spec.grid)
+    return found
+
+
+@jax.jit
+def guarded(kernel: Parameters, scale: Tensor, bias: Tensor) -> Parameters:
+    """Kernel scales raised where a bias would overflow; the largest bias decides a single scale."""
+    scales = scales_of(kernel)
+    if scales.size == 1:
+        bias = jnp.max(jnp.abs(bias), keepdims=True)
+    return with_scales(kernel, guard_bias_overflow(scales, scale, bias))
+
+
+def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
+    """The same network with kernel scales raised where a new bias would overflow int32."""
+    qparams = dict(quantized.qparams)
+    for node in weighted_nodes(quantized.model.graph):
+        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        slots = quantized.model.params[node.name]
+        if "bias" in slots and quantized.plan.multiplies(node):
+            scale = scales_of(qparams[data])
+            qparams[kernel] = guarded(qparams[kernel], scale, slots["bias"])
+    return QuantizedModel(quantized.model, quantized.plan, qparams)

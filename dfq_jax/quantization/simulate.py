@@ -1,0 +1,135 @@
+"""The quantized network and its float simulation, a hook of the one evaluator."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+from jaxtyping import Array, Float
+
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.numerics.affine import Affine, bias_scale, dequantize, quantize_bias
+from dfq_jax.numerics.levels import (
+    Parameters,
+    QuantizedArray,
+    affine_of,
+    on_levels,
+    quantized,
+    scales_of,
+    with_scales,
+)
+from dfq_jax.quantization.plan import Plan, Site
+
+QParams = Mapping[Site, Parameters]
+"""{site: scale and zero point, or what else its levels have}: the traced half of a plan."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["model", "qparams"], meta_fields=["plan"])
+@dataclasses.dataclass(frozen=True)
+class QuantizedModel:
+    """A folded network with everything needed to run it on its levels.
+
+    Attributes:
+      model: float parameters; kernels need not be on their levels (nearest rounding puts them
+        there, and leaves kernels that learned rounding already placed).
+      plan: what is quantized, static.
+      qparams: scales and zero points, or what else the levels of a site have.
+    """
+
+    model: Model
+    plan: Plan
+    qparams: QParams
+
+    @property
+    def scales(self) -> dict[Site, Float[Array, "..."]]:
+        """What may be trained of the levels, apart from zero points: `jax.grad` takes it."""
+        return {site: scales_of(parameters) for site, parameters in self.qparams.items()}
+
+    def with_scales(self, scales: Mapping[Site, Float[Array, "..."]]) -> "QuantizedModel":
+        """The network with other scales at some sites."""
+        changed = {site: with_scales(self.qparams[site], scale) for site, scale in scales.items()}
+        return dataclasses.replace(self, qparams={**self.qparams, **changed})
+
+    @property
+    def affines(self) -> Mapping[Site, Affine]:
+        """The scales and zero points of a network that has uniform grids only.
+
+        Raises:
+          PlanError: if a site has other levels.
+        """
+        return {site: affine_of(parameters) for site, parameters in self.qparams.items()}
+
+    def kernel(self, layer: str) -> QuantizedArray:
+        """The kernel of a layer as codes with their levels.
+
+        Raises:
+          PlanError: if it stays in float.
+        """
+        site = Site(layer, "kernel")
+        spec = self.plan.spec(site)
+        if spec is None:
+            raise PlanError(f"the kernel of {layer!r} is not quantized; it is in `model.params`.")
+        return quantized(self.model.params[layer]["kernel"], spec.levels, self.qparams[site])
+
+
+def simulation_hook(plan: Plan, qparams: QParams) -> Hook:
+    """Fake-quantizes kernels, biases and edges as `plan` says. Build it inside the jitted function.
+
+    Biases of layers that sum integers sit on the int32 grid of scale `x_scale * w_scale`, as in the
+    deployed file; those of others stay in float.
+    """
+    edges = argument_hook(plan, qparams)
+    table = plan.table
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        _, args = edges(node, slots, args)
+        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        if kernel in table:
+            snapped = on_levels(slots["kernel"], table[kernel].levels, qparams[kernel])
+            slots = {**slots, "kernel": snapped}
+            if "bias" in slots and plan.multiplies(node):
+                bias = snap_bias(slots["bias"], qparams[data], qparams[kernel])
+                slots = {**slots, "bias": bias}
+        return slots, args
+
+    return hook
+
+
+def argument_hook(plan: Plan, qparams: QParams) -> Hook:
+    """Fake-quantizes edges only."""
+    table = plan.table
+
+    def snap(site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if site not in table:
+            return x
+        return on_levels(x, table[site].levels, qparams[site])
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        return slots, tuple(snap(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
+
+    return hook
+
+
+def snap_bias(
+    bias: Float[Array, " chan"], data: Parameters, kernel: Parameters
+) -> Float[Array, " chan"]:
+    """A bias rounded to its int32 grid."""
+    scales = scales_of(data), scales_of(kernel)
+    scale, codes = bias_scale(*scales), quantize_bias(bias, *scales)
+    return dequantize(codes, Affine(scale, codes[:1] * 0))
+
+
+def simulate(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
+    """First output of the quantized network, computed in float with fake quantization.
+
+    Args:
+      quantized: the network.
+      images: normalised, NHWC.
+
+    Returns:
+      Logits, Float[n classes] for a classifier.
+    """
+    hook = simulation_hook(quantized.plan, quantized.qparams)
+    return evaluate(quantized.model, images, hook=hook)[0][0]

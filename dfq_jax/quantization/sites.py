@@ -1,0 +1,194 @@
+"""Where quantizers may sit, which edges share one grid, and what computes in float anyway.
+
+The rules are those of `dfq_jax.quantization.plan`.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from dfq_jax.graph.graph import Graph, Node
+from dfq_jax.graph.ops import (
+    WEIGHTED,
+    Activation,
+    Add,
+    BatchNorm,
+    Clip,
+    Compare,
+    Concat,
+    Curve,
+    Elu,
+    GroupNorm,
+    LayerNorm,
+    LocalNorm,
+    LogSoftmax,
+    MatMul,
+    Mul,
+    Op,
+    Pad,
+    Power,
+    Recurrent,
+    Relu,
+    Select,
+    Softmax,
+    Sub,
+)
+from dfq_jax.graph.query import consumers, keeps_values
+
+ABSORBED = (Relu, Clip, BatchNorm)
+"""Operators that the one before them absorbs: nothing is stored between the two."""
+
+ON_THE_WAY = (Concat, Pad, Relu, Clip)
+"""Beside operators that only move values: those that join, fill up or limit what they are given."""
+
+PRODUCTS = (*WEIGHTED, MatMul)
+"""Operators that multiply and accumulate: what coverage counts."""
+
+FLOAT_CURVES: frozenset[Curve] = frozenset(
+    {"gelu", "gelu_tanh", "mish", "softplus", "elu", "exp", "sqrt", "abs", "erf", "log", "round"}
+)
+"""Activations that runtimes have no good integer form of."""
+
+NO_FORM = "no 8-bit form"
+RECURRENT = "recurrent"
+LONE_NORM = "not behind a convolution"
+STREAM = "residual stream"
+
+
+class Site(NamedTuple):
+    """Where a quantizer sits: `slot` is `kernel` or `input{i}`."""
+
+    node: str
+    slot: str
+
+    @property
+    def argument(self) -> int | None:
+        """Argument index of an edge, None for a parameter slot."""
+        return int(self.slot[5:]) if self.slot.startswith("input") else None
+
+
+def float_reason(op: Op) -> str | None:
+    """Why an operator computes in float wherever it stands; None if it need not."""
+    match op:
+        case Recurrent():
+            return RECURRENT
+        case LayerNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax() | Elu() | Power():
+            return NO_FORM
+        case Compare() | Select():
+            return NO_FORM
+        case Activation(curve) if curve in FLOAT_CURVES:
+            return NO_FORM
+        case BatchNorm():
+            return LONE_NORM
+        case _:
+            return None
+
+
+def float_operators(graph: Graph) -> dict[str, str]:
+    """{node: reason} of the operators that compute in float under every plan, in order."""
+    stream = residual_stream(graph)
+    reasons = {n.name: STREAM if n.name in stream else float_reason(n.op) for n in graph.nodes}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def residual_stream(graph: Graph) -> frozenset[str]:
+    """Sums (and differences, products) that a layer norm reads: they stay in float.
+
+    The stream of a transformer grows from block to block, a few of its channels far more than the
+    others; on one 8-bit grid the others would vanish, and the norm would show it.
+    """
+    origin = origins(graph)
+    normed = {origin[n.inputs[0]] for n in graph.nodes if isinstance(n.op, LayerNorm)}
+    return frozenset(
+        n.name for n in graph.nodes if n.name in normed and isinstance(n.op, Add | Sub | Mul)
+    )
+
+
+def origins(graph: Graph) -> dict[str, str]:
+    """{tensor: the tensor whose values it holds}: itself, unless an operator only moves values."""
+    origin = {name: name for name in graph.inputs}
+    for node in graph.nodes:
+        moves = keeps_values(node.op) and len(node.inputs) == 1
+        origin[node.name] = origin[node.inputs[0]] if moves else node.name
+    return origin
+
+
+def idle_moves(graph: Graph, floats: dict[str, str]) -> frozenset[str]:
+    """Operators that only move values from where they are float to where they stay float."""
+    readers, idle = consumers(graph), set()
+    unread = lambda node: (
+        node.name in idle or (node.name in floats and not isinstance(node.op, BatchNorm))
+    )
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) and node.name not in graph.outputs
+        if moves and readers[node.name] and all(unread(n) for n, _ in readers[node.name]):
+            idle.add(node.name)
+    return frozenset(idle)
+
+
+def ways_out(graph: Graph) -> frozenset[str]:
+    """Operators that values leave for an output of the network, merely moved, joined or clipped.
+
+    No later layer asks for a grid there, and none could hold what an output joins: boxes in pixels
+    beside scores below 1. That other layers may read the same values makes no difference: those
+    edges have grids of their own.
+    """
+    readers, found = consumers(graph), set()
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) or isinstance(node.op, ON_THE_WAY)
+        leads = node.name in graph.outputs or any(n.name in found for n, _ in readers[node.name])
+        if moves and leads:
+            found.add(node.name)
+    return frozenset(found)
+
+
+def leading_to(graph: Graph, layers: Collection[str]) -> frozenset[str]:
+    """Operators that only move values, and only to these layers."""
+    readers, found = consumers(graph), set()
+    for node in reversed(graph.nodes):
+        moves = keeps_values(node.op) and node.name not in graph.outputs
+        if moves and all(n.name in layers or n.name in found for n, _ in readers[node.name]):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:
+    """{tensor: edges that carry its values on a grid}, in execution order.
+
+    Args:
+      graph: the folded network.
+      only_rectified: only tensors behind a ReLU, where convolutions and linear layers read them.
+
+    Returns:
+      The groups; each shares one grid.
+    """
+    origin, floats = origins(graph), float_operators(graph)
+    skipped = idle_moves(graph, floats) | ways_out(graph) | set(floats)
+    groups: dict[str, list[Site]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ABSORBED) or node.name in skipped:
+            continue
+        for index, source in enumerate(node.inputs):
+            groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
+    return behind_relu(graph, groups) if only_rectified else groups
+
+
+def behind_relu(graph: Graph, groups: dict[str, list[Site]]) -> dict[str, list[Site]]:
+    """The groups of rectified tensors, less the edges that no weighted layer reads."""
+    rectified = {n.name for n in graph.nodes if isinstance(n.op, Relu)}
+    readers = {n.name for n in graph.nodes if isinstance(n.op, WEIGHTED)}
+    return {
+        tensor: kept
+        for tensor, sites in groups.items()
+        if tensor in rectified and (kept := [s for s in sites if s.node in readers])
+    }
+
+
+def products(graph: Graph) -> tuple[Node, ...]:
+    """Convolutions, linear layers and products of two tensors, in execution order."""
+    return tuple(n for n in graph.nodes if isinstance(n.op, PRODUCTS))
+
+
+def operands(node: Node) -> tuple[Site, Site]:
+    """The two sites that a layer, or product of two tensors, multiplies."""
+    second = "input1" if isinstance(node.op, MatMul) else "kernel"
+    return Site(node.name, "input0"), Site(node.name, second)

@@ -1,0 +1,272 @@
+"""Layers solved in closed form: rounded by the Gram matrix of what they read, no gradient steps.
+
+The float weights are first replaced by those that do to quantized inputs what they did to exact
+ones, then rounded input by input (OBQ), then polished (`numerics.second_order`). A convolution is
+a linear layer over unfolded windows; every group is a layer of its own.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import Conv2d, Linear
+from dfq_jax.graph.phases import shifts
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.numerics.second_order import (
+    Lattice,
+    best_scale,
+    lattice,
+    polished,
+    rounded_in_order,
+    transported,
+)
+from dfq_jax.quantization.plan import Plan, Site
+from dfq_jax.reconstruction.units import pieces
+
+Pair = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
+INSIDE = 0.49
+"""How far from its code, in steps, a weight may lie without leaving it."""
+FEWEST = 64
+"""Images that are looked at, however many positions they have."""
+MOST_VALUES = 2**25
+"""Numbers that unfolded windows may take at a time."""
+
+
+class ClosedForm(NamedTuple):
+    """A method without gradient steps.
+
+    Attributes:
+      name: as in reports.
+      damping: pull of the transported weights towards the float ones, in units of the mean power
+        of an input; None leaves them as they are.
+      sweeps: of the polish; 0 for none.
+      positions: of what a unit puts out, over all images, that are enough to see; images beyond
+        them, but for `FEWEST`, are left out. None for all.
+    """
+
+    name: str = "closed_form"
+    damping: float | None = 1.0
+    sweeps: int = 2
+    positions: int | None = None
+
+    def images(self, count: int, each: int) -> Int[np.ndarray, " m"]:
+        """Which of so many images of so many positions are looked at, drawn without a seed."""
+        if self.positions is None:
+            return np.arange(count)
+        enough = max(FEWEST, self.positions // max(each, 1))
+        return np.sort(np.random.default_rng(count).permutation(count)[:enough])
+
+
+class Grams(NamedTuple):
+    """First and second moments of what a layer reads, by group.
+
+    Attributes:
+      gram: of its quantized inputs with themselves.
+      cross: of its quantized inputs with the exact ones.
+      mean: of its quantized inputs.
+      wanted: mean of the exact ones.
+    """
+
+    gram: Float[Array, "g k k"]
+    cross: Float[Array, "g k k"]
+    mean: Float[Array, "g k"]
+    wanted: Float[Array, "g k"]
+
+    def shrunk(self, share: float | Float[Array, ""]) -> "Grams":
+        """As if so many samples of white noise of equal power, unharmed, had been seen for each.
+
+        With fewer samples than inputs, weights could otherwise do as they like in all directions
+        but those few (`share` is the number of inputs for each sample).
+        """
+        inputs = self.gram.shape[-1]
+        power = jnp.trace(self.gram, axis1=1, axis2=2) / inputs
+        noise = share * power[:, None, None] * jnp.eye(inputs, dtype=self.gram.dtype)
+        return self._replace(gram=self.gram + noise, cross=self.cross + noise)
+
+    def centred(self) -> "Grams":
+        """Second moments about the means: what is left for kernels where a bias does the rest."""
+        outer = lambda a, b: a[:, :, None] * b[:, None, :]
+        gram = self.gram - outer(self.mean, self.mean)
+        return self._replace(gram=gram, cross=self.cross - outer(self.mean, self.wanted))
+
+
+def solved(
+    model: Model,
+    qparams: Mapping[Site, Affine],
+    plan: Plan,
+    read: Iterable[Pair],
+    method: ClosedForm,
+) -> tuple[Model, Mapping[Site, Affine]]:
+    """A layer on its grid.
+
+    Args:
+      model: the layer, its kernel not rounded, with what it absorbs.
+      qparams: its scales.
+      plan: its share of the plan.
+      read: batches of its inputs: in the quantized network, not rounded to the layer's own grid
+        yet, and in the float network.
+      method: what to do.
+
+    Returns:
+      The layer and its scales; as they were if it cannot be solved. Weights keep as much of what
+      they stand for as rounding to nearest lets them, for methods that go on from here.
+    """
+    node = model.graph.nodes[0]
+    site = Site(node.name, "kernel")
+    spec = plan.spec(site)
+    if spec is None or not isinstance(node.op, Conv2d | Linear):
+        return model, qparams
+    data = Site(node.name, "input0")
+    edge = plan.spec(data)
+    inputs = None if edge is None else (qparams[data], edge.grid)
+    slots = model.params[node.name]
+    kernel, groups = slots["kernel"], groups_of(node.op)
+    moments, samples = moments_of(node.op, kernel.shape, read, inputs)
+    left = left_for_kernels(moments, samples, biased="bias" in slots)
+    near, affine = solve(kernel, qparams[site], left, spec.grid, groups, method)
+    new = {"kernel": near}
+    if "bias" in slots:
+        hard = fake_quantize(near, affine, spec.grid)
+        new["bias"] = slots["bias"] + mean_shift(kernel, hard, moments, groups)
+    return with_params(model, {node.name: new}), {**qparams, site: affine}
+
+
+@partial(jax.jit, static_argnames="biased")
+def left_for_kernels(moments: Grams, samples: Float[Array, ""], *, biased: bool) -> Grams:
+    """The moments by which kernels are chosen."""
+    left = moments.centred() if biased else moments
+    return left.shrunk(left.gram.shape[-1] / samples)
+
+
+@partial(jax.jit, static_argnames="groups")
+def mean_shift(
+    kernel: Float[Array, "..."], hard: Float[Array, "..."], moments: Grams, groups: int
+) -> Float[Array, " chan"]:
+    """What a bias must add for the mean outputs to be the exact ones."""
+    gap = jnp.einsum("gk,gko->go", moments.wanted, by_group(kernel, groups))
+    return (gap - jnp.einsum("gk,gko->go", moments.mean, by_group(hard, groups))).reshape(-1)
+
+
+def by_group(v: Float[Array, "... o"], groups: int) -> Float[Array, "g k n"]:
+    """A kernel, or one number for each of its outputs, as one matrix a group."""
+    return jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
+
+
+def groups_of(op: Conv2d | Linear) -> int:
+    """Groups of channels that do not mix."""
+    return op.groups if isinstance(op, Conv2d) else 1
+
+
+def moments_of(
+    op: Conv2d | Linear,
+    kernel: tuple[int, ...],
+    read: Iterable[Pair],
+    inputs: tuple[Affine, Grid] | None,
+) -> tuple[Grams, Float[Array, ""]]:
+    """Second moments over all images and positions, a few images at a time; and their number."""
+    affine, grid = (None, None) if inputs is None else inputs
+    window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
+    total = None
+    for rough, exact in read:
+        size = images_at_a_time(rough, window)
+        for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
+            part = second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+    if total is None:
+        raise PlanError("moments_of() needs at least one image.")
+    sums, count = total
+    return jax.tree.map(lambda v: v / count, sums), count
+
+
+def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:
+    """As many images as fit when each position is unfolded into a window."""
+    return max(MOST_VALUES // (data[0].size * window), 1)
+
+
+@partial(jax.jit, static_argnames=("op", "kernel", "grid"))
+def second_moments(
+    rough: Float[Array, "n ..."],
+    exact: Float[Array, "n ..."],
+    affine: Affine | None,
+    op: Conv2d | Linear,
+    kernel: tuple[int, ...],
+    grid: Grid | None,
+) -> tuple[Grams, Float[Array, ""]]:
+    """Sums of products of unfolded inputs, and over how many positions."""
+    if affine is not None and grid is not None:
+        rough = fake_quantize(rough, affine, grid)
+    rows, wanted = (unfolded(v, op, kernel) for v in (rough, exact))
+    product = lambda a, b: jnp.einsum("rgk,rgl->gkl", a, b, precision="highest")
+    sums = Grams(product(rows, rows), product(rows, wanted), jnp.sum(rows, 0), jnp.sum(wanted, 0))
+    return sums, jnp.float32(rows.shape[0])
+
+
+def unfolded(
+    x: Float[Array, "n ..."], op: Conv2d | Linear, kernel: tuple[int, ...]
+) -> Float[Array, "rows g k"]:
+    """What each output position reads, by group, in the order of the kernel's entries."""
+    if isinstance(op, Linear):
+        return x.reshape(-1, 1, x.shape[-1])
+    padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+    entries = jnp.stack(list(shifts(padded, op, (kernel[0], kernel[1])).values()))
+    split = entries.reshape(entries.shape[0], -1, op.groups, kernel[2])
+    return jnp.moveaxis(split, 0, 2).reshape(split.shape[1], op.groups, -1)
+
+
+@partial(jax.jit, static_argnames=("grid", "groups", "method"))
+def solve(
+    kernel: Float[Array, "..."],
+    affine: Affine,
+    moments: Grams,
+    grid: Grid,
+    groups: int,
+    method: ClosedForm,
+) -> tuple[Float[Array, "..."], Affine]:
+    """The kernel where it rounds to what was found, and its scales.
+
+    Args:
+      kernel: HWIO, or (in, out) of a linear layer.
+      affine: its scales; one for all outputs stays as it is.
+      moments: of its inputs.
+      grid: its codes.
+      groups: of channels.
+      method: what to do.
+
+    Returns:
+      Kernel and scales.
+    """
+    weights, cells = by_group(kernel, groups), lattice(affine, grid, kernel.shape[-1])
+    cells = Lattice(*(by_group(v, groups) for v in cells))
+    shared = affine.scale.size < kernel.shape[-1]
+    if shared:
+        method = method._replace(sweeps=0)  # the polish goes on to scales of each output's own
+    codes, scale, target = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
+    if shared:
+        scale = cells.scale
+    near = jnp.clip(target / scale, codes - INSIDE, codes + INSIDE) * scale
+    whole = jnp.moveaxis(scale, 0, 1).reshape(1, -1)
+    fitted = affine.scale if shared else whole.reshape(affine.scale.shape)
+    return jnp.moveaxis(near, 0, 1).reshape(kernel.shape), Affine(fitted, affine.zero_point)
+
+
+def one_group(
+    w: Float[Array, "k o"], moments: Grams, cells: Lattice, *, method: ClosedForm
+) -> tuple[Float[Array, "k o"], Float[Array, "1 o"], Float[Array, "k o"]]:
+    """Codes and scales of one group, and the weights they stand for."""
+    target = w
+    if method.damping is not None:
+        target = transported(w, moments.gram, moments.cross, method.damping)
+    codes = rounded_in_order(target, moments.gram, cells)
+    if method.sweeps:
+        return *polished(codes, target, moments.gram, cells, method.sweeps), target
+    fitted = best_scale(codes, target, moments.gram)
+    return codes, jnp.where(fitted > 0, fitted, cells.scale), target

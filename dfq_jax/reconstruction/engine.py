@@ -1,0 +1,360 @@
+"""Block reconstruction: one engine for every method that learns rounding unit by unit.
+
+Float and quantized images pass through the network side by side, one unit at a time; what enters
+and leaves the unit at work lies in host memory, and steps are fed from there. A unit learns to
+give the float unit's output from the quantized one's input; then it is rounded for good and its
+output travels on, so later units make up for what earlier ones could not.
+"""
+
+import contextlib
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.base.files import owned
+from dfq_jax.errors import PlanError
+from dfq_jax.graph.graph import Model
+from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.state import StateStore
+from dfq_jax.quantization.plan import Plan
+from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.reconstruction.closed_form import ClosedForm, solved
+from dfq_jax.reconstruction.corrected_inputs import corrected_inputs
+from dfq_jax.reconstruction.finished import Finished, UnitReport, load_unit, save_unit
+from dfq_jax.reconstruction.footprint import (
+    FED,
+    Method,
+    cut,
+    layered,
+    layers_instead,
+    looks_ahead,
+)
+from dfq_jax.reconstruction.method import (
+    Reconstruction,
+    relative_gap,
+)
+from dfq_jax.reconstruction.phases import Learned, in_phases
+from dfq_jax.reconstruction.unit_at_work import (
+    Beyond,
+    OnStep,
+    Work,
+    error_of,
+    flow,
+    passed,
+    slopes_of,
+)
+from dfq_jax.reconstruction.units import (
+    Host,
+    Unit,
+    layers_of,
+    rest_of,
+    unit_model,
+    unit_qparams,
+    units_of,
+    with_unit,
+)
+from dfq_jax.values import described
+
+
+def reconstruct(
+    quantized: QuantizedModel,
+    reference: Model,
+    images: Host | Float[Array, "n h w c"],
+    method: Method,
+    key: Key[Array, ""],
+    *,
+    memory: int | None = None,
+    folder: Path | None = None,
+    on_unit: Callable[[int, int, UnitReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
+    """Learns the rounding of a calibrated network, unit by unit.
+
+    Args:
+      quantized: the network with its grids; kernels not rounded yet.
+      reference: the float network, node for node the same.
+      images: normalised.
+      method: what is learned, and how.
+      key: the only source of randomness.
+      memory: bytes that a step may take: units that take more learn layer by layer, without a look
+        at the prediction, and images' data are fed to the device in as many parts as it takes; None
+        for as much as there is, and 1 GiB of images' data.
+      folder: where finished units and unfinished states are kept, to resume from.
+      on_unit: told (index, of how many, report) after each.
+      on_progress: told how far the steps of a unit are.
+
+    Returns:
+      The network with its kernels on their grids, and how each unit fared.
+
+    Raises:
+      PlanError: without images, or for kernels on levels that are not learned.
+      UsageError: if the folder belongs to another run, and names the difference, or is in use, or
+        a function of the method has no name (`values.bound`).
+    """
+    if len(images) == 0:
+        raise PlanError("reconstruct() needs at least one image.")
+    check_kernels(quantized.plan)
+    if isinstance(method, Reconstruction) and method.layers:
+        method = layered(method)
+    split = layers_instead(quantized.plan, reference, method, memory)
+    given = (method, key, memory or FED, split)
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(owned(folder, "run"))
+            facts = facts_of(quantized, np.asarray(images), method, key)
+            StateStore(folder, facts | {"units layer by layer": sorted(split)})
+        return unit_by_unit(quantized, reference, images, *given, folder, on_unit, on_progress)
+
+
+def check_kernels(plan: Plan) -> None:
+    """Refuses kernels on levels that no method learns to round to.
+
+    Raises:
+      PlanError: naming the first.
+    """
+    for site, spec in plan.entries:
+        if site.argument is None and spec.grid.group is not None:
+            raise PlanError(
+                f"the kernel of {site.node!r} has scales of {spec.grid.group} input channels each, "
+                "which only rounding to nearest takes: reconstruct 'nearest', or give each output "
+                "channel one scale."
+            )
+
+
+def unit_by_unit(
+    quantized: QuantizedModel,
+    reference: Model,
+    images: Host | Float[Array, "n h w c"],
+    method: Method,
+    key: Key[Array, ""],
+    memory: int,
+    split: frozenset[int],
+    folder: Path | None,
+    on_unit: Callable[[int, int, UnitReport], None] | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
+    """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
+    units = cut(reference, quantized.plan, method)
+    exact = rough = np.asarray(images)
+    logits = passed(reference, None, None, exact) if looks_ahead(method) else None
+    reports = []
+    for index, unit in enumerate(units):
+        float_unit = unit_model(unit, reference)
+        targets = passed(float_unit, None, None, exact)
+        plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
+        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
+        if on_progress is not None:
+            work = work._replace(on_step=partial(told, on_progress, index, len(units)))
+        own = layered(method) if index in split else method
+        if logits is not None and looks_ahead(own):
+            work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
+        if unit.plan.entries:
+            place = None if folder is None else folder / f"unit-{index}"
+            found = finished(work, own, jax.random.fold_in(key, index), place)
+            quantized = with_unit(quantized, unit, found.model, found.qparams)
+            reports.append(found.report)
+            if on_unit is not None:
+                on_unit(index, len(units), found.report)
+            plain, qparams = found.model, found.qparams
+        exact, rough = targets, passed(plain, qparams, unit.plan, rough)
+    return quantized, tuple(reports)
+
+
+def told(
+    on_progress: Callable[[Progress], None],
+    unit: int,
+    units: int,
+    step: int,
+    steps: int,
+    parts: Metrics,
+) -> None:
+    """Passes on how far the steps of a unit are."""
+    on_progress(Progress(unit, units, step, steps, parts, "learning"))
+
+
+def facts_of(
+    quantized: QuantizedModel, images: Host, method: Method, key: Key[Array, ""]
+) -> dict[str, Any]:
+    """What a finished unit depends on, as plain data."""
+    digest = lambda tree: hashlib.sha256(
+        b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(tree))
+    ).hexdigest()
+    plan = quantized.plan
+    return {
+        "method": described(method, "the method"),
+        "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+        "layers": plan.layers,
+        "bits": {f"{site.node} {site.slot}": spec.levels.bits for site, spec in plan.entries},
+        "observers": sorted({repr(spec.observer) for _, spec in plan.entries}),
+        "scheme": str(plan.scheme),
+        "weights": digest(quantized.model.params),
+        "ranges": digest(quantized.qparams),
+        "images": digest(images),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+
+
+def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
+    """A unit after learning, from its file if it was done before."""
+    file = None if place is None else place.with_suffix(".npz")
+    found = None if file is None else load_unit(file, work.model, work.qparams)
+    if found is None:
+        found = learned(work, method, key, place)
+        if file is not None:
+            save_unit(file, found)
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)  # states on the way here
+    return found
+
+
+def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
+    """A unit after learning: where it learned from, or as it came, if that is better.
+
+    What judges is the method's loss, with the slopes it weighs errors by, on inputs and targets as
+    they are: corrected ones only serve to learn from, and so does the prediction of PD-Quant.
+    """
+    start, unit = time.monotonic(), work.unit
+    loss = relative_gap if isinstance(method, ClosedForm) else method.loss
+    ready = prepared(work, method, key)
+    judged = work._replace(slopes=ready.slopes)
+    before = error_of(judged, work.model, work.qparams, loss)
+    tried = [
+        (error_of(judged, attempt.model, attempt.qparams, loss), attempt)
+        for attempt in attempts(ready, method, key, place)
+    ]
+    after, attempt = min(tried, key=lambda found: found[0])
+    kept = after <= before
+    spent, notes = time.monotonic() - start, sum((a.notes for _, a in tried), ())
+    report = UnitReport(unit.title, method.name, before, after, kept, spent, notes)
+    model, qparams = attempt[:2] if kept else (work.model, work.qparams)
+    return Finished(model, qparams, report)
+
+
+def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
+    """A unit with what a method wants to know of its inputs and outputs."""
+    if isinstance(method, ClosedForm):
+        return work
+    if method.correction is not None:
+        exact = corrected_inputs(work.reference, work.exact, method.correction, key)
+        work = work._replace(exact=exact, targets=passed(work.reference, None, None, exact))
+    if method.fisher and work.beyond is not None:
+        outputs = passed(work.model, work.qparams, work.unit.plan, work.rough)
+        work = work._replace(slopes=slopes_of(work.beyond, outputs))
+    return work
+
+
+def attempts(
+    work: Work, method: Method, key: Key[Array, ""], place: Path | None
+) -> Iterator[Learned]:
+    """A unit as a method would have it, after what it would learn from."""
+    closed = method if isinstance(method, ClosedForm) else start_of(method, work)
+    if closed is not None:
+        solution = in_closed_form(work, closed)
+        yield solution
+        work = work._replace(model=solution.model, qparams=solution.qparams)
+    if isinstance(method, ClosedForm):
+        return
+    if method.spare and all(spec.levels.bits == 8 for _, spec in work.unit.plan.entries):
+        yield Learned(work.model, work.qparams)
+        return
+    learn = learned_by_layers if method.layers else in_phases
+    yield learn(work, method, key, place)
+
+
+def start_of(method: Reconstruction, work: Work) -> ClosedForm | None:
+    """How the layers of a unit are solved before it learns, if they are."""
+    return method.start if positions_of(work) >= method.start_positions else None
+
+
+def positions_of(work: Work) -> int:
+    """Of what a unit puts out, an image; 1 for a vector."""
+    return math.prod(work.targets.shape[1:-1])
+
+
+def in_closed_form(work: Work, method: ClosedForm) -> Learned:
+    """A unit whose layers are solved one after the other, block by block.
+
+    What blocks read is kept, as that of units is; what layers read is made again for each.
+    """
+    seen = method.images(len(work.exact), positions_of(work))
+    few = len(seen) < len(work.exact)
+    exact, rough = (work.exact[seen], work.rough[seen]) if few else (work.exact, work.rough)
+    whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
+    for block in units_of(work.model.graph, work.unit.plan):
+        part = work._replace(unit=block, reference=unit_model(block, work.reference))
+        part = part._replace(exact=exact, rough=rough, model=unit_model(block, whole.model))
+        part = part._replace(qparams=unit_qparams(block, whole.affines))
+        model, qparams, _ = block_in_closed_form(part, method)
+        whole = with_unit(whole, block, model, qparams)
+        exact = passed(part.reference, None, None, exact)
+        rough = passed(model, qparams, block.plan, rough)
+    return Learned(whole.model, whole.affines)
+
+
+def block_in_closed_form(work: Work, method: ClosedForm) -> Learned:
+    """A block whose layers are solved, each behind those before it."""
+
+    def solve(layer: Unit, whole: QuantizedModel, number: int):
+        name = layer.block.names[0]
+        rough = flow(whole.model, whole.affines, whole.plan, work.rough, name)
+        exact = flow(work.reference, None, None, work.exact, name)
+        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
+        flows = zip(rough, exact, strict=True)
+        return Learned(*solved(model, qparams, layer.plan, flows, method))
+
+    return layer_by_layer(work, solve)
+
+
+def learned_by_layers(
+    work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
+) -> Learned:
+    """A unit whose layers learn one after the other."""
+    layers = len(layers_of(work.unit))
+
+    def learn(layer: Unit, whole: QuantizedModel, number: int):
+        name = layer.block.names[0]
+        exact = passed(work.reference, None, None, work.exact, name)
+        rough = passed(whole.model, whole.affines, whole.plan, work.rough, name)
+        float_layer = unit_model(layer, work.reference)
+        targets = passed(float_layer, None, None, exact)
+        model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
+        part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
+        if work.on_step is not None:
+            part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
+        where = None if place is None else place / f"layer-{number}"
+        return in_phases(part, method, jax.random.fold_in(key, number), where)
+
+    return layer_by_layer(work, learn)
+
+
+def in_layer(tell: OnStep, number: int, layers: int, step: int, steps: int, parts: Metrics) -> None:
+    """Tells of a step of one of the layers of a unit, each of which takes as many."""
+    tell(number * steps + step, layers * steps, parts)
+
+
+def layer_by_layer(
+    work: Work,
+    treat: Callable[[Unit, QuantizedModel, int], Learned],
+) -> Learned:
+    """A unit whose layers are treated one after the other, each behind those that are done.
+
+    Args:
+      work: the unit.
+      treat: (layer, the unit so far, number of the layer) -> the layer.
+    """
+    whole, notes = QuantizedModel(work.model, work.unit.plan, work.qparams), ()
+    for number, layer in enumerate(layers_of(work.unit)):
+        found = treat(layer, whole, number)
+        whole = with_unit(whole, layer, found.model, found.qparams)
+        notes += tuple(f"{layer.title}: {note}" for note in found.notes)
+    return Learned(whole.model, whole.affines, notes)

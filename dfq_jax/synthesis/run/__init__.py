@@ -1,0 +1,1 @@
+"""Runs a recipe: batches, memory, attempts, processes, shards."""

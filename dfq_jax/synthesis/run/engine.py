@@ -1,0 +1,324 @@
+"""Runs a recipe: batches of images, one compiled program, the one `fit` loop."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from dfq_jax.base.files import owned
+from dfq_jax.base.parallel import Mode, at_home, data_mesh, no_mesh
+from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import classes_of, output_shapes
+from dfq_jax.optim.fit import Metrics
+from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.state import StateStore
+from dfq_jax.synthesis.recipe import Memory, Recipe, nothing
+from dfq_jax.synthesis.run.limits import refuse_hopeless
+from dfq_jax.synthesis.run.memory import in_units, needed, parts_within
+from dfq_jax.synthesis.run.objectives import job_for, rendered
+from dfq_jax.synthesis.run.pending import (
+    Run,
+    Tell,
+    consecutive,
+    in_folder,
+    in_memory,
+    make_missing,
+    notes_on,
+    taken,
+)
+from dfq_jax.synthesis.sources.pixels import Images
+from dfq_jax.synthesis.terms.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
+from dfq_jax.types import InputContract
+from dfq_jax.values import bound, described
+
+
+class Synthesized(NamedTuple):
+    """Images with what a report should say about their making.
+
+    Attributes:
+      images: normalised.
+      losses: final loss of each batch; none where nothing was optimised.
+      excluded: batch norms left out.
+      notes: what was done differently than the recipe says, in sentences.
+    """
+
+    images: Float[Array, "n h w c"]
+    losses: tuple[float, ...]
+    excluded: tuple[Unusable, ...]
+    notes: tuple[str, ...] = ()
+
+
+def synthesize_images(
+    model: Model,
+    recipe: Recipe,
+    n: int,
+    key: Key[Array, ""],
+    *,
+    chunk: int = 10,
+    how: Forward = PLAIN,
+    devices: int = 1,
+    mode: Mode = "apart",
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    state_folder: Path | None = None,
+    fingerprint: dict | None = None,
+) -> Synthesized:
+    """Synthesizes `n` images in the network's normalised input space.
+
+    Args:
+      model: network with its batch norms in place.
+      recipe: the method.
+      n: how many images.
+      key: batch i uses `fold_in(key, i)`; equal keys give equal images.
+      chunk: most steps between two progress reports.
+      how: precision, and what to do about memory.
+      devices: of this process, to use at most.
+      mode: `apart` makes as many batches at a time, one a device; images are those of one device.
+        `together` spreads every batch over them; statistics are those of the whole batch.
+      on_stage: told how much memory a step will take, before it is compiled.
+      on_progress: called on the host after every chunk.
+      state_folder: where to keep state; a run that finds its own state there resumes.
+      fingerprint: what the state depends on; see `StateStore`.
+
+    Returns:
+      Images, the final loss of each batch, and the batch norms left out.
+
+    Raises:
+      DivergedError: if a batch diverges four times, each at half the learning rate of the last.
+      UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
+        by another process, there are not so many devices, the method cannot make images of this
+        size, or a function of its has no name (`values.bound`) and state is to be kept.
+      UnsupportedModelError: if the method needs batch-norm statistics and there are none.
+      ResourceError: if memory does not suffice even for one image at a time.
+    """
+    with no_mesh(), contextlib.ExitStack() as stack:
+        model, key = at_home((model, key))
+        work = measured(model, recipe, n)
+        spread = spread_of(work, devices, mode)
+        if state_folder is not None:
+            stack.enter_context(owned(state_folder, "run"))
+        if not recipe.terms:
+            one, keys = unfitted(model, recipe, work.size), keys_of(key, work.batches)
+            return Synthesized(jnp.concatenate([one(k) for k in keys])[:n], (), ())
+        facts = dict(fingerprint or {})
+        if state_folder is not None:
+            facts["recipe"] = described(recipe, "recipe")
+            StateStore(state_folder, facts)  # refuses the batches of another run
+        run = ready(model, key, work, spread, how, on_stage)
+        tell = partial(report, on_progress, recipe.steps * run.job.turns)
+        images, losses, told = make_all(run, n, tell, chunk, state_folder, facts)
+    return Synthesized(images, losses, work.excluded, work.notes + spread.notes + told)
+
+
+def make_all(
+    run: Run,
+    n: int,
+    tell: Tell,
+    chunk: int,
+    state_folder: Path | None,
+    fingerprint: Mapping[str, Any],
+) -> tuple[Images, tuple[float, ...], tuple[str, ...]]:
+    """The first `n` images of all optimisations, the loss of each, and notes on them."""
+    shelf = in_memory()
+    if state_folder is not None:
+        shelf = in_folder(state_folder, run.job.together_shape, run.memory)
+    make_missing(run, range(run.total), shelf, tell, chunk, state_folder, fingerprint)
+    made = [taken(shelf, index) for index in range(run.total)]
+    notes = sum((notes_on(run.job, index, m) for index, m in enumerate(made)), ())
+    return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
+
+
+class Work(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+      recipe: fitted to the network.
+      targets: what its batch norms recorded.
+      size: images of a batch.
+      batches: how many.
+      excluded: batch norms left out.
+      notes: what was done differently than the recipe says.
+    """
+
+    recipe: Recipe
+    targets: Targets
+    size: int
+    batches: int
+    excluded: tuple[Unusable, ...]
+    notes: tuple[str, ...]
+
+
+def measured(model: Model, recipe: Recipe, n: int) -> Work:
+    """How many batches of how many images a request comes to.
+
+    Raises:
+      ValueError: if n < 1.
+      UsageError: if the method cannot make images of this size.
+      UnsupportedModelError: if the network lacks the statistics the method needs.
+      ResourceError: if the machine cannot hold a batch.
+    """
+    if n < 1:
+        raise ValueError(f"synthesize_images() needs n >= 1, got {n}.")
+    if reason := recipe.source.refusal((1, *model.contract.shape)):
+        raise UsageError(f"{recipe.name}: {reason}")
+    targets, excluded = {}, ()
+    if recipe.terms and recipe.statistics:
+        targets, excluded = batch_norm_targets(model)
+    fitted, notes = suited(recipe, model)
+    size = batch_size(fitted, n, len(targets))
+    batches = -(-n // size)
+    refuse_hopeless(fitted, (size, *model.contract.shape), batches if fitted.turns else 1)
+    return Work(fitted, targets, size, batches, excluded, notes)
+
+
+class Spread(NamedTuple):
+    """Who makes the batches.
+
+    Attributes:
+      apart: the devices that make one each, at the same time.
+      together: the devices that share each.
+      notes: why they are fewer than asked for.
+    """
+
+    apart: Mesh | None = None
+    together: Mesh | None = None
+    notes: tuple[str, ...] = ()
+
+
+def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread:
+    """As many devices as there is work for.
+
+    Raises:
+      UsageError: if there are not so many, or for another mode.
+    """
+    check_choice("mode", mode, get_args(Mode))
+    data_mesh(devices)  # refuses more than there are
+    recipe, used, why = work.recipe, 1, ""
+    if not recipe.terms or devices == 1:
+        return Spread()
+    if recipe.turns:
+        why = "its batches take turns in one optimisation"
+    elif mode == "together":
+        used = max(d for d in range(1, devices + 1) if work.size % d == 0)
+        why = f"a batch of {work.size} images does not divide evenly among more"
+    elif consecutive(recipe):
+        why = "each batch goes on from what the one before remembered"
+    else:
+        used = min(devices, -(-work.batches // processes))
+        why = f"there are {work.batches} batches of {work.size} images"
+    notes = (f"{recipe.name} used {used} of {devices} devices: {why}",) if used < devices else ()
+    mesh = data_mesh(used) if used > 1 else None
+    return Spread(None, mesh, notes) if mode == "together" else Spread(mesh, None, notes)
+
+
+def ready(
+    model: Model,
+    key: Key[Array, ""],
+    work: Work,
+    spread: Spread,
+    how: Forward,
+    on_stage: Callable[[str], None] | None = None,
+) -> Run:
+    """Prepares what all batches share."""
+    recipe, targets = work.recipe, work.targets
+    turns = work.batches if recipe.turns else 1
+    if how.memory is not None or on_stage is not None:
+        how = foretold(model, work, spread, turns, how, on_stage or (lambda text: None))
+    job = job_for(model, recipe, targets, work.size, turns, how, spread.together)
+    shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
+    memory = recipe.memory.start(targets, turns, job.classes, watched(recipe, model))
+    return Run(job, shared, memory, key, work.batches // turns, spread.apart)
+
+
+def foretold(
+    model: Model,
+    work: Work,
+    spread: Spread,
+    turns: int,
+    how: Forward,
+    on_stage: Callable[[str], None],
+) -> Forward:
+    """In as many parts as it takes to stay within the memory allowed; tells what a step will take.
+
+    Raises:
+      ResourceError: if one image at a time is too much.
+    """
+    platform = jax.default_backend()
+    rows = work.size // (1 if spread.together is None else spread.together.size)
+    devices = (spread.together or spread.apart or data_mesh(1)).size
+    sharers = devices if platform == "cpu" else 1  # the devices of a CPU have one memory
+    given = (work.recipe, work.targets, rows)
+    need = needed(model, *given, turns=turns, how=how, platform=platform)
+    parts = how.parts
+    if how.memory is not None:
+        parts = parts_within(need, rows, how.memory // sharers, parts)
+    each = " on each device" if devices > sharers else ""
+    split = f" in {parts} parts" if parts > 1 else ""
+    size = in_units(sharers * need.total(parts))
+    on_stage(f"a step takes about {size}{each}, batches of {work.size}{split}")
+    return dataclasses.replace(how, parts=parts)
+
+
+def keys_of(key: Key[Array, ""], batches: int) -> list[Key[Array, ""]]:
+    """The key of every batch."""
+    return [jax.random.fold_in(key, index) for index in range(batches)]
+
+
+def unfitted(
+    model: Model, recipe: Recipe, size: int
+) -> Callable[[Key[Array, ""]], Float[Array, "b h w c"]]:
+    """The initial images of a recipe without an objective, batch by batch as ever."""
+    return jax.jit(bound(initial, recipe, size, model.contract))
+
+
+def initial(recipe: Recipe, size: int, contract: InputContract, key: Key[Array, ""]) -> Images:
+    """The images that the initial variables of a batch stand for, normalised."""
+    return rendered(recipe, contract, recipe.source.init(key, (size, *contract.shape)))
+
+
+def suited(recipe: Recipe, model: Model) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe less the terms that need classes, where a network does not tell classes apart."""
+    without = [t.name for t in recipe.terms if t.classes]
+    if not without or classes_of(model) > 1:
+        return recipe, ()
+    shapes = output_shapes(model)
+    outputs = ", ".join("x".join(map(str, shapes[o][1:])) for o in model.graph.outputs)
+    note = f"no class labels: the network's output is {outputs}; without {', '.join(without)}"
+    terms = tuple(t for t in recipe.terms if not t.classes)
+    return recipe._replace(terms=terms, condition=nothing, memory=Memory()), (note,)
+
+
+def watched(recipe: Recipe, model: Model) -> dict[str, int]:
+    """{name of a watched tensor: width of its last axis}."""
+    shapes, readers = output_shapes(model), {n.name: n for n in model.graph.nodes}
+    shapes |= dict.fromkeys(model.graph.inputs, (1, *model.contract.shape))
+    nodes = recipe.watch(model.graph)
+    return {name: shapes[readers[node].inputs[0]][-1] for name, node in nodes.items()}
+
+
+def report(
+    on_progress: Callable[[Progress], None] | None,
+    steps: int,
+    batch: int,
+    batches: int,
+    step: int,
+    parts: Metrics,
+) -> None:
+    """Passes the state of a run on to whoever shows it."""
+    if on_progress is not None:
+        on_progress(Progress(batch, batches, step, steps, parts))
+
+
+def batch_size(recipe: Recipe, n: int, layers: int) -> int:
+    """Images per batch: no more than asked for, whole rounds of layers where the recipe says so."""
+    if recipe.per_layer:
+        return layers * max(1, round(min(recipe.batch, n) / layers))
+    return min(recipe.batch, n)

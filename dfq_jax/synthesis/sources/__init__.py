@@ -1,0 +1,1 @@
+"""What is optimised or drawn, and how it becomes images."""

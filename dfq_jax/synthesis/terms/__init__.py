@@ -1,0 +1,1 @@
+"""Loss terms of image synthesis, and the statistics they compare."""
