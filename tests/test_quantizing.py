@@ -22,6 +22,7 @@ from dfq_jax.graph.tasks import Embedding
 from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.io.onnx.export import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
@@ -164,16 +165,19 @@ def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     monkeypatch.setattr(quantizing, "is_small", lambda contract: False)
     monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
     levels, real = [], quantizing.dfq
-    keep = lambda *given, level, **how: levels.append(level) or real(*given, level=level, **how)
+    keep = lambda *given, level=None, **how: (
+        levels.append(level) or real(*given, level=level, **how)
+    )
     monkeypatch.setattr(quantizing, "dfq", keep)
     model = nets.tiny()
     images = dfq.Examples((nets.images(model, 8),), model.inputs)
-    for scheme, level in (("w3a3", quantizing.LEVEL), ("w3a8", None)):
+    for scheme, tried in (("w3a3", [None, LEVEL]), ("w3a8", [None])):
         monkeypatch.setattr(asking, "steps_of", lambda *_: 2)
         found = dfq.quantize(model, images, scheme=scheme, preset="balanced")
         assert found.settings["reconstruction"] == "stages"
         assert {unit.method for unit in found.report.units} == {"stages"}
-        assert levels.pop() == level
+        assert levels == tried
+        levels.clear()
 
 
 @pytest.mark.parametrize("classifier", [True, False])

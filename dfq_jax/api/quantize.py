@@ -38,13 +38,12 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import name_of
 from dfq_jax.optim.progress import Phase, Progress
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS
 from dfq_jax.quantization.plan import WIDE, Rule, stored_as
 from dfq_jax.quantization.rules import written
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.quantization.sums import LongSum, overflowing, smaller, told
-from dfq_jax.recipes.dfq import Quantized, dfq, with_biases_corrected
+from dfq_jax.recipes.dfq import Quantized, at_one_width, dfq, with_biases_corrected
 from dfq_jax.recipes.expense import length, manner
 from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.mixed import Mixed, mixed, offered
@@ -285,14 +284,12 @@ def calibrated(
     The last are layers that had to have smaller codes than asked for, in words.
     """
     follow.begins("calibrating")
-    level = LEVEL if levels(model, asked) else None
     on_grids = partial(
         dfq,
         model,
         seen.images,
         asked.scheme,
         layers=asked.layers,
-        level=level,
         bias="none" if asked.methods else "analytic",
         observers=asked.observers,
         statistics_suffice=asked.preset == "fast",
@@ -302,6 +299,8 @@ def calibrated(
     )
     stored = partial(in_form, store=asked.store)
     rules, made = asked.rules, on_grids(rules=asked.rules)
+    if levels(model, asked):
+        made, on_grids = at_one_width(made, seen.images, partial(on_grids, rules=rules))
     if asked.budget is None:
         made, cut = within_sums(made, rules, on_grids, follow)
         return stored(made), None, cut

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.splitting import plan_splits
 from dfq_jax.passes.channel_split import unsplit
+from dfq_jax.passes.level import LEVEL
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated
 from dfq_jax.quantization.calibrate import calibrate, observe_ranges, unseen_ranges
+from dfq_jax.quantization.narrowing import output_gap
 from dfq_jax.quantization.observers import (
     ACTIVATIONS_ONLY,
     DEFAULT_OBSERVER,
@@ -25,7 +28,7 @@ from dfq_jax.quantization.observers import (
 )
 from dfq_jax.quantization.plan import Rule, Site, parse_scheme
 from dfq_jax.quantization.simulate import simulate
-from dfq_jax.recipes.dfq import SIGNED, dfq, rounded_kernels
+from dfq_jax.recipes.dfq import SIGNED, at_one_width, dfq, rounded_kernels
 from dfq_jax.report.analyze import analyze
 from dfq_jax.types import InputContract
 
@@ -261,14 +264,43 @@ def test_an_unknown_way_to_correct_biases(tiny_net):
         unchecked(tiny_net, None, parse_scheme("w8a8"), bias="bothe")
 
 
-def test_an_outlier_does_not_widen_coarse_grids_of_channels_on_one_width(nets):
-    """Linear bottlenecks end where statistics say, ceilings where the widest channel does."""
+def bottleneck(nets):
+    """A linear bottleneck beside a shortcut, its inner activations with a ceiling."""
     b = nets.Builder(InputContract(8, 8))
     x = b.bn("stem.bn", b.conv("stem", "images", 6))
     y = b.unit("expand", x, 12, Relu(6.0), kernel=1)
     y = b.bn("project.bn", b.conv("project", y, 6, kernel=1))
     x = b.unit("head", b.op("sum", Add(), x, y), 8, kernel=1)
-    model = b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_channels_get_one_width_where_outputs_are_nearer_so(known, nets):
+    """They are not where statistics foretell a tenth of what channels do: the rest is cut off."""
+    model = bottleneck(nets)
+    images = nets.images(model, 8)
+    slots = dict(model.params["expand.bn"])
+    wide = jnp.where(jnp.arange(12) < 2, 1.0, 0.03)
+    slots |= {"scale": slots["scale"] * wide, "bias": slots["bias"] * wide}
+    if not known:
+        narrow = jnp.where(jnp.arange(12) % 2, 1.0, 0.01)
+        slots |= {"scale": slots["scale"] * jnp.sqrt(narrow), "var": slots["var"] * narrow}
+    model = dataclasses.replace(model, params={**model.params, "expand.bn": slots})
+    make = partial(dfq, model, images, parse_scheme("w8a4"), bias="none")
+    made = make()
+    chosen, again = at_one_width(made, images, make)
+    assert (chosen is made) != known
+    gaps = [output_gap(m.quantized, made.reference, images) for m in (made, make(level=LEVEL))]
+    assert (gaps[1] < gaps[0]) == known
+    site = Site("project", "input0")
+    np.testing.assert_array_equal(
+        again().quantized.qparams[site].scale, chosen.quantized.qparams[site].scale
+    )
+
+
+def test_an_outlier_does_not_widen_coarse_grids_of_channels_on_one_width(nets):
+    """Linear bottlenecks end where statistics say, ceilings where the widest channel does."""
+    model = bottleneck(nets)
     plain = nets.images(model, 8)
     far = plain.at[0, 2, 3].multiply(40.0)
     found = [dfq(model, x, parse_scheme("w4a4"), level=4.0) for x in (plain, far)]
