@@ -124,7 +124,7 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
     import jax.numpy as jnp
 
     from dfq_jax.passes.level import LEVEL
-    from dfq_jax.quantization.plan import parse_scheme
+    from dfq_jax.quantization.plan import WIDE, parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.presets import FEW_BITS
     from dfq_jax.recipes.reconstructions import enlarges, reconstructed
@@ -137,7 +137,7 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
         method = method._replace(start_positions=variant.positions)
     enlarge, images = variant.enlarge(enlarges("stages", model.contract)), jnp.asarray(images)
     scheme = parse_scheme(args.scheme)
-    level = LEVEL if scheme.activation_bits < FEW_BITS else None
+    level = LEVEL if (scheme.activation_bits or WIDE) < FEW_BITS else None
     made = dfq(model, images, scheme, layers=args.layers, level=level, bias="none")
     key = jax.random.key(args.seed)
     made, reports = reconstructed(made, images, (method,), key, enlarge=enlarge)

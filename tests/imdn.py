@@ -46,7 +46,7 @@ def imdn(weights: Path) -> Any:
         def forward(self, x):
             kept, rest = [], x
             for layer in (self.c1, self.c2, self.c3):
-                one, rest = torch.split(bent(layer(rest)), (16, 48), dim=1)
+                one, rest = torch.split(bent(layer(rest)), [16, 48], dim=1)
                 kept.append(one)
             return self.c5(self.cca(torch.cat([*kept, self.c4(rest)], 1))) + x
 

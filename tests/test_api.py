@@ -292,7 +292,7 @@ def test_observers_by_name(model, images):
     """Extremes make wider grids than the search."""
     width = lambda how: sum(
         float(a.scale)
-        for site, a in dfq.quantize(model, images, scheme="w8a4", **how).quantized.qparams.items()
+        for site, a in dfq.quantize(model, images, scheme="w8a4", **how).quantized.affines.items()
         if site.argument is not None
     )
     assert width({"observer": "min_max"}) > 1.05 * width({"observer": "omse"})

@@ -74,7 +74,7 @@ def test_extreme_weights_give_finite_scales_and_verify(run, weights, tmp_path, c
     found = run("quantize", weights)
     assert found.code == 0, found.err
     assert "\nverified against ONNX Runtime" in found.out
-    for site, affine in load_artifact(tmp_path / "out").quantized.qparams.items():
+    for site, affine in load_artifact(tmp_path / "out").quantized.affines.items():
         scale = np.asarray(affine.scale)
         assert np.isfinite(scale).all(), site
         assert (scale > 0).all(), site

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ class Full(io.StringIO):
 def test_lines_that_cannot_be_written_are_lost_and_the_work_goes_on():
     kept = io.StringIO()
     for file in (Lossy(kept), Lossy(Full())):
-        log = Log(file=file)
+        stream: Any = file
+        log = Log(file=stream)
         log.print("one")
         log.print("two")
     assert kept.getvalue() == "one\ntwo\n"

@@ -29,8 +29,7 @@ def network(shared: Path) -> Any:
 @pytest.fixture(scope="module")
 def model(network) -> dfq.Model:
     """The same, imported for tiles."""
-    black_and_white = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    return dfq.load(network, example=(3, TILE, TILE), **black_and_white)
+    return dfq.load(network, example=(3, TILE, TILE), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def tiles(pairs) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -98,7 +98,8 @@ def copied(value):
             return tuple(copied(v) for v in value)
         case dict():
             return {k: copied(v) for k, v in value.items()}
-    return value
+        case _:
+            return value
 
 
 def test_equal_where_function_and_arguments_are():

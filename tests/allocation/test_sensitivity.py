@@ -102,7 +102,7 @@ def test_grids_are_those_that_calibration_finds(model, images, observer, widen):
     for level, plan in enumerate(space.plans):
         fitted = calibrate(model, plan, images, **how)
         for site, lattice in found.items():
-            wanted = steps_of(fitted.qparams[site], plan.table[site].grid)
+            wanted = steps_of(fitted.affines[site], plan.table[site].grid)
             jax.tree.map(
                 lambda stack, one, level=level: np.testing.assert_array_equal(stack[level], one),
                 lattice,
@@ -187,7 +187,7 @@ def test_predictions_are_half_the_weighted_squared_rounding_error(nets):
     kernel, truth = model.params["fc"]["kernel"], {"fisher": [], "trace": []}
     for plan in space.plans:
         site = Site("fc", "kernel")
-        affine = calibrate(model, plan, images).qparams[site]
+        affine = calibrate(model, plan, images).affines[site]
         error = np.asarray(fake_quantize(kernel, affine, plan.table[site].grid) - kernel) ** 2
         truth["fisher"].append(np.sum(fisher * error) / 2)
         truth["trace"].append(np.mean(fisher) * np.sum(error) / 2)

@@ -189,7 +189,7 @@ def test_per_tensor_kernels_multiply_integers(networks):
 def test_rules_choose_who_shares_a_scale():
     rules = [Rule("deep", 3, sharing=2), Rule("fc", sharing="tensor")]
     plan = made("w8a8", rules=rules).plan
-    found = {site.node: spec.levels for site, spec in plan.entries if site.argument is None}
+    found = {site.node: spec.grid for site, spec in plan.entries if site.argument is None}
     assert (found["deep"].bits, found["deep"].group) == (3, 2)
     assert (found["fc"].bits, found["fc"].axis) == (8, None)
     assert found["conv"].axis == found["head"].axis == -1
@@ -200,7 +200,7 @@ def test_rules_choose_who_shares_a_scale():
 
 def test_ends_stay_at_8_bits_with_scales_of_channels():
     plan = resolve(network().graph, parse_scheme("w4g4"))
-    table = {site.node: spec.levels for site, spec in plan.entries}
+    table = {site.node: spec.grid for site, spec in plan.entries}
     assert (table["conv"].bits, table["conv"].group) == (8, None)
     assert (table["fc"].bits, table["fc"].group) == (4, 4)
 
@@ -253,5 +253,5 @@ def test_scales_of_a_network_have_gradients_without_tricks(networks):
 def test_transposed_convolutions_keep_scales_of_channels():
     node = Node("up", ConvTranspose2d(), ("x",))
     plan = resolve(Graph((node,), ("x",), ("up",)), parse_scheme("w4g4"), layers="zsq_all_low")
-    levels = plan.table[Site("up", "kernel")].levels
+    levels = plan.table[Site("up", "kernel")].grid
     assert (levels.axis, levels.group) == (-1, None)

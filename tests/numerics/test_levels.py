@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ EVERY = [
 every_kind = pytest.mark.parametrize("levels", EVERY, ids=str)
 
 
-def fitted(x, levels):
+def fitted(x, levels) -> Any:
     match levels:
         case Grid():
             return weight_affine(x, levels, MinMax())
@@ -41,6 +43,8 @@ def fitted(x, levels):
             return best_alpha(x, levels)
         case LearnedLevels(bits, kind):
             return fit(levels.rows(x), bits, kind).basis
+        case _:
+            raise AssertionError(levels)
 
 
 @pytest.fixture(scope="module")

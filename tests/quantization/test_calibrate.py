@@ -121,7 +121,7 @@ def test_expected_ranges_widen_8_bit_grids_only(model, plan, images, quantized):
     far = {t: (jnp.float32(-100.0), jnp.float32(50.0)) for t, _ in plan.groups}
     wide = calibrate(model, plan, images, expected=far, batch=3)
     for tensor, sites in plan.groups:
-        ours, before = wide.qparams[sites[0]], quantized.qparams[sites[0]]
+        ours, before = wide.affines[sites[0]], quantized.affines[sites[0]]
         if tensor == "images" or plan.table[sites[0]].grid.bits < 8:
             assert float(ours.scale) == float(before.scale)
         else:
@@ -129,14 +129,14 @@ def test_expected_ranges_widen_8_bit_grids_only(model, plan, images, quantized):
     near = {t: (jnp.float32(0.0), jnp.float32(1e-3)) for t, _ in plan.groups}
     same = calibrate(model, plan, images, expected=near, batch=3)
     for site, affine in quantized.qparams.items():
-        np.testing.assert_allclose(same.qparams[site].scale, affine.scale, rtol=1e-5)
+        np.testing.assert_allclose(same.affines[site].scale, affine.scale, rtol=1e-5)
 
 
 def test_ranges_without_images(model, plan):
     known = {t: (jnp.float32(-1.0), jnp.float32(2.0)) for t, _ in plan.groups}
     blind = calibrate(model, plan, None, expected=known)
-    assert float(blind.qparams[Site("conv2", "input0")].scale) == pytest.approx(3 / 15)
-    assert float(blind.qparams[Site("fc", "input0")].scale) == pytest.approx(3 / 255)
+    assert float(blind.affines[Site("conv2", "input0")].scale) == pytest.approx(3 / 15)
+    assert float(blind.affines[Site("fc", "input0")].scale) == pytest.approx(3 / 255)
     del known["relu2"]
     message = "no batch-norm statistics predict the range of 'relu2'; calibrate it with images"
     with pytest.raises(PlanError, match=message):
@@ -156,8 +156,8 @@ def test_dead_channels_and_huge_biases(model, images):
     model = with_params(model, {"conv2": hard})
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, images)
-    scale = quantized.qparams[Site("conv2", "kernel")].scale
-    step = quantized.qparams[Site("conv2", "input0")].scale
+    scale = quantized.affines[Site("conv2", "kernel")].scale
+    step = quantized.affines[Site("conv2", "input0")].scale
     assert float(scale[0, 0, 0, 1]) == np.float32(DEAD_SCALE)
     codes = np.asarray(quantize_bias(hard["bias"], step, scale), np.int64)
     assert np.abs(codes).max() <= 2**30
@@ -180,9 +180,9 @@ def test_guarding_new_biases(quantized):
     site, step = Site("conv2", "kernel"), quantized.qparams[Site("conv2", "input0")].scale
     for other, affine in quantized.qparams.items():
         if other != site:
-            np.testing.assert_array_equal(guarded.qparams[other].scale, affine.scale)
+            np.testing.assert_array_equal(guarded.affines[other].scale, affine.scale)
     old = np.asarray(quantized.qparams[site].scale).ravel()
-    new = np.asarray(guarded.qparams[site].scale).ravel()
+    new = np.asarray(guarded.affines[site].scale).ravel()
     assert new[3] == pytest.approx(1e8 / (float(step) * 2**30), rel=1e-5)
     assert new[3] > old[3]
     np.testing.assert_array_equal(np.delete(new, 3), np.delete(old, 3))
@@ -193,7 +193,7 @@ def test_constants_have_their_own_range(nets):
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, nets.images(model, 2))
     token = np.asarray(model.params["token"]["value"])
-    affine = quantized.qparams[Site("joined", "input0")]
+    affine = quantized.affines[Site("joined", "input0")]
     ends = [float(v) for v in covers(affine, plan.table[Site("joined", "input0")].grid)]
     step = float(affine.scale)
     assert step == pytest.approx((token.max() - token.min()) / 255, rel=1e-5)
@@ -216,14 +216,14 @@ def test_the_largest_bias_decides_a_single_scale(nets):
     model = with_params(model, {"up3": hard})
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, nets.images(model, 2))
-    scale = quantized.qparams[Site("up3", "kernel")].scale
+    scale = quantized.affines[Site("up3", "kernel")].scale
     assert scale.shape == (1, 1, 1, 1)
-    step = quantized.qparams[Site("up3", "input0")].scale
+    step = quantized.affines[Site("up3", "input0")].scale
     codes = np.asarray(quantize_bias(hard["bias"], step, scale), np.int64)
     assert np.abs(codes).max() == pytest.approx(2**30, rel=1e-6)
     moved = with_params(model, {"up3": {"bias": hard["bias"] * 2}})
     guarded = guard_biases(type(quantized)(moved, plan, quantized.qparams))
-    again = guarded.qparams[Site("up3", "kernel")].scale
+    again = guarded.affines[Site("up3", "kernel")].scale
     assert float(again.ravel()[0]) == pytest.approx(2 * float(scale.ravel()[0]), rel=1e-5)
 
 
@@ -248,4 +248,4 @@ def test_averaged_extremes_over_batches(model, nets):
             ends.append([values.min(), values.max()])
         lo, hi = np.average(ends, axis=0, weights=[0.25, 0.5, 1.0])
         scale = (max(hi, 0) - min(lo, 0)) / plan.table[sites[0]].grid.qmax
-        assert float(quantized.qparams[sites[0]].scale) == pytest.approx(scale, rel=1e-4)
+        assert float(quantized.affines[sites[0]].scale) == pytest.approx(scale, rel=1e-4)

@@ -48,15 +48,15 @@ def test_outliers_that_nobody_reads_are_clipped():
     ratio = contested(quantized.plan, quantized.qparams, EXPECTED)["first"][0]
     assert ratio > 5 * CONTESTED
     better = narrowed(quantized, EXPECTED, images)
-    np.testing.assert_allclose(float(better.qparams[site].scale), 8 / 255, rtol=1e-5)
+    np.testing.assert_allclose(float(better.affines[site].scale), 8 / 255, rtol=1e-5)
     assert error(better, images) < error(quantized, images) / 4
 
 
 def test_outliers_that_matter_are_kept():
     quantized, images = calibrated(network(1.0))
     same = narrowed(quantized, EXPECTED, images)
-    assert same.qparams[Site("second", "input0")].scale == (
-        quantized.qparams[Site("second", "input0")].scale
+    assert same.affines[Site("second", "input0")].scale == (
+        quantized.affines[Site("second", "input0")].scale
     )
 
 

@@ -59,13 +59,13 @@ def test_codes_stay_and_the_last_layer_is_left_alone(quantized, model, nets):
     found = reestimate_norms(quantized, model, nets.images(model, 16))
     for layer in ("conv1", "depthwise", "conv2"):
         site = Site(layer, "kernel")
-        ratio = found.qparams[site].scale / quantized.qparams[site].scale
+        ratio = found.affines[site].scale / quantized.affines[site].scale
         assert np.ptp(ratio) > 1e-4
         before, after = (
-            q.model.params[layer]["kernel"] / q.qparams[site].scale for q in (quantized, found)
+            q.model.params[layer]["kernel"] / q.affines[site].scale for q in (quantized, found)
         )
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
-        assert found.qparams[site].zero_point is quantized.qparams[site].zero_point
+        assert found.affines[site].zero_point is quantized.affines[site].zero_point
     assert found.model.params["fc"] == quantized.model.params["fc"]
     assert found.plan is quantized.plan
     assert Site("project", "kernel") not in found.qparams
@@ -106,13 +106,13 @@ def test_a_single_scale_cannot_take_gains(nets):
     x = nets.images(model, 64)
     found = reestimate_norms(quantized, model, x, significance=0.0)
     assert (
-        found.qparams[Site("up", "kernel")].scale == quantized.qparams[Site("up", "kernel")].scale
+        found.affines[Site("up", "kernel")].scale == quantized.affines[Site("up", "kernel")].scale
     )
     assert (found.model.params["up"]["kernel"] == model.params["up"]["kernel"]).all()
     (before, _), (mean, _) = statistics(quantized, model, x, "up")
     (after, _), _ = statistics(found, model, x, "up")
     # biases lie on a grid before and after: half a step each
-    step = found.qparams[Site("up", "kernel")].scale * found.qparams[Site("up", "input0")].scale
+    step = found.affines[Site("up", "kernel")].scale * found.affines[Site("up", "input0")].scale
     assert np.abs(after - mean).max() < 1.02 * float(step.max()) < np.abs(before - mean).max() / 3
 
 

@@ -99,7 +99,7 @@ def test_inputs_of_a_sum_have_grids_of_their_own(nets):
     large = b.op("large", Scale(1000.0), b.conv("one", "images", 4))
     x = b.op("sum", Add(), large, b.conv("two", "images", 4))
     made, images = quantized(b.done(b.conv("last", x, 3)))
-    first, second = (made.qparams[Site("sum", f"input{i}")] for i in range(2))
+    first, second = (made.affines[Site("sum", f"input{i}")] for i in range(2))
     assert first.scale > 100 * second.scale
     assert parts_of(made.model, made.plan.groups) == ()
     assert shared_grids(made, images) == ()

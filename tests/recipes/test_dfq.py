@@ -104,8 +104,8 @@ def test_biases_differ_from_the_reference_and_kernels_do_not(from_images):
 def test_statistics_suffice_for_eight_bits_only(tiny_net, images, from_statistics):
     eight = dfq(tiny_net, images, parse_scheme("w8a8"), statistics_suffice=True)
     assert not eight.used_images
-    for site, affine in eight.quantized.qparams.items():
-        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.qparams[site].scale)
+    for site, affine in eight.quantized.affines.items():
+        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.affines[site].scale)
     low = dfq(tiny_net, images, parse_scheme("w8a4"), layers="zsq_all_low", statistics_suffice=True)
     assert low.used_images
 
@@ -187,8 +187,8 @@ def test_large_biases_keep_their_codes_small(tiny_net, nets, images):
     params["fc"]["bias"] = params["fc"]["bias"].at[1].set(50.0)
     model = dataclasses.replace(tiny_net, params=params)
     found = dfq(model, None, parse_scheme("w8a8"))
-    scale = np.asarray(found.quantized.qparams[Site("fc", "kernel")].scale)
-    data = np.asarray(found.quantized.qparams[Site("fc", "input0")].scale)
+    scale = np.asarray(found.quantized.affines[Site("fc", "kernel")].scale)
+    data = np.asarray(found.quantized.affines[Site("fc", "input0")].scale)
     bias = np.asarray(found.quantized.model.params["fc"]["bias"])
     assert (np.abs(bias / (scale.reshape(-1) * data)) < 2**31).all()
     assert np.asarray(simulate(found.quantized, images))[:, 1] == pytest.approx(50, rel=1e-3)
@@ -198,8 +198,8 @@ def test_the_default_surgery_is_that_of_the_paper(tiny_net, from_statistics):
     assert from_statistics.uncapped == ()
     assert from_statistics.unsplit == {}
     same = dfq(tiny_net, None, parse_scheme("w8a8"), surgery=Surgery("pairs", "keep", False, 0.0))
-    for site, affine in same.quantized.qparams.items():
-        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.qparams[site].scale)
+    for site, affine in same.quantized.affines.items():
+        np.testing.assert_array_equal(affine.scale, from_statistics.quantized.affines[site].scale)
 
 
 def test_what_surgery_did_is_told(tiny_net, images, nets):
@@ -220,7 +220,7 @@ def test_splitting_adds_no_rounding_error(nets):
     found = dfq(model, None, scheme, surgery=Surgery(split=0.05))
     assert set(found.unsplit) == {"conv1", "conv2", "conv4"}
     site = Site("conv3", "kernel")
-    spec, affine = found.quantized.plan.spec(site), found.quantized.qparams[site]
+    spec, affine = found.quantized.plan.spec(site), found.quantized.affines[site]
     kernel = found.quantized.model.params["conv3"]["kernel"]
     np.testing.assert_array_equal(kernel, found.reference.params["conv3"]["kernel"])
     assert kernel.shape == (3, 3, 34, 32)
@@ -246,8 +246,8 @@ def test_ranges_end_at_peaks(tiny_net, images):
     most = observe_ranges(reference, plan, images * 0.5, unseen_ranges(plan), jnp.ones(()))
     for tensor, sites in plan.groups:
         if tensor not in reference.graph.inputs:
-            low, high = covers(found.quantized.qparams[sites[0]], Grid(8))
-            step = found.quantized.qparams[sites[0]].scale
+            low, high = covers(found.quantized.affines[sites[0]], Grid(8))
+            step = found.quantized.affines[sites[0]].scale
             assert abs(high - max(most[tensor][1], 0)) <= step
             assert abs(low - min(most[tensor][0], 0)) <= step
 
@@ -294,7 +294,7 @@ def test_channels_get_one_width_where_outputs_are_nearer_so(known, nets):
     assert (gaps[1] < gaps[0]) == known
     site = Site("project", "input0")
     np.testing.assert_array_equal(
-        again().quantized.qparams[site].scale, chosen.quantized.qparams[site].scale
+        again().quantized.affines[site].scale, chosen.quantized.affines[site].scale
     )
 
 
@@ -310,10 +310,10 @@ def test_an_outlier_does_not_widen_coarse_grids_of_channels_on_one_width(nets):
     signed = [t for t in coarse if t in known and known[t][0] < 0]
     assert signed
     for tensor in signed:
-        first, second = (f.quantized.qparams[coarse[tensor][0]].scale for f in found)
+        first, second = (f.quantized.affines[coarse[tensor][0]].scale for f in found)
         np.testing.assert_array_equal(first, second)
         low, high = known[tensor]
         np.testing.assert_allclose(first, (high - low) / 15, rtol=0.1)
     wide = [dfq(model, x, parse_scheme("w4a4")) for x in (plain, far)]
     site = coarse[signed[-1]][0]
-    assert wide[1].quantized.qparams[site].scale > 1.5 * wide[0].quantized.qparams[site].scale
+    assert wide[1].quantized.affines[site].scale > 1.5 * wide[0].quantized.affines[site].scale

@@ -134,6 +134,6 @@ def test_kernels_of_uniform_layers_are_as_before(made, found):
     uniform = QuantizedModel(made.reference, made.quantized.plan, made.quantized.qparams)
     for name in ("conv1", "fc"):
         site = Site(name, "kernel")
-        spec, affine = uniform.plan.table[site], uniform.qparams[site]
+        spec, affine = uniform.plan.table[site], uniform.affines[site]
         wanted = fake_quantize(made.reference.params[name]["kernel"], affine, spec.grid)
         np.testing.assert_array_equal(found.quantized.model.params[name]["kernel"], wanted)

@@ -43,8 +43,8 @@ def test_ranges_cover_the_noise_and_biases_stay(net, nets):
         spec = made.quantized.plan.table[sites[0]]
         assert spec.observer == MinMax()
         if tensor != "images":
-            lo, hi = covers(made.quantized.qparams[sites[0]], spec.grid)
-            step = float(made.quantized.qparams[sites[0]].scale)
+            lo, hi = covers(made.quantized.affines[sites[0]], spec.grid)
+            step = float(made.quantized.affines[sites[0]].scale)
             assert truth[tensor].min() >= float(lo) - step
             assert truth[tensor].max() <= float(hi) + step
     report = analyze(made.reference, made.quantized, images)

@@ -174,11 +174,11 @@ def test_end_to_end_moves_scales_and_biases_alone(given):
         if site.argument is None:
             kernels = (q.model.params[site.node]["kernel"] for q in (start, found))
             before, after = (
-                quantize(kernel, q.qparams[site], spec.grid)
+                quantize(kernel, q.affines[site], spec.grid)
                 for kernel, q in zip(kernels, (start, found), strict=True)
             )
             np.testing.assert_array_equal(before, after)
-            assert not np.array_equal(start.qparams[site].scale, found.qparams[site].scale)
+            assert not np.array_equal(start.affines[site].scale, found.affines[site].scale)
 
 
 VARIANTS = {

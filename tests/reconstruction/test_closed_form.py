@@ -102,10 +102,10 @@ def test_networks_get_better(nets, name, bits):
     for site, spec in plan.entries:
         if site.argument is None:
             old, new = (q.model.params[site.node]["kernel"] for q in (quantized, found))
-            snapped = fake_quantize(new, found.qparams[site], spec.grid)
+            snapped = fake_quantize(new, found.affines[site], spec.grid)
             kept = not np.array_equal(old, new)  # or else left as it was, to be rounded later
-            steps = np.abs(snapped - new) / found.qparams[site].scale
-            inside = np.abs(new / found.qparams[site].scale) < 2 ** (spec.grid.bits - 1) - 1
+            steps = np.abs(snapped - new) / found.affines[site].scale
+            inside = np.abs(new / found.affines[site].scale) < 2 ** (spec.grid.bits - 1) - 1
             assert not kept or np.all(steps[inside] <= INSIDE + 1e-3)  # so it rounds to what it was
 
 

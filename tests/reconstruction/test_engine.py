@@ -196,7 +196,7 @@ def test_grids_of_eight_bits_stay_as_calibrated(reference, images):
     plan = resolve(reference.graph, Scheme(3, 4))
     calibrated = calibrate(reference, plan, jnp.asarray(images))
     found, reports = reconstruct(calibrated, reference, images / 2, QUICK, KEY)
-    changed = lambda site: found.qparams[site].scale != calibrated.qparams[site].scale
+    changed = lambda site: found.affines[site].scale != calibrated.affines[site].scale
     edges = {s: spec.grid.bits for s, spec in plan.entries if s.argument is not None}
     assert not any(changed(site) for site, bits in edges.items() if bits == 8)
     assert any(changed(site) for site, bits in edges.items() if bits == 4)

@@ -86,9 +86,9 @@ def test_a_changed_unit_changes_the_network(quantized):
     for _, sites in quantized.plan.groups:
         if changed & set(sites):
             changed |= set(sites)  # one grid
-    for site, affine in new.qparams.items():
+    for site, affine in new.affines.items():
         factor = 0.5 if site in changed else 1.0
-        np.testing.assert_allclose(affine.scale, factor * quantized.qparams[site].scale)
+        np.testing.assert_allclose(affine.scale, factor * quantized.affines[site].scale)
     assert isinstance(new, QuantizedModel)
 
 

@@ -60,10 +60,10 @@ def add_global(b: OnnxBuilder, keepdims: bool, step: Step) -> None:
 def add_mean(b: OnnxBuilder, name: str, x: str, axes: Pair, keepdims: bool, output: str) -> None:
     """Adds a mean over axes of the file."""
     if b.opset >= AXES_AS_INPUT:
-        inputs, how = (x, b.integers(f"{name}.axes", axes)), {}
+        inputs = (x, b.integers(f"{name}.axes", axes))
+        b.add("ReduceMean", name, inputs, output, keepdims=int(keepdims))
     else:
-        inputs, how = (x,), {"axes": axes}
-    b.add("ReduceMean", name, inputs, output, keepdims=int(keepdims), **how)
+        b.add("ReduceMean", name, (x,), output, keepdims=int(keepdims), axes=axes)
 
 
 def add_adaptive(b: OnnxBuilder, size: Pair, step: Step) -> None:
@@ -73,8 +73,8 @@ def add_adaptive(b: OnnxBuilder, size: Pair, step: Step) -> None:
         b.add("GlobalAveragePool", step.name, step.args, step.output)
     elif image[0] % size[0] == 0 and image[1] % size[1] == 0:
         window = (image[0] // size[0], image[1] // size[1])
-        how = {"kernel_shape": window, "strides": window}
-        b.add("AveragePool", step.name, step.args, step.output, **how)
+        args, output = step.args, step.output
+        b.add("AveragePool", step.name, args, output, kernel_shape=window, strides=window)
     else:
         rows, columns = even_windows(image[0], size[0]), even_windows(image[1], size[1])
         add_mixed(b, rows, columns, step)
