@@ -96,7 +96,7 @@ def load_the_rest() -> None:
     """Imports what children need, so that each of them finds it there; JAX starts in none yet."""
     from dfq_jax.base.machine import keep_programs
 
-    for name in ("commands", "command_synthesize", "given", "io.artifacts", "io.verify"):
+    for name in ("cli.verbs", "cli.synthesize", "api.given", "io.verification.verify"):
         importlib.import_module(f"dfq_jax.{name}")
     keep_programs()
 

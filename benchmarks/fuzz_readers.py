@@ -101,7 +101,7 @@ def batch(reader: str, numbers: range, seed: int) -> tuple[list[Row], Row | None
         words = (reader, numbers.start, numbers.stop, seed, STEP, parent)
         path = [str(common.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(TESTS / "base/reading.py"), *map(str, words)],
+            [sys.executable, "-W", "ignore", str(TESTS / "reading.py"), *map(str, words)],
             stdout=subprocess.PIPE,
             cwd=parent,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)},

@@ -257,8 +257,8 @@ def test_without_onnx_runtime_the_reference_evaluator_verifies(
 def test_a_file_that_computes_something_else_fails(dfq, net, made, monkeypatch, tmp_path):
     real = result.compare_runtimes
 
-    def apart(*given):
-        found = real(*given)
+    def apart(*given, **how):
+        found = real(*given, **how)
         return dataclasses.replace(found, failures=("output 'logits' is 9 steps apart",))
 
     monkeypatch.setattr(result, "compare_runtimes", apart)
@@ -292,7 +292,7 @@ def test_whatever_goes_wrong_in_verification_the_result_is_kept(
 ):
     error = DataError("the ONNX file quantizes 3 tensors") if "file" in fault else ValueError(fault)
 
-    def broken(*_):
+    def broken(*_, **__):
         raise error
 
     monkeypatch.setattr(result, "compare_runtimes", broken)

@@ -93,7 +93,7 @@ def test_one_text_is_a_list_of_one(written):
 def test_rules_of_a_file_are_read_as_those_of_the_command_line(dfq, written, tmp_path):
     found = dfq("quantize", "no.pth", "-o", tmp_path, "--config", written('[quantize]\nrule=["f"]'))
     assert found.code == 2
-    assert "rule 'f' is none: write PATTERN=8, =w8, =a8, =w4a8 or =float" in found.err
+    assert "rule 'f' is none: write PATTERN=8, =w8, =a8, =w4a8, =w4g64, =w8t or =float" in found.err
 
 
 def test_rules_are_repeated_with_a_run():

@@ -121,13 +121,18 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], inside: str
     lines = []
     for name in sorted({*found, *wanted}):
         old, new = found.get(name), wanted.get(name)
-        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if isinstance(old, list) and isinstance(new, list) and nested(old, new):
             old, new = (dict(zip(map(str, range(len(v))), v, strict=True)) for v in (old, new))
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{inside}{name}: ")
         elif old != new:
             lines.append(f"  {inside}{name}: saved {shortened(old)}, now {shortened(new)}")
     return lines
+
+
+def nested(old: list[Any], new: list[Any]) -> bool:
+    """Whether two lists of one length hold more than plain values: these are told as a whole."""
+    return len(old) == len(new) and any(isinstance(v, list | dict) for v in (*old, *new))
 
 
 def shortened(value: Any) -> str:

@@ -81,7 +81,7 @@ def begun(optimizer: Optimizer, x: PyTree) -> PyTree:
 
 def descended(
     objective: Objective, optimizer: Optimizer, state: Moving, context: PyTree, now: Now
-) -> tuple[Moving, Float[Array, ""], Mapping[str, Float[Array, "..."]]]:
+) -> tuple[Moving, Float[Array, ""], Mapping[str, Any]]:
     """One step of `descent`."""
     update = optax.with_extra_args_support(optimizer()).update
     slope = jax.value_and_grad(objective, has_aux=True)

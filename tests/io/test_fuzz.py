@@ -46,7 +46,7 @@ def no_harm() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """{title, or reader: how it ended}: the corpus and mutated files, in a process of its own."""
-    words = (sys.executable, "-W", "ignore", str(HERE / "base/reading.py"), "all", "1500")
+    words = (sys.executable, "-W", "ignore", str(HERE / "reading.py"), "all", "1500")
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [*words, str(tmp_path_factory.mktemp("corpus"))],

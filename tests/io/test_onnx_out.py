@@ -223,7 +223,7 @@ def test_what_onnx_cannot_express_is_an_export_error():
     flat = Graph((Node("fc", Linear(), ("x",)),), ("x",), ("fc",))
     twice = Graph((Node("add", Add(), ("x", "y")),), ("x", "y"), ("add",))
     with pytest.raises(ExportError, match="one input"):
-        float_onnx(Model(twice, {}, (contract,)))
+        float_onnx(Model(twice, {}, (contract, contract)))
     with pytest.raises(ExportError, match="its own input"):
         float_onnx(Model(Graph((), ("x",), ("x",)), {}, (contract,)))
     model = Model(flat, {"fc": {"kernel": jnp.ones((3, 2))}}, (contract,))

@@ -58,7 +58,7 @@ def skewed(model, first, second, factors):
     factors = jnp.asarray(factors, jnp.float32)
     moments = model.moments[first]
     moved = type(moments)(moments.mean * factors, moments.var * factors**2)
-    model = type(model)(model.graph, model.params, model.contract, {**model.moments, first: moved})
+    model = type(model)(model.graph, model.params, model.inputs, {**model.moments, first: moved})
     return with_params(
         model,
         {

@@ -203,7 +203,7 @@ def test_where_paths_meet_the_longer_one_counts(op, nets):
         model = b.done(b.conv("after", joined, 4))
         straight = (*model.graph.nodes[:-2], Node("after", model.graph["after"].op, ("branch",)))
         graph = Graph(straight, ("images",), ("after",))
-        wanted = recursive_moments(type(model)(graph, model.params, SMALL), normal())["after"]
+        wanted = recursive_moments(type(model)(graph, model.params, (SMALL,)), normal())["after"]
         found = recursive_moments(model, normal())["after"]
         np.testing.assert_array_equal(found.mean, wanted.mean)
         np.testing.assert_array_equal(found.var, wanted.var)

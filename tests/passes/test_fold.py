@@ -136,7 +136,7 @@ def test_an_infinite_variance_is_an_output_that_never_moves(nets):
     b = nets.Builder(CONTRACT)
     model = b.done(b.bn("bn", b.conv("conv", "images", 2)))
     params = {**model.params, "bn": {**model.params["bn"], "var": jnp.array([jnp.inf, 1.0])}}
-    folded = fold_batch_norm(type(model)(model.graph, params, model.contract))
+    folded = fold_batch_norm(type(model)(model.graph, params, model.inputs))
     mean, var = folded.moments["conv"]
     assert np.isfinite(mean).all()
     assert float(var[0]) == 0

@@ -129,7 +129,7 @@ def test_products_of_two_tensors_in_int64(transposed):
         for codes, q in zip((a, b), affines, strict=True)
     ]
     qparams = {Site("p", f"input{i}"): q for i, q in enumerate(affines)}
-    model = Model(graph, {}, (InputContract(1, 1),))
+    model = Model(graph, {}, (InputContract(1, 1),) * 2)
     second = values[1].swapaxes(-1, -2) if transposed else values[1]
     args = (jnp.asarray(values[0], jnp.float32), jnp.asarray(second, jnp.float32))
     ours = integer_node(QuantizedModel(model, plan, qparams), node, {}, args)

@@ -241,7 +241,7 @@ def test_networks_it_cannot_read(tiny_net):
 def test_networks_without_classes(finer):
     """The variation is drawn even where no labels are."""
     graph = type(finer.graph)(finer.graph.nodes, finer.graph.inputs, ("last",))
-    model = type(finer)(graph, finer.params, finer.contract)
+    model = type(finer)(graph, finer.params, finer.inputs)
     made = synthesize_images(model, psaq_vit(steps=1, batch=2), 2, KEY)
     assert made.notes == ("no class labels: the network's output is 17x8; without labels",)
     assert np.isfinite(made.images).all()

@@ -317,7 +317,7 @@ def test_shards_hold_the_attempt_that_counts(whole, net, tmp_path):
 def test_a_network_that_sees_nothing_makes_no_batch_suspicious(net):
     """All features are equal, whatever the image; pixels still differ."""
     params = jax.tree.map(jnp.zeros_like, {k: net.params[k] for k in ("conv1", "conv2", "fc")})
-    constant = type(net)(net.graph, {**net.params, **params}, net.contract)
+    constant = type(net)(net.graph, {**net.params, **params}, net.inputs)
     moving = still(Source(gaussian), stages=(Stage(6, lambda f: optax.adam(0.1 * f)),))
     found = synthesize_images(constant, moving, 3, KEY)
     assert found.notes == ()

@@ -381,7 +381,10 @@ def test_products():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: lax.select_n((x > 0) * 2, x, -x, 2 * x), r"jax.select_n at .*test_jax_ops.py"),
+        (
+            lambda x: lax.select_n(2 * (x > 0).astype(jnp.int32), x, -x, 2 * x),
+            r"jax.select_n at .*test_jax_ops.py",
+        ),
         (lambda x: lax.conv(x, x, (1, 1), "SAME"), "kernel the network computes"),
         (lambda x: x.astype(jnp.int32), "no float"),
         (lambda x: jnp.sin(x), r"jax.sin x1 at .*test_jax_ops.py"),

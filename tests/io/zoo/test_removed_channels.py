@@ -1,5 +1,6 @@
 """Channels removed from every network that has a name: what is left computes the rest."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
@@ -67,7 +68,7 @@ def unmade(model, coupled, kept):
     """Zeros in what makes the removed channels only: kernels that read them stay as they were."""
     zeros, stays = masked(model, coupled, kept), np.concatenate([[True], kept])
     made = {
-        node: {"kernel": np.where(stays[slots["kernel"][-1]], model.params[node]["kernel"], 0)}
+        node: {"kernel": jnp.where(stays[slots["kernel"][-1]], model.params[node]["kernel"], 0.0)}
         for node, slots in coupled.slots.items()
         if "kernel" in slots
     }
