@@ -123,9 +123,8 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
     import jax
     import jax.numpy as jnp
 
-    from dfq_jax.passes.level import LEVEL
     from dfq_jax.quantization.plan import WIDE, parse_scheme
-    from dfq_jax.recipes.dfq import dfq
+    from dfq_jax.recipes.dfq import at_one_width, dfq
     from dfq_jax.recipes.presets import FEW_BITS
     from dfq_jax.recipes.reconstructions import enlarges, reconstructed
     from dfq_jax.recipes.stages import stages
@@ -137,8 +136,10 @@ def measured(model: Any, images: Any, variant: Variant, judges: Any, args: Any) 
         method = method._replace(start_positions=variant.positions)
     enlarge, images = variant.enlarge(enlarges("stages", model.contract)), jnp.asarray(images)
     scheme = parse_scheme(args.scheme)
-    level = LEVEL if (scheme.activation_bits or WIDE) < FEW_BITS else None
-    made = dfq(model, images, scheme, layers=args.layers, level=level, bias="none")
+    make = partial(dfq, model, images, scheme, layers=args.layers, bias="none")
+    made = make()
+    if (scheme.activation_bits or WIDE) < FEW_BITS:
+        made, _ = at_one_width(made, images, make)
     key = jax.random.key(args.seed)
     made, reports = reconstructed(made, images, (method,), key, enlarge=enlarge)
     kept = f"{sum(report.kept for report in reports)} of {len(reports)}"

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import PlanError
-from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
+from dfq_jax.graph.evaluate import Hook, Slots, Tensor, chained, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Affine, bias_scale, dequantize, quantize_bias
 from dfq_jax.numerics.levels import (
@@ -80,11 +80,14 @@ def simulation_hook(plan: Plan, qparams: QParams) -> Hook:
     Biases of layers that sum integers sit on the int32 grid of scale `x_scale * w_scale`, as in the
     deployed file; those of others stay in float.
     """
-    edges = argument_hook(plan, qparams)
+    return chained(argument_hook(plan, qparams), weight_hook(plan, qparams))
+
+
+def weight_hook(plan: Plan, qparams: QParams) -> Hook:
+    """Fake-quantizes kernels and biases only."""
     table = plan.table
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        _, args = edges(node, slots, args)
         kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
         if kernel in table:
             snapped = on_levels(slots["kernel"], table[kernel].levels, qparams[kernel])

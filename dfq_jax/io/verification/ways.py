@@ -6,14 +6,14 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
-from dfq_jax.graph.graph import Node
+from dfq_jax.graph.evaluate import Tensor, apply_node, evaluate
 from dfq_jax.quantization.integer import integer_node
 from dfq_jax.quantization.simulate import (
     QuantizedModel,
     argument_hook,
     simulate,
     simulation_hook,
+    weight_hook,
 )
 from dfq_jax.quantization.sums import overflowing
 
@@ -30,14 +30,9 @@ def outputs(
 ) -> tuple[Tensor, ...]:
     """Every output of the quantized network once, computed in one of `WAYS`."""
     plan, qparams = quantized.plan, quantized.qparams
-    snap = simulation_hook(plan, qparams)
-
-    def weights_only(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        return snap(node, slots, ())[0], args
-
-    hooks = {"plain": weights_only, "simulator": snap, "integer": argument_hook(plan, qparams)}
+    hooks = {"plain": weight_hook, "simulator": simulation_hook, "integer": argument_hook}
     apply = partial(integer_node, quantized) if way == "integer" else apply_node
-    found = evaluate(quantized.model, images, hook=hooks[way], apply=apply)[0]
+    found = evaluate(quantized.model, images, hook=hooks[way](plan, qparams), apply=apply)[0]
     return tuple(dict(zip(quantized.model.graph.outputs, found, strict=True)).values())
 
 
