@@ -1,15 +1,19 @@
 """Imports the networks of torchvision and timm and compares them with PyTorch.
 
 Weights and batch-norm statistics are random, one image of noise is the input. Every difference is
-the largest one of any output value, over the largest output value of PyTorch.
+the largest one of any output value, over the largest output value of the reference.
 
-    pt2        through a `.pt2` archive
-    onnx 17    through ONNX with its batch norms kept, opset 17; and the exporter's newest
+    pt2        through a `.pt2` archive, against PyTorch
+    ONNX 17    through ONNX with its batch norms kept, opset 17; and the exporter's newest
+    source     that file of opset 17 in ONNX Runtime against its import; `load` has checked it too
     ORT        the imported network written as float ONNX, in ONNX Runtime, against JAX
+
+With `--keep FOLDER` every row is a file there, and a run that was stopped goes on with the others.
 """
 
 import argparse
 import gc
+import json
 import subprocess
 import sys
 import tempfile
@@ -33,6 +37,7 @@ TABLES = {
         Column("pt2", "pt2", ".1e"),
         Column("onnx17", "ONNX 17", ".1e"),
         Column("newest", f"ONNX {NEWEST}", ".1e"),
+        Column("source", "source", ".1e"),
         Column("runtime", "ORT", ".1e"),
         Column("note", "note"),
     ),
@@ -73,13 +78,16 @@ def main() -> None:
     groups = ", ".join(zoo_networks.GROUPS)
     parser.add_argument("--networks", default="required", help=f"names, or {groups}")
     parser.add_argument("--no-onnx", action="store_true", help="through .pt2 only")
+    parser.add_argument("--only-source", action="store_true", help="without `newest` and `ORT`")
+    parser.add_argument("--size", type=int, help="pixels along each side, where a network permits")
+    parser.add_argument("--keep", type=Path, help="folder of finished rows, which are not repeated")
     parser.add_argument("--time", default="resnet50", help="network to time the import of")
     args = parser.parse_args()
     rows, failed = [], []
     names = chosen(args.networks)
     try:
         for name in names:
-            made = row(name, args)
+            made = kept(name, args)
             rows.append(made)
             common.log(", ".join(f"{c.heading} {c.text(made)}" for c in TABLES["import_zoo"]))
             if made.get("note"):
@@ -97,12 +105,25 @@ def chosen(text: str) -> list[str]:
     return list(dict.fromkeys(name for group in listed for name in group))
 
 
+def kept(name: str, args: argparse.Namespace) -> Row:
+    """The row of a network, from its file if there is one."""
+    if args.keep is None:
+        return row(name, args)
+    args.keep.mkdir(parents=True, exist_ok=True)
+    path = args.keep / f"{name.replace(':', '-')}.json"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(row(name, args)))
+        part.replace(path)
+    return json.loads(path.read_text())
+
+
 def row(name: str, args: argparse.Namespace) -> Row:
     """One network by every way there is."""
     import jax
     import torch
 
-    size = zoo_networks.size_of(name)
+    size = zoo_networks.size_of(name, args.size)
     table = "import_pt2" if args.no_onnx else "import_zoo"
     made: Row = {"table": table, "network": name, "size": size}
     module = zoo_networks.network(name)
@@ -118,10 +139,12 @@ def row(name: str, args: argparse.Namespace) -> Row:
             notes.append(f"{key}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
 
     attempt("pt2", lambda: by_pt2(module, image, expected))
-    attempt("ORT", lambda: by_runtime(module, image))
+    if not args.only_source:
+        attempt("ORT", lambda: by_runtime(module, image))
     if not args.no_onnx:
-        for key, opset in (("onnx17", 17), ("newest", NEWEST)):
-            attempt(key, lambda k=key, o=opset: {k: by_onnx(module, image, expected, o)})
+        attempt("ONNX 17", lambda: by_onnx(module, image, expected))
+        if not args.only_source:
+            attempt("newest", lambda: by_newest(module, image, expected))
     jax.clear_caches()
     gc.collect()
     return {**made, "note": "; ".join(notes)}
@@ -143,23 +166,38 @@ def by_pt2(module: Any, image: Any, expected: list[Any]) -> Row:
 
 def by_runtime(module: Any, image: Any) -> Row:
     """Difference of ONNX Runtime, running the network exported from JAX, to JAX."""
+    from dfq_jax.io.onnx.export import float_onnx, serialize
+
     model = loaded(zoo_networks.pt2(module, image), ".pt2")
-    return {"runtime": runtime_gap(model, image, run(model, image))}
+    theirs = in_runtime(serialize(float_onnx(model)), image)
+    return {"runtime": gap(theirs, run(model, image))}
 
 
-def by_onnx(module: Any, image: Any, expected: list[Any], opset: int) -> float:
-    """Difference by way of ONNX."""
-    return gap(run(loaded(zoo_networks.onnx(module, image, opset), ".onnx"), image), expected)
+def by_onnx(module: Any, image: Any, expected: list[Any]) -> Row:
+    """Differences by way of ONNX to PyTorch, and to the very file in ONNX Runtime."""
+    data = zoo_networks.onnx(module, image, 17)
+    found = run(loaded(data, ".onnx"), image)
+    return {"onnx17": gap(found, expected), "source": gap(found, in_runtime(data, image))}
+
+
+def by_newest(module: Any, image: Any, expected: list[Any]) -> Row:
+    """Difference by way of the newest ONNX."""
+    data = zoo_networks.onnx(module, image, NEWEST)
+    return {"newest": gap(run(loaded(data, ".onnx"), image), expected)}
 
 
 def loaded(data: bytes, suffix: str) -> Any:
-    """The network in a file of these bytes."""
+    """The network in a file of these bytes, checked against it where that is ONNX."""
     from dfq_jax.io.load import load
 
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         file.write(data)
         file.flush()
-        return load(file.name, no_bn_fallback=True).model
+        read = load(file.name, no_bn_fallback=True)
+    for note in read.notes:
+        if "not checked against its source" in note:
+            raise ValueError(note)
+    return read.model
 
 
 def run(model: Any, image: Any) -> list[Any]:
@@ -168,19 +206,21 @@ def run(model: Any, image: Any) -> list[Any]:
     import numpy as np
 
     from dfq_jax.graph.evaluate import evaluate
+    from dfq_jax.io.frontends.parity import QUICK
 
-    found = jax.jit(lambda m, x: evaluate(m, x)[0])(model, image.numpy().transpose(0, 2, 3, 1))
+    compiled = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
+    with jax.default_matmul_precision("highest"):
+        found = compiled(model, image.numpy().transpose(0, 2, 3, 1))
     arrays = [np.asarray(x) for x in found]
     return [x.transpose(0, 3, 1, 2) if x.ndim == 4 else x for x in arrays]
 
 
-def runtime_gap(model: Any, image: Any, expected: list[Any]) -> float:
-    """Difference of ONNX Runtime, running the exported float network."""
-    from dfq_jax.io.onnx.export import float_onnx, serialize
+def in_runtime(data: bytes, image: Any) -> list[Any]:
+    """What a file computes in ONNX Runtime."""
     from dfq_jax.io.runtime.session import open_session
 
-    session = open_session(serialize(float_onnx(model)), optimize=True, threads=2)
-    return gap(session.run(None, {session.get_inputs()[0].name: image.numpy()}), expected)
+    session = open_session(data, optimize=True, threads=2)
+    return session.run(None, {session.get_inputs()[0].name: image.numpy()})
 
 
 def outputs_of(value: Any) -> list[Any]:

@@ -49,11 +49,17 @@ SIZES = {
     "timm:inception_resnet_v2": 299,
     "timm:xception41": 299,
 }
+ONE_SIZE = ("vit_", "maxvit_")
+"""Networks that read images of one size."""
+SMALLEST = 128
+"""Pixels that the networks for larger images need at least."""
 
 
-def size_of(name: str) -> int:
+def size_of(name: str, wanted: int | None = None) -> int:
     """Pixels along each side that a network is exported for."""
-    return SIZES.get(name, 224)
+    if wanted is None or name.startswith(ONE_SIZE):
+        return SIZES.get(name, 224)
+    return max(wanted, SMALLEST) if name in SIZES else wanted
 
 
 def network(name: str, size: int | None = None, seed: int = 0) -> Any:
