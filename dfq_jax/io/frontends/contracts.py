@@ -107,8 +107,10 @@ def settled_layout(
       UsageError: for channels last of what is no image.
     """
     shape = program.inputs[0].shape if program.inputs else ()
-    if asked == NHWC and len(shape) != 4:
-        raise UsageError(f'`layout="nhwc"` is for images; the input has shape {tuple(shape)}.')
+    if asked == NHWC and len(shape) not in (3, 4):
+        raise UsageError(
+            f'`layout="nhwc"` is for images and lines; the input has shape {tuple(shape)}.'
+        )
     if len(program.inputs) != 1:
         return asked or "NCHW", ()  # refused when it is imported
     found = stated.layout if stated is not None else layout_of(program)
@@ -116,9 +118,11 @@ def settled_layout(
         says = "its file says" if stated is not None else "its operators say"
         return asked, () if asked == found else (f"read as {asked}; {says} {found}",)
     if found == NHWC and stated is None:
+        lines = len(shape) == 3
         return found, (
-            f"its images have their channels last ({NHWC}), input {shape}; exported files read "
-            'them so too; say `layout="nchw"` if that is wrong',
+            f"its {'lines' if lines else 'images'} have their channels last ({NHWC}), input "
+            f"{shape}; exported files read {'images of one row' if lines else 'them'} so too; say "
+            '`layout="nchw"` if that is wrong',
         )
     return found, ()
 

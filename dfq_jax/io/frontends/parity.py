@@ -174,10 +174,10 @@ def as_fed(
 ) -> np.ndarray:
     """NHWC images as a file reads them: lines and features have no height, or no size at all."""
     n, _, w, c = images.shape
-    if len(stated) == 4:
-        turned = images if layout == NHWC else images.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(turned, dtype)
-    return images.transpose(0, 3, 1, 2).reshape(n, c, *(w,) * (len(stated) - 2)).astype(dtype)
+    last = layout == NHWC and len(stated) > 2
+    turned = images if last else images.transpose(0, 3, 1, 2)
+    line = (w, c) if last else (c, *(w,) * (len(stated) - 2))
+    return np.ascontiguousarray(turned if len(stated) == 4 else turned.reshape(n, *line), dtype)
 
 
 def as_filed(output: np.ndarray, layout: str) -> np.ndarray:

@@ -138,18 +138,19 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     if not 2 <= len(shape) <= 4:
         raise UnsupportedModelError(
             f"its input has shape {tuple(shape)}; expected (batch, channels, height, width), "
-            "(batch, height, width, channels), (batch, channels, length) or (batch, features)."
+            "(batch, height, width, channels), (batch, channels, length), (batch, length, channels) "
+            "or (batch, features)."
         )
-    space = space_of(layout)
-    if size is not None and len(shape) == 4:
-        exported = shape[space]
-        if any(n not in (None, wanted) for n, wanted in zip(exported, size, strict=True)):
+    space = slice(1, -1) if layout == NHWC else slice(2, None)
+    exported = shape[space]
+    if size is not None and exported:
+        wanted = list(size)[-len(exported) :]  # lines have no height
+        if any(n not in (None, w) for n, w in zip(exported, wanted, strict=True)):
             raise UnsupportedModelError(
-                f"the network was exported for {exported[0]} x {exported[1]} pixels, not "
-                f"{size[0]} x {size[1]} (height x width, {layout}); export it again with an input "
-                "of that size."
+                f"the network was exported for {by(exported)} pixels, not {by(wanted)} (height x "
+                f"width, {layout}); export it again with an input of that size."
             )
-        shape[space] = size
+        shape[space] = wanted
     if None in shape[1:]:
         raise UnsupportedModelError(
             f"its input has free sizes {tuple(shape)}; say which to use with `size=`, for example "
@@ -158,8 +159,13 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     return tuple(1 if s is None else s for s in shape)
 
 
+def by(sizes: Sequence[int | None]) -> str:
+    """Sizes as messages have them."""
+    return " x ".join(map(str, sizes))
+
+
 def space_of(layout: str) -> slice:
-    """Where height and width are."""
+    """Where height and width of images are."""
     return slice(1, 3) if layout == NHWC else slice(2, 4)
 
 
@@ -167,9 +173,9 @@ def input_value(
     b: Builder, shape: tuple[int, ...], layout: str
 ) -> tuple[Value, tuple[int, int, int]]:
     """The input as a value stored as NHWC, and (height, width, channels)."""
-    last = layout == NHWC and len(shape) == 4
+    last = layout == NHWC and len(shape) > 2
     channels = new_dim(shape[-1] if last else shape[1])
-    space = [new_dim(n) for n in (shape[1:3] if last else shape[2:])]
+    space = [new_dim(n) for n in (shape[1:-1] if last else shape[2:])]
     axes = (*[()] * (2 - len(space)), *space, channels)
     batch = () if b.batch is None else (b.batch,)
     height, width, depth = (extent(d) for d in axes)

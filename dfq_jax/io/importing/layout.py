@@ -2,7 +2,8 @@
 
 Converters from Keras and TensorFlow keep images as their source has them, (batch, height, width,
 channels), and transpose where ONNX wants channels first. So the input is followed through whatever
-moves its axes to the first operator that tells them apart.
+moves its axes to the first operator that tells them apart. Lines, (batch, length, channels), are
+images of one row.
 """
 
 import contextlib
@@ -24,16 +25,19 @@ KEEPS = frozenset(
 """Operators that leave axes where they are."""
 WINDOWS = frozenset(
     (
-        *("conv", "conv2d", "convolution", "convtranspose", "conv_transpose2d"),
-        *("conv_general_dilated",),
+        *("conv", "conv1d", "conv2d", "convolution", "conv_general_dilated"),
+        *("convtranspose", "conv_transpose1d", "conv_transpose2d"),
         *("batch_norm", "batchnormalization", "group_norm", "groupnormalization"),
         *("instance_norm", "instancenormalization", "lrn"),
-        *("averagepool", "avg_pool2d", "adaptive_avg_pool2d", "globalaveragepool"),
-        *("maxpool", "max_pool2d", "max_pool2d_with_indices", "globalmaxpool"),
+        *("averagepool", "avg_pool1d", "avg_pool2d", "globalaveragepool"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "globalmaxpool"),
+        *("maxpool", "max_pool1d", "max_pool2d", "max_pool2d_with_indices"),
         *("upsample_bilinear2d", "upsample_nearest2d"),
     )
 )
 """Operators that read channels first, whatever the network's input has."""
+FEATURES = frozenset(("gemm", "gru", "linear", "lstm", "matmul", "rnn"))
+"""Operators that read the channels of lines last."""
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What following a damaged call may raise."""
 COLOURS = (1, 3, 4)
@@ -55,7 +59,7 @@ class Followed(NamedTuple):
 
 
 def layout_of(program: Program) -> str:
-    """`NCHW` or `NHWC`; the former for inputs of other ranks than 4.
+    """`NCHW` or `NHWC`, which for lines are (batch, channels, length) and the other way round.
 
     Args:
       program: of one input.
@@ -65,7 +69,7 @@ def layout_of(program: Program) -> str:
       its source, else its sizes.
     """
     image = program.inputs[0]
-    if len(image.shape) != 4:
+    if len(image.shape) not in (3, 4):
         return NCHW
     for find in (told, fitting):
         with contextlib.suppress(*MALFORMED):  # such calls are refused by name when imported
@@ -77,15 +81,18 @@ def layout_of(program: Program) -> str:
 def told(program: Program) -> str:
     """What the first operator that reads channels first finds there; empty if none is reached."""
     image = program.inputs[0]
-    known = {image.name: Followed((0, 1, 2, 3), image.shape)}
+    rank = len(image.shape)
+    known = {image.name: Followed(tuple(range(rank)), image.shape)}
     for call in program.calls:
         x = next((known[name] for name in operands(call) if name in known), None)
         if x is None or not call.outputs:
             continue
         kind = kind_of(call)
-        if kind in WINDOWS and len(x.axes) == 4:
-            if found := read_as(named_axes(call, x.axes)):
+        if kind in WINDOWS and len(x.axes) in (3, 4):
+            if found := read_as(named_axes(call, x.axes), rank):
                 return found
+        elif kind in FEATURES and rank == len(x.axes) == 3:
+            return NCHW if x.axes[-1] == 1 else NHWC
         elif call.outputs[0] is not None and (y := moved(kind, call, x, program)) is not None:
             known[call.outputs[0]] = y
     return ""
@@ -108,12 +115,18 @@ def operands(call: Call) -> Iterator[str]:
     return (a.name for a in given if isinstance(a, Ref))
 
 
-def read_as(axes: Axes) -> str:
-    """The layout in which these are (batch, channels, height, width); empty if in neither."""
+def read_as(axes: Axes, rank: int) -> str:
+    """The layout in which these are (batch, channels, height, width); empty if in neither.
+
+    Args:
+      axes: of the input, in the order of an operator that reads channels first.
+      rank: of the input; lines may have become images on the way.
+    """
     _, channels, *space = axes
-    if channels == 3 or space == [1, 2]:
+    left = [axis for axis in space if axis is not None] if rank == 3 else space
+    if channels == rank - 1 or left == list(range(1, rank - 1)):
         return NHWC
-    return NCHW if channels == 1 or space == [2, 3] else ""
+    return NCHW if channels == 1 or left == list(range(2, rank)) else ""
 
 
 def moved(kind: str, call: Call, x: Followed, program: Program) -> Followed | None:
@@ -158,6 +171,8 @@ def target_of(
     call: Call, x: Followed, arrays: Mapping[str, np.ndarray]
 ) -> tuple[int | None, ...] | None:
     """The sizes a reshape asks for, 0 and the batch looked up; None if they are computed."""
+    if kind_of(call) == "unsqueeze":
+        return unsqueezed(call, x, arrays)
     named = ("shape", "size", "new_sizes")
     asked: Any = next((call.kwargs[k] for k in named if k in call.kwargs), None)
     if kind_of(call) == "squeeze" and "dimensions" in call.kwargs:
@@ -173,24 +188,39 @@ def target_of(
     return None if -1 in sizes[1:] else tuple(sizes)
 
 
+def unsqueezed(
+    call: Call, x: Followed, arrays: Mapping[str, np.ndarray]
+) -> tuple[int | None, ...] | None:
+    """The sizes with ones put in at the places a call names; None if they are computed."""
+    how, second = call.kwargs, call.args[1] if len(call.args) > 1 else None
+    named = how.get("axes", how.get("dim", second))
+    places = arrays.get(named.name) if isinstance(named, Ref) else named
+    if places is None:
+        return None
+    listed = np.atleast_1d(places).tolist()
+    rank = len(x.sizes) + len(listed)
+    ones, left = {place % rank for place in listed}, iter(x.sizes)
+    return tuple(1 if i in ones else next(left) for i in range(rank))
+
+
 def fitting(program: Program) -> str:
     """The layout that has as many channels as the first convolution reads; empty if not one."""
     shape = program.inputs[0].shape
     for call in program.calls:
-        if kind_of(call) in ("conv", "conv2d", "convolution"):
+        if kind_of(call) in ("conv", "conv1d", "conv2d", "convolution"):
             given = call.kwargs.get("weight", call.args[1] if len(call.args) > 1 else None)
             kernel = program.arrays.get(given.name) if isinstance(given, Ref) else None
-            if kernel is None or kernel.ndim != 4:
+            if kernel is None or kernel.ndim not in (3, 4):
                 return ""
             groups = call.kwargs.get("group", call.kwargs.get("groups", 1))
             channels = kernel.shape[1] * int(groups)
-            first, last = shape[1] == channels, shape[3] == channels
+            first, last = shape[1] == channels, shape[-1] == channels
             return "" if first == last else NHWC if last else NCHW
     return ""
 
 
 def likely(shape: Sequence[int | None]) -> str:
     """The layout that has as many channels as images have, and sides longer than that."""
-    height_or_channels, width, last = shape[1:]
-    sides = height_or_channels not in COLOURS and width not in COLOURS
-    return NHWC if last in COLOURS and sides else NCHW
+    *sides, last = shape[1:]
+    usual = COLOURS if len(sides) == 2 else (1,)
+    return NHWC if last in usual and not set(usual).intersection(sides) else NCHW
