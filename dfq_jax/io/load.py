@@ -18,6 +18,7 @@ from dfq_jax.io.frontends.contracts import Told
 from dfq_jax.io.frontends.graph_files import load_graph
 from dfq_jax.io.frontends.parity import check_import
 from dfq_jax.io.readers.checkpoint import read_checkpoint
+from dfq_jax.io.readers.foreign import told_by_folder
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import Bound, bind
 from dfq_jax.io.zoo.catalog import Size, unknown
@@ -337,7 +338,8 @@ def not_found(name: str) -> str:
         inside = show(os.path.join(name, FLOAT), 300)
         return f"{show(name, 300)!r} is an output folder; pass its float network, {inside!r}."
     if os.path.isdir(name):
-        return f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
+        plain = f"{show(name, 300)!r} is a folder; pass the checkpoint file in it."
+        return told_by_folder(name) or plain
     if os.sep in name or Path(name).suffix.lower() in (*CHECKPOINT_SUFFIXES, *GRAPH_SUFFIXES):
         return f"there is no file {show(name, 300)!r}."
     return f"there is no file {show(name)!r}, and {unknown(name, names())}"

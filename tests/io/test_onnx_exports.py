@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_protos import W, model, node, read
 
 from dfq_jax.errors import DfqError
-from dfq_jax.io.frontends.onnx_graph import folded_batch_norm_message, read_onnx_program
+from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Program
 
 # what PyTorch exports

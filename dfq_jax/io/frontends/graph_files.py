@@ -17,7 +17,8 @@ from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.frontends.contracts import Told, imported, refuse_integers
 from dfq_jax.io.frontends.ends import without_choices
 from dfq_jax.io.frontends.live import program_of
-from dfq_jax.io.frontends.onnx_graph import folded_batch_norm_message, read_onnx_program
+from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
+from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN

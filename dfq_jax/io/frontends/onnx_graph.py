@@ -29,9 +29,6 @@ AGAIN = "Export it again."
 SUBGRAPH = "<graph>"
 PARAMETER = re.compile(r"(?=.*[A-Za-z_])[\w-]+(\.[\w-]+)+")
 BARE_PARAMETERS = frozenset(("weight", "bias", "running_mean", "running_var"))
-NORMALIZATIONS = frozenset(
-    f"onnx.{kind}Normalization" for kind in ("Batch", "Instance", "Layer", "Group")
-)
 CONSTANTS: dict[str, Any] = {  # attribute of a Constant node: element type
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -99,7 +96,9 @@ def read_onnx_program(data: bytes, where: str, folder: Path | None) -> Program:
     paths = {name: name for name in arrays if _is_path(name)}
     outputs = tuple(v.name for v in graph.output)
     facts = {p.key: p.value for p in file.model.metadata_props}
-    return Program(inputs, arrays, paths, tuple(calls), outputs, notes, facts)
+    return Program(
+        inputs, arrays, paths, tuple(calls), outputs, notes, facts, producer=model.producer_name
+    )
 
 
 def _is_path(name: str) -> bool:
@@ -340,37 +339,3 @@ def _decode(attribute: AttributeProto, node: NodeProto, file: OnnxFile) -> Any:
         return DECODERS[attribute.type](attribute, file)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{label} is no text. {AGAIN}") from error
-
-
-def folded_batch_norm_message(program: Program, where: str) -> str | None:
-    """What to tell about a network whose exporter folded the batch norms away.
-
-    Args:
-      program: of an ONNX file.
-      where: the file.
-
-    Returns:
-      What was found, why it matters and what to do; None for any other network.
-    """
-    targets = {call.target for call in program.calls}
-    convs = [call for call in program.calls if call.target == "onnx.Conv"]
-    biased = sum(len(call.args) > 2 and call.args[2] is not None for call in convs)
-    if not convs or targets & NORMALIZATIONS or 5 * biased < 4 * len(convs):
-        return None
-    zeros = ", ".join(_zeros(x.shape) for x in program.inputs) or _zeros((1, 3, 224, 224))
-    return (
-        f"{where} has {len(convs)} convolutions, {biased} of them with a bias, and no batch norm: "
-        "most likely the exporter folded the batch norms into the convolutions. Data-free image "
-        "synthesis and range estimation need their statistics. Export the network again, best as\n"
-        f'  torch.export.save(torch.export.export(model.eval(), ({zeros},)), "net.pt2")\n'
-        "or, as ONNX,\n"
-        f'  torch.onnx.export(model.eval(), ({zeros},), "net.onnx", '
-        "training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, dynamo=False)\n"
-        "Without its source, or if it never had batch norms, pass `no_bn_fallback=True`: "
-        "ranges then come from noise images; expect lower accuracy."
-    )
-
-
-def _zeros(shape: tuple[int | None, ...]) -> str:
-    sizes = [str(224 if n is None else n) for n in shape]
-    return f"torch.zeros({', '.join(sizes)})"

@@ -71,6 +71,7 @@ class Program:
       notes: what the user should know, one line each.
       facts: what the file says about itself beside its graph.
       usual_layout: of images where nothing in the network tells; empty to go by their sizes.
+      producer: the program that wrote it; empty where nothing says.
     """
 
     inputs: tuple[Input, ...]
@@ -81,3 +82,4 @@ class Program:
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     usual_layout: str = ""
+    producer: str = ""

@@ -138,8 +138,8 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     if not 2 <= len(shape) <= 4:
         raise UnsupportedModelError(
             f"its input has shape {tuple(shape)}; expected (batch, channels, height, width), "
-            "(batch, height, width, channels), (batch, channels, length), (batch, length, channels) "
-            "or (batch, features)."
+            "(batch, height, width, channels), (batch, channels, length), (batch, length, "
+            "channels) or (batch, features)."
         )
     space = slice(1, -1) if layout == NHWC else slice(2, None)
     exported = shape[space]
@@ -173,9 +173,9 @@ def input_value(
     b: Builder, shape: tuple[int, ...], layout: str
 ) -> tuple[Value, tuple[int, int, int]]:
     """The input as a value stored as NHWC, and (height, width, channels)."""
-    last = layout == NHWC and len(shape) > 2
-    channels = new_dim(shape[-1] if last else shape[1])
-    space = [new_dim(n) for n in (shape[1:-1] if last else shape[2:])]
+    sizes, last = shape[1:], layout == NHWC and len(shape) > 2
+    channels = new_dim(sizes[-1 if last else 0])
+    space = [new_dim(n) for n in (sizes[:-1] if last else sizes[1:])]
     axes = (*[()] * (2 - len(space)), *space, channels)
     batch = () if b.batch is None else (b.batch,)
     height, width, depth = (extent(d) for d in axes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dfq_jax.errors import CheckpointError, ResourceError, UnsupportedModelError
 from dfq_jax.io.readers.containers import find_weights, strip_prefixes
+from dfq_jax.io.readers.foreign import KERAS_WEIGHTS, from_keras, told_by_content
 from dfq_jax.io.readers.pickle_data import hidden_globals
 from dfq_jax.io.readers.pickle_policy import listing, means_code, refuse_code, show
 from dfq_jax.io.readers.safetensors import looks_like_safetensors, read_safetensors
@@ -24,7 +25,6 @@ MISTAKES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run git lfs pull"),
     (b"<!DOCTYPE", "a web page, not the file; the download failed"),
     (b"<html", "a web page, not the file; the download failed"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it; convert it to .safetensors"),
     (b"\x93NUMPY", "a single NumPy array; save all weights as .safetensors"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
@@ -113,6 +113,8 @@ def _open_zip(data: bytes, where: str) -> TorchFile:
             f"{where} is a torch.export program, a network with its graph: rename it to end in "
             ".pt2 and load it without an architecture."
         )
+    if KERAS_WEIGHTS in inner:
+        raise UnsupportedModelError(f"{where} is a model of Keras. {from_keras(repr(where))}")
     if any(name.endswith(".npy") for name in inner):
         raise CheckpointError(f"{where} is a NumPy .npz archive; save it as .safetensors.")
     return read_zip(archive)
@@ -136,6 +138,8 @@ def _from_torch(file: TorchFile, where: str) -> tuple[dict[str, np.ndarray], tup
 
 def _refusal(data: bytes, path: Path, where: str) -> CheckpointError | UnsupportedModelError:
     """The error for a file that is none of the formats; one that names code is refused here."""
+    if foreign := told_by_content(data, path):
+        return UnsupportedModelError(foreign)
     code = [g for g in hidden_globals(data) if means_code(g.module, g.name)]
     refuse_code(where, [str(g) for g in code])
     if data[257:262] == b"ustar":
