@@ -23,6 +23,21 @@ def work():
 heed_interrupts()
 raise SystemExit(guarded(work))
 """
+WORKING = """
+import dfq_jax.__main__ as program, dfq_jax.cli.app as cli
+def work():
+    {}
+cli.main = work
+program.main()
+"""
+SLOW = (
+    "import jax; from jax import lax; "
+    "table = lambda: lax.broadcasted_iota('float32', (1, 36, 36, 1), 1); "
+    "window = (1, 36, 36, 1); ones = (1, 1, 1, 1); "
+    "total = lambda: lax.reduce_window(table(), 0.0, lax.add, window, ones, 'SAME'); "
+    "print(jax.jit(total)().shape)"
+)
+"""A sum of constants that XLA computes while it compiles, for longer than it finds good."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +73,15 @@ def interrupted(process, lines):
 
 
 def run(*arguments, **more):
-    """A program of its own, from this package."""
+    """A program of its own, from this package, as from a shell that never imported JAX."""
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
+        env=inherited | {"PYTHONPATH": str(ROOT)} | more,
     )
 
 
@@ -125,3 +141,18 @@ def test_completion_is_installed(tmp_path):
     assert found.returncode == 0, found.stderr
     written = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
     assert any("quantize" in text for text in written)
+
+
+@pytest.mark.parametrize(("asked", "level"), [({}, "3"), ({"TF_CPP_MIN_LOG_LEVEL": "0"}, "0")])
+def test_the_log_of_xla_is_for_those_who_ask_for_it(asked, level):
+    script = WORKING.format("import os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])")
+    assert run("-c", script, **asked).stdout == f"{level}\n"
+
+
+@pytest.mark.slow
+def test_alarms_of_xla_do_not_reach_the_terminal():
+    found = run("-c", WORKING.format(SLOW))
+    assert (found.stdout, found.stderr) == ("(1, 36, 36, 1)\n", "")
+    assert (
+        "slow_operation_alarm" in run("-c", WORKING.format(SLOW), TF_CPP_MIN_LOG_LEVEL="1").stderr
+    )
