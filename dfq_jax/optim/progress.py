@@ -15,10 +15,12 @@ class Progress:
       batch: index of the batch, from 0; of a round, where several batches are made at a time; of
         the unit, where rounding is learned.
       batches: number of batches, rounds or units.
-      step: steps done in this batch.
-      steps: steps of a batch.
+      step: steps done in this batch; layers, where they are solved.
+      steps: steps or layers of a batch.
       parts: last values of the loss and its parts, averaged over the batches of a round.
       what: is being done.
+      part: of all the work that is done, where units take more or less of it; None where batches
+        take the same.
     """
 
     batch: int
@@ -27,6 +29,14 @@ class Progress:
     steps: int
     parts: Metrics
     what: str = "synthesizing"
+    part: float | None = None
+
+    @property
+    def done(self) -> float:
+        """The part of all the work that is done."""
+        if self.part is not None:
+            return self.part
+        return (self.batch * self.steps + self.step) / max(self.batches * self.steps, 1)
 
 
 class Phase(NamedTuple):

@@ -8,7 +8,6 @@ output travels on, so later units make up for what earlier ones could not.
 
 import contextlib
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.reconstruction.closed_form import ClosedForm, solved
 from dfq_jax.reconstruction.corrected_inputs import corrected_inputs
+from dfq_jax.reconstruction.effort import Share, closed_form_of, positions, shares
 from dfq_jax.reconstruction.finished import Finished, UnitReport, load_unit, save_unit
 from dfq_jax.reconstruction.footprint import (
     FED,
@@ -46,6 +46,7 @@ from dfq_jax.reconstruction.method import (
 from dfq_jax.reconstruction.phases import Learned, in_phases
 from dfq_jax.reconstruction.unit_at_work import (
     Beyond,
+    OnLayer,
     OnStep,
     Work,
     error_of,
@@ -147,14 +148,15 @@ def unit_by_unit(
     units = cut(reference, quantized.plan, method)
     exact = rough = np.asarray(images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
-    reports = []
+    reports, spread = [], shares(units, reference, method, len(exact))
     for index, unit in enumerate(units):
         float_unit = unit_model(unit, reference)
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
         work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
         if on_progress is not None:
-            work = work._replace(on_step=partial(told, on_progress, index, len(units)))
+            at = (on_progress, spread[index], index, len(units))
+            work = work._replace(on_step=partial(stepped, *at), on_layer=partial(solving, *at))
         own = layered(method) if index in split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
@@ -170,16 +172,26 @@ def unit_by_unit(
     return quantized, tuple(reports)
 
 
-def told(
-    on_progress: Callable[[Progress], None],
+def stepped(
+    tell: Callable[[Progress], None],
+    share: Share,
     unit: int,
     units: int,
     step: int,
     steps: int,
     parts: Metrics,
 ) -> None:
-    """Passes on how far the steps of a unit are."""
-    on_progress(Progress(unit, units, step, steps, parts, "learning"))
+    """Tells how far the steps of a unit are."""
+    done = share.learned(step / max(steps, 1))
+    tell(Progress(unit, units, step, steps, parts, "learning", done))
+
+
+def solving(
+    tell: Callable[[Progress], None], share: Share, unit: int, units: int, layer: int, layers: int
+) -> None:
+    """Tells how many layers of a unit are solved."""
+    done = share.solved(layer / max(layers, 1))
+    tell(Progress(unit, units, layer, layers, {}, "solving", done))
 
 
 def facts_of(
@@ -257,7 +269,7 @@ def attempts(
     work: Work, method: Method, key: Key[Array, ""], place: Path | None
 ) -> Iterator[Learned]:
     """A unit as a method would have it, after what it would learn from."""
-    closed = method if isinstance(method, ClosedForm) else start_of(method, work)
+    closed = closed_form_of(method, work.targets.shape)
     if closed is not None:
         solution = in_closed_form(work, closed)
         yield solution
@@ -271,30 +283,24 @@ def attempts(
     yield learn(work, method, key, place)
 
 
-def start_of(method: Reconstruction, work: Work) -> ClosedForm | None:
-    """How the layers of a unit are solved before it learns, if they are."""
-    return method.start if positions_of(work) >= method.start_positions else None
-
-
-def positions_of(work: Work) -> int:
-    """Of what a unit puts out, an image; 1 for a vector."""
-    return math.prod(work.targets.shape[1:-1])
-
-
 def in_closed_form(work: Work, method: ClosedForm) -> Learned:
     """A unit whose layers are solved one after the other, block by block.
 
     What blocks read is kept, as that of units is; what layers read is made again for each.
     """
-    seen = method.images(len(work.exact), positions_of(work))
+    seen = method.images(len(work.exact), positions(work.targets.shape))
     few = len(seen) < len(work.exact)
     exact, rough = (work.exact[seen], work.rough[seen]) if few else (work.exact, work.rough)
     whole = QuantizedModel(work.model, work.unit.plan, work.qparams)
+    layers, done = len(layers_of(work.unit)), 0
     for block in units_of(work.model.graph, work.unit.plan):
         part = work._replace(unit=block, reference=unit_model(block, work.reference))
         part = part._replace(exact=exact, rough=rough, model=unit_model(block, whole.model))
         part = part._replace(qparams=unit_qparams(block, whole.affines))
+        if work.on_layer is not None:
+            part = part._replace(on_layer=partial(later, work.on_layer, done, layers))
         model, qparams, _ = block_in_closed_form(part, method)
+        done += len(layers_of(block))
         whole = with_unit(whole, block, model, qparams)
         exact = passed(part.reference, None, None, exact)
         rough = passed(model, qparams, block.plan, rough)
@@ -310,9 +316,17 @@ def block_in_closed_form(work: Work, method: ClosedForm) -> Learned:
         exact = flow(work.reference, None, None, work.exact, name)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         flows = zip(rough, exact, strict=True)
-        return Learned(*solved(model, qparams, layer.plan, flows, method))
+        found = Learned(*solved(model, qparams, layer.plan, flows, method))
+        if work.on_layer is not None:
+            work.on_layer(number + 1, 0)
+        return found
 
     return layer_by_layer(work, solve)
+
+
+def later(tell: OnLayer, done: int, layers: int, number: int, _: int) -> None:
+    """Tells of a layer of a block behind so many of earlier ones."""
+    tell(done + number, layers)
 
 
 def learned_by_layers(

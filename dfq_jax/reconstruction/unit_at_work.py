@@ -36,6 +36,7 @@ class Beyond(NamedTuple):
 
 
 OnStep = Callable[[int, int, Metrics], None]
+OnLayer = Callable[[int, int], None]
 
 
 class Work(NamedTuple):
@@ -53,6 +54,7 @@ class Work(NamedTuple):
       beyond: what follows, if the method asks.
       slopes: of the divergence of predictions by the unit's outputs, if the method asks.
       on_step: told (step, of how many, parts of the loss) while it learns.
+      on_layer: told (layers, of how many) while they are solved.
     """
 
     unit: Unit
@@ -66,6 +68,7 @@ class Work(NamedTuple):
     beyond: Beyond | None = None
     slopes: Host | None = None
     on_step: OnStep | None = None
+    on_layer: OnLayer | None = None
 
 
 def flow(

@@ -180,16 +180,16 @@ class Terminal:
     def step(self, at: Step) -> None:
         """Shows how far synthesis or learning is."""
         done, total, label = at.batch * at.steps + at.step, at.batches * at.steps, at.what
-        part = done / max(total, 1)
-        if label == "learning":  # units take more or fewer steps
-            done, total, label = at.step, at.steps, f"learning unit {at.batch + 1}/{at.batches}"
+        if at.part is not None:  # units take more or fewer steps
+            done, total, label = at.step, at.steps, f"{label} unit {at.batch + 1}/{at.batches}"
         parts = ", ".join(f"{name} {value:.4g}" for name, value in at.parts.items())
         if self.outlook is not None:
-            self.outlook = self.outlook.moved(part, time.perf_counter())
+            self.outlook = self.outlook.moved(at.done, time.perf_counter())
+        counted = f"{done}/{total} {'layers' if at.what == 'solving' else 'steps'}"
         if self.line is not None:
-            self.line.moves(label, done, total, parts)
+            self.line.moves(label, done, total, counted, parts)
         else:
-            self.every(f"{label} {done}/{total} steps: {parts}")
+            self.every(f"{label} {counted}{parts and f': {parts}'}")
 
     def unit(self, index: int, units: int, found: UnitReport) -> None:
         """Tells of a unit whose rounding was learned."""

@@ -53,12 +53,12 @@ class Line:
         self.doing = doing
         self.set(total=None, steps="", parts="")
 
-    def moves(self, doing: str, done: int, total: int, parts: str) -> None:
-        """So many steps of something are done."""
+    def moves(self, doing: str, done: int, total: int, counted: str, parts: str) -> None:
+        """So many steps of something are done, `counted` in words."""
         if doing != self.doing:
             self.doing = doing
             self.progress.reset(self.task)
-        self.set(total=total, completed=done, steps=f"{done}/{total} steps", parts=parts)
+        self.set(total=total, completed=done, steps=counted, parts=parts)
 
     def set(self, **fields: Any) -> None:
         """Changes what is drawn."""

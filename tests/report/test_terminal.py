@@ -112,6 +112,27 @@ def test_progress_in_a_pipe_is_a_line_every_few_seconds(capsys, monkeypatch):
     assert lines[0].endswith("steps: loss 0.1235, prior 2")
 
 
+def test_layers_that_are_solved_are_told_in_a_pipe(capsys):
+    made = Terminal()
+    with made.progress():
+        made.step(Progress(1, 3, 2, 12, {}, "solving", 0.4))
+    assert capsys.readouterr().err.endswith("solving unit 2/3 2/12 layers\n")
+
+
+def test_what_is_left_follows_the_work_that_is_done_not_the_units(monkeypatch):
+    """The second of two units takes nine tenths."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    made = Terminal()
+    with made.progress():
+        made.phase(Phase("learning", 1.0, 0.0))
+        for batch, step, part in ((0, 5, 0.05), (0, 10, 0.1)):
+            now[0] += 5.0
+            made.step(Progress(batch, 2, step, 10, {}, "learning", part))
+        assert made.outlook is not None
+        assert made.outlook.left(now[0]) == pytest.approx(90.0)
+
+
 def test_progress_on_a_screen_is_a_line_that_goes_away(monkeypatch):
     made, out, log = on_screen(monkeypatch)
     with made.progress():
@@ -124,8 +145,11 @@ def test_progress_on_a_screen_is_a_line_that_goes_away(monkeypatch):
     assert "loss 0.25" in log.getvalue()
     with made.progress():
         made.step(Progress(0, 1, 20, 20, {}))
-        made.step(Progress(1, 4, 10, 50, {"loss": 0.5}, "learning"))
-        made.step(Progress(2, 4, 10, 100, {"loss": 0.5}, "learning"))
+        made.step(Progress(1, 4, 10, 50, {"loss": 0.5}, "learning", 0.3))
+        made.step(Progress(2, 4, 3, 7, {}, "solving", 0.5))
+        made.line.progress.refresh()
+        assert re.search(r"solving unit 3/4\b.* 3/7 layers", log.getvalue())
+        made.step(Progress(2, 4, 10, 100, {"loss": 0.5}, "learning", 0.6))
         made.line.progress.refresh()
     assert re.search(r"learning unit 3/4\b.* 10/100 steps", log.getvalue())
     assert out.getvalue() == ""
