@@ -13,7 +13,7 @@ from dfq_jax.reconstruction.method import batch_of
 from dfq_jax.reconstruction.units import Unit
 
 STEP = 3
-"""Passes through a unit in a step: forward, and backward at twice the work; a guide takes one more."""
+"""Passes through a unit in a step: forward, backward at twice the work; one more with a guide."""
 PASSING = 6
 """Passes of all images through a unit: for its targets, its errors and its output."""
 SOLVING = 2
