@@ -1,7 +1,7 @@
 """What tensors of a function of JAX are called, and which line of whose code makes them."""
 
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def dotted(path: Iterable[Any]) -> str:
         parts += [p for p in str(name).replace("~", "").split("/") if p]
     if parts and parts[-1] == "value":  # of a variable of nnx
         parts.pop()
+    return renamed(parts)
+
+
+def renamed(parts: Sequence[str]) -> str:
+    """Parts of a path without the collection, with the last one as PyTorch calls it."""
     if len(parts) > 1 and parts[0] in COLLECTIONS:
         parts = parts[1:]
     return ".".join((*parts[:-1], ENDINGS.get(parts[-1], parts[-1]))) if parts else ""

@@ -12,6 +12,7 @@ from dfq_jax.io.frontends.jax_live import image_shape, network_of
 from dfq_jax.io.frontends.jax_trace import Traced, program_of, without_dead
 from dfq_jax.io.frontends.parity import check_function
 from dfq_jax.io.frontends.program import Program
+from dfq_jax.io.importing.jax_named_norms import Names, groups_of, with_named_norms
 from dfq_jax.io.importing.jax_norms import with_batch_norms
 from dfq_jax.io.importing.jax_patterns import with_patterns
 from dfq_jax.io.importing.jax_table import JAX
@@ -20,7 +21,13 @@ HALVES = ("float16", "bfloat16")
 
 
 def load_network(
-    source: Any, params: Any, example: Any, told: Told = UNTOLD, *, unchecked: bool = False
+    source: Any,
+    params: Any,
+    example: Any,
+    told: Told = UNTOLD,
+    *,
+    unchecked: bool = False,
+    batch_norms: Names | None = None,
 ) -> tuple[Model, tuple[str, ...]]:
     """A network of JAX, compared once with what it was imported from.
 
@@ -30,6 +37,8 @@ def load_network(
       example: an array of images or the shape of one, (height, width, channels).
       told: what the user says of its images.
       unchecked: do not run it beside what was imported.
+      batch_norms: {role: name} of the parameters of batch norms whose arithmetic is not
+        recognised; see `jax_named_norms.groups_of`.
 
     Returns:
       The network, and notes for the user.
@@ -41,7 +50,7 @@ def load_network(
     """
     network, shape = network_of(source, params), image_shape(example)
     traced = program_of(network.function, network.params, shape, where=network.name)
-    program = recognised(traced)
+    program = recognised(traced, batch_norms)
     model, notes = model_of(program, JAX, network.name, told)
     notes = (*program.notes, *notes)
     if unchecked:
@@ -55,9 +64,13 @@ def load_network(
     return model, (*notes, *checked)
 
 
-def recognised(traced: Traced) -> Program:
+def recognised(traced: Traced, batch_norms: Names | None = None) -> Program:
     """The program with batch norms and other operators that JAX spells out, and nothing unread."""
-    program = without_dead(with_batch_norms(traced.program, traced.shapes))
+    program = traced.program
+    if batch_norms is not None:
+        groups = groups_of(program.paths, batch_norms)
+        program = without_dead(with_named_norms(program, groups))
+    program = without_dead(with_batch_norms(program, traced.shapes))
     return without_dead(with_patterns(program, traced.shapes))
 
 

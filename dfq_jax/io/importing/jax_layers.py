@@ -13,6 +13,8 @@ from dfq_jax.io.importing.jax_ops import compact
 from dfq_jax.io.importing.values import Value, extent
 
 Array = np.ndarray
+EPSILON = 1e-5
+"""Of batch norms of which only the statistics are known: their scale makes up for it."""
 
 
 def batch_norm(
@@ -34,6 +36,69 @@ def batch_norm(
     spread = var.reshape(-1).astype(np.float32)
     y = layers.batch_norm(b, turned, factor, shift, centre, spread, eps)
     return channels_back(y, axis)
+
+
+def named_batch_norm(
+    b: Builder, x: Value, steps: tuple[Any, ...], mean: Array, spread: Array, spread_is: str
+) -> Value:
+    """A batch norm by the statistics it has and by what it does, step after step.
+
+    Args:
+      b: the graph.
+      x: what it reads.
+      steps: (operator, constant or None, whether the constant comes first) each.
+      mean: of each channel.
+      spread: of each channel.
+      spread_is: `var`, `std` or `inv_std`.
+
+    Raises:
+      UnsupportedModelError: if its vectors do not have as many values as an axis, or a step is none
+        that a factor and a shift can do.
+    """
+    size, rank = mean.size, len(x.dims)
+    wide = [c for _, c, _ in steps if isinstance(c, np.ndarray) and c.ndim]
+    axis = next((at for c in wide if (at := widest(c, size, rank)) is not None), rank - 1)
+    if extent(x.dims[axis]) != size or spread.size != size:
+        raise UnsupportedModelError(
+            f"a batch norm of {size} channels reads shape {x.shape}, axis {axis}."
+        )
+    factor, shift = np.ones(size), np.zeros(size)
+    for kind, constant, first in steps:
+        value = 0.0 if constant is None else along(constant, x.shape, [rank - 1 - axis])
+        factor, shift = stepped(kind, factor, shift, np.asarray(value, np.float64), first)
+    centre, wide_as = (v.reshape(-1).astype(np.float64) for v in (mean, spread))
+    variance = {"var": wide_as, "std": wide_as**2}.get(spread_is, 1 / wide_as**2)
+    scale, bias = factor * np.sqrt(variance + EPSILON), shift + factor * centre
+    vectors = (v.astype(np.float32) for v in (scale, bias, centre, variance))
+    return channels_back(layers.batch_norm(b, channels_second(x, axis), *vectors, EPSILON), axis)
+
+
+def widest(constant: Array, size: int, rank: int) -> int | None:
+    """The axis of a value of that rank along which a constant has `size` values of its own."""
+    own = np.asarray(compact(constant))
+    places = [rank - own.ndim + i for i, n in enumerate(own.shape) if n == size and n > 1]
+    return places[-1] if places else None
+
+
+def stepped(
+    kind: str, factor: Array, shift: Array, value: Array, first: bool
+) -> tuple[Array, Array]:
+    """Factor and shift after one more step."""
+    match kind:
+        case "add":
+            return factor, shift + value
+        case "sub":
+            return (-factor, value - shift) if first else (factor, shift - value)
+        case "mul":
+            return factor * value, shift * value
+        case "div" if not first:
+            return factor / value, shift / value
+        case "neg":
+            return -factor, -shift
+        case "div":
+            raise UnsupportedModelError("a batch norm that divides by what it normalises.")
+        case _:  # copies and casts
+            return factor, shift
 
 
 def channels_second(x: Value, axis: int) -> Value:

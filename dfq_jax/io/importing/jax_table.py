@@ -32,6 +32,7 @@ LOWER: dict[str, Lower] = {
     "conv_general_dilated": jax_windows.convolution,
     "dot_general": jax_views.dot_general,
     "batchnorm": jax_layers.batch_norm,
+    "namedbatchnorm": jax_layers.named_batch_norm,
     "layernorm": jax_layers.layer_norm,
     "groupnorm": jax_layers.group_norm,
     "softmax": jax_ops.softmax,
@@ -102,7 +103,7 @@ LOWER: dict[str, Lower] = {
 }
 FOUND = frozenset(
     (
-        *("batchnorm", "layernorm", "groupnorm", "softmax", "log_softmax"),
+        *("batchnorm", "namedbatchnorm", "layernorm", "groupnorm", "softmax", "log_softmax"),
         *("window_mean", "add_bias"),
     )
 )
