@@ -49,8 +49,8 @@ SIZES = {
     "timm:inception_resnet_v2": 299,
     "timm:xception41": 299,
 }
-ONE_SIZE = ("vit_", "maxvit_")
-"""Networks that read images of one size."""
+ONE_SIZE = ("alexnet", "maxvit_", "vgg", "vit_")
+"""Networks that read images of one size, or whose pooling ONNX cannot have at another."""
 SMALLEST = 128
 """Pixels that the networks for larger images need at least."""
 

@@ -16,6 +16,8 @@ WRITERS = {
     *("allocation/remedies.py", "recipes/untried.py", "report/diagnosis.py", "report/console.py"),
 }
 """Modules that write down command lines."""
+OTHERS = ("pip install", "--no-deps", "tf2onnx")
+"""Whose flags messages may have: those of other programs."""
 FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z-]+\b(?!:)|--[a-z-]+ [A-Z]")
 
 

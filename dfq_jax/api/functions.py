@@ -1,7 +1,7 @@
 """The public functions: load, predict, quantize, evaluate, verify, bench, export."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def load(
     std: Sequence[float] | None = None,
     no_bn_fallback: bool = False,
     unchecked: bool = False,
+    batch_norms: Mapping[str, str] | None = None,
 ) -> Model:
     """Reads a network; `dfq_jax.io.load.load` also returns notes and the identity of the file.
 
@@ -71,6 +72,9 @@ def load(
       no_bn_fallback: accept an ONNX file whose batch norms were folded away.
       unchecked: do not run an ONNX file or a function of JAX beside what was imported from it,
         which is done once, on noise (a file only where ONNX Runtime is installed).
+      batch_norms: what their parameters are called in a network of JAX that computes them in a way
+        not known here: {"mean": "mu", "std": "sigma", "scale": "gamma", "bias": "beta"}, for `std`
+        also `var` or `inv_std`; a path in which `*` stands for the module, as `state.*.mu`, too.
 
     Returns:
       The network, batch norms in place.
@@ -82,25 +86,46 @@ def load(
     if isinstance(source, str | Path):
         if params is not None:
             raise UsageError("a file holds its own weights; leave out params.")
+        check_not_named(batch_norms)
         options = {"arch": arch, "size": size, "layout": layout, "mean": mean, "std": std}
         options |= {"no_bn_fallback": no_bn_fallback, "unchecked": unchecked}
         return load_file(source, **options).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
-    model = load_live(source, params, example, Told(layout=as_layout(layout)), unchecked)
+    told = Told(layout=as_layout(layout))
+    model = load_live(source, params, example, told, unchecked, batch_norms)
     return dataclasses.replace(model, inputs=(normalised(model.contract, mean, std),))
 
 
-def load_live(source: Any, params: Any, example: Any, told: Told, unchecked: bool) -> Model:
+def load_live(
+    source: Any,
+    params: Any,
+    example: Any,
+    told: Told,
+    unchecked: bool,
+    batch_norms: Mapping[str, str] | None,
+) -> Model:
     """Reads a network in memory, of PyTorch or JAX; see `load`."""
     if not is_torch(source):
-        return load_network(source, params, example, told, unchecked=unchecked)[0]
+        how = {"unchecked": unchecked, "batch_norms": batch_norms}
+        return load_network(source, params, example, told, **how)[0]
+    check_not_named(batch_norms)
     if params is not None:
         raise UsageError(
             "a PyTorch module holds its own weights; leave out params, and give the shape of an "
             "image by name: example=(3, 224, 224)."
         )
     return load_module(source, example, told)[0]
+
+
+def check_not_named(batch_norms: Mapping[str, str] | None) -> None:
+    """Refuses names of parameters where batch norms are operators of their own.
+
+    Raises:
+      UsageError: if there are any.
+    """
+    if batch_norms is not None:
+        raise UsageError("names of batch norms are for networks of JAX; leave out batch_norms.")
 
 
 @jax.jit

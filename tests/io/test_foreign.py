@@ -23,7 +23,7 @@ FILES = {
     "weights.pth": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "net.tflite": (b"\x1c\0\0\0TFL3\x14\0", r"--tflite net\.tflite --output net\.onnx"),
     "saved_model.pb": (b"\x08\x01\x12\x04abcd", r"belongs to a SavedModel.*--saved-model models"),
-    "frozen.pb": (b"\x0a\x20abcd", r"--graphdef frozen\.pb --inputs INPUT:0 --outputs OUTPUT:0"),
+    "frozen.pb": (b"\x0a\x20abcd", r"--graphdef frozen\.pb --output net\.onnx --inputs"),
     "flax.msgpack": (b"\x82\xa6params", "the weights of a network of JAX"),
 }
 

@@ -158,3 +158,12 @@ def test_names_that_fit_nothing(names, message):
 def test_parameters_that_are_used_otherwise(form):
     with pytest.raises(UnsupportedModelError, match=r"`batch_norms=` names .* of 'first'"):
         loaded(form)
+
+
+def test_the_library_takes_them(tmp_path):
+    model = dfq.load(network(by_deviation), PARAMS, SHAPE, batch_norms=NAMES)
+    assert len(norms(model)) == 2
+    file = tmp_path / "net.onnx"
+    dfq.export(model, file)
+    with pytest.raises(UsageError, match="names of batch norms are for networks of JAX"):
+        dfq.load(file, batch_norms=NAMES)

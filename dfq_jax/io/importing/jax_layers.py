@@ -69,8 +69,9 @@ def named_batch_norm(
     centre, wide_as = (v.reshape(-1).astype(np.float64) for v in (mean, spread))
     variance = {"var": wide_as, "std": wide_as**2}.get(spread_is, 1 / wide_as**2)
     scale, bias = factor * np.sqrt(variance + EPSILON), shift + factor * centre
-    vectors = (v.astype(np.float32) for v in (scale, bias, centre, variance))
-    return channels_back(layers.batch_norm(b, channels_second(x, axis), *vectors, EPSILON), axis)
+    scale, bias, centre, variance = np.asarray([scale, bias, centre, variance], np.float32)
+    turned = channels_second(x, axis)
+    return channels_back(layers.batch_norm(b, turned, scale, bias, centre, variance, EPSILON), axis)
 
 
 def widest(constant: Array, size: int, rank: int) -> int | None:

@@ -26,6 +26,12 @@ IN_PYTHON = """\
   import dfq_jax as dfq
   net = dfq.load(module, variables, example=(224, 224, 3))
   dfq.export(net, "net.onnx")"""
+FROM_LITE = "  python -m tf2onnx.convert --tflite {} --output net.onnx"
+FROM_SAVED_MODEL = "  python -m tf2onnx.convert --saved-model {} --output net.onnx"
+FROM_GRAPH = (
+    "  python -m tf2onnx.convert --graphdef {} --output net.onnx "
+    "--inputs INPUT:0 --outputs OUTPUT:0"
+)
 AS_ONNX = '  model.export("net.onnx", format="onnx")'
 
 
@@ -50,16 +56,15 @@ def told_by_content(data: bytes, path: Path) -> str | None:
     if data[4:8] == b"TFL3":
         return (
             f"{where} is a network of TensorFlow Lite. Best give the network that it was made of. "
-            f"Without that, where TensorFlow is installed,\n{converted(f'--tflite {where}')}\n"
+            f"Without that, where TensorFlow is installed,\n{FROM_LITE.format(where)}\n"
             f"{FOLDED} Networks of integers are refused even so."
         )
     if path.name == SAVED_MODEL:
         return of_saved_model(f"{where} belongs to", show(path.parent.name) or ".")
     if path.suffix.lower() == ".pb":
-        ends = "--inputs INPUT:0 --outputs OUTPUT:0"
         return (
             f"{where} is a graph of TensorFlow. Where that is installed, with the names of its "
-            f"ends,\n{converted(f'--graphdef {where} {ends}')}\n{FOLDED}"
+            f"ends,\n{FROM_GRAPH.format(where)}\n{FOLDED}"
         )
     if path.suffix.lower() == ".msgpack":
         return of_jax(where, "a file of Flax")
@@ -84,7 +89,7 @@ def of_saved_model(start: str, folder: str) -> str:
     """What to say of a SavedModel."""
     return (
         f"{start} a SavedModel of TensorFlow. Where that is installed,\n"
-        f"{converted(f'--saved-model {folder}')}\n{FOLDED} "
+        f"{FROM_SAVED_MODEL.format(folder)}\n{FOLDED} "
         "A model of Keras that is at hand as such keeps them: save it as net.keras and give dfq "
         "that, which says how."
     )
@@ -97,8 +102,3 @@ def of_jax(where: str, what: str) -> str:
         f"the module that they belong to and the shape of an image,\n{IN_PYTHON}\n"
         "writes a file that dfq reads."
     )
-
-
-def converted(source: str) -> str:
-    """The line that converts a network of TensorFlow."""
-    return f"  python -m tf2onnx.convert {source} --output net.onnx"
