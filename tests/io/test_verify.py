@@ -11,7 +11,8 @@ import pytest
 
 from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
 from dfq_jax.io.verification import runners as verify_runners
-from dfq_jax.io.verification.verify import verify
+from dfq_jax.io.verification import verify as module
+from dfq_jax.io.verification.verify import images_at_a_time, verify
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QuantizedModel
@@ -62,6 +63,23 @@ def test_all_ways_to_run_a_network_agree(onnx_nets, net, scheme, layers):
     assert found.noise < 0.2
     assert max(c.beyond for c in found.layers) < 1e-3
     assert json.loads(json.dumps(found.to_dict()))["passed"] is True
+
+
+@pytest.mark.parametrize(("side", "most"), [(32, 8), (256, 8), (299, 5), (416, 3), (4000, 1)])
+def test_few_large_images_are_held_at_a_time(side, most):
+    assert images_at_a_time((16, side, side, 3)) == most
+
+
+def test_how_many_are_held_does_not_change_the_verdict(onnx_nets, monkeypatch):
+    net = ("residual", "w8a8", "qdrop_8bit_ends")
+    q, file = onnx_nets.quantized(*net), onnx_nets.integer_file(*net)
+    x, done = onnx_nets.images(q.model, 5, seed=3), []
+    whole = verify(q, file, x)
+    monkeypatch.setattr(module, "PIXELS", 2 * x[0, ..., 0].size)
+    parts = verify(q, file, x, on_batch=lambda n, total: done.append(n))
+    assert done == [2, 4, 5]
+    assert [c.count for c in parts.layers] == [c.count for c in whole.layers]
+    assert (parts.passed, parts.failures) == (whole.passed, whole.failures) == (True, ())
 
 
 @pytest.mark.parametrize("case", ["missing", "too old"])

@@ -47,6 +47,8 @@ from dfq_jax.quantization.simulate import (
 __all__ = ["Verification", "simulated", "verify"]
 
 BATCH = 8
+PIXELS = BATCH * 256 * 256
+"""Of the images held at a time: every quantized tensor of theirs is held several times over."""
 FACTS = ("passed", "most_steps", "agreement", "undecided")
 
 
@@ -163,7 +165,7 @@ def verify(
     images: Float[Any, "n h w c"],
     *,
     task: Task | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     threads: int = 2,
     on_batch: Callable[[int, int], object] | None = None,
 ) -> Verification:
@@ -177,7 +179,7 @@ def verify(
       file: path or bytes of the .onnx file written from it.
       images: normalised; every one is compared.
       task: what the network is for, which says what decides; None for what its graph says.
-      batch: images held at a time.
+      batch: images held at a time; None for `BATCH`, or fewer of more than 256 x 256 pixels.
       threads: of ONNX Runtime.
       on_batch: called with (images done, images in total).
 
@@ -197,13 +199,19 @@ def verify(
     parts = parts_of(quantized.model, task)
     try:
         ways = ways_of(quantized, file, proto, threads)
-        seen = [*all_batches(ways, parts, np.asarray(images, np.float32), batch, on_batch)]
+        size = batch or images_at_a_time(images.shape)
+        seen = [*all_batches(ways, parts, np.asarray(images, np.float32), size, on_batch)]
     except Exception as error:
         if not damage:
             raise
         told = broken_file(damage)[0]
         raise DataError(f"{told}. It cannot be run either: {one_line(error)}") from error
     return summed_up(ways, parts, seen, damage, len(images))
+
+
+def images_at_a_time(shape: tuple[int, ...]) -> int:
+    """How many images of this shape, (n, height, width, channels), are held at a time."""
+    return max(1, min(BATCH, PIXELS // (shape[1] * shape[2])))
 
 
 def one_line(error: Exception) -> str:

@@ -28,15 +28,18 @@ SMALL = {
     "mobilenet_v3_small": 64,
     "regnet_x_800mf": 64,
     "regnet_y_400mf": 64,
+    "resnext101_32x8d": 64,
     "resnext50_32x4d": 64,
     "shufflenet_v2_x0_5": 64,
     "squeezenet1_0": 64,
     "squeezenet1_1": 64,
     "vgg11": 64,
+    "vgg13_bn": 64,
     "vit_b_16": None,
+    "vit_b_32": None,
     "wide_resnet50_2": 64,
 }
-"""The smallest of each family with pixels enough for it; the others wait for `-m slow`."""
+"""The smallest of each family, and some larger, with pixels enough; most wait for `-m slow`."""
 QUICK = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf")
 """Those of which the test takes the least time."""
 
