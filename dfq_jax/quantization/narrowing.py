@@ -102,6 +102,17 @@ def output_gap(
     return float(gap_of(found, wanted))
 
 
+def activation_gap(
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"]
+) -> float:
+    """`output_gap` with kernels as they are: what grids of activations cost by themselves.
+
+    Kernels of few bits drown it, until they have learned.
+    """
+    shown, grids = images[:IMAGES], (quantized.plan, quantized.qparams)
+    return float(squared_gap(quantized.model, *grids, shown, float_outputs(reference, shown)))
+
+
 @jax.jit
 def rounded_outputs(quantized: QuantizedModel, images: Tensor) -> tuple[Tensor, ...]:
     """All outputs of the quantized network."""

@@ -18,7 +18,7 @@ from dfq_jax.passes.level import LEVEL
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.surgery import Surgery, operated
 from dfq_jax.quantization.calibrate import calibrate, observe_ranges, unseen_ranges
-from dfq_jax.quantization.narrowing import output_gap
+from dfq_jax.quantization.narrowing import activation_gap
 from dfq_jax.quantization.observers import (
     ACTIVATIONS_ONLY,
     DEFAULT_OBSERVER,
@@ -274,9 +274,13 @@ def bottleneck(nets):
     return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
 
 
+@pytest.mark.parametrize("scheme", ["w8a4", "w2a4"])
 @pytest.mark.parametrize("known", [True, False])
-def test_channels_get_one_width_where_outputs_are_nearer_so(known, nets):
-    """They are not where statistics foretell a tenth of what channels do: the rest is cut off."""
+def test_channels_get_one_width_where_outputs_are_nearer_so(known, scheme, nets):
+    """They are not where statistics foretell a tenth of what channels do: the rest is cut off.
+
+    Kernels of 2 bits, rounded to nearest, would hide it.
+    """
     model = bottleneck(nets)
     images = nets.images(model, 8)
     slots = dict(model.params["expand.bn"])
@@ -286,11 +290,12 @@ def test_channels_get_one_width_where_outputs_are_nearer_so(known, nets):
         narrow = jnp.where(jnp.arange(12) % 2, 1.0, 0.01)
         slots |= {"scale": slots["scale"] * jnp.sqrt(narrow), "var": slots["var"] * narrow}
     model = dataclasses.replace(model, params={**model.params, "expand.bn": slots})
-    make = partial(dfq, model, images, parse_scheme("w8a4"), bias="none")
+    make = partial(dfq, model, images, parse_scheme(scheme), bias="none")
     made = make()
     chosen, again = at_one_width(made, images, make)
     assert (chosen is made) != known
-    gaps = [output_gap(m.quantized, made.reference, images) for m in (made, make(level=LEVEL))]
+    both = (made, make(level=LEVEL))
+    gaps = [activation_gap(m.quantized, made.reference, images) for m in both]
     assert (gaps[1] < gaps[0]) == known
     site = Site("project", "input0")
     np.testing.assert_array_equal(
