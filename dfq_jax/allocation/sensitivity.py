@@ -92,8 +92,8 @@ def sensitivities(
       PlanError: if the method is unknown, there are no images, or an entry is not finite.
 
     Reference:
-      Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", Eq. 6 (`kl`); Dong et al.
-      2020, "HAWQ-V2", Eq. 11 (`trace`); Li et al. 2021, "BRECQ", Eq. 9-10 (`fisher`).
+      Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework" (`kl`); Dong et al.
+      2020, "HAWQ-V2" (`trace`); Li et al. 2021, "BRECQ" (`fisher`).
     """
     check_choice("sensitivity", method, SENSITIVITIES, PlanError)
     lattices = lattices_of(model, space, images, batch, expected=expected, widen=widen)

@@ -179,7 +179,7 @@ def keys(distance: Float[np.ndarray, " n"], a: float) -> Float[np.ndarray, " n"]
     """The cubic convolution kernel at distances below 2.
 
     Reference:
-      Keys 1981, "Cubic Convolution Interpolation for Digital Image Processing", Eq. 4.
+      Keys 1981, "Cubic Convolution Interpolation for Digital Image Processing".
     """
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * a - 4 * a

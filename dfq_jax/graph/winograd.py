@@ -6,7 +6,7 @@ is rounded differently, by about 1e-5 of its largest value, so only what average
 may ask for it, as image synthesis does; integer arithmetic emulated in floats may not.
 
 Reference:
-  Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", eq. 8 and section 4.3.
+  Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", section 4.3.
 """
 
 from collections.abc import Callable

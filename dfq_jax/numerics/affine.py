@@ -166,7 +166,7 @@ def fake_quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Float[A
 
     Returns:
       Same shape. The gradient is 1 inside the range and 0 outside (clipped straight-through);
-      with respect to `scale` it is that of LSQ (Esser et al. 2020, Eq. 3).
+      with respect to `scale` it is that of LSQ (Esser et al. 2020).
     """
     return snapped(x, steps_of(spread(affine, x.shape, grid), grid))
 

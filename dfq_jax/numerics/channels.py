@@ -47,7 +47,7 @@ def balancing(first: Float[Array, " c"], second: Float[Array, " c"]) -> Float[Ar
       `s = sqrt(first / second)` within [1e-8, 1e8]; 1 where either range is 0.
 
     Reference:
-      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Eq. 11.
+      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...".
     """
     alive = (first > 0) & (second > 0)
     s = jnp.where(alive, jnp.sqrt(first / jnp.where(alive, second, 1.0)), 1.0)

@@ -92,7 +92,7 @@ def best(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> Picks:
       TimeoutError: if a program takes longer.
 
     Reference:
-      Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quantization", Eq. 8-9 (the integer linear
+      Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quantization" (the integer linear
       program); products of binary variables as in McCormick 1976.
     """
     least = extremes(problem)[0]

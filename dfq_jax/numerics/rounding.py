@@ -118,7 +118,7 @@ def adaround(*, scale: bool = False) -> Rounding:
       scale: train the scales (GENIE-M).
 
     Reference:
-      Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", eq. 21-24;
+      Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization";
       Jeon et al. 2023, "GENIE: Show Me the Data for Quantization", section 3.3 (scales).
     """
     name = "genie_m" if scale else "adaround"
@@ -165,7 +165,7 @@ def scales_of(trained: Leaves, fixed: Leaves) -> Float[Array, "..."]:
 
 
 def soft_bit(v: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`h(v) = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1)` (AdaRound, eq. 23)."""
+    """`h(v) = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1)` (AdaRound)."""
     low, high = STRETCH
     return jnp.clip(jax.nn.sigmoid(v) * (high - low) + low, 0.0, 1.0)
 
@@ -177,7 +177,7 @@ def logit(fraction: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def indecision(h: Float[Array, "..."], exponent: Float[Array, ""]) -> Float[Array, "..."]:
-    """`1 - |2 h - 1|^beta` (AdaRound, eq. 24): 1 halfway, 0 at either end."""
+    """`1 - |2 h - 1|^beta` (AdaRound): 1 halfway, 0 at either end."""
     return 1 - jnp.abs(2 * h - 1) ** exponent
 
 
@@ -190,7 +190,7 @@ def flexround() -> Rounding:
 
     Reference:
       Lee et al. 2023, "FlexRound: Learnable Rounding based on Element-wise Division for
-      Post-Training Quantization", eq. 2.
+      Post-Training Quantization".
     """
     return Rounding("flexround", divisors_of, divided, bound(as_learned, divided), decided)
 
@@ -221,7 +221,7 @@ def straight_through() -> Rounding:
     Reference:
       Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
       Conditional Computation", section 3 (straight-through); Esser et al. 2020, "Learned Step Size
-      Quantization", eq. 3, at values that are codes: the gradient by the scale is the code.
+      Quantization", at values that are codes: the gradient by the scale is the code.
     """
     return Rounding(
         "straight_through",

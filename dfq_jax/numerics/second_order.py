@@ -88,7 +88,7 @@ def rounded_in_order(w: Weights, gram: Gram, grid: Lattice) -> Weights:
       Whole numbers, by which the scales are multiplied.
 
     Reference:
-      Frantar & Alistarh 2022, "Optimal Brain Compression", eq. 7 (OBQ); Frantar et al. 2023,
+      Frantar & Alistarh 2022, "Optimal Brain Compression" (OBQ); Frantar et al. 2023,
       "GPTQ", algorithm 1 (fixed order, Cholesky factor).
     """
     order = jnp.argsort(-jnp.diag(gram))

@@ -19,7 +19,7 @@ def divergence(exact: Logits, rough: Logits) -> Float[Array, ""]:
       0 for equal scores, else positive.
 
     Reference:
-      Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", Eq. 6.
+      Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework".
     """
     return jnp.mean(divergences(exact, rough))
 

@@ -63,7 +63,7 @@ def split_inputs(
       The kernel with more input channels.
 
     Reference:
-      Zhao et al. 2019, Eq. 5-6: `round(a/2 - 1/4) + round(a/2 + 1/4) = round(a)`.
+      Zhao et al. 2019: `round(a/2 - 1/4) + round(a/2 + 1/4) = round(a)`.
     """
     width, count = kernel.shape[-2], splits.picks.shape[0]
     apart = jnp.zeros(()) if step is None else step / 4

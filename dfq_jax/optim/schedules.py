@@ -56,6 +56,14 @@ def adam_with_plateau(
     return optax.chain(optax.adam(learning_rate), rule)
 
 
+def radam_with_plateau(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """RAdam, halved on plateaus down to 1e-4; each cut forgets the best loss so far."""
+    rule = reduce_on_plateau(
+        factor=0.5, patience=steps // 50, floor=1e-4 / learning_rate, forget=True
+    )
+    return optax.chain(optax.radam(learning_rate), rule)
+
+
 def reduce_on_plateau(
     *,
     factor: float = 0.1,

@@ -48,7 +48,7 @@ def equalize_cross_layer(
       The same function; `moments` follow their channels.
 
     Reference:
-      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ...", Eq. 11; its
+      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization ..."; its
       extension to more than two layers is ours.
     """
     groups = equalizable(model, reach)

@@ -217,8 +217,7 @@ def correct_biases_analytically(
       The network with `b -= sum (W_q - W) E[x]` in every layer whose input moments are known.
 
     Reference:
-      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-      Eq. 17-18.
+      Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction".
     """
     known = expected_moments(model)
     biases = {}

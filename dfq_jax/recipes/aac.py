@@ -3,6 +3,8 @@
 He et al. 2022, "Data-Free Quantization with Accurate Activation Clipping and Adaptive Batch
 Normalization". Images that match batch-norm statistics do not reach the peaks of activations;
 those with strong responses of a class do. Give them to `recipes/dfq.py` as `peaks`.
+
+    loss = CE - response logit_label + statistics BNS + variation TV
 """
 
 import jax.numpy as jnp
@@ -42,10 +44,10 @@ def aac(
       The recipe.
     """
     terms = (
-        Term("labels", 1.0, label_entropy, True),
+        Term("CE", 1.0, label_entropy, True),
         Term("response", -response, class_response, True),
-        Term("batch norm", statistics, batch_norm_match),
-        Term("variation", variation, natural_variation),
+        Term("BNS", statistics, batch_norm_match),
+        Term("TV", variation, natural_variation),
     )
     return Recipe(
         name="aac",

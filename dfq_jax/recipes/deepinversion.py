@@ -2,6 +2,12 @@
 
 Yin et al. 2020, "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion". With a
 student it becomes adaptive: images on which the two networks agree cost more.
+
+    R_feature = sum_l r_l (|m - mu|_2 + |v - sigma^2|_2)     of the batch, r_1 = 10, others 1
+    R_TV, R_l2: differences of neighbours, length of images
+    R_compete = 1 - JS(teacher, student)
+
+    loss = CE + 0.01 R_feature + 1e-4 R_TV + 1e-5 R_l2 (+ 0.2 R_compete)
 """
 
 from collections.abc import Callable
@@ -150,14 +156,14 @@ def terms_of(weights: Weights, student: Model | None, variant: Variant) -> tuple
     """The objective; with a student, its agreement as well."""
     statistics = matched(batch_var_gap, norms, first=weights.first)
     terms = (
-        Term("labels", weights.labels, label_entropy, True),
-        Term("batch norm", weights.statistics, statistics),
-        Term("variation", weights.variation, natural_variation),
-        Term("norm", weights.norm, natural_norm),
+        Term("CE", weights.labels, label_entropy, True),
+        Term("R_feature", weights.statistics, statistics),
+        Term("R_TV", weights.variation, natural_variation),
+        Term("R_l2", weights.norm, natural_norm),
     )
     if student is None:
         return terms
-    return (*terms, Term("competition", weights.compete, bound(agreement, variant == "code"), True))
+    return (*terms, Term("R_compete", weights.compete, bound(agreement, variant == "code"), True))
 
 
 def adam_of(

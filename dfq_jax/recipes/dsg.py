@@ -2,7 +2,17 @@
 
 Zhang et al. 2021, "Diversifying Sample Generation for Accurate Data-Free Quantization" (slack
 distribution alignment, layerwise sample enhancement) and Qin et al. 2023, "Diverse Sample
-Generation" (sample correlation inhibition).
+Generation" (sample correlation inhibition). With statistics `m, s` of a sample and recorded ones
+`mu, sigma` of a batch norm i, and `S` the cosines between flattened images:
+
+    SDA_i = |[ |m - mu| - delta_i ]+|^2 + |[ |s - sigma| - gamma_i ]+|^2
+    LSE   = 1/B sum_j sum_i (1 + [i = j mod N]) SDA_i(image j)
+    SCI   = |S - I|_F^2 / B
+
+    loss  = LSE + image + 0.01 SCI
+
+`delta` and `gamma` are a quantile of the gaps that noise shows (`terms.slack`); `image` takes the
+image for one more layer, as in ZeroQ.
 """
 
 from typing import Literal
@@ -81,22 +91,22 @@ def exactly(model: Model, targets: Targets, key: Key[Array, ""]) -> None:
 
 
 def slack_match(factor: float, observed: Observed) -> Float[Array, ""]:
-    """Distances beyond the tolerances; a layer of its own counts more in each sample."""
+    """SDA, distances beyond the tolerances; LSE, a layer counts more in each sample."""
     return enhanced(layer_losses(observed, observed.shared), factor)
 
 
 def dsg_terms(variant: Variant, factor: float, inhibit: float) -> tuple[Term, ...]:
-    """The objective: slack match, image statistics, decorrelation, and the code's extra terms."""
+    """The objective, and the code's extra terms."""
     terms = [
-        Term("slack match", 1.0, bound(slack_match, factor)),
+        Term("LSE" if factor != 1 else "SDA", 1.0, bound(slack_match, factor)),
         Term("image", 1.0, image_statistics),
     ]
     if inhibit > 0:
-        terms.append(Term("correlation", inhibit, natural_correlation))
+        terms.append(Term("SCI", inhibit, natural_correlation))
     if variant == "code":
         terms += [
-            Term("cross-entropy", 2.0, label_entropy, True),
-            Term("variation", 0.01, natural_variation),
-            Term("norm", 0.01, natural_norm),
+            Term("CE", 2.0, label_entropy, True),
+            Term("TV", 0.01, natural_variation),
+            Term("l2", 0.01, natural_norm),
         ]
     return tuple(terms)

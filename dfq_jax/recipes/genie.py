@@ -1,6 +1,10 @@
 """GENIE: a new small generator and its latent codes for every batch, and swing convolutions.
 
-Jeon, Lee, Kim 2023, "GENIE: Show Me the Data for Quantization" (its data half, GENIE-D).
+Jeon, Lee, Kim 2023, "GENIE: Show Me the Data for Quantization" (its data half, GENIE-D). With
+statistics `m, s` of a batch at batch norm l:
+
+    BNS  = sum_l mean_channels (m - mu)^2 + (s - sigma)^2
+    loss = BNS + image      as ZeroQ's, of each image
 """
 
 from collections.abc import Hashable
@@ -47,7 +51,7 @@ def genie(
         source=latent_source(latent=latent, channels=channels),
         stages=(Stage(steps, bound(optimizer, latent_rate, generator_rate)),),
         terms=(
-            Term("batch norm", 1.0, matched(batch_std_gap, squared_mean)),
+            Term("BNS", 1.0, matched(batch_std_gap, squared_mean)),
             Term("image", 1.0, image_statistics),
         ),
         distort=swing(reach) if reach else None,

@@ -3,6 +3,10 @@
 Sharma et al. 2022, "A Generalized Zero-Shot Quantization of Deep Convolutional Neural Networks via
 Learned Weights Statistics". The recipe matches whatever statistics a network holds; `estimated`
 makes a network hold estimated ones.
+
+    L_Z = sum_l | |m - mu| / sqrt((s + 1e-6)^2 + (sigma + 1e-6)^2) |
+
+    loss = L_Z + the same of the image itself, drawn to N(0, 1)
 """
 
 import jax
@@ -55,7 +59,7 @@ def gzsq(
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),
-        terms=(Term("z-score", 1.0, z_match), Term("image", 1.0, image_z_score)),
+        terms=(Term("L_Z", 1.0, z_match), Term("image", 1.0, image_z_score)),
         bounded=bounded,
     )
 

@@ -2,7 +2,14 @@
 
 Zhong et al. 2022, "IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity for Zero-Shot
 Network Quantization": crops during synthesis (local object reinforcement), a margin for the
-distance to earlier images of the class, and soft labels.
+distance to earlier images of the class, and soft labels. With features `f` of an image, their mean
+`c` over earlier images of its class, and `tau` the confidence it asks for:
+
+    BNS = mean_l mean((m - mu)^2) + mean((v - sigma^2)^2)      of crops (LOR)
+    SIL = mean_b (softmax(logits)_label - tau)^2
+    MDC = mean_b [lower - d]+ + [d - upper]+,  d = 1 - cos(f, c)
+
+    loss = BNS + SIL + MDC
 """
 
 from jaxtyping import Array, Float, PyTree
@@ -64,8 +71,8 @@ def intraq(
         source=Source(gaussian),
         stages=(Stage(steps, optimizer, at_random(cropped, crops) if crops else unchanged),),
         terms=(
-            Term("batch norm", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("labels", 1.0, confident, True),
+            Term("BNS", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
+            Term("SIL", 1.0, confident, True),
         ),
         condition=soft_labels(target),
     )
@@ -76,14 +83,14 @@ def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:
     """The recipe with a memory of classes and the margin around their means."""
     margin = bound(margin_of_classes, lower, upper)
     return recipe._replace(
-        terms=(*recipe.terms, Term("margin", 1.0, margin, True)),
+        terms=(*recipe.terms, Term("MDC", 1.0, margin, True)),
         watch=features,
         memory=Memory(start=no_classes_yet, batch=remember),
     )
 
 
 def confident(observed: Observed) -> Float[Array, ""]:
-    """How far each image is from the confidence it asks for."""
+    """SIL: how far each image is from the confidence it asks for."""
     return soft_inception(observed.logits, observed.labels)
 
 
@@ -93,7 +100,7 @@ def features(graph: Graph) -> dict[str, str]:
 
 
 def margin_of_classes(lower: float, upper: float, o: Observed) -> Float[Array, ""]:
-    """How far features are beyond the margin around the means of their classes."""
+    """MDC: how far features are beyond the margin around the means of their classes."""
     return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
 
 

@@ -1,6 +1,10 @@
 """The Knowledge Within: images whose statistics, read as Gaussians, diverge least from recorded.
 
-Haroush et al. 2020, "The Knowledge Within: Methods for Data-Free Model Compression".
+Haroush et al. 2020, "The Knowledge Within: Methods for Data-Free Model Compression". With
+statistics of a batch and recorded ones at every batch norm:
+
+    BNS  = mean KL( N(mu, sigma^2) || N(m, s^2) )
+    loss = BNS + 0.1 CE     or either alone
 """
 
 from typing import Literal
@@ -70,9 +74,9 @@ def knowledge_within(
 
 def terms_of(scheme: Scheme, labels: float, limit: float) -> tuple[Term, ...]:
     """The objective of a scheme; alone, labels have weight 1."""
-    divergence = Term("batch norm", 1.0, matched_kl(mean=True, limit=limit))
+    divergence = Term("BNS", 1.0, matched_kl(mean=True, limit=limit))
     weight = 1.0 if scheme == "inception" else labels
-    classes = Term("labels", weight, label_entropy, True)
+    classes = Term("CE", weight, label_entropy, True)
     return {"bns": (divergence,), "inception": (classes,), "both": (divergence, classes)}[scheme]
 
 

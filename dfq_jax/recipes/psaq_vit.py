@@ -1,7 +1,10 @@
 """PSAQ-ViT: images whose patches look diverse to the attention of a vision transformer.
 
 Li et al. 2022, "Patch Similarity Aware Data-Free Quantization for Vision Transformers". It needs no
-batch norm.
+batch norm. With `p` the density of cosines between all pairs of patches of an attention's output:
+
+    PSE  = sum_blocks mean_images -integral p log p
+    loss = -PSE + CE + 0.05 |TV - v|,  v ~ U(2500, 3000)
 """
 
 import jax
@@ -52,9 +55,9 @@ def psaq_vit(
         source=Source(gaussian),
         stages=tuple(rolling_stage(count, far, learning_rate) for count, far in stages if count),
         terms=(
-            Term("patch entropy", -1.0, patch_entropy),
-            Term("labels", labels, label_entropy, True),
-            Term("variation", variation, variation_gap),
+            Term("PSE", -1.0, patch_entropy),
+            Term("CE", labels, label_entropy, True),
+            Term("TV", variation, variation_gap),
         ),
         prepare=drawn_variation,
         condition=random_labels,

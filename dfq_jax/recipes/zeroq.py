@@ -1,6 +1,12 @@
 """ZeroQ: images whose every sample matches the batch-norm statistics.
 
 Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1 and released code.
+With the mean `m` and deviation `s` of one image at batch norm l, and the recorded `mu` and `sigma`:
+
+    BNS   = mean_images sum_l |m - mu|^2 + |s - sigma|^2
+    image = the same of the image itself, drawn to mean 0 and deviation 1
+
+    loss  = BNS + image
 """
 
 from dfq_jax.optim.schedules import adam_with_plateau, rated
@@ -32,7 +38,7 @@ def zeroq(
         source=Source(nearly_black if dark_start else gaussian),
         stages=(Stage(steps, optimizer),),
         terms=(
-            Term("batch norm", 1.0, batch_norm_match),
+            Term("BNS", 1.0, batch_norm_match),
             Term("image", 1.0, image_statistics),
         ),
     )

@@ -5,7 +5,7 @@ errors. Here one program trains all blocks of a unit: they run as they will be d
 gaps, each in units of its variance over all images, add up to the loss. A block then learns from
 its own gap and from those of all that follow in the unit.
 
-Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3 (hints from within the teacher).
+Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (hints from within the teacher).
 """
 
 from collections.abc import Mapping

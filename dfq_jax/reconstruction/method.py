@@ -116,7 +116,7 @@ Loss = Callable[[Seen], Float[Array, ""]]
 
 
 def squared_gap(seen: Seen) -> Float[Array, ""]:
-    """Squared distance over channels, mean over images and positions (BRECQ, eq. 10)."""
+    """Squared distance over channels, mean over images and positions (BRECQ)."""
     return jnp.mean(jnp.sum((seen.outputs - seen.targets) ** 2, axis=-1))
 
 
@@ -126,7 +126,7 @@ def relative_gap(seen: Seen) -> Float[Array, ""]:
 
 
 def fisher_gap(seen: Seen) -> Float[Array, ""]:
-    """Squared distance weighted by `(|slope| + 1)^2` (BRECQ, eq. 10, its released code)."""
+    """Squared distance weighted by `(|slope| + 1)^2` (BRECQ, its released code)."""
     weights = 1.0 if seen.slopes is None else (jnp.abs(seen.slopes) + 1) ** 2
     return jnp.mean(jnp.sum((seen.outputs - seen.targets) ** 2 * weights, axis=-1))
 
@@ -378,7 +378,7 @@ def blended(key: Key[Array, ""], first: Tensor, second: Tensor, share: float) ->
 
     Reference:
       Wei et al. 2022, "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
-      Quantization", eq. 11.
+      Quantization".
     """
     if share in (0, 1):
         return first if share else second

@@ -139,7 +139,7 @@ def slopes_of(beyond: Beyond, outputs: Host) -> Host:
     Each image's own, as large whatever the batch.
 
     Reference:
-      Li et al. 2021, "BRECQ", eq. 10 (its diagonal).
+      Li et al. 2021, "BRECQ" (its diagonal).
     """
     pairs = zip(pieces(outputs, BATCH), pieces(beyond.logits, BATCH), strict=True)
     return np.concatenate([np.asarray(slopes(beyond.rest, o, t)) for o, t in pairs])

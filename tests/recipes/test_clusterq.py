@@ -103,10 +103,10 @@ def test_parts_against_numpy(usual, model, images, labels, seen, start):
         match += ((flat.mean(0) - mean) ** 2 + (flat.var(0) - var) ** 2).mean() / 2
         m, d = (v[:5] for v in sample_statistics(seen[name]))
         aligned += ((m - mean) ** 2 + (d - np.sqrt(var + 1e-6)) ** 2).mean(1) / 2
-    assert float(parts["labels"]) == pytest.approx(surprise, rel=1e-4)
-    assert float(parts["batch norm"]) == pytest.approx(match, rel=1e-4)
-    assert float(parts["class alignment"]) == pytest.approx(aligned.mean(), rel=1e-4)
-    weights = {"labels": 1, "batch norm": 0.1, "class alignment": 0.9, "class variation": 0.6}
+    assert float(parts["CE"]) == pytest.approx(surprise, rel=1e-4)
+    assert float(parts["BNS"]) == pytest.approx(match, rel=1e-4)
+    assert float(parts["SFDA"]) == pytest.approx(aligned.mean(), rel=1e-4)
+    weights = {"CE": 1, "BNS": 0.1, "SFDA": 0.9, "ICV": 0.6}
     total = sum(w * float(parts[k]) for k, w in weights.items())
     assert float(loss) == pytest.approx(total, rel=1e-5)
 
@@ -125,17 +125,17 @@ def test_variation_is_alignment_and_noise(relative, scenes: Any):
         step=jnp.array(99, jnp.int32),
     )
     terms = {t.name: t.fn for t in clusterq(relative_noise=relative).terms}
-    at = lambda key: terms["class variation"](observed._replace(key=key))
+    at = lambda key: terms["ICV"](observed._replace(key=key))
     values = jax.jit(jax.vmap(at))(jax.random.split(KEY, 10000))
     scale = (14 / 3 + 3) / 2 if relative else 1.0
-    plain = float(terms["class alignment"](observed))
+    plain = float(terms["SFDA"](observed))
     assert plain > 0.1
     assert float(values.mean()) == pytest.approx(plain + 1.25 * scale, rel=0.02)
 
 
 def test_the_warm_up_leaves_classes_to_the_labels(usual, without, images, labels, start):
     loss, parts, memory, slope = usual(images, labels, 3, start)
-    assert float(parts["class alignment"]) == float(parts["class variation"]) == 0
+    assert float(parts["SFDA"]) == float(parts["ICV"]) == 0
     plain = without(images, labels, 30, start)
     assert float(loss) == pytest.approx(float(plain[0]), rel=1e-6)
     np.testing.assert_allclose(slope, plain[3], rtol=1e-4, atol=1e-8)
@@ -183,7 +183,7 @@ def test_misclassified_samples_contribute_nothing(usual, without, images, labels
     assert (pull[:5] > 1e-4).all()
     assert (pull[5:] < 1e-6).all()
     _, parts, memory, _ = usual(images, np.append(labels[:5] + 1, labels[5:]) % 5, 5, start)
-    assert float(parts["class alignment"]) == float(parts["class variation"]) == 0
+    assert float(parts["SFDA"]) == float(parts["ICV"]) == 0
     assert not memory.known.any()
 
 
@@ -238,8 +238,8 @@ def test_settings():
     assert (recipe.name, recipe.steps, recipe.batch) == ("clusterq", 9, 6)
     assert recipe.settings["noise"] == [0.1, 0.2]
     weights = {t.name: t.weight for t in clusterq().terms}
-    wanted = {"labels": 1, "batch norm": 0.1, "class alignment": 0.9, "class variation": 0.6}
+    wanted = {"CE": 1, "BNS": 0.1, "SFDA": 0.9, "ICV": 0.6}
     assert weights == wanted
-    assert {t.name for t in recipe.terms if not t.classes} == {"batch norm"}
+    assert {t.name for t in recipe.terms if not t.classes} == {"BNS"}
     assert clusterq().settings["rate"] == 0.2
     assert clusterq().settings["noise"] == [0.5, 1.0]

@@ -55,24 +55,24 @@ def test_objective_against_numpy(model, nets):
     x = nets.images(model, 4)
     seen = nets.forward(model, x)
     labels = np.asarray(random_labels(KEY, 4, 5))
-    wanted = {"labels": -(labels * log_softmax(seen["fc"], axis=1)).sum(1).mean()}
-    wanted["batch norm"] = 0.0
+    wanted = {"CE": -(labels * log_softmax(seen["fc"], axis=1)).sum(1).mean()}
+    wanted["R_feature"] = 0.0
     for factor, name, source in [(10, "bn1", "conv1"), (1, "bn2", "conv2")]:
         bn = model.params[name]
         mean, var = seen[source].mean((0, 1, 2)), seen[source].var((0, 1, 2))
         gap = np.linalg.norm(mean - bn["mean"]) + np.linalg.norm(var - bn["var"])
-        wanted["batch norm"] += factor * gap
+        wanted["R_feature"] += factor * gap
     x64 = np.asarray(x, np.float64)
-    wanted["variation"] = sum(
+    wanted["R_TV"] = sum(
         np.linalg.norm(x64[:, a:][:, : 6 - a, c : 6 - d] - x64[:, : 6 - a, d : 6 - c])
         for a, c, d in [(1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1)]
     )
-    wanted["norm"] = np.linalg.norm(x64.reshape(4, -1), axis=1).mean()
+    wanted["R_l2"] = np.linalg.norm(x64.reshape(4, -1), axis=1).mean()
     loss, parts = parts_of(still(), model, x)
     assert set(parts) == set(wanted)
     for name, value in wanted.items():
         assert parts[name] == pytest.approx(value, rel=1e-4), name
-    weights = {"labels": 1, "batch norm": 0.01, "variation": 1e-4, "norm": 1e-5}
+    weights = {"CE": 1, "R_feature": 0.01, "R_TV": 1e-4, "R_l2": 1e-5}
     assert loss == pytest.approx(sum(w * wanted[k] for k, w in weights.items()), rel=1e-4)
 
 
@@ -109,14 +109,14 @@ def test_competition_with_the_student(model, nets):
     found = {}
     for name, student in [("other", other), ("same", model)]:
         _, parts = parts_of(recipe, model, x, shared=student)
-        found[name] = parts["competition"]
+        found[name] = parts["R_compete"]
     assert found["other"] == pytest.approx(wanted, rel=1e-4)
     assert found["other"] < 0.999
     assert found["same"] == pytest.approx(1, abs=1e-6)
     p, q, mean = (np.clip(v, 0.01, 0.99) for v in (p, q, mean))
     wanted = 1 - 0.5 * np.sum(mean * np.log(mean**2 / (p * q)), axis=1).mean()
     _, parts = parts_of(still(student=other, variant="code"), model, x, shared=other)
-    assert parts["competition"] == pytest.approx(wanted, rel=1e-4)
+    assert parts["R_compete"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_student_reads_images_its_own_way(model, nets):
@@ -125,7 +125,7 @@ def test_a_student_reads_images_its_own_way(model, nets):
     same = dataclasses.replace(nets.stem(seed=2), inputs=(contract,))
     student = nets.stem(seed=2)
     x, recipe = nets.images(model, 4), still(student=student)
-    twisted = parts_of(recipe, model, x, shared=same)[1]["competition"]
+    twisted = parts_of(recipe, model, x, shared=same)[1]["R_compete"]
     shown = from_natural(x, contract)
     p, q = nets.forward(student, shown)["fc"], nets.forward(model, x)["fc"]
     p, q = softmax(p / 3, axis=1), softmax(q / 3, axis=1)
@@ -139,7 +139,7 @@ def test_networks_disagree_more_where_it_pays(model, nets):
     recipe = deepinversion_cifar(
         steps=20, batch=6, learning_rate=0.25, student=nets.stem(seed=2), weights=weights
     )
-    note = lambda p: apart.append(1 - p.parts["competition"])
+    note = lambda p: apart.append(1 - p.parts["R_compete"])
     synthesize_images(model, recipe, 6, KEY, chunk=1, on_progress=note)
     assert apart[-1] > 4 * apart[0] > 0
 
@@ -268,7 +268,7 @@ def test_settings():
     assert recipe.settings["weights"] == Weights()._asdict()
     small = deepinversion_cifar(reach=3)
     assert (small.batch, small.steps, small.bounded) == (256, 2000, False)
-    wanted = {"labels": 1, "batch norm": 10, "variation": 2.5e-5, "norm": 0}
+    wanted = {"CE": 1, "R_feature": 10, "R_TV": 2.5e-5, "R_l2": 0}
     assert {t.name: t.weight for t in small.terms} == wanted
     assert small.settings["reach"] == 3
-    assert [t.name for t in small.terms if t.classes] == ["labels"]
+    assert [t.name for t in small.terms if t.classes] == ["CE"]

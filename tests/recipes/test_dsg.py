@@ -50,7 +50,7 @@ def test_no_tolerances_are_measured_where_none_are_wanted(model):
 def test_tolerance_lowers_the_loss_monotonously(model, nets):
     x = nets.images(model, 4)
     losses = [
-        loss_of(dsg(inhibit=0.0), model, x, constant(model, d))[1]["slack match"]
+        loss_of(dsg(inhibit=0.0), model, x, constant(model, d))[1]["LSE"]
         for d in (0.0, 0.1, 0.3, 100.0)
     ]
     assert losses[0] > losses[1] > losses[2] > losses[3] == 0
@@ -62,7 +62,7 @@ def test_the_noise_that_set_the_tolerances_costs_nothing(model):
     recipe = dsg(quantile=1.0, noise_images=1, inhibit=0.0)
     shared = recipe.prepare(model, targets, KEY)
     noise = gaussian(jax.random.split(KEY, 1)[0], (1, *model.contract.shape))
-    assert loss_of(recipe, model, noise, shared)[1]["slack match"] < 1e-8
+    assert loss_of(recipe, model, noise, shared)[1]["LSE"] < 1e-8
     same = slack_margins(model, targets, KEY, quantile=1.0, count=1)
     for name, (delta, gamma) in shared.items():
         assert (float(delta), float(gamma)) == tuple(float(v) for v in same[name])
@@ -82,14 +82,14 @@ def test_each_sample_emphasises_one_layer(model, nets):
             gap += (std - np.sqrt(np.asarray(target.var) + 1e-6)) ** 2
             weights = np.where(np.arange(4) % 2 == layer, factor, 1.0)
             wanted += (weights * gap.sum(1)).sum() / 4
-        found = loss_of(recipe, model, x)[1]["slack match"]
+        found = loss_of(recipe, model, x)[1]["LSE"]
         assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_total_is_the_weighted_sum_of_its_parts(model, nets):
     x = nets.images(model, 4)
-    weights = {"slack match": 1.0, "image": 1.0, "correlation": 0.01}
-    code = weights | {"cross-entropy": 2.0, "variation": 0.01, "norm": 0.01}
+    weights = {"LSE": 1.0, "image": 1.0, "SCI": 0.01}
+    code = weights | {"CE": 2.0, "TV": 0.01, "l2": 0.01}
     for recipe, wanted in [(dsg(slack=False), weights), (dsg(variant="code", slack=False), code)]:
         total, parts = loss_of(recipe, model, x)
         assert {t.name: t.weight for t in recipe.terms} == wanted
@@ -108,7 +108,7 @@ def test_settings():
     assert (recipe.name, recipe.steps, recipe.batch) == ("dsg", 9, 6)
     assert recipe.settings["variant"] == "code"
     assert set(recipe.settings) >= {"quantile", "noise_images", "slack", "enhance", "inhibit"}
-    assert "correlation" not in [t.name for t in recipe.terms]
+    assert "SCI" not in [t.name for t in recipe.terms]
     assert recipe.source.init is uniform
     assert dsg().source.init is gaussian
     assert batch_size(dsg(), 256, 9) == 36  # whole rounds of layers
@@ -131,5 +131,5 @@ def test_images_are_more_diverse_than_zeroqs(model):
     )
     loose = dsg(enhance=False, inhibit=0.0)
     start = gaussian(KEY, (8, 6, 6, 3))
-    match = lambda x: loss_of(loose, model, x, shared)[1]["slack match"]
+    match = lambda x: loss_of(loose, model, x, shared)[1]["SDA"]
     assert match(diverse.images) < match(start) / 10

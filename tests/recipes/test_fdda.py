@@ -101,23 +101,23 @@ def test_parts_against_numpy(at, model, centres, nets):
             centred += ((moment - np.asarray(centre[label], float)) ** 2).mean() / 2
     scores = seen["fc"] - np.log(np.exp(seen["fc"]).sum(1, keepdims=True))
     loss, parts = at(fdda(centres), x, label)
-    assert parts["labels"] == pytest.approx(-scores[:, label].mean(), rel=1e-4)
-    assert parts["batch norm"] == pytest.approx(match, rel=1e-4)
-    assert parts["centred"] == pytest.approx(centred, rel=1e-4)
-    weights = {"labels": 0.5, "batch norm": 0.2, "distorted": 0.9, "centred": 0.01}
+    assert parts["CE"] == pytest.approx(-scores[:, label].mean(), rel=1e-4)
+    assert parts["BNS"] == pytest.approx(match, rel=1e-4)
+    assert parts["C_BNS"] == pytest.approx(centred, rel=1e-4)
+    weights = {"CE": 0.5, "BNS": 0.2, "D_BNS": 0.9, "C_BNS": 0.01}
     assert loss == pytest.approx(sum(w * parts[k] for k, w in weights.items()), rel=1e-5)
     silent = at(fdda(centres, noise=(0.0, 0.0)), x, label)[1]
-    assert silent["distorted"] == pytest.approx(silent["centred"], rel=1e-6)
+    assert silent["D_BNS"] == pytest.approx(silent["C_BNS"], rel=1e-6)
     plain = at(fdda(centres, distort=0.0, align=0.0), x, label)[0]
-    assert plain == pytest.approx(0.5 * parts["labels"] + 0.2 * match, rel=1e-4)
+    assert plain == pytest.approx(0.5 * parts["CE"] + 0.2 * match, rel=1e-4)
 
 
 def mean_terms(observed, centres, **how):
     """Both distances to the centre, averaged over the noise."""
     terms = {t.name: t.fn for t in fdda(centres, **how).terms}
-    at = lambda key: terms["distorted"](observed._replace(key=key))
+    at = lambda key: terms["D_BNS"](observed._replace(key=key))
     values = jax.jit(jax.vmap(at))(jax.random.split(KEY, 20000))
-    return float(values.mean()), float(terms["centred"](observed))
+    return float(values.mean()), float(terms["C_BNS"](observed))
 
 
 @pytest.fixture
@@ -163,8 +163,8 @@ def test_images_come_closer_to_the_centre_of_their_class(model, centres):
         made = synthesize_images(model, recipe, 4, KEY, chunk=1, on_progress=seen.append)
         assert made.images.shape == (4, 6, 6, 3)
         first, last = seen[0].parts, seen[-1].parts
-        assert last["labels"] < first["labels"]
-        ends[weight] = last["centred"] / first["centred"]
+        assert last["CE"] < first["CE"]
+        ends[weight] = last["C_BNS"] / first["C_BNS"]
     assert ends[0.9] < 0.2
     assert ends[0.0] > 0.4
 
@@ -173,8 +173,8 @@ def test_settings(centres):
     recipe = fdda(centres, steps=9, batch=6)
     assert (recipe.name, recipe.steps, recipe.batch) == ("fdda", 9, 6)
     weights = {t.name: t.weight for t in recipe.terms}
-    assert weights == {"labels": 0.5, "batch norm": 0.2, "distorted": 0.9, "centred": 0.01}
-    assert {t.name for t in recipe.terms if not t.classes} == {"batch norm"}
+    assert weights == {"CE": 0.5, "BNS": 0.2, "D_BNS": 0.9, "C_BNS": 0.01}
+    assert {t.name for t in recipe.terms if not t.classes} == {"BNS"}
     assert recipe.settings["classes"] == int(centres.right.sum())
     assert recipe.settings["noise"] == [0.5, 1.0]
     moved = centres._replace(centres=jax.tree.map(lambda v: v + 1, centres.centres))

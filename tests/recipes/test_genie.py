@@ -75,7 +75,7 @@ def numpy_terms(nets, model, images):
 def test_objective_against_numpy(model, nets, variables, look):
     (total, parts), _ = look(0)(variables, KEY)
     match, image = numpy_terms(nets, model, jax.jit(generated)(variables))
-    assert float(parts["batch norm"]) == pytest.approx(match, rel=1e-4)
+    assert float(parts["BNS"]) == pytest.approx(match, rel=1e-4)
     assert float(parts["image"]) == pytest.approx(image, rel=1e-4)
     assert float(total) == pytest.approx(match + image, rel=1e-4)
 
@@ -83,7 +83,7 @@ def test_objective_against_numpy(model, nets, variables, look):
 def test_network_swings_and_generator_does_not(variables, look):
     (_, still), _ = look(0)(variables, KEY)
     parts = [look(1)(variables, jax.random.key(i))[0][1] for i in range(5)]
-    assert len({float(p["batch norm"]) for p in parts}) > 1
+    assert len({float(p["BNS"]) for p in parts}) > 1
     for p in parts:
         assert float(p["image"]) == pytest.approx(float(still["image"]), rel=1e-6)
 
@@ -114,7 +114,7 @@ def test_width_of_a_layer_does_not_count(scenes):
     rng = np.random.default_rng(1)
     x, mean, var = rng.normal(size=(3, 4, 4, 5)), rng.normal(size=5), rng.uniform(0.5, 2, 5)
     term = genie().terms[0]
-    assert (term.name, term.weight) == ("batch norm", 1.0)
+    assert (term.name, term.weight) == ("BNS", 1.0)
 
     def value(copies):
         wide = lambda v: np.concatenate([v] * copies, -1)

@@ -33,8 +33,8 @@ def test_objective_against_numpy(model, nets):
         mean, var = seen[source].mean((0, 1, 2)), seen[source].var((0, 1, 2))
         matches.append(np.mean((mean - bn["mean"]) ** 2) + np.mean((var - bn["var"]) ** 2))
     own, confidence = np.array([0, 1, 2, 2, 4, 4]), rng.uniform(0.9, 1, 6)
-    wanted = {"batch norm": np.mean(matches)}
-    wanted["labels"] = np.mean((softmax(seen["fc"], axis=1)[np.arange(6), own] - confidence) ** 2)
+    wanted = {"BNS": np.mean(matches)}
+    wanted["SIL"] = np.mean((softmax(seen["fc"], axis=1)[np.arange(6), own] - confidence) ** 2)
     sums, counts = rng.uniform(size=(5, 5)), np.array([2.0, 0.0, 1.0, 3.0, 4.0])
     cost = []
     for feature, label in zip(seen["pool"], own, strict=True):
@@ -42,7 +42,7 @@ def test_objective_against_numpy(model, nets):
             centre = sums[label] / counts[label]
             apart = 1 - feature @ centre / np.linalg.norm(feature) / np.linalg.norm(centre)
             cost.append(max(0.2 - apart, 0) + max(apart - 0.3, 0))
-    wanted["margin"] = np.mean(cost)
+    wanted["MDC"] = np.mean(cost)
     recipe = intraq(crops=0.0, lower=0.2, upper=0.3)
     memory = ClassMemory(*(jnp.asarray(v, jnp.float32) for v in (sums, counts)))
     soft = SoftLabels(*(jnp.asarray(v, jnp.float32) for v in (np.eye(5)[own], confidence)))
@@ -123,7 +123,7 @@ def test_images_of_a_class_differ_more_with_crops_and_with_a_margin(apart):
 def test_without_a_margin_nothing_is_remembered(nets):
     """The released values for ImageNet; so networks without a linear layer will do."""
     off = intraq(lower=0.0, upper=2.0, target=1.0, steps=1, batch=2)
-    assert [t.name for t in off.terms] == ["batch norm", "labels"]
+    assert [t.name for t in off.terms] == ["BNS", "SIL"]
     assert off.memory == Memory()
     assert off.watch(nets.unet().graph) == {}
     assert (off.condition(KEY, 9, 5).confidence == 1).all()
@@ -138,9 +138,9 @@ def test_settings():
     wanted = {"lower": 0.05, "upper": 0.8, "target": 0.95, "smallest": 0.5, "crops": 0.5}
     assert recipe.settings == wanted | {"learning_rate": 0.5}
     assert [(t.name, t.weight, t.classes) for t in recipe.terms] == [
-        ("batch norm", 1.0, False),
-        ("labels", 1.0, True),
-        ("margin", 1.0, True),
+        ("BNS", 1.0, False),
+        ("SIL", 1.0, True),
+        ("MDC", 1.0, True),
     ]
     assert recipe.source.init is gaussian
     assert recipe.memory.batch is not None

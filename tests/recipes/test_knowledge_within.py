@@ -68,7 +68,7 @@ def test_real_images_are_closer_than_synthetic_ones_and_these_closer_than_noise(
     assert scores[0] < 0.7 * scores[1]
     assert scores[1] < 0.7 * scores[2]
     assert score(own, made.images) < 0.1 * score(own, noise)
-    assert seen[-1].parts["batch norm"] < 0.1 * seen[0].parts["batch norm"] + 0.1
+    assert seen[-1].parts["BNS"] < 0.1 * seen[0].parts["BNS"] + 0.1
 
 
 def parts_of(recipe, model, x):
@@ -92,9 +92,9 @@ def test_objective_against_numpy(pair, nets):
     labels = np.asarray(random_labels(KEY, 4, 5))
     entropy = -(labels * log_softmax(seen["fc"], axis=1)).sum(1).mean()
     loss, parts = parts_of(knowledge_within(scheme="both", reach=0), model, x)
-    assert parts["batch norm"] == pytest.approx(np.concatenate(channels).mean(), rel=1e-4)
-    assert parts["labels"] == pytest.approx(entropy, rel=1e-4)
-    assert loss == pytest.approx(parts["batch norm"] + 0.1 * parts["labels"], rel=1e-5)
+    assert parts["BNS"] == pytest.approx(np.concatenate(channels).mean(), rel=1e-4)
+    assert parts["CE"] == pytest.approx(entropy, rel=1e-4)
+    assert loss == pytest.approx(parts["BNS"] + 0.1 * parts["CE"], rel=1e-5)
 
 
 def test_collapsed_channels_are_held_back_but_keep_their_slope(pair):
@@ -120,8 +120,8 @@ def test_classes_alone_need_classes_and_no_statistics(pair, nets):
     seen = []
     made = synthesize_images(folded, recipe, 5, KEY, chunk=10, on_progress=seen.append)
     assert made.images.shape == (5, 8, 8, 3)
-    assert seen[-1].parts["labels"] < 0.5 * seen[0].parts["labels"]
-    assert set(seen[0].parts) == {"labels", "loss"}
+    assert seen[-1].parts["CE"] < 0.5 * seen[0].parts["CE"]
+    assert set(seen[0].parts) == {"CE", "loss"}
     with pytest.raises(UnsupportedModelError, match=r'no classes apart.*Use scheme="bns"'):
         synthesize_images(nets.two_heads(), recipe, 2, KEY)
 
@@ -129,9 +129,9 @@ def test_classes_alone_need_classes_and_no_statistics(pair, nets):
 def test_settings():
     names = lambda r: {t.name: t.weight for t in r.terms}
     bns, classes, both = (knowledge_within(scheme=s) for s in ("bns", "inception", "both"))
-    assert names(bns) == {"batch norm": 1.0}
-    assert names(classes) == {"labels": 1.0}
-    assert names(both) == {"batch norm": 1.0, "labels": 0.1}
+    assert names(bns) == {"BNS": 1.0}
+    assert names(classes) == {"CE": 1.0}
+    assert names(both) == {"BNS": 1.0, "CE": 0.1}
     assert bns.stages[0].augment is unchanged
     assert both.stages[0].augment is not unchanged
     assert [t.classes for t in both.terms] == [False, True]

@@ -8,13 +8,14 @@ import pytest
 from scipy.ndimage import correlate1d
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.optim.schedules import radam_with_plateau
 from dfq_jax.optim.steps import Now
 from dfq_jax.optim.turns import whose_turn
-from dfq_jax.recipes.mct import Variant, first_reader, last_target, mct, radam_with_plateau
+from dfq_jax.recipes.mct import Variant, last_target, mct
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import natural_moments
-from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table
+from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table, first_reader
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)
@@ -156,7 +157,7 @@ def test_terms_of_both_variants(at, nets, model, targets, canvases):
         stage = recipe.stages[0]._replace(augment=lambda key, images: recipe_blur(images))
         run = at(recipe._replace(stages=(stage,)), 1)
         loss, parts, _, _ = run(x, 0, empty_table(targets, 1, 3))
-        assert float(parts["batch norm"]) == pytest.approx(match, rel=1e-3)
+        assert float(parts["BNS"]) == pytest.approx(match, rel=1e-3)
         assert float(parts["output"]) == pytest.approx(output, rel=1e-3)
         assert float(loss) == pytest.approx(match + weight * output, rel=1e-3)
 
@@ -191,7 +192,7 @@ def test_all_batches_together_come_closer_to_the_statistics(model):
     seen = []
     recipe = mct(variant="code", margin=4, steps=60, batch=2, learning_rate=2.0)
     made = synthesize_images(model, recipe, 4, KEY, chunk=1, on_progress=seen.append)
-    start, end = (np.mean([p.parts["batch norm"] for p in part]) for part in (seen[:4], seen[-8:]))
+    start, end = (np.mean([p.parts["BNS"] for p in part]) for part in (seen[:4], seen[-8:]))
     assert end < start / 4
     assert np.abs(np.asarray(made.images[:2]) - made.images[2:]).max() > 0.1
 
@@ -260,7 +261,7 @@ def test_settings():
     wanted: dict[Variant, Any] = {"paper": (3e-7, 32), "code": (1e-5, 64)}
     for variant, (output, margin) in wanted.items():
         made = mct(variant=variant)
-        assert {t.name: t.weight for t in made.terms} == {"batch norm": 1.0, "output": output}
+        assert {t.name: t.weight for t in made.terms} == {"BNS": 1.0, "output": output}
         assert made.source.init(KEY, (1, 8, 6, 3)).shape == (1, 8 + margin, 6 + margin, 3)
         assert made.settings["variant"] == variant
         assert made.settings["learning_rate"] == 16

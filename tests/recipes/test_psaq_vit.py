@@ -39,19 +39,17 @@ def test_objective_is_the_weighted_sum_of_three_terms(vit, nets):
     x = jnp.broadcast_to(gaussian(KEY, (3, 1, 1, 3)) * 0.5, (3, 8, 8, 3))
     labels, wanted = random_labels(KEY, 3, 5), jnp.float32(2750.0)
     loss, parts, slope = loss_of(psaq_vit(), vit, x, labels, wanted)
-    assert loss == pytest.approx(
-        -parts["patch entropy"] + parts["labels"] + 0.05 * parts["variation"], rel=1e-5
-    )
+    assert loss == pytest.approx(-parts["PSE"] + parts["CE"] + 0.05 * parts["TV"], rel=1e-5)
     tensors = nets.forward(vit, x)
     entropy = sum(
         float(layer_entropy(jnp.asarray(tensors[product], jnp.float32)))
         for product in attention_outputs(vit.graph)
     )
-    assert parts["patch entropy"] == pytest.approx(entropy, rel=1e-2)
+    assert parts["PSE"] == pytest.approx(entropy, rel=1e-2)
     logits = tensors[vit.graph.outputs[0]]
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     crossed = -np.log((chances * np.asarray(labels)).sum(1)).mean()
-    assert parts["labels"] == pytest.approx(crossed, rel=1e-4)
+    assert parts["CE"] == pytest.approx(crossed, rel=1e-4)
     assert np.isfinite(slope).all()
 
 
@@ -77,7 +75,7 @@ def test_distance_to_the_variation_drawn(scenes):
     flat = scenes.observed(images=np.ones((4, 8, 8, 3)), shared=jnp.float32(2750.0))
     assert float(variation_gap(flat)) == pytest.approx(here, rel=1e-3)  # the whole of it
     term = psaq_vit().terms[2]
-    assert (term.name, term.weight) == ("variation", 0.05)
+    assert (term.name, term.weight) == ("TV", 0.05)
 
 
 def test_as_much_variation_in_each_image_whatever_its_size(scenes):
@@ -220,8 +218,8 @@ def test_images_of_a_network_without_batch_norm(finer):
     assert pixels.min() >= -1e-5
     assert pixels.max() <= 1 + 1e-5
     first, last = seen[0].parts, seen[19].parts
-    assert last["variation"] < 0.8 * first["variation"]
-    assert last["labels"] < first["labels"]
+    assert last["TV"] < 0.8 * first["TV"]
+    assert last["CE"] < first["CE"]
     assert last["loss"] < first["loss"] - 1
 
 
@@ -243,7 +241,7 @@ def test_networks_without_classes(finer):
     graph = type(finer.graph)(finer.graph.nodes, finer.graph.inputs, ("last",))
     model = type(finer)(graph, finer.params, finer.inputs)
     made = synthesize_images(model, psaq_vit(steps=1, batch=2), 2, KEY)
-    assert made.notes == ("no class labels: the network's output is 17x8; without labels",)
+    assert made.notes == ("no class labels: the network's output is 17x8; without CE",)
     assert np.isfinite(made.images).all()
 
 
@@ -264,9 +262,9 @@ def test_settings():
         "reach": [2, 4],
     }
     assert [(t.name, t.weight, t.classes) for t in recipe.terms] == [
-        ("patch entropy", -1.0, False),
-        ("labels", 0.5, True),
-        ("variation", 0.1, False),
+        ("PSE", -1.0, False),
+        ("CE", 0.5, True),
+        ("TV", 0.1, False),
     ]
     assert recipe.source.init is gaussian
     assert recipe.bounded

@@ -132,7 +132,7 @@ def test_images_match_the_statistics(dark, nets):
     assert seen[-1].parts["loss"] < seen[0].parts["loss"] / 10
     noise = objective_of(zeroq(), model, batch_norm_targets(model)[0])(nets.images(model, 4))[0]
     assert made.losses[0] < float(noise) / 4
-    assert {"batch norm", "image"} < set(seen[0].parts)
+    assert {"BNS", "image"} < set(seen[0].parts)
 
 
 def test_settings(tiny_net):

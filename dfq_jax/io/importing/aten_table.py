@@ -34,7 +34,7 @@ RELATIONS: dict[str, Relation] = {
     **{"lt": "less", "le": "less_equal"},
 }
 SELU = (1.6732632423543772, 1.0507009873554805)
-"""Alpha and scale, Klambauer et al. 2017, "Self-Normalizing Neural Networks", eq. 14."""
+"""Alpha and scale, Klambauer et al. 2017, "Self-Normalizing Neural Networks"."""
 CORE: dict[str, Lower] = {
     "_native_batch_norm_legit_no_training": aten_core.batch_norm_recorded,
     "_batch_norm_no_update": aten_core.batch_norm_recorded,

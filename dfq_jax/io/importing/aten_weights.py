@@ -71,7 +71,7 @@ def weight_norm(v: Array, g: Array, dim: int = 0) -> Array:
     """_weight_norm: direction `v`, brought to the length `g` along one axis; -1 is all of it.
 
     Reference:
-      Salimans & Kingma 2016, "Weight Normalization", Eq. 2.
+      Salimans & Kingma 2016, "Weight Normalization".
     """
     axes = tuple(range(v.ndim)) if dim == -1 else tuple(a for a in range(v.ndim) if a != dim)
     return v * (g / np.sqrt(np.sum(v * v, axis=axes, keepdims=dim != -1)))

@@ -36,7 +36,7 @@ def regnet_x(
 def stage_widths(
     depth: int, start: int, slope: float, step: float, group: int
 ) -> tuple[tuple[int, int], ...]:
-    """(width, number of blocks) of every stage: Eq. 2 to 4, then rounded to whole groups."""
+    """(width, number of blocks) of every stage, as the paper draws them, in whole groups."""
     widths = []
     for index in range(depth):
         linear = start + slope * index

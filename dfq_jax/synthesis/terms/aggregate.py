@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.graph import Graph
+from dfq_jax.synthesis.recipe import Memory
 from dfq_jax.synthesis.terms.base import EPS, Observed
 from dfq_jax.synthesis.terms.match import Gap, sample_std_gap, usable_gap
 from dfq_jax.synthesis.terms.targets import Stats, Target, Targets
@@ -156,3 +159,40 @@ def outlying(stats: Stats, target: Target, slack: float = 0.5) -> Float[Array, "
     gap = sample_std_gap(stats, target)
     hinge = lambda v: jax.nn.relu(jnp.mean(v**2, axis=1) - slack)
     return jnp.mean(hinge(gap.mean) + hinge(gap.spread))
+
+
+def all_batches() -> Memory:
+    """The moments of the finished images of every batch."""
+    return Memory(
+        start=no_moments_yet,
+        step=with_moments,
+        finished=True,
+    )
+
+
+def no_moments_yet(targets: Targets, turns: int, classes: int, sizes: Mapping[str, int]) -> PyTree:
+    """An empty table of the moments of all batches."""
+    del classes
+    return empty_table(targets, turns, sizes["image"])
+
+
+def with_moments(observed: Observed) -> PyTree:
+    """The table with those of the batch whose turn it is."""
+    return refreshed(observed.memory, observed.turn, row_of(observed))
+
+
+def image_itself(graph: Graph) -> dict[str, str]:
+    """What the first layer reads."""
+    return {"image": first_reader(graph)}
+
+
+def first_reader(graph: Graph) -> str:
+    """The first node whose first argument is the image.
+
+    Raises:
+      UnsupportedModelError: if there is none.
+    """
+    for node in graph.nodes:
+        if node.inputs[:1] == graph.inputs[:1]:
+            return node.name
+    raise UnsupportedModelError(f"no node of this network reads {graph.inputs[0]!r} first.")

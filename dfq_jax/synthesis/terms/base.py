@@ -124,7 +124,7 @@ def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Sum of the l2 norms, over the whole batch, of differences in four directions.
 
     Reference:
-      Yin et al. 2020, "Dreaming to Distill", Eq. 3 (the l2 form of its code).
+      Yin et al. 2020, "Dreaming to Distill" (the l2 form of its code).
     """
     down = images[:, 1:] - images[:, :-1]
     right = images[:, :, 1:] - images[:, :, :-1]
@@ -145,5 +145,5 @@ def natural_norm(observed: Observed) -> Float[Array, ""]:
 
 
 def image_norm(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean l2 norm of an image (Yin et al. 2020, Eq. 3)."""
+    """Mean l2 norm of an image (Yin et al. 2020)."""
     return jnp.mean(jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)) + EPS))

@@ -50,7 +50,7 @@ def sample_std_gap(stats: Stats, target: Target) -> Gap:
     """Mean and unbiased deviation of each sample.
 
     Reference:
-      Cai et al. 2020, "ZeroQ", Eq. 3, as released.
+      Cai et al. 2020, "ZeroQ", as released.
     """
     return usable_gap(stats.mean - target.mean, unbiased_std(stats) - recorded_std(target), target)
 
@@ -65,7 +65,7 @@ def batch_var_gap(stats: Stats, target: Target) -> Gap:
     """Mean and biased variance of the batch.
 
     Reference:
-      Yin et al. 2020, "Dreaming to Distill", Eq. 4.
+      Yin et al. 2020, "Dreaming to Distill".
     """
     mean, var = batch_moments(stats)
     return usable_gap(mean - target.mean, var - target.var, target)
@@ -75,7 +75,7 @@ def batch_std_gap(stats: Stats, target: Target) -> Gap:
     """Mean and unbiased deviation of the batch.
 
     Reference:
-      Jeon et al. 2023, "GENIE", Eq. 5, as released.
+      Jeon et al. 2023, "GENIE", as released.
     """
     mean, var = batch_moments(stats)
     count = stats.positions * stats.mean.shape[0]
@@ -101,7 +101,7 @@ def squared_mean(gap: Gap) -> Float[Array, "..."]:
 
 
 def norms(gap: Gap) -> Float[Array, "..."]:
-    """`||mean gap||_2 + ||spread gap||_2`, with a finite slope at 0 (Yin et al. 2020, Eq. 4)."""
+    """`||mean gap||_2 + ||spread gap||_2`, with a finite slope at 0 (Yin et al. 2020)."""
     length = lambda v: jnp.sqrt(jnp.sum(v**2, axis=-1) + 1e-12)
     return length(gap.mean) + length(gap.spread)
 
@@ -142,7 +142,7 @@ def matched(
 
 
 batch_norm_match = matched(sample_std_gap, squared_sum)
-"""ZeroQ's loss: layers summed, samples averaged (Cai et al. 2020, Eq. 3)."""
+"""ZeroQ's loss: layers summed, samples averaged (Cai et al. 2020)."""
 
 relative_batch_match = matched(relative_batch_gap, squared_mean)
 """Every layer counts alike, whatever its width and scale: `best`'s match (the units are ours)."""
@@ -156,7 +156,7 @@ def beyond(gap: Gap, slack: tuple[Array | float, Array | float]) -> Gap:
     """How far a gap is beyond its tolerances.
 
     Reference:
-      Zhang et al. 2021, "Diversifying Sample Generation", Eq. 5.
+      Zhang et al. 2021, "Diversifying Sample Generation".
     """
     hinge = lambda v, tolerance: jax.nn.relu(jnp.abs(v) - tolerance)
     return Gap(hinge(gap.mean, slack[0]), hinge(gap.spread, slack[1]))
@@ -174,8 +174,8 @@ def layer_losses(observed: Observed, slack: Slack | None = None) -> Float[Array,
       `observed.targets`.
 
     Reference:
-      Cai et al. 2020, "ZeroQ", Eq. 3, on standard deviations as released; with tolerances Zhang
-      et al. 2021, "Diversifying Sample Generation", Eq. 5.
+      Cai et al. 2020, "ZeroQ", on standard deviations as released; with tolerances Zhang
+      et al. 2021, "Diversifying Sample Generation".
     """
     columns = []
     for name, target in observed.targets.items():
@@ -204,7 +204,7 @@ def gauss_kl(
     """`KL(N(mean, var) || N(mean_q, var_q))`; variances below `EPS` count as `EPS`.
 
     Reference:
-      Haroush et al. 2020, "The Knowledge Within", Eq. 5.
+      Haroush et al. 2020, "The Knowledge Within".
     """
     var, var_q = jnp.maximum(var, EPS), jnp.maximum(var_q, EPS)
     return 0.5 * (jnp.log(var_q / var) + (var + (mean - mean_q) ** 2) / var_q - 1)
@@ -239,7 +239,7 @@ def matched_kl(
       observed -> the match.
 
     Reference:
-      Haroush et al. 2020, "The Knowledge Within", Eq. 5; the limit is ours.
+      Haroush et al. 2020, "The Knowledge Within"; the limit is ours.
     """
     return bound(kl_match, reverse=reverse, mean=mean, limit=limit)
 

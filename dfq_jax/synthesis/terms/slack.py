@@ -38,7 +38,7 @@ def slack_margins(
       ValueError: if `quantile` is not in (0, 1].
 
     Reference:
-      Zhang et al. 2021, "Diversifying Sample Generation", Eq. 6-7.
+      Zhang et al. 2021, "Diversifying Sample Generation".
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"slack_margins() needs 0 < quantile <= 1, got {quantile}.")
