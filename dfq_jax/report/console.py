@@ -6,6 +6,7 @@ Nothing here knows JAX, so that the first line appears before it is imported.
 import contextlib
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -91,12 +92,12 @@ class Terminal:
     def say(self, text: str) -> None:
         """One line of result."""
         if not self.quiet:
-            self.out.print(Text(printable(flagged(text))), soft_wrap=True)
+            written(self.out, text)
 
     def note(self, text: str) -> None:
         """One line of log."""
         self.spoke_at = time.monotonic()
-        self.log.print(Text(printable(flagged(text)), style="dim"), soft_wrap=True)
+        written(self.log, text, style="dim")
 
     def stage(self, text: str) -> None:
         """One line saying what begins now, with the seconds since the start and those left."""
@@ -130,9 +131,7 @@ class Terminal:
 
     def error(self, text: str) -> None:
         """One message of failure."""
-        self.log.print(
-            Text("error: ", style="bold red") + Text(printable(flagged(text))), soft_wrap=True
-        )
+        written(self.log, text, sign="error:")
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; aligned plain columns where stdout is not a terminal."""
@@ -198,6 +197,35 @@ class Terminal:
             f"{found.before:.4g} -> {found.after:.4g}{'' if found.kept else ', left as it was'}"
             + "".join(f"; {one_line(note)}" for note in found.notes)
         )
+
+
+def written(console: Console, text: str, *, style: str = "", sign: str = "") -> None:
+    """Writes a message, on a terminal broken between words.
+
+    Lines of code, which are indented behind the first line, are to be copied and stay whole, as
+    paths do.
+
+    Args:
+      console: where to.
+      text: the message.
+      style: of it.
+      sign: a word before it, that is seen from afar.
+    """
+    whole = f"{sign} {text}" if sign else text
+    for index, line in enumerate(printable(flagged(whole)).split("\n")):
+        code = index > 0 and line.startswith("  ")
+        for part in [line] if code or not console.is_terminal else broken(line, console.width):
+            shown = Text(part, style)
+            if index == 0 and part.startswith(sign):
+                shown.stylize("bold red", 0, len(sign))
+            console.print(shown, soft_wrap=True)
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line as lines of so many letters, each indented alike; longer words stay whole."""
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    how = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+    return textwrap.wrap(line, width, **how) or [""]
 
 
 def flagged(text: str) -> str:

@@ -42,6 +42,28 @@ def on_screen(monkeypatch):
     return made, out, log
 
 
+def test_sentences_break_between_words_and_code_does_not(monkeypatch):
+    made, _, log = on_screen(monkeypatch)
+    path = "/" + 9 * "long_folder/"
+    code = "  torch.onnx.export(model.eval(), " + 9 * "argument, " + "and one more)"
+    made.error(f"{9 * 'some words '}in {path} end. Export it as\n{code}\nor {9 * 'leave it '}")
+    made.note("  " + 19 * "a note ")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", log.getvalue()).splitlines()
+    assert code in lines
+    assert path in [line.strip() for line in lines]
+    others = [line for line in lines if line != code and path not in line]
+    assert len(others) == 6
+    assert max(map(len, others)) <= 90
+    words = {word for line in others for word in line.split()}
+    known = ("error:", "some", "words", "in", "end.", "Export", "it", "as", "or", "leave")
+    assert words <= {*known, "a", "note"}
+
+
+def test_a_pipe_gets_every_line_whole(capsys):
+    Terminal().error(40 * "word ")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_control_characters_are_shown_not_obeyed():
     assert printable(NASTY) == ("a\\x1b[31mb\\x9bc\\u202ed\\r\n[bold]e[/bold] %s\\x00\\x07")
     assert printable("größe … 模型") == "größe … 模型"
