@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from image_nets import ImageNet
+from image_nets import ImageNet, classifier
 
 import dfq_jax as dfq
 from dfq_jax.errors import UnsupportedModelError
@@ -109,9 +109,12 @@ def test_channels_first_as_convolutions_of_lines_read(tmp_path, channels):
 def test_a_free_length_is_the_width_asked_for(tmp_path):
     net = ImageNet((1, "steps", 1))
     path = saved(tmp_path, net.proto(line(net, 1)))
-    with pytest.raises(UnsupportedModelError, match="free sizes"):
+    with pytest.raises(UnsupportedModelError, match=r"free sizes.*`size=\(1, 224\)`"):
         load(path)
     assert load(path, size=(1, LENGTH)).model.contract.shape == (1, LENGTH, 1)
+    half = classifier((1, 3, 64, "w"))
+    with pytest.raises(UnsupportedModelError, match=r"free sizes.*`size=\(64, 224\)`"):
+        load(saved(tmp_path, half))
     net = ImageNet((1, LENGTH, 1))
     path = saved(tmp_path, net.proto(line(net, 1)))
     with pytest.raises(UnsupportedModelError, match="exported for 12 pixels, not 30"):

@@ -154,9 +154,17 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     if None in shape[1:]:
         raise UnsupportedModelError(
             f"its input has free sizes {tuple(shape)}; say which to use with `size=`, for example "
-            "`size=224` or `size=(48, 192)` (height, width)."
+            f"{example_size(shape[space])}."
         )
     return tuple(1 if s is None else s for s in shape)
+
+
+def example_size(space: Sequence[int | None]) -> str:
+    """Sizes that a user could ask for, in words: those that are fixed stay."""
+    if not any(space):
+        return "`size=224` or `size=(48, 192)` (height, width)"
+    height, width = (224 if n is None else n for n in (*[1] * (2 - len(space)), *space))
+    return f"`size=({height}, {width})` (height, width)"
 
 
 def by(sizes: Sequence[int | None]) -> str:
