@@ -161,7 +161,7 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
 
 def example_size(space: Sequence[int | None]) -> str:
     """Sizes that a user could ask for, in words: those that are fixed stay."""
-    if not any(space):
+    if len(space) != 1 and not any(space):
         return "`size=224` or `size=(48, 192)` (height, width)"
     height, width = (224 if n is None else n for n in (*[1] * (2 - len(space)), *space))
     return f"`size=({height}, {width})` (height, width)"
