@@ -262,3 +262,22 @@ def weights(tmp_path):
     path = tmp_path / "net.pth"
     path.write_bytes(b"any")
     return path
+
+
+@pytest.mark.parametrize("end", ["image", "steps"])
+def test_a_batch_behind_the_steps_comes_first(tmp_path, end):
+    """As recognisers of text return their scores; the file is compared where it is loaded."""
+    net = ImageNet((1, 3, 4, 7))
+    y = net.add("Transpose", net.add("Relu", "x"), perm=[3, 0, 1, 2])
+    if end == "steps":
+        flat = net.add("Reshape", y, net.weight(np.array([7, 1, 12])))
+        y = net.add("MatMul", flat, net.weight(images(12, 5)))
+    path = saved(tmp_path, net.proto(y))
+    x = images(1, 3, 4, 7)
+    (wanted,) = run(path, x)
+    file = exported(tmp_path, load(path).model)
+    (found,) = run(file, x)
+    assert (wanted.shape, found.shape) == (
+        ((7, 1, 5), (1, 7, 5)) if end == "steps" else ((7, 1, 3, 4), (1, 7, 3, 4))
+    )
+    np.testing.assert_allclose(found, wanted.swapaxes(0, 1), atol=1e-5)

@@ -333,7 +333,8 @@ def flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
 def returned(b: Builder, value: Any, name: str, layout: str) -> str:
     """The tensor that holds an output: images NHWC, everything else in source order.
 
-    A network that is fed channels last is taken to return images so.
+    A network that is fed channels last is taken to return images so. The batch may be on another
+    axis, as behind recurrent layers that have the steps first; it comes first here.
 
     Raises:
       UnsupportedModelError: if it does not depend on the input, or lacks the batch.
@@ -341,8 +342,9 @@ def returned(b: Builder, value: Any, name: str, layout: str) -> str:
     if not isinstance(value, Value):
         raise UnsupportedModelError(f"output {show(name)!r} does not depend on the input.")
     dims = value.dims
-    has_batch = bool(dims) and (extent(dims[0]) == 1 if b.batch is None else dims[0] == (b.batch,))
-    rest = dims[1:] if has_batch else dims
-    image = has_batch and len(dims) == 4 and layout == NCHW
+    is_batch = lambda d: extent(d) == 1 if b.batch is None else d == (b.batch,)
+    batch = next((i for i, d in enumerate(dims) if is_batch(d)), len(dims))
+    rest = (*dims[:batch], *dims[batch + 1 :])
+    image = len(rest) == 3 and layout == NCHW
     b.path = "output"
-    return b.stored(value, (dims[2], dims[3], dims[1]) if image else rest)
+    return b.stored(value, (rest[1], rest[2], rest[0]) if image else rest)
