@@ -69,7 +69,7 @@ def source_of(loaded: Loaded) -> dict[str, str]:
 
 def contract_line(contract: InputContract) -> str:
     """The input contract in words."""
-    assumed = " (assumed: the checkpoint does not say)" if contract.assumed else ""
+    assumed = " (assumed: the file does not say)" if contract.assumed else ""
     where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
     rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
     return (

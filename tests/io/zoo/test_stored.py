@@ -56,8 +56,6 @@ def saved(path, tensors):
 
 def filled(name, classes, seed=0):
     """The network of torchvision with random weights and statistics."""
-    pytest.importorskip("torch")
-    pytest.importorskip("torchvision")
     import torch
     import zoo_networks
 
@@ -75,6 +73,7 @@ def slow_unless(quick):
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize("name", slow_unless(QUICK))
 def test_same_logits_as_torchvision(name, tmp_path):
     """With other classes, counters and heads that only training reads, and no name given."""
@@ -130,6 +129,7 @@ def test_weights_of_training_are_left_out_with_a_note(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("torchvision")
 def test_published_weights_of_googlenet_read_halves(tmp_path):
     """What its option `transform_input` does to images is our mean and deviation."""
     import torch
