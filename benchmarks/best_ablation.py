@@ -55,8 +55,8 @@ def arguments() -> argparse.Namespace:
 
 def variants(subject: Any, steps: int | None) -> dict[str, Any]:
     """{what is different: recipe}; the same seconds where images are seen at two sizes."""
-    from dfq_jax.recipes.best import best
-    from dfq_jax.recipes.presets import COARSE, is_small, settings_of_best
+    from dfq_jax.recipes.best import COARSE, best, settings_for
+    from dfq_jax.recipes.sizes import is_small
     from dfq_jax.synthesis.recipe import Recipe, Source
     from dfq_jax.synthesis.sources.augment import resized_crop
     from dfq_jax.synthesis.sources.pixels import gaussian
@@ -65,7 +65,7 @@ def variants(subject: Any, steps: int | None) -> dict[str, Any]:
 
     _, batch, usual = BUDGETS[subject.name]
     steps, small = steps or usual, is_small(subject.model.contract)
-    given = {"steps": steps, "batch": batch, **settings_of_best(subject.model)}
+    given = {"steps": steps, "batch": batch, **settings_for(subject.model)}
     plain = best(**given)
     shown = lambda augment: tuple(s._replace(augment=augment) for s in best(**full).stages)
     full = {**given, "coarse": 0.0, "steps": full_steps(steps, given.get("coarse", 0.0))}

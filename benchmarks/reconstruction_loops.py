@@ -37,6 +37,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from dfq_jax import load
+    from dfq_jax.optim.state import NOWHERE
     from dfq_jax.quantization.plan import parse_scheme
     from dfq_jax.recipes.dfq import dfq
     from dfq_jax.recipes.genie_m import genie_m
@@ -62,7 +63,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            in_phases(work, method, jax.random.key(0), None)
+            in_phases(work, method, jax.random.key(0), NOWHERE)
             seconds.append(time.perf_counter() - start)
         steps[unit.title.split(" ")[0].removesuffix(".conv1")] = min(seconds[1:]) / args.steps
         compile_s += seconds[0] - min(seconds[1:])

@@ -77,7 +77,7 @@ def measured(network: str, name: str, args: argparse.Namespace) -> Row:
     about = NETWORKS[network]
     source = args.shared / about.model if about.arch else about.model
     model = dfq_jax.load(source, arch=about.arch)
-    images = dfq_jax.synthesize(model, args.n, method="noise").images
+    images = dfq_jax.synthesize(model, "noise", args.n).images
     made = dfq(model, images, parse_scheme(args.scheme), bias="none")
     steps = args.steps if name in LEARNED else None
     methods, enlarge = methods_of(name, steps), enlarges(name, model.contract)

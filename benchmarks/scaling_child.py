@@ -71,6 +71,8 @@ def spread(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from dfq_jax.base.parallel import Machine
+    from dfq_jax.optim.progress import Watcher
     from dfq_jax.recipes.best import best
     from dfq_jax.synthesis.run.engine import synthesize_images
 
@@ -82,8 +84,9 @@ def spread(args: argparse.Namespace) -> dict[str, Any]:
         told: list[Visit] = []
         now = lambda: (time.perf_counter(), time.process_time())
         keep = lambda p: told.append(Visit(p.batch, p.step, *now()))
-        how: Any = {"devices": devices, "mode": args.mode, "chunk": args.chunk}
-        found = synthesize_images(model, recipe, n, key, on_progress=keep, **how)
+        machine, watch = Machine(devices, together=args.mode == "together"), Watcher(progress=keep)
+        how: Any = {"chunk": args.chunk, "machine": machine, "watch": watch}
+        found = synthesize_images(model, recipe, n, key, **how)
         return np.asarray(found.images), told
 
     images, told = made(args.devices)
@@ -144,6 +147,8 @@ def share(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from dfq_jax.base.parallel import Machine
+    from dfq_jax.optim.progress import Watcher
     from dfq_jax.recipes.best import best
     from dfq_jax.synthesis.run.processes import synthesize_shards
     from dfq_jax.synthesis.run.shards import load_shards
@@ -157,10 +162,12 @@ def share(args: argparse.Namespace) -> dict[str, Any]:
             wait_for_others(args)
         visits.append(time.time())
 
-    which: Any = {} if args.port else {"process": args.process, "processes": args.processes}
-    which |= {"chunk": args.chunk, "devices": args.devices}
+    which = (None, None) if args.port else (args.process, args.processes)
+    machine = Machine(args.devices, process=which[0], processes=which[1])
     given = (network(args), recipe, n, jax.random.key(0), args.folder, {"what": "scaling"})
-    made = synthesize_shards(*given, on_progress=visit, **which)
+    made = synthesize_shards(
+        *given, chunk=args.chunk, machine=machine, watch=Watcher(progress=visit)
+    )
     found: dict[str, Any] = {"visits": visits, "complete": made.complete}
     if made.complete and args.like:
         ours, theirs = (np.asarray(load_shards(f).images) for f in (args.folder, args.like))
@@ -217,7 +224,7 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     """
     import jax
 
-    from dfq_jax.base.parallel import settled
+    from dfq_jax.base.parallel import Machine, settled
     from dfq_jax.optim.fit import run_chunk, start_state
     from dfq_jax.recipes.best import best
     from dfq_jax.synthesis.run.attempts import begin
@@ -226,7 +233,9 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
 
     size, how = args.batch * devices, Forward(tiles=False)
     work = measured(model, best(steps=args.steps, batch=size), size)
-    run = ready(model, jax.random.key(0), work, spread_of(work, devices, "together"), how)
+    run = ready(
+        model, jax.random.key(0), work, spread_of(work, Machine(devices, together=True)), how
+    )
     batch = begin(run.job, run.shared, run.memory, jax.random.key(1))
     plan = run.job.plans[0]
     step = plan.step(run.job.parts[-1])

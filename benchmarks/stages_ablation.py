@@ -111,7 +111,7 @@ def rows_of(network: str, args: argparse.Namespace) -> Iterator[Row]:
         seen = shots[JUDGES : JUDGES + args.n]
         if variant.method is not None:
             given = {"method": variant.method, "key": args.seed, "steps": args.image_steps}
-            seen = dfq_jax.synthesize(model, args.n, **given).images
+            seen = dfq_jax.synthesize(model, n=args.n, **given).images
         row = measured(model, seen, variant, shots[:JUDGES], args)
         row |= {"table": "stages_ablation", "network": network, "variant": name, "n": len(seen)}
         common.log(", ".join(f"{c.heading} {c.text(row)}" for c in COLUMNS))

@@ -194,7 +194,7 @@ def synthesized(subject: Subject, method: str, n: int, seed: int, steps: int | N
     if method == THIRD:
         method, steps = "best", None if steps is None else max(steps // 3, 1)
     batch = None if method in ("noise", "dsg") else subject.setting.batch
-    return dfq_jax.synthesize(subject.model, n, method=method, key=seed, steps=steps, batch=batch)
+    return dfq_jax.synthesize(subject.model, method, n, seed=seed, steps=steps, batch=batch)
 
 
 def affordable(subject: Subject, method: str, args: argparse.Namespace) -> int | None:

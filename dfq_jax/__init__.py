@@ -5,11 +5,10 @@ The library is imported when the first of its names is asked for: importing JAX 
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dfq_jax import edits, methods, parts
     from dfq_jax.api.functions import (
         bench,
         evaluate,
@@ -21,25 +20,35 @@ if TYPE_CHECKING:
     from dfq_jax.api.quantize import quantize
     from dfq_jax.api.result import Result
     from dfq_jax.api.synthesize import synthesize, synthesize_set
+    from dfq_jax.base.parallel import Machine
     from dfq_jax.errors import DfqError
     from dfq_jax.examples import Examples
     from dfq_jax.graph.graph import Graph, Model, Node, compose
     from dfq_jax.graph.query import describe
+    from dfq_jax.optim.progress import Watcher
     from dfq_jax.quantization.plan import Plan, Rule
     from dfq_jax.quantization.simulate import QuantizedModel, simulate
+    from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
+    from dfq_jax.synthesis.recipe import Recipe
     from dfq_jax.types import InputContract, Moments
 
+NAMESPACES = ("edits", "methods", "parts")
+"""Modules of names that would be too many here: `dfq.methods.zeroq`."""
 PLACES = {
     "api.functions": ("bench", "evaluate", "export", "load", "predict", "verify"),
+    "api.quantize": ("quantize",),
+    "api.result": ("Result",),
+    "api.synthesize": ("synthesize", "synthesize_set"),
+    "base.parallel": ("Machine",),
     "errors": ("DfqError",),
     "examples": ("Examples",),
     "graph.graph": ("Graph", "Model", "Node", "compose"),
     "graph.query": ("describe",),
-    "api.synthesize": ("synthesize", "synthesize_set"),
+    "optim.progress": ("Watcher",),
     "quantization.plan": ("Plan", "Rule"),
     "quantization.simulate": ("QuantizedModel", "simulate"),
-    "api.quantize": ("quantize",),
-    "api.result": ("Result",),
+    "recipes.pipeline": ("Pipeline", "pipeline_for"),
+    "synthesis.recipe": ("Recipe",),
     "types": ("InputContract", "Moments"),
 }
 """{module: names of it that are this package's}."""
@@ -49,19 +58,27 @@ __all__ = [
     "Examples",
     "Graph",
     "InputContract",
+    "Machine",
     "Model",
     "Moments",
     "Node",
+    "Pipeline",
     "Plan",
     "QuantizedModel",
+    "Recipe",
     "Result",
     "Rule",
+    "Watcher",
     "bench",
     "compose",
     "describe",
+    "edits",
     "evaluate",
     "export",
     "load",
+    "methods",
+    "parts",
+    "pipeline_for",
     "predict",
     "quantize",
     "simulate",
@@ -70,29 +87,20 @@ __all__ = [
     "verify",
 ]
 
+if not TYPE_CHECKING:  # whoever checks types knows all names, and that there are no others
 
-class Face(ModuleType):
-    """This package as its users see it."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Imports the library, for a name that is not there yet."""
+    def __getattr__(name: str) -> Any:
+        """Imports the library, or a part of it, for a name that is not there yet."""
+        if name in NAMESPACES:
+            return importlib.import_module(f"{__name__}.{name}")
         if not name.startswith("__"):
             for place, names in PLACES.items():
-                module = importlib.import_module(f"{self.__name__}.{place}")
-                for each in names:
-                    vars(self)[each] = getattr(module, each)
-        if name not in vars(self):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return vars(self)[name]
+                module = importlib.import_module(f"{__name__}.{place}")
+                globals().update({each: getattr(module, each) for each in names})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """The folder `quantize` does not hide the function, whichever is imported first."""
-        if name not in __all__ or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
+    def __dir__() -> list[str]:
         """What is there and what will be."""
-        return sorted({*vars(self), *__all__})
-
-
-sys.modules[__name__].__class__ = Face
+        return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from jaxtyping import Array, Float
 
@@ -22,11 +22,13 @@ METHODS: Mapping[str, Evidence] = {
     "aac": "peaks",
     "given": "given",
 }
-"""{method in provenance: what its images are evidence of}, where that is not statistics."""
+"""{method in provenance: what its images are evidence of}, where nothing else says it."""
 
 
 def evidence_in(provenance: Mapping[str, Any]) -> Evidence:
     """What examples are evidence of whose file says only how they were made."""
+    if (said := provenance.get("evidence")) in get_args(Evidence):
+        return cast(Evidence, said)
     return METHODS.get(str(provenance.get("method")), "statistics")
 
 

@@ -23,16 +23,10 @@
 import itertools
 import os
 
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 import dfq_jax as dfq
-from dfq_jax.api.synthesize import synthesize_images
-from dfq_jax.recipes.best import best
-from dfq_jax.synthesis.sources.pixels import to_pixels
-from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.synthesis.terms.targets import recorded_statistics
 
 N = int(os.environ.get("IMAGES", "4"))
 STEPS = int(os.environ.get("STEPS", "40"))
@@ -46,7 +40,7 @@ print("\n".join(dfq.describe(model).splitlines()[:8]))
 # gives them by name, and those that no image could match.
 
 # %%
-targets, unusable = recorded_statistics(model)
+targets, unusable = dfq.parts.recorded_statistics(model)
 name, moments = next(iter(targets.items()))
 print(f"{len(targets)} batch norms, {len(unusable)} with something to leave out")
 print(f"{name}: {moments.mean.size} channels, first means {moments.mean[:3].round(2)}")
@@ -67,30 +61,30 @@ def roughness(observed):
     return jnp.mean(rows**2) + jnp.mean(columns**2)
 
 
-plain = best(steps=STEPS)
+plain = dfq.methods.best(steps=STEPS)
 smooth = plain._replace(
     name="best, smooth",
     settings={**plain.settings, "roughness": 10.0},
-    terms=(*plain.terms, Term("roughness", 10.0, roughness)),
+    terms=(*plain.terms, dfq.parts.Term("roughness", 10.0, roughness)),
 )
 
 # %% [markdown]
 # ## Images
 #
-# The same call for every method: compiled once, the same images for the same key on any number of
+# The same call for every method: compiled once, the same images for the same seed on any number of
 # devices, resumable with a `state_folder`.
 
 # %%
 sets = {}
 for recipe in (plain, smooth):
-    made = synthesize_images(model, recipe, N, jax.random.key(0))
-    facts = {"method": recipe.name, "settings": dict(recipe.settings)}
-    sets[recipe.name] = dfq.Examples((made.images,), model.inputs, facts)
-    print(f"{recipe.name}: loss {made.losses[0]:.2f}")
+    images = sets[recipe.name] = dfq.synthesize(model, recipe, N)
+    print(f"{recipe.name}: loss {images.provenance['final_losses'][0]:.2f}")
 
 figure, rows = plt.subplots(len(sets), 4, figsize=(8, 4))
 for axes, (name, images) in zip(rows, sets.items(), strict=True):
-    for axis, picture in zip(axes, to_pixels(images.images, images.contract), strict=False):
+    for axis, picture in zip(
+        axes, dfq.parts.to_pixels(images.images, images.contract), strict=False
+    ):
         axis.imshow(picture)
         axis.axis("off")
     axes[0].set_title(name, loc="left")

@@ -19,6 +19,7 @@ from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.io.runtime.session import open_session, run
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.recipes import expense
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
@@ -96,7 +97,7 @@ def test_five_lines(model, images, made, tmp_path):
 def test_synthesis_tells_where_images_come_from(model):
     seen = []
     found = dfq.synthesize(
-        model, n=3, method="zeroq", key=7, steps=2, batch=2, on_progress=seen.append
+        model, n=3, method="zeroq", seed=7, steps=2, batch=2, watch=Watcher(progress=seen.append)
     )
     assert found.images.shape == (3, 8, 8, 3)
     assert found.contract == model.contract
@@ -110,7 +111,7 @@ def test_synthesis_tells_where_images_come_from(model):
     assert facts["size"] == [8, 8, 3]
     assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [(0, 2, 2, 2), (1, 2, 2, 2)]
     assert seen[-1].parts["loss"] == facts["final_losses"][-1]
-    again = dfq.synthesize(model, n=3, method="zeroq", key=7, steps=2, batch=2)
+    again = dfq.synthesize(model, n=3, method="zeroq", seed=7, steps=2, batch=2)
     np.testing.assert_array_equal(again.images, found.images)
 
 
@@ -121,8 +122,8 @@ def test_synthesis_tells_where_images_come_from(model):
         ({"method": "magic"}, "method 'magic' is none of best, best_unl.*, noise"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": -3}, "batch must be at least 1"),
-        ({"key": -1}, "a seed must be 0..4294967295, got -1"),
-        ({"key": 2**32}, "got 4294967296"),
+        ({"seed": -1}, "a seed must be 0..4294967295, got -1"),
+        ({"seed": 2**32}, "got 4294967296"),
         ({"dtype": "float16"}, "dtype 'float16' is none of float32, bfloat16"),
     ],
 )
@@ -136,7 +137,7 @@ def test_senseless_synthesis(model, how, message):
     [
         ({"scheme": "int8"}, "scheme 'int8' is not"),
         ({"rules": [dfq.Rule("nothing", weight_bits=4)]}, "nothing"),
-        ({"key": -1}, "a seed must be"),
+        ({"seed": -1}, "a seed must be"),
     ],
 )
 def test_senseless_quantization(model, images, how, message):
@@ -177,8 +178,8 @@ def test_images_that_do_not_keep_to_their_contract_are_refused(model, images):
 def test_without_images_the_preset_makes_them(model, monkeypatch):
     asked, said = [], []
 
-    def made(model, n, **how):
-        asked.append((n, how))
+    def made(model, method, n, **how):
+        asked.append((n, how | {"method": method}))
         raise DivergedError("stop here")
 
     monkeypatch.setattr(quantizing, "synthesize", made)
@@ -186,8 +187,8 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
     given: tuple[dict[str, Any], ...] = ({}, {"n": 6}, {"steps": 4}, {"method": "best"})
     for how in (*given, {"method": "dsg", "n": 9}):
         with pytest.raises(DivergedError, match="stop here"):
-            dfq.quantize(model, **how, key=3, on_stage=said.append)
-    assert [(n, how["method"], how["steps"], how["key"]) for n, how in asked] == [
+            dfq.quantize(model, **how, seed=3, watch=Watcher(said.append))
+    assert [(n, how["method"], how["steps"], how["seed"]) for n, how in asked] == [
         (8, "zeroq", 5, 3),
         (6, "zeroq", 5, 3),
         (8, "zeroq", 4, 3),
@@ -211,14 +212,14 @@ def test_a_method_by_name_makes_what_its_paper_has(model, monkeypatch, method, n
     """Whatever the preset has; told beforehand with the time it takes."""
     asked, said = [], []
 
-    def made(model, n, **how):
-        asked.append((n, how["method"], how["steps"]))
+    def made(model, method, n, **how):
+        asked.append((n, method, how["steps"]))
         raise DivergedError("stop here")
 
     monkeypatch.setattr(quantizing, "synthesize", made)
     monkeypatch.setattr(expense, "LONG", 0.0)
     with pytest.raises(DivergedError, match="stop here"):
-        dfq.quantize(model, method=method, preset=preset, on_stage=said.append)
+        dfq.quantize(model, method=method, preset=preset, watch=Watcher(said.append))
     assert asked == [(n, method, steps)]
     assert said[0] == f"synthesizing {n} images ({method})"
     assert f"{steps:,} steps" in said[1]
@@ -230,7 +231,7 @@ def test_reconstructions_by_name(model, images, tmp_path):
     """Closed form for `balanced`; learned ones in so many steps; each unit is reported."""
     told = []
     tell = lambda index, units, report: told.append((index, units, report.method))
-    found = dfq.quantize(model, images, scheme="w3a8", preset="balanced", on_unit=tell)
+    found = dfq.quantize(model, images, scheme="w3a8", preset="balanced", watch=Watcher(unit=tell))
     units = found.report.units
     assert units
     assert {unit.method for unit in units} == {"closed_form"}
@@ -273,7 +274,7 @@ def test_unknown_ways_are_refused(model, images, how, message):
 def test_bits_within_a_budget(model, images, tmp_path):
     """Never more than allowed; as rules, so what is deployed is what was chosen."""
     said = []
-    found = dfq.quantize(model, images, scheme="w4a8", budget="4.6bits", on_stage=said.append)
+    found = dfq.quantize(model, images, scheme="w4a8", budget="4.6bits", watch=Watcher(said.append))
     assert found.mixed is not None
     assert found.report.average_bits <= 4.6
     assert found.mixed.chosen.cost.amount <= 4.6
@@ -301,14 +302,14 @@ def test_observers_by_name(model, images):
 def test_a_network_without_statistics_gets_noise(nets):
     """Whatever method is asked for; with an explanation, and less confidence."""
     model, said = nets.vit(), []
-    images = dfq.synthesize(model, n=6, method="zeroq", steps=3, key=2)
+    images = dfq.synthesize(model, n=6, method="zeroq", steps=3, seed=2)
     assert (images.provenance["method"], images.provenance["steps"]) == ("noise", 0)
     assert images.provenance["final_losses"] == []
     assert images.provenance["notes"] == [NO_STATISTICS]
     json.dumps(dict(images.provenance))
-    again = dfq.synthesize(model, n=6, key=2)
+    again = dfq.synthesize(model, n=6, seed=2)
     np.testing.assert_array_equal(again.images, images.images)
-    result = dfq.quantize(model, key=2, on_stage=said.append)
+    result = dfq.quantize(model, seed=2, watch=Watcher(said.append))
     assert said[:2] == ["synthesizing 64 images (noise)", NO_STATISTICS]
     assert result.settings["images"] == "64 (noise)"
     assert result.settings["held out"] == 16
@@ -330,7 +331,7 @@ def test_noise_by_request(model):
 def test_estimated_statistics_by_request(nets, model):
     """A network without batch norm, by name; judged with little confidence, as it should be."""
     bare, said = nets.convnext(), []
-    result = dfq.quantize(bare, method="gzsq", n=8, steps=3, key=2, on_stage=said.append)
+    result = dfq.quantize(bare, method="gzsq", n=8, steps=3, seed=2, watch=Watcher(said.append))
     assert said[0] == "synthesizing 8 images (gzsq)"
     assert said[2] == ESTIMATED
     how = "one batch of 8 images, 3 steps; published are 32 images in 500 steps"

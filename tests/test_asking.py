@@ -10,6 +10,7 @@ from dfq_jax.api.request import KINDS, NAMES, Settings, configured, resolved
 from dfq_jax.cli.options import QuantizeOptions
 from dfq_jax.errors import UsageError
 from dfq_jax.quantization.plan import Rule
+from dfq_jax.recipes.pipeline import Names, Pipeline, pipeline_for
 
 VERSION = "schema_version = 1\n"
 FILE = """
@@ -29,7 +30,7 @@ pattern = "conv1"
 bits = 8
 """
 SAYS = {
-    **{"scheme": "w4a8", "reconstruction_steps": 7, "reconstruction": "qdrop", "key": 3},
+    **{"scheme": "w4a8", "reconstruction_steps": 7, "reconstruction": "qdrop", "seed": 3},
     **{"memory": 1 << 30, "accuracy": 0.5, "rules": (Rule("conv1", 8, 8),)},
 }
 
@@ -61,7 +62,7 @@ def test_so_does_a_dictionary():
     ("table", "message"),
     [
         ({"schem": "w4a4"}, "setting of config 'schem' is none of scheme.*nearest: scheme"),
-        ({"key": "many"}, "key = 'many' is no value of that setting"),
+        ({"seed": "many"}, "seed = 'many' is no value of that setting"),
         ({"seed": True}, "seed = True is no value of that setting"),
         ({"scheme": 4}, "scheme = 4 is no value of that setting"),
         ({"rule": "fc"}, "rule 'fc' is none: write PATTERN=8"),
@@ -85,10 +86,10 @@ def test_what_is_given_wins(tiny_net, nets, path):
 
 def test_one_list_of_settings(tiny_net):
     """The command line, files and the Python API have the same, and one place for what is left."""
-    hints = get_type_hints(resolved)
-    assert set(hints) - {"model", "return"} == set(NAMES)
-    assert {k: hints[k] for k in NAMES} == get_type_hints(Settings)
+    hints = get_type_hints(pipeline_for)
+    assert {k: hints[k] for k in hints if k not in ("model", "return")} == get_type_hints(Names)
+    assert get_type_hints(Names).keys() < get_type_hints(Settings).keys() == set(NAMES)
     assert set(KINDS) == set(NAMES) - {"probes"} | {"images"}
     flags = {f.name for f in dataclasses.fields(QuantizeOptions)}
-    assert {"seed", "rule", *NAMES} - {"key", "rules", "probes"} <= flags
-    assert resolved(tiny_net).scheme.weight_bits == 8
+    assert {"seed", "rule", *NAMES} - {"rules", "probes"} <= flags
+    assert resolved(tiny_net, {}).pipeline == pipeline_for(tiny_net) != Pipeline()

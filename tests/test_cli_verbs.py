@@ -17,6 +17,7 @@ from plain_text import plain
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.api import result
 from dfq_jax.api import synthesize as imaging
+from dfq_jax.base.parallel import HERE
 from dfq_jax.errors import DataError
 from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts.artifact import load_artifact
@@ -122,10 +123,10 @@ def test_synthesize(dfq, net, tmp_path):
 def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
     asked = []
 
-    def made(model, n, *, on_progress, on_stage, **options):
-        asked.append((n, options))
-        on_stage("a step takes little")
-        on_progress(Progress(0, 1, 2, 2, {"loss": 0.5}))
+    def made(model, method, n, *, watch, **options):
+        asked.append((method, n, options))
+        watch.says("a step takes little")
+        watch.advances(Progress(0, 1, 2, 2, {"loss": 0.5}))
         shape = (n, *model.contract.shape)
         return Examples((jnp.zeros(shape),), model.inputs, {"method": "dsg", "seconds": 1.5})
 
@@ -140,11 +141,11 @@ def test_synthesize_json_and_defaults(dfq, net, monkeypatch, tmp_path):
     assert found.data["provenance"] == load_images(out).provenance
     assert "synthesizing 2/2 steps: loss 0.5" in found.err
     assert asked.pop() == (
+        "best",
         256,
         {
-            **{"method": "best", "key": 0, "steps": None, "batch": None},
-            **{"devices": 1, "together": False, "dtype": "float32", "remat": False},
-            **{"memory": None, "state_folder": tmp_path / ".i.npz.run"},
+            **{"seed": 0, "steps": None, "batch": None},
+            **{"machine": HERE, "state_folder": tmp_path / ".i.npz.run"},
         },
     )
 

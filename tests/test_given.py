@@ -14,6 +14,7 @@ from dfq_jax.api.given import MOST_PICTURES, image_set
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts.images import save_images
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.report.html import report_html
 from dfq_jax.report.terminal import trust_lines
 from dfq_jax.types import InputContract
@@ -215,7 +216,7 @@ def ran(network):
     told = []
     shape = (12, *network.contract.shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return dfq.quantize(network, images, on_stage=told.append), told
+    return dfq.quantize(network, images, watch=Watcher(told.append)), told
 
 
 def test_what_a_preset_does_not_look_at_is_said_in_one_line(ran):

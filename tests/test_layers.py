@@ -17,6 +17,7 @@ LAYERS = (
     {"recipes"},
     {"api"},
     {"cli"},
+    {"edits", "methods", "parts"},
     {"__init__", "__main__"},
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

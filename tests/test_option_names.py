@@ -30,7 +30,7 @@ FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z-]+\b(?!:)|--[a-z-]+ [A-Z]")
         ("`mean=(0.5, 0.25)`", "--mean 0.5,0.25"),
         ("pass `no_bn_fallback=True`:", "pass --no-bn-fallback:"),
         ("try `arch='resnet20'`", "try --arch resnet20"),
-        ("smaller `n=`, `key=3`", "smaller -n, --seed 3"),
+        ("smaller `n=`, `seed=3`", "smaller -n, --seed 3"),
         ("`dfq inspect`, Clip(low=0), `a b=c`", "`dfq inspect`, Clip(low=0), `a b=c`"),
     ],
 )

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from dfq_jax.base.parallel import (
+    Machine,
     at_home,
     automatic,
     data_mesh,
@@ -152,7 +153,7 @@ def test_optimised_programs_give_the_same_bits_on_one_and_on_many_devices(tiny_n
     """Other tests of synthesis leave programs unoptimised; here fusion could tell them apart."""
     recipe = best(steps=8, batch=4)
     one = synthesize_images(tiny_net, recipe, 8, KEY, chunk=4)
-    two = synthesize_images(tiny_net, recipe, 8, KEY, chunk=4, devices=2)
+    two = synthesize_images(tiny_net, recipe, 8, KEY, chunk=4, machine=Machine(2))
     np.testing.assert_array_equal(one.images, two.images)
     assert one.losses == two.losses
     assert one.losses[0] != one.losses[1]

@@ -12,8 +12,8 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax.allocation import costs
 from dfq_jax.allocation.costs import cost_of
+from dfq_jax.api import grids
 from dfq_jax.api import quantize as quantizing
-from dfq_jax.api import request as asking
 from dfq_jax.api import verdict as judging
 from dfq_jax.api.result import split_probes
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
@@ -24,6 +24,7 @@ from dfq_jax.io.onnx.export import quantized_onnx
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.observers import Observers
+from dfq_jax.recipes import pipeline as asking
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.presets import MIXED_IMAGES, ImageBudget
 from dfq_jax.report.trust import told_as_data
@@ -49,11 +50,11 @@ def test_bytes_of_biases_that_correction_adds_are_within_the_budget(nets, monkey
 def test_bits_are_chosen_on_the_grids_that_were_asked_for(observer, tiny_net, nets, monkeypatch):
     asked = []
 
-    def chosen(*_, observers, **__):
-        asked.append(observers)
+    def chosen(reference, images, how, **_):
+        asked.append(how.observers)
         raise DivergedError("stop here")
 
-    monkeypatch.setattr(quantizing, "mixed", chosen)
+    monkeypatch.setattr(grids, "mixed", chosen)
     images = dfq.Examples((nets.images(tiny_net, 4),), tiny_net.inputs)
     with pytest.raises(DivergedError, match="stop here"):
         dfq.quantize(tiny_net, images, budget="4bits", observer=observer)
@@ -78,7 +79,7 @@ def test_more_than_the_machine_holds_is_refused_before_learning(tiny_net, nets, 
 def test_a_budget_has_enough_images_made_to_choose_bits_by(preset, tiny_net, nets, monkeypatch):
     asked = []
 
-    def made(model, n, **_):
+    def made(model, method, n, **_):
         asked.append(n)
         raise DivergedError("stop here")
 
@@ -109,8 +110,8 @@ def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
     model = nets.tiny()
     images = dfq.Examples((nets.images(model, 8),), model.inputs)
     asked: tuple[dict[str, Any], ...] = (
-        {"scheme": "w8a8", "key": 0},
-        {"scheme": "w3a4", "key": 5},
+        {"scheme": "w8a8", "seed": 0},
+        {"scheme": "w3a4", "seed": 5},
         {"scheme": "w4a8", "preset": "balanced"},
     )
     made = [dfq.quantize(model, images, **how) for how in asked]
@@ -118,7 +119,7 @@ def test_probes_are_one_set_for_every_form_of_a_network(nets, monkeypatch):
     assert len(sets) == 3
     assert len({np.asarray(one.images).tobytes() for one in sets}) == 1
     assert [told_as_data(found.report.estimate)["probes"] for found in made] == [256] * 3
-    given = dfq.quantize(model, images, scheme="w3a4", key=5, probes=sets[0])
+    given = dfq.quantize(model, images, scheme="w3a4", seed=5, probes=sets[0])
     assert given.report.estimate == made[1].report.estimate
     with np.load(io.BytesIO(given.probe_bytes)) as kept:
         again = probes.probes_from(kept["base"], model.contract)
@@ -162,13 +163,13 @@ def test_stages_by_a_preset_and_by_name(nets, monkeypatch):
     """Both learn; only a preset levels, and only activations of few bits."""
     monkeypatch.setattr(judging, "judges_classes", lambda *_: False)
     monkeypatch.setattr(asking, "reconstruction_of", lambda *_: "stages")
-    monkeypatch.setattr(quantizing, "is_small", lambda contract: False)
+    monkeypatch.setattr(asking, "is_small", lambda contract: False)
     monkeypatch.setattr(quantizing, "rather_plain", lambda *_: None)
-    levels, real = [], quantizing.dfq
+    levels, real = [], grids.dfq
     keep = lambda *given, level=None, **how: (
         levels.append(level) or real(*given, level=level, **how)
     )
-    monkeypatch.setattr(quantizing, "dfq", keep)
+    monkeypatch.setattr(grids, "dfq", keep)
     model = nets.tiny()
     images = dfq.Examples((nets.images(model, 8),), model.inputs)
     for scheme, tried in (("w3a3", [None, LEVEL]), ("w3a8", [None])):

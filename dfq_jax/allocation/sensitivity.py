@@ -22,6 +22,7 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.heads import Part
 from dfq_jax.graph.tasks import Task, parts_of
 from dfq_jax.numerics.affine import Steps, snapped
+from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.quantization.calibrate import (
     Ranges,
     batches,
@@ -66,7 +67,7 @@ def sensitivities(
     widen: bool = True,
     batch: int = 32,
     task: Task | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    watch: Watcher = SILENT,
 ) -> Float[np.ndarray, "choices bits"]:
     """The predicted cost of every candidate of every choice.
 
@@ -82,7 +83,7 @@ def sensitivities(
       widen: let grids of 8 bits cover what is expected too.
       batch: images per forward pass; the last overlaps its predecessor if need be.
       task: what the network is for; None for what its graph says.
-      on_progress: told which batch is at work.
+      watch: told which batch is at work.
 
     Returns:
       Costs as `quantization.outputs.cost` has them: never negative, and never rising with the
@@ -100,7 +101,7 @@ def sensitivities(
     measure = measured if method == "kl" else partial(curved, key=key, mean=method == "trace")
     aim, tables = Aim(parts_of(model, task), task), []
     for number, x in enumerate(batches(images, min(batch, len(images)))):
-        on_progress(f"sensitivities ({method}), batch {number + 1}")
+        watch.says(f"sensitivities ({method}), batch {number + 1}")
         tables.append(measure(model, space, lattices, x, number, aim))
     table = np.mean(np.stack(tables), axis=0)
     if not np.isfinite(table).all():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,8 @@ def load(
         if params is not None:
             raise UsageError("a file holds its own weights; leave out params.")
         check_not_named(batch_norms)
-        options = {"arch": arch, "size": size, "layout": layout, "mean": mean, "std": std}
-        options |= {"no_bn_fallback": no_bn_fallback, "unchecked": unchecked}
-        return load_file(source, **options).model
+        reading = partial(load_file, no_bn_fallback=no_bn_fallback, unchecked=unchecked)
+        return reading(source, arch=arch, size=size, layout=layout, mean=mean, std=std).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
     told = Told(layout=as_layout(layout))

@@ -1,23 +1,23 @@
 """`dfq.quantize`: images, grids, bits, learned rounding, and the verdict, in this order."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import jax
 
 from dfq_jax.allocation.allocate import limit_of
-from dfq_jax.allocation.costs import Budget, with_biases_of
+from dfq_jax.allocation.costs import Budget
 from dfq_jax.api.given import Given, image_set
+from dfq_jax.api.grids import calibrated
 from dfq_jax.api.request import (
     NAMES,
     Asked,
     Configured,
     Follow,
     Settings,
-    Stage,
     configured,
     resolved,
 )
@@ -31,58 +31,53 @@ from dfq_jax.api.verdict import (
     rather_plain,
     with_costs,
 )
-from dfq_jax.base.words import Store
 from dfq_jax.errors import ResourceError, UsageError, check_choice
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import name_of
-from dfq_jax.optim.progress import Phase, Progress
+from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantization.observers import DEFAULT_OBSERVERS
-from dfq_jax.quantization.plan import WIDE, Rule, stored_as
 from dfq_jax.quantization.rules import written
 from dfq_jax.quantization.shared_grids import shared_grids
-from dfq_jax.quantization.sums import LongSum, overflowing, smaller, told
-from dfq_jax.recipes.dfq import Quantized, at_one_width, dfq, with_biases_corrected
+from dfq_jax.recipes.dfq import Quantized, with_biases_corrected
 from dfq_jax.recipes.expense import length, manner
 from dfq_jax.recipes.foresight import foreseen
-from dfq_jax.recipes.mixed import Mixed, mixed, offered
+from dfq_jax.recipes.mixed import Mixed, offered
+from dfq_jax.recipes.pipeline import Pipeline
 from dfq_jax.recipes.presets import (
-    FEW_BITS,
     ImageBudget,
     budget_of_method,
     budget_of_stages,
     image_budget,
-    is_small,
     makes_noise,
     mixed_budget,
     noise_budget,
     recipe_for,
 )
 from dfq_jax.recipes.reconstructions import (
-    Tell,
-    enlarges,
     foretold,
     learns_in_stages,
     reconstructed,
 )
-from dfq_jax.reconstruction.finished import UnitReport
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
+from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.limits import host_bytes
 from dfq_jax.synthesis.run.memory import in_units
+
+OWN = "own"
+"""In reports, the preset of a pipeline that is no preset's."""
 
 
 def quantize(
     model: Model,
     images: Given | None = None,
+    pipeline: Pipeline | None = None,
     *,
     config: str | Path | Mapping[str, Any] | None = None,
-    on_stage: Stage = lambda _: None,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_unit: Tell = None,
-    on_phase: Callable[[Phase], None] | None = None,
-    state_folder: Path | None = None,
+    watch: Watcher = SILENT,
+    state_folder: str | Path | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
     """Quantizes a network without data. One without batch-norm statistics gets noise images.
@@ -90,13 +85,12 @@ def quantize(
     Args:
       model: network with its batch norms in place.
       images: to calibrate with, a quarter held out (see `given.image_set`); None to make them.
+      pipeline: how to quantize, instead of scheme, preset and the other names; `pipeline_for` says
+        what names come to.
       config: settings from a TOML file with a table `[quantize]`, or from a dictionary of them;
         those given here win.
-      on_stage: told what is being done.
-      on_progress: told how synthesis and learning advance.
-      on_unit: told (index, of how many, report) after each unit that was reconstructed.
-      on_phase: told which part of the run begins, and how long it and the rest were foreseen to
-        take; the last is `verifying`, which `Result.verify` does.
+      watch: told what is being done, how it advances, how each unit fared, and which part of the
+        run begins; the last is `verifying`, which `Result.verify` does.
       state_folder: keeps state here and resumes from it.
       **settings: any of
         scheme: `w{2..8}a{2..8}`, by default `w8a8`. `w8a16` has activations on 16-bit grids; `w8`,
@@ -105,8 +99,8 @@ def quantize(
         preset: `fast` (few images, rounding to nearest), `balanced` (many, layers solved in closed
           form) or `best` (gradient reconstruction on top, where images are small).
         layers: which layers stay at 8 bits.
-        method: how to synthesize, instead of the preset's choice; a published one makes as many
-          images in as many steps as its paper has; ranges end at images of `aac`.
+        method: how to synthesize, instead of the preset's choice: a recipe or its name; a published
+          one makes as many images in as many steps as its paper has; ranges end at images of `aac`.
         n: how many images to make, instead.
         steps: of a batch of them, instead.
         reconstruction: how kernels are rounded, one of `recipes.reconstructions.RECONSTRUCTIONS`.
@@ -120,7 +114,7 @@ def quantize(
         task: what the network is for: a `graph.tasks.Task` or its name (classifier, dense, image,
           embedding, detector, language, values), instead of what its graph says.
         store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
-        key: seed of everything random but the probes.
+        seed: of everything random but the probes.
         memory: bytes that a step may take: batches are split, too large blocks learn by layer.
 
     Raises:
@@ -130,8 +124,8 @@ def quantize(
     images = told.images if images is None else images
     chosen: dict[str, Any] = {**told.settings, **settings}
     check_synthesis(chosen, given=images is not None)
-    asked = resolved(model, **chosen)
-    follow = Follow(on_stage, on_progress, on_unit, state_folder, on_phase)
+    asked = resolved(model, cast(Settings, chosen), pipeline)
+    follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
     return carried_out(model, images, asked, follow)
 
 
@@ -139,30 +133,37 @@ def check_synthesis(settings: Mapping[str, Any], *, given: bool) -> None:
     """Refuses settings, methods and seeds that are none, and a method beside images given."""
     for name in settings:
         check_choice("setting", name, NAMES)
-    check_seed(settings.get("key", 0))
+    check_seed(settings.get("seed", 0))
     method = settings.get("method")
     if method is not None:
-        recipe_for(method)
+        recipe_for(method, settings.get("steps"))
     made = [name for name in ("n", "steps") if settings.get(name) is not None]
     if given and method is not None:
-        raise UsageError(f"method {method!r} makes images, and some were given: leave one out.")
+        raise UsageError(
+            f"method {named(method)!r} makes images, and some were given: leave one out."
+        )
     if given and made:
         raise UsageError(
             f"{made[0]} is of images that are made, and some were given: leave it out."
         )
 
 
+def named(method: str | Recipe) -> str:
+    """What a method is called."""
+    return method.name if isinstance(method, Recipe) else method
+
+
 def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
-    brought = None if given is None else image_set(given, model.contract, follow.on_stage)
+    brought = None if given is None else image_set(given, model.contract, follow.watch.says)
     making = making_for(model, asked)
-    if asked.budget is not None and brought is None:
-        require_reach(model, asked.budget, asked)
+    if asked.pipeline.budget is not None and brought is None:
+        require_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
-    if images.guessed and not asked.by_name:  # no evidence of how to round
-        asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
+    if images.guessed and asked.pipeline.doubt:  # no evidence of how to round
+        asked = asked.without_learning()
     seen, probes = split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
@@ -171,13 +172,13 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
     unseen = given is not None and not made.used_images and mix is None
     note, loss = "", loss_of(made)
-    if units and not asked.by_name:
+    if units and asked.pipeline.doubt:
         plain = with_biases_corrected(plain, seen.images)
         kept = rather_plain(plain, made, probes, loss, loss_of)
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
-            asked = dataclasses.replace(asked, reconstruction="nearest", methods=())
-    follow.on_stage(f"judging on {len(probes)} held-out images")
+            asked = asked.without_learning()
+    follow.watch.says(f"judging on {len(probes)} held-out images")
     found = analyze(made.reference, made.quantized, probes.images, task=asked.task)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
@@ -189,8 +190,8 @@ def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow)
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     if brought is None and making.steps:
-        named = asked.method or making.method
-        settings["synthesis"] = manner(model, named, making, asked.preset)
+        method = asked.method or making.method
+        settings["synthesis"] = manner(model, method, making, asked.preset or OWN)
     settings["held out"] = len(probes) if probes is not seen else 0
     follow.begins("verifying")
     return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
@@ -200,20 +201,20 @@ def with_foresight(
     follow: Follow, model: Model, making: ImageBudget, brought: Examples | None, asked: Asked
 ) -> Follow:
     """Those who follow, with how long each part of the run is foreseen to take."""
-    if follow.on_phase is None:
+    if follow.watch.phase is None:
         return follow
     made, count = (making, making.n) if brought is None else (None, len(brought))
     judges = asked.probes is None and judges_classes(model, asked.task)
-    seconds = foreseen(model, made, count, learns=bool(asked.methods), judges=judges)
+    seconds = foreseen(model, made, count, learns=bool(asked.pipeline.methods), judges=judges)
     return dataclasses.replace(follow, foreseen=seconds)
 
 
 def unlooked_at(images: Examples, asked: Asked) -> str:
     """What to say of images that were brought, and that a preset did not look at."""
     return (
-        f"preset {asked.preset} takes the ranges of {asked.scheme} from batch-norm statistics: the "
-        f'{len(images)} images you gave only judge the result; `preset="balanced"` looks at '
-        "them"
+        f"preset {asked.preset or OWN} takes the ranges of {asked.pipeline.scheme} from "
+        f"batch-norm statistics: the {len(images)} images you gave only judge the result; "
+        '`preset="balanced"` looks at them'
     )
 
 
@@ -221,31 +222,38 @@ def learned(
     model: Model, made: Quantized, seen: Examples, asked: Asked, follow: Follow
 ) -> tuple[Quantized, tuple[UnitReport, ...]]:
     """The network after learned rounding, if it was asked for, and how each unit fared."""
-    if not asked.methods:
+    methods, enlarge = asked.pipeline.methods, asked.pipeline.enlarge
+    if not methods:
         return made, ()
-    enlarge = enlarges(asked.reconstruction, model.contract)
     count = len(seen) * (enlarge.times if enlarge else 1)
     follow.begins("learning")
-    needed = foretold(made, count, asked.methods, asked.memory)
+    needed = foretold(made, count, methods, asked.memory)
     require_memory(needed, count)
     about = f"about {in_units(needed)} of memory"
-    follow.on_stage(f"reconstructing ({asked.reconstruction}), {about}")
-    keep = {"folder": follow.folder, "on_unit": follow.on_unit, "on_progress": follow.on_progress}
-    keep |= {"enlarge": enlarge, "memory": asked.memory}
-    return reconstructed(made, seen.images, asked.methods, jax.random.key(asked.seed), **keep)
+    follow.watch.says(f"reconstructing ({asked.pipeline.reconstruction}), {about}")
+    return reconstructed(
+        made,
+        seen.images,
+        methods,
+        jax.random.key(asked.seed),
+        enlarge=enlarge,
+        memory=asked.memory,
+        place=follow.place,
+        watch=follow.watch,
+    )
 
 
 def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     """What was resolved, for reports."""
-    settings = {"scheme": str(asked.scheme), "preset": asked.preset, "layers": asked.layers}
-    settings |= {"seed": asked.seed, "reconstruction": asked.reconstruction}
-    settings |= {"store": asked.store}
+    how = asked.pipeline
+    settings = {"scheme": str(how.scheme), "preset": asked.preset or OWN, "layers": how.layers}
+    settings |= {"seed": asked.seed, "reconstruction": how.reconstruction, "store": how.store}
     if asked.task is not None:
         settings["task"] = name_of(asked.task)
-    if asked.rules:
-        settings["rules"] = ", ".join(map(written, asked.rules))
+    if how.rules:
+        settings["rules"] = ", ".join(map(written, how.rules))
     if mix is not None:
-        settings["budget"] = f"{mix.chosen.cost} of {asked.budget} ({asked.sensitivity})"
+        settings["budget"] = f"{mix.chosen.cost} of {how.budget} ({how.sensitivity})"
     return settings
 
 
@@ -264,96 +272,14 @@ def require_memory(needed: int, images: int) -> None:
         )
 
 
-def require_reach(model: Model, budget: Budget, asked: Asked) -> None:
+def require_reach(model: Model, budget: Budget, how: Pipeline) -> None:
     """Refuses a budget out of reach before images are made; biases that come later do not count.
 
     Raises:
       BudgetError: naming the smallest budget within reach.
     """
     reference = fold_batch_norm(model)
-    given = (asked.layers, asked.rules, asked.scheme, budget.unit)
-    observers = asked.observers or DEFAULT_OBSERVERS
-    limit_of(reference, offered(reference.graph, *given, observers, asked.store), budget)
-
-
-def calibrated(
-    model: Model, seen: Examples, asked: Asked, follow: Follow
-) -> tuple[Quantized, Mixed | None, tuple[str, ...]]:
-    """The network on its grids, with bits chosen within a budget if there is one, and how.
-
-    The last are layers that had to have smaller codes than asked for, in words.
-    """
-    follow.begins("calibrating")
-    on_grids = partial(
-        dfq,
-        model,
-        seen.images,
-        asked.scheme,
-        layers=asked.layers,
-        bias="none" if asked.methods else "analytic",
-        observers=asked.observers,
-        statistics_suffice=asked.preset == "fast",
-        noise=seen.guessed,
-        peaks=seen.images if seen.evidence == "peaks" else None,
-        on_stage=follow.on_stage,
-    )
-    stored = partial(in_form, store=asked.store)
-    rules, made = asked.rules, on_grids(rules=asked.rules)
-    if levels(model, asked):
-        made, on_grids = at_one_width(made, seen.images, partial(on_grids, rules=rules))
-    if asked.budget is None:
-        made, cut = within_sums(made, rules, on_grids, follow)
-        return stored(made), None, cut
-    mix = mixed(
-        with_biases_of(made.reference, made.quantized.model),
-        seen.images,
-        asked.scheme,
-        layers=asked.layers,
-        rules=asked.rules,
-        budget=asked.budget,
-        sensitivity=asked.sensitivity,
-        observers=asked.observers,
-        store=asked.store,
-        task=asked.task,
-        key=jax.random.key(asked.seed),
-        on_stage=follow.on_stage,
-    )
-    rules = (*rules, *mix.rules)
-    made, cut = within_sums(on_grids(rules=rules), rules, on_grids, follow)
-    return stored(made), mix, cut
-
-
-def in_form(made: Quantized, store: Store) -> Quantized:
-    """The same network, its kernels in another form in the file."""
-    plan = stored_as(made.quantized.plan, store)
-    return made._replace(quantized=dataclasses.replace(made.quantized, plan=plan))
-
-
-def within_sums(
-    made: Quantized, rules: tuple[Rule, ...], on_grids: Callable[..., Quantized], follow: Follow
-) -> tuple[Quantized, tuple[str, ...]]:
-    """The network with smaller codes where sums of products could leave 32 bits, and which."""
-    found: dict[str, LongSum] = {}
-    while long := overflowing(made.quantized):
-        found = {x.layer: x for x in long} | found
-        rules = (*rules, *(smaller(made.quantized.plan, x) for x in long))
-        made = on_grids(rules=rules)
-    notes = told(found, made.quantized.plan)
-    for note in notes:
-        follow.on_stage(note)
-    return made, notes
-
-
-def levels(model: Model, asked: Asked) -> bool:
-    """Whether activations of few bits are rounded to nearest or in stages, as a preset does it.
-
-    What has a name stays as published.
-    """
-    few = (asked.scheme.activation_bits or WIDE) < FEW_BITS and not is_small(model.contract)
-    if learns_in_stages(asked.methods):
-        return few
-    named = asked.by_name or asked.method is not None or asked.observers is not None
-    return few and not (named or asked.methods)
+    limit_of(reference, offered(reference.graph, how, budget.unit), budget)
 
 
 def making_for(model: Model, asked: Asked) -> ImageBudget:
@@ -361,13 +287,14 @@ def making_for(model: Model, asked: Asked) -> ImageBudget:
 
     More of them where they are noise and cost nothing.
     """
-    found = image_budget(asked.preset, model.contract, learned=bool(asked.methods))
-    found = budget_of_stages(found) if learns_in_stages(asked.methods) else found
+    methods = asked.pipeline.methods
+    found = image_budget(asked.preset or "fast", model.contract, learned=bool(methods))
+    found = budget_of_stages(found) if learns_in_stages(methods) else found
     if makes_noise(model, asked.method or found.method):
         found = noise_budget(found)
     elif asked.method is not None:
         found = budget_of_method(asked.method, model, found)
-    found = found if asked.budget is None else mixed_budget(found)
+    found = found if asked.pipeline.budget is None else mixed_budget(found)
     n, steps = asked.n or found.n, found.steps and (asked.steps or found.steps)
     return dataclasses.replace(found, n=n, steps=steps)
 
@@ -376,15 +303,21 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     """The images to calibrate with."""
     follow.begins("making images")
     chosen = asked.method or budget.method
-    named = chosen if budget.steps else budget.method
-    follow.on_stage(f"synthesizing {budget.n} images ({named})")
+    shown = named(chosen if budget.steps else budget.method)
+    follow.watch.says(f"synthesizing {budget.n} images ({shown})")
     if budget.steps and (asked.method or asked.n or asked.steps):
-        how = manner(model, chosen, budget, asked.preset)
-        follow.on_stage(f"  {how}{length(model, budget)}")
-    keep = {"on_progress": follow.on_progress, "state_folder": follow.folder}
-    keep |= {"memory": asked.memory}
-    steps = budget.steps or None
-    images = synthesize(model, budget.n, method=chosen, key=asked.seed, steps=steps, **keep)
+        how = manner(model, chosen, budget, asked.preset or OWN)
+        follow.watch.says(f"  {how}{length(model, budget)}")
+    images = synthesize(
+        model,
+        chosen,
+        budget.n,
+        seed=asked.seed,
+        steps=None if isinstance(chosen, Recipe) else budget.steps or None,
+        memory=asked.memory,
+        watch=follow.watch.without_words(),
+        state_folder=follow.place.folder,
+    )
     for note in images.provenance.get("notes", ()):
-        follow.on_stage(note)
+        follow.watch.says(note)
     return images

@@ -1,55 +1,40 @@
 """What `dfq.quantize` was asked for, in words and resolved, and who follows the work."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
-from dfq_jax.allocation.costs import Budget, parse_budget
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.settings import PLACES, VERBS, content_of, listed, tables
-from dfq_jax.base.words import LayerPreset, Preset, Sensitivity, Store
+from dfq_jax.base.words import Preset
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
-from dfq_jax.optim.progress import Phase, Progress
-from dfq_jax.quantization.observers import Observers, observer_named
-from dfq_jax.quantization.plan import STORES, Rule, Scheme, parse_scheme
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.rules import parse_rule
 from dfq_jax.recipes.foresight import Part, phase_of
-from dfq_jax.recipes.presets import reconstruction_of, steps_of
-from dfq_jax.recipes.reconstructions import Tell, methods_of
-from dfq_jax.reconstruction.engine import Method
+from dfq_jax.recipes.pipeline import Names, Pipeline, pipeline_for
 from dfq_jax.report.trust import check_accuracy
+from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.memory import bytes_from
 
-Stage = Callable[[str], None]
-LIKE = {"rule": "rules", "seed": "key"}
+LIKE = {"rule": "rules"}
 """{flag: what `quantize` calls it}."""
 FOR_READING = frozenset(field.name for field in dataclasses.fields(ReadOptions))
 
 
-class Settings(TypedDict, total=False):
+class Settings(Names, total=False):
     """What `quantize` can be told, by name; `quantize` says what each means."""
 
-    scheme: str
-    preset: Preset
-    layers: LayerPreset
-    method: str | None
     n: int | None
     steps: int | None
-    reconstruction: str | None
-    reconstruction_steps: int | None
-    observer: str | None
-    budget: str | None
-    sensitivity: Sensitivity
-    rules: Iterable[Rule]
     accuracy: float | None
     probes: Examples | None
     task: Task | str | None
-    store: Store
-    key: int
+    seed: int
     memory: int | None
 
 
@@ -60,7 +45,7 @@ TEXTS = (
 )
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys((*TEXTS, "sensitivity", "images"), (str,)),
-    **dict.fromkeys(("n", "steps", "reconstruction_steps", "key"), (int,)),
+    **dict.fromkeys(("n", "steps", "reconstruction_steps", "seed"), (int,)),
     **{"accuracy": (int, float), "memory": (int, str), "rules": (str, list)},
 }
 """Types of settings that come from a file."""
@@ -111,103 +96,85 @@ def configured(config: str | Path | Mapping[str, Any]) -> Configured:
     return Configured(None if images is None else Path(images), found)
 
 
-def resolved(
-    model: Model,
-    *,
-    scheme: str = "w8a8",
-    preset: Preset = "fast",
-    layers: LayerPreset = "qdrop_8bit_ends",
-    method: str | None = None,
-    n: int | None = None,
-    steps: int | None = None,
-    reconstruction: str | None = None,
-    reconstruction_steps: int | None = None,
-    observer: str | None = None,
-    budget: str | None = None,
-    sensitivity: Sensitivity = "kl",
-    rules: Iterable[Rule] = (),
-    accuracy: float | None = None,
-    probes: Examples | None = None,
-    task: Task | str | None = None,
-    store: Store = "packed",
-    key: int = 0,
-    memory: int | None = None,
-) -> "Asked":
-    """Settings for a network, with what they leave out, checked; see `quantize`.
+def resolved(model: Model, settings: Settings, pipeline: Pipeline | None = None) -> "Asked":
+    """What was asked for, with what settings leave out, checked.
+
+    Args:
+      model: the network.
+      settings: as of `quantize`.
+      pipeline: how to quantize, instead of names.
 
     Raises:
-      UsageError: for a bad one.
+      UsageError: for a bad setting, or one that a pipeline says as well.
     """
-    bits = parse_scheme(scheme)
-    chosen = reconstruction or reconstruction_of(preset, model.contract, bits)
+    names: dict[str, Any] = {k: v for k, v in settings.items() if k in Names.__annotations__}
+    said = [name for name in names if name != "method"]
+    if pipeline is not None and said:
+        raise UsageError(f"{said[0]} is said by a pipeline: leave one of the two out.")
+    task = settings.get("task")
     return Asked(
-        scheme=bits,
-        preset=preset,
-        layers=layers,
-        method=method,
-        reconstruction=chosen,
-        methods=methods_of(chosen, steps_of(preset, chosen, reconstruction_steps)),
-        by_name=reconstruction is not None,
-        observers=None if observer is None else Observers(activations=observer_named(observer)),
-        budget=None if budget is None else parse_budget(budget),
-        sensitivity=sensitivity,
-        rules=tuple(rules),
-        seed=key,
-        memory=memory,
-        accuracy=accuracy,
-        probes=probes,
-        task=task_named(task) if isinstance(task, str) else task,
-        n=n,
-        steps=steps,
-        store=store,
+        pipeline or pipeline_for(model, **names),
+        None if pipeline is not None else settings.get("preset", "fast"),
+        settings.get("method"),
+        settings.get("n"),
+        settings.get("steps"),
+        settings.get("accuracy"),
+        settings.get("probes"),
+        task_named(task) if isinstance(task, str) else task,
+        settings.get("seed", 0),
+        settings.get("memory"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The resolved arguments of `quantize`."""
+    """The resolved arguments of `quantize`.
 
-    scheme: Scheme
-    preset: Preset
-    layers: LayerPreset
-    method: str | None
-    reconstruction: str
-    methods: tuple[Method, ...]
-    by_name: bool
-    observers: Observers | None
-    budget: Budget | None
-    sensitivity: Sensitivity
-    rules: tuple[Rule, ...]
-    seed: int
-    memory: int | None
+    Attributes:
+      pipeline: how the network is quantized.
+      preset: whose pipeline that is; None for one of the caller's own.
+      method: how images are made, if it was asked for; a recipe, or its name.
+      n: how many, likewise.
+      steps: of a batch of them, likewise.
+      accuracy: top-1 of the float network, if it is known.
+      probes: that judge it, if there are some.
+      task: what the network is for, if that was said.
+      seed: of everything random but the probes.
+      memory: bytes that a step may take.
+    """
+
+    pipeline: Pipeline
+    preset: Preset | None = "fast"
+    method: str | Recipe | None = None
+    n: int | None = None
+    steps: int | None = None
     accuracy: float | None = None
     probes: Examples | None = None
     task: Task | None = None
-    n: int | None = None
-    steps: int | None = None
-    store: Store = "packed"
+    seed: int = 0
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that mean nothing, before any work is done."""
         check_accuracy(self.accuracy)
-        check_choice("form of kernels", self.store, STORES)
         for name, value in (("n", self.n), ("steps", self.steps)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}.")
+
+    def without_learning(self) -> "Asked":
+        """The same, kernels rounded to nearest."""
+        return dataclasses.replace(self, pipeline=self.pipeline.to_nearest())
 
 
 @dataclasses.dataclass(frozen=True)
 class Follow:
     """Who is told of the progress, and where state is kept."""
 
-    on_stage: Stage
-    on_progress: Callable[[Progress], None] | None
-    on_unit: Tell
-    folder: Path | None
-    on_phase: Callable[[Phase], None] | None = None
+    watch: Watcher = SILENT
+    place: Place = NOWHERE
     foreseen: Mapping[Part, float] = dataclasses.field(default_factory=dict)
 
     def begins(self, part: Part) -> None:
         """Tells of a part of the run that begins."""
-        if self.on_phase is not None:
-            self.on_phase(phase_of(part, self.foreseen))
+        if self.watch.phase is not None:
+            self.watch.phase(phase_of(part, self.foreseen))

@@ -1,66 +1,57 @@
 """Images by the name of a method: `dfq.synthesize` and `dfq.synthesize_set`."""
 
+import dataclasses
 import importlib.metadata
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, Unpack
 
 import jax
 from jaxtyping import Array, Key
 
-from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.base.parallel import HERE, Machine, MachineFields
+from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.compiling import compile_clock
-from dfq_jax.optim.progress import Progress
-from dfq_jax.recipes.presets import Choice, choice_for
+from dfq_jax.optim.progress import SILENT, Progress, Watcher
+from dfq_jax.optim.state import Place
+from dfq_jax.recipes.presets import choice_for
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.processes import synthesize_shards
-from dfq_jax.synthesis.terms.targets import Forward, Precision
-
-Tell = Callable[[Progress], None] | None
-Say = Callable[[str], None] | None
 
 
 def synthesize(
     model: Model,
+    method: str | Recipe = "best",
     n: int = 256,
     *,
-    method: str = "best",
-    key: int = 0,
+    seed: int = 0,
     steps: int | None = None,
     batch: int | None = None,
-    devices: int = 1,
-    together: bool = False,
-    dtype: str = "float32",
-    remat: bool = False,
-    memory: int | None = None,
-    on_stage: Say = None,
-    on_progress: Tell = None,
-    state_folder: Path | None = None,
+    machine: Machine = HERE,
+    watch: Watcher = SILENT,
+    state_folder: str | Path | None = None,
+    **fields: Unpack[MachineFields],
 ) -> Examples:
     """Makes images from the network alone.
 
     Args:
       model: network with its batch norms in place.
+      method: a recipe, e.g. of `dfq.methods`, or its name, one of `recipes.presets.METHODS`, which
+        suits itself to the network; `best` is ours. A network without usable batch-norm statistics
+        gets noise, unless `gzsq`, which estimates them from the weights, or `psaq_vit`, which needs
+        none, is asked for; the provenance notes it.
       n: how many images.
-      method: one of `recipes.presets.METHODS`, e.g. `best` (ours). A network without usable
-        batch-norm statistics gets noise, unless `gzsq`, which estimates them from the weights, or
-        `psaq_vit`, which needs none, is asked for; the provenance notes it.
-      key: seed; equal seeds give equal images on one kind of device.
-      steps: of a batch; None for the method's own.
-      batch: images optimised together; None for the method's own.
-      devices: of this process, to use at most: each makes batches of its own.
-      together: the devices share every batch instead.
-      dtype: of weights and activations; statistics and images are float32 all the same.
-      remat: compute activations again instead of keeping them, where that is possible.
-      memory: bytes a step may take on a device; batches go through the network in parts that fit.
-      on_stage: told how much memory a step will take, and how long compiling took.
-      on_progress: called after every few steps.
+      seed: equal seeds give equal images on one kind of device.
+      steps: of a batch; None for the method's own, as always where a recipe is given.
+      batch: images optimised together; likewise.
+      machine: devices, precision and memory.
+      watch: told how much memory a step will take, how long compiling took, and how far it is.
       state_folder: keeps state here and resumes from it.
+      **fields: of `machine`, by name: devices, together, dtype, remat, memory.
 
     Returns:
       Images in the network's normalised input space, with provenance.
@@ -69,20 +60,18 @@ def synthesize(
       DfqError: UsageError for bad arguments or a state folder of another run or in use;
         DivergedError; ResourceError; UnsupportedModelError where the method cannot use the network.
     """
-    how, choice = forward(dtype, remat, memory), choice_for(model, method, steps, batch)
-    order, start = ordered(model, n, key, choice, how, devices, together), time.perf_counter()
+    order = ordered(model, method, n, seed, steps, batch, dataclasses.replace(machine, **fields))
+    start, folder = time.perf_counter(), None if state_folder is None else Path(state_folder)
     with compile_clock() as compiled:
         made = synthesize_images(
             *order.what,
-            **order.options,
-            on_stage=on_stage,
-            on_progress=announcing(on_progress, on_stage, compiled),
-            state_folder=state_folder,
-            fingerprint=order.facts,
+            machine=order.machine,
+            watch=announcing(watch, compiled),
+            place=Place(folder, order.facts),
         )
     facts = {**order.facts, "final_losses": list(made.losses)}
     facts |= {"excluded": [str(u) for u in made.excluded], **durations(start, compiled)}
-    if notes := [*choice.notes, *made.notes]:
+    if notes := [*order.notes, *made.notes]:
         facts["notes"] = notes
     return Examples((made.images,), model.inputs, facts, evidence_in(facts))
 
@@ -112,19 +101,13 @@ def synthesize_set(
     n: int,
     folder: str | Path,
     *,
-    method: str = "best",
-    key: int = 0,
+    method: str | Recipe = "best",
+    seed: int = 0,
     steps: int | None = None,
     batch: int | None = None,
-    devices: int = 1,
-    together: bool = False,
-    dtype: str = "float32",
-    remat: bool = False,
-    memory: int | None = None,
-    on_stage: Say = None,
-    on_progress: Tell = None,
-    process: int | None = None,
-    processes: int | None = None,
+    machine: Machine = HERE,
+    watch: Watcher = SILENT,
+    **fields: Unpack[MachineFields],
 ) -> Contribution:
     """Makes a set of images in a folder, or the part of one process in it; again, goes on with it.
 
@@ -133,18 +116,13 @@ def synthesize_set(
       n: how many images in all.
       folder: of the set; its parent exists.
       method: as in `synthesize`.
-      key: seed.
+      seed: as in `synthesize`.
       steps: of a batch.
       batch: images of a shard, optimised together.
-      devices: of each process, to use at most.
-      together: the devices share every batch.
-      dtype: of weights and activations.
-      remat: compute activations again.
-      memory: bytes a step may take on one device.
-      on_stage: told of memory and compilation.
-      on_progress: called after every few steps.
-      process: index of this process; by default that of `jax.distributed`.
-      processes: how many there are; likewise.
+      machine: devices of each process, precision and memory.
+      watch: told of memory, compilation and steps.
+      **fields: of `machine`, by name; also `process`, the index of this process, and `processes`,
+        how many there are: by default as `jax.distributed` says.
 
     Returns:
       Whether the set is finished; `dfq_jax.synthesis.run.shards.ImageShards` reads it.
@@ -152,21 +130,18 @@ def synthesize_set(
     Raises:
       DfqError: as `synthesize`; UsageError also if the folder holds other images.
     """
-    how, choice = forward(dtype, remat, memory), choice_for(model, method, steps, batch)
-    order, start = ordered(model, n, key, choice, how, devices, together), time.perf_counter()
+    order = ordered(model, method, n, seed, steps, batch, dataclasses.replace(machine, **fields))
+    start = time.perf_counter()
     with compile_clock() as compiled:
         made = synthesize_shards(
             *order.what,
             folder,
-            order.facts | ({"notes": list(choice.notes)} if choice.notes else {}),
-            **order.options,
-            on_stage=on_stage,
-            on_progress=announcing(on_progress, on_stage, compiled),
-            process=process,
-            processes=processes,
+            order.facts | ({"notes": list(order.notes)} if order.notes else {}),
+            machine=order.machine,
+            watch=announcing(watch, compiled),
         )
-    told = tuple(map(str, made.excluded)), (*choice.notes, *made.notes)
-    return Contribution(made.complete, choice.recipe.name, *told, **durations(start, compiled))
+    told = tuple(map(str, made.excluded)), (*order.notes, *made.notes)
+    return Contribution(made.complete, order.what[1].name, *told, **durations(start, compiled))
 
 
 class Order(NamedTuple):
@@ -174,61 +149,62 @@ class Order(NamedTuple):
 
     Attributes:
       what: model, recipe, number of images, key.
-      options: precision and devices.
+      machine: where they are made.
       facts: what the images depend on.
+      notes: what is different from what was asked for, in sentences.
     """
 
     what: tuple[Model, Recipe, int, Key[Array, ""]]
-    options: dict[str, Any]
+    machine: Machine
     facts: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def ordered(
-    model: Model, n: int, key: int, choice: Choice, how: Forward, devices: int, together: bool
+    model: Model,
+    method: str | Recipe,
+    n: int,
+    seed: int,
+    steps: int | None,
+    batch: int | None,
+    machine: Machine,
 ) -> Order:
     """Checks what was asked for, and says what the images depend on.
 
     Raises:
-      UsageError: for a bad number or seed.
+      UsageError: for a bad name, number or seed.
     """
+    choice = choice_for(model, method, steps, batch)
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
-    check_seed(key)
-    sharers = devices if together else 1
-    facts = provenance(model, choice.recipe, n, key) | {"dtype": how.dtype, "together": sharers}
-    options = {"how": how, "devices": devices, "mode": "together" if together else "apart"}
-    return Order((choice.model, choice.recipe, n, jax.random.key(key)), options, facts)
+    check_seed(seed)
+    sharers = machine.devices if machine.together else 1
+    facts = provenance(model, choice.recipe, n, seed)
+    facts |= {"dtype": machine.dtype, "together": sharers}
+    what = (choice.model, choice.recipe, n, jax.random.key(seed))
+    return Order(what, machine, facts, choice.notes)
 
 
-def forward(dtype: str, remat: bool, memory: int | None) -> Forward:
-    """How a network is computed.
-
-    Raises:
-      UsageError: for an unknown precision.
-    """
-    check_choice("dtype", dtype, get_args(Precision))
-    return Forward(cast(Precision, dtype), remat=remat, memory=memory)
-
-
-def check_seed(key: int) -> None:
+def check_seed(seed: int) -> None:
     """Refuses seeds that would not fit, and so repeat those of others.
 
     Raises:
-      UsageError: unless `key` is a whole number of 32 bits.
+      UsageError: unless it is a whole number of 32 bits.
     """
-    if not 0 <= key < 2**32:
-        raise UsageError(f"a seed must be 0..{2**32 - 1}, got {key}.")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"a seed must be 0..{2**32 - 1}, got {seed}.")
 
 
-def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]:
+def provenance(model: Model, recipe: Recipe, n: int, seed: int) -> dict[str, Any]:
     """What images depend on; a saved state is usable only if all of it is equal."""
-    return {
+    named = evidence_in({"method": recipe.name})
+    return ({} if recipe.evidence == named else {"evidence": recipe.evidence}) | {
         "method": recipe.name,
         "settings": dict(recipe.settings),
         "steps": recipe.steps,
         "batch": recipe.batch,
         "n": n,
-        "seed": key,
+        "seed": seed,
         "weights_sha256": fingerprint(model),
         "size": list(model.contract.shape),
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
@@ -236,20 +212,17 @@ def provenance(model: Model, recipe: Recipe, n: int, key: int) -> dict[str, Any]
     }
 
 
-def announcing(on_progress: Tell, on_stage: Say, compiled: list[float]) -> Tell:
-    """A listener to progress that first says how long the compiler took."""
-    if on_stage is None:
-        return on_progress
+def announcing(watch: Watcher, compiled: list[float]) -> Watcher:
+    """The same watcher, first told how long the compiler took."""
     said: list[str] = []
 
     def listen(at: Progress) -> None:
         if not said:
             said.append(f"compiled in {sum(compiled):.1f} s")
-            on_stage(said[0])
-        if on_progress is not None:
-            on_progress(at)
+            watch.says(said[0])
+        watch.advances(at)
 
-    return listen
+    return dataclasses.replace(watch, progress=listen)
 
 
 def durations(start: float, compiled: list[float]) -> dict[str, float]:

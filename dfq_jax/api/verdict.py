@@ -44,7 +44,7 @@ def judges_of(model: Model, made: Quantized, asked: Asked, follow: Follow) -> Ju
         return Judges(None, note)
     check_contract(probes, model.contract)
     follow.begins("judging")
-    follow.on_stage(f"estimating the loss from {len(probes)} probes")
+    follow.watch.says(f"estimating the loss from {len(probes)} probes")
     return Judges(probes)
 
 
@@ -110,7 +110,7 @@ def with_costs(
     """The report with what each layer costs, where the network lost much."""
     if not (report.finite and loses_much(report)):
         return report
-    follow.on_stage("finding the layers that cost most")
+    follow.watch.says("finding the layers that cost most")
     so_far = {layer.name: layer.sqnr for layer in report.layers}
     costs = blamed(made.reference, made.quantized, images.images, so_far, asked.task)
     return dataclasses.replace(report, costs=costs)
@@ -119,10 +119,9 @@ def with_costs(
 def made_probes(model: Model, asked: Asked, follow: Follow) -> Examples:
     """The probes of a network, or those of the run that is resumed."""
     follow.begins("making probes")
-    follow.on_stage(f"making {PROBES} probes, to estimate the loss on real images")
-    folder = None if follow.folder is None else follow.folder / "probes"
-    keep = {"on_progress": follow.on_progress, "state_folder": folder}
-    return probes_of(model, memory=asked.memory, **keep)
+    follow.watch.says(f"making {PROBES} probes, to estimate the loss on real images")
+    watch, place = follow.watch.without_words(), follow.place / "probes"
+    return probes_of(model, memory=asked.memory, watch=watch, place=place)
 
 
 def qualified(report: Report, images: Examples, note: str = "") -> Report:

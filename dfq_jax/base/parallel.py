@@ -5,9 +5,10 @@ together: one batch whose rows are spread over the devices, while every formula 
 for the whole batch.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,60 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from dfq_jax.errors import UsageError
+from dfq_jax.errors import UsageError, check_choice
 
-Mode = Literal["apart", "together"]
+Precision = Literal["float32", "bfloat16"]
 Tree = TypeVar("Tree")
 DATA = "data"
+
+
+class MachineFields(TypedDict, total=False):
+    """The fields of a `Machine`, by name."""
+
+    devices: int
+    together: bool
+    dtype: str
+    remat: bool
+    memory: int | None
+    parts: int
+    process: int | None
+    processes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where images are made, and what a step may take; what is computed is the same.
+
+    Attributes:
+      devices: of this process, to use at most: each makes batches of its own, and images are those
+        of one device.
+      together: the devices share every batch instead; statistics are those of the whole batch.
+      dtype: of weights and activations; statistics and images are float32 whatever it is.
+      remat: compute activations again instead of keeping them, where that is possible.
+      memory: bytes that a step may take on one device, or on a CPU in all: batches go through the
+        network in as many parts as that asks for. None for as many as `parts` says.
+      parts: equal parts of a batch that go through the network one after the other, at least.
+      process: index of this process among those that make one set; that of `jax.distributed` by
+        default.
+      processes: how many there are; likewise.
+    """
+
+    devices: int = 1
+    together: bool = False
+    dtype: str = "float32"
+    remat: bool = False
+    memory: int | None = None
+    parts: int = 1
+    process: int | None = None
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a precision that is none."""
+        check_choice("dtype", self.dtype, get_args(Precision))
+
+
+HERE = Machine()
+"""One device, all the memory it has."""
 
 
 def data_mesh(devices: int) -> Mesh:

@@ -28,6 +28,6 @@ def settings_of(options: QuantizeOptions) -> Settings:
         "accuracy": options.accuracy,
         "task": options.task,
         "store": options.store,
-        "key": options.seed,
+        "seed": options.seed,
         "memory": None if options.memory is None else bytes_from(options.memory),
     }

@@ -90,7 +90,7 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
     of = of_folder(folder, terminal) if folder.is_dir() else of_model(target, options, terminal)
     reference = reference_of(of.float_model, of.quantized, of.probes)
     given = (of.quantized, of.probes, of.so_far)
-    found = diagnose(reference, *given, task=of.task, on_stage=terminal.stage)
+    found = diagnose(reference, *given, task=of.task, watch=terminal.watcher)
     if chart is not None:
         write_atomically(chart, costs_png(found.costs))
     rest = untried_for(of, reference, found)
@@ -186,10 +186,8 @@ def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient
             scheme=options.scheme,
             layers=options.layers,
             rules=rules,
-            key=options.seed,
-            on_stage=terminal.stage,
-            on_progress=terminal.step,
-            on_phase=terminal.phase,
+            seed=options.seed,
+            watch=terminal.watcher,
         )
     return Patient(
         f"{loaded.architecture} {options.scheme}, preset fast, layers {options.layers}",

@@ -1,11 +1,11 @@
 """What `dfq synthesize` does, between parsed arguments and the Python API."""
 
 from pathlib import Path
-from typing import Any
 
 from dfq_jax.api import synthesize as imaging
 from dfq_jax.base.files import write_atomically
 from dfq_jax.base.machine import MachineOptions
+from dfq_jax.base.parallel import Machine
 from dfq_jax.cli.claims import (
     check_apart,
     check_images_file,
@@ -31,45 +31,64 @@ from dfq_jax.synthesis.run.memory import bytes_from
 
 def synthesize_to(model: str, options: SynthesizeOptions, terminal: Terminal) -> None:
     """`dfq synthesize`."""
-    output, preview, machine = options.output, options.preview, options.machine
-    single = check_output(output, machine)
+    output, preview = options.output, options.preview
+    single, machine = check_output(output, options.machine), machine_of(options.machine)
     check_apart(MODEL=model, output=output, preview=preview)
     if preview is not None:
         check_picture(preview, "--preview")
-    memory = None if machine.memory is None else bytes_from(machine.memory)
-    given: dict[str, Any] = {
-        **{"method": options.method, "key": options.seed, "memory": memory},
-        **{"steps": options.steps, "batch": options.batch},
-        **{"devices": machine.devices, "together": machine.together, "dtype": machine.dtype},
-        **{"remat": machine.remat, "on_stage": terminal.stage, "on_progress": terminal.step},
-    }
     if single:
         check_images_file(output)
         with claimed(output) as state:
             loaded = read_model(model, options.reading, terminal)
-            fill_file(loaded, options, given | {"state_folder": state}, terminal)
+            fill_file(loaded, options, machine, state, terminal)
     else:
         check_images_folder(output)
         check_state(state_folder(output))
-        loaded = read_model(model, options.reading, terminal)
-        given |= {"process": machine.process, "processes": machine.processes}
-        fill_folder(loaded, options, given, terminal)
+        fill_folder(read_model(model, options.reading, terminal), options, machine, terminal)
+
+
+def machine_of(options: MachineOptions) -> Machine:
+    """The machine that flags describe.
+
+    Raises:
+      UsageError: for a memory that is no number of bytes.
+    """
+    memory = None if options.memory is None else bytes_from(options.memory)
+    return Machine(
+        devices=options.devices,
+        together=options.together,
+        dtype=options.dtype,
+        remat=options.remat,
+        memory=memory,
+        process=options.process,
+        processes=options.processes,
+    )
 
 
 def fill_file(
-    loaded: Loaded, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
+    loaded: Loaded, options: SynthesizeOptions, machine: Machine, state: Path, terminal: Terminal
 ) -> None:
     """Makes images and writes them into one file."""
     n, output = options.n, options.output
     with terminal.progress():
         terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
-        images = imaging.synthesize(loaded.model, n, **given)
+        images = imaging.synthesize(
+            loaded.model,
+            options.method,
+            n,
+            seed=options.seed,
+            steps=options.steps,
+            batch=options.batch,
+            machine=machine,
+            watch=terminal.watcher,
+            state_folder=state,
+        )
     save_images(output, images)
     repeated = settings_toml("synthesize", options, source_of(loaded))
     write_atomically(output.with_name(f"{output.name}.toml"), repeated)
     if options.preview is not None:
         write_atomically(options.preview, grid_png(images))
-    remove_state(given["state_folder"])
+    remove_state(state)
     made = images.provenance
     for note in made.get("notes", ()):
         terminal.note(f"note: {note}")
@@ -78,14 +97,24 @@ def fill_file(
 
 
 def fill_folder(
-    loaded: Loaded, options: SynthesizeOptions, given: dict[str, Any], terminal: Terminal
+    loaded: Loaded, options: SynthesizeOptions, machine: Machine, terminal: Terminal
 ) -> None:
     """Makes images, or the share of this process in them, and writes them into a folder."""
     n, output = options.n, options.output
     state = state_folder(output)
     with terminal.progress():
         terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
-        made = imaging.synthesize_set(loaded.model, n, output, **given)
+        made = imaging.synthesize_set(
+            loaded.model,
+            n,
+            output,
+            method=options.method,
+            seed=options.seed,
+            steps=options.steps,
+            batch=options.batch,
+            machine=machine,
+            watch=terminal.watcher,
+        )
     if made.complete:
         repeated = settings_toml("synthesize", options, source_of(loaded))
         write_atomically(output / CONFIG, repeated)

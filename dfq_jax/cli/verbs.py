@@ -132,10 +132,7 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             loaded.model,
             options.images,
             **settings,
-            on_stage=terminal.stage,
-            on_progress=terminal.step,
-            on_unit=terminal.unit,
-            on_phase=terminal.phase,
+            watch=terminal.watcher,
             state_folder=state,
         )
         found, latency = checked(result, terminal), timed(result.time, terminal)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.base.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
-from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.out_of_memory import sparing
 from dfq_jax.optim.progress import Metrics
 from dfq_jax.optim.state import StateStore

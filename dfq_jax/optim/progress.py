@@ -1,7 +1,7 @@
-"""Where a long run is, for whoever shows it."""
+"""Where a long run is, and who is told."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 Metrics = Mapping[str, float]
@@ -51,3 +51,66 @@ class Phase(NamedTuple):
     what: str
     seconds: float
     rest: float
+
+
+class UnitReport(NamedTuple):
+    """How a unit fared whose rounding was learned.
+
+    Attributes:
+      name: of its first layer, and how many more.
+      method: that was applied.
+      before: the method's loss between its outputs, from quantized inputs, and the float unit's, as
+        the unit came: rounded to nearest, or by an earlier method; in closed form the squared error
+        in units of the output's power.
+      after: the same with what was learned.
+      kept: whether that was better, and kept.
+      seconds: spent.
+      notes: what went wrong on the way, in words that follow its name.
+    """
+
+    name: str
+    method: str
+    before: float
+    after: float
+    kept: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Watcher:
+    """Who is told how a run goes, on the host; whoever is None is told nothing.
+
+    Attributes:
+      stage: told what is being done, in words.
+      progress: told how far synthesis and learning are, after every few steps.
+      unit: told (index, of how many, report) after each unit that was reconstructed.
+      phase: told which part of a run begins, and how long it and the rest were foreseen to take.
+    """
+
+    stage: Callable[[str], None] | None = None
+    progress: Callable[[Progress], None] | None = None
+    unit: Callable[[int, int, UnitReport], None] | None = None
+    phase: Callable[[Phase], None] | None = None
+
+    def says(self, text: str) -> None:
+        """Tells what is being done."""
+        if self.stage is not None:
+            self.stage(text)
+
+    def advances(self, progress: Progress) -> None:
+        """Tells how far it is."""
+        if self.progress is not None:
+            self.progress(progress)
+
+    def ends_unit(self, index: int, units: int, report: UnitReport) -> None:
+        """Tells how a unit fared."""
+        if self.unit is not None:
+            self.unit(index, units, report)
+
+    def without_words(self) -> "Watcher":
+        """The same without `stage`, for a part of a run that says nothing of its own."""
+        return dataclasses.replace(self, stage=None)
+
+
+SILENT = Watcher()

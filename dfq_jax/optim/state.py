@@ -1,15 +1,18 @@
 """Saved optimisation state; the only file that touches Orbax."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
-from dfq_jax.base.files import write_atomically
+from dfq_jax.base.files import owned, write_atomically
 from dfq_jax.errors import DataError, UsageError
 
 State = TypeVar("State")
@@ -19,6 +22,51 @@ FINE = "recipe"
 """The field that says all of a method: told where nothing else differs that a user chose."""
 LONGEST_TOLD = 100
 """Characters of a value in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run keeps its state, if it does.
+
+    Attributes:
+      folder: that holds it; None to keep nothing.
+      facts: what the state depends on, as plain data; see `StateStore`.
+    """
+
+    folder: Path | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> "Place":
+        """A place inside, for a part of what the run does."""
+        return self if self.folder is None else dataclasses.replace(self, folder=self.folder / name)
+
+    def knowing(self, facts: Mapping[str, Any]) -> "Place":
+        """The same for a state that depends on more."""
+        return dataclasses.replace(self, facts={**self.facts, **facts})
+
+    def store(self) -> "StateStore | None":
+        """Opens the folder.
+
+        Raises:
+          UsageError: if it belongs to another run, and names the difference.
+        """
+        return None if self.folder is None else StateStore(self.folder, self.facts)
+
+    def owned(self) -> AbstractContextManager[Any]:
+        """Holds the lock of the folder.
+
+        Raises:
+          UsageError: if another process does.
+        """
+        return contextlib.nullcontext() if self.folder is None else owned(self.folder, "run")
+
+    def remove(self) -> None:
+        """Deletes the folder with all that is in it."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+NOWHERE = Place()
 
 
 class StateStore:

@@ -56,6 +56,7 @@ def aac(
         stages=(Stage(steps, rated(optax.adam, learning_rate)),),
         terms=terms,
         condition=balanced_labels,
+        evidence="peaks",
     )
 
 

@@ -6,20 +6,24 @@ are as strong as real ones (matching every sample to the mean leaves them flat a
 images later); pixels that a camera could deliver; a start from dead leaves and pink noise, which
 have the spectrum and the edges of photographs (small images: from pink noise alone); most steps at
 half the size where the network can read it, a quarter of the cost; a cosine schedule, so that a few
-dozen steps suffice. What each of these is worth is measured in `docs/RESULTS.md`; `presets` knows
-what suits which network.
+dozen steps suffice. What each of these is worth is measured in `docs/RESULTS.md`; `settings_for`
+says what suits which network.
 
 Labels make a network sure of every image. A quantizer that takes no more than ranges from images
 gains a little by that; rounding that is learned should see close decisions as well, and takes
 images of `best_unlabelled`. What judges a network should see both.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from jaxtyping import Array, Float, Key
 
+from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_to_zero, rated
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
+from dfq_jax.recipes.sizes import gains_from_halves, is_small
+from dfq_jax.synthesis.recipe import Offer, Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.sources.augment import halve
 from dfq_jax.synthesis.sources.noise import noise
 from dfq_jax.synthesis.sources.pixels import pink
@@ -27,6 +31,10 @@ from dfq_jax.synthesis.terms.base import Term, label_entropy
 from dfq_jax.synthesis.terms.match import relative_batch_match
 
 STARTS = {"noise": noise, "pink": pink}
+COARSE = 0.8
+"""Share of the steps at half the size, where images are large."""
+SMALL: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
+"""On small images edges of dead leaves are as long as objects, and take steps to wear off."""
 
 
 @recorded
@@ -78,6 +86,27 @@ def best(
 
 best_unlabelled = partial(best, labels=0.0)
 """`best` for rounding that is learned: images that the network may be unsure about."""
+
+
+def settings_for(model: Model) -> Mapping[str, Any]:
+    """How `best` is set for a network: by the size of its images, and whether it reads halves."""
+    if is_small(model.contract):
+        return SMALL
+    return {"coarse": COARSE} if gains_from_halves(model) else {}
+
+
+def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """`best` as it suits a network."""
+    return best(**{**settings_for(model), **given})
+
+
+def suited_unlabelled(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """`best_unlabelled` as it suits a network."""
+    return best(**{**settings_for(model), **given, "labels": 0.0})
+
+
+BEST = Offer(best, suited, ours=True)
+BEST_UNLABELLED = Offer(best_unlabelled, suited_unlabelled, ours=True)
 
 
 def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:

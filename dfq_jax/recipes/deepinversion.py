@@ -10,7 +10,7 @@ student it becomes adaptive: images on which the two networks agree cost more.
     loss = CE + 0.01 R_feature + 1e-4 R_TV + 1e-5 R_l2 (+ 0.2 R_compete)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,8 @@ from dfq_jax.graph.query import classes_of, refusal_of_half, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
 from dfq_jax.optim.schedules import adam_to_zero, rated
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, balanced_labels, random_labels
+from dfq_jax.recipes.sizes import gains_from_halves, is_small
+from dfq_jax.synthesis.recipe import Offer, Recipe, Source, Stage, balanced_labels, random_labels
 from dfq_jax.synthesis.sources.augment import Augment, compose, flip, halve, jitter
 from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
 from dfq_jax.synthesis.terms.base import (
@@ -150,6 +151,16 @@ def deepinversion_cifar(
     }
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
     return deepinversion(**(values | given | changes))._replace(condition=balanced_labels)
+
+
+def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """DeepInversion as published for images of a network's size, if it runs at half of it."""
+    if is_small(model.contract):
+        return deepinversion_cifar(**given)
+    return deepinversion(resolution="multi" if gains_from_halves(model) else "full", **given)
+
+
+DEEPINVERSION = Offer(deepinversion, suited)
 
 
 def terms_of(weights: Weights, student: Model | None, variant: Variant) -> tuple[Term, ...]:

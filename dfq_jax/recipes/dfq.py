@@ -4,7 +4,8 @@ Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias 
 equalize, take activation ranges from the moments, correct biases. Images, where there are some,
 refine ranges. They correct biases only on request: the noise in means over a few images
 accumulates from layer to layer, and in deep networks of few bits does more harm than good.
-More surgery is there on request (`passes/surgery.py`): it helps where kernels have a single scale.
+More surgery is there on request (`passes/before_quantization.py`): it helps where kernels have a
+single scale.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +22,12 @@ from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.levels import on_levels, scales_of
 from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.passes.before_quantization import Surgery, operated, replaced_relu6
 from dfq_jax.passes.channel_split import runs, split_channels, unsplit
 from dfq_jax.passes.level import LEVEL, level_channels
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
-from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
 from dfq_jax.quantization.calibrate import Ranges, calibrate, guard_biases
 from dfq_jax.quantization.narrowing import activation_gap, narrowed
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
@@ -76,7 +78,7 @@ def dfq(
     statistics_suffice: bool = False,
     noise: bool = False,
     observers: Observers | None = None,
-    on_stage: Callable[[str], None] = lambda _: None,
+    watch: Watcher = SILENT,
 ) -> Quantized:
     """Quantizes a network.
 
@@ -95,13 +97,13 @@ def dfq(
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
       noise: they are noise: without statistics ranges cover all they show, and biases stay.
       observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
-      on_stage: told what is being done.
+      watch: told what is being done.
 
     Raises:
       UsageError: if the plan does not fit, a name is unknown, or ranges are without images.
     """
     check_choice("bias correction", bias, get_args(BiasCorrection))
-    on_stage("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
+    watch.says("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
     how = (scheme, layers, tuple(rules), observers or DEFAULT_OBSERVERS)
     whole, settled = prepared(model, surgery, level, how)
     reference = splitting(whole, surgery.split) if surgery.split else whole
@@ -109,13 +111,13 @@ def dfq(
     plan = resolve(reference.graph, *how)
     if peaks is not None or (blind and observers is None):
         plan = observing(plan, MinMax())
-    on_stage("calibrating ranges")
+    watch.says("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     shown, spread = (images, sigmas) if peaks is None else (peaks, None)
     seen = Evidence(shown, spread, spare, settled)
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
     bias = "none" if blind else bias
-    quantized = mended(begun, images if used else None, bias, on_stage, reestimate=reestimate)
+    quantized = mended(begun, images if used else None, bias, watch, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), begun.model, used, *notes)
 
@@ -175,14 +177,14 @@ def mended(
     begun: QuantizedModel,
     images: Float[Array, "n h w c"] | None,
     bias: BiasCorrection,
-    on_stage: Callable[[str], None],
+    watch: Watcher,
     *,
     reestimate: bool,
 ) -> QuantizedModel:
     """The network with biases corrected, and norms re-estimated if asked for."""
     quantized = begun
     if bias != "none":
-        on_stage("correcting biases")
+        watch.says("correcting biases")
         quantized = corrected(begun, begun.model, images, bias)
     return reestimated(quantized, begun.model, images) if reestimate else quantized
 

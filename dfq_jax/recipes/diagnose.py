@@ -1,7 +1,7 @@
 """From a quantized network and its float original to what is wrong with it, and what would help."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from dfq_jax.errors import DataError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.tasks import Task
+from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
@@ -69,7 +70,7 @@ def diagnose(
     *,
     judge: Judge | None = None,
     task: Task | None = None,
-    on_stage: Callable[[str], None] = lambda _: None,
+    watch: Watcher = SILENT,
 ) -> Diagnosis:
     """What each layer costs, and what each remedy would buy.
 
@@ -80,15 +81,15 @@ def diagnose(
       so_far: {layer: SQNR of its output in dB, errors before it included}, where known.
       judge: what is thought of outputs; None for `report.judge.judge_of` the task.
       task: what the network is for; None for what its graph says.
-      on_stage: told what is being done.
+      watch: told what is being done.
     """
     judge = judge_of(reference, task) if judge is None else judge
-    on_stage("finding ranges of 8 bits")
+    watch.says("finding ranges of 8 bits")
     made = candidates(reference, quantized, images, expected=expectations(reference), batch=FEW)
-    on_stage("quantizing one layer at a time")
+    watch.says("quantizing one layer at a time")
     plan, few = quantized.plan, images[:FEW]
     costs = costs_alone(made, plan, few, judge, so_far=so_far, batch=FEW)
-    on_stage("trying remedies")
+    watch.says("trying remedies")
     remedies = remedies_for(reference, plan, [cost.name for cost in worst_first(costs)])
     now, found = outcomes(made, plan, remedies, images, judge, batch=FEW)
     return Diagnosis(costs, now, found, images.shape[0])

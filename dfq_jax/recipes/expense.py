@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dfq_jax.base.durations import spoken
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import macs
-from dfq_jax.recipes.presets import OURS, ImageBudget, published_images, recipe_for
+from dfq_jax.recipes.presets import ImageBudget, offer_of, published_images, recipe_for
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.engine import batch_size
 from dfq_jax.synthesis.terms.targets import recorded_statistics
@@ -24,14 +24,14 @@ LONG = 60.0
 """Seconds from which on it is said how long making images takes."""
 
 
-def manner(model: Model, method: str, budget: ImageBudget, preset: str) -> str:
+def manner(model: Model, method: str | Recipe, budget: ImageBudget, preset: str) -> str:
     """How images of a method are made, in words, and where its numbers are from."""
     recipe = recipe_for(method, model=model)
     batch = min(batch_size(recipe, budget.n, len(recorded_statistics(model)[0]) or 1), budget.n)
     many = math.ceil(budget.n / batch)
     batches = f"{many} batches of {batch} images" if many > 1 else f"one batch of {batch} images"
     each = " each" if many > 1 else ""
-    return f"{batches}, {budget.steps:,} steps{each}{origin(recipe, budget, preset)}"
+    return f"{batches}, {budget.steps:,} steps{each}{origin(method, recipe, budget, preset)}"
 
 
 def length(model: Model, budget: ImageBudget) -> str:
@@ -42,10 +42,12 @@ def length(model: Model, budget: ImageBudget) -> str:
     return f"; roughly {spoken(seconds)} on this machine, less with smaller `n=` and `steps=`"
 
 
-def origin(recipe: Recipe, budget: ImageBudget, preset: str) -> str:
+def origin(method: str | Recipe, recipe: Recipe, budget: ImageBudget, preset: str) -> str:
     """Where numbers of images and steps come from, and what they would be otherwise."""
-    steps, published = recipe.steps, published_images(recipe)
-    if recipe.name in OURS:
+    if isinstance(method, Recipe):
+        return ""
+    steps, published = recipe.steps, published_images(method, recipe)
+    if offer_of(method).ours:
         same = budget.steps == steps
         return "" if same else f" for preset {preset}; by itself {recipe.name} takes {steps:,}"
     if (budget.n, budget.steps) == (published, steps):

@@ -11,7 +11,8 @@ from dfq_jax.graph.query import macs
 from dfq_jax.optim.progress import Phase
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
-from dfq_jax.recipes.presets import ImageBudget, choice_for, is_small
+from dfq_jax.recipes.presets import ImageBudget, choice_for
+from dfq_jax.recipes.sizes import is_small
 
 Part = Literal["making images", "calibrating", "learning", "making probes", "judging", "verifying"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 import optax
 
 from dfq_jax.optim.schedules import adam_with_plateau
-from dfq_jax.synthesis.recipe import Recipe, Stage, recorded
+from dfq_jax.synthesis.recipe import Offer, Recipe, Stage, recorded
 from dfq_jax.synthesis.sources.generator import latent_source
 from dfq_jax.synthesis.sources.swing import swing
 from dfq_jax.synthesis.terms.base import Term, image_statistics
@@ -56,6 +56,9 @@ def genie(
         ),
         distort=swing(reach) if reach else None,
     )
+
+
+GENIE = Offer(genie, images=1024)
 
 
 def optimizer(

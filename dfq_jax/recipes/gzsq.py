@@ -22,7 +22,7 @@ from dfq_jax.synthesis.sources.noise import noise
 from dfq_jax.synthesis.sources.pixels import clip_to_pixels, from_natural, gaussian
 from dfq_jax.synthesis.terms.base import Observed, Term
 from dfq_jax.synthesis.terms.match import batch_z_gap, norms, z_match
-from dfq_jax.synthesis.terms.targets import Target, sample_stats
+from dfq_jax.synthesis.terms.targets import Target, recorded_statistics, sample_stats
 from dfq_jax.types import InputContract, Moments
 
 ESTIMATED = (
@@ -51,7 +51,7 @@ def gzsq(
         drives images to many times the contrast of photographs, and ranges with them.
 
     Returns:
-      The recipe, for networks that `estimated` made (or any other with batch norms).
+      The recipe. It looks at a network that `estimated` makes.
     """
     optimizer = rated(adam_with_plateau, learning_rate, patience=100, floor=1e-4)
     return Recipe(
@@ -61,7 +61,15 @@ def gzsq(
         stages=(Stage(steps, optimizer),),
         terms=(Term("L_Z", 1.0, z_match), Term("image", 1.0, image_z_score)),
         bounded=bounded,
+        sees=with_estimates,
+        evidence="estimates",
     )
+
+
+def with_estimates(model: Model) -> tuple[Model, str]:
+    """The network with estimated statistics, and what to say of them."""
+    note = ESTIMATED_ANEW if recorded_statistics(model)[0] else ESTIMATED
+    return estimated(model), note
 
 
 def image_z_score(observed: Observed) -> Float[Array, ""]:

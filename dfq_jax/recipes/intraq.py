@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dfq_jax.graph.graph import Graph
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, recorded
+from dfq_jax.synthesis.recipe import Memory, Offer, Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.sources.augment import at_random, compose, flip, resized_crop, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
 from dfq_jax.synthesis.terms.base import Observed, Term
@@ -77,6 +77,9 @@ def intraq(
         condition=soft_labels(target),
     )
     return recipe if lower <= 0 and upper >= 2 else with_margin(recipe, lower, upper)
+
+
+INTRAQ = Offer(intraq, images=5120)
 
 
 def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:

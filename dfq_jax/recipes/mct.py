@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import radam_with_plateau, rated
-from dfq_jax.synthesis.recipe import Recipe, Stage
+from dfq_jax.synthesis.recipe import Offer, Recipe, Stage
 from dfq_jax.synthesis.sources.augment import blur, compose, flip
 from dfq_jax.synthesis.sources.canvas import canvas, crop_at_random
 from dfq_jax.synthesis.terms.aggregate import (
@@ -88,6 +88,9 @@ def mct(
         turns=True,
         bounded=True,
     )
+
+
+MCT = Offer(mct, images=1024)
 
 
 def last_target(model: Model, targets: Targets, key: Key[Array, ""]) -> dict[str, Target]:

@@ -7,7 +7,6 @@ program instead, which is what happens here. The allocation is a tuple of rules,
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,14 +22,15 @@ from dfq_jax.allocation.allocate import (
     priced,
 )
 from dfq_jax.allocation.choices import BITS, Space, space_of
-from dfq_jax.allocation.costs import Budget, Unit
-from dfq_jax.allocation.sensitivity import Sensitivity, sensitivities
-from dfq_jax.base.words import Store
+from dfq_jax.allocation.costs import Unit
+from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.tasks import Task
-from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
-from dfq_jax.quantization.plan import WIDE, LayerPreset, Rule, Scheme, stored_as
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.quantization.observers import DEFAULT_OBSERVERS
+from dfq_jax.quantization.plan import WIDE, Rule, stored_as
 from dfq_jax.recipes.dfq import expectations
+from dfq_jax.recipes.pipeline import Pipeline
 
 
 class Mixed(NamedTuple):
@@ -56,18 +56,12 @@ class Mixed(NamedTuple):
 def mixed(
     reference: Model,
     images: Float[Array, "n h w c"],
-    scheme: Scheme,
+    how: Pipeline,
     *,
-    layers: LayerPreset = "qdrop_8bit_ends",
-    rules: Iterable[Rule] = (),
-    budget: Budget | None = None,
-    sensitivity: Sensitivity = "kl",
-    observers: Observers | None = None,
-    store: Store = "packed",
     points: int = POINTS,
     task: Task | None = None,
     key: Key[Array, ""],
-    on_stage: Callable[[str], None] = lambda _: None,
+    watch: Watcher = SILENT,
 ) -> Mixed:
     """Chooses bits for the kernels of a network; under a budget of bit operations, for tensors too.
 
@@ -75,19 +69,13 @@ def mixed(
       reference: folded float network, in which the rules will be used. Where bias correction is
         going to add biases, a budget of bytes needs those of `costs.with_biases_of` to count them.
       images: normalised synthetic images; 32 to 256 do.
-      scheme: what a uniform network would have; its bits of activations hold wherever tensors are
-        not chosen.
-      layers: its pinned layers stay as they are and count into the budget.
-      rules: exceptions by name, which stay as they are too.
-      budget: what the network may cost; None for as many bits a weight as the scheme takes.
-      sensitivity: how losses are predicted; see `sensitivities`.
-      observers: how ranges are found; None for the search of BRECQ, with 8-bit grids that cover
-        what batch-norm statistics predict too. Give `dfq` the same.
-      store: how kernels lie in the file, which a budget of bytes counts.
+      how: how it is quantized. Its scheme is what a uniform network would have, and holds for
+        activations wherever tensors are not chosen; pinned layers and rules stay as they are, and
+        count into the budget, None for as many bits a weight as the scheme takes.
       points: budgets tried for the front.
       task: what the network is for; None for what its graph says.
       key: for sensitivities that draw.
-      on_stage: told what is being done.
+      watch: told what is being done.
 
     Returns:
       The rules with what they were chosen from. The predicted loss is never above that of the
@@ -98,52 +86,43 @@ def mixed(
       BudgetError: if the budget is out of reach.
       ResourceError: if a best allocation cannot be proven within a minute.
     """
+    budget, scheme, sensitivity = how.budget, how.scheme, how.sensitivity
     unit = "bits" if budget is None else budget.unit
-    how = (layers, rules, scheme, unit, observers or DEFAULT_OBSERVERS, store)
-    space = offered(reference.graph, *how)
+    space = offered(reference.graph, how, unit)
     if budget is not None:
         limit_of(reference, space, budget)  # refused before minutes are spent
-    on_stage(f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})")
-    measure = partial(sensitivities, expected=expectations(reference), widen=observers is None)
+    watch.says(
+        f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})"
+    )
+    measure = partial(sensitivities, expected=expectations(reference), widen=how.observers is None)
     losses = measure(reference, space, images, method=sensitivity, key=key, task=task)
     edges = scheme.activation_bits or WIDE
     same = [scheme.weight_bits if c.weight else edges for c in space.choices]
     uniform = priced(reference, space, losses, same, unit)
-    on_stage("allocating bits")
+    watch.says("allocating bits")
     chosen = allocate(reference, space, losses, uniform.cost if budget is None else budget)
     front = pareto(reference, space, losses, unit, points)
     return Mixed(chosen.rules, chosen, uniform, front, space, losses)
 
 
-def offered(
-    graph: Graph,
-    layers: LayerPreset,
-    rules: Iterable[Rule],
-    scheme: Scheme,
-    unit: Unit,
-    observers: Observers,
-    store: Store = "packed",
-) -> Space:
+def offered(graph: Graph, how: Pipeline, unit: Unit) -> Space:
     """What can be chosen under a budget of some unit, the scheme's own bits among the candidates.
 
     Args:
       graph: of the folded network.
-      layers: which layers are pinned.
-      rules: exceptions by name.
-      scheme: what a uniform network would have.
+      how: how it is quantized.
       unit: of the budget.
-      observers: how ranges are found.
-      store: how kernels lie in the file.
     """
+    scheme = how.scheme
     scheme_bits = (scheme.weight_bits, scheme.activation_bits)
     candidates = (*BITS, *(b for b in scheme_bits if b is not None and b < WIDE))
     space = space_of(
         graph,
-        layers,
-        rules,
+        how.layers,
+        how.rules,
         scheme=scheme,
         tensors=unit == "bops" and scheme.activation_bits is not None,
         bits=candidates,
-        observers=observers,
+        observers=how.observers or DEFAULT_OBSERVERS,
     )
-    return dataclasses.replace(space, rest=stored_as(space.rest, store))
+    return dataclasses.replace(space, rest=stored_as(space.rest, how.store))

@@ -6,7 +6,7 @@ dead leaves their edges too. They are no evidence of what the network sees, so n
 by them, and reports say how little they prove.
 """
 
-from dfq_jax.synthesis.recipe import Recipe, Source
+from dfq_jax.synthesis.recipe import Offer, Recipe, Source
 from dfq_jax.synthesis.sources.noise import DISCS
 from dfq_jax.synthesis.sources.noise import noise as noise_images
 
@@ -36,4 +36,8 @@ def noise(*, batch: int = 32) -> Recipe:
         batch=batch,
         source=Source(noise_images),
         bounded=True,
+        evidence="noise",
     )
+
+
+NOISE = Offer(noise, optimised=False)

@@ -7,8 +7,7 @@ where most photographs are, costs no optimisation: blended, moved and flipped im
 less contrast.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,15 +15,17 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from dfq_jax.base.parallel import Machine
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
-from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.recipes.best import half_labelled
-from dfq_jax.recipes.presets import choice_for, is_small
+from dfq_jax.recipes.presets import choice_for
+from dfq_jax.recipes.sizes import is_small
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
-from dfq_jax.synthesis.terms.targets import Forward
 from dfq_jax.types import InputContract
 
 PROBES = 256
@@ -42,8 +43,8 @@ def probes_of(
     *,
     n: int = PROBES,
     memory: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    state_folder: Path | None = None,
+    watch: Watcher = SILENT,
+    place: Place = NOWHERE,
 ) -> Examples:
     """The probes of a network: equal for every scheme, preset, method and seed of a run.
 
@@ -51,8 +52,8 @@ def probes_of(
       model: network with its batch norms in place.
       n: how many, base images included.
       memory: bytes a step may take.
-      on_progress: told how their making advances.
-      state_folder: keeps state here and resumes from it.
+      watch: told how their making advances.
+      place: keeps state here and resumes from it.
 
     Returns:
       8-bit pixels as network input; noise, which their evidence says, for a network without
@@ -73,10 +74,9 @@ def probes_of(
         recipe,
         facts["base"],
         jax.random.key(SEED),
-        how=Forward("float32", memory=memory),
-        on_progress=on_progress,
-        state_folder=state_folder,
-        fingerprint=facts | {"steps": recipe.steps, "weights_sha256": fingerprint(model)},
+        machine=Machine(memory=memory),
+        watch=watch,
+        place=place.knowing(facts | {"steps": recipe.steps, "weights_sha256": fingerprint(model)}),
     )
     return probes_from(to_pixels(made.images, model.contract), model.contract, facts)
 

@@ -5,7 +5,6 @@ A reconstruction is one method or several, each from what the one before left.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import UsageError, check_choice
-from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
@@ -24,12 +24,11 @@ from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
-from dfq_jax.recipes.presets import is_small
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.stages import stages
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.engine import reconstruct
-from dfq_jax.reconstruction.finished import UnitReport
 from dfq_jax.reconstruction.footprint import Method, footprint
 from dfq_jax.reconstruction.method import Reconstruction
 from dfq_jax.synthesis.sources.augment import compose, flip, resized_crop
@@ -56,8 +55,6 @@ LEAST_SEEN = 0.1
 """Smallest share of an image that a view shows."""
 MIXING = 2
 """Which draw of a key pairs images: the same for all methods, so that they learn from the same."""
-
-Tell = Callable[[int, int, UnitReport], None] | None
 
 
 class Enlarge(NamedTuple):
@@ -163,9 +160,8 @@ def reconstructed(
     *,
     enlarge: Enlarge | None = None,
     memory: int | None = None,
-    folder: Path | None = None,
-    on_unit: Tell = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    place: Place = NOWHERE,
+    watch: Watcher = SILENT,
 ) -> tuple[Quantized, tuple[UnitReport, ...]]:
     """A quantized network after learned rounding.
 
@@ -176,24 +172,21 @@ def reconstructed(
       key: the only source of randomness.
       enlarge: what is made of the images first.
       memory: bytes that a step may take; see `reconstruction.engine`.
-      folder: keeps finished units here and resumes from them.
-      on_unit: told (index, of how many, report) after each unit.
-      on_progress: told how far the steps of a unit are.
+      place: keeps finished units here and resumes from them.
+      watch: told how far the steps of a unit are, and of each unit that is done.
 
     Returns:
       The network with kernels on their grids, and how each unit fared under each method.
 
     Raises:
-      UsageError: if the folder belongs to another run, or is in use.
+      UsageError: if `place` belongs to another run, or is in use.
     """
     if enlarge is not None:
         images = enlarge.make(images, jax.random.fold_in(key, MIXING))
     quantized, reports, pixels = made.quantized, (), np.asarray(images)
     for number, method in enumerate(methods):
-        place = None if folder is None else folder / f"reconstruction-{number}"
-        own = jax.random.fold_in(key, number)
-        options = {"memory": memory, "folder": place, "on_unit": on_unit}
-        options |= {"on_progress": on_progress}
-        quantized, found = reconstruct(quantized, made.reference, pixels, method, own, **options)
+        own, inside = jax.random.fold_in(key, number), place / f"reconstruction-{number}"
+        given = (quantized, made.reference, pixels, method, own)
+        quantized, found = reconstruct(*given, memory=memory, place=inside, watch=watch)
         reports += found
     return made._replace(quantized=guard_biases(quantized), used_images=True), reports

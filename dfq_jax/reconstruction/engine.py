@@ -6,31 +6,26 @@ give the float unit's output from the quantized one's input; then it is rounded 
 output travels on, so later units make up for what earlier ones could not.
 """
 
-import contextlib
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.base.files import owned
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.fit import Metrics
-from dfq_jax.optim.progress import Progress
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.progress import SILENT, Progress, UnitReport, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.reconstruction.closed_form import ClosedForm, solved
 from dfq_jax.reconstruction.corrected_inputs import corrected_inputs
 from dfq_jax.reconstruction.effort import Share, closed_form_of, positions, shares
-from dfq_jax.reconstruction.finished import Finished, UnitReport, load_unit, save_unit
 from dfq_jax.reconstruction.footprint import (
     FED,
     Method,
@@ -44,6 +39,7 @@ from dfq_jax.reconstruction.method import (
     relative_gap,
 )
 from dfq_jax.reconstruction.phases import Learned, in_phases
+from dfq_jax.reconstruction.saved_units import Finished, load_unit, save_unit
 from dfq_jax.reconstruction.unit_at_work import (
     Beyond,
     OnLayer,
@@ -75,9 +71,8 @@ def reconstruct(
     key: Key[Array, ""],
     *,
     memory: int | None = None,
-    folder: Path | None = None,
-    on_unit: Callable[[int, int, UnitReport], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    place: Place = NOWHERE,
+    watch: Watcher = SILENT,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """Learns the rounding of a calibrated network, unit by unit.
 
@@ -90,16 +85,15 @@ def reconstruct(
       memory: bytes that a step may take: units that take more learn layer by layer, without a look
         at the prediction, and images' data are fed to the device in as many parts as it takes; None
         for as much as there is, and 1 GiB of images' data.
-      folder: where finished units and unfinished states are kept, to resume from.
-      on_unit: told (index, of how many, report) after each.
-      on_progress: told how far the steps of a unit are.
+      place: where finished units and unfinished states are kept, to resume from.
+      watch: told how far the steps of a unit are, and of each unit that is done.
 
     Returns:
       The network with its kernels on their grids, and how each unit fared.
 
     Raises:
       PlanError: without images, or for kernels on levels that are not learned.
-      UsageError: if the folder belongs to another run, and names the difference, or is in use, or
+      UsageError: if `place` belongs to another run, and names the difference, or is in use, or
         a function of the method has no name (`values.bound`).
     """
     if len(images) == 0:
@@ -109,12 +103,11 @@ def reconstruct(
         method = layered(method)
     split = layers_instead(quantized.plan, reference, method, memory)
     given = (method, key, memory or FED, split)
-    with contextlib.ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(owned(folder, "run"))
+    with place.owned():
+        if place.folder is not None:
             facts = facts_of(quantized, np.asarray(images), method, key)
-            StateStore(folder, facts | {"units layer by layer": sorted(split)})
-        return unit_by_unit(quantized, reference, images, *given, folder, on_unit, on_progress)
+            place.knowing(facts | {"units layer by layer": sorted(split)}).store()
+        return unit_by_unit(quantized, reference, images, *given, place, watch)
 
 
 def check_kernels(plan: Plan) -> None:
@@ -140,9 +133,8 @@ def unit_by_unit(
     key: Key[Array, ""],
     memory: int,
     split: frozenset[int],
-    folder: Path | None,
-    on_unit: Callable[[int, int, UnitReport], None] | None,
-    on_progress: Callable[[Progress], None] | None,
+    place: Place,
+    watch: Watcher,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
     units = cut(reference, quantized.plan, method)
@@ -153,45 +145,34 @@ def unit_by_unit(
         float_unit = unit_model(unit, reference)
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
-        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory)
-        if on_progress is not None:
-            at = (on_progress, spread[index], index, len(units))
-            work = work._replace(on_step=partial(stepped, *at), on_layer=partial(solving, *at))
+        at = (watch, spread[index], index, len(units))
+        tell = partial(stepped, *at), partial(solving, *at)
+        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory, *tell)
         own = layered(method) if index in split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
         if unit.plan.entries:
-            place = None if folder is None else folder / f"unit-{index}"
-            found = finished(work, own, jax.random.fold_in(key, index), place)
+            found = finished(work, own, jax.random.fold_in(key, index), place / f"unit-{index}")
             quantized = with_unit(quantized, unit, found.model, found.qparams)
             reports.append(found.report)
-            if on_unit is not None:
-                on_unit(index, len(units), found.report)
+            watch.ends_unit(index, len(units), found.report)
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
 
 
 def stepped(
-    tell: Callable[[Progress], None],
-    share: Share,
-    unit: int,
-    units: int,
-    step: int,
-    steps: int,
-    parts: Metrics,
+    watch: Watcher, share: Share, unit: int, units: int, step: int, steps: int, parts: Metrics
 ) -> None:
     """Tells how far the steps of a unit are."""
     done = share.learned(step / max(steps, 1))
-    tell(Progress(unit, units, step, steps, parts, "learning", done))
+    watch.advances(Progress(unit, units, step, steps, parts, "learning", done))
 
 
-def solving(
-    tell: Callable[[Progress], None], share: Share, unit: int, units: int, layer: int, layers: int
-) -> None:
+def solving(watch: Watcher, share: Share, unit: int, units: int, layer: int, layers: int) -> None:
     """Tells how many layers of a unit are solved."""
     done = share.solved(layer / max(layers, 1))
-    tell(Progress(unit, units, layer, layers, {}, "solving", done))
+    watch.advances(Progress(unit, units, layer, layers, {}, "solving", done))
 
 
 def facts_of(
@@ -216,20 +197,19 @@ def facts_of(
     }
 
 
-def finished(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
+def finished(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Finished:
     """A unit after learning, from its file if it was done before."""
-    file = None if place is None else place.with_suffix(".npz")
+    file = None if place.folder is None else place.folder.with_suffix(".npz")
     found = None if file is None else load_unit(file, work.model, work.qparams)
     if found is None:
         found = learned(work, method, key, place)
         if file is not None:
             save_unit(file, found)
-    if place is not None:
-        shutil.rmtree(place, ignore_errors=True)  # states on the way here
+    place.remove()  # states on the way here
     return found
 
 
-def learned(work: Work, method: Method, key: Key[Array, ""], place: Path | None) -> Finished:
+def learned(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Finished:
     """A unit after learning: where it learned from, or as it came, if that is better.
 
     What judges is the method's loss, with the slopes it weighs errors by, on inputs and targets as
@@ -265,9 +245,7 @@ def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
     return work
 
 
-def attempts(
-    work: Work, method: Method, key: Key[Array, ""], place: Path | None
-) -> Iterator[Learned]:
+def attempts(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Iterator[Learned]:
     """A unit as a method would have it, after what it would learn from."""
     closed = closed_form_of(method, work.targets.shape)
     if closed is not None:
@@ -297,8 +275,7 @@ def in_closed_form(work: Work, method: ClosedForm) -> Learned:
         part = work._replace(unit=block, reference=unit_model(block, work.reference))
         part = part._replace(exact=exact, rough=rough, model=unit_model(block, whole.model))
         part = part._replace(qparams=unit_qparams(block, whole.affines))
-        if work.on_layer is not None:
-            part = part._replace(on_layer=partial(later, work.on_layer, done, layers))
+        part = part._replace(on_layer=partial(later, work.on_layer, done, layers))
         model, qparams, _ = block_in_closed_form(part, method)
         done += len(layers_of(block))
         whole = with_unit(whole, block, model, qparams)
@@ -317,8 +294,7 @@ def block_in_closed_form(work: Work, method: ClosedForm) -> Learned:
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         flows = zip(rough, exact, strict=True)
         found = Learned(*solved(model, qparams, layer.plan, flows, method))
-        if work.on_layer is not None:
-            work.on_layer(number + 1, 0)
+        work.on_layer(number + 1, 0)
         return found
 
     return layer_by_layer(work, solve)
@@ -330,7 +306,7 @@ def later(tell: OnLayer, done: int, layers: int, number: int, _: int) -> None:
 
 
 def learned_by_layers(
-    work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
+    work: Work, method: Reconstruction, key: Key[Array, ""], place: Place
 ) -> Learned:
     """A unit whose layers learn one after the other."""
     layers = len(layers_of(work.unit))
@@ -343,10 +319,8 @@ def learned_by_layers(
         targets = passed(float_layer, None, None, exact)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
-        if work.on_step is not None:
-            part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
-        where = None if place is None else place / f"layer-{number}"
-        return in_phases(part, method, jax.random.fold_in(key, number), where)
+        part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
+        return in_phases(part, method, jax.random.fold_in(key, number), place / f"layer-{number}")
 
     return layer_by_layer(work, learn)
 

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, PyTree
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import Hook, Tensor, apply_tiled, evaluate
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan
-from dfq_jax.reconstruction.feed import read
+from dfq_jax.reconstruction.batches import read
 from dfq_jax.reconstruction.method import (
     Given,
     Losses,

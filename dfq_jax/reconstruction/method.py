@@ -14,11 +14,11 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Affine, fake_quantize
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.numerics.softmax import divergences
-from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan, Site
+from dfq_jax.reconstruction.batches import Rows, read
 from dfq_jax.reconstruction.closed_form import ClosedForm
-from dfq_jax.reconstruction.feed import Rows, read
 from dfq_jax.values import Bound, bound
 
 FEWEST = 4

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +14,10 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.optim.attempts import at_lower_rates, rate_of, retold
 from dfq_jax.optim.fit import FitResult, Metrics, fit
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.state import Place, StateStore
 from dfq_jax.optim.steps import descent
 from dfq_jax.quantization.plan import Plan, Site
-from dfq_jax.reconstruction.feed import Rows, supply
+from dfq_jax.reconstruction.batches import Rows, supply
 from dfq_jax.reconstruction.guided import CHUNK, guided_objective_of, variances
 from dfq_jax.reconstruction.method import (
     Given,
@@ -47,14 +46,12 @@ class Learned(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def in_phases(
-    work: Work, method: Reconstruction, key: Key[Array, ""], place: Path | None
-) -> Learned:
+def in_phases(work: Work, method: Reconstruction, key: Key[Array, ""], place: Place) -> Learned:
     """A unit after all optimisations of a method."""
     done, steps, notes = 0, sum(phase.steps for phase in method.phases), ()
     for number, phase in enumerate(method.phases):
-        store = None if place is None else StateStore(place / f"phase-{number}", {})
-        tell = None if work.on_step is None else partial(counted, work.on_step, done, steps)
+        store = (place / f"phase-{number}").store()
+        tell = partial(counted, work.on_step, done, steps)
         found = phase_of(work, method, phase, jax.random.fold_in(key, number), store, tell)
         done, notes = done + phase.steps, notes + found.notes
         work = work._replace(model=found.model, qparams=found.qparams)
@@ -72,7 +69,7 @@ def phase_of(
     phase: Phase,
     key: Key[Array, ""],
     store: StateStore | None,
-    on_chunk: Callable[[int, Metrics], None] | None,
+    on_chunk: Callable[[int, Metrics], None],
 ) -> Learned:
     """The unit after one optimisation: kernels on their grids, scales of activations learned.
 

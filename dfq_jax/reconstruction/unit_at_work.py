@@ -39,6 +39,11 @@ OnStep = Callable[[int, int, Metrics], None]
 OnLayer = Callable[[int, int], None]
 
 
+def unheard(*told: object) -> None:
+    """What is told to nobody."""
+    del told
+
+
 class Work(NamedTuple):
     """A unit before learning, with all that passes through it.
 
@@ -51,10 +56,10 @@ class Work(NamedTuple):
       rough: its inputs in the quantized network.
       targets: its outputs in the float network.
       memory: bytes that may be fed to the device at a time.
-      beyond: what follows, if the method asks.
-      slopes: of the divergence of predictions by the unit's outputs, if the method asks.
       on_step: told (step, of how many, parts of the loss) while it learns.
       on_layer: told (layers, of how many) while they are solved.
+      beyond: what follows, if the method asks.
+      slopes: of the divergence of predictions by the unit's outputs, if the method asks.
     """
 
     unit: Unit
@@ -65,10 +70,10 @@ class Work(NamedTuple):
     rough: Host
     targets: Host
     memory: int
+    on_step: OnStep = unheard
+    on_layer: OnLayer = unheard
     beyond: Beyond | None = None
     slopes: Host | None = None
-    on_step: OnStep | None = None
-    on_layer: OnLayer | None = None
 
 
 def flow(

@@ -18,12 +18,12 @@ from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
 from dfq_jax.graph.tasks import Task, parts_of, task_of, task_to_json
+from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.in_float import float_layers
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
 from dfq_jax.quantization.sites import float_operators, products
-from dfq_jax.reconstruction.finished import UnitReport
 from dfq_jax.report.outputs import (
     COLLAPSED,
     LEAST_SQNR,

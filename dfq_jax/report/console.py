@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dfq_jax.base.durations import spoken
-from dfq_jax.optim.progress import Phase
+from dfq_jax.optim.progress import Phase, UnitReport, Watcher
 from dfq_jax.optim.progress import Progress as Step
-from dfq_jax.reconstruction.unit_report import UnitReport
 from dfq_jax.report.outlook import Outlook
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 OPTION = re.compile(r"""`([a-z][a-z_]*)=(["']?)([^`]*?)\2`""")
 """How messages name an option: `name=`, `name=value`."""
-FLAGS = {"n": "-n", "key": "--seed", "rules": "--rule"}
+FLAGS = {"n": "-n", "rules": "--rule"}
 """Flags that are not called as in Python."""
 LOG_EVERY = 5.0
 SILENT = 10.0
@@ -189,6 +188,11 @@ class Terminal:
             self.line.moves(label, done, total, counted, parts)
         else:
             self.every(f"{label} {counted}{parts and f': {parts}'}")
+
+    @property
+    def watcher(self) -> Watcher:
+        """Whoever reads, as one who watches a run."""
+        return Watcher(self.stage, self.step, self.unit, self.phase)
 
     def unit(self, index: int, units: int, found: UnitReport) -> None:
         """Tells of a unit whose rounding was learned."""

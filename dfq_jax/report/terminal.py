@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfq_jax.allocation.diagnosis import worst_first
-from dfq_jax.reconstruction.finished import UnitReport
+from dfq_jax.optim.progress import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.outputs import OutputReport, leading

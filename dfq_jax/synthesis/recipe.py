@@ -10,6 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from dfq_jax.examples import Evidence
 from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.synthesis.sources.augment import Augment, unchanged
@@ -119,6 +120,9 @@ class Recipe(NamedTuple):
       per_layer: round the batch to a multiple of the number of batch norms.
       bounded: show the network only pixels in 0..255; the clip passes gradients unchanged.
       statistics: it needs a network with batch-norm statistics; without, `targets` are empty.
+      sees: network -> the one that the method looks at, which computes the same, and a note that
+        says so; None for the network itself.
+      evidence: what its images show; decisions rest on it.
     """
 
     name: str
@@ -136,6 +140,8 @@ class Recipe(NamedTuple):
     per_layer: bool = False
     bounded: bool = False
     statistics: bool = True
+    sees: Callable[[Model], tuple[Model, str]] | None = None
+    evidence: Evidence = "statistics"
 
     def __hash__(self) -> int:
         """Equal for equal recipes."""
@@ -145,6 +151,39 @@ class Recipe(NamedTuple):
     def steps(self) -> int:
         """Optimisation steps of a batch in all stages."""
         return sum(stage.steps for stage in self.stages)
+
+
+class Offer(NamedTuple):
+    """A method as its name offers it: a recipe is made when it is known for which network.
+
+    Attributes:
+      make: the factory, with the values of the paper.
+      suited: (network, steps and batch if they are asked for) -> the recipe that suits it; None if
+        the paper's values do for all.
+      images: how many the paper calibrates with; None for one batch.
+      ours: made for presets, which say how many images it makes in how many steps.
+      optimised: takes steps; others are given none, whatever is asked for.
+    """
+
+    make: Callable[..., Recipe]
+    suited: Callable[[Model, Mapping[str, Any]], Recipe] | None = None
+    images: int | None = None
+    ours: bool = False
+    optimised: bool = True
+
+    def recipe(self, model: Model | None, steps: int | None, batch: int | None) -> Recipe:
+        """The recipe for a network, or as published if that is None.
+
+        Args:
+          model: the network.
+          steps: of a batch, instead of the method's own.
+          batch: images optimised together, likewise.
+        """
+        asked = {"steps": steps if self.optimised else None, "batch": batch}
+        given = {k: v for k, v in asked.items() if v is not None}
+        if model is None or self.suited is None:
+            return self.make(**given)
+        return self.suited(model, given)
 
 
 def recorded(factory: Callable[Given, Recipe]) -> Callable[Given, Recipe]:

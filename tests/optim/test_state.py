@@ -8,7 +8,7 @@ import pytest
 
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.optim.fit import start_state
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.state import NOWHERE, Place, StateStore
 from dfq_jax.optim.steps import descent
 from dfq_jax.values import bound
 
@@ -157,3 +157,29 @@ def test_start_state_copies(tmp_path):
     loaded = store.load(state)
     assert type(loaded) is type(state)
     assert float(loaded.best) == np.inf
+
+
+def test_a_place_inside_another(tmp_path):
+    """For a part of a run: in a folder of its own, dependent on the same and more."""
+    whole = Place(tmp_path, {"seed": 1})
+    part = (whole / "unit-0").knowing({"method": "m"})
+    assert part == Place(tmp_path / "unit-0", {"seed": 1, "method": "m"})
+    assert whole.facts == {"seed": 1}
+    store = part.store()
+    assert store is not None
+    assert store.folder == tmp_path / "unit-0"
+    with pytest.raises(UsageError, match="method: saved 'm', now 'other'"):
+        part.knowing({"method": "other"}).store()
+    with part.owned(), pytest.raises(UsageError, match="is being written"), part.owned():
+        pass
+    part.remove()
+    assert not (tmp_path / "unit-0").exists()
+    part.remove()
+
+
+def test_nowhere_is_nowhere_throughout():
+    inside = (NOWHERE / "a").knowing({"seed": 1})
+    assert inside.folder is None
+    assert inside.store() is None
+    with inside.owned(), inside.owned():
+        inside.remove()

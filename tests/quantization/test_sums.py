@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.api.quantize import within_sums
+from dfq_jax.api.grids import within_sums
 from dfq_jax.api.request import Follow
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Flatten, Linear, MatMul
 from dfq_jax.io.onnx.export import quantized_onnx, serialize
 from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.affine import Affine
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.quantization.integer import integer_predict
 from dfq_jax.quantization.plan import Scheme, Site, resolve
 from dfq_jax.quantization.simulate import QuantizedModel, simulate
@@ -105,7 +106,7 @@ def test_codes_are_made_smaller_where_sums_would_leave_32_bits(hostile):
     on_grids = partial(dfq, model, images(1.0), Scheme(8, 8), bias="none")
     first = on_grids(rules=())
     assert len(overflowing(first.quantized)) == hostile
-    made, notes = within_sums(first, (), on_grids, Follow(said.append, None, None, None))
+    made, notes = within_sums(first, (), on_grids, Follow(Watcher(said.append)))
     spec = made.quantized.plan.spec(Site("head[1]", "kernel"))
     assert overflowing(made.quantized) == ()
     assert said == list(notes)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 import dfq_jax
-from dfq_jax.api import quantize as quantizing
+from dfq_jax.api import grids
 from dfq_jax.api.synthesize import synthesize
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.aac import aac
@@ -50,14 +50,14 @@ def test_its_images_reach_higher_peaks_than_matching_ones(tiny_net, nets):
 
 def test_activation_ranges_end_at_what_they_show(tiny_net, monkeypatch):
     """By `dfq.quantize` too: statistics widen no range."""
-    peaks, real = [], quantizing.dfq
+    peaks, real = [], grids.dfq
 
     def watched(*args, **how):
         peaks.append(how["peaks"])
         return real(*args, **how)
 
-    monkeypatch.setattr(quantizing, "dfq", watched)
-    images = synthesize(tiny_net, 8, method="aac", steps=2)
+    monkeypatch.setattr(grids, "dfq", watched)
+    images = synthesize(tiny_net, "aac", 8, steps=2)
     dfq_jax.quantize(tiny_net, images)
     others = dataclasses.replace(images, evidence="statistics")
     dfq_jax.quantize(tiny_net, others)

@@ -10,6 +10,7 @@ from scipy.special import log_softmax, softmax
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Grid
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.deepinversion import (
     CIFAR_WEIGHTS,
@@ -140,7 +141,7 @@ def test_networks_disagree_more_where_it_pays(model, nets):
         steps=20, batch=6, learning_rate=0.25, student=nets.stem(seed=2), weights=weights
     )
     note = lambda p: apart.append(1 - p.parts["R_compete"])
-    synthesize_images(model, recipe, 6, KEY, chunk=1, on_progress=note)
+    synthesize_images(model, recipe, 6, KEY, chunk=1, watch=Watcher(progress=note))
     assert apart[-1] > 4 * apart[0] > 0
 
 
@@ -156,7 +157,7 @@ def test_half_the_size_then_all_of_it(model):
     recipe = deepinversion(steps=6, batch=2, learning_rate=9.0, reach=0)
     recipe = recipe._replace(terms=(*recipe.terms, Term("brighter", 1.0, shown)))
     seen = []
-    made = synthesize_images(model, recipe, 2, KEY, on_progress=seen.append)
+    made = synthesize_images(model, recipe, 2, KEY, watch=Watcher(progress=seen.append))
     assert list(dict.fromkeys(shapes)) == [(2, 3, 3, 3), (2, 6, 6, 3)]
     assert [p.step for p in seen] == [4, 6]
     assert [s.steps for s in recipe.stages] == [4, 2]

@@ -13,10 +13,11 @@ from dfq_jax.numerics.affine import Grid, covers, quantize
 from dfq_jax.numerics.channels import input_ranges
 from dfq_jax.numerics.ranges import MinMax, Statistics
 from dfq_jax.numerics.splitting import plan_splits
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.passes.before_quantization import Surgery, operated
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.passes.ranges import expected_ranges
-from dfq_jax.passes.surgery import Surgery, operated
 from dfq_jax.quantization.calibrate import calibrate, observe_ranges, unseen_ranges
 from dfq_jax.quantization.narrowing import activation_gap
 from dfq_jax.quantization.observers import (
@@ -154,7 +155,7 @@ def test_rules_presets_and_stages(tiny_net):
         parse_scheme("w4a8"),
         layers="qdrop_8bit_ends",
         rules=[Rule("project", keep_float=True), Rule("conv2", weight_bits=5)],
-        on_stage=said.append,
+        watch=Watcher(said.append),
     )
     bits = {
         s.node: spec.grid.bits for s, spec in found.quantized.plan.entries if s.slot == "kernel"

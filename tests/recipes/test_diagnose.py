@@ -11,6 +11,7 @@ from dfq_jax.errors import DataError
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.io.frontends.graph_files import load_graph
 from dfq_jax.io.onnx.export import float_onnx, serialize
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.diagnose import diagnose, loses_much, reference_of
@@ -92,7 +93,12 @@ def test_the_whole_diagnosis(made, images):
     stages: list[str] = []
     judged = lambda exact, rough: Judged(-float(np.abs(exact[0] - rough[0]).max()), 0.5)
     found = diagnose(
-        made.reference, made.quantized, images, {"fc": 1.5}, judge=judged, on_stage=stages.append
+        made.reference,
+        made.quantized,
+        images,
+        {"fc": 1.5},
+        judge=judged,
+        watch=Watcher(stages.append),
     )
     assert stages == [
         "finding ranges of 8 bits",

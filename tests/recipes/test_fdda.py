@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.fdda import fdda
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -160,7 +161,9 @@ def test_images_come_closer_to_the_centre_of_their_class(model, centres):
     for weight in (0.9, 0.0):
         recipe = fdda(centres, steps=60, batch=4, learning_rate=0.1, distort=weight)
         seen = []
-        made = synthesize_images(model, recipe, 4, KEY, chunk=1, on_progress=seen.append)
+        made = synthesize_images(
+            model, recipe, 4, KEY, chunk=1, watch=Watcher(progress=seen.append)
+        )
         assert made.images.shape == (4, 6, 6, 3)
         first, last = seen[0].parts, seen[-1].parts
         assert last["CE"] < first["CE"]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax.optim.progress import Phase
+from dfq_jax.optim.progress import Phase, Watcher
 from dfq_jax.recipes import foresight
 from dfq_jax.recipes.foresight import PARTS, foreseen, phase_of, phase_of_synthesis
 from dfq_jax.recipes.presets import ImageBudget
@@ -48,7 +48,7 @@ def test_a_run_tells_its_parts_in_order(tiny_net, preset):
     """Each once, what is foreseen of the rest growing less."""
     told = []
     how = {"n": 4, "steps": 1, "scheme": "w4a8"}
-    dfq.quantize(tiny_net, preset=preset, on_phase=told.append, **how)
+    dfq.quantize(tiny_net, preset=preset, watch=Watcher(phase=told.append), **how)
     learning = ("learning",) if preset == "balanced" else ()
     parts = [p for p in PARTS if p != "learning" or learning]
     assert [phase.what for phase in told] == parts

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from dfq_jax.errors import UsageError
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.genie import genie
@@ -133,7 +134,7 @@ def test_loss_falls(model, variables, look):
     """More than fivefold, though the network swings to the end."""
     seen = []
     recipe = genie(steps=1000, batch=6, **SMALL)
-    made = synthesize_images(model, recipe, 6, KEY, chunk=10, on_progress=seen.append)
+    made = synthesize_images(model, recipe, 6, KEY, chunk=10, watch=Watcher(progress=seen.append))
     start = np.mean([look(1)(variables, jax.random.key(i))[0][0] for i in range(5)])
     assert start > 5 * np.mean([p.parts["loss"] for p in seen[-20:]])
     images = np.asarray(made.images)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.query import batch_norms
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.passes.estimate import recursive_moments
 from dfq_jax.passes.fold import fold_batch_norm
@@ -78,7 +79,7 @@ def test_images_reach_the_estimated_means(bare, nets):
     """Tenfold nearer than the noise they start from, and of possible pixels if asked for."""
     model, seen = estimated(bare, "analytic"), []  # the recursion's means contradict each other
     recipe = gzsq(batch=8, bounded=False)
-    made = synthesize_images(model, recipe, 8, KEY, chunk=250, on_progress=seen.append)
+    made = synthesize_images(model, recipe, 8, KEY, chunk=250, watch=Watcher(progress=seen.append))
     noise = synthesize_images(model, recipe._replace(terms=()), 8, KEY).images
     assert means_off(nets, model, made.images) < means_off(nets, model, noise) / 10
     assert made.losses[0] == pytest.approx(seen[-1].parts["loss"], rel=1e-5)
@@ -94,7 +95,9 @@ def test_methods_that_need_statistics_find_them(recipe, bare):
     """Every batch-norm recipe runs as it is, and lowers its match."""
     seen = []
     model = estimated(bare, "analytic")
-    synthesize_images(model, recipe(steps=12, batch=4), 4, KEY, chunk=3, on_progress=seen.append)
+    synthesize_images(
+        model, recipe(steps=12, batch=4), 4, KEY, chunk=3, watch=Watcher(progress=seen.append)
+    )
     match = recipe().terms[0].name
     assert seen[-1].parts[match] < seen[0].parts[match]
 

@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.knowledge_within import knowledge_within
@@ -62,7 +63,7 @@ def test_real_images_are_closer_than_synthetic_ones_and_these_closer_than_noise(
     own, judge = pair
     seen = []
     recipe = knowledge_within(steps=80, batch=96)
-    made = synthesize_images(own, recipe, 96, KEY, chunk=40, on_progress=seen.append)
+    made = synthesize_images(own, recipe, 96, KEY, chunk=40, watch=Watcher(progress=seen.append))
     noise = gaussian(jax.random.key(7), SHAPE)
     scores = [score(judge, v) for v in (real[2], made.images, noise)]
     assert scores[0] < 0.7 * scores[1]
@@ -118,7 +119,7 @@ def test_classes_alone_need_classes_and_no_statistics(pair, nets):
     fc = {"kernel": jnp.eye(8, 5) * 4, "bias": jnp.zeros(5)}  # class k is feature k
     folded = fold_batch_norm(with_params(pair[0], {"fc": fc}))
     seen = []
-    made = synthesize_images(folded, recipe, 5, KEY, chunk=10, on_progress=seen.append)
+    made = synthesize_images(folded, recipe, 5, KEY, chunk=10, watch=Watcher(progress=seen.append))
     assert made.images.shape == (5, 8, 8, 3)
     assert seen[-1].parts["CE"] < 0.5 * seen[0].parts["CE"]
     assert set(seen[0].parts) == {"CE", "loss"}

@@ -8,9 +8,10 @@ import pytest
 from scipy.ndimage import correlate1d
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.optim.alternating import whose_turn
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import radam_with_plateau
 from dfq_jax.optim.steps import Now
-from dfq_jax.optim.turns import whose_turn
 from dfq_jax.recipes.mct import Variant, last_target, mct
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
@@ -177,7 +178,7 @@ def test_images_are_possible_pixels_of_the_right_size_and_canvases_are_not_clipp
 
     recipe = recipe._replace(source=recipe.source._replace(finish=spied))
     seen = []
-    made = synthesize_images(model, recipe, 5, KEY, chunk=9, on_progress=seen.append)
+    made = synthesize_images(model, recipe, 5, KEY, chunk=9, watch=Watcher(progress=seen.append))
     jax.effects_barrier()
     images = np.asarray(made.images)
     assert images.shape == (5, 6, 6, 3)
@@ -191,7 +192,7 @@ def test_images_are_possible_pixels_of_the_right_size_and_canvases_are_not_clipp
 def test_all_batches_together_come_closer_to_the_statistics(model):
     seen = []
     recipe = mct(variant="code", margin=4, steps=60, batch=2, learning_rate=2.0)
-    made = synthesize_images(model, recipe, 4, KEY, chunk=1, on_progress=seen.append)
+    made = synthesize_images(model, recipe, 4, KEY, chunk=1, watch=Watcher(progress=seen.append))
     start, end = (np.mean([p.parts["BNS"] for p in part]) for part in (seen[:4], seen[-8:]))
     assert end < start / 4
     assert np.abs(np.asarray(made.images[:2]) - made.images[2:]).max() > 0.1

@@ -7,11 +7,13 @@ from dfq_jax.allocation.costs import Unit, cost_of, parse_budget
 from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.errors import BudgetError
 from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
 from dfq_jax.recipes.mixed import mixed
+from dfq_jax.recipes.pipeline import Pipeline
 
 SCHEMES: dict[Unit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
 
@@ -31,12 +33,14 @@ def found(model, nets):
         mix = mixed(
             model,
             nets.images(model, 6),
-            scheme,
-            budget=None if unit == "bits" else uniform,
-            sensitivity="trace" if unit == "bops" else "kl",
+            Pipeline(
+                scheme,
+                budget=None if unit == "bits" else uniform,
+                sensitivity="trace" if unit == "bops" else "kl",
+            ),
             points=4,
             key=jax.random.key(0),
-            on_stage=stages.append,
+            watch=Watcher(stages.append),
         )
         made[unit] = scheme, mix, stages
     return made
@@ -80,9 +84,7 @@ def test_rules_of_the_caller_hold(model, nets):
     mix = mixed(
         model,
         nets.images(model, 4),
-        scheme,
-        rules=rules,
-        budget=parse_budget("5bits"),
+        Pipeline(scheme, rules=rules, budget=parse_budget("5bits")),
         points=2,
         key=jax.random.key(1),
     )
@@ -99,9 +101,7 @@ def test_losses_are_those_of_the_grids_that_dfq_would_take(observers, model, net
     mix = mixed(
         model,
         images,
-        parse_scheme("w4a4"),
-        budget=parse_budget("1GBOPs"),
-        observers=observers,
+        Pipeline(parse_scheme("w4a4"), budget=parse_budget("1GBOPs"), observers=observers),
         points=2,
         key=key,
     )
@@ -121,7 +121,6 @@ def test_a_budget_out_of_reach_is_told(model, nets, monkeypatch):
         mixed(
             model,
             nets.images(model, 4),
-            parse_scheme("w4a8"),
-            budget=parse_budget("2bits"),
+            Pipeline(parse_scheme("w4a8"), budget=parse_budget("2bits")),
             key=jax.random.key(1),
         )

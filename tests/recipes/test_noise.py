@@ -5,6 +5,7 @@ import pytest
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import covers
 from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.quantization.plan import Site, parse_scheme
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.noise import noise
@@ -34,7 +35,7 @@ def test_ranges_cover_the_noise_and_biases_stay(net, nets):
     model = getattr(nets, net)()
     images = synthesize_images(model, noise(), 16, KEY).images
     said = []
-    made = dfq(model, images, parse_scheme("w8a8"), noise=True, on_stage=said.append)
+    made = dfq(model, images, parse_scheme("w8a8"), noise=True, watch=Watcher(said.append))
     assert made.used_images
     assert [s.split()[0] for s in said] == ["folding", "calibrating"]
     assert made.quantized.model.params == made.reference.params

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from dfq_jax.optim.state import Place
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.probes import (
@@ -59,9 +60,9 @@ def test_base_images_make_the_whole_set_again(nets):
 
 def test_a_resumed_run_finds_what_is_finished(nets, monkeypatch, tmp_path):
     model = nets.tiny()
-    whole = probes_of(model, state_folder=tmp_path / "probes")
+    whole = probes_of(model, place=Place(tmp_path) / "probes")
     monkeypatch.delattr("dfq_jax.synthesis.run.attempts.fit")
-    again = probes_of(model, state_folder=tmp_path / "probes")
+    again = probes_of(model, place=Place(tmp_path) / "probes")
     assert np.asarray(again.images).tobytes() == np.asarray(whole.images).tobytes()
 
 

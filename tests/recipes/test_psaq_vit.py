@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.psaq_vit import PAPER_VALUES, psaq_vit, variation_gap
 from dfq_jax.synthesis.recipe import random_labels
@@ -211,7 +212,7 @@ def test_images_of_a_network_without_batch_norm(finer):
     """Possible pixels, nearer to their labels and to the variation drawn."""
     seen = []
     recipe = psaq_vit(steps=100, batch=4)
-    made = synthesize_images(finer, recipe, 6, KEY, chunk=5, on_progress=seen.append)
+    made = synthesize_images(finer, recipe, 6, KEY, chunk=5, watch=Watcher(progress=seen.append))
     assert made.images.shape == (6, 8, 8, 3)
     assert (made.excluded, made.notes, len(made.losses)) == ((), (), 2)
     pixels = np.asarray(made.images) * finer.contract.std + finer.contract.mean

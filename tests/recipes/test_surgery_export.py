@@ -4,7 +4,7 @@ import pytest
 
 from dfq_jax.io.onnx.export import quantized_onnx, serialize
 from dfq_jax.io.verification.verify import verify
-from dfq_jax.passes.surgery import Surgery
+from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq
 

@@ -12,7 +12,7 @@ import pytest
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar, rounded_student
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import fdda
-from dfq_jax.recipes.presets import RECIPES
+from dfq_jax.recipes.presets import OFFERS
 from dfq_jax.recipes.reconstructions import LEARNED
 from dfq_jax.synthesis.terms.centres import Centre, ClassCentres
 from dfq_jax.values import described, fingerprint
@@ -37,7 +37,7 @@ def centres() -> ClassCentres:
 
 
 FACTORIES = {
-    **RECIPES,
+    **{name: offer.make for name, offer in OFFERS.items()},
     **{f"rounding {name}": factory for name, factory in LEARNED.items()},
     "deepinversion_cifar": deepinversion_cifar,
     "end_to_end": end_to_end,
@@ -108,6 +108,6 @@ def test_centres_are_told_by_what_they_are():
 
 def test_descriptions_do_not_depend_on_the_process():
     """No address, no order of a set: what is on disk is compared with it a week later."""
-    text = str(described(LEARNED["qdrop"]())) + str(described(RECIPES["mct"]()))
+    text = str(described(LEARNED["qdrop"]())) + str(described(OFFERS["mct"].make()))
     assert " at 0x" not in text
     assert np.array_equal(text.count("dfq_jax.numerics.rounding:with_soft_bits"), 1)

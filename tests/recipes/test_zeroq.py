@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -126,7 +127,12 @@ def test_images_match_the_statistics(dark, nets):
     model = nets.stem(seed=1)
     seen = []
     made = synthesize_images(
-        model, zeroq(steps=80, batch=4, dark_start=dark), 4, KEY, chunk=1, on_progress=seen.append
+        model,
+        zeroq(steps=80, batch=4, dark_start=dark),
+        4,
+        KEY,
+        chunk=1,
+        watch=Watcher(progress=seen.append),
     )
     assert made.losses[0] == pytest.approx(seen[-1].parts["loss"], rel=1e-5)
     assert seen[-1].parts["loss"] < seen[0].parts["loss"] / 10

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.query import macs
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
@@ -91,7 +92,9 @@ def test_what_is_told_goes_on_and_on(quantized, reference, nets):
     images = np.asarray(nets.images(reference, IMAGES))
     key = jax.random.key(0)
     quiet = reconstruct(quantized, reference, images, method, key)[0]
-    found = reconstruct(quantized, reference, images, method, key, on_progress=told.append)[0]
+    found = reconstruct(
+        quantized, reference, images, method, key, watch=Watcher(progress=told.append)
+    )[0]
     same = jax.tree.map(np.array_equal, found.model.params, quiet.model.params)
     assert all(jax.tree.leaves(same))
     parts = [at.part for at in told]

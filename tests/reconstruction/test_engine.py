@@ -17,9 +17,11 @@ from dfq_jax.graph.ops import Relu
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.rounding import adaround, nearest, rescaled
 from dfq_jax.numerics.softmax import divergence
-from dfq_jax.optim.feed import Fed
+from dfq_jax.optim import state
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.fit import run_chunk
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.optim.state import Place, StateStore
 from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
@@ -132,7 +134,9 @@ def test_sites_of_a_tensor_still_share_its_grid(learned):
 def test_the_same_key_gives_the_same_bits(learned, quantized, reference, images):
     """Whether anybody is told how far the steps of a unit are or not."""
     told = []
-    again, reports = reconstruct(quantized, reference, images, QUICK, KEY, on_progress=told.append)
+    again, reports = reconstruct(
+        quantized, reference, images, QUICK, KEY, watch=Watcher(progress=told.append)
+    )
     assert same(again, learned[0])
     ends = [at for at in told if at.step == at.steps]
     assert [at.batch for at in ends] == list(range(len(reports)))
@@ -153,7 +157,7 @@ def test_steps_of_all_phases_and_layers_of_a_unit_are_counted(
     monkeypatch.setattr(phases, "phase_of", phase_of)
     told, wanted = [], []
     method = QUICK._replace(phases=(Phase(6), Phase(4)), layers=True)
-    reconstruct(quantized, reference, images, method, KEY, on_progress=told.append)
+    reconstruct(quantized, reference, images, method, KEY, watch=Watcher(progress=told.append))
     for number, unit in enumerate(units_of(reference.graph, quantized.plan)):
         layers = len(layers_of(unit))
         steps = [10 * layer + done for layer in range(layers) for done in (6, 10)]
@@ -176,7 +180,9 @@ def test_units_too_large_for_memory_learn_layer_by_layer(quantized, reference, i
     units = units_of(reference.graph, quantized.plan)
     steps = [step_bytes(unit, values, QUICK) for unit in units]
     memory = sorted(steps)[-1] - 1
-    run = lambda **k: reconstruct(quantized, reference, images, QUICK, KEY, folder=tmp_path, **k)
+    run = lambda **k: reconstruct(
+        quantized, reference, images, QUICK, KEY, place=Place(tmp_path), **k
+    )
     _, reports = run(memory=memory)
     with pytest.raises(UsageError, match="units layer by layer: saved"):
         run()
@@ -255,8 +261,8 @@ def test_stopped_anywhere_it_goes_on(learned, quantized, reference, images, tmp_
         return real(*args, **how)
 
     monkeypatch.setattr(phases, "fit", stopping)
-    monkeypatch.setattr(phases, "StateStore", lambda *given: StateStore(*given, every_seconds=0.0))
-    given = {"folder": tmp_path}
+    monkeypatch.setattr(state, "StateStore", lambda *given: StateStore(*given, every_seconds=0.0))
+    given: dict[str, Any] = {"place": Place(tmp_path)}
     with pytest.raises(KeyboardInterrupt):
         reconstruct(quantized, reference, images, QUICK, KEY, **given)
     assert [p.name for p in sorted(tmp_path.glob("*.npz"))] == ["unit-0.npz"]
@@ -308,11 +314,13 @@ IDLE = Reconstruction("idle", nearest(), (), batch=4)
 def test_units_learned_in_another_way_of_the_same_name_are_not_taken_over(
     change, message, quantized, reference, images, tmp_path
 ):
-    reconstruct(quantized, reference, images, IDLE, KEY, folder=tmp_path)
+    reconstruct(quantized, reference, images, IDLE, KEY, place=Place(tmp_path))
     with pytest.raises(UsageError, match=message):
-        reconstruct(quantized, reference, images, IDLE._replace(**change), KEY, folder=tmp_path)
+        reconstruct(
+            quantized, reference, images, IDLE._replace(**change), KEY, place=Place(tmp_path)
+        )
     reconstruct(
-        quantized, reference, images, IDLE._replace(rounding=nearest()), KEY, folder=tmp_path
+        quantized, reference, images, IDLE._replace(rounding=nearest()), KEY, place=Place(tmp_path)
     )
 
 
@@ -321,7 +329,7 @@ def test_a_loss_without_a_name_keeps_nothing_on_disk(quantized, reference, image
     reconstruct(quantized, reference, images, nameless, KEY)
     message = r"^the method\.loss is .*<lambda>, .*values\.bound"
     with pytest.raises(UsageError, match=message):
-        reconstruct(quantized, reference, images, nameless, KEY, folder=tmp_path)
+        reconstruct(quantized, reference, images, nameless, KEY, place=Place(tmp_path))
 
 
 @pytest.mark.parametrize("times", [1, 4])
@@ -338,7 +346,7 @@ def test_a_unit_that_diverges_is_told_and_made_again(
 
     monkeypatch.setattr(phases, "fit", failing)
     method = QUICK._replace(phases=(Phase(2),), merge=0)
-    found, (report,) = reconstruct(quantized, reference, images, method, KEY, folder=tmp_path)
+    found, (report,) = reconstruct(quantized, reference, images, method, KEY, place=Place(tmp_path))
     if times == 1:
         assert factors == [1.0, 0.5]
         told = "diverged at step 3 and was made again at 1/2 of the learning rate"
@@ -347,17 +355,17 @@ def test_a_unit_that_diverges_is_told_and_made_again(
         told = "diverged in each of 4 attempts and was left as it was"
         assert same(found, quantized)
     assert report.notes == (told,)
-    _, (again,) = reconstruct(quantized, reference, images, method, KEY, folder=tmp_path)
+    _, (again,) = reconstruct(quantized, reference, images, method, KEY, place=Place(tmp_path))
     assert again == report
     assert len(factors) == min(times + 1, 4)
 
 
 def test_a_refused_run_names_the_layers_that_differ(quantized, reference, images, tmp_path):
-    reconstruct(quantized, reference, images, IDLE, KEY, folder=tmp_path)
+    reconstruct(quantized, reference, images, IDLE, KEY, place=Place(tmp_path))
     plan = resolve(reference.graph, Scheme(2, 8), rules=[Rule("conv2", weight_bits=4)])
     other = calibrate(reference, plan, jnp.asarray(images))
     with pytest.raises(UsageError, match="\n  bits: conv2 kernel: saved 2, now 4\n") as caught:
-        reconstruct(other, reference, images, IDLE, KEY, folder=tmp_path)
+        reconstruct(other, reference, images, IDLE, KEY, place=Place(tmp_path))
     assert str(caught.value).count("bits: ") == 1
 
 
@@ -384,7 +392,7 @@ def test_damaged_files_are_made_again(
     learned, quantized, reference, images, tmp_path, monkeypatch, damage
 ):
     given = (quantized, reference, images, QUICK, KEY)
-    reconstruct(*given, folder=tmp_path)
+    reconstruct(*given, place=Place(tmp_path))
     file = tmp_path / "unit-1.npz"
     data = bytearray(file.read_bytes())
     match damage:
@@ -399,7 +407,7 @@ def test_damaged_files_are_made_again(
     file.write_bytes(data)
     calls, real = [], phases.fit
     monkeypatch.setattr(phases, "fit", lambda *a, **k: calls.append(1) or real(*a, **k))
-    found, _ = reconstruct(*given, folder=tmp_path)
+    found, _ = reconstruct(*given, place=Place(tmp_path))
     assert same(found, learned[0])
     assert len(calls) == 1
 

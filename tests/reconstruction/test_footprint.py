@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.optim.feed import Fed
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
@@ -17,8 +17,8 @@ from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.reconstructions import foretold
+from dfq_jax.reconstruction.batches import Rows
 from dfq_jax.reconstruction.closed_form import ClosedForm
-from dfq_jax.reconstruction.feed import Rows
 from dfq_jax.reconstruction.footprint import (
     behind,
     footprint,

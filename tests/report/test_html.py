@@ -11,8 +11,8 @@ import pytest
 
 from dfq_jax.allocation.diagnosis import LayerCost
 from dfq_jax.examples import Examples
+from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
-from dfq_jax.reconstruction.unit_report import UnitReport
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.html import report_html
 from dfq_jax.report.outputs import OutputReport

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from dfq_jax.optim.progress import Phase, Progress
+from dfq_jax.optim.progress import Phase, Progress, UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
-from dfq_jax.reconstruction.unit_report import UnitReport
 from dfq_jax.report import console as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
 from dfq_jax.report.console import Log, Results, Terminal, aligned, one_line, printable, shortened

@@ -1,11 +1,15 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from dfq_jax.optim.alternating import whose_turn
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.optim.steps import Now
-from dfq_jax.optim.turns import whose_turn
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective, finished
@@ -55,7 +59,9 @@ def remembered(o):
 
 def progress(net, made, n, **how):
     seen = []
-    found = synthesize_images(net, made, n, KEY, chunk=1, on_progress=seen.append, **how)
+    found = synthesize_images(
+        net, made, n, KEY, chunk=1, watch=Watcher(progress=seen.append), **how
+    )
     return found, seen
 
 
@@ -230,7 +236,7 @@ def test_resumes_with_its_memory_bit_for_bit(turns, net, tmp_path):
     memory = TRACE._replace(finished=turns)
     made = recipe(steps=2, terms=terms, memory=memory, turns=turns)
     whole, all_of = progress(net, made, 6)
-    how = {"state_folder": tmp_path, "fingerprint": {"seed": 5}}
+    how: dict[str, Any] = {"place": Place(tmp_path, {"seed": 5})}
     seen = []
 
     def stop(p):
@@ -239,7 +245,7 @@ def test_resumes_with_its_memory_bit_for_bit(turns, net, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(net, made, 6, KEY, chunk=1, on_progress=stop, **how)
+        synthesize_images(net, made, 6, KEY, chunk=1, watch=Watcher(progress=stop), **how)
     again, rest = progress(net, made, 6, **how)
     np.testing.assert_array_equal(again.images, whole.images)
     assert again.losses == whole.losses

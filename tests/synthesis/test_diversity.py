@@ -8,7 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.base.parallel import Machine
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import rated
+from dfq_jax.optim.state import Place
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.run.attempts import key_of
 from dfq_jax.synthesis.run.diversity import ALIKE, BLANK, contrast, fault_of, similarity, variety
@@ -202,7 +205,7 @@ def test_a_collapsed_batch_is_made_again_from_another_seed(net):
     """The first attempt at batch 1, the first two at batch 2; the others keep their bits."""
     bad = (start_key(1, 0), start_key(2, 0), start_key(2, 1))
     seen = []
-    how = {"chunk": 2, "on_progress": lambda p: seen.append((p.batch, p.step))}
+    how = {"chunk": 2, "watch": Watcher(progress=lambda p: seen.append((p.batch, p.step)))}
     found = synthesize_images(net, still(equal_from(*bad)), 12, KEY, **how)
     np.testing.assert_array_equal(found.images, kept(0, 1, 2, 0))
     assert found.notes == (SEED.format(1), SEED.format(2), SEED.format(2))
@@ -240,7 +243,7 @@ def whole(net):
 
 @pytest.mark.parametrize(("devices", "mode"), [(2, "apart"), (4, "apart"), (3, "together")])
 def test_on_several_devices(devices, mode, whole, net):
-    how = {"chunk": 2, "devices": devices, "mode": mode}
+    how = {"chunk": 2, "machine": Machine(devices, together=mode == "together")}
     same_images = synthesize_images(net, still(equal_from(*BAD)), 12, KEY, **how)
     np.testing.assert_array_equal(same_images.images, whole.images)
     assert same_images.notes == whole.notes
@@ -263,23 +266,25 @@ class Stop:
 @pytest.mark.parametrize("call", [2, 3, 7])
 def test_a_run_killed_in_any_attempt_ends_the_same(call, devices, whole, net, tmp_path):
     """In the first attempt, in the second, in a later batch."""
-    how = {"chunk": 2, "devices": devices, "state_folder": tmp_path}
+    how = {"chunk": 2, "machine": Machine(devices), "place": Place(tmp_path)}
     given = (net, still(equal_from(*BAD)), 12, KEY)
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(*given, **how, on_progress=Stop(call))
+        synthesize_images(*given, **how, watch=Watcher(progress=Stop(call)))
     if call == 3:
         assert (tmp_path / "batch_0" / "stage_0_again_1" / "step_2").is_dir()
     same(synthesize_images(*given, **how), whole)
     assert not list(tmp_path.glob("batch_?"))
-    same(synthesize_images(*given, **how, on_progress=Stop(1)), whole)  # notes are kept, too
+    same(
+        synthesize_images(*given, **how, watch=Watcher(progress=Stop(1))), whole
+    )  # notes are kept, too
 
 
 def test_an_attempt_goes_on_where_it_was(net, tmp_path):
-    seen, how = [], {"chunk": 2, "state_folder": tmp_path}
+    seen, how = [], {"chunk": 2, "place": Place(tmp_path)}
     given = (net, still(equal_from(start_key(0, 0)), steps=8), 3, KEY)
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(*given, **how, on_progress=Stop(6))
-    synthesize_images(*given, **how, on_progress=lambda p: seen.append(p.step))
+        synthesize_images(*given, **how, watch=Watcher(progress=Stop(6)))
+    synthesize_images(*given, **how, watch=Watcher(progress=lambda p: seen.append(p.step)))
     assert seen == [2, 4, 6, 8, 6, 8]  # the first took too little time to be saved; the second
 
 

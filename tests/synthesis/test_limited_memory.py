@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from jax.core import Tracer
 
+from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.errors import ResourceError
 from dfq_jax.optim import fit as fitting
 from dfq_jax.optim.fit import run_chunk, run_chunks
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.run import objectives as batches
@@ -16,7 +19,7 @@ from dfq_jax.synthesis.run.memory import (
     in_units,
     needed,
 )
-from dfq_jax.synthesis.terms.targets import PLAIN, Forward
+from dfq_jax.synthesis.terms.targets import PLAIN
 
 KEY = jax.random.key(5)
 
@@ -46,20 +49,22 @@ def test_a_limit_splits_batches(net, whole):
     said, recipe = [], zeroq(steps=6, batch=4)
     need = foretold(net, measured(net, recipe, 4))
     limit = need.total(2)
-    how = Forward(memory=limit)
-    found = synthesize_images(net, recipe, 8, KEY, chunk=2, how=how, on_stage=said.append)
+    machine = Machine(memory=limit)
+    found = synthesize_images(
+        net, recipe, 8, KEY, chunk=2, machine=machine, watch=Watcher(said.append)
+    )
     alike(found, whole)
     assert found.notes == ()
     assert limit < need.total(1)
     assert said == [f"a step takes about {in_units(limit)}, batches of 4 in 2 parts"]
     with pytest.raises(ResourceError, match="a batch of 4 images needs about"):
-        synthesize_images(net, recipe, 8, KEY, how=Forward(memory=need.total(4) - 1))
+        synthesize_images(net, recipe, 8, KEY, machine=Machine(memory=need.total(4) - 1))
 
 
 def test_without_a_limit_nothing_is_split(net, whole):
     said = []
     found = synthesize_images(
-        *(net, zeroq(steps=6, batch=4), 8, KEY), chunk=2, on_stage=said.append
+        *(net, zeroq(steps=6, batch=4), 8, KEY), chunk=2, watch=Watcher(said.append)
     )
     np.testing.assert_array_equal(found.images, whole.images)
     assert len(said) == 1
@@ -70,16 +75,16 @@ def test_devices_of_a_cpu_share_its_memory(net, whole):
     said, recipe = [], zeroq(steps=6, batch=4)
     limit = 2 * foretold(net, measured(net, recipe, 4)).total(2)
     given = (net, recipe, 8, KEY)
-    how = {"how": Forward(memory=limit), "devices": 2, "chunk": 2, "on_stage": said.append}
-    alike(synthesize_images(*given, **how), whole)
+    how = {"chunk": 2, "watch": Watcher(said.append)}
+    alike(synthesize_images(*given, **how, machine=Machine(2, memory=limit)), whole)
     assert said == [f"a step takes about {in_units(limit)}, batches of 4 in 2 parts"]
-    alike(synthesize_images(*given, **how, mode="together"), whole)
+    alike(synthesize_images(*given, **how, machine=Machine(2, together=True, memory=limit)), whole)
 
 
 def test_parts_give_the_statistics_of_the_whole(net):
     """Batch statistics too, and gradients: only the order of summation differs."""
-    recipe, hows = best(steps=4, batch=4), (PLAIN, Forward(parts=2))
-    one, split = (synthesize_images(net, recipe, 4, KEY, chunk=4, how=how) for how in hows)
+    recipe, machines = best(steps=4, batch=4), (HERE, Machine(parts=2))
+    one, split = (synthesize_images(net, recipe, 4, KEY, chunk=4, machine=m) for m in machines)
     alike(split, one)
 
 
@@ -122,7 +127,7 @@ def test_a_run_goes_on_in_more_parts_when_memory_runs_out(devices, net, whole, s
     failures, seen = scarce(4, since=2), []
     found = synthesize_images(
         *(net, zeroq(steps=6, batch=4), 8, KEY),
-        **{"chunk": 2, "devices": devices, "on_progress": seen.append},
+        **{"chunk": 2, "machine": Machine(devices), "watch": Watcher(progress=seen.append)},
     )
     alike(found, whole)
     assert failures == [1, 2]
@@ -146,11 +151,11 @@ def test_the_note_survives_a_kill(net, whole, scarce, tmp_path):
 
     scarce(2)
     given = (net, zeroq(steps=6, batch=4), 8, KEY)
-    how = {"chunk": 2, "state_folder": tmp_path}
+    how = {"chunk": 2, "place": Place(tmp_path)}
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(*given, **how, on_progress=stop)
-    limit = Forward(memory=2**40)
-    found = synthesize_images(*given, **how, how=limit)  # other limits resume as well
+        synthesize_images(*given, **how, watch=Watcher(progress=stop))
+    limit = Machine(memory=2**40)
+    found = synthesize_images(*given, **how, machine=limit)  # other limits resume as well
     alike(found, whole)
     assert found.notes[0] == "batch 0 did not fit into memory: done in 2 parts"
 

@@ -8,7 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.base.parallel import Machine
 from dfq_jax.errors import DivergedError
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.run.attempts import key_of
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -93,7 +96,7 @@ def test_divergence_is_noticed_within_ten_steps(limit, net):
     wild = climber(limit, stages=(30,))
     look = lambda p: seen.append(p.step)
     try:
-        found = synthesize_images(net, wild, 2, KEY, on_progress=look)
+        found = synthesize_images(net, wild, 2, KEY, watch=Watcher(progress=look))
     except DivergedError:
         assert limit == 1.5  # thirty steps of an eighth are still too many
         found = None
@@ -167,8 +170,10 @@ def test_a_run_killed_before_or_after_divergence_ends_the_same(call, net, tmp_pa
         "batch 1 diverged at st",
     ]
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(net, wild, 4, KEY, state_folder=tmp_path, on_progress=stop_at(call))
-    found = synthesize_images(net, wild, 4, KEY, state_folder=tmp_path)
+        synthesize_images(
+            net, wild, 4, KEY, place=Place(tmp_path), watch=Watcher(progress=stop_at(call))
+        )
+    found = synthesize_images(net, wild, 4, KEY, place=Place(tmp_path))
     np.testing.assert_array_equal(found.images, whole.images)
     assert (found.losses, found.notes) == (whole.losses, whole.notes)
 
@@ -176,7 +181,9 @@ def test_a_run_killed_before_or_after_divergence_ends_the_same(call, net, tmp_pa
 @pytest.mark.parametrize("mode", ["apart", "together"])
 def test_several_devices_tell_the_same(mode, net):
     one = synthesize_images(net, climber(30.0), 4, KEY)
-    found = synthesize_images(net, climber(30.0), 4, KEY, devices=2, mode=mode)
+    found = synthesize_images(
+        net, climber(30.0), 4, KEY, machine=Machine(2, together=mode == "together")
+    )
     assert len(found.notes) == 2
     assert found.notes == one.notes
     np.testing.assert_allclose(found.images, one.images, rtol=1e-6, atol=1e-6)

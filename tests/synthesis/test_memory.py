@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dfq_jax.base.parallel import settled
+from dfq_jax.base.parallel import Machine, settled
 from dfq_jax.errors import ResourceError, UsageError
 from dfq_jax.optim.fit import run_chunk, start_state
 from dfq_jax.recipes.best import best
@@ -99,7 +99,7 @@ def test_of_an_efficient_network(optimized):
 
 def test_devices_that_share_a_batch_share_its_parts(tiny_net, optimized):
     recipe = zeroq(batch=32)
-    spread = spread_of(measured(tiny_net, recipe, 32), 4, "together")
+    spread = spread_of(measured(tiny_net, recipe, 32), Machine(4, together=True))
     whole = allocated(tiny_net, recipe, spread=spread)[1]
     parted = allocated(tiny_net, recipe, Forward(parts=4), spread)[1]
     assert parted < 0.7 * whole

@@ -13,7 +13,7 @@ from dfq_jax.errors import ResourceError, UnsupportedModelError, UsageError
 from dfq_jax.graph.ops import Concat, GlobalAvgPool, MatMul, Reshape, Softmax
 from dfq_jax.recipes.gzsq import estimated
 from dfq_jax.recipes.mct import mct
-from dfq_jax.recipes.presets import METHODS, RECIPES, recipe_for
+from dfq_jax.recipes.presets import METHODS, OFFERS, recipe_for
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.run import limits
 from dfq_jax.synthesis.run.engine import measured, synthesize_images
@@ -67,7 +67,7 @@ def network(nets, method, of):
 def small(method, batch):
     """The method with two steps and little work in each."""
     steps = {} if method == "noise" else {"steps": 2}
-    return RECIPES[method](batch=batch, **steps, **SMALL.get(method, {}))
+    return OFFERS[method].make(batch=batch, **steps, **SMALL.get(method, {}))
 
 
 def made(nets, method, of, batch, n):
@@ -165,7 +165,7 @@ def test_images_beyond_memory_are_refused_with_the_bytes(method, huge, monkeypat
     """Before anything is allocated: nothing after the look at shapes is there to be called."""
     for name in ("ready", "unfitted"):
         monkeypatch.setattr(f"dfq_jax.synthesis.run.engine.{name}", None)
-    recipe = RECIPES[method](batch=32)
+    recipe = OFFERS[method].make(batch=32)
     with pytest.raises(ResourceError, match="smaller size, or use a smaller `batch=`") as caught:
         synthesize_images(huge(method), recipe, 32, KEY)
     text = str(caught.value)

@@ -13,9 +13,11 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from dfq_jax.base.files import owned
-from dfq_jax.base.parallel import data_mesh
+from dfq_jax.base.parallel import Machine, data_mesh
 from dfq_jax.errors import DivergedError, UsageError
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.state import Place
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.noise import noise
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, random_labels
@@ -86,7 +88,7 @@ def compiled(caplog):
 @pytest.mark.parametrize("devices", [2, 8])
 def test_images_are_those_of_one_device(devices, whole, net, compiled):
     """Five batches: the last round of two is not full; of eight devices, five are used."""
-    found = synthesize_images(net, PLAIN, 9, KEY, chunk=2, devices=devices)
+    found = synthesize_images(net, PLAIN, 9, KEY, chunk=2, machine=Machine(devices))
     same(found, whole)
     assert compiled("run_chunks") == 1  # for all devices, chunks and rounds
     assert compiled("run_chunk") == 0
@@ -99,7 +101,9 @@ def test_images_are_those_of_one_device(devices, whole, net, compiled):
 def test_every_stage_is_made_apart_and_progress_counts_rounds(net):
     seen = []
     stages = recipe(stages=(Stage(4, plateau), Stage(1, optax.sgd)))
-    found = synthesize_images(net, stages, 6, KEY, chunk=2, devices=2, on_progress=seen.append)
+    found = synthesize_images(
+        net, stages, 6, KEY, chunk=2, machine=Machine(2), watch=Watcher(progress=seen.append)
+    )
     assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [
         (batch, 2, step, 5) for batch in (0, 1) for step in (2, 4, 5)
     ]
@@ -140,8 +144,8 @@ def test_a_batch_that_diverges_is_made_again_alone(net, compiled):
     assert highest - second > 0.01
     wild = climber(3 + (highest + second) / 2)  # only the highest gets there at the full rate
     seen = []
-    how = {"chunk": 1, "on_progress": seen.append}
-    found = synthesize_images(net, wild, 8, KEY, devices=4, **how)
+    how = {"chunk": 1, "watch": Watcher(progress=seen.append)}
+    found = synthesize_images(net, wild, 8, KEY, machine=Machine(4), **how)
     assert (compiled("run_chunks"), compiled("run_chunk")) == (1, 1)
     assert [p.step for p in seen] == [1, 2, 3, 4] * 2  # all, and the one again
     ends = [start + (2 if start == highest else 4) for start in starts(4)]
@@ -156,7 +160,7 @@ def test_a_batch_that_diverges_is_made_again_alone(net, compiled):
 def test_divergence_at_every_rate_is_an_error(net):
     message = r"small: the loss became NaN or infinite at step \d in each of 4 attempts, the last"
     with pytest.raises(DivergedError, match=message):
-        synthesize_images(net, climber(max(starts(2)) + 0.01), 4, KEY, devices=2)
+        synthesize_images(net, climber(max(starts(2)) + 0.01), 4, KEY, machine=Machine(2))
 
 
 def test_idle_devices_may_do_what_they_like(net):
@@ -165,7 +169,7 @@ def test_idle_devices_may_do_what_they_like(net):
     *others, last = starts(3, key)
     assert last > max(others) + 0.01
     wild = climber(3 + (max(others) + last) / 2)
-    found = synthesize_images(net, wild, 6, key, devices=2)
+    found = synthesize_images(net, wild, 6, key, machine=Machine(2))
     same(found, synthesize_images(net, wild, 6, key))
     np.testing.assert_allclose(np.asarray(found.images)[-2, 0, 0, 0] / UNIT, last + 2, rtol=1e-5)
 
@@ -195,7 +199,7 @@ def drawn(memory, **changes):
     ids=["steps", "batches", "turns", "fixed"],
 )
 def test_batches_that_need_each_other_stay_on_one_device(made, why, net, compiled):
-    found = synthesize_images(net, made, 6, KEY, devices=3)
+    found = synthesize_images(net, made, 6, KEY, machine=Machine(3))
     assert compiled("run_chunks") == (0 if why else 1)
     assert found.notes == ((f"small used 1 of 3 devices: {why}",) if why else ())
     same(found, synthesize_images(net, made, 6, KEY))
@@ -220,8 +224,11 @@ def test_resumes_on_other_devices(before, after, first, reports, whole, net, tmp
 
     They go on from there, unless a round holds batches that never began.
     """
-    how = {"chunk": 2, "state_folder": tmp_path, "fingerprint": {"seed": 5}}
-    stop = {"on_progress": stop_at(1, 2, KeyboardInterrupt()), "devices": before}
+    how = {"chunk": 2, "place": Place(tmp_path, {"seed": 5})}
+    stop = {
+        "watch": Watcher(progress=stop_at(1, 2, KeyboardInterrupt())),
+        "machine": Machine(before),
+    }
     with pytest.raises(KeyboardInterrupt):
         synthesize_images(net, PLAIN, 9, KEY, **how, **stop)
     done = [f"batch_{i}.npz" for i in range(before)]
@@ -230,17 +237,19 @@ def test_resumes_on_other_devices(before, after, first, reports, whole, net, tmp
     for folder in begun:
         assert (tmp_path / folder / "stage_0" / "step_2").is_dir()
     seen = []
-    again = synthesize_images(net, PLAIN, 9, KEY, devices=after, on_progress=seen.append, **how)
+    again = synthesize_images(
+        net, PLAIN, 9, KEY, machine=Machine(after), watch=Watcher(progress=seen.append), **how
+    )
     same(again, whole)
     assert (seen[0].step, len(seen)) == (first, reports)
     assert seen[-1].batch + 1 == seen[-1].batches
 
 
 def test_a_finished_run_is_read_back(whole, net, tmp_path):
-    how = {"chunk": 2, "state_folder": tmp_path, "devices": 5}
+    how = {"chunk": 2, "place": Place(tmp_path), "machine": Machine(5)}
     same(synthesize_images(net, PLAIN, 9, KEY, **how), whole)
     seen = []
-    same(synthesize_images(net, PLAIN, 9, KEY, on_progress=seen.append, **how), whole)
+    same(synthesize_images(net, PLAIN, 9, KEY, watch=Watcher(progress=seen.append), **how), whole)
     assert seen == []
 
 
@@ -249,11 +258,11 @@ def test_state_that_another_process_is_writing_is_refused(net, tmp_path):
         owned(tmp_path, "run"),
         pytest.raises(UsageError, match=f"being written by process {os.getpid()} on"),
     ):
-        synthesize_images(net, PLAIN, 2, KEY, state_folder=tmp_path)
+        synthesize_images(net, PLAIN, 2, KEY, place=Place(tmp_path))
     lock = tmp_path / "run.lock"
     seen = []
     look = lambda p: seen.append(json.loads(lock.read_text())["pid"])
-    synthesize_images(net, PLAIN, 2, KEY, state_folder=tmp_path, on_progress=look)
+    synthesize_images(net, PLAIN, 2, KEY, place=Place(tmp_path), watch=Watcher(progress=look))
     assert seen[0] == os.getpid()
     assert not lock.exists()
 
@@ -273,7 +282,7 @@ def test_one_large_batch_over_several_devices(kind, large, net, compiled):
     mesh = None if kind is None else Mesh(data_mesh(4).devices, ("data",), axis_types=(kind,))
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         key = jax.random.key(5)
-        how = {"devices": 4, "mode": "together", "chunk": 3}
+        how = {"machine": Machine(4, together=True), "chunk": 3}
         found = synthesize_images(net, TOGETHER, 12, key, **how)
     assert compiled("run_chunk") <= 1  # all of them share it, on whatever mesh
     assert compiled("run_chunks") == 0
@@ -284,16 +293,16 @@ def test_one_large_batch_over_several_devices(kind, large, net, compiled):
 
 
 def test_a_batch_is_divided_evenly(net):
-    spread = spread_of(measured(net, recipe(batch=6), 6), 4, "together")
+    spread = spread_of(measured(net, recipe(batch=6), 6), Machine(4, together=True))
     assert spread.together == data_mesh(3)
     why = "a batch of 6 images does not divide evenly among more"
     assert spread.notes == (f"small used 3 of 4 devices: {why}",)
-    assert spread_of(measured(net, recipe(batch=7), 7), 4, "together").together is None
+    assert spread_of(measured(net, recipe(batch=7), 7), Machine(4, together=True)).together is None
 
 
 def test_memory_goes_on_where_devices_work_together(net):
     one = synthesize_images(net, drawn(SUM), 6, KEY)
-    found = synthesize_images(net, drawn(SUM), 6, KEY, devices=2, mode="together")
+    found = synthesize_images(net, drawn(SUM), 6, KEY, machine=Machine(2, together=True))
     assert found.notes == ()
     np.testing.assert_allclose(found.images, one.images, rtol=1e-5, atol=1e-5)
 
@@ -302,25 +311,22 @@ def test_memory_goes_on_where_devices_work_together(net):
 def test_the_mesh_of_the_caller_does_not_change_the_images(kind, whole, net):
     with jax.set_mesh(Mesh(data_mesh(2).devices, ("data",), axis_types=(kind,))):
         key, devices = jax.random.key(5), 1 if kind == AxisType.Auto else 4
-        same(synthesize_images(net, PLAIN, 9, key, chunk=2, devices=devices), whole)
+        same(synthesize_images(net, PLAIN, 9, key, chunk=2, machine=Machine(devices)), whole)
 
 
-def test_devices_and_modes_that_do_not_exist(net):
+def test_devices_that_do_not_exist(net):
     with pytest.raises(UsageError, match="asked for 9 devices, this process has 8"):
-        synthesize_images(net, PLAIN, 2, KEY, devices=9)
-    mode = "apar"
-    with pytest.raises(UsageError, match="mode 'apar' is none of apart, together"):
-        spread_of(measured(net, PLAIN, 2), 2, mode)
+        synthesize_images(net, PLAIN, 2, KEY, machine=Machine(9))
 
 
 def test_noise_needs_one_device(net):
     one = synthesize_images(net, noise(batch=2), 5, KEY)
-    same(synthesize_images(net, noise(batch=2), 5, KEY, devices=3), one)
+    same(synthesize_images(net, noise(batch=2), 5, KEY, machine=Machine(3)), one)
 
 
 def test_processes_that_know_each_other_keep_no_unfinished_state(tmp_path, monkeypatch):
     """Orbax would wait for the others, which have nothing to save."""
-    assert store_of(tmp_path / "one", {}, 0, 0) is not None
+    assert store_of(Place(tmp_path / "one"), 0, 0) is not None
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert store_of(tmp_path / "two", {}, 0, 0) is None
+    assert store_of(Place(tmp_path / "two"), 0, 0) is None
     assert not (tmp_path / "two").exists()

@@ -10,7 +10,9 @@ import pytest
 from dfq_jax.errors import DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.graph.query import classes_of
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import reduce_on_plateau
+from dfq_jax.optim.state import Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage
@@ -107,7 +109,7 @@ def test_one_program_for_all_batches_and_chunks(net):
 
 def test_progress(net):
     seen = []
-    synthesize_images(net, recipe(), 3, KEY, chunk=3, on_progress=seen.append)
+    synthesize_images(net, recipe(), 3, KEY, chunk=3, watch=Watcher(progress=seen.append))
     assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [
         (0, 2, 3, 6),
         (0, 2, 6, 6),
@@ -123,11 +125,11 @@ def test_progress(net):
 @pytest.mark.parametrize(("batch", "step"), [(1, 4), (2, 6)], ids=lambda v: str(v))
 def test_resumes_bit_for_bit(batch, step, whole, net, tmp_path):
     stop = crash_at(batch, step, KeyboardInterrupt())
-    how = {"chunk": 2, "state_folder": tmp_path, "fingerprint": {"seed": 5}}
+    how = {"chunk": 2, "place": Place(tmp_path, {"seed": 5})}
     with pytest.raises(KeyboardInterrupt):
-        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+        synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=stop), **how)
     seen = []
-    again = synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how)
+    again = synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=seen.append), **how)
     same(again, whole)
     left = [(b, s) for b in range(3) for s in (2, 4, 6) if (b, s) > (batch, step)]
     assert [(p.batch, p.step) for p in seen] == left
@@ -135,26 +137,27 @@ def test_resumes_bit_for_bit(batch, step, whole, net, tmp_path):
 
 def test_finished_batches_survive_any_crash(whole, net, tmp_path):
     stop = crash_at(2, 2, RuntimeError("power cut"))
-    how = {"chunk": 2, "state_folder": tmp_path}
+    how = {"chunk": 2, "place": Place(tmp_path)}
     with pytest.raises(RuntimeError, match="power cut"):
-        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+        synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=stop), **how)
     seen = []
-    same(synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how), whole)
+    same(
+        synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=seen.append), **how), whole
+    )
     assert {p.batch for p in seen} == {2}
 
 
 def test_state_of_another_run_is_refused(net, tmp_path):
     """Also when the crash came exactly between two batches."""
     one = recipe(steps=2)
-    synthesize_images(net, one, 2, KEY, state_folder=tmp_path, fingerprint={"seed": 5})
+    synthesize_images(net, one, 2, KEY, place=Place(tmp_path, {"seed": 5}))
     with pytest.raises(UsageError, match=r"different run:\n  seed: saved 5, now 6"):
         synthesize_images(
             net,
             one,
             4,
             jax.random.key(6),
-            state_folder=tmp_path,
-            fingerprint={"seed": 6},
+            place=Place(tmp_path, {"seed": 6}),
         )
 
 
@@ -165,13 +168,13 @@ def louder(observed):
 
 def test_state_of_another_recipe_of_the_same_settings_is_refused(net, tmp_path):
     made = recipe(steps=2)
-    synthesize_images(net, made, 2, KEY, state_folder=tmp_path)
+    synthesize_images(net, made, 2, KEY, place=Place(tmp_path))
     other = made._replace(terms=(made.terms[0], made.terms[1]._replace(fn=louder)))
     message = r"recipe: terms: 1: fn: is: saved '.*:image_statistics', now '.*:louder'"
     with pytest.raises(UsageError, match=message):
-        synthesize_images(net, other, 2, KEY, state_folder=tmp_path)
+        synthesize_images(net, other, 2, KEY, place=Place(tmp_path))
     same(
-        synthesize_images(net, recipe(steps=2), 2, KEY, state_folder=tmp_path),
+        synthesize_images(net, recipe(steps=2), 2, KEY, place=Place(tmp_path)),
         synthesize_images(net, made, 2, KEY),
     )
 
@@ -180,15 +183,15 @@ def test_recipes_without_names_keep_nothing_on_disk(net, tmp_path):
     nameless = recipe(steps=2, terms=(Term("bn", 1.0, lambda o: batch_norm_match(o)),))
     assert len(synthesize_images(net, nameless, 2, KEY).images) == 2
     with pytest.raises(UsageError, match=r"^recipe\.terms\[0\]\.fn is .*<lambda>, .*values\.bound"):
-        synthesize_images(net, nameless, 2, KEY, state_folder=tmp_path)
+        synthesize_images(net, nameless, 2, KEY, place=Place(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
 def test_a_damaged_batch_is_made_again(damage, whole, net, tmp_path):
     stop = crash_at(2, 2, RuntimeError("power cut"))
-    how = {"chunk": 2, "state_folder": tmp_path}
+    how = {"chunk": 2, "place": Place(tmp_path)}
     with pytest.raises(RuntimeError, match="power cut"):
-        synthesize_images(net, recipe(), 5, KEY, on_progress=stop, **how)
+        synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=stop), **how)
     file = tmp_path / "batch_0.npz"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
@@ -197,7 +200,9 @@ def test_a_damaged_batch_is_made_again(damage, whole, net, tmp_path):
     damaged = {"cut": data[:-40], "flipped": data, "empty": b"", "other": other.getvalue()}
     file.write_bytes(damaged[damage])
     seen = []
-    same(synthesize_images(net, recipe(), 5, KEY, on_progress=seen.append, **how), whole)
+    same(
+        synthesize_images(net, recipe(), 5, KEY, watch=Watcher(progress=seen.append), **how), whole
+    )
     assert len({p.batch for p in seen}) == 2  # the damaged one and the last, no more
 
 

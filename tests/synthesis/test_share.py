@@ -18,7 +18,9 @@ import pytest
 
 import dfq_jax
 from dfq_jax.base.files import owned
+from dfq_jax.base.parallel import Machine
 from dfq_jax.errors import UsageError
+from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import rated
 from dfq_jax.recipes.noise import noise
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
@@ -65,9 +67,9 @@ def net(nets):
     return nets.stem()
 
 
-def share(net, folder, process=0, processes=1, recipe=SMALL, n=9, **how: Any):
-    how = {"chunk": 2, "process": process, "processes": processes} | how
-    return synthesize_shards(net, recipe, n, KEY, folder, FACTS, **how)
+def share(net, folder, process=0, processes=1, recipe=SMALL, n=9, devices=1, **how: Any):
+    machine = Machine(devices, process=process, processes=processes)
+    return synthesize_shards(net, recipe, n, KEY, folder, FACTS, chunk=2, machine=machine, **how)
 
 
 def contents(folder):
@@ -114,14 +116,14 @@ def test_what_is_there_is_not_made_again(whole, net, tmp_path):
     seen = []
     folder = tmp_path / "set"
     assert not share(net, folder, 1, 2).complete
-    share(net, folder, 0, 1, on_progress=seen.append)
+    share(net, folder, 0, 1, watch=Watcher(progress=seen.append))
     assert {(p.batch, p.batches) for p in seen} == {(i, 5) for i in (2, 3, 4)}
     assert contents(folder) == contents(whole)
     seen.clear()
-    assert share(net, folder, on_progress=seen.append).complete
+    assert share(net, folder, watch=Watcher(progress=seen.append)).complete
     assert seen == []
     (folder / "shard-00003-of-00005.npz").unlink()  # as somebody who was told that it is damaged
-    assert share(net, folder, on_progress=seen.append).complete
+    assert share(net, folder, watch=Watcher(progress=seen.append)).complete
     assert len(seen) == 2
     assert contents(folder) == contents(whole)
 
@@ -129,7 +131,7 @@ def test_what_is_there_is_not_made_again(whole, net, tmp_path):
 def test_a_shard_that_was_damaged_before_the_set_was_finished_is_made_again(whole, net, tmp_path):
     folder = tmp_path / "set"
     with pytest.raises(KeyboardInterrupt):
-        share(net, folder, on_progress=crash_at(3, 2, KeyboardInterrupt()))
+        share(net, folder, watch=Watcher(progress=crash_at(3, 2, KeyboardInterrupt())))
     shard = folder / "shard-00001-of-00005.npz"
     data = bytearray(shard.read_bytes())
     data[-300] ^= 255
@@ -157,9 +159,14 @@ def crash_at(batch, step, error):
 def test_resumes_inside_a_batch(devices, whole, net, tmp_path):
     folder, seen = tmp_path / "set", []
     with pytest.raises(KeyboardInterrupt):
-        share(net, folder, devices=devices, on_progress=crash_at(1, 2, KeyboardInterrupt()))
+        share(
+            net,
+            folder,
+            devices=devices,
+            watch=Watcher(progress=crash_at(1, 2, KeyboardInterrupt())),
+        )
     assert (tmp_path / ".set.run" / f"batch_{devices}" / "stage_0" / "step_2").is_dir()
-    assert share(net, folder, devices=devices, on_progress=seen.append).complete
+    assert share(net, folder, devices=devices, watch=Watcher(progress=seen.append)).complete
     assert (seen[0].batch, seen[0].step) == (1, 4)
     assert contents(folder) == contents(whole)
 
@@ -168,14 +175,22 @@ def test_resumes_inside_a_batch(devices, whole, net, tmp_path):
 def test_batches_that_need_each_other_are_made_by_one_process(turns, net, tmp_path):
     recipe = SUM._replace(turns=turns)
     folder, seen = tmp_path / "set", []
-    idle = share(net, folder, 1, 2, recipe, n=5, devices=2, on_progress=seen.append)
+    idle = share(net, folder, 1, 2, recipe, n=5, devices=2, watch=Watcher(progress=seen.append))
     assert (idle.complete, seen) == (False, [])
     why = "its batches take turns" if turns else "each batch goes on from the one before"
     assert idle.notes[-1] == f"small used one of 2 processes: {why}"
     assert idle.notes[0].startswith("small used 1 of 2 devices: ")
     at = (0, 4) if turns else (1, 2)
     with pytest.raises(KeyboardInterrupt):
-        share(net, folder, 0, 2, recipe, n=5, on_progress=crash_at(*at, KeyboardInterrupt()))
+        share(
+            net,
+            folder,
+            0,
+            2,
+            recipe,
+            n=5,
+            watch=Watcher(progress=crash_at(*at, KeyboardInterrupt())),
+        )
     assert share(net, folder, 0, 2, recipe, n=5).complete
     plain = synthesize_images(net, recipe, 5, KEY, chunk=2)
     np.testing.assert_array_equal(load_shards(folder).images, plain.images)
@@ -239,7 +254,8 @@ def module(name):
 share = module("synthesis/test_share")
 made = share.synthesize_shards(
     module("nets").stem(), share.SMALL, 40, share.KEY, folder, share.FACTS,
-    chunk=2, devices=4, on_progress=lambda p: time.sleep(float(pause)),
+    chunk=2, machine=share.Machine(4),
+    watch=share.Watcher(progress=lambda p: time.sleep(float(pause))),
 )
 print("complete" if made.complete else "incomplete", flush=True)
 """

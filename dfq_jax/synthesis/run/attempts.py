@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.base.parallel import at_home, everywhere, share_rows, stack
 from dfq_jax.errors import DivergedError
+from dfq_jax.optim.alternating import own
 from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, retold
 from dfq_jax.optim.fit import FitResult, Metrics, fit, fit_apart
 from dfq_jax.optim.state import StateStore
-from dfq_jax.optim.turns import own
 from dfq_jax.synthesis.run.diversity import fault_of
 from dfq_jax.synthesis.run.objectives import Context, Job, lighter
 

@@ -2,24 +2,22 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.base.files import owned
-from dfq_jax.base.parallel import Mode, at_home, data_mesh, no_mesh
-from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.base.parallel import HERE, Machine, Precision, at_home, data_mesh, no_mesh
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, output_shapes
 from dfq_jax.optim.fit import Metrics
-from dfq_jax.optim.progress import Progress
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.progress import SILENT, Progress, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.synthesis.recipe import Memory, Recipe, nothing
 from dfq_jax.synthesis.run.limits import refuse_hopeless
 from dfq_jax.synthesis.run.memory import in_units, needed, parts_within
@@ -35,7 +33,7 @@ from dfq_jax.synthesis.run.pending import (
     taken,
 )
 from dfq_jax.synthesis.sources.pixels import Images
-from dfq_jax.synthesis.terms.targets import PLAIN, Forward, Targets, Unusable, batch_norm_targets
+from dfq_jax.synthesis.terms.targets import Forward, Targets, Unusable, batch_norm_targets
 from dfq_jax.types import InputContract
 from dfq_jax.values import bound, described
 
@@ -63,13 +61,9 @@ def synthesize_images(
     key: Key[Array, ""],
     *,
     chunk: int = 10,
-    how: Forward = PLAIN,
-    devices: int = 1,
-    mode: Mode = "apart",
-    on_stage: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    state_folder: Path | None = None,
-    fingerprint: dict | None = None,
+    machine: Machine = HERE,
+    watch: Watcher = SILENT,
+    place: Place = NOWHERE,
 ) -> Synthesized:
     """Synthesizes `n` images in the network's normalised input space.
 
@@ -79,58 +73,49 @@ def synthesize_images(
       n: how many images.
       key: batch i uses `fold_in(key, i)`; equal keys give equal images.
       chunk: most steps between two progress reports.
-      how: precision, and what to do about memory.
-      devices: of this process, to use at most.
-      mode: `apart` makes as many batches at a time, one a device; images are those of one device.
-        `together` spreads every batch over them; statistics are those of the whole batch.
-      on_stage: told how much memory a step will take, before it is compiled.
-      on_progress: called on the host after every chunk.
-      state_folder: where to keep state; a run that finds its own state there resumes.
-      fingerprint: what the state depends on; see `StateStore`.
+      machine: devices, precision, and what to do about memory.
+      watch: told how much memory a step will take, before it is compiled, and of every chunk.
+      place: where to keep state; a run that finds its own state there resumes.
 
     Returns:
       Images, the final loss of each batch, and the batch norms left out.
 
     Raises:
       DivergedError: if a batch diverges four times, each at half the learning rate of the last.
-      UsageError: if `state_folder` belongs to a run with another fingerprint or is being written
-        by another process, there are not so many devices, the method cannot make images of this
-        size, or a function of its has no name (`values.bound`) and state is to be kept.
+      UsageError: if `place` belongs to a run with other facts or is being written by another
+        process, there are not so many devices, the method cannot make images of this size, a
+        function of its has no name (`values.bound`) and state is to be kept, or several processes
+        are named: they fill a folder (`run.processes`).
       UnsupportedModelError: if the method needs batch-norm statistics and there are none.
       ResourceError: if memory does not suffice even for one image at a time.
     """
+    if machine.process is not None or machine.processes is not None:
+        raise UsageError("several processes fill a folder: use `synthesize_set`.")
     with no_mesh(), contextlib.ExitStack() as stack:
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
-        spread = spread_of(work, devices, mode)
-        if state_folder is not None:
-            stack.enter_context(owned(state_folder, "run"))
+        spread = spread_of(work, machine)
+        stack.enter_context(place.owned())
         if not recipe.terms:
             one, keys = unfitted(model, recipe, work.size), keys_of(key, work.batches)
             return Synthesized(jnp.concatenate([one(k) for k in keys])[:n], (), ())
-        facts = dict(fingerprint or {})
-        if state_folder is not None:
-            facts["recipe"] = described(recipe, "recipe")
-            StateStore(state_folder, facts)  # refuses the batches of another run
-        run = ready(model, key, work, spread, how, on_stage)
-        tell = partial(report, on_progress, recipe.steps * run.job.turns)
-        images, losses, told = make_all(run, n, tell, chunk, state_folder, facts)
+        if place.folder is not None:
+            place = place.knowing({"recipe": described(recipe, "recipe")})
+            place.store()  # refuses the batches of another run
+        run = ready(model, key, work, spread, forward_on(machine), watch)
+        tell = partial(report, watch, recipe.steps * run.job.turns)
+        images, losses, told = make_all(run, n, tell, chunk, place)
     return Synthesized(images, losses, work.excluded, work.notes + spread.notes + told)
 
 
 def make_all(
-    run: Run,
-    n: int,
-    tell: Tell,
-    chunk: int,
-    state_folder: Path | None,
-    fingerprint: Mapping[str, Any],
+    run: Run, n: int, tell: Tell, chunk: int, place: Place
 ) -> tuple[Images, tuple[float, ...], tuple[str, ...]]:
     """The first `n` images of all optimisations, the loss of each, and notes on them."""
     shelf = in_memory()
-    if state_folder is not None:
-        shelf = in_folder(state_folder, run.job.together_shape, run.memory)
-    make_missing(run, range(run.total), shelf, tell, chunk, state_folder, fingerprint)
+    if place.folder is not None:
+        shelf = in_folder(place.folder, run.job.together_shape, run.memory)
+    make_missing(run, range(run.total), shelf, tell, chunk, place)
     made = [taken(shelf, index) for index in range(run.total)]
     notes = sum((notes_on(run.job, index, m) for index, m in enumerate(made)), ())
     return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
@@ -179,6 +164,11 @@ def measured(model: Model, recipe: Recipe, n: int) -> Work:
     return Work(fitted, targets, size, batches, excluded, notes)
 
 
+def forward_on(machine: Machine) -> Forward:
+    """How a machine computes a forward pass."""
+    return Forward(cast(Precision, machine.dtype), machine.parts, machine.remat, machine.memory)
+
+
 class Spread(NamedTuple):
     """Who makes the batches.
 
@@ -193,20 +183,20 @@ class Spread(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread:
+def spread_of(work: Work, machine: Machine, processes: int = 1) -> Spread:
     """As many devices as there is work for.
 
     Raises:
-      UsageError: if there are not so many, or for another mode.
+      UsageError: if there are not so many.
     """
-    check_choice("mode", mode, get_args(Mode))
+    devices = machine.devices
     data_mesh(devices)  # refuses more than there are
     recipe, used, why = work.recipe, 1, ""
     if not recipe.terms or devices == 1:
         return Spread()
     if recipe.turns:
         why = "its batches take turns in one optimisation"
-    elif mode == "together":
+    elif machine.together:
         used = max(d for d in range(1, devices + 1) if work.size % d == 0)
         why = f"a batch of {work.size} images does not divide evenly among more"
     elif consecutive(recipe):
@@ -216,7 +206,7 @@ def spread_of(work: Work, devices: int, mode: str, processes: int = 1) -> Spread
         why = f"there are {work.batches} batches of {work.size} images"
     notes = (f"{recipe.name} used {used} of {devices} devices: {why}",) if used < devices else ()
     mesh = data_mesh(used) if used > 1 else None
-    return Spread(None, mesh, notes) if mode == "together" else Spread(mesh, None, notes)
+    return Spread(None, mesh, notes) if machine.together else Spread(mesh, None, notes)
 
 
 def ready(
@@ -225,13 +215,13 @@ def ready(
     work: Work,
     spread: Spread,
     how: Forward,
-    on_stage: Callable[[str], None] | None = None,
+    watch: Watcher = SILENT,
 ) -> Run:
     """Prepares what all batches share."""
     recipe, targets = work.recipe, work.targets
     turns = work.batches if recipe.turns else 1
-    if how.memory is not None or on_stage is not None:
-        how = foretold(model, work, spread, turns, how, on_stage or (lambda text: None))
+    if how.memory is not None or watch.stage is not None:
+        how = foretold(model, work, spread, turns, how, watch)
     job = job_for(model, recipe, targets, work.size, turns, how, spread.together)
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
     memory = recipe.memory.start(targets, turns, job.classes, watched(recipe, model))
@@ -244,7 +234,7 @@ def foretold(
     spread: Spread,
     turns: int,
     how: Forward,
-    on_stage: Callable[[str], None],
+    watch: Watcher,
 ) -> Forward:
     """In as many parts as it takes to stay within the memory allowed; tells what a step will take.
 
@@ -263,7 +253,7 @@ def foretold(
     each = " on each device" if devices > sharers else ""
     split = f" in {parts} parts" if parts > 1 else ""
     size = in_units(sharers * need.total(parts))
-    on_stage(f"a step takes about {size}{each}, batches of {work.size}{split}")
+    watch.says(f"a step takes about {size}{each}, batches of {work.size}{split}")
     return dataclasses.replace(how, parts=parts)
 
 
@@ -304,17 +294,9 @@ def watched(recipe: Recipe, model: Model) -> dict[str, int]:
     return {name: shapes[readers[node].inputs[0]][-1] for name, node in nodes.items()}
 
 
-def report(
-    on_progress: Callable[[Progress], None] | None,
-    steps: int,
-    batch: int,
-    batches: int,
-    step: int,
-    parts: Metrics,
-) -> None:
+def report(watch: Watcher, steps: int, batch: int, batches: int, step: int, parts: Metrics) -> None:
     """Passes the state of a run on to whoever shows it."""
-    if on_progress is not None:
-        on_progress(Progress(batch, batches, step, steps, parts))
+    watch.advances(Progress(batch, batches, step, steps, parts))
 
 
 def batch_size(recipe: Recipe, n: int, layers: int) -> int:

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dfq_jax.errors import ResourceError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
+from dfq_jax.optim.alternating import of_each, own, whose_turn
 from dfq_jax.optim.attempts import rate_of
 from dfq_jax.optim.steps import Now, Step, descent
-from dfq_jax.optim.turns import of_each, own, whose_turn
 from dfq_jax.synthesis.recipe import Recipe, Stage
 from dfq_jax.synthesis.run.memory import divisors
 from dfq_jax.synthesis.sources.augment import Augment

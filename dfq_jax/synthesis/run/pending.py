@@ -1,7 +1,6 @@
 """A run: which batches are missing, who makes them, and where finished ones are kept."""
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from dfq_jax.errors import DataError
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.pieces import Piece, load_piece, save_piece
-from dfq_jax.optim.state import StateStore
+from dfq_jax.optim.state import NOWHERE, Place, StateStore
 from dfq_jax.synthesis.recipe import Memory, Recipe
 from dfq_jax.synthesis.run.attempts import Made, make, make_apart
 from dfq_jax.synthesis.run.objectives import Job
@@ -67,8 +66,7 @@ def make_missing(
     shelf: Shelf,
     tell: Tell,
     chunk: int,
-    state_folder: Path | None = None,
-    fingerprint: Mapping[str, Any] | None = None,
+    place: Place = NOWHERE,
 ) -> tuple[str, ...]:
     """Makes those of the wanted optimisations that are not on the shelf, and puts them there.
 
@@ -78,8 +76,7 @@ def make_missing(
       shelf: where finished ones are.
       tell: told of the progress.
       chunk: most steps between two visits of the host.
-      state_folder: where to keep the state of unfinished ones.
-      fingerprint: what it depends on.
+      place: where to keep the state of unfinished ones.
 
     Returns:
       Notes on those made here, in sentences.
@@ -90,19 +87,18 @@ def make_missing(
     before, notes = (len(wanted) - len(missing)) // width, ()
     for number, indices in enumerate(rounds, before):
         report = partial(tell, number, before + len(rounds))
-        folders = [None if state_folder is None else state_folder / f"batch_{i}" for i in indices]
-        stores = [partial(store_of, folder, fingerprint or {}) for folder in folders]
+        places = [place / f"batch_{i}" for i in indices]
+        stores = [partial(store_of, each) for each in places]
         keys = [jax.random.fold_in(run.key, index) for index in indices]
         given = (run.job, run.shared, memory_before(run, indices[0], shelf))
         if run.apart is None:
             finished = [make(*given, keys[0], report, stores[0], chunk)]
         else:
             finished = make_apart(*given, keys, run.apart, report, stores, chunk)
-        for index, folder, made in zip(indices, folders, finished, strict=True):
+        for index, each, made in zip(indices, places, finished, strict=True):
             shelf.put(index, made)
             notes += notes_on(run.job, index, made)
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            each.remove()
     return notes
 
 
@@ -134,18 +130,14 @@ def taken(shelf: Shelf, index: int) -> Made:
     return made
 
 
-def store_of(
-    folder: Path | None, fingerprint: Mapping[str, Any], stage: int, attempt: int
-) -> StateStore | None:
+def store_of(place: Place, stage: int, attempt: int) -> StateStore | None:
     """Where a batch keeps the state of a stage, if it does; every attempt has its own.
 
     Under `jax.distributed` it keeps none, since Orbax saves what all processes have in common, and
     batches have nothing: a process that is killed there begins its unfinished batch anew.
     """
     name = f"stage_{stage}" if attempt == 0 else f"stage_{stage}_again_{attempt}"
-    if folder is None or jax.process_count() > 1:
-        return None
-    return StateStore(folder / name, fingerprint)
+    return (place / name).store() if jax.process_count() == 1 else None
 
 
 def in_memory() -> Shelf:

@@ -1,6 +1,6 @@
 """One set of images from several processes: each makes its share, whoever is last finishes it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dfq_jax.base.files import owned
-from dfq_jax.base.parallel import Mode, at_home, no_mesh
+from dfq_jax.base.parallel import HERE, Machine, at_home, no_mesh
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
-from dfq_jax.optim.progress import Progress
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.attempts import Made
-from dfq_jax.synthesis.run.engine import Work, measured, ready, report, spread_of, unfitted
+from dfq_jax.synthesis.run.engine import (
+    Work,
+    forward_on,
+    measured,
+    ready,
+    report,
+    spread_of,
+    unfitted,
+)
 from dfq_jax.synthesis.run.pending import (
     Run,
     Shelf,
@@ -25,7 +34,7 @@ from dfq_jax.synthesis.run.pending import (
     make_missing,
 )
 from dfq_jax.synthesis.run.shards import ShardSet, begin_set, finish_set, is_whole, write_shard
-from dfq_jax.synthesis.terms.targets import PLAIN, Forward, Unusable
+from dfq_jax.synthesis.terms.targets import Unusable
 from dfq_jax.values import described
 
 
@@ -52,13 +61,8 @@ def synthesize_shards(
     provenance: Mapping[str, Any],
     *,
     chunk: int = 10,
-    how: Forward = PLAIN,
-    devices: int = 1,
-    mode: Mode = "apart",
-    on_stage: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    process: int | None = None,
-    processes: int | None = None,
+    machine: Machine = HERE,
+    watch: Watcher = SILENT,
 ) -> Share:
     """Makes the share of this process in a set of images, and finishes the set if it can.
 
@@ -73,29 +77,24 @@ def synthesize_shards(
       folder: of the set.
       provenance: what the images depend on: plain data, without times.
       chunk: most steps between two progress reports.
-      how: precision, and what to do about memory.
-      devices: of each process, to use at most.
-      mode: how to use them.
-      on_stage: told how much memory a step will take.
-      on_progress: called on the host after every chunk.
-      process: index of this process; that of `jax.distributed` by default.
-      processes: how many there are; likewise.
+      machine: devices of each process, which process this is, precision and memory.
+      watch: told how much memory a step will take, and of every chunk.
 
     Raises:
       DfqError: as `synthesize_images`, and if the folder holds other images.
     """
-    (process, processes), folder = which(process, processes), Path(folder).resolve()
+    (process, processes), folder = which(machine), Path(folder).resolve()
     state = folder.with_name(f".{folder.name}.run")
     with no_mesh(), owned(state, f"process-{process}"):
         model, key = at_home((model, key))
         work = measured(model, recipe, n)
-        spread = spread_of(work, devices, mode, processes)
+        spread = spread_of(work, machine, processes)
         made = described(recipe, "recipe")
         shards = ShardSet(folder, n, work.size, model.contract, provenance, made)
         complete, told = begin_set(shards, state, process, processes), ()
         if recipe.terms and not complete:
-            run = ready(model, key, work, spread, how, on_stage)
-            told = make_share(run, shards, state, on_progress, chunk, process, processes)
+            run = ready(model, key, work, spread, forward_on(machine), watch)
+            told = make_share(run, shards, state, watch, chunk, (process, processes))
         elif not complete:
             make_noise(model, recipe, key, shards, process, processes)
         complete = complete or finish_set(shards, process)
@@ -103,12 +102,13 @@ def synthesize_shards(
     return Share(complete, work.excluded, notes)
 
 
-def which(process: int | None, processes: int | None) -> tuple[int, int]:
+def which(machine: Machine) -> tuple[int, int]:
     """Which process this is, of how many; by default as `jax.distributed` says.
 
     Raises:
       UsageError: if there is none of this index.
     """
+    process, processes = machine.process, machine.processes
     process = jax.process_index() if process is None else process
     processes = jax.process_count() if processes is None else processes
     if not 0 <= process < processes:
@@ -120,19 +120,18 @@ def make_share(
     run: Run,
     shards: ShardSet,
     state: Path,
-    on_progress: Callable[[Progress], None] | None,
+    watch: Watcher,
     chunk: int,
-    process: int,
-    processes: int,
+    seat: tuple[int, int],
 ) -> tuple[str, ...]:
     """Makes those shards that fall to this process and are not there yet; returns notes on them."""
-    tell = partial(report, on_progress, run.job.recipe.steps * run.job.turns)
+    (process, processes), tell = seat, partial(report, watch, run.job.recipe.steps * run.job.turns)
     beside = None
     if consecutive(run.job.recipe):
         beside = in_folder(state, run.job.together_shape, run.memory)
     shelf = on_shards(shards, run.job.turns, process, beside)
     mine = share_of(run, process, processes)
-    return make_missing(run, mine, shelf, tell, chunk, state, shards.facts)
+    return make_missing(run, mine, shelf, tell, chunk, Place(state, shards.facts))
 
 
 def make_noise(

@@ -4,7 +4,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 
+from dfq_jax.base.parallel import Precision
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import Apply, Hook, apply_node, apply_tiled, evaluate
@@ -148,9 +149,6 @@ class Seen(NamedTuple):
     logits: Tensor
     stats: dict[str, Stats]
     taps: dict[str, Tensor]
-
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ import pytest
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.ops import Relu
 from dfq_jax.passes.absorb import absorb_high_biases
+from dfq_jax.passes.before_quantization import Surgery, operated, replaced_relu6
 from dfq_jax.passes.equalize import equalize_cross_layer, uncapped
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.passes.surgery import Surgery, operated, replaced_relu6
 
 
 def same(a, b):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.pieces import Piece, load_piece, save_piece
+from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.plan import Site
-from dfq_jax.reconstruction.unit_report import UnitReport
 
 
 class Finished(NamedTuple):

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
+from dfq_jax.optim.progress import UnitReport
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Rule, Scheme, resolve
-from dfq_jax.reconstruction.finished import Finished, UnitReport, load_unit, save_unit
+from dfq_jax.reconstruction.saved_units import Finished, load_unit, save_unit
 from dfq_jax.reconstruction.units import unit_model, unit_qparams, units_of
 
 REPORT = UnitReport("layer", "method", 0.5, 0.25, kept=True, seconds=3.0)

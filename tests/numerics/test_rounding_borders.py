@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dfq_jax.numerics.affine import Grid, fake_quantize
-from dfq_jax.numerics.borders import Borders, borders_of, gains, rounded_at
 from dfq_jax.numerics.ranges import MinMax, weight_affine
+from dfq_jax.numerics.rounding_borders import Borders, borders_of, gains, rounded_at
 
 STEP, MOST = 0.25, 255.0
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.reconstruction.feed import MOST_STEPS, Rows, drawn, read, supply
+from dfq_jax.reconstruction.batches import MOST_STEPS, Rows, drawn, read, supply
 
 
 @pytest.fixture(scope="module")

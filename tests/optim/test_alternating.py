@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from dfq_jax.optim.alternating import own, taking_turns, whose_turn
 from dfq_jax.optim.schedules import reduce_on_plateau
-from dfq_jax.optim.turns import own, taking_turns, whose_turn
 
 TURNS = 3
 

@@ -1,0 +1,77 @@
+"""The methods of papers, and ours, as factories of values and as functions.
+
+Recipes make images: `dfq.synthesize(model, methods.zeroq())`. Reconstructions learn or solve how
+kernels are rounded: `parts.reconstruct`, or `methods=` of a `Pipeline`. The others treat a whole
+network.
+"""
+
+from dfq_jax.quantization.reestimate import reestimate_norms
+from dfq_jax.quantization.side_by_side import correct_biases
+from dfq_jax.recipes.aac import aac
+from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.aquant import aquant
+from dfq_jax.recipes.best import best, best_unlabelled
+from dfq_jax.recipes.best_rounding import best_rounding
+from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.clusterq import clusterq
+from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
+from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.end_to_end import end_to_end
+from dfq_jax.recipes.fdda import centres_for, fdda
+from dfq_jax.recipes.flexround import flexround
+from dfq_jax.recipes.genie import genie
+from dfq_jax.recipes.genie_m import genie_m
+from dfq_jax.recipes.gzsq import estimated, gzsq
+from dfq_jax.recipes.intraq import intraq
+from dfq_jax.recipes.knowledge_within import knowledge_within
+from dfq_jax.recipes.lq_nets import lq_nets
+from dfq_jax.recipes.mct import mct
+from dfq_jax.recipes.mixed import mixed
+from dfq_jax.recipes.noise import noise
+from dfq_jax.recipes.pd_quant import pd_quant
+from dfq_jax.recipes.psaq_vit import psaq_vit
+from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.squant import squant
+from dfq_jax.recipes.stages import stages
+from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
+
+__all__ = [
+    "Quantized",
+    "aac",
+    "adaround",
+    "aquant",
+    "best",
+    "best_rounding",
+    "best_unlabelled",
+    "brecq",
+    "centres_for",
+    "closed_form",
+    "clusterq",
+    "correct_biases",
+    "deepinversion",
+    "deepinversion_cifar",
+    "dfq",
+    "dsg",
+    "end_to_end",
+    "estimated",
+    "fdda",
+    "flexround",
+    "genie",
+    "genie_m",
+    "gzsq",
+    "intraq",
+    "knowledge_within",
+    "lq_nets",
+    "mct",
+    "mixed",
+    "noise",
+    "pd_quant",
+    "psaq_vit",
+    "qdrop",
+    "reestimate_norms",
+    "squant",
+    "stages",
+    "zeroq",
+]

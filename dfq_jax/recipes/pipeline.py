@@ -1,0 +1,136 @@
+"""How a network is quantized, as one value; and what settings by name come to."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TypedDict
+
+from dfq_jax.allocation.costs import Budget, parse_budget
+from dfq_jax.base.words import LayerPreset, Preset, Sensitivity, Store
+from dfq_jax.errors import check_choice
+from dfq_jax.graph.graph import Model
+from dfq_jax.passes.before_quantization import Surgery
+from dfq_jax.quantization.observers import Observers, observer_named
+from dfq_jax.quantization.plan import STORES, WIDE, Rule, Scheme, parse_scheme
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY, BiasCorrection, Quantized
+from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of
+from dfq_jax.recipes.reconstructions import Enlarge, enlarges, learns_in_stages, methods_of
+from dfq_jax.recipes.sizes import is_small
+from dfq_jax.reconstruction.footprint import Method
+from dfq_jax.synthesis.recipe import Recipe
+
+BYTES = Scheme(8, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How a network is quantized.
+
+    Attributes:
+      scheme: bits of weights and activations.
+      layers: which layers stay at 8 bits.
+      rules: bits of particular layers.
+      budget: within which bits are chosen layer by layer; None for those of the scheme.
+      sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
+      surgery: what is done to the float network first.
+      observers: of kernels and activations, taken as found; None for BRECQ's search, where ranges
+        of 8 bits also cover what statistics predict.
+      bias: how biases are corrected, where no method learns.
+      reestimate: have images correct means and variances of layers that had a batch norm.
+      placed: what becomes of the network on its grids, in order, e.g. `methods.squant`.
+      methods: that learn or solve how kernels are rounded, in order; none for rounding to nearest.
+      enlarge: what is made of the images before these learn from them.
+      store: form of kernels below 8 bits in the file.
+      spare: leave images aside where statistics predict all ranges, of 8 bits each.
+      even: try whether channels of one width do better (`passes/level.py`).
+      doubt: keep what was learned only where that was worth it, and learn nothing from noise.
+    """
+
+    scheme: Scheme = BYTES
+    layers: LayerPreset = "qdrop_8bit_ends"
+    rules: tuple[Rule, ...] = ()
+    budget: Budget | None = None
+    sensitivity: Sensitivity = "kl"
+    surgery: Surgery = DEFAULT_SURGERY
+    observers: Observers | None = None
+    bias: BiasCorrection = "analytic"
+    reestimate: bool = False
+    placed: tuple[Callable[[Quantized], Quantized], ...] = ()
+    methods: tuple[Method, ...] = ()
+    enlarge: Enlarge | None = None
+    store: Store = "packed"
+    spare: bool = False
+    even: bool = False
+    doubt: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a form of kernels that is none."""
+        check_choice("form of kernels", self.store, STORES)
+
+    @property
+    def reconstruction(self) -> str:
+        """What its methods are called."""
+        return ", ".join(method.name for method in self.methods) or "nearest"
+
+    def to_nearest(self) -> "Pipeline":
+        """The same without learning."""
+        return dataclasses.replace(self, methods=())
+
+
+class Names(TypedDict, total=False):
+    """What a pipeline is resolved from; `api.quantize` says what each means."""
+
+    scheme: str
+    preset: Preset
+    layers: LayerPreset
+    method: str | Recipe | None
+    reconstruction: str | None
+    reconstruction_steps: int | None
+    observer: str | None
+    budget: str | None
+    sensitivity: Sensitivity
+    rules: Iterable[Rule]
+    store: Store
+
+
+def pipeline_for(
+    model: Model,
+    *,
+    scheme: str = "w8a8",
+    preset: Preset = "fast",
+    layers: LayerPreset = "qdrop_8bit_ends",
+    method: str | Recipe | None = None,
+    reconstruction: str | None = None,
+    reconstruction_steps: int | None = None,
+    observer: str | None = None,
+    budget: str | None = None,
+    sensitivity: Sensitivity = "kl",
+    rules: Iterable[Rule] = (),
+    store: Store = "packed",
+) -> Pipeline:
+    """What settings by name come to for a network; `dfq.quantize` says what each means.
+
+    What has a name stays as published: whoever names how images are made, how kernels are rounded
+    or how ranges are found gets that, without what presets add.
+
+    Raises:
+      UsageError: for an unknown name.
+    """
+    bits, contract = parse_scheme(scheme), model.contract
+    chosen = reconstruction or reconstruction_of(preset, contract, bits)
+    methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
+    named = any(name is not None for name in (method, reconstruction, observer))
+    few = (bits.activation_bits or WIDE) < FEW_BITS and not is_small(contract)
+    return Pipeline(
+        scheme=bits,
+        layers=layers,
+        rules=tuple(rules),
+        budget=None if budget is None else parse_budget(budget),
+        sensitivity=sensitivity,
+        observers=None if observer is None else Observers(activations=observer_named(observer)),
+        methods=methods,
+        enlarge=enlarges(chosen, contract),
+        store=store,
+        spare=preset == "fast",
+        even=few and (learns_in_stages(methods) or not (named or methods)),
+        doubt=reconstruction is None,
+    )
