@@ -65,9 +65,12 @@ def test_all_ways_to_run_a_network_agree(onnx_nets, net, scheme, layers):
     assert json.loads(json.dumps(found.to_dict()))["passed"] is True
 
 
-@pytest.mark.parametrize(("side", "most"), [(32, 8), (256, 8), (299, 5), (416, 3), (4000, 1)])
-def test_few_large_images_are_held_at_a_time(side, most):
-    assert images_at_a_time((16, side, side, 3)) == most
+@pytest.mark.parametrize(
+    ("count", "side", "held"),
+    [(16, 32, 8), (3, 256, 8), (16, 299, 4), (10, 299, 5), (8, 320, 4), (8, 416, 3), (8, 4000, 1)],
+)
+def test_few_large_images_are_held_at_a_time(count, side, held):
+    assert images_at_a_time((count, side, side, 3)) == held
 
 
 def test_how_many_are_held_does_not_change_the_verdict(onnx_nets, monkeypatch):

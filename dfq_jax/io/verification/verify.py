@@ -210,8 +210,14 @@ def verify(
 
 
 def images_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many images of this shape, (n, height, width, channels), are held at a time."""
-    return max(1, min(BATCH, PIXELS // (shape[1] * shape[2])))
+    """How many images of this shape, (n, height, width, channels), are held at a time.
+
+    Of large ones, so many that hardly any place is left over in the last batch.
+    """
+    most = PIXELS // (shape[1] * shape[2])
+    if most >= BATCH:
+        return BATCH
+    return -(-shape[0] // -(-shape[0] // max(most, 1)))
 
 
 def one_line(error: Exception) -> str:
