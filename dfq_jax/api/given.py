@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -127,7 +127,7 @@ def in_words(contract: InputContract) -> str:
 def brought(images: np.ndarray, contract: InputContract, name: str) -> Examples:
     """The set of these images."""
     about = {"method": "given", "source": name, "n": len(images)}
-    return Examples((jnp.asarray(images),), (contract,), about, "given")
+    return Examples((jax.device_put(images),), (contract,), about, "given")
 
 
 def in_library_order(bare: Bare, contract: InputContract) -> np.ndarray:

@@ -116,9 +116,9 @@ def at_home(tree: Tree) -> Tree:
         if not isinstance(v, jax.Array) or len(v.sharding.device_set) == 1:
             return v
         if jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
-            data = jnp.asarray(np.asarray(jax.random.key_data(v)))
+            data = jax.device_put(np.asarray(jax.random.key_data(v)))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(v))
-        return jnp.asarray(np.asarray(v))
+        return jax.device_put(np.asarray(v))
 
     return jax.tree.map(bring, tree)
 
@@ -228,6 +228,6 @@ def unstack(tree: Tree) -> list[Tree]:
     """The opposite of `stack`; what it returns is on the default device."""
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     return [
-        jax.tree.unflatten(structure, [jnp.asarray(v[i]) for v in leaves])
+        jax.tree.unflatten(structure, [jax.device_put(v[i]) for v in leaves])
         for i in range(len(leaves[0]))
     ]

@@ -1,6 +1,6 @@
 """Runs a graph. Fake quantization, statistics, pruning masks are hooks of this one evaluator."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -32,14 +32,21 @@ def chained(*hooks: Hook) -> Hook:
 
 def apply_node(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
     """The float semantics of a node."""
-    return apply_op(node.op, slots, *args)
+    return applied(node.op, slots, *args)
+
+
+applied = jax.jit(apply_op, static_argnums=0, inline=True)
+"""`apply_op`, traced once for each operator and shape; on arrays, one program."""
 
 
 def apply_tiled(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
     """The float semantics where convolutions may be off by 1e-5: faster on CPU."""
     if isinstance(node.op, Conv2d):
-        return weighted(node.op, slots, args[0], convolve_tiled)
-    return apply_op(node.op, slots, *args)
+        return applied_tiled(node.op, slots, args[0], convolve_tiled)
+    return apply_node(node, slots, args)
+
+
+applied_tiled = jax.jit(weighted, static_argnums=(0, 3), inline=True)
 
 
 def evaluate(
@@ -65,24 +72,45 @@ def evaluate(
     Raises:
       GraphError: if the number of inputs or a tap does not fit the graph.
     """
+    graph, wanted = model.graph, frozenset(taps)
+    found: dict[Any, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    for name, args, value in walked(model, *inputs, hook=hook, apply=apply):
+        if wanted:
+            edges = (Edge(name, index) for index in range(len(args)))
+            found |= {e: x for e, x in zip(edges, args, strict=True) if e in wanted}
+        if name in wanted:
+            found[name] = value
+        if name in graph.outputs:
+            made[name] = value
+    if missing := wanted - set(found):
+        told = ", ".join(sorted(map(str, missing)))
+        raise GraphError(f"the graph has no {told}, which the caller wants to look at.")
+    return tuple(made[o] for o in graph.outputs), found
+
+
+def walked(
+    model: Model, *inputs: Tensor, hook: Hook | None = None, apply: Apply = apply_node
+) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
+    """Runs a network step by step, its inputs first: (name of a tensor, what was read, value).
+
+    No tensor is held for longer than others read it. See `evaluate`.
+    """
     graph = model.graph
     if len(inputs) != len(graph.inputs):
         raise GraphError(f"network has inputs {graph.inputs}, got {len(inputs)} arrays.")
-    env, wanted = dict(zip(graph.inputs, inputs, strict=True)), frozenset(taps)
-    tapped: dict[Any, Tensor] = {name: env[name] for name in graph.inputs if name in wanted}
+    env: dict[str, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
+    yield from ((name, (), env[name]) for name in graph.inputs)
+    last = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes:
         slots: Slots = model.params.get(node.name, {})
         args = tuple(env[i] for i in node.inputs)
         if hook is not None:
             slots, args = hook(node, slots, args)
-        if wanted:
-            edges = (Edge(node.name, index) for index in range(len(args)))
-            tapped |= {e: x for e, x in zip(edges, args, strict=True) if e in wanted}
         with jax.named_scope(node.name):  # node names appear in profiles and HLO
-            env[node.name] = apply(node, slots, args)
-        if node.name in wanted:
-            tapped[node.name] = env[node.name]
-    if missing := wanted - set(tapped):
-        told = ", ".join(sorted(map(str, missing)))
-        raise GraphError(f"the graph has no {told}, which the caller wants to look at.")
-    return tuple(env[o] for o in graph.outputs), tapped
+            value = apply(node, slots, args)
+        for name in node.inputs:
+            if last[name] == node.name:
+                env.pop(name, None)
+        env[node.name] = value
+        yield node.name, args, value

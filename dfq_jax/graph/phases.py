@@ -24,9 +24,18 @@ def shifts(
     rows = (padded.shape[1] - dh * (kh - 1) - 1) // sh * sh + 1
     columns = (padded.shape[2] - dw * (kw - 1) - 1) // sw * sw + 1
     return {
-        (i, j): padded[:, i * dh : i * dh + rows : sh, j * dw : j * dw + columns : sw]
+        (i, j): piece(padded, (i * dh, j * dw), (rows, columns), (sh, sw))
         for i, j in product(range(kh), range(kw))
     }
+
+
+def piece(
+    x: Shaped[Array, "n h w c"], start: Pair, size: Pair, strides: Pair = (1, 1)
+) -> Shaped[Array, "n oh ow c"]:
+    """`x[:, top : top + rows : sh, left : left + columns : sw]`, which is quicker to trace so."""
+    (top, left), (rows, columns) = start, size
+    first, last = (0, top, left, 0), (x.shape[0], top + rows, left + columns, x.shape[3])
+    return lax.slice(x, first, last, (1, *strides, 1))
 
 
 def gathered(
@@ -71,8 +80,8 @@ def gathered(
         total = jnp.zeros((n, rows, columns, c), known[0].dtype)
         for (i, di), (j, dj) in product(axes[0][a], axes[1][b]):
             top, start = low + di, left + dj
-            read = tuple(v[:, top : top + rows, start : start + columns] for v in padded)
-            total = total + share(i, j, read)
+            read = tuple(piece(v, (top, start), (rows, columns)) for v in padded)
+            total = lax.add(total, share(i, j, read))
         return total
 
     if sh == sw == 1:

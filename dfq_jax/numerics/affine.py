@@ -4,16 +4,21 @@ Formulas: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section
 scale, rounding half to even and saturation are those of ONNX QuantizeLinear. An array of scales
 has the rank of the tensor it quantizes, with size 1 along every axis that shares a scale; a kernel
 in groups of input channels has one scale for each group along its last axis but one.
+
+What computes codes and scales takes arrays of NumPy too and stays in NumPy then, bit by bit the
+same: kernels of many shapes need no program each.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+Numbers = Any
+"""An array of JAX or of NumPy."""
 SMALLEST_SCALE = 1e-12
 """Below this a float32 scale and its reciprocal stop being safe to multiply."""
 
@@ -84,8 +89,8 @@ class Affine(NamedTuple):
       zero_point: in the storage dtype of the grid; shape of `scale`.
     """
 
-    scale: Float[Array, "..."]
-    zero_point: Integer[Array, "..."]
+    scale: Float[Numbers, "..."]
+    zero_point: Integer[Numbers, "..."]
 
 
 def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -131,9 +136,9 @@ def spread(affine: Affine, shape: tuple[int, ...], grid: Grid) -> Affine:
     return Affine(*(over_groups(part, shape[-2], grid.group) for part in affine))
 
 
-def over_groups(per_group: Array, inputs: int, group: int) -> Array:
+def over_groups(per_group: Numbers, inputs: int, group: int) -> Numbers:
     """One value for each group, repeated for each of the input channels; differentiable."""
-    return jnp.repeat(per_group, group, axis=-2)[..., :inputs, :]
+    return per_group.repeat(group, axis=-2)[..., :inputs, :]
 
 
 def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -142,15 +147,15 @@ def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array
     return (grid.qmin - zero_point) * affine.scale, (grid.qmax - zero_point) * affine.scale
 
 
-def quantize(x: Float[Array, "..."], affine: Affine, grid: Grid) -> Integer[Array, "..."]:
+def quantize(x: Float[Numbers, "..."], affine: Affine, grid: Grid) -> Integer[Numbers, "..."]:
     """Codes of `x` in the storage dtype: `clip(round(x / s) + z, qmin, qmax)`."""
     affine = spread(affine, x.shape, grid)
     zero_point = affine.zero_point.astype(jnp.float32)
-    q = jnp.round(x / affine.scale) + zero_point
-    return jnp.clip(q, grid.qmin, grid.qmax).astype(grid.dtype)
+    q = over(x, affine.scale).round() + zero_point
+    return q.clip(grid.qmin, grid.qmax).astype(grid.dtype)
 
 
-def dequantize(q: Integer[Array, "..."], affine: Affine) -> Float[Array, "..."]:
+def dequantize(q: Integer[Numbers, "..."], affine: Affine) -> Float[Numbers, "..."]:
     """Values of codes: `(q - z) s`; parameters of groups are `spread` before."""
     zero_point = affine.zero_point.astype(jnp.float32)
     return (q.astype(jnp.float32) - zero_point) * affine.scale
@@ -180,9 +185,9 @@ class Steps(NamedTuple):
       high: largest.
     """
 
-    scale: Float[Array, "..."]
-    low: Float[Array, "..."]
-    high: Float[Array, "..."]
+    scale: Float[Numbers, "..."]
+    low: Float[Numbers, "..."]
+    high: Float[Numbers, "..."]
 
 
 def steps_of(affine: Affine, grid: Grid) -> Steps:
@@ -194,7 +199,19 @@ def steps_of(affine: Affine, grid: Grid) -> Steps:
 @jax.custom_vjp
 def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
     """`fake_quantize` for a traced grid; differentiable in reverse mode, in few passes over `x`."""
-    return jnp.clip(jnp.round(x / steps.scale), steps.low, steps.high) * steps.scale
+    return nearest(x, steps)
+
+
+def over(x: Float[Numbers, "..."], scale: Float[Numbers, "..."]) -> Float[Numbers, "..."]:
+    """`x / scale`; XLA multiplies by the reciprocal of a single number, so NumPy has to as well."""
+    if isinstance(x, np.ndarray) and scale.size == 1 < x.size:
+        return x * (np.float32(1) / scale)
+    return x / scale
+
+
+def nearest(x: Float[Numbers, "..."], steps: Steps) -> Float[Numbers, "..."]:
+    """The values of a grid nearest to `x`."""
+    return over(x, steps.scale).round().clip(steps.low, steps.high) * steps.scale
 
 
 def snapped_forward(x: Float[Array, "..."], steps: Steps):
@@ -226,15 +243,17 @@ def summed(slopes: Float[Array, "..."], like: Float[Array, "..."]) -> Float[Arra
 
 
 def bias_scale(
-    input_scale: Float[Array, ""], kernel_scale: Float[Array, "..."]
-) -> Float[Array, " chan"]:
+    input_scale: Float[Numbers, ""], kernel_scale: Float[Numbers, "..."]
+) -> Float[Numbers, " chan"]:
     """Scale of an int32 bias: exactly the float32 product `x_scale * w_scale`, per channel."""
     return (input_scale * kernel_scale).reshape(-1)
 
 
 def guard_bias_overflow(
-    kernel_scale: Float[Array, "..."], input_scale: Float[Array, ""], bias: Float[Array, " chan"]
-) -> Float[Array, "..."]:
+    kernel_scale: Float[Numbers, "..."],
+    input_scale: Float[Numbers, ""],
+    bias: Float[Numbers, " chan"],
+) -> Float[Numbers, "..."]:
     """Raises kernel scales until every bias code fits into half of int32.
 
     A channel of tiny weights with a large bias would otherwise overflow int32 at run time.
@@ -247,15 +266,17 @@ def guard_bias_overflow(
     Returns:
       Scales `>= |bias| / (input_scale * 2**30)`; unchanged where that held already.
     """
-    least = (jnp.abs(bias) / (input_scale * BIAS_LIMIT)).reshape(
+    least = over(abs(bias), input_scale * BIAS_LIMIT).reshape(
         (1,) * (kernel_scale.ndim - 1) + (-1,)
     )
-    return jnp.maximum(kernel_scale, least)
+    return kernel_scale.clip(least)
 
 
 def quantize_bias(
-    bias: Float[Array, " chan"], input_scale: Float[Array, ""], kernel_scale: Float[Array, "..."]
-) -> Int[Array, " chan"]:
+    bias: Float[Numbers, " chan"],
+    input_scale: Float[Numbers, ""],
+    kernel_scale: Float[Numbers, "..."],
+) -> Int[Numbers, " chan"]:
     """int32 codes of a bias at scale `input_scale * kernel_scale`, zero point 0."""
-    q = jnp.round(bias / bias_scale(input_scale, kernel_scale))
-    return jnp.clip(q, -BIAS_LIMIT, BIAS_LIMIT).astype(jnp.int32)
+    q = over(bias, bias_scale(input_scale, kernel_scale)).round()
+    return q.clip(-BIAS_LIMIT, BIAS_LIMIT).astype(jnp.int32)

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from functools import reduce
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Float, Int
+
+from dfq_jax.numerics.affine import Numbers
 
 EXACT = 2**24
 """Integers up to this size, and sums of them up to this size, are exact in float32."""
@@ -19,19 +22,19 @@ MOST_TERMS = EXACT // 256
 LARGEST_SUM = 2**31 - 1
 """What sums of products may come to: kernels add them up in int32, and so does `exact_product`."""
 
-Product = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
+Product = Callable[[Float[Numbers, "..."], Float[Numbers, "..."]], Float[Numbers, "..."]]
 
 
-def nibbles(q: Int[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def nibbles(q: Int[Numbers, "..."]) -> tuple[Float[Numbers, "..."], Float[Numbers, "..."]]:
     """(high, low) with `q == 16 * high + low`, -8 <= low <= 7, as float32."""
-    low = jnp.bitwise_and(q + 8, 15) - 8
+    low = ((q + 8) & 15) - 8
     high = (q - low) // 16
     return high.astype(jnp.float32), low.astype(jnp.float32)
 
 
 def exact_product(
-    x: Int[Array, "..."], w: Int[Array, "..."], product: Product, reduction: int
-) -> Int[Array, "..."]:
+    x: Int[Numbers, "..."], w: Int[Numbers, "..."], product: Product, reduction: int
+) -> Int[Numbers, "..."]:
     """`product(x, w)` in exact integer arithmetic, for a bilinear `product` of float32 arrays.
 
     Sums of more than 65,536 terms are made of pieces: the same product with all but some rows of
@@ -50,15 +53,17 @@ def exact_product(
     """
     if reduction <= MOST_TERMS:
         return product_at_once(x, w, product, reduction)
-    rows = jnp.arange(w.size // w.shape[-1]).reshape(*w.shape[:-1], 1) % reduction // MOST_TERMS
+    rows = np.arange(w.size // w.shape[-1]).reshape(*w.shape[:-1], 1) % reduction // MOST_TERMS
     pieces = range(-(-reduction // MOST_TERMS))
-    parts = [product_at_once(x, jnp.where(rows == i, w, 0), product, MOST_TERMS) for i in pieces]
-    return reduce(jnp.add, parts)
+    parts = [
+        product_at_once(x, w * (rows == i).astype(w.dtype), product, MOST_TERMS) for i in pieces
+    ]
+    return reduce(lambda a, b: a + b, parts)
 
 
 def product_at_once(
-    x: Int[Array, "..."], w: Int[Array, "..."], product: Product, terms: int
-) -> Int[Array, "..."]:
+    x: Int[Numbers, "..."], w: Int[Numbers, "..."], product: Product, terms: int
+) -> Int[Numbers, "..."]:
     """`exact_product` where at most `MOST_TERMS` terms of a sum are not zero."""
     high, low = nibbles(w)
     if 255 * 16 * terms <= EXACT:
@@ -69,6 +74,6 @@ def product_at_once(
     return 256 * as_int(product(x_high, high)) + 16 * middle + as_int(product(x_low, low))
 
 
-def as_int(x: Float[Array, "..."]) -> Int[Array, "..."]:
+def as_int(x: Float[Numbers, "..."]) -> Int[Numbers, "..."]:
     """An exact integer held in float32, as int32."""
-    return jnp.round(x).astype(jnp.int32)
+    return x.round().astype(jnp.int32)

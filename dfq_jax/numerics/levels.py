@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from dfq_jax.errors import PlanError
-from dfq_jax.numerics.affine import Affine, Grid, dequantize, fake_quantize, quantize, spread
+from dfq_jax.numerics.affine import (
+    Affine,
+    Grid,
+    Numbers,
+    dequantize,
+    fake_quantize,
+    quantize,
+    spread,
+)
 from dfq_jax.numerics.basis import Basis, LearnedLevels, assign, level_of, on_basis
 from dfq_jax.numerics.signs import Alpha, Signs, on_signs, signs_of
 
@@ -22,7 +30,7 @@ Levels = Grid | Signs | LearnedLevels
 Parameters = Affine | Alpha | Basis
 
 
-def codes_of(x: Float[Array, "..."], levels: Levels, parameters: Parameters) -> Array:
+def codes_of(x: Float[Numbers, "..."], levels: Levels, parameters: Parameters) -> Numbers:
     """The codes nearest to `x`, in the storage type of its levels.
 
     Raises:
@@ -40,7 +48,7 @@ def codes_of(x: Float[Array, "..."], levels: Levels, parameters: Parameters) -> 
             unlike(levels, parameters)
 
 
-def values_of(codes: Integer[Array, "..."], levels: Levels, parameters: Parameters) -> Array:
+def values_of(codes: Integer[Numbers, "..."], levels: Levels, parameters: Parameters) -> Numbers:
     """What codes stand for, float32.
 
     Raises:

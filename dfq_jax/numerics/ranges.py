@@ -106,7 +106,12 @@ Observer = WeightObserver | EmaMinMax | Statistics
 Range = tuple[Float[Array, ""], Float[Array, ""]]
 
 
-def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Affine:
+def weight_affine(
+    w: Float[Array, "..."],
+    grid: Grid,
+    observer: Observer,
+    shares: Float[Array, "..."] | None = None,
+) -> Affine:
     """Affine parameters of a weight tensor, per channel along `grid.axis`.
 
     Args:
@@ -114,6 +119,8 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
       grid: the integers to use; its axis says what shares a scale.
       observer: how to choose the range; those that speak of batches or batch norms take the
         extremes.
+      shares: one over the number of values of each channel, where others are zeros that fill it
+        up; only for observers of extremes and errors.
 
     Returns:
       Scales and zero points with the rank of `w`; of groups one for each.
@@ -128,7 +135,9 @@ def weight_affine(w: Float[Array, "..."], grid: Grid, observer: Observer) -> Aff
 
     def error(p: float, affine: Affine) -> Float[Array, "..."]:
         gap = jnp.abs(w - dequantize(quantize(w, affine, grid), affine))
-        return jnp.mean(gap**p, axes, keepdims=True)
+        if shares is None:
+            return jnp.mean(gap**p, axes, keepdims=True)
+        return jnp.sum(gap**p, axes, keepdims=True) * shares
 
     match observer:
         case MinMax() | EmaMinMax() | Statistics():

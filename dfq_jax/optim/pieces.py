@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -53,4 +52,4 @@ def load_piece(path: Path, like: PyTree) -> Piece | None:
     kinds = lambda arrays: [(v.shape, v.dtype) for v in arrays]
     if kinds(leaves) != kinds(shapes):
         return None
-    return Piece(jax.tree.unflatten(structure, [jnp.asarray(v) for v in leaves]), about)
+    return Piece(jax.tree.unflatten(structure, [jax.device_put(v) for v in leaves]), about)

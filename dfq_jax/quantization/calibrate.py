@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import PlanError
@@ -28,6 +29,7 @@ from dfq_jax.numerics.histogram import Histogram, empty, extend
 from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
 from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, unseen, weight_affine
 from dfq_jax.numerics.signs import Signs, best_alpha
+from dfq_jax.quantization.columns import fit_side_by_side, in_columns
 from dfq_jax.quantization.plan import Plan, Site, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel
 
@@ -194,15 +196,15 @@ def fit_kernel(kernel: Tensor, spec: Spec) -> Parameters:
 
 def fit_kernels(model: Model, plan: Plan, edges: QParams) -> dict[Site, Parameters]:
     """Scales of every kernel, raised where a bias would overflow int32."""
-    fitted = {}
-    for node in weighted_nodes(model.graph):
-        site, data = Site(node.name, "kernel"), Site(node.name, "input0")
-        spec = plan.spec(site)
-        if spec is None:
-            continue
-        slots = model.params[node.name]
-        parameters = fit_kernel(slots["kernel"], spec)
-        if "bias" in slots and plan.multiplies(node):
+    layers = {Site(node.name, "kernel"): node for node in weighted_nodes(model.graph)}
+    table, params = plan.table, model.params
+    kernels = {s: (params[s.node][s.slot], table[s]) for s in layers if s in table}
+    together = fit_side_by_side({s: each for s, each in kernels.items() if in_columns(*each)})
+    fitted: dict[Site, Parameters] = {}
+    for site, each in kernels.items():
+        slots, data = params[site.node], Site(site.node, "input0")
+        parameters = together[site] if site in together else fit_kernel(*each)
+        if "bias" in slots and plan.multiplies(layers[site]):
             parameters = guarded(parameters, scales_of(edges[data]), slots["bias"])
         fitted[site] = parameters
     return fitted
@@ -221,13 +223,12 @@ def steps_by_site(model: Model, plan: Plan, qparams: QParams) -> dict[Site, Step
     return found
 
 
-@jax.jit
 def guarded(kernel: Parameters, scale: Tensor, bias: Tensor) -> Parameters:
     """Kernel scales raised where a bias would overflow; the largest bias decides a single scale."""
-    scales = scales_of(kernel)
+    scales, own, wanted = (np.asarray(x) for x in (scales_of(kernel), scale, bias))
     if scales.size == 1:
-        bias = jnp.max(jnp.abs(bias), keepdims=True)
-    return with_scales(kernel, guard_bias_overflow(scales, scale, bias))
+        wanted = abs(wanted).max(keepdims=True)
+    return with_scales(kernel, jax.device_put(guard_bias_overflow(scales, own, wanted)))
 
 
 def guard_biases(quantized: QuantizedModel) -> QuantizedModel:

@@ -4,6 +4,7 @@ Convolutions and matrix products multiply codes and accumulate in int32, exactly
 values are rescaled by one float32 factor, as ONNX Runtime's integer kernels do.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -14,13 +15,16 @@ from jaxtyping import Array, Float, Int, Integer
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
-from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul
+from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul, Op
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
-from dfq_jax.numerics.affine import Affine, bias_scale, quantize_bias
+from dfq_jax.numerics.affine import Affine, Numbers, bias_scale, quantize_bias
 from dfq_jax.numerics.integer import exact_product
 from dfq_jax.numerics.levels import Parameters, codes_of, scales_of
 from dfq_jax.quantization.simulate import QuantizedModel, argument_hook, simulation_hook
 from dfq_jax.quantization.sites import operands
+
+Multiply = Callable[[Op, Float[Numbers, "..."], Float[Numbers, "..."]], Float[Numbers, "..."]]
+"""(layer or matrix product, its input, its kernel or second factor) -> the product, of floats."""
 
 
 def integer_node(
@@ -38,58 +42,74 @@ def integer_node(
       The output as float32: an exact int32 sum times `x_scale * w_scale` for weighted nodes, and
       for products of two quantized tensors.
     """
-    if isinstance(node.op, MatMul):
-        return integer_matmul(quantized, node, args)
+    found = integer_product(quantized, node, slots, args, multiplied)
+    if found is not None:
+        return found
+    slots, _ = simulation_hook(quantized.plan, quantized.qparams)(node, slots, ())
+    return apply_op(node.op, slots, *args)
+
+
+def integer_product(
+    quantized: QuantizedModel,
+    node: Node,
+    slots: Mapping[str, Float[Numbers, "..."]],
+    args: tuple[Float[Numbers, "..."], ...],
+    multiply: Multiply,
+) -> Float[Numbers, "..."] | None:
+    """The output of a node that sums products of codes; None for any other.
+
+    Args:
+      quantized: the network.
+      node: one of its nodes.
+      slots: its float parameters.
+      args: its arguments.
+      multiply: exact for floats that hold integers, as long as sums are.
+    """
     plan, qparams = quantized.plan, quantized.qparams
-    if not isinstance(node.op, WEIGHTED) or not plan.multiplies(node):
-        slots, _ = simulation_hook(plan, qparams)(node, slots, ())
-        return apply_op(node.op, slots, *args)
-    data, kernel = operands(node)
-    scales = scales_of(qparams[data]), scales_of(qparams[kernel])
+    if not isinstance(node.op, (*WEIGHTED, MatMul)) or not plan.multiplies(node):
+        return None
+    sites = operands(node)
+    factors = args if isinstance(node.op, MatMul) else (args[0], slots["kernel"])
     x, w = (
         centred(codes_of(v, plan.table[site].levels, qparams[site]), qparams[site])
-        for v, site in ((args[0], data), (slots["kernel"], kernel))
+        for v, site in zip(factors, sites, strict=True)
     )
-    total = integer_sum(node, x, w)
+    scales = scales_of(qparams[sites[0]]), scales_of(qparams[sites[1]])
+    if isinstance(node.op, MatMul):
+        columns = w.swapaxes(-1, -2) if node.op == MatMul(True) else w
+        total = exact_product(x, columns, partial(multiply, MatMul()), x.shape[-1])
+        return total.astype(jnp.float32) * (scales[0] * scales[1])
+    total = integer_sum(node, x, w, multiply)
     if "bias" in slots:
         total = total + quantize_bias(slots["bias"], *scales)
     return total.astype(jnp.float32) * bias_scale(*scales)
 
 
-def integer_matmul(quantized: QuantizedModel, node: Node, args: tuple[Tensor, ...]) -> Tensor:
-    """The product of two tensors: an exact int32 sum times the product of both scales."""
-    table, qparams, sites = quantized.plan.table, quantized.qparams, operands(node)
-    if not quantized.plan.multiplies(node):
-        return apply_op(node.op, {}, *args)
-    a, b = (
-        centred(codes_of(x, table[site].levels, qparams[site]), qparams[site])
-        for x, site in zip(args, sites, strict=True)
-    )
-    product = lambda a, b: jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-    columns = jnp.swapaxes(b, -1, -2) if node.op == MatMul(True) else b
-    total = exact_product(a, columns, product, a.shape[-1])
-    return total.astype(jnp.float32) * (scales_of(qparams[sites[0]]) * scales_of(qparams[sites[1]]))
-
-
-def centred(codes: Integer[Array, "..."], parameters: Parameters) -> Int[Array, "..."]:
+def centred(codes: Integer[Numbers, "..."], parameters: Parameters) -> Int[Numbers, "..."]:
     """Codes less their zero point, if they have one, int32."""
     if not isinstance(parameters, Affine):
         return codes.astype(jnp.int32)
     return codes.astype(jnp.int32) - parameters.zero_point.astype(jnp.int32)
 
 
-def integer_sum(node: Node, x: Int[Array, "..."], w: Int[Array, "..."]) -> Int[Array, "..."]:
+def integer_sum(
+    node: Node, x: Int[Numbers, "..."], w: Int[Numbers, "..."], multiply: Multiply | None = None
+) -> Int[Numbers, "..."]:
     """The int32 convolution or matrix product of centred codes."""
+    product = partial(multiply or multiplied, node.op)
+    return exact_product(x, w, product, w.size // w.shape[-1])
+
+
+def multiplied(op: Op, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The convolution or matrix product, of the highest precision there is."""
     highest = lax.Precision.HIGHEST
-    match node.op:
+    match op:
         case Conv2d():
-            product = partial(convolve, op=node.op, precision=highest)
+            return convolve(x, w, op=op, precision=highest)
         case ConvTranspose2d():
-            product = partial(convolve_transposed, op=node.op, precision=highest)
+            return convolve_transposed(x, w, op=op, precision=highest)
         case _:
-            product = partial(jnp.matmul, precision=highest)
-    terms = w.size // w.shape[-1]
-    return exact_product(x, w, product, terms)
+            return jnp.matmul(x, w, precision=highest)
 
 
 @jax.jit

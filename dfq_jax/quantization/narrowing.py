@@ -16,8 +16,15 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Affine, from_range
 from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantization.calibrate import Ranges
+from dfq_jax.quantization.node_by_node import (
+    Run,
+    in_float,
+    outputs_of,
+    rounding_activations,
+    simulating,
+)
 from dfq_jax.quantization.plan import Plan
-from dfq_jax.quantization.simulate import QParams, QuantizedModel, argument_hook, simulation_hook
+from dfq_jax.quantization.simulate import QParams, QuantizedModel, argument_hook
 
 CONTESTED = 1.25
 """How many times as wide as predicted a grid must be to be asked about."""
@@ -97,9 +104,8 @@ def output_gap(
       reference: the float network.
       images: normalised; the first `IMAGES` are used.
     """
-    shown = images[:IMAGES]
-    wanted, found = float_outputs(reference, shown), rounded_outputs(quantized, shown)
-    return float(gap_of(found, wanted))
+    found = simulating(quantized)
+    return gap_between(in_float(reference), found, reference.graph.outputs, images[:IMAGES])
 
 
 def activation_gap(
@@ -109,15 +115,16 @@ def activation_gap(
 
     Kernels of few bits drown it, until they have learned.
     """
-    shown, grids = images[:IMAGES], (quantized.plan, quantized.qparams)
-    return float(squared_gap(quantized.model, *grids, shown, float_outputs(reference, shown)))
+    found = rounding_activations(quantized)
+    return gap_between(in_float(reference), found, reference.graph.outputs, images[:IMAGES])
 
 
-@jax.jit
-def rounded_outputs(quantized: QuantizedModel, images: Tensor) -> tuple[Tensor, ...]:
-    """All outputs of the quantized network."""
-    hook = simulation_hook(quantized.plan, quantized.qparams)
-    return evaluate(quantized.model, images, hook=hook)[0]
+def gap_between(
+    exact: Run, rough: Run, outputs: tuple[str, ...], images: Float[Array, "n h w c"]
+) -> float:
+    """Squared error of the outputs of one way to run a network, in units of another's power."""
+    wanted, found = (outputs_of(run, outputs, images) for run in (exact, rough))
+    return float(gap_alone(found, wanted))
 
 
 def gap_of(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Float[Array, ""]:
@@ -127,3 +134,6 @@ def gap_of(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Float[Array
     power = lambda x: jnp.maximum(jnp.mean(x**2), 1e-30)
     gaps = [jnp.mean((f - w) ** 2) / power(w) for f, w in units]
     return jnp.sum(jnp.stack(gaps))
+
+
+gap_alone = jax.jit(gap_of)

@@ -179,7 +179,7 @@ def moments_of(
     for rough, exact in read:
         size = images_at_a_time(rough, window)
         for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
-            part = second_moments(jnp.asarray(x), jnp.asarray(y), affine, op, kernel, grid)
+            part = second_moments(jax.device_put(x), jax.device_put(y), affine, op, kernel, grid)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
     if total is None:
         raise PlanError("moments_of() needs at least one image.")

@@ -6,6 +6,7 @@ section 3.3. Images made from the same statistics hardly need it.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
@@ -52,10 +53,10 @@ def corrected_inputs(
 def moved(model: Model, start: Host, correction: Correction, key: Key[Array, ""]) -> Host:
     """`corrected_inputs` of one batch."""
     rule = bound(adam_with_plateau, correction.learning_rate, patience=PATIENCE, floor=FLOOR)
-    context = {"model": model, "start": jnp.asarray(start)}
+    context = {"model": model, "start": jax.device_put(start)}
     found = fit(
         descent(bound(gaps_and_distance, correction.closeness), rule),
-        jnp.asarray(start),
+        jax.device_put(start),
         context,
         steps=correction.steps,
         key=key,

@@ -126,8 +126,8 @@ def error_of(work: Work, model: Model, qparams: Mapping[Site, Affine], loss: Los
     outputs = flow(model, qparams, work.unit.plan, work.rough)
     for start, found in zip(range(0, len(work.rough), BATCH), outputs, strict=True):
         part = slice(start, start + BATCH)
-        slopes = None if work.slopes is None else jnp.asarray(work.slopes[part])
-        seen = Seen(jnp.asarray(found), jnp.asarray(work.targets[part]), power, slopes)
+        slopes = None if work.slopes is None else jax.device_put(work.slopes[part])
+        seen = Seen(jax.device_put(found), jax.device_put(work.targets[part]), power, slopes)
         total += len(found) * float(loss(seen))
     return total / len(work.rough)
 

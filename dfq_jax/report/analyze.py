@@ -4,25 +4,22 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
-from dfq_jax.graph.evaluate import Hook, Tensor, evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
 from dfq_jax.graph.tasks import Task, parts_of, task_of, task_to_json
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.in_float import float_layers
+from dfq_jax.quantization.node_by_node import BATCH, Batch, in_batches, in_float, simulating
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.shared_grids import SharedGrid
-from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import float_operators, products
 from dfq_jax.report.outputs import (
     COLLAPSED,
@@ -221,7 +218,7 @@ def analyze(
     images: Float[Array, "n h w c"],
     *,
     task: Task | None = None,
-    batch: int = 16,
+    batch: int = BATCH,
 ) -> Report:
     """Compares a quantized network with its float original on held-out images.
 
@@ -235,23 +232,17 @@ def analyze(
     Returns:
       The report.
     """
-    batch = min(batch, images.shape[0])
     parts, aim = parts_of(reference, task), task_of(reference) if task is None else task
     kept = frozenset(name for part in parts for name in (part.tensor, part.output))
     totals: dict[str, np.ndarray] = {}
     seen: dict[str, set[str]] = {}
     tallies: list[Tally] = []
-    for start in range(0, images.shape[0], batch):
-        last = min(start, images.shape[0] - batch)
-        energies, tensors = compare(reference, quantized, images[last : last + batch], kept)
-        fresh = {
-            k: (np.asarray(a)[start - last :], np.asarray(b)[start - last :])
-            for k, (a, b) in tensors.items()
-        }
-        now = [tally(part, fresh, aim) for part in parts]
+    for some in in_batches(images, batch):
+        energies, tensors = compare(reference, quantized, some, kept)
+        now = [tally(part, tensors, aim) for part in parts]
         tallies = [a.plus(b) for a, b in zip(tallies, now, strict=True)] if tallies else now
         for name, energy in energies.items():
-            totals[name] = totals.get(name, np.zeros(2)) + energy.in_float64()
+            totals[name] = totals.get(name, 0.0) + np.array([energy.signal, energy.error])
             seen[name] = seen.get(name, set()) | energy.where_not_finite()
     outputs = tuple(output_report(*each, aim) for each in zip(parts, tallies, strict=True))
     first = leading(outputs)
@@ -322,41 +313,33 @@ def layer_report(
 
 
 class Energies(NamedTuple):
-    """What a tensor holds, and the error of it, in units of its largest value.
+    """What a tensor holds, and the error of it: sums of squares, finite where all values are.
 
     Attributes:
-      unit: the largest value.
-      signal: sum of squares.
-      error: the same of the difference.
-      float_finite: whether the float network's values are finite.
-      finite: whether the integer network's are.
+      signal: of the float network.
+      error: of the difference.
+      finite: whether all values of the integer network are finite.
     """
 
-    unit: Float[Array, ""]
-    signal: Float[Array, ""]
-    error: Float[Array, ""]
-    float_finite: Bool[Array, ""]
-    finite: Bool[Array, ""]
-
-    def in_float64(self) -> Float[np.ndarray, "2"]:
-        """(energy of signal, of error)."""
-        squares = np.array([self.signal, self.error], np.float64) * float(self.unit) ** 2
-        return squares if self.finite and self.float_finite else np.full(2, np.nan)
+    signal: float
+    error: float
+    finite: bool
 
     def where_not_finite(self) -> set[str]:
         """Which of the networks has values here that are not finite."""
-        told = {"float": self.float_finite, "integer": self.finite}
+        told = {"float": math.isfinite(self.signal), "integer": self.finite}
         return {name for name, finite in told.items() if not finite}
 
 
-def energies_of(exact: Tensor, rough: Tensor) -> Energies:
-    """The energies of a tensor; squares of float32 end at values of 1.8e19."""
-    size = jnp.abs(exact)
-    largest = jnp.max(jnp.where(jnp.isfinite(size), size, 0), initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1.0)
-    error = jnp.sum((exact / unit - rough / unit) ** 2)
-    finite = jnp.isfinite(exact).all(), jnp.isfinite(rough).all()
-    return Energies(unit, jnp.sum((exact / unit) ** 2), error, *finite)
+def energies_of(exact: np.ndarray, rough: np.ndarray) -> Energies:
+    """The energies of a tensor, image by image in float64: squares of float32 end at 1.8e19."""
+    energy = lambda x: float(np.dot(x.ravel(), x.ravel()))
+    signal = error = 0.0
+    with np.errstate(invalid="ignore"):
+        for one, other in zip(exact, rough, strict=True):
+            wanted = one.astype(np.float64)
+            signal, error = signal + energy(wanted), error + energy(other - wanted)
+    return Energies(signal, error, math.isfinite(error) or bool(np.isfinite(rough).all()))
 
 
 def strange_tensors(graph: Graph, seen: Mapping[str, set[str]]) -> tuple[str, ...]:
@@ -373,22 +356,18 @@ def listed(names: tuple[str, ...]) -> str:
     return f": in {', '.join(names[:MOST_TOLD])}{more}" if names else ""
 
 
-@partial(jax.jit, static_argnames="kept")
 def compare(
-    reference: Model, quantized: QuantizedModel, images: Tensor, kept: frozenset[str]
-) -> tuple[dict[str, Energies], dict[str, tuple[Tensor, Tensor]]]:
-    """{layer or output: energies}, and {kept tensor: (float, quantized)}."""
-    exact = layer_outputs(reference, images, kept)
-    rough = layer_outputs(
-        quantized.model, images, kept, simulation_hook(quantized.plan, quantized.qparams)
-    )
-    energies = {k: energies_of(exact[k], rough[k]) for k in exact}
-    return energies, {k: (exact[k], rough[k]) for k in sorted(kept)}
-
-
-def layer_outputs(
-    model: Model, images: Tensor, kept: frozenset[str], hook: Hook | None = None
-) -> dict[str, Tensor]:
-    """{tensor: value} for the outputs of layers that multiply, and what else is kept."""
-    names = kept | {node.name for node in products(model.graph)}
-    return evaluate(model, images, taps=names, hook=hook)[1]
+    reference: Model, quantized: QuantizedModel, batch: Batch, kept: frozenset[str]
+) -> tuple[dict[str, Energies], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """{layer or output: energies}, and {kept tensor: (float, quantized)}, of images that count."""
+    wanted = kept | {node.name for node in products(reference.graph)}
+    energies: dict[str, Energies] = {}
+    tensors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    runs = in_float(reference)(batch.images), simulating(quantized)(batch.images)
+    for (name, _, exact), (_, _, rough) in zip(*runs, strict=True):
+        if name in wanted:
+            pair = batch.counting(exact), batch.counting(rough)
+            energies[name] = energies_of(*pair)
+            if name in kept:
+                tensors[name] = pair
+    return energies, tensors

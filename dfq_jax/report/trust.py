@@ -11,18 +11,16 @@ import math
 from statistics import NormalDist
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import UsageError
-from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.graph.tasks import Classifier, Task
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
-from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantization.node_by_node import BATCH, in_float, outputs_of, simulating
+from dfq_jax.quantization.simulate import QuantizedModel
 
 Confidence = Literal["usual", "low"]
 ACCURACIES = (0.65, 0.80, 0.92)
@@ -145,7 +143,7 @@ def estimate(
     accuracy: float | None = None,
     *,
     confidence: Confidence = "usual",
-    batch: int = 32,
+    batch: int = BATCH,
 ) -> Estimate:
     """Estimates what quantization costs a classifier on real images.
 
@@ -161,28 +159,10 @@ def estimate(
       UsageError: for an accuracy that is none.
     """
     check_accuracy(accuracy)
-    batch = min(batch, len(probes))
-    pairs = [scores_of_both(reference, quantized, part) for part in parts_of(probes, batch)]
-    exact, rough = (np.concatenate([pair[i] for pair in pairs])[: len(probes)] for i in (0, 1))
+    first = lambda run, of: outputs_of(run, of.graph.outputs[:1], probes, batch)[0]
+    exact = first(in_float(reference), reference)
+    rough = first(simulating(quantized), quantized.model)
     return estimated(exact, rough, accuracy, confidence=confidence)
-
-
-def parts_of(images: Float[Array, "n h w c"], batch: int) -> list[Float[Array, "b h w c"]]:
-    """Batches of one size, so that one program serves all; the last is filled with its last."""
-    lacking = -len(images) % batch
-    whole = jnp.concatenate([images, jnp.repeat(images[-1:], lacking, 0)]) if lacking else images
-    return [whole[i : i + batch] for i in range(0, len(whole), batch)]
-
-
-@jax.jit
-def scores_of_both(
-    reference: Model, quantized: QuantizedModel, images: Tensor
-) -> tuple[Tensor, Tensor]:
-    """First outputs of the float and of the quantized network."""
-    rough = evaluate(
-        quantized.model, images, hook=simulation_hook(quantized.plan, quantized.qparams)
-    )[0][0]
-    return evaluate(reference, images)[0][0], rough
 
 
 def estimated(

@@ -19,9 +19,11 @@ from dfq_jax.numerics.affine import (
     fake_quantize,
     from_range,
     guard_bias_overflow,
+    nearest,
     quantize,
     quantize_bias,
     round_ste,
+    steps_of,
 )
 
 GRIDS = [Grid(2), Grid(4), Grid(8), Grid(3, symmetric=True), Grid(8, symmetric=True)]
@@ -231,3 +233,25 @@ def test_gradients_of_a_traced_grid_are_those_of_straight_through_rounding():
         for a, b in zip(jax.tree.leaves(back(slope)), jax.tree.leaves(pull(slope)), strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [None, -1])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (3, 3, 5, 1), (6, 9)], ids=str)
+def test_numpy_gives_the_bits_of_xla(shape, symmetric, axis):
+    rng = np.random.default_rng(1)
+    x, grid = rng.normal(size=shape).astype(np.float32), Grid(5, symmetric, axis=axis)
+    axes = grid.reduced_axes(len(shape))
+    affine = ranged(0.7 * x.min(axes, keepdims=True), 0.7 * x.max(axes, keepdims=True), grid=grid)
+    host = jax.device_get(affine)
+    bias, data = rng.normal(size=shape[-1]).astype(np.float32) * 100, np.asarray(np.float32(0.013))
+    for function, arguments in (
+        (lambda x, a: quantize(x, a, grid), (x,)),
+        (lambda x, a: nearest(x, steps_of(a, grid)), (x,)),
+        (lambda b, x, a: quantize_bias(b, x, a.scale), (bias, data)),
+        (lambda b, x, a: guard_bias_overflow(a.scale, x, b), (bias * np.float32(1e8), data)),
+    ):
+        ours, theirs = function(*arguments, host), jax.jit(function)(*arguments, affine)
+        assert isinstance(ours, np.ndarray)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

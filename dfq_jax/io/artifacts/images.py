@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from dfq_jax.base.files import NOT_AN_NPZ, npz_fault, write_atomically
@@ -139,4 +139,4 @@ def load_npz(path: Path) -> Examples:
             f"{path} holds {images.dtype} {images.shape}, its contract says float32 "
             f"(n, {', '.join(map(str, contract.shape))}), n >= 1."
         )
-    return Examples((jnp.asarray(images),), (contract,), provenance, evidence_in(provenance))
+    return Examples((jax.device_put(images),), (contract,), provenance, evidence_in(provenance))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -68,5 +68,5 @@ def read(name: str, levels: Mapping, tensors: Mapping[str, np.ndarray]) -> Quant
     if codes.dtype != known.dtype:
         raise ValueError(f"codes of {name!r} are {codes.dtype}, not {known.dtype}")
     kind = PARAMETERS[type(known)]
-    parts = {part: jnp.asarray(tensors[f"{name}:{part}"]) for part in kind._fields}
-    return QuantizedArray(jnp.asarray(codes), kind(**parts), known)
+    parts = {part: jax.device_put(tensors[f"{name}:{part}"]) for part in kind._fields}
+    return QuantizedArray(jax.device_put(codes), kind(**parts), known)

@@ -5,7 +5,6 @@ its levels have) for every site of the plan. Kernels are HWIO or (in, out) codes
 where its layer is integer.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxtyping import Array
 
 from dfq_jax.errors import DataError
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.numerics.affine import Affine, Grid, bias_scale, quantize_bias
+from dfq_jax.numerics.affine import Affine, Grid, Numbers, bias_scale, quantize_bias
 from dfq_jax.numerics.basis import Basis, LearnedLevels
 from dfq_jax.numerics.levels import Levels, Parameters, codes_of, scales_of, values_of
 from dfq_jax.numerics.signs import Alpha, Signs
@@ -32,21 +31,25 @@ PARAMETERS: dict[type[Levels], type[Parameters]] = {
 }
 
 
-@partial(jax.jit, static_argnames="levels")
-def to_codes(x: Array, parameters: Parameters, *, levels: Levels) -> Array:
-    """`numerics.levels.codes_of`, compiled once for each shape."""
-    return codes_of(x, levels, parameters)
+def to_codes(x: Numbers, parameters: Parameters, *, levels: Levels) -> np.ndarray:
+    """`numerics.levels.codes_of`, in NumPy for grids: kernels have many shapes."""
+    run = codes_of if isinstance(levels, Grid) else codes_at_once
+    return np.asarray(run(np.asarray(x), levels, jax.device_get(parameters)))
 
 
-@partial(jax.jit, static_argnames="levels")
-def from_codes(codes: Array, parameters: Parameters, *, levels: Levels) -> Array:
-    """`numerics.levels.values_of`, compiled once for each shape."""
-    return values_of(codes, levels, parameters)
+def from_codes(codes: Numbers, parameters: Parameters, *, levels: Levels) -> np.ndarray:
+    """`numerics.levels.values_of`, in NumPy for grids."""
+    run = values_of if isinstance(levels, Grid) else values_at_once
+    return np.asarray(run(np.asarray(codes), levels, jax.device_get(parameters)))
 
 
-to_bias_codes = jax.jit(quantize_bias)
-"""`numerics.affine.quantize_bias`, compiled once for each shape."""
+def to_bias_codes(bias: Numbers, data: Numbers, kernel: Numbers) -> np.ndarray:
+    """`numerics.affine.quantize_bias` in NumPy."""
+    return quantize_bias(np.asarray(bias), np.asarray(data), np.asarray(kernel))
 
+
+codes_at_once = jax.jit(codes_of, static_argnames="levels")
+values_at_once = jax.jit(values_of, static_argnames="levels")
 NEIGHBOURS = 2
 """How many float32 neighbours away from `code * scale` the value of a code may lie."""
 
@@ -117,7 +120,7 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
         node, _, slot = key.rpartition(".")
         if node not in nodes:
             raise DataError(f"{path} holds {key!r}, but the network has no node {node!r}.")
-        params.setdefault(node, {})[slot] = jnp.asarray(checked(value, key, path))
+        params.setdefault(node, {})[slot] = jax.device_put(checked(value, key, path))
     for site, parameters in qparams.items():
         check_scales(site, parameters, kernels[site], table[site].levels, path)
     for site, node in kernels_of(graph, plan):
@@ -175,7 +178,7 @@ def read_parameters(tensors: dict[str, Any], site: Site, levels: Levels, path: P
     if not positive or ("zero_point" in found and found["zero_point"].dtype != levels.dtype):
         points = f" and {levels.dtype} zero points" if "zero_point" in found else ""
         raise DataError(f"{path}: {stem} needs finite, positive float32 scales{points}.")
-    return kind(**{part: jnp.asarray(value) for part, value in found.items()})
+    return kind(**{part: jax.device_put(value) for part, value in found.items()})
 
 
 def dequantize_slots(
@@ -209,7 +212,7 @@ def dequantize_slots(
             f"{path}: the bias of {site.node} has shape {slots['bias'].shape}, its kernel "
             f"{kernel.shape}."
         )
-    slots[site.slot] = from_codes(kernel, parameters, levels=levels)
+    slots[site.slot] = jax.device_put(from_codes(kernel, parameters, levels=levels))
     if "bias" in slots and data is not None:
         if slots["bias"].dtype != np.int32:
             raise DataError(f"{path}: the bias of {site.node} is not int32.")

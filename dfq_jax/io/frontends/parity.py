@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 from jaxtyping import Float, Num
@@ -122,7 +121,7 @@ def check_function(
     count = 2 if takes_batches(function, shape) else 1
     images = rng.normal(size=(count, *model.contract.shape)).astype(np.float32)
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
-    given = [jnp.asarray(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
+    given = [jax.device_put(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
     with jax.default_matmul_precision("highest"):
         try:
             source = jax.jit(function, compiler_options=QUICK)
@@ -131,7 +130,7 @@ def check_function(
             kind = type(error).__name__
             return (f"the import is not checked against {where}: {kind}: {show(str(error), 300)}",)
         run = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
-        ours = run(model, jnp.asarray(images))
+        ours = run(model, jax.device_put(images))
     for at, (mine, wanted, answer) in enumerate(zip(ours, theirs, answers, strict=True)):
         reason = difference(as_filed(np.asarray(mine), layout), wanted, answer, rounding)
         if reason:
@@ -166,7 +165,7 @@ def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], Run
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
     outputs, answers = (session.run(None, given(x)) for x in (images, nudged))
     names = tuple(o.name for o in session.get_outputs())
-    return jnp.asarray(images), Run(names, outputs, answers, rounding)
+    return jax.device_put(images), Run(names, outputs, answers, rounding)
 
 
 def as_fed(

@@ -8,22 +8,20 @@ lies outside of what its code stands for.
 """
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from dfq_jax.graph.evaluate import Slots, Tensor, apply_node, evaluate
+from dfq_jax.graph.evaluate import Slots, Tensor
 from dfq_jax.graph.graph import Node
 from dfq_jax.io.onnx.values import Edge
-from dfq_jax.numerics.affine import Affine, Grid, dequantize, quantize
+from dfq_jax.numerics.affine import Affine, Grid, dequantize, over, quantize
 from dfq_jax.numerics.levels import affine_of
-from dfq_jax.quantization.integer import integer_node
+from dfq_jax.quantization.node_by_node import Batch, in_integers, simulating
 from dfq_jax.quantization.plan import Site
-from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantization.simulate import QuantizedModel
 
 Readers = tuple[tuple[Site, int], ...]
 """((reader, index of the quantized tensor it reads), ...)."""
@@ -76,17 +74,15 @@ class LayerCheck:
 class Gap(NamedTuple):
     """How codes of one tensor differ: most steps, how many, and how far from a tie at most."""
 
-    steps: Int[Array, ""]
-    unequal: Int[Array, ""]
-    beyond: Float[Array, ""]
+    steps: int
+    unequal: int
+    beyond: float
 
 
-@partial(jax.jit, static_argnames=("readers", "integer"))
 def layer_gaps(
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
-    codes: list[Array],
-    valid: Int[Array, ""],
+    batch: Batch,
+    codes: list[np.ndarray],
     readers: Readers,
     *,
     integer: bool,
@@ -95,9 +91,8 @@ def layer_gaps(
 
     Args:
       quantized: the network.
-      images: its input.
+      batch: its input.
       codes: codes of every quantized tensor, as ONNX Runtime found them.
-      valid: how many images count.
       readers: which site reads which of `codes`.
       integer: compare the integer function, else the simulator.
 
@@ -105,42 +100,39 @@ def layer_gaps(
       One entry for each of `codes`.
     """
     found: dict[int, Gap] = {}
-    snap = simulation_hook(quantized.plan, quantized.qparams)
     table, affines, which = quantized.plan.table, edges_of(quantized), dict(readers)
-    counted = jnp.arange(images.shape[0]) < valid
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
         forced = list(args)
         for index, x in enumerate(args):
             site = Site(node.name, f"input{index}")
             if (i := which.get(site)) is not None:
-                found.setdefault(i, gap(x, codes[i], affines[site], table[site].grid, counted))
-                forced[index] = dequantize(codes[i], affines[site])
-        snapped, _ = snap(node, slots, ())
-        return (slots if integer else snapped), tuple(forced)
+                if i not in found:
+                    ours, theirs = map(batch.counting, (x, codes[i]))
+                    found[i] = gap(ours, theirs, affines[site], table[site].grid)
+                forced[index] = jax.device_put(dequantize(codes[i], affines[site]))
+        return slots, tuple(forced)
 
-    apply = partial(integer_node, quantized) if integer else apply_node
-    evaluate(quantized.model, images, hook=hook, apply=apply)
+    run = (in_integers if integer else simulating)(quantized)
+    for _ in run(batch.images, hook=hook):
+        pass
     return [found[i] for i in range(len(codes))]
 
 
 def edges_of(quantized: QuantizedModel) -> dict[Site, Affine]:
-    """{edge: scale and zero point}."""
+    """{edge: scale and zero point, in NumPy}."""
     found = quantized.qparams.items()
-    return {site: affine_of(p) for site, p in found if site.argument is not None}
+    edges = {site: affine_of(p) for site, p in found if site.argument is not None}
+    return jax.device_get(edges)
 
 
-def gap(x: Tensor, theirs: Array, affine: Affine, grid: Grid, counted: Array) -> Gap:
-    """How the codes of `x` differ from theirs, on the images that count."""
-    zero_point = affine.zero_point.astype(jnp.float32)
-    place = jnp.clip(x / affine.scale + zero_point, grid.qmin, grid.qmax)
-    there = theirs.astype(jnp.float32)
-    steps = jnp.abs(quantize(x, affine, grid).astype(jnp.int32) - theirs.astype(jnp.int32))
-    beyond = jnp.maximum(jnp.abs(place - there) - 0.5, 0.0)
-    if steps.shape[0] == counted.size:  # else a constant's, of one row
-        rows = counted.reshape(-1, *(1,) * (steps.ndim - 1))
-        steps, beyond = jnp.where(rows, steps, 0), jnp.where(rows, beyond, 0.0)
-    return Gap(jnp.max(steps), jnp.sum(steps != 0), jnp.max(beyond))
+def gap(x: np.ndarray, theirs: np.ndarray, affine: Affine, grid: Grid) -> Gap:
+    """How the codes of `x` differ from theirs."""
+    zero_point = affine.zero_point.astype(np.float32)
+    place = (over(x, affine.scale) + zero_point).clip(grid.qmin, grid.qmax)
+    steps = abs(quantize(x, affine, grid).astype(np.int32) - theirs)
+    beyond = abs(place - theirs).max(initial=0.5) - 0.5
+    return Gap(int(steps.max()), int(np.count_nonzero(steps)), float(beyond))
 
 
 def layer_checks(

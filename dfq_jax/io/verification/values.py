@@ -1,6 +1,6 @@
-"""The values of a file that are compared, and the batches they are computed on."""
+"""The values of a file that are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -8,15 +8,6 @@ import onnx
 from dfq_jax.errors import DataError
 from dfq_jax.io.onnx.layout import as_stored, filed
 from dfq_jax.io.onnx.values import Draft, Edge
-
-
-def padded_batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of images that count, batch of one static size), the last one filled up."""
-    size = min(size, len(images))
-    for start in range(0, len(images), size):
-        x = images[start : start + size]
-        fill = np.repeat(x[-1:], size - len(x), axis=0)
-        yield len(x), np.concatenate([x, fill])
 
 
 def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> dict[str, int]:

@@ -21,8 +21,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 from jaxtyping import Float
@@ -38,15 +36,13 @@ from dfq_jax.io.verification.file import differences
 from dfq_jax.io.verification.layers import Gap, LayerCheck, Readers, layer_checks, layer_gaps
 from dfq_jax.io.verification.rules import broken_file, failures_of, judged_by, moved_by_saturation
 from dfq_jax.io.verification.runners import RUNTIME, Runners, runners_of
-from dfq_jax.io.verification.values import code_values, edge_codes, exposed, in_nhwc, padded_batches
+from dfq_jax.io.verification.values import code_values, edge_codes, exposed, in_nhwc
 from dfq_jax.io.verification.ways import WAYS, beyond_integers, outputs, simulated
-from dfq_jax.quantization.simulate import (
-    QuantizedModel,
-)
+from dfq_jax.quantization.node_by_node import BATCH, Batch, in_batches
+from dfq_jax.quantization.simulate import QuantizedModel
 
 __all__ = ["Verification", "simulated", "verify"]
 
-BATCH = 8
 PIXELS = BATCH * 256 * 256
 """Of the images held at a time: every quantized tensor of theirs is held several times over."""
 FACTS = ("passed", "most_steps", "agreement", "undecided")
@@ -143,7 +139,7 @@ class Ways:
         return tuple((site, i) for i, edge in enumerate(self.edges) for site in edge.sites)
 
 
-class Batch(NamedTuple):
+class Told(NamedTuple):
     """What one batch told.
 
     Attributes:
@@ -245,18 +241,18 @@ def all_batches(
     images: Float[np.ndarray, "n h w c"],
     size: int,
     on_batch: Callable[[int, int], object] | None,
-) -> Iterator[Batch]:
+) -> Iterator[Told]:
     """Compares all images, batch by batch."""
     done = 0
-    for valid, x in padded_batches(images, size):
-        yield compared(ways, parts, x, valid)
-        done += valid
+    for part in in_batches(images, size):
+        yield compared(ways, parts, part)
+        done += part.valid
         if on_batch is not None:
             on_batch(done, len(images))
 
 
 def summed_up(
-    ways: Ways, parts: Sequence[Part], seen: Sequence[Batch], damage: Sequence[str], images: int
+    ways: Ways, parts: Sequence[Part], seen: Sequence[Told], damage: Sequence[str], images: int
 ) -> Verification:
     """What all batches told, and the rules that it breaks."""
     counts = np.sum([b.counts for b in seen], axis=0)
@@ -276,29 +272,21 @@ def summed_up(
     return Verification(layers, ends, images, *about, outputs, failures)
 
 
-def compared(ways: Ways, parts: Sequence[Part], x: np.ndarray, valid: int) -> Batch:
-    """Runs one batch in every way, of which the first `valid` images count."""
+def compared(ways: Ways, parts: Sequence[Part], batch: Batch) -> Told:
+    """Runs one batch in every way."""
+    x, valid = np.asarray(batch.images), batch.valid
     names, (_, revealing), *others = ways.drafted.outputs.values(), *ways.runners.ways
     names = list(names)
     layout = ways.quantized.model.contract.layout
     values = revealing.run([*names, *ways.watched], feed(revealing, x, layout))
     found = dict(zip(ways.watched, values[len(names) :], strict=True))
     codes = [edge_codes(found, edge, ways.drafted) for edge in ways.edges]
-    gaps = lambda integer: jax.device_get(
-        layer_gaps(
-            ways.quantized,
-            jnp.asarray(x),
-            [jnp.asarray(c) for c in codes],
-            jnp.asarray(valid),
-            ways.readers,
-            integer=integer,
-        )
-    )
+    gaps = lambda integer: layer_gaps(ways.quantized, batch, codes, ways.readers, integer=integer)
     ran = [values[: len(names)], *(way.run(names, feed(way, x, layout)) for _, way in others)]
-    ours = [outputs(ways.quantized, x, way=way) for way in WAYS[: 2 + ways.integer]]
+    ours = [outputs(ways.quantized, batch.images, way=way) for way in WAYS[: 2 + ways.integer]]
     ran = [in_nhwc(values, layout) for values in ran]
     runs = [dict(zip(ways.drafted.outputs, run, strict=True)) for run in (*ours, *ran)]
-    return Batch(
+    return Told(
         gaps(False),
         gaps(True) if ways.integer else [],
         np.array([c[:valid].size for c in codes], np.int64),

@@ -1,39 +1,32 @@
 """The ways in which JAX runs a quantized network, to be compared with what runs its file."""
 
-from functools import partial
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Tensor, apply_node, evaluate
-from dfq_jax.quantization.integer import integer_node
-from dfq_jax.quantization.simulate import (
-    QuantizedModel,
-    argument_hook,
-    simulate,
-    simulation_hook,
-    weight_hook,
-)
+from dfq_jax.graph.evaluate import Tensor
+from dfq_jax.quantization.node_by_node import in_integers, rounding_kernels, simulating
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sums import overflowing
-
-simulated = jax.jit(simulate)
 
 Way = Literal["plain", "simulator", "integer"]
 WAYS: tuple[Way, ...] = ("plain", "simulator", "integer")
 """Activations not rounded; all simulated in floats; all computed in integers."""
 
 
-@partial(jax.jit, static_argnames="way")
 def outputs(
     quantized: QuantizedModel, images: Float[Array, "n h w c"], *, way: Way
 ) -> tuple[Tensor, ...]:
     """Every output of the quantized network once, computed in one of `WAYS`."""
-    plan, qparams = quantized.plan, quantized.qparams
-    hooks = {"plain": weight_hook, "simulator": simulation_hook, "integer": argument_hook}
-    apply = partial(integer_node, quantized) if way == "integer" else apply_node
-    found = evaluate(quantized.model, images, hook=hooks[way](plan, qparams), apply=apply)[0]
-    return tuple(dict(zip(quantized.model.graph.outputs, found, strict=True)).values())
+    ways = {"plain": rounding_kernels, "simulator": simulating, "integer": in_integers}
+    names = tuple(dict.fromkeys(quantized.model.graph.outputs))
+    made = {name: y for name, _, y in ways[way](quantized)(images) if name in names}
+    return tuple(made[name] for name in names)
+
+
+def simulated(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
+    """First output of the simulator."""
+    return outputs(quantized, images, way="simulator")[0]
 
 
 def beyond_integers(quantized: QuantizedModel) -> str | None:

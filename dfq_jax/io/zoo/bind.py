@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -73,8 +73,8 @@ def bind(architecture: Architecture, tensors: Tensors) -> Bound:
         array = arrays.pop(parameter.torch_name)
         if parameter.slot == "var":
             array = np.maximum(array, 0.0)
-        params.setdefault(parameter.node, {})[parameter.slot] = jnp.array(
-            native_layout(parameter, array)
+        params.setdefault(parameter.node, {})[parameter.slot] = jax.device_put(
+            np.array(native_layout(parameter, array))
         )
     return Bound(Model(architecture.graph, params, (architecture.contract,)), notes)
 

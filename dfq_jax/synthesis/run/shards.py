@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -362,4 +362,4 @@ def load_shards(folder: str | Path) -> Examples:
     source = ImageShards(folder)
     images = np.concatenate([source.shard(number) for number in range(len(source.shards))])
     made = source.provenance
-    return Examples((jnp.asarray(images),), (source.contract,), made, evidence_in(made))
+    return Examples((jax.device_put(images),), (source.contract,), made, evidence_in(made))

@@ -131,7 +131,7 @@ def generated(x: PyTree) -> Float[Array, "b h w c"]:
     hidden, colours = (params[name]["bias"].size for name in ("conv1", "conv2"))
     generator = Generator((height, width), (first, hidden), colours)
     images = generator.apply({"params": params}, x["latent"])
-    return jnp.asarray(images)
+    return jax.device_put(images)
 
 
 def not_in_quarters(shape: tuple[int, ...]) -> str | None:

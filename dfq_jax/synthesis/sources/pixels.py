@@ -98,4 +98,4 @@ def to_pixels(
 def from_pixels(pixels: UInt8[np.ndarray, "n h w c"], contract: InputContract) -> Images:
     """8-bit pixels as network input."""
     mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
-    return jnp.asarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
+    return jax.device_put((pixels.astype(np.float32) / np.float32(255) - mean) / std)
