@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dfq_jax.graph.evaluate import Apply, Tensor, walked
+from dfq_jax.graph.evaluate import Apply, Tensor, applied, walked
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Op
-from dfq_jax.graph.semantics import Slots, apply_op
+from dfq_jax.graph.semantics import Slots
 from dfq_jax.numerics.affine import Affine, Grid, Steps, nearest, snapped, spread, steps_of
 from dfq_jax.numerics.levels import Levels, Parameters, on_levels
 from dfq_jax.quantization.integer import integer_product
@@ -168,7 +168,7 @@ def apply_float(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
 @partial(jax.jit, static_argnames="op")
 def computed(op: Op, slots: Slots, args: tuple[Tensor, ...], grids: tuple[Steps, ...]) -> Tensor:
     """The output of an operator whose arguments lie on these grids."""
-    return apply_op(op, slots, *(map(on_steps, args, grids)))
+    return applied(op, slots, *map(on_steps, args, grids))
 
 
 def on_steps(x: Tensor, grid: Steps) -> Tensor:
