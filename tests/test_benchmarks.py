@@ -26,6 +26,7 @@ MAKING = (
     "quantize_zoo",
     "damaged_files",
     "faults",
+    "first_run",
     "fuzz_readers",
     "synthesis_speed",
     "reconstruction_speed",

@@ -122,12 +122,12 @@ def affine_of(parameters: Parameters) -> Affine:
     return parameters
 
 
-def scales_of(parameters: Parameters) -> Float[Array, "..."]:
+def scales_of(parameters: Parameters) -> Float[Numbers, "..."]:
     """What of the parameters may be trained: scales, or the vectors of a basis. All float32."""
     return parameters.vectors if isinstance(parameters, Basis) else parameters.scale
 
 
-def with_scales(parameters: Parameters, scales: Float[Array, "..."]) -> Parameters:
+def with_scales(parameters: Parameters, scales: Float[Numbers, "..."]) -> Parameters:
     """The parameters with other scales; what is not trained stays."""
     if isinstance(parameters, Basis):
         return parameters._replace(vectors=scales)

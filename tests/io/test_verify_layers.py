@@ -1,11 +1,11 @@
-from typing import NamedTuple
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.io.verification.layers import Gap, LayerCheck, gap, summary
 from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.quantization.node_by_node import Batch
 
 GRID = Grid(8)
 AFFINE = Affine(jnp.float32(0.5), jnp.uint8(10))
@@ -15,19 +15,10 @@ def codes(x):
     return np.clip(np.round(np.asarray(x, np.float64) / 0.5) + 10, 0, 255)
 
 
-class Found(NamedTuple):
-    """A gap in plain numbers."""
-
-    steps: int
-    unequal: int
-    beyond: float
-
-
 def found(x, theirs, valid=None):
-    x = jnp.asarray(x, jnp.float32)
-    counted = jnp.arange(len(x)) < (len(x) if valid is None else valid)
-    steps, unequal, beyond = gap(x, jnp.asarray(theirs, jnp.uint8), AFFINE, GRID, counted)
-    return Found(int(steps), int(unequal), float(beyond))
+    x, theirs = np.asarray(x, np.float32), np.asarray(theirs, np.uint8)
+    batch = Batch(jnp.zeros((len(x), 1, 1, 1)), len(x) if valid is None else valid)
+    return gap(batch.counting(x), batch.counting(theirs), jax.device_get(AFFINE), GRID)
 
 
 def test_gaps_against_numpy():
@@ -60,9 +51,10 @@ def test_beyond_the_range_all_is_one_code():
 
 
 def test_constants_have_one_row():
-    x = jnp.ones((1, 3), jnp.float32)
-    seen = gap(x, jnp.full((1, 3), 14, jnp.uint8), AFFINE, GRID, jnp.arange(4) < 1)
-    assert int(seen.steps) == 2
+    batch = Batch(jnp.zeros((4, 1, 1, 1)), 1)
+    x, theirs = np.ones((1, 3), np.float32), np.full((1, 3), 14, np.uint8)
+    seen = gap(batch.counting(x), batch.counting(theirs), jax.device_get(AFFINE), GRID)
+    assert seen.steps == 2
 
 
 def test_batches_are_summed_up():
