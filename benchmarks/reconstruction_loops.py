@@ -43,7 +43,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from dfq_jax.recipes.genie_m import genie_m
     from dfq_jax.reconstruction.engine import passed
     from dfq_jax.reconstruction.phases import in_phases
-    from dfq_jax.reconstruction.unit_at_work import Work
+    from dfq_jax.reconstruction.unit_at_work import UnitAtWork
     from dfq_jax.reconstruction.units import unit_model, unit_qparams, units_of
 
     model = load(torch_module("resnet20"), example=(3, 32, 32))
@@ -59,7 +59,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             unit_model(unit, made.quantized.model),
             unit_qparams(unit, made.quantized.qparams),
         )
-        work = Work(unit, float_unit, *now, exact, exact, targets, 2**30)
+        work = UnitAtWork(unit, float_unit, *now, exact, exact, targets, 2**30)
         seconds = []
         for _ in range(3):
             start = time.perf_counter()

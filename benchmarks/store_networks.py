@@ -16,7 +16,7 @@ import common
 import zoo_networks
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.frontends.program import Input, Program, Ref
+from dfq_jax.io.frontends.program import Program, ProgramInput, Ref
 from dfq_jax.io.frontends.pt2_aliases import names_in
 from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN
@@ -110,12 +110,12 @@ def exported(module: Any, contract: InputContract) -> Program:
 
     Sizes of images are free unless it cannot read others, however it is traced.
     """
-    free = Input("x", (1, 3, None, None))
+    free = ProgramInput("x", (1, 3, None, None))
     for dynamic in (False, True):  # the former is quicker, and mostly enough
         program = dataclasses.replace(traced(module, contract, dynamic), inputs=(free,))
         if reads_others(program, contract):
             return without_arrays(program, free)
-    return without_arrays(program, Input("x", (1, 3, contract.height, contract.width)))
+    return without_arrays(program, ProgramInput("x", (1, 3, contract.height, contract.width)))
 
 
 def traced(module: Any, contract: InputContract, dynamic: bool) -> Program:
@@ -141,7 +141,7 @@ def reads_others(program: Program, contract: InputContract) -> bool:
     return True
 
 
-def without_arrays(program: Program, image: Input) -> Program:
+def without_arrays(program: Program, image: ProgramInput) -> Program:
     """A program without the values of its weights, each called by its key.
 
     Args:

@@ -24,8 +24,8 @@ from dfq_jax.numerics.levels import QuantizedArray, quantized
 from dfq_jax.numerics.ranges import Aciq, EmaMinMax, Entropy, Lp, LpShift, MinMax, Omse, Percentile
 from dfq_jax.numerics.rounding import Rounding, nearest
 from dfq_jax.optim.fit import fit
-from dfq_jax.optim.progress import Phase as RunPhase
 from dfq_jax.optim.progress import Progress, UnitReport
+from dfq_jax.optim.progress import RunPhase as RunPhase
 from dfq_jax.optim.schedules import adam_to_zero, adam_with_plateau, rated, warmup_cosine
 from dfq_jax.optim.state import Place
 from dfq_jax.optim.steps import Player, Step, descent, in_turn

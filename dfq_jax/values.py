@@ -22,15 +22,15 @@ import numpy as np
 
 from dfq_jax.errors import UsageError
 
-Result = TypeVar("Result", covariant=True)
-Told = Any
+Returned = TypeVar("Returned", covariant=True)
+PlainData = Any
 """Plain JSON data that says all of a value."""
-Unnamed = Callable[[Any, str], Told]
+Unnamed = Callable[[Any, str], PlainData]
 """(what has no name, where it is) -> what to say of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Bound(Generic[Result]):
+class Bound(Generic[Returned]):
     """A function with its first arguments, and some by name: equal where all of them are.
 
     Attributes:
@@ -39,11 +39,11 @@ class Bound(Generic[Result]):
       kwargs: others by name, in the order of their names.
     """
 
-    function: Callable[..., Result]
+    function: Callable[..., Returned]
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+    def __call__(self, *args: Any, **kwargs: Any) -> Returned:
         """Calls the function with the rest of its arguments."""
         return self.function(*self.args, *args, **{**dict(self.kwargs), **kwargs})
 
@@ -72,7 +72,7 @@ class Bound(Generic[Result]):
         return f"bound({', '.join([name, *map(repr, self.args), *named])})"
 
 
-def bound(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Bound[Result]:
+def bound(function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Bound[Returned]:
     """A function with its first arguments, and some by name, as a value.
 
     Args:
@@ -87,7 +87,7 @@ def bound(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Bound[R
     return Bound(function, args, tuple(sorted(kwargs.items())))
 
 
-def described(value: Any, place: str = "value") -> Told:
+def described(value: Any, place: str = "value") -> PlainData:
     """All that a value says, as plain JSON data: equal for equal values, on any machine.
 
     Args:
@@ -113,7 +113,7 @@ def key_of(value: Any) -> tuple[str, tuple[Any, ...]]:
     """What values are compared by: all they say, and whatever has no name as it is."""
     unnamed: list[Any] = []
 
-    def keep(thing: Any, place: str) -> Told:
+    def keep(thing: Any, place: str) -> PlainData:
         del place
         unnamed.append(thing)
         return {"unnamed": len(unnamed)}
@@ -121,12 +121,12 @@ def key_of(value: Any) -> tuple[str, tuple[Any, ...]]:
     return written(told(value, "value", keep)), tuple(unnamed)
 
 
-def written(data: Told) -> str:
+def written(data: PlainData) -> str:
     """JSON, the same for equal data."""
     return json.dumps(data, sort_keys=True)
 
 
-def told(value: Any, place: str, unnamed: Unnamed) -> Told:
+def told(value: Any, place: str, unnamed: Unnamed) -> PlainData:
     """What a value says; what has no name is said by `unnamed`."""
     match value:
         case enum.Enum():
@@ -152,7 +152,7 @@ def told(value: Any, place: str, unnamed: Unnamed) -> Told:
             return of_structure(value, place, unnamed)
 
 
-def of_structure(value: Any, place: str, unnamed: Unnamed) -> Told:
+def of_structure(value: Any, place: str, unnamed: Unnamed) -> PlainData:
     """What a sequence, a record or something with a name says."""
     kind = type(value)
     if names := getattr(kind, "_fields", ()) if isinstance(value, tuple) else ():
@@ -167,12 +167,12 @@ def of_structure(value: Any, place: str, unnamed: Unnamed) -> Told:
     return unnamed(value, place) if name is None else {"is": name}
 
 
-def record(kind: type, own: Mapping[str, Any], place: str, unnamed: Unnamed) -> Told:
+def record(kind: type, own: Mapping[str, Any], place: str, unnamed: Unnamed) -> PlainData:
     """What a dataclass or named tuple says: its type, and its fields; none is called `is`."""
     return {"is": [told(kind, place, unnamed)]} | fields(own, place, unnamed)
 
 
-def of_mapping(value: Mapping[Any, Any], place: str, unnamed: Unnamed) -> Told:
+def of_mapping(value: Mapping[Any, Any], place: str, unnamed: Unnamed) -> PlainData:
     """What a mapping says, whatever its order."""
     if all(isinstance(key, str) for key in value):
         return fields(value, place, unnamed)
@@ -180,12 +180,12 @@ def of_mapping(value: Mapping[Any, Any], place: str, unnamed: Unnamed) -> Told:
     return {"pairs": sorted(pairs, key=written)}
 
 
-def fields(own: Mapping[str, Any], place: str, unnamed: Unnamed) -> dict[str, Told]:
+def fields(own: Mapping[str, Any], place: str, unnamed: Unnamed) -> dict[str, PlainData]:
     """What the entries of a mapping say."""
     return {name: told(value, f"{place}.{name}", unnamed) for name, value in own.items()}
 
 
-def of_array(value: Any) -> Told:
+def of_array(value: Any) -> PlainData:
     """Shape, type and SHA-256 of an array; of a random key, those of its data."""
     random = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(value) if random else value
@@ -205,7 +205,7 @@ def name_of(thing: Any) -> str | None:
     return f"{module}:{path}" if found is thing else None
 
 
-def refuse_unnamed(thing: Any, place: str) -> Told:
+def refuse_unnamed(thing: Any, place: str) -> PlainData:
     """Raises UsageError: what has no name cannot be told from another."""
     name = getattr(thing, "__qualname__", None) or f"a {type(thing).__name__}"
     raise UsageError(

@@ -14,14 +14,14 @@ from safetensors.numpy import save_file
 from dfq_jax.cli.app import main
 from dfq_jax.graph.semantics import apply_op
 from dfq_jax.io.zoo import catalog
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 from dfq_jax.types import InputContract
 
 SMALL = "small"
 Tensors = dict[str, np.ndarray]
 
 
-def small(b: Builder, classes: int) -> str:
+def small(b: NetworkBuilder, classes: int) -> str:
     """A residual network with a depthwise and a strided convolution, for 8x8 images."""
     x = b.relu("relu1", b.bn("bn1", b.conv("conv1", b.images, 8, 3)))
     y = b.relu("relu2", b.bn("bn2", b.conv("depthwise", x, 8, 3, groups=8)), ceiling=6.0)

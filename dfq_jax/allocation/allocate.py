@@ -8,16 +8,25 @@ import numpy as np
 from jaxtyping import Float
 
 from dfq_jax.allocation.choices import Space
-from dfq_jax.allocation.costs import Budget, Unit, bits_of, cost, per_unit, work_of
+from dfq_jax.allocation.costs import Budget, BudgetUnit, bits_of, cost, per_unit, work_of
 from dfq_jax.errors import BudgetError, ResourceError
 from dfq_jax.graph.graph import Model
-from dfq_jax.numerics.knapsack import SECONDS, Knapsack, Pair, Picks, best, extremes, lost, spent
+from dfq_jax.numerics.knapsack import (
+    SECONDS,
+    Knapsack,
+    Picks,
+    SharedCost,
+    best,
+    extremes,
+    lost,
+    spent,
+)
 from dfq_jax.quantization.plan import Rule
 
 POINTS = 16
 """Budgets at which a front is sought."""
 
-Losses = Float[np.ndarray, "choices bits"]
+LossTable = Float[np.ndarray, "choices bits"]
 
 
 class Allocation(NamedTuple):
@@ -36,7 +45,7 @@ class Allocation(NamedTuple):
     rules: tuple[Rule, ...]
 
 
-def allocate(model: Model, space: Space, losses: Losses, budget: Budget) -> Allocation:
+def allocate(model: Model, space: Space, losses: LossTable, budget: Budget) -> Allocation:
     """The bits of least predicted loss within a budget, proven by mixed-integer programming.
 
     Args:
@@ -82,7 +91,7 @@ def limit_of(model: Model, space: Space, budget: Budget) -> int:
 
 
 def pareto(
-    model: Model, space: Space, losses: Losses, unit: Unit, points: int = POINTS
+    model: Model, space: Space, losses: LossTable, unit: BudgetUnit, points: int = POINTS
 ) -> tuple[Allocation, ...]:
     """The front of predicted loss against cost.
 
@@ -115,7 +124,9 @@ def pareto(
     return tuple(front)
 
 
-def within(model: Model, space: Space, problem: Knapsack, limit: int, unit: Unit) -> Allocation:
+def within(
+    model: Model, space: Space, problem: Knapsack, limit: int, unit: BudgetUnit
+) -> Allocation:
     """The best allocation that costs at most `limit` whole units."""
     try:
         picks = best(problem, limit)
@@ -128,7 +139,7 @@ def within(model: Model, space: Space, problem: Knapsack, limit: int, unit: Unit
 
 
 def priced(
-    model: Model, space: Space, losses: Losses, bits: Sequence[int], unit: Unit
+    model: Model, space: Space, losses: LossTable, bits: Sequence[int], unit: BudgetUnit
 ) -> Allocation:
     """What given bits cost, and what they are predicted to lose.
 
@@ -147,7 +158,7 @@ def priced(
 
 
 def described(
-    model: Model, space: Space, problem: Knapsack, picks: Picks, unit: Unit
+    model: Model, space: Space, problem: Knapsack, picks: Picks, unit: BudgetUnit
 ) -> Allocation:
     """An answer to a knapsack in terms of the network."""
     amount = spent(problem, picks) / per_unit(work_of(model, space.rest), unit)
@@ -155,7 +166,7 @@ def described(
     return Allocation(bits, Budget(amount, unit), lost(problem, picks), space.rules_for(bits))
 
 
-def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsack:
+def problem_of(model: Model, space: Space, losses: LossTable, unit: BudgetUnit) -> Knapsack:
     """The knapsack of a network: pinned layers are a fixed cost, two free operands a pair.
 
     What is no choice has the bits it has in the end, which are those of `space.rest`.
@@ -184,7 +195,7 @@ def problem_of(model: Model, space: Space, losses: Losses, unit: Unit) -> Knapsa
             case None, None:
                 fixed += int(table[0, 0])
             case int(), int() if first != second:
-                pairs.append(Pair(first, second, table))
+                pairs.append(SharedCost(first, second, table))
             case int(), int():
                 costs[first] += np.diagonal(table)
             case int(), None:

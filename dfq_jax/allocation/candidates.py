@@ -36,7 +36,7 @@ FLOAT, AS_IS, FINE = range(3)
 FINE_BITS = 8
 BATCH = 8
 
-Levels = Mapping[Site, int]
+LevelNumbers = Mapping[Site, int]
 Outputs = tuple[np.ndarray, ...]
 """The outputs of a network for all images, float32."""
 
@@ -140,7 +140,7 @@ def raised(model: Model, plan: Plan, sites: Iterable[Site]) -> Plan:
     return dataclasses.replace(plan, entries=entries)
 
 
-def levels_between(plan: Plan, other: Plan) -> Levels:
+def levels_between(plan: Plan, other: Plan) -> LevelNumbers:
     """The levels that make a network on one plan one on another, which may differ by 8-bit sites.
 
     Sites that the other plan leaves in float are so; sites that only it has are left out.
@@ -156,7 +156,7 @@ def levels_between(plan: Plan, other: Plan) -> Levels:
 
 
 def outputs_of(
-    made: Candidates, images: Float[Array, "n h w c"], levels: Levels, batch: int = BATCH
+    made: Candidates, images: Float[Array, "n h w c"], levels: LevelNumbers, batch: int = BATCH
 ) -> Outputs:
     """The outputs of the network at these levels; sites that are not named stay float."""
     wanted = jnp.asarray([levels.get(site, FLOAT) for site in made.sites], jnp.int32)

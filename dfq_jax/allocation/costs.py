@@ -26,12 +26,12 @@ from dfq_jax.quantization.observers import DEFAULT_OBSERVER
 from dfq_jax.quantization.plan import Plan, weight_spec
 from dfq_jax.quantization.sites import Site, operands, products
 
-Unit = Literal["bits", "bytes", "bops"]
+BudgetUnit = Literal["bits", "bytes", "bops"]
 FLOAT = 32
 """Bits of what stays in float."""
 UNPACKING = 1024
 """Bytes that the nodes and names take which unpack a kernel, about; fewer are not worth saving."""
-UNITS: dict[str, tuple[Unit, int]] = {
+UNITS: dict[str, tuple[BudgetUnit, int]] = {
     "bits": ("bits", 1),
     "b": ("bytes", 1),
     **{f"{letter}b": ("bytes", 1000**power) for power, letter in enumerate("kmg", 1)},
@@ -51,7 +51,7 @@ class Budget:
     """
 
     amount: float
-    unit: Unit
+    unit: BudgetUnit
 
     def __str__(self) -> str:
         """As `parse_budget` reads it, rounded up in the fifth digit."""
@@ -82,7 +82,7 @@ def parse_budget(text: str) -> Budget:
     return Budget(float(match[1]) * factor, unit)
 
 
-class Work(NamedTuple):
+class LayerWork(NamedTuple):
     """A layer, or product of two tensors, as far as costs go.
 
     Attributes:
@@ -105,7 +105,7 @@ class Work(NamedTuple):
     blocks: bool = False
 
 
-def work_of(model: Model, plan: Plan) -> tuple[Work, ...]:
+def work_of(model: Model, plan: Plan) -> tuple[LayerWork, ...]:
     """Everything that multiplies in a folded network, in execution order.
 
     Args:
@@ -116,7 +116,7 @@ def work_of(model: Model, plan: Plan) -> tuple[Work, ...]:
     for node in products(model.graph):
         first, second = operands(node)
         if not isinstance(node.op, WEIGHTED):
-            found.append(Work((first, second), counted[node.name]))
+            found.append(LayerWork((first, second), counted[node.name]))
             continue
         slots, spec = model.params[node.name], table.get(second)
         kernel = slots["kernel"]
@@ -126,7 +126,7 @@ def work_of(model: Model, plan: Plan) -> tuple[Work, ...]:
         groups = 1 if group is None else -(-kernel.shape[-2] // group)
         biases = slots["bias"].size if "bias" in slots else 0
         counts = counted[node.name], kernel.size, scales * groups, biases
-        found.append(Work((second, first), *counts, group is not None, groups > 1))
+        found.append(LayerWork((second, first), *counts, group is not None, groups > 1))
     return tuple(found)
 
 
@@ -152,7 +152,9 @@ def with_biases_of(model: Model, corrected: Model) -> Model:
     )
 
 
-def cost(work: Work, first: int, second: int, unit: Unit, store: Store = "packed") -> int:
+def cost(
+    work: LayerWork, first: int, second: int, unit: BudgetUnit, store: Store = "packed"
+) -> int:
     """What a layer costs with so many bits of its operands, in whole units.
 
     Args:
@@ -174,7 +176,7 @@ def cost(work: Work, first: int, second: int, unit: Unit, store: Store = "packed
             return work.macs * first * second
 
 
-def stored(work: Work, weight: int, tensor: int, store: Store) -> int:
+def stored(work: LayerWork, weight: int, tensor: int, store: Store) -> int:
     """Bytes of a layer's parameters in the ONNX file."""
     if weight == FLOAT:
         return 4 * (work.elements + work.biases)
@@ -201,12 +203,12 @@ def bits_of(plan: Plan, site: Site) -> int:
     return FLOAT if spec is None else spec.levels.bits
 
 
-def per_unit(works: tuple[Work, ...], unit: Unit) -> int:
+def per_unit(works: tuple[LayerWork, ...], unit: BudgetUnit) -> int:
     """By what whole units are divided to get amounts of a budget."""
     return sum(work.elements for work in works) if unit == "bits" else 1
 
 
-def cost_of(model: Model, plan: Plan, unit: Unit) -> Budget:
+def cost_of(model: Model, plan: Plan, unit: BudgetUnit) -> Budget:
     """What a plan costs: the smallest budget that allows it.
 
     Args:

@@ -39,7 +39,7 @@ DRAWS = 16
 """Random probes of the curvature for each batch of images."""
 
 Owners = tuple[tuple[Site, int], ...]
-Names = tuple[tuple[Site, str], ...]
+NamedSites = tuple[tuple[Site, str], ...]
 Lattices = Mapping[Site, Steps]
 """{site: its grids, one for each candidate along the first axis}."""
 
@@ -217,7 +217,7 @@ def curved(
 def weighed(
     model: Model,
     owners: Owners,
-    names: Names,
+    names: NamedSites,
     lattices: Lattices,
     x: Tensor,
     key: Key[Array, ""],
@@ -254,7 +254,7 @@ def weighed(
 
 
 def slopes_of(
-    model: Model, names: Names, x: Tensor, key: Key[Array, ""], aim: Aim
+    model: Model, names: NamedSites, x: Tensor, key: Key[Array, ""], aim: Aim
 ) -> tuple[dict[str, tuple[Site, Tensor]], dict[str, Tensor]]:
     """One draw of what the divergence's curvature does to every kernel and tensor.
 

@@ -19,7 +19,7 @@ from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import Artifact, load_artifact
 from dfq_jax.io.artifacts.images import NOT_AN_NPZ
-from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_module
 from dfq_jax.io.frontends.jax_live import is_torch
 from dfq_jax.io.frontends.jax_networks import load_network
@@ -92,7 +92,7 @@ def load(
         return reading(source, arch=arch, size=size, layout=layout, mean=mean, std=std).model
     if arch is not None or size is not None:
         raise UsageError("a module has its own graph and size; leave out arch and size.")
-    told = Told(layout=as_layout(layout))
+    told = ToldInput(layout=as_layout(layout))
     model = load_live(source, params, example, told, unchecked, batch_norms)
     return dataclasses.replace(model, inputs=(normalised(model.contract, mean, std),))
 
@@ -101,7 +101,7 @@ def load_live(
     source: Any,
     params: Any,
     example: Any,
-    told: Told,
+    told: ToldInput,
     unchecked: bool,
     batch_norms: Mapping[str, str] | None,
 ) -> Model:

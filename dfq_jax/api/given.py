@@ -14,7 +14,7 @@ from jaxtyping import Array
 from dfq_jax.data.accuracy import load as load_example
 from dfq_jax.data.accuracy import pick
 from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
-from dfq_jax.data.source import Source
+from dfq_jax.data.source import LabelledImages
 from dfq_jax.data.sources import TFDS, open_source
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
@@ -32,11 +32,11 @@ TO_GIVE = (
     "channels), or what `dfq synthesize` made"
 )
 
-Given = Examples | np.ndarray | Array | str | Path
+GivenImages = Examples | np.ndarray | Array | str | Path
 """What `quantize` takes for images."""
 
 
-class Read(NamedTuple):
+class ReadImages(NamedTuple):
     """An array of images as the library has them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Read(NamedTuple):
 
 
 def image_set(
-    given: Given, contract: InputContract, on_note: Callable[[str], object] = lambda _: None
+    given: GivenImages, contract: InputContract, on_note: Callable[[str], object] = lambda _: None
 ) -> Examples:
     """Images in a network's normalised input space, whatever they were given as.
 
@@ -89,7 +89,7 @@ def image_set(
 
 
 def of_pictures(
-    source: Source, contract: InputContract, on_note: Callable[[str], object]
+    source: LabelledImages, contract: InputContract, on_note: Callable[[str], object]
 ) -> Examples:
     """Pictures of any size, as the network's contract reads them; at most `MOST_PICTURES`.
 
@@ -153,7 +153,7 @@ def in_library_order(bare: Bare, contract: InputContract) -> np.ndarray:
     return found
 
 
-def understood(found: np.ndarray, name: str, contract: InputContract) -> Read:
+def understood(found: np.ndarray, name: str, contract: InputContract) -> ReadImages:
     """Images as normalised float32, from pixels of 0..255 or of [0, 1], or normalised already.
 
     Whole numbers are pixels. Of others the range decides: normalised images have values below zero
@@ -175,10 +175,10 @@ def understood(found: np.ndarray, name: str, contract: InputContract) -> Read:
                 f"{name} has values from {low:g} to {high:g}; pixels are 0..255, or in [0, 1], or "
                 f"normalised with {in_words(contract)}."
             )
-        return Read(normalised(found, 255.0, contract), "of pixels 0..255, normalised with")
+        return ReadImages(normalised(found, 255.0, contract), "of pixels 0..255, normalised with")
     if low >= 0 and high <= 1 and black < NEARLY_BLACK:
-        return Read(normalised(found, 1.0, contract), "of pixels in [0, 1], normalised with")
-    return Read(
+        return ReadImages(normalised(found, 1.0, contract), "of pixels in [0, 1], normalised with")
+    return ReadImages(
         np.asarray(found, np.float32),
         f"values {low:.3g} to {high:.3g}, taken as normalised already with",
     )

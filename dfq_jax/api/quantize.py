@@ -10,7 +10,7 @@ import jax
 
 from dfq_jax.allocation.allocate import limit_of
 from dfq_jax.allocation.costs import Budget
-from dfq_jax.api.given import Given, image_set
+from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.request import (
     NAMES,
@@ -72,7 +72,7 @@ OWN = "own"
 
 def quantize(
     model: Model,
-    images: Given | None = None,
+    images: GivenImages | None = None,
     pipeline: Pipeline | None = None,
     *,
     config: str | Path | Mapping[str, Any] | None = None,
@@ -153,7 +153,7 @@ def named(method: str | Recipe) -> str:
     return method.name if isinstance(method, Recipe) else method
 
 
-def carried_out(model: Model, given: Given | None, asked: Asked, follow: Follow) -> Result:
+def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
     brought = None if given is None else image_set(given, model.contract, follow.watch.says)
     making = making_for(model, asked)

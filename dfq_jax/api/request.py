@@ -15,7 +15,7 @@ from dfq_jax.graph.tasks import Task, task_named
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.rules import parse_rule
-from dfq_jax.recipes.foresight import Part, phase_of
+from dfq_jax.recipes.foresight import RunPart, phase_of
 from dfq_jax.recipes.pipeline import Names, Pipeline, pipeline_for
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.synthesis.recipe import Recipe
@@ -172,9 +172,9 @@ class Follow:
 
     watch: Watcher = SILENT
     place: Place = NOWHERE
-    foreseen: Mapping[Part, float] = dataclasses.field(default_factory=dict)
+    foreseen: Mapping[RunPart, float] = dataclasses.field(default_factory=dict)
 
-    def begins(self, part: Part) -> None:
+    def begins(self, part: RunPart) -> None:
         """Tells of a part of the run that begins."""
         if self.watch.phase is not None:
             self.watch.phase(phase_of(part, self.foreseen))

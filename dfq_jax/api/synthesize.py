@@ -144,7 +144,7 @@ def synthesize_set(
     return Contribution(made.complete, order.what[1].name, *told, **durations(start, compiled))
 
 
-class Order(NamedTuple):
+class ImageOrder(NamedTuple):
     """What is to be made.
 
     Attributes:
@@ -168,7 +168,7 @@ def ordered(
     steps: int | None,
     batch: int | None,
     machine: Machine,
-) -> Order:
+) -> ImageOrder:
     """Checks what was asked for, and says what the images depend on.
 
     Raises:
@@ -182,7 +182,7 @@ def ordered(
     facts = provenance(model, choice.recipe, n, seed)
     facts |= {"dtype": machine.dtype, "together": sharers}
     what = (choice.model, choice.recipe, n, jax.random.key(seed))
-    return Order(what, machine, facts, choice.notes)
+    return ImageOrder(what, machine, facts, choice.notes)
 
 
 def check_seed(seed: int) -> None:

@@ -34,7 +34,7 @@ MethodName = Literal[
     "aac",
     "noise",
 ]
-Reconstruction = Literal[
+ReconstructionName = Literal[
     "nearest",
     "closed_form",
     "adaround",
@@ -47,6 +47,6 @@ Reconstruction = Literal[
     "stages",
     "best",
 ]
-Observer = Literal[
+ObserverName = Literal[
     "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
 ]

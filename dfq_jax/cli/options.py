@@ -11,17 +11,17 @@ from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.words import (
     LayerPreset,
     MethodName,
-    Observer,
+    ObserverName,
     Preset,
-    Reconstruction,
+    ReconstructionName,
     Sensitivity,
     Store,
     TaskName,
 )
 
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+OutputFlag = Annotated[Path, Parameter(name=["--output", "-o"])]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
-Machine = Annotated[MachineOptions, Parameter(name="*", negative="")]
+MachineFlags = Annotated[MachineOptions, Parameter(name="*", negative="")]
 Rules = Annotated[tuple[str, ...], Parameter(name="--rule", negative="", show_default=False)]
 FLAT = Parameter(name="*", negative="")
 """Of a group of options: its fields are flags."""
@@ -44,14 +44,14 @@ class SynthesizeOptions:
       config: TOML file of options; those given here win.
     """
 
-    output: Output
+    output: OutputFlag
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 256
     method: MethodName = "best"
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
     steps: int | None = None
     batch: int | None = None
     seed: int = 0
-    machine: Machine = dataclasses.field(default_factory=MachineOptions)
+    machine: MachineFlags = dataclasses.field(default_factory=MachineOptions)
     preview: Path | None = None
     config: Path | None = None
 
@@ -85,7 +85,7 @@ class QuantizeOptions:
       config: TOML file of options; those given here win.
     """
 
-    output: Output
+    output: OutputFlag
     scheme: str = "w8a8"
     preset: Preset = "fast"
     layers: LayerPreset = "qdrop_8bit_ends"
@@ -94,13 +94,13 @@ class QuantizeOptions:
     n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
     steps: int | None = None
     images: Path | None = None
-    reconstruction: Reconstruction | None = None
+    reconstruction: ReconstructionName | None = None
     reconstruction_steps: int | None = None
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
     seed: int = 0
     budget: str | None = None
     sensitivity: Sensitivity = "kl"
-    observer: Observer | None = None
+    observer: ObserverName | None = None
     accuracy: float | None = None
     memory: str | None = None
     task: TaskName | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Num
 
 from dfq_jax.data.preprocess import preprocess
-from dfq_jax.data.source import Source
+from dfq_jax.data.source import LabelledImages
 from dfq_jax.errors import DataError, DfqError, UsageError
 from dfq_jax.types import InputContract
 
@@ -38,7 +38,7 @@ class Accuracy:
 
 def evaluate(
     predict: Callable[..., Any],
-    source: Source,
+    source: LabelledImages,
     contract: InputContract,
     *,
     batch: int = 64,
@@ -95,7 +95,7 @@ def evaluate(
     return Accuracy(float(hits[0] / done), float(hits[1] / done), done)
 
 
-def load(source: Source, index: int, contract: InputContract) -> Decoded:
+def load(source: LabelledImages, index: int, contract: InputContract) -> Decoded:
     """One preprocessed example; errors name its file, or its number where there is no file."""
     image, label = source[index]
     try:
@@ -136,7 +136,7 @@ def checked_scores(scores: Any, batch: int) -> Num[np.ndarray, "batch classes"]:
     return array.astype(np.float64)
 
 
-def class_indices(source: Source, outputs: int) -> Int[np.ndarray, " classes"]:
+def class_indices(source: LabelledImages, outputs: int) -> Int[np.ndarray, " classes"]:
     """Which network output each class of the source belongs to.
 
     Class names that are different integers in [0, outputs) are the outputs themselves, so a folder

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import PIL.Image
 
 from dfq_jax.base.files import read_regular
-from dfq_jax.data.source import Source, decode
+from dfq_jax.data.source import LabelledImages, decode
 from dfq_jax.errors import DataError, UnsafeInputError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -21,7 +21,7 @@ Sort = Callable[[Sequence[str], str], Members]
 LAYOUT = "expected <class>/<image> inside, for example cat/1.jpg and dog/1.jpg"
 
 
-def open_folder(root: Path, sort: Sort | None = None) -> Source:
+def open_folder(root: Path, sort: Sort | None = None) -> LabelledImages:
     """Images below `root`.
 
     Links to folders are followed, hidden files are left out.
@@ -43,10 +43,10 @@ def open_folder(root: Path, sort: Sort | None = None) -> Source:
             raise DataError(f"cannot read image {path}: {error}.") from error
         return decode(data, str(path)), label
 
-    return Source(str(root), classes, len(members), read, "folder")
+    return LabelledImages(str(root), classes, len(members), read, "folder")
 
 
-def open_zip(path: Path, sort: Sort | None = None) -> Source:
+def open_zip(path: Path, sort: Sort | None = None) -> LabelledImages:
     """Images in a zip archive, read one at a time without extracting.
 
     No member is written anywhere and none beyond 256 MiB is read, so neither overlapping members
@@ -83,7 +83,7 @@ def open_zip(path: Path, sort: Sort | None = None) -> Source:
             raise DataError(f"cannot unpack {where}: {error}. Archive it again.") from error
         return decode(data, where), label
 
-    return Source(str(path), classes, len(members), read, "archive")
+    return LabelledImages(str(path), classes, len(members), read, "archive")
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

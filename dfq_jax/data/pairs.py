@@ -11,11 +11,11 @@ from dfq_jax.numerics.measures import psnr
 from dfq_jax.types import InputContract
 
 Pixels = UInt8[np.ndarray, "h w c"]
-Run = Callable[[Float[np.ndarray, "1 h w c"]], Float[np.ndarray | Array, "1 oh ow c"]]
+Runner = Callable[[Float[np.ndarray, "1 h w c"]], Float[np.ndarray | Array, "1 oh ow c"]]
 
 
 def psnr_of_pairs(
-    run: Run, pairs: Iterable[tuple[Pixels, Pixels]], contract: InputContract, task: ImageToImage
+    run: Runner, pairs: Iterable[tuple[Pixels, Pixels]], contract: InputContract, task: ImageToImage
 ) -> float:
     """Mean PSNR of a network's outputs to the images that are wanted, in dB.
 

@@ -15,7 +15,7 @@ MOST_PIXELS = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class LabelledImages:
     """Labelled images, addressable by index, in an order that never changes.
 
     Attributes:

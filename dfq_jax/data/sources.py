@@ -4,16 +4,16 @@ import zipfile
 from pathlib import Path
 
 from dfq_jax.data.folders import LAYOUT, open_folder, open_zip
-from dfq_jax.data.source import Source
+from dfq_jax.data.source import LabelledImages
 from dfq_jax.data.tfds import open_tfds
 from dfq_jax.errors import DataError
 
-__all__ = ["Source", "open_source"]
+__all__ = ["LabelledImages", "open_source"]
 
 TFDS = "tfds:"
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str) -> LabelledImages:
     """Opens labelled images for evaluation.
 
     Args:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from dfq_jax.data.source import Source, decode
+from dfq_jax.data.source import LabelledImages, decode
 from dfq_jax.errors import DataError
 
 
-def open_tfds(spec: str) -> Source:
+def open_tfds(spec: str) -> LabelledImages:
     """A classification data set that TFDS prepared on this machine.
 
     Only prepared files are read, nothing is downloaded. Images are decoded by Pillow, whatever
@@ -64,7 +64,9 @@ def open_tfds(spec: str) -> Source:
             f"{', '.join(builder.info.splits)}: {error}"
         ) from error
     classes = tuple(features[keys[1]].names)
-    return Source(f"tfds:{name}:{split}", classes, size, reader(rows, keys, f"tfds:{name}:{split}"))
+    return LabelledImages(
+        f"tfds:{name}:{split}", classes, size, reader(rows, keys, f"tfds:{name}:{split}")
+    )
 
 
 def reader(rows: Any, keys: tuple[str, str], name: str) -> Any:

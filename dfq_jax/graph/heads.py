@@ -40,7 +40,7 @@ from dfq_jax.graph.semantics import apply_op
 
 Kind = Literal["classes", "signs", "values"]
 """One decision among the classes along an axis, one for each value, or none."""
-Curve = Literal["softmax", "sigmoid"]
+FinalCurve = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Part:
     output: str
     name: str
     tensor: str
-    curve: Curve | None
+    curve: FinalCurve | None
     kind: Kind
     axis: int | None
     certain: bool
@@ -98,7 +98,7 @@ class Leaf:
     """
 
     tensor: str
-    curve: Curve | None
+    curve: FinalCurve | None
     axis: int | None
     made: str
 

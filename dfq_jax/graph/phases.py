@@ -12,7 +12,7 @@ from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.ops import Conv2d, MaxPool, Pair
 
-Share = Callable[[int, int, tuple[Array, ...]], Array]
+PhaseShare = Callable[[int, int, tuple[Array, ...]], Array]
 """(row and column of a window's entry, what is known of the windows) -> its part of a gradient."""
 
 
@@ -44,7 +44,7 @@ def gathered(
     op: Conv2d | MaxPool,
     window: Pair,
     size: Pair,
-    share: Share,
+    share: PhaseShare,
 ) -> Shaped[Array, "n h w c"]:
     """`dx[t] = sum_i share(i, known[(t + p - d i) / s])` along both axes, over what divides.
 

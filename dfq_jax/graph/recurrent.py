@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.graph.ops import Recurrent
 
-State = tuple[Float[Array, "n hidden"], Float[Array, "n hidden"]]
+CellState = tuple[Float[Array, "n hidden"], Float[Array, "n hidden"]]
 """What is shown to the next layer, and what an LSTM remembers beside it."""
 
 
@@ -30,7 +30,9 @@ def recurrent(
     given = jnp.moveaxis(x @ p["input"] + p["bias"], 1, 0)
     zeros = jnp.zeros((x.shape[0], p["state"].shape[0]), x.dtype)
 
-    def step(state: State, row: Float[Array, "n gates"]) -> tuple[State, Float[Array, "n hidden"]]:
+    def step(
+        state: CellState, row: Float[Array, "n gates"]
+    ) -> tuple[CellState, Float[Array, "n hidden"]]:
         state = following(op, p, state, row)
         return state, state[0]
 
@@ -39,8 +41,8 @@ def recurrent(
 
 
 def following(
-    op: Recurrent, p: Mapping[str, Array], state: State, row: Float[Array, "n gates"]
-) -> State:
+    op: Recurrent, p: Mapping[str, Array], state: CellState, row: Float[Array, "n gates"]
+) -> CellState:
     """The state after a step.
 
     Args:

@@ -14,13 +14,13 @@ from dfq_jax.base.reading import ReadOptions
 from dfq_jax.errors import CheckpointError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.output_folder import FLOAT
-from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_graph
 from dfq_jax.io.frontends.parity import check_import
 from dfq_jax.io.readers.checkpoint import read_checkpoint
 from dfq_jax.io.readers.foreign import told_by_folder
 from dfq_jax.io.readers.pickle_policy import show
-from dfq_jax.io.zoo.bind import Bound, bind
+from dfq_jax.io.zoo.bind import BoundNetwork, bind
 from dfq_jax.io.zoo.catalog import Size, unknown
 from dfq_jax.io.zoo.known import Network, names, network
 from dfq_jax.io.zoo.recognise import fit, named, suggestion
@@ -166,7 +166,9 @@ def load(
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
-    told = Told(as_pair(size), as_layout(layout), normalised=mean is not None and std is not None)
+    told = ToldInput(
+        as_pair(size), as_layout(layout), normalised=mean is not None and std is not None
+    )
     loaded = located(path_or_name, arch, told, no_bn_fallback)
     before = loaded.model.contract
     contract = normalised(before, mean, std)
@@ -203,7 +205,9 @@ def as_layout(name: str | None) -> str | None:
     return name.upper()
 
 
-def located(path_or_name: str | Path, arch: str | None, told: Told, no_bn_fallback: bool) -> Loaded:
+def located(
+    path_or_name: str | Path, arch: str | None, told: ToldInput, no_bn_fallback: bool
+) -> Loaded:
     """Reads a network as its file has it; see `load`."""
     path = Path(path_or_name)
     if not os.path.isfile(path):  # False, not an error, for names no file could have
@@ -251,7 +255,9 @@ def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | Non
         raise UsageError(str(error)) from None
 
 
-def load_checkpoint(path: Path, arch: str | None, told: Told, *, published: bool = False) -> Loaded:
+def load_checkpoint(
+    path: Path, arch: str | None, told: ToldInput, *, published: bool = False
+) -> Loaded:
     """Reads a file of weights; see `load`.
 
     Args:
@@ -288,7 +294,7 @@ def load_checkpoint(path: Path, arch: str | None, told: Told, *, published: bool
     )
 
 
-def bound(fitted: Network, tensors: Mapping[str, np.ndarray]) -> Bound:
+def bound(fitted: Network, tensors: Mapping[str, np.ndarray]) -> BoundNetwork:
     """A network by name with the weights of a checkpoint."""
     return bind_stored(fitted, tensors) if isinstance(fitted, Stored) else bind(fitted, tensors)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-Numbers = Any
+NumpyOrJax = Any
 """An array of JAX or of NumPy."""
 SMALLEST_SCALE = 1e-12
 """Below this a float32 scale and its reciprocal stop being safe to multiply."""
@@ -89,8 +89,8 @@ class Affine(NamedTuple):
       zero_point: in the storage dtype of the grid; shape of `scale`.
     """
 
-    scale: Float[Numbers, "..."]
-    zero_point: Integer[Numbers, "..."]
+    scale: Float[NumpyOrJax, "..."]
+    zero_point: Integer[NumpyOrJax, "..."]
 
 
 def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -136,7 +136,7 @@ def spread(affine: Affine, shape: tuple[int, ...], grid: Grid) -> Affine:
     return Affine(*(over_groups(part, shape[-2], grid.group) for part in affine))
 
 
-def over_groups(per_group: Numbers, inputs: int, group: int) -> Numbers:
+def over_groups(per_group: NumpyOrJax, inputs: int, group: int) -> NumpyOrJax:
     """One value for each group, repeated for each of the input channels; differentiable."""
     return per_group.repeat(group, axis=-2)[..., :inputs, :]
 
@@ -147,7 +147,7 @@ def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array
     return (grid.qmin - zero_point) * affine.scale, (grid.qmax - zero_point) * affine.scale
 
 
-def quantize(x: Float[Numbers, "..."], affine: Affine, grid: Grid) -> Integer[Numbers, "..."]:
+def quantize(x: Float[NumpyOrJax, "..."], affine: Affine, grid: Grid) -> Integer[NumpyOrJax, "..."]:
     """Codes of `x` in the storage dtype: `clip(round(x / s) + z, qmin, qmax)`."""
     affine = spread(affine, x.shape, grid)
     zero_point = affine.zero_point.astype(jnp.float32)
@@ -155,7 +155,7 @@ def quantize(x: Float[Numbers, "..."], affine: Affine, grid: Grid) -> Integer[Nu
     return q.clip(grid.qmin, grid.qmax).astype(grid.dtype)
 
 
-def dequantize(q: Integer[Numbers, "..."], affine: Affine) -> Float[Numbers, "..."]:
+def dequantize(q: Integer[NumpyOrJax, "..."], affine: Affine) -> Float[NumpyOrJax, "..."]:
     """Values of codes: `(q - z) s`; parameters of groups are `spread` before."""
     zero_point = affine.zero_point.astype(jnp.float32)
     return (q.astype(jnp.float32) - zero_point) * affine.scale
@@ -185,9 +185,9 @@ class Steps(NamedTuple):
       high: largest.
     """
 
-    scale: Float[Numbers, "..."]
-    low: Float[Numbers, "..."]
-    high: Float[Numbers, "..."]
+    scale: Float[NumpyOrJax, "..."]
+    low: Float[NumpyOrJax, "..."]
+    high: Float[NumpyOrJax, "..."]
 
 
 def steps_of(affine: Affine, grid: Grid) -> Steps:
@@ -202,14 +202,14 @@ def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
     return nearest(x, steps)
 
 
-def over(x: Float[Numbers, "..."], scale: Float[Numbers, "..."]) -> Float[Numbers, "..."]:
+def over(x: Float[NumpyOrJax, "..."], scale: Float[NumpyOrJax, "..."]) -> Float[NumpyOrJax, "..."]:
     """`x / scale`; XLA multiplies by the reciprocal of a single number, so NumPy has to as well."""
     if isinstance(x, np.ndarray) and scale.size == 1 < x.size:
         return x * (np.float32(1) / scale)
     return x / scale
 
 
-def nearest(x: Float[Numbers, "..."], steps: Steps) -> Float[Numbers, "..."]:
+def nearest(x: Float[NumpyOrJax, "..."], steps: Steps) -> Float[NumpyOrJax, "..."]:
     """The values of a grid nearest to `x`."""
     return over(x, steps.scale).round().clip(steps.low, steps.high) * steps.scale
 
@@ -243,17 +243,17 @@ def summed(slopes: Float[Array, "..."], like: Float[Array, "..."]) -> Float[Arra
 
 
 def bias_scale(
-    input_scale: Float[Numbers, ""], kernel_scale: Float[Numbers, "..."]
-) -> Float[Numbers, " chan"]:
+    input_scale: Float[NumpyOrJax, ""], kernel_scale: Float[NumpyOrJax, "..."]
+) -> Float[NumpyOrJax, " chan"]:
     """Scale of an int32 bias: exactly the float32 product `x_scale * w_scale`, per channel."""
     return (input_scale * kernel_scale).reshape(-1)
 
 
 def guard_bias_overflow(
-    kernel_scale: Float[Numbers, "..."],
-    input_scale: Float[Numbers, ""],
-    bias: Float[Numbers, " chan"],
-) -> Float[Numbers, "..."]:
+    kernel_scale: Float[NumpyOrJax, "..."],
+    input_scale: Float[NumpyOrJax, ""],
+    bias: Float[NumpyOrJax, " chan"],
+) -> Float[NumpyOrJax, "..."]:
     """Raises kernel scales until every bias code fits into half of int32.
 
     A channel of tiny weights with a large bias would otherwise overflow int32 at run time.
@@ -273,10 +273,10 @@ def guard_bias_overflow(
 
 
 def quantize_bias(
-    bias: Float[Numbers, " chan"],
-    input_scale: Float[Numbers, ""],
-    kernel_scale: Float[Numbers, "..."],
-) -> Int[Numbers, " chan"]:
+    bias: Float[NumpyOrJax, " chan"],
+    input_scale: Float[NumpyOrJax, ""],
+    kernel_scale: Float[NumpyOrJax, "..."],
+) -> Int[NumpyOrJax, " chan"]:
     """int32 codes of a bias at scale `input_scale * kernel_scale`, zero point 0."""
     q = over(bias, bias_scale(input_scale, kernel_scale)).round()
     return q.clip(-BIAS_LIMIT, BIAS_LIMIT).astype(jnp.int32)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-Kind = Literal["signs", "bits"]
+LevelKind = Literal["signs", "bits"]
 TURNS = 30
 """Turns after which a basis hardly moves."""
 PULL = 1e-6
@@ -39,7 +39,7 @@ class LearnedLevels:
     """
 
     bits: int
-    kind: Kind
+    kind: LevelKind
     axis: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,13 +94,15 @@ class Fit(NamedTuple):
     errors: Float[Array, "turns chan"]
 
 
-def codes(n: int, kind: Kind) -> Float[np.ndarray, "levels n"]:
+def codes(n: int, kind: LevelKind) -> Float[np.ndarray, "levels n"]:
     """All codes of n signs, or n bits."""
     bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     return (2 * bits - 1 if kind == "signs" else bits).astype(np.float32)
 
 
-def start(x: Float[Array, "chan m"], weight: Float[Array, "chan m"], n: int, kind: Kind) -> Basis:
+def start(
+    x: Float[Array, "chan m"], weight: Float[Array, "chan m"], n: int, kind: LevelKind
+) -> Basis:
     """Evenly spaced levels, of the spread of the values.
 
     Args:
@@ -127,7 +129,7 @@ def start(x: Float[Array, "chan m"], weight: Float[Array, "chan m"], n: int, kin
 
 
 def best_start(
-    x: Float[Array, "chan m"], weight: Float[Array, "chan m"], n: int, kind: Kind
+    x: Float[Array, "chan m"], weight: Float[Array, "chan m"], n: int, kind: LevelKind
 ) -> Basis:
     """The multiple of `start` with the least error, channel by channel."""
     narrow = start(x, weight, n, kind)
@@ -211,7 +213,7 @@ def refit(
 def fit(
     x: Float[Array, "chan m"],
     n: int,
-    kind: Kind,
+    kind: LevelKind,
     *,
     weight: Float[Array, "chan m"] | None = None,
     turns: int = TURNS,

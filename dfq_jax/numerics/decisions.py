@@ -32,7 +32,7 @@ ALIKE = 0.375
 LEAST_GAIN = 0.02
 
 
-class Loss(NamedTuple):
+class AccuracyLoss(NamedTuple):
     """What noise does to decisions on real images.
 
     Attributes:
@@ -71,14 +71,14 @@ def noise_of(exact: Scores, rough: Scores) -> Noise:
     return Noise(rest[order], margin[order], error[order])
 
 
-def expected_loss(noise: Noise, accuracy: float) -> Loss:
+def expected_loss(noise: Noise, accuracy: float) -> AccuracyLoss:
     """What noise is expected to cost a network of that accuracy on real images."""
     top = noise.margin[-max(1, len(noise.margin) // SURE) :]
     scale = SCALE * float(top.mean())
     noise, margins = noise._replace(rest=spaced(noise.rest, scale)), scale * half_normal(LEVELS)
     heat = temperature(noise.rest, margins, accuracy)
     draws = [decided(noise, margins, heat, np.random.default_rng(i)) for i in range(DRAWS)]
-    return Loss(*map(float, np.mean(draws, axis=0)))
+    return AccuracyLoss(*map(float, np.mean(draws, axis=0)))
 
 
 def spaced(rest: Float[np.ndarray, "n others"], scale: float) -> Float[np.ndarray, "n others"]:
@@ -115,7 +115,7 @@ def temperature(
 
 def decided(
     noise: Noise, margins: Float[np.ndarray, " m"], heat: float, random: np.random.Generator
-) -> Loss:
+) -> AccuracyLoss:
     """The same with one draw of noise for every probe and margin."""
     probes, alike = len(noise.margin), max(1, round(ALIKE * len(noise.margin)))
     sure = confidences(noise.rest, margins, heat)
@@ -128,4 +128,4 @@ def decided(
         chosen = np.argmax(scores + drawn, axis=1)
         lost = 1 - np.exp(scores[np.arange(probes), chosen] / heat)
         losses[i], changed[i] = np.mean(sure[:, i] * lost), np.mean(chosen != 0)
-    return Loss(float(losses.mean()), float(changed.mean()))
+    return AccuracyLoss(float(losses.mean()), float(changed.mean()))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dfq_jax.numerics.affine import Numbers
+from dfq_jax.numerics.affine import NumpyOrJax
 
 EXACT = 2**24
 """Integers up to this size, and sums of them up to this size, are exact in float32."""
@@ -22,10 +22,10 @@ MOST_TERMS = EXACT // 256
 LARGEST_SUM = 2**31 - 1
 """What sums of products may come to: kernels add them up in int32, and so does `exact_product`."""
 
-Product = Callable[[Float[Numbers, "..."], Float[Numbers, "..."]], Float[Numbers, "..."]]
+Product = Callable[[Float[NumpyOrJax, "..."], Float[NumpyOrJax, "..."]], Float[NumpyOrJax, "..."]]
 
 
-def nibbles(q: Int[Numbers, "..."]) -> tuple[Float[Numbers, "..."], Float[Numbers, "..."]]:
+def nibbles(q: Int[NumpyOrJax, "..."]) -> tuple[Float[NumpyOrJax, "..."], Float[NumpyOrJax, "..."]]:
     """(high, low) with `q == 16 * high + low`, -8 <= low <= 7, as float32."""
     low = ((q + 8) & 15) - 8
     high = (q - low) // 16
@@ -33,8 +33,8 @@ def nibbles(q: Int[Numbers, "..."]) -> tuple[Float[Numbers, "..."], Float[Number
 
 
 def exact_product(
-    x: Int[Numbers, "..."], w: Int[Numbers, "..."], product: Product, reduction: int
-) -> Int[Numbers, "..."]:
+    x: Int[NumpyOrJax, "..."], w: Int[NumpyOrJax, "..."], product: Product, reduction: int
+) -> Int[NumpyOrJax, "..."]:
     """`product(x, w)` in exact integer arithmetic, for a bilinear `product` of float32 arrays.
 
     Sums of more than 65,536 terms are made of pieces: the same product with all but some rows of
@@ -62,8 +62,8 @@ def exact_product(
 
 
 def product_at_once(
-    x: Int[Numbers, "..."], w: Int[Numbers, "..."], product: Product, terms: int
-) -> Int[Numbers, "..."]:
+    x: Int[NumpyOrJax, "..."], w: Int[NumpyOrJax, "..."], product: Product, terms: int
+) -> Int[NumpyOrJax, "..."]:
     """`exact_product` where at most `MOST_TERMS` terms of a sum are not zero."""
     high, low = nibbles(w)
     if 255 * 16 * terms <= EXACT:
@@ -74,6 +74,6 @@ def product_at_once(
     return 256 * as_int(product(x_high, high)) + 16 * middle + as_int(product(x_low, low))
 
 
-def as_int(x: Float[Numbers, "..."]) -> Int[Numbers, "..."]:
+def as_int(x: Float[NumpyOrJax, "..."]) -> Int[NumpyOrJax, "..."]:
     """An exact integer held in float32, as int32."""
     return x.round().astype(jnp.int32)

@@ -25,7 +25,7 @@ Picks = Int[np.ndarray, " items"]
 Row = Float[np.ndarray, " variables"]
 
 
-class Pair(NamedTuple):
+class SharedCost(NamedTuple):
     """A cost that two items share.
 
     Attributes:
@@ -51,7 +51,7 @@ class Knapsack(NamedTuple):
 
     loss: Float[np.ndarray, "items levels"]
     cost: Int[np.ndarray, "items levels"]
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[SharedCost, ...] = ()
     fixed: int = 0
 
 

@@ -17,7 +17,7 @@ from dfq_jax.errors import PlanError
 from dfq_jax.numerics.affine import (
     Affine,
     Grid,
-    Numbers,
+    NumpyOrJax,
     dequantize,
     fake_quantize,
     quantize,
@@ -30,7 +30,7 @@ Levels = Grid | Signs | LearnedLevels
 Parameters = Affine | Alpha | Basis
 
 
-def codes_of(x: Float[Numbers, "..."], levels: Levels, parameters: Parameters) -> Numbers:
+def codes_of(x: Float[NumpyOrJax, "..."], levels: Levels, parameters: Parameters) -> NumpyOrJax:
     """The codes nearest to `x`, in the storage type of its levels.
 
     Raises:
@@ -48,7 +48,9 @@ def codes_of(x: Float[Numbers, "..."], levels: Levels, parameters: Parameters) -
             unlike(levels, parameters)
 
 
-def values_of(codes: Integer[Numbers, "..."], levels: Levels, parameters: Parameters) -> Numbers:
+def values_of(
+    codes: Integer[NumpyOrJax, "..."], levels: Levels, parameters: Parameters
+) -> NumpyOrJax:
     """What codes stand for, float32.
 
     Raises:
@@ -122,12 +124,12 @@ def affine_of(parameters: Parameters) -> Affine:
     return parameters
 
 
-def scales_of(parameters: Parameters) -> Float[Numbers, "..."]:
+def scales_of(parameters: Parameters) -> Float[NumpyOrJax, "..."]:
     """What of the parameters may be trained: scales, or the vectors of a basis. All float32."""
     return parameters.vectors if isinstance(parameters, Basis) else parameters.scale
 
 
-def with_scales(parameters: Parameters, scales: Float[Numbers, "..."]) -> Parameters:
+def with_scales(parameters: Parameters, scales: Float[NumpyOrJax, "..."]) -> Parameters:
     """The parameters with other scales; what is not trained stays."""
     if isinstance(parameters, Basis):
         return parameters._replace(vectors=scales)

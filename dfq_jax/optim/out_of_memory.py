@@ -5,14 +5,14 @@ from typing import TypeVar
 
 import jax
 
-Way = TypeVar("Way")
+Manner = TypeVar("Manner")
 State = TypeVar("State")
-Result = TypeVar("Result")
+Gained = TypeVar("Gained")
 
 
 def sparing(
-    advance: Callable[[Way, State], Result], way: Way, lighter: Callable[[], Way] | None
-) -> Callable[[State, Callable[[], State]], Result]:
+    advance: Callable[[Manner, State], Gained], way: Manner, lighter: Callable[[], Manner] | None
+) -> Callable[[State, Callable[[], State]], Gained]:
     """Steps that are tried again in a lighter way when memory does not suffice.
 
     Args:
@@ -26,7 +26,7 @@ def sparing(
     """
     ways = [way]
 
-    def step(state: State, again: Callable[[], State]) -> Result:
+    def step(state: State, again: Callable[[], State]) -> Gained:
         while True:
             try:
                 return jax.block_until_ready(advance(ways[-1], state))

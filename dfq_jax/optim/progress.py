@@ -39,7 +39,7 @@ class Progress:
         return (self.batch * self.steps + self.step) / max(self.batches * self.steps, 1)
 
 
-class Phase(NamedTuple):
+class RunPhase(NamedTuple):
     """A part of a run that begins.
 
     Attributes:
@@ -91,7 +91,7 @@ class Watcher:
     stage: Callable[[str], None] | None = None
     progress: Callable[[Progress], None] | None = None
     unit: Callable[[int, int, UnitReport], None] | None = None
-    phase: Callable[[Phase], None] | None = None
+    phase: Callable[[RunPhase], None] | None = None
 
     def says(self, text: str) -> None:
         """Tells what is being done."""

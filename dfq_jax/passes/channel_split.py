@@ -37,7 +37,7 @@ from dfq_jax.numerics.splitting import plan_splits, split_inputs
 from dfq_jax.types import Moments
 
 
-class Run(NamedTuple):
+class SplittableLayer(NamedTuple):
     """A layer whose input channels can be split, with all that must be repeated for that.
 
     Attributes:
@@ -84,10 +84,10 @@ def split_channels(
     return model
 
 
-def runs(model: Model) -> tuple[Run, ...]:
+def runs(model: Model) -> tuple[SplittableLayer, ...]:
     """The layers that can be split, in execution order."""
     found = {n.name: run_before(model, n) for n in weighted_nodes(model.graph)}
-    return tuple(Run(k, v) for k, v in found.items() if not isinstance(v, str))
+    return tuple(SplittableLayer(k, v) for k, v in found.items() if not isinstance(v, str))
 
 
 def unsplit(model: Model) -> dict[str, str]:

@@ -36,10 +36,10 @@ from dfq_jax.graph.semantics import Slots
 from dfq_jax.passes.moments import Around, mean_output, propagated
 from dfq_jax.types import Moments
 
-Mode = Literal["gzsq", "analytic", "noise"]
-Rule = Literal["min", "mean-min", "mean+min", "mean", "max-mean", "max+mean", "max"]
+Estimator = Literal["gzsq", "analytic", "noise"]
+SizeRule = Literal["min", "mean-min", "mean+min", "mean", "max-mean", "max+mean", "max"]
 Vector = Float[np.ndarray, "..."]
-Pair = tuple[Vector, Vector]
+MomentPair = tuple[Vector, Vector]
 """Means and deviations of channels, in double precision."""
 
 SUFFIX = ".estimated"
@@ -47,11 +47,11 @@ SUFFIX = ".estimated"
 
 def with_estimated_norms(
     model: Model,
-    mode: Mode = "gzsq",
+    mode: Estimator = "gzsq",
     *,
     inputs: Moments | None = None,
     images: Float[Array, "n h w c"] | None = None,
-    rule: Rule = "mean",
+    rule: SizeRule = "mean",
 ) -> Model:
     """Puts a batch norm with estimated statistics behind every layer but the last.
 
@@ -141,7 +141,9 @@ def measured_moments(model: Model, images: Float[Array, "n h w c"]) -> dict[str,
 # the recursion
 
 
-def recursive_moments(model: Model, inputs: Moments, *, rule: Rule = "mean") -> dict[str, Moments]:
+def recursive_moments(
+    model: Model, inputs: Moments, *, rule: SizeRule = "mean"
+) -> dict[str, Moments]:
     """GZSQ's estimate of each layer's output, from the mean and deviation of its weights.
 
     A layer adds the mean of its kernel and its bias to the mean, and the variance of its kernel to
@@ -177,8 +179,12 @@ def recursive_moments(model: Model, inputs: Moments, *, rule: Rule = "mean") -> 
 
 
 def next_pair(
-    node: Node, slots: Mapping[str, np.ndarray], pairs: Sequence[Pair], width: int, rule: Rule
-) -> Pair:
+    node: Node,
+    slots: Mapping[str, np.ndarray],
+    pairs: Sequence[MomentPair],
+    width: int,
+    rule: SizeRule,
+) -> MomentPair:
     """Mean and deviation behind a node, from those of what it reads of the images."""
     op = node.op
     joined = tuple(map(np.concatenate, zip(*pairs, strict=True)))
@@ -199,7 +205,7 @@ def next_pair(
 
 
 def resize_vector(
-    vector: Float[np.ndarray, " c"], size: int, rule: Rule = "mean"
+    vector: Float[np.ndarray, " c"], size: int, rule: SizeRule = "mean"
 ) -> Float[np.ndarray, " size"]:
     """A vector of another length, filled with one statistic of it.
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from dfq_jax.numerics.affine import Affine, Grid, Numbers
+from dfq_jax.numerics.affine import Affine, Grid, NumpyOrJax
 from dfq_jax.numerics.ranges import Lp, MinMax, Omse, weight_affine
 from dfq_jax.quantization.plan import Site, Spec
 
@@ -26,10 +26,10 @@ NARROWEST = 64
 LARGEST = 2**22
 """Values of a kernel from which on it is fitted alone."""
 
-Kernels = Mapping[Site, tuple[Float[Numbers, "..."], Spec]]
+Kernels = Mapping[Site, tuple[Float[NumpyOrJax, "..."], Spec]]
 
 
-class Shape(NamedTuple):
+class ColumnKind(NamedTuple):
     """What columns must share to be fitted together.
 
     Attributes:
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     spec: Spec
 
 
-def in_columns(kernel: Float[Numbers, "..."], spec: Spec) -> bool:
+def in_columns(kernel: Float[NumpyOrJax, "..."], spec: Spec) -> bool:
     """Whether a kernel can be fitted beside others."""
     grid = spec.levels
     if not isinstance(grid, Grid) or grid.group is not None or grid.axis != -1:
@@ -51,17 +51,17 @@ def in_columns(kernel: Float[Numbers, "..."], spec: Spec) -> bool:
 
 def fit_side_by_side(kernels: Kernels) -> dict[Site, Affine]:
     """{site: grid of its kernel}, for kernels that are `in_columns`."""
-    alike: dict[Shape, list[Site]] = defaultdict(list)
+    alike: dict[ColumnKind, list[Site]] = defaultdict(list)
     for site, (kernel, spec) in kernels.items():
         rows = kernel.size // kernel.shape[-1]
-        alike[Shape(power_of_two(rows, FEWEST), spec)].append(site)
+        alike[ColumnKind(power_of_two(rows, FEWEST), spec)].append(site)
     found: dict[Site, Affine] = {}
     for shape, sites in alike.items():
         found |= fit_alike({site: np.asarray(kernels[site][0]) for site in sites}, shape)
     return {site: found[site] for site in kernels}
 
 
-def fit_alike(kernels: Mapping[Site, np.ndarray], shape: Shape) -> dict[Site, Affine]:
+def fit_alike(kernels: Mapping[Site, np.ndarray], shape: ColumnKind) -> dict[Site, Affine]:
     """{site: grid}, from one program."""
     count = sum(kernel.shape[-1] for kernel in kernels.values())
     columns = np.zeros((shape.rows, power_of_two(count, NARROWEST)), np.float32)

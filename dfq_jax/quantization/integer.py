@@ -17,13 +17,15 @@ from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul, Op
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
-from dfq_jax.numerics.affine import Affine, Numbers, bias_scale, quantize_bias
+from dfq_jax.numerics.affine import Affine, NumpyOrJax, bias_scale, quantize_bias
 from dfq_jax.numerics.integer import exact_product
 from dfq_jax.numerics.levels import Parameters, codes_of, scales_of
 from dfq_jax.quantization.simulate import QuantizedModel, argument_hook, simulation_hook
 from dfq_jax.quantization.sites import operands
 
-Multiply = Callable[[Op, Float[Numbers, "..."], Float[Numbers, "..."]], Float[Numbers, "..."]]
+Multiply = Callable[
+    [Op, Float[NumpyOrJax, "..."], Float[NumpyOrJax, "..."]], Float[NumpyOrJax, "..."]
+]
 """(layer or matrix product, its input, its kernel or second factor) -> the product, of floats."""
 
 
@@ -52,10 +54,10 @@ def integer_node(
 def integer_product(
     quantized: QuantizedModel,
     node: Node,
-    slots: Mapping[str, Float[Numbers, "..."]],
-    args: tuple[Float[Numbers, "..."], ...],
+    slots: Mapping[str, Float[NumpyOrJax, "..."]],
+    args: tuple[Float[NumpyOrJax, "..."], ...],
     multiply: Multiply,
-) -> Float[Numbers, "..."] | None:
+) -> Float[NumpyOrJax, "..."] | None:
     """The output of a node that sums products of codes; None for any other.
 
     Args:
@@ -85,7 +87,7 @@ def integer_product(
     return total.astype(jnp.float32) * bias_scale(*scales)
 
 
-def centred(codes: Integer[Numbers, "..."], parameters: Parameters) -> Int[Numbers, "..."]:
+def centred(codes: Integer[NumpyOrJax, "..."], parameters: Parameters) -> Int[NumpyOrJax, "..."]:
     """Codes less their zero point, if they have one, int32."""
     if not isinstance(parameters, Affine):
         return codes.astype(jnp.int32)
@@ -93,8 +95,11 @@ def centred(codes: Integer[Numbers, "..."], parameters: Parameters) -> Int[Numbe
 
 
 def integer_sum(
-    node: Node, x: Int[Numbers, "..."], w: Int[Numbers, "..."], multiply: Multiply | None = None
-) -> Int[Numbers, "..."]:
+    node: Node,
+    x: Int[NumpyOrJax, "..."],
+    w: Int[NumpyOrJax, "..."],
+    multiply: Multiply | None = None,
+) -> Int[NumpyOrJax, "..."]:
     """The int32 convolution or matrix product of centred codes."""
     product = partial(multiply or multiplied, node.op)
     return exact_product(x, w, product, w.size // w.shape[-1])

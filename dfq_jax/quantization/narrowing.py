@@ -17,7 +17,7 @@ from dfq_jax.numerics.affine import Affine, from_range
 from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantization.calibrate import Ranges
 from dfq_jax.quantization.node_by_node import (
-    Run,
+    NodeWalk,
     in_float,
     outputs_of,
     rounding_activations,
@@ -120,7 +120,7 @@ def activation_gap(
 
 
 def gap_between(
-    exact: Run, rough: Run, outputs: tuple[str, ...], images: Float[Array, "n h w c"]
+    exact: NodeWalk, rough: NodeWalk, outputs: tuple[str, ...], images: Float[Array, "n h w c"]
 ) -> float:
     """Squared error of the outputs of one way to run a network, in units of another's power."""
     wanted, found = (outputs_of(run, outputs, images) for run in (exact, rough))

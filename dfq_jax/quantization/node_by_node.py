@@ -30,9 +30,9 @@ BATCH = 8
 AS_IS = Steps(np.float32(0), np.float32(0), np.float32(0))
 """The grid of what is on none."""
 
-Pass = Iterator[tuple[str, tuple[Tensor, ...], Tensor]]
+NodeResults = Iterator[tuple[str, tuple[Tensor, ...], Tensor]]
 """What `graph.evaluate.walked` yields."""
-Run = Callable[..., Pass]
+NodeWalk = Callable[..., NodeResults]
 """(images, hook=None) -> the pass of a network over `BATCH` images."""
 
 
@@ -63,7 +63,7 @@ def in_batches(images: Any, size: int = BATCH) -> Iterator[Batch]:
 
 
 def outputs_of(
-    run: Run, outputs: tuple[str, ...], images: Any, size: int = BATCH
+    run: NodeWalk, outputs: tuple[str, ...], images: Any, size: int = BATCH
 ) -> tuple[np.ndarray, ...]:
     """Outputs of a network over any number of images."""
     parts = []
@@ -73,27 +73,27 @@ def outputs_of(
     return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
 
-def in_float(model: Model) -> Run:
+def in_float(model: Model) -> NodeWalk:
     """The float network."""
     return partial(walked, model, apply=apply_float)
 
 
-def simulating(quantized: QuantizedModel) -> Run:
+def simulating(quantized: QuantizedModel) -> NodeWalk:
     """The quantized network in floats."""
     return partial(walked, on_grids(quantized), apply=simulation(quantized))
 
 
-def rounding_kernels(quantized: QuantizedModel) -> Run:
+def rounding_kernels(quantized: QuantizedModel) -> NodeWalk:
     """The quantized network with activations as they are."""
     return in_float(on_grids(quantized))
 
 
-def rounding_activations(quantized: QuantizedModel) -> Run:
+def rounding_activations(quantized: QuantizedModel) -> NodeWalk:
     """The quantized network with kernels and biases as they are."""
     return partial(walked, quantized.model, apply=simulation(quantized))
 
 
-def in_integers(quantized: QuantizedModel) -> Run:
+def in_integers(quantized: QuantizedModel) -> NodeWalk:
     """The quantized network, its products of codes summed in integers."""
     host = QuantizedModel(quantized.model, quantized.plan, jax.device_get(quantized.qparams))
     simulated, original = simulation(quantized), jax.device_get(quantized.model.params)

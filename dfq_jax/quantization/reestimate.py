@@ -19,7 +19,7 @@ from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.side_by_side import Change, changed, mean_gap, side_by_side
 from dfq_jax.quantization.simulate import QuantizedModel
 
-Target = Literal["reference", "recorded"]
+NormTarget = Literal["reference", "recorded"]
 
 MOST_GAIN = 4.0
 """Largest factor of a channel, and its reciprocal the smallest: beyond, rounding has left nothing
@@ -31,7 +31,7 @@ def reestimate_norms(
     reference: Model,
     images: Float[Array, "n h w c"],
     *,
-    target: Target = "reference",
+    target: NormTarget = "reference",
     significance: float = 3.0,
 ) -> QuantizedModel:
     """Gives every layer that had a batch norm the channel means and variances it should have.
@@ -72,7 +72,7 @@ def norm_changes(
     quantized: QuantizedModel,
     reference: Model,
     images: Float[Array, "n h w c"],
-    target: Target,
+    target: NormTarget,
     significance: float | Float[Array, ""],
 ) -> dict[str, Change]:
     """{layer that had a batch norm: what becomes of its output}."""

@@ -36,7 +36,7 @@ CLEAREST = 100.0
 Shape = tuple[int, ...]
 
 
-class Part(NamedTuple):
+class GridPart(NamedTuple):
     """What shares a grid.
 
     Attributes:
@@ -114,20 +114,20 @@ def fidelity(signal: float, noise: float) -> float:
     return float(min(10 * np.log10(signal / max(noise, 1e-30)), CLEAREST))
 
 
-def parts_of(model: Model, groups: Iterable[tuple[str, tuple[Site, ...]]]) -> tuple[Part, ...]:
+def parts_of(model: Model, groups: Iterable[tuple[str, tuple[Site, ...]]]) -> tuple[GridPart, ...]:
     """Every part of every grid that several tensors share, in the order of the groups."""
     nodes, shapes = model.graph.by_name, output_shapes(model)
-    found: list[Part] = []
+    found: list[GridPart] = []
     for tensor, sites in groups:
         found += joined(nodes, shapes, tensor, sites[0])
         cuts = [s.node for s in sites if isinstance(nodes[s.node].op, Slice)]
-        found += [Part(tensor, sites[0], name, name, None) for name in cuts]
+        found += [GridPart(tensor, sites[0], name, name, None) for name in cuts]
     return tuple(found)
 
 
 def joined(
     nodes: Mapping[str, Node], shapes: Mapping[str, Shape], tensor: str, site: Site
-) -> Iterator[Part]:
+) -> Iterator[GridPart]:
     """The parts of a concatenation, or of what is absorbed into one."""
     name = tensor
     while name in nodes and isinstance(nodes[name].op, ABSORBED):
@@ -137,7 +137,7 @@ def joined(
     axis, end = join.axis % len(shapes[name]), 0
     for part in leaves(nodes, name, axis):
         begin, end = end, end + shapes[part][axis]
-        yield Part(tensor, site, part, tensor, (axis, begin, end))
+        yield GridPart(tensor, site, part, tensor, (axis, begin, end))
 
 
 def leaves(nodes: Mapping[str, Node], name: str, axis: int) -> Iterator[str]:
@@ -153,7 +153,7 @@ def leaves(nodes: Mapping[str, Node], name: str, axis: int) -> Iterator[str]:
 @partial(jax.jit, static_argnames=("parts", "specs"))
 def energies_of(
     model: Model,
-    parts: tuple[Part, ...],
+    parts: tuple[GridPart, ...],
     specs: tuple[Spec, ...],
     shared: list[Affine],
     images: Float[Array, "n h w c"],

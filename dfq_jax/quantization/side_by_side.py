@@ -32,7 +32,7 @@ class Change(NamedTuple):
     shift: Float[Array, " chan"]
 
 
-Rule = Callable[[Node, Tensor, Tensor], Change | None]
+ChangeRule = Callable[[Node, Tensor, Tensor], Change | None]
 """(layer, its output in the quantized network, in the float one) -> what becomes of it."""
 
 
@@ -83,7 +83,7 @@ def mean_shifts(
 
 
 def side_by_side(
-    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"], rule: Rule
+    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"], rule: ChangeRule
 ) -> dict[str, Change]:
     """{layer: what a rule makes of its output}, later layers seeing what became of earlier ones."""
     model, plan = quantized.model, quantized.plan

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, chained, evaluate
 from dfq_jax.graph.graph import Model, Node
-from dfq_jax.numerics.affine import Affine, Numbers, bias_scale, dequantize, quantize_bias
+from dfq_jax.numerics.affine import Affine, NumpyOrJax, bias_scale, dequantize, quantize_bias
 from dfq_jax.numerics.levels import (
     Parameters,
     QuantizedArray,
@@ -116,8 +116,8 @@ def argument_hook(plan: Plan, qparams: QParams) -> Hook:
 
 
 def snap_bias(
-    bias: Float[Numbers, " chan"], data: Parameters, kernel: Parameters
-) -> Float[Numbers, " chan"]:
+    bias: Float[NumpyOrJax, " chan"], data: Parameters, kernel: Parameters
+) -> Float[NumpyOrJax, " chan"]:
     """A bias rounded to its int32 grid."""
     scales = scales_of(data), scales_of(kernel)
     scale, codes = bias_scale(*scales), quantize_bias(bias, *scales)

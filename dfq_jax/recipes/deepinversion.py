@@ -45,7 +45,7 @@ Resolution = Literal["multi", "full"]
 Variant = Literal["paper", "code"]
 
 
-class Weights(NamedTuple):
+class TermWeights(NamedTuple):
     """Factors of the terms, as recommended for ImageNet.
 
     Attributes:
@@ -65,8 +65,8 @@ class Weights(NamedTuple):
     compete: float = 0.2
 
 
-IMAGENET_WEIGHTS = Weights()
-CIFAR_WEIGHTS = Weights(statistics=10.0, first=1.0, variation=2.5e-5, norm=0.0)
+IMAGENET_WEIGHTS = TermWeights()
+CIFAR_WEIGHTS = TermWeights(statistics=10.0, first=1.0, variation=2.5e-5, norm=0.0)
 
 
 def deepinversion(
@@ -79,7 +79,7 @@ def deepinversion(
     reach: int = 30,
     mirror: bool = True,
     bounded: bool = True,
-    weights: Weights = IMAGENET_WEIGHTS,
+    weights: TermWeights = IMAGENET_WEIGHTS,
     student: Model | None = None,
     variant: Variant = "paper",
 ) -> Recipe:
@@ -163,7 +163,7 @@ def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
 DEEPINVERSION = Offer(deepinversion, suited)
 
 
-def terms_of(weights: Weights, student: Model | None, variant: Variant) -> tuple[Term, ...]:
+def terms_of(weights: TermWeights, student: Model | None, variant: Variant) -> tuple[Term, ...]:
     """The objective; with a student, its agreement as well."""
     statistics = matched(batch_var_gap, norms, first=weights.first)
     terms = (

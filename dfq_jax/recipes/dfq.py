@@ -114,7 +114,7 @@ def dfq(
     watch.says("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     shown, spread = (images, sigmas) if peaks is None else (peaks, None)
-    seen = Evidence(shown, spread, spare, settled)
+    seen = RangeEvidence(shown, spread, spare, settled)
     begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
     bias = "none" if blind else bias
     quantized = mended(begun, images if used else None, bias, watch, reestimate=reestimate)
@@ -195,7 +195,7 @@ def with_biases_corrected(made: Quantized, images: Float[Array, "n h w c"]) -> Q
     return made._replace(quantized=guard_biases(quantized))
 
 
-class Evidence(NamedTuple):
+class RangeEvidence(NamedTuple):
     """What ranges are taken from.
 
     Attributes:
@@ -212,7 +212,7 @@ class Evidence(NamedTuple):
 
 
 def ranged(
-    whole: Model, reference: Model, plan: Plan, seen: Evidence, split: float, *, widen: bool
+    whole: Model, reference: Model, plan: Plan, seen: RangeEvidence, split: float, *, widen: bool
 ) -> tuple[QuantizedModel, bool]:
     """The network on grids, and whether images were looked at.
 

@@ -8,28 +8,30 @@ from typing import Literal, get_args
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import macs
-from dfq_jax.optim.progress import Phase
+from dfq_jax.optim.progress import RunPhase
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
 from dfq_jax.recipes.presets import ImageBudget, choice_for
 from dfq_jax.recipes.sizes import is_small
 
-Part = Literal["making images", "calibrating", "learning", "making probes", "judging", "verifying"]
-PARTS: tuple[Part, ...] = get_args(Part)
-COMPILING: Mapping[Part, float] = {
+RunPart = Literal[
+    "making images", "calibrating", "learning", "making probes", "judging", "verifying"
+]
+PARTS: tuple[RunPart, ...] = get_args(RunPart)
+COMPILING: Mapping[RunPart, float] = {
     **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30},
     **{"making probes": 0.30, "judging": 0.20, "verifying": 0.10},
 }
 """Seconds for each node of a network on one CPU core, mostly spent compiling; the first two were
 measured, the others are by comparison."""
-LOOKS: Mapping[Part, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
+LOOKS: Mapping[RunPart, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
 """Passes through the network for each image."""
 VERIFIED = 16
 
 
 def foreseen(
     model: Model, making: ImageBudget | None, images: int, *, learns: bool, judges: bool
-) -> dict[Part, float]:
+) -> dict[RunPart, float]:
     """Seconds of each part that there will be, in order.
 
     Args:
@@ -42,7 +44,7 @@ def foreseen(
     nodes, rate = len(model.graph.nodes), SHARE * speed()
     image = sum(macs(model).values()) / rate
     there = {"learning": learns, "making probes": judges, "making images": making is not None}
-    found: dict[Part, float] = {
+    found: dict[RunPart, float] = {
         part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
     }
     if making is not None:
@@ -58,15 +60,15 @@ def foreseen(
     return found
 
 
-def phase_of(part: Part, seconds: Mapping[Part, float]) -> Phase:
+def phase_of(part: RunPart, seconds: Mapping[RunPart, float]) -> RunPhase:
     """A part as it is told to whoever follows; one that was not foreseen takes no time."""
     rest = sum(seconds.get(later, 0.0) for later in PARTS[PARTS.index(part) + 1 :])
-    return Phase(part, seconds.get(part, 0.0), rest)
+    return RunPhase(part, seconds.get(part, 0.0), rest)
 
 
-def phase_of_synthesis(model: Model, method: str, n: int, steps: int | None) -> Phase:
+def phase_of_synthesis(model: Model, method: str, n: int, steps: int | None) -> RunPhase:
     """All of `dfq synthesize`; noise takes no time."""
     found = choice_for(model, method, steps).recipe
     budget = ImageBudget(found.name, n, found.steps)
     compiling = COMPILING["making images"] * len(model.graph.nodes)
-    return Phase("making images", compiling + expected_seconds(model, budget), 0.0)
+    return RunPhase("making images", compiling + expected_seconds(model, budget), 0.0)

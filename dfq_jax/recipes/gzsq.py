@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.passes.estimate import Mode, Rule, with_estimated_norms
+from dfq_jax.passes.estimate import Estimator, SizeRule, with_estimated_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.sources.noise import noise
@@ -81,9 +81,9 @@ def image_z_score(observed: Observed) -> Float[Array, ""]:
 
 def estimated(
     model: Model,
-    mode: Mode = "gzsq",
+    mode: Estimator = "gzsq",
     *,
-    rule: Rule = "mean",
+    rule: SizeRule = "mean",
     images: int = 32,
     key: Key[Array, ""] | None = None,
 ) -> Model:

@@ -23,13 +23,13 @@ from dfq_jax.synthesis.terms.base import Term, label_entropy
 from dfq_jax.synthesis.terms.match import matched_kl
 from dfq_jax.synthesis.terms.targets import Targets
 
-Scheme = Literal["bns", "inception", "both"]
+ImageScheme = Literal["bns", "inception", "both"]
 
 
 @recorded
 def knowledge_within(
     *,
-    scheme: Scheme = "bns",
+    scheme: ImageScheme = "bns",
     steps: int = 1000,
     batch: int = 128,
     learning_rate: float = 0.1,
@@ -72,7 +72,7 @@ def knowledge_within(
     )
 
 
-def terms_of(scheme: Scheme, labels: float, limit: float) -> tuple[Term, ...]:
+def terms_of(scheme: ImageScheme, labels: float, limit: float) -> tuple[Term, ...]:
     """The objective of a scheme; alone, labels have weight 1."""
     divergence = Term("BNS", 1.0, matched_kl(mean=True, limit=limit))
     weight = 1.0 if scheme == "inception" else labels

@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Key
 from dfq_jax.allocation.allocate import (
     POINTS,
     Allocation,
-    Losses,
+    LossTable,
     allocate,
     limit_of,
     pareto,
     priced,
 )
 from dfq_jax.allocation.choices import BITS, Space, space_of
-from dfq_jax.allocation.costs import Unit
+from dfq_jax.allocation.costs import BudgetUnit
 from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.tasks import Task
@@ -50,7 +50,7 @@ class Mixed(NamedTuple):
     uniform: Allocation
     front: tuple[Allocation, ...]
     space: Space
-    losses: Losses
+    losses: LossTable
 
 
 def mixed(
@@ -105,7 +105,7 @@ def mixed(
     return Mixed(chosen.rules, chosen, uniform, front, space, losses)
 
 
-def offered(graph: Graph, how: Pipeline, unit: Unit) -> Space:
+def offered(graph: Graph, how: Pipeline, unit: BudgetUnit) -> Space:
     """What can be chosen under a budget of some unit, the scheme's own bits among the candidates.
 
     Args:

@@ -193,7 +193,7 @@ def recipe_for(
     return method if isinstance(method, Recipe) else offer_of(method).recipe(model, steps, batch)
 
 
-class Choice(NamedTuple):
+class RecipeChoice(NamedTuple):
     """How the images of a network are made.
 
     Attributes:
@@ -209,7 +209,7 @@ class Choice(NamedTuple):
 
 def choice_for(
     model: Model, method: str | Recipe, steps: int | None = None, batch: int | None = None
-) -> Choice:
+) -> RecipeChoice:
     """A method and what it looks at; noise where there is nothing to match.
 
     Raises:
@@ -218,10 +218,10 @@ def choice_for(
     recipe = recipe_for(method, steps, batch, model=model)
     if recipe.sees is not None:
         seen, note = recipe.sees(model)
-        return Choice(recipe, seen, (note,))
+        return RecipeChoice(recipe, seen, (note,))
     if lacks_statistics(model, recipe):
-        return Choice(NOISE.recipe(model, None, batch), model, (NO_STATISTICS,))
-    return Choice(recipe, model)
+        return RecipeChoice(NOISE.recipe(model, None, batch), model, (NO_STATISTICS,))
+    return RecipeChoice(recipe, model)
 
 
 def makes_noise(model: Model, method: str | Recipe) -> bool:

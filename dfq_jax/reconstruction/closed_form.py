@@ -32,7 +32,7 @@ from dfq_jax.numerics.second_order import (
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.units import pieces
 
-Pair = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
+ExactAndRough = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 INSIDE = 0.49
 """How far from its code, in steps, a weight may lie without leaving it."""
 FEWEST = 64
@@ -103,7 +103,7 @@ def solved(
     model: Model,
     qparams: Mapping[Site, Affine],
     plan: Plan,
-    read: Iterable[Pair],
+    read: Iterable[ExactAndRough],
     method: ClosedForm,
 ) -> tuple[Model, Mapping[Site, Affine]]:
     """A layer on its grid.
@@ -169,7 +169,7 @@ def groups_of(op: Conv2d | Linear) -> int:
 def moments_of(
     op: Conv2d | Linear,
     kernel: tuple[int, ...],
-    read: Iterable[Pair],
+    read: Iterable[ExactAndRough],
     inputs: tuple[Affine, Grid] | None,
 ) -> tuple[Grams, Float[Array, ""]]:
     """Second moments over all images and positions, a few images at a time; and their number."""

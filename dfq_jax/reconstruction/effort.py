@@ -24,7 +24,7 @@ COMPILING = 5e9
 Shape = tuple[int, ...]
 
 
-class Share(NamedTuple):
+class EffortShare(NamedTuple):
     """What a unit takes of all the work, which is 1.
 
     Attributes:
@@ -48,7 +48,7 @@ class Share(NamedTuple):
 
 def shares(
     units: Sequence[Unit], reference: Model, method: Method, images: int
-) -> tuple[Share, ...]:
+) -> tuple[EffortShare, ...]:
     """Shares of the units of a network, by multiply-accumulates.
 
     Args:
@@ -71,7 +71,7 @@ def shares(
         parts.append((solving, learning(unit, method, entering, each), PASSING * each * images))
     total, done, found = sum(map(sum, parts)) or 1.0, 0.0, []
     for solving, learned, passing in parts:
-        found.append(Share(done / total, solving / total, learned / total))
+        found.append(EffortShare(done / total, solving / total, learned / total))
         done += solving + learned + passing
     return tuple(found)
 

@@ -25,7 +25,7 @@ from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.reconstruction.closed_form import ClosedForm, solved
 from dfq_jax.reconstruction.corrected_inputs import corrected_inputs
-from dfq_jax.reconstruction.effort import Share, closed_form_of, positions, shares
+from dfq_jax.reconstruction.effort import EffortShare, closed_form_of, positions, shares
 from dfq_jax.reconstruction.footprint import (
     FED,
     Method,
@@ -44,7 +44,7 @@ from dfq_jax.reconstruction.unit_at_work import (
     Beyond,
     OnLayer,
     OnStep,
-    Work,
+    UnitAtWork,
     error_of,
     flow,
     passed,
@@ -147,7 +147,7 @@ def unit_by_unit(
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
         at = (watch, spread[index], index, len(units))
         tell = partial(stepped, *at), partial(solving, *at)
-        work = Work(unit, float_unit, plain, qparams, exact, rough, targets, memory, *tell)
+        work = UnitAtWork(unit, float_unit, plain, qparams, exact, rough, targets, memory, *tell)
         own = layered(method) if index in split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
@@ -162,14 +162,16 @@ def unit_by_unit(
 
 
 def stepped(
-    watch: Watcher, share: Share, unit: int, units: int, step: int, steps: int, parts: Metrics
+    watch: Watcher, share: EffortShare, unit: int, units: int, step: int, steps: int, parts: Metrics
 ) -> None:
     """Tells how far the steps of a unit are."""
     done = share.learned(step / max(steps, 1))
     watch.advances(Progress(unit, units, step, steps, parts, "learning", done))
 
 
-def solving(watch: Watcher, share: Share, unit: int, units: int, layer: int, layers: int) -> None:
+def solving(
+    watch: Watcher, share: EffortShare, unit: int, units: int, layer: int, layers: int
+) -> None:
     """Tells how many layers of a unit are solved."""
     done = share.solved(layer / max(layers, 1))
     watch.advances(Progress(unit, units, layer, layers, {}, "solving", done))
@@ -197,7 +199,7 @@ def facts_of(
     }
 
 
-def finished(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Finished:
+def finished(work: UnitAtWork, method: Method, key: Key[Array, ""], place: Place) -> Finished:
     """A unit after learning, from its file if it was done before."""
     file = None if place.folder is None else place.folder.with_suffix(".npz")
     found = None if file is None else load_unit(file, work.model, work.qparams)
@@ -209,7 +211,7 @@ def finished(work: Work, method: Method, key: Key[Array, ""], place: Place) -> F
     return found
 
 
-def learned(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Finished:
+def learned(work: UnitAtWork, method: Method, key: Key[Array, ""], place: Place) -> Finished:
     """A unit after learning: where it learned from, or as it came, if that is better.
 
     What judges is the method's loss, with the slopes it weighs errors by, on inputs and targets as
@@ -232,7 +234,7 @@ def learned(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Fi
     return Finished(model, qparams, report)
 
 
-def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
+def prepared(work: UnitAtWork, method: Method, key: Key[Array, ""]) -> UnitAtWork:
     """A unit with what a method wants to know of its inputs and outputs."""
     if isinstance(method, ClosedForm):
         return work
@@ -245,7 +247,9 @@ def prepared(work: Work, method: Method, key: Key[Array, ""]) -> Work:
     return work
 
 
-def attempts(work: Work, method: Method, key: Key[Array, ""], place: Place) -> Iterator[Learned]:
+def attempts(
+    work: UnitAtWork, method: Method, key: Key[Array, ""], place: Place
+) -> Iterator[Learned]:
     """A unit as a method would have it, after what it would learn from."""
     closed = closed_form_of(method, work.targets.shape)
     if closed is not None:
@@ -261,7 +265,7 @@ def attempts(work: Work, method: Method, key: Key[Array, ""], place: Place) -> I
     yield learn(work, method, key, place)
 
 
-def in_closed_form(work: Work, method: ClosedForm) -> Learned:
+def in_closed_form(work: UnitAtWork, method: ClosedForm) -> Learned:
     """A unit whose layers are solved one after the other, block by block.
 
     What blocks read is kept, as that of units is; what layers read is made again for each.
@@ -284,7 +288,7 @@ def in_closed_form(work: Work, method: ClosedForm) -> Learned:
     return Learned(whole.model, whole.affines)
 
 
-def block_in_closed_form(work: Work, method: ClosedForm) -> Learned:
+def block_in_closed_form(work: UnitAtWork, method: ClosedForm) -> Learned:
     """A block whose layers are solved, each behind those before it."""
 
     def solve(layer: Unit, whole: QuantizedModel, number: int):
@@ -306,7 +310,7 @@ def later(tell: OnLayer, done: int, layers: int, number: int, _: int) -> None:
 
 
 def learned_by_layers(
-    work: Work, method: Reconstruction, key: Key[Array, ""], place: Place
+    work: UnitAtWork, method: Reconstruction, key: Key[Array, ""], place: Place
 ) -> Learned:
     """A unit whose layers learn one after the other."""
     layers = len(layers_of(work.unit))
@@ -318,7 +322,7 @@ def learned_by_layers(
         float_layer = unit_model(layer, work.reference)
         targets = passed(float_layer, None, None, exact)
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
-        part = Work(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
+        part = UnitAtWork(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
         part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
         return in_phases(part, method, jax.random.fold_in(key, number), place / f"layer-{number}")
 
@@ -331,7 +335,7 @@ def in_layer(tell: OnStep, number: int, layers: int, step: int, steps: int, part
 
 
 def layer_by_layer(
-    work: Work,
+    work: UnitAtWork,
     treat: Callable[[Unit, QuantizedModel, int], Learned],
 ) -> Learned:
     """A unit whose layers are treated one after the other, each behind those that are done.

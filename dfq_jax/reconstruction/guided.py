@@ -23,10 +23,10 @@ from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.reconstruction.batches import read
 from dfq_jax.reconstruction.method import (
-    Given,
     Losses,
     Phase,
     Reconstruction,
+    UnitContext,
     blended,
     training_hook,
 )
@@ -94,7 +94,7 @@ def guided_loss(
     plan: Plan, method: Reconstruction, phase: Phase, x: PyTree, context: Fed, now: Now
 ) -> Losses:
     """The gaps of all blocks of a unit."""
-    given: Given = context.context
+    given: UnitContext = context.context
     rows = read(given.rows, context.at(now.step))
     input_key, edge_key = jax.random.split(now.key)
     shown = blended(input_key, rows.rough, rows.exact, phase.rough)
@@ -103,7 +103,9 @@ def guided_loss(
     return sum(parts.values(), jnp.zeros(())), (parts, ())
 
 
-def guided(given: Given, exact: Tensor, shown: Tensor, hook: Hook) -> dict[str, Float[Array, ""]]:
+def guided(
+    given: UnitContext, exact: Tensor, shown: Tensor, hook: Hook
+) -> dict[str, Float[Array, ""]]:
     """The parts of the loss on one batch, of what each of the two reads.
 
     Raises:

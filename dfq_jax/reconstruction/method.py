@@ -96,7 +96,7 @@ class Penalty(NamedTuple):
         return jnp.where(step.astype(jnp.float32) < self.warmup * steps, 0.0, self.weight)
 
 
-class Seen(NamedTuple):
+class UnitSeen(NamedTuple):
     """What a loss of reconstruction may look at.
 
     Attributes:
@@ -112,20 +112,20 @@ class Seen(NamedTuple):
     slopes: Float[Array, "b ... c"] | None = None
 
 
-Loss = Callable[[Seen], Float[Array, ""]]
+Loss = Callable[[UnitSeen], Float[Array, ""]]
 
 
-def squared_gap(seen: Seen) -> Float[Array, ""]:
+def squared_gap(seen: UnitSeen) -> Float[Array, ""]:
     """Squared distance over channels, mean over images and positions (BRECQ)."""
     return jnp.mean(jnp.sum((seen.outputs - seen.targets) ** 2, axis=-1))
 
 
-def relative_gap(seen: Seen) -> Float[Array, ""]:
+def relative_gap(seen: UnitSeen) -> Float[Array, ""]:
     """`squared_gap` in units of the targets' own power: the same weights fit every unit."""
     return squared_gap(seen) / seen.power
 
 
-def fisher_gap(seen: Seen) -> Float[Array, ""]:
+def fisher_gap(seen: UnitSeen) -> Float[Array, ""]:
     """Squared distance weighted by `(|slope| + 1)^2` (BRECQ, its released code)."""
     weights = 1.0 if seen.slopes is None else (jnp.abs(seen.slopes) + 1) ** 2
     return jnp.mean(jnp.sum((seen.outputs - seen.targets) ** 2 * weights, axis=-1))
@@ -232,7 +232,7 @@ class Guide(NamedTuple):
     units: Mapping[str, Float[Array, ""]]
 
 
-class Given(NamedTuple):
+class UnitContext(NamedTuple):
     """What an objective is given besides what it trains.
 
     Attributes:
@@ -294,7 +294,7 @@ def unit_loss(
     plan: Plan, method: Reconstruction, phase: Phase, x: PyTree, context: Fed, now: Now
 ) -> Losses:
     """The loss between a unit at work and in float, with what a method adds to it."""
-    given: Given = context.context
+    given: UnitContext = context.context
     rows = read(given.rows, context.at(now.step))
     input_key, edge_key = jax.random.split(now.key)
     shown = blended(input_key, rows.rough, rows.exact, phase.rough)
@@ -314,9 +314,9 @@ def unit_loss(
     return loss + method.penalty.factor(now.step, phase.steps) * parts["undecided"], (parts, ())
 
 
-def seen(outputs: Tensor, rows: Rows, given: Given) -> Seen:
+def seen(outputs: Tensor, rows: Rows, given: UnitContext) -> UnitSeen:
     """What the loss looks at."""
-    return Seen(outputs, rows.targets, given.power, rows.slopes)
+    return UnitSeen(outputs, rows.targets, given.power, rows.slopes)
 
 
 def undecided(
@@ -332,7 +332,7 @@ def training_hook(
     rounding: Rounding,
     phase: Phase,
     x: PyTree,
-    given: Given,
+    given: UnitContext,
     key: Key[Array, ""],
 ) -> Hook:
     """Soft kernels, and activations of which a drawn share is quantized."""

@@ -20,15 +20,15 @@ from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.batches import Rows, supply
 from dfq_jax.reconstruction.guided import CHUNK, guided_objective_of, variances
 from dfq_jax.reconstruction.method import (
-    Given,
     Guide,
     Phase,
     Reconstruction,
+    UnitContext,
     batch_of,
     objective_of,
     optimizer_of,
 )
-from dfq_jax.reconstruction.unit_at_work import OnStep, Work, power_of
+from dfq_jax.reconstruction.unit_at_work import OnStep, UnitAtWork, power_of
 from dfq_jax.values import bound
 
 
@@ -46,7 +46,9 @@ class Learned(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def in_phases(work: Work, method: Reconstruction, key: Key[Array, ""], place: Place) -> Learned:
+def in_phases(
+    work: UnitAtWork, method: Reconstruction, key: Key[Array, ""], place: Place
+) -> Learned:
     """A unit after all optimisations of a method."""
     done, steps, notes = 0, sum(phase.steps for phase in method.phases), ()
     for number, phase in enumerate(method.phases):
@@ -64,7 +66,7 @@ def counted(tell: OnStep, done: int, steps: int, step: int, parts: Metrics) -> N
 
 
 def phase_of(
-    work: Work,
+    work: UnitAtWork,
     method: Reconstruction,
     phase: Phase,
     key: Key[Array, ""],
@@ -87,7 +89,7 @@ def phase_of(
     rows = rows_of(work, method)
     batch = batch_of(method, work.exact.shape)
     given = supply(rows, batch, int(jax.random.bits(key)), work.memory)
-    context = Given(model, qparams, fixed, power_of(work.targets), rest, given.resident)
+    context = UnitContext(model, qparams, fixed, power_of(work.targets), rest, given.resident)
     if method.guided:
         units = variances(work.reference, work.exact)
         context = context._replace(guide=Guide(work.reference, units))
@@ -165,7 +167,7 @@ def biases_of(model: Model) -> dict[str, Array]:
     return {n: slots["bias"] for n, slots in model.params.items() if "bias" in slots}
 
 
-def rows_of(work: Work, method: Reconstruction) -> Rows:
+def rows_of(work: UnitAtWork, method: Reconstruction) -> Rows:
     """All that the steps of a method read."""
     ahead = work.beyond is not None and method.prediction is not None
     logits = work.beyond.logits if ahead and work.beyond else None

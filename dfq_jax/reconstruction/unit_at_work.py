@@ -16,7 +16,7 @@ from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.simulate import simulation_hook
-from dfq_jax.reconstruction.method import Loss, Seen, predicted
+from dfq_jax.reconstruction.method import Loss, UnitSeen, predicted
 from dfq_jax.reconstruction.units import Host, Unit, pieces
 
 BATCH = 32
@@ -44,7 +44,7 @@ def unheard(*told: object) -> None:
     del told
 
 
-class Work(NamedTuple):
+class UnitAtWork(NamedTuple):
     """A unit before learning, with all that passes through it.
 
     Attributes:
@@ -120,14 +120,14 @@ def run(
     return taps[edges[0]] if edges else outputs[0]
 
 
-def error_of(work: Work, model: Model, qparams: Mapping[Site, Affine], loss: Loss) -> float:
+def error_of(work: UnitAtWork, model: Model, qparams: Mapping[Site, Affine], loss: Loss) -> float:
     """A loss of a unit's outputs, in this form, over all images; with slopes, if there are any."""
     power, total = power_of(work.targets), 0.0
     outputs = flow(model, qparams, work.unit.plan, work.rough)
     for start, found in zip(range(0, len(work.rough), BATCH), outputs, strict=True):
         part = slice(start, start + BATCH)
         slopes = None if work.slopes is None else jax.device_put(work.slopes[part])
-        seen = Seen(jax.device_put(found), jax.device_put(work.targets[part]), power, slopes)
+        seen = UnitSeen(jax.device_put(found), jax.device_put(work.targets[part]), power, slopes)
         total += len(found) * float(loss(seen))
     return total / len(work.rough)
 

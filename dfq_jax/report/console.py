@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dfq_jax.base.durations import spoken
-from dfq_jax.optim.progress import Phase, UnitReport, Watcher
 from dfq_jax.optim.progress import Progress as Step
+from dfq_jax.optim.progress import RunPhase, UnitReport, Watcher
 from dfq_jax.report.outlook import Outlook
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Terminal:
             self.logged_at = time.monotonic()
             self.stage(text)
 
-    def phase(self, phase: Phase) -> None:
+    def phase(self, phase: RunPhase) -> None:
         """A part of the run begins."""
         now = time.perf_counter()
         self.outlook = self.outlook.next(phase, now) if self.outlook else Outlook(now, phase, now)

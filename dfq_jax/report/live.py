@@ -14,7 +14,7 @@ REDRAWN = 2.0
 """Times a second."""
 
 
-class Told(ProgressColumn):
+class AskedColumn(ProgressColumn):
     """A column whose text is asked for whenever the line is drawn."""
 
     def __init__(self, text: Callable[[], str]) -> None:
@@ -37,7 +37,7 @@ class Line:
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
             TextColumn("{task.fields[steps]}", table_column=Column(no_wrap=True)),
-            Told(times),
+            AskedColumn(times),
             TextColumn(
                 "{task.fields[parts]}", table_column=Column(no_wrap=True, overflow="ellipsis")
             ),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dfq_jax.optim.progress import Phase
+from dfq_jax.optim.progress import RunPhase
 
 PRIOR = 5.0
 """Foreseen seconds that must be over until the pace of a machine is believed rather than ours."""
@@ -25,13 +25,13 @@ class Outlook:
     """
 
     begun: float
-    phase: Phase
+    phase: RunPhase
     since: float
     before: float = 0.0
     first: tuple[float, float] | None = None
     last: tuple[float, float] | None = None
 
-    def next(self, phase: Phase, now: float) -> "Outlook":
+    def next(self, phase: RunPhase, now: float) -> "Outlook":
         """Another phase begins."""
         return Outlook(self.begun, phase, now, self.before + self.phase.seconds)
 

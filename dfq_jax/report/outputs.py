@@ -25,7 +25,7 @@ FELT = 0.2
 Detectors drop what has less; on images without objects all of their scores do.
 """
 
-Pair = tuple[np.ndarray, np.ndarray]
+FloatAndInteger = tuple[np.ndarray, np.ndarray]
 """A tensor of the float network and of the quantized one, batch first."""
 
 
@@ -125,7 +125,7 @@ class Tally(NamedTuple):
         )
 
 
-def tally(part: Part, tensors: Mapping[str, Pair], task: Task) -> Tally:
+def tally(part: Part, tensors: Mapping[str, FloatAndInteger], task: Task) -> Tally:
     """Compares a part on some images.
 
     Args:

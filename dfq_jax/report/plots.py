@@ -3,13 +3,13 @@
 import io
 from collections.abc import Sequence
 
-from dfq_jax.allocation.allocate import Allocation, Losses
+from dfq_jax.allocation.allocate import Allocation, LossTable
 from dfq_jax.allocation.choices import Space
-from dfq_jax.allocation.costs import Unit
+from dfq_jax.allocation.costs import BudgetUnit
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.report.grid import MADE_BY
 
-AXIS: dict[Unit, str] = {
+AXIS: dict[BudgetUnit, str] = {
     "bits": "average bits of a weight",
     "bytes": "bytes of weights in the file",
     "bops": "bit operations an image",
@@ -104,7 +104,7 @@ def shortened(name: str) -> str:
 
 
 def bit_rows(
-    space: Space, losses: Losses, chosen: Allocation, uniform: Allocation
+    space: Space, losses: LossTable, chosen: Allocation, uniform: Allocation
 ) -> list[list[str]]:
     """One row for each kernel and tensor, under `BITS_HEADER`.
 

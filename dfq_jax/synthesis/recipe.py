@@ -19,7 +19,7 @@ from dfq_jax.synthesis.terms.base import Observed, Term
 from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import key_of
 
-Given = ParamSpec("Given")
+Arguments = ParamSpec("Arguments")
 
 
 def itself(x: PyTree) -> PyTree:
@@ -186,12 +186,12 @@ class Offer(NamedTuple):
         return self.suited(model, given)
 
 
-def recorded(factory: Callable[Given, Recipe]) -> Callable[Given, Recipe]:
+def recorded(factory: Callable[Arguments, Recipe]) -> Callable[Arguments, Recipe]:
     """A factory whose arguments, but for steps and batch, are the settings of its recipes."""
     signature = inspect.signature(factory)
 
     @wraps(factory)
-    def made(*args: Given.args, **kwargs: Given.kwargs) -> Recipe:
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Recipe:
         recipe, given = factory(*args, **kwargs), signature.bind(*args, **kwargs)
         given.apply_defaults()
         own = {k: v for k, v in given.arguments.items() if k not in ("steps", "batch")}

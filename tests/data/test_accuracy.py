@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfq_jax.data.accuracy import Accuracy, class_indices, count_hits, evaluate, pick
-from dfq_jax.data.source import Source
+from dfq_jax.data.source import LabelledImages
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.types import InputContract
 
 CONTRACT = InputContract(2, 2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def indexed(labels, classes) -> Source:
+def indexed(labels, classes) -> LabelledImages:
     """Images whose red value is their index, so that a predictor can look up any answer."""
 
     def read(i):
         return PIL.Image.new("RGB", (2, 2), (i, 0, 0)), int(labels[i])
 
-    return Source("memory", tuple(f"c{i:03d}" for i in range(classes)), len(labels), read)
+    return LabelledImages("memory", tuple(f"c{i:03d}" for i in range(classes)), len(labels), read)
 
 
 def table(scores):
@@ -123,7 +123,7 @@ def test_the_next_batch_is_decoded_while_the_current_one_is_computed():
         assert second.wait(timeout=20)
         return np.eye(2)[np.zeros(len(images), int)]
 
-    source = Source("memory", inner.classes, 4, read)
+    source = LabelledImages("memory", inner.classes, 4, read)
     assert evaluate(predict, source, CONTRACT, batch=2).top1 == 1.0
 
 
@@ -151,16 +151,16 @@ def test_a_limit_keeps_every_class():
     labels = np.repeat(np.arange(10), 20)
     seen = []
     source = indexed(labels, 10)
-    spied = Source("m", source.classes, 200, lambda i: (seen.append(i), source.read(i))[1])
+    spied = LabelledImages("m", source.classes, 200, lambda i: (seen.append(i), source.read(i))[1])
     result = evaluate(table(np.eye(10)[labels]), spied, CONTRACT, limit=10)
     assert result == Accuracy(1.0, 1.0, 10)
     assert sorted(labels[i] for i in seen) == list(range(10))
     assert evaluate(table(np.eye(10)[labels]), source, CONTRACT, limit=999).n == 200
 
 
-def folder(classes) -> Source:
+def folder(classes) -> LabelledImages:
     source = indexed([0], 1)
-    return Source("here", tuple(classes), 1, source.read, "folder")
+    return LabelledImages("here", tuple(classes), 1, source.read, "folder")
 
 
 @pytest.mark.parametrize(("classes", "outputs"), [(999, 1000), (1000, 999), (1, 2)])
@@ -194,7 +194,7 @@ def test_class_names_out_of_range_do_not_excuse_a_wrong_count(names):
 
 def test_integer_folders_score_against_their_own_output():
     inner = indexed([0, 1], 2)
-    source = Source("here", ("7", "9"), 2, inner.read, "folder")
+    source = LabelledImages("here", ("7", "9"), 2, inner.read, "folder")
     assert evaluate(table(np.eye(10)[[7, 9]]), source, CONTRACT).top1 == 1.0
 
 
@@ -220,7 +220,7 @@ def test_reading_errors_arrive_and_name_the_image():
         image = PIL.Image.new("F" if i == 3 else "RGB", (2, 2))
         return image, 0
 
-    source = Source("memory", ("a", "b"), 6, read)
+    source = LabelledImages("memory", ("a", "b"), 6, read)
     with pytest.raises(DataError, match=r"example 3 of memory: .*float pixels"):
         evaluate(lambda images: np.zeros((len(images), 2)), source, CONTRACT, batch=2)
 

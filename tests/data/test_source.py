@@ -1,4 +1,4 @@
-"""`Source` as a sequence, and `decode` on damaged bytes."""
+"""`LabelledImages` as a sequence, and `decode` on damaged bytes."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dfq_jax.data.source import Source, decode
+from dfq_jax.data.source import LabelledImages, decode
 from dfq_jax.errors import DataError, UnsafeInputError
 
 
@@ -21,7 +21,7 @@ def encoded(size: tuple[int, int] = (5, 4), form: str = "PNG") -> bytes:
 
 def test_indexing_counts_from_both_ends():
     images = [PIL.Image.new("L", (1, 1), i) for i in range(3)]
-    source = Source("three", ("a",), 3, lambda i: (images[i], 0))
+    source = LabelledImages("three", ("a",), 3, lambda i: (images[i], 0))
     assert len(source) == 3
     assert source[-1][0] is images[2]
     assert [image for image, _ in source] == images

@@ -19,7 +19,7 @@ import hostile_graphs
 import mutations
 
 from dfq_jax.errors import DfqError
-from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import model_of, prepared
 from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
@@ -60,10 +60,10 @@ class Ended(NamedTuple):
 def read(reader: str, data: bytes, folder: Path) -> object:
     """What a reader makes of a file in `folder`; a graph is also imported."""
     if reader == "pt2":
-        return model_of(read_pt2(data, "net.pt2"), ATEN, "net.pt2", Told())
+        return model_of(read_pt2(data, "net.pt2"), ATEN, "net.pt2", ToldInput())
     if reader == "onnx":
         program = prepared(read_onnx_program(data, "net.onnx", folder))
-        return model_of(program, ONNX, "net.onnx", Told())
+        return model_of(program, ONNX, "net.onnx", ToldInput())
     path = folder / f"net.{reader}"
     path.write_bytes(data)
     return read_checkpoint(path)

@@ -7,13 +7,13 @@ from dfq_jax.errors import CheckpointError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.io.zoo.architecture import Architecture
 from dfq_jax.io.zoo.bind import NO_STATISTICS, bind
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 from dfq_jax.io.zoo.catalog import architecture
 from dfq_jax.types import InputContract
 
 
 def tiny(norm: bool = True) -> Architecture:
-    b = Builder("tiny", InputContract(4, 6))
+    b = NetworkBuilder("tiny", InputContract(4, 6))
     x = b.conv("conv", b.images, 4, 3, bias=True)
     x = b.relu("relu", b.bn("bn", x) if norm else x)
     return b.finish(b.linear("fc", b.flatten("flatten", x), 5))

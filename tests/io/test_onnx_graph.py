@@ -8,7 +8,7 @@ from onnx_protos import NEWEST, RELU, W, X, Y, model, node, read, refused
 
 from dfq_jax.errors import CheckpointError, UnsupportedModelError
 from dfq_jax.io.frontends.onnx_graph import read_onnx_program
-from dfq_jax.io.frontends.program import Call, Input, Ref
+from dfq_jax.io.frontends.program import Call, ProgramInput, Ref
 
 # nodes and values
 
@@ -30,7 +30,7 @@ def test_nodes_become_calls():
         Call("onnx.Dropout", (Ref("a"),), plain, ("c", None), "c"),
         Call("com.acme.Fancy", (Ref("b"), Ref("c")), fancy, ("y",), "y"),
     )
-    assert program.inputs == (Input("x", (1, 3, 8, 8)),)
+    assert program.inputs == (ProgramInput("x", (1, 3, 8, 8)),)
     assert (program.outputs, set(program.arrays), program.notes) == (("y",), {"w"}, ())
 
 
@@ -125,7 +125,7 @@ def test_parameter_paths_are_told_from_other_names():
 def test_free_sizes_of_inputs(shape, expected, names):
     """Names that could disturb a terminal are not kept."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)
-    assert read(model(RELU, inputs=[value])).inputs == (Input("x", expected, names),)
+    assert read(model(RELU, inputs=[value])).inputs == (ProgramInput("x", expected, names),)
 
 
 def test_initialisers_that_are_also_inputs_are_weights():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.io.verification.layers import Gap, LayerCheck, gap, summary
+from dfq_jax.io.verification.layers import CodeGap, LayerCheck, gap, summary
 from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.quantization.node_by_node import Batch
 
@@ -59,7 +59,7 @@ def test_constants_have_one_row():
 
 def test_batches_are_summed_up():
     batches = [
-        [Gap(*map(jnp.array, g)) for g in batch]
+        [CodeGap(*map(jnp.array, g)) for g in batch]
         for batch in (
             [(1, 3, 0.0), (0, 0, 0.0)],
             [(2, 1, 0.4), (1, 5, 0.01)],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dfq_jax.numerics.knapsack import Knapsack, Pair, best, extremes, lost, spent
+from dfq_jax.numerics.knapsack import Knapsack, SharedCost, best, extremes, lost, spent
 
 
 def drawn(seed, items=5, levels=4, size=1000, pairs=False, rounded=False):
@@ -15,7 +15,7 @@ def drawn(seed, items=5, levels=4, size=1000, pairs=False, rounded=False):
     cost = np.sort(rng.integers(1, size, (items, levels)), 1)
     steps = np.arange(1, levels + 1)
     chained = [
-        Pair(i, i + 1, np.outer(steps, steps) * int(rng.integers(1, size)))
+        SharedCost(i, i + 1, np.outer(steps, steps) * int(rng.integers(1, size)))
         for i in range(0, items - 1, 2)
     ]
     return Knapsack(loss, cost, tuple(chained) if pairs else (), int(rng.integers(50)))

@@ -14,7 +14,7 @@ from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.deepinversion import (
     CIFAR_WEIGHTS,
-    Weights,
+    TermWeights,
     deepinversion,
     deepinversion_cifar,
     reads_half_the_size,
@@ -266,7 +266,7 @@ def test_settings():
         3000,
         True,
     )
-    assert recipe.settings["weights"] == Weights()._asdict()
+    assert recipe.settings["weights"] == TermWeights()._asdict()
     small = deepinversion_cifar(reach=3)
     assert (small.batch, small.steps, small.bounded) == (256, 2000, False)
     wanted = {"CE": 1, "R_feature": 10, "R_TV": 2.5e-5, "R_l2": 0}

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import dfq_jax as dfq
-from dfq_jax.optim.progress import Phase, Watcher
+from dfq_jax.optim.progress import RunPhase, Watcher
 from dfq_jax.recipes import foresight
 from dfq_jax.recipes.foresight import PARTS, foreseen, phase_of, phase_of_synthesis
 from dfq_jax.recipes.presets import ImageBudget
@@ -37,10 +37,10 @@ def test_more_work_takes_longer(tiny_net):
 
 def test_a_part_knows_what_comes_after_it(tiny_net):
     seconds = foreseen(tiny_net, MADE, 16, learns=True, judges=True)
-    assert phase_of("verifying", seconds) == Phase("verifying", seconds["verifying"], 0.0)
+    assert phase_of("verifying", seconds) == RunPhase("verifying", seconds["verifying"], 0.0)
     first = phase_of("making images", seconds)
     assert first.seconds + first.rest == pytest.approx(sum(seconds.values()))
-    assert phase_of("learning", {}) == Phase("learning", 0.0, 0.0)
+    assert phase_of("learning", {}) == RunPhase("learning", 0.0, 0.0)
 
 
 @pytest.mark.parametrize("preset", ["fast", "balanced"])

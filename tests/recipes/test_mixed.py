@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.allocation.allocate import allocate, priced
-from dfq_jax.allocation.costs import Unit, cost_of, parse_budget
+from dfq_jax.allocation.costs import BudgetUnit, cost_of, parse_budget
 from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.errors import BudgetError
 from dfq_jax.numerics.ranges import MinMax
@@ -15,7 +15,7 @@ from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
 from dfq_jax.recipes.mixed import mixed
 from dfq_jax.recipes.pipeline import Pipeline
 
-SCHEMES: dict[Unit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
+SCHEMES: dict[BudgetUnit, str] = {"bits": "w4a8", "bytes": "w8a8", "bops": "w4a4"}
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,13 @@ from dfq_jax.reconstruction.engine import reconstruct
 from dfq_jax.reconstruction.footprint import by_layers, step_bytes, values_of
 from dfq_jax.reconstruction.method import (
     Correction,
-    Given,
     Penalty,
     Phase,
     Prediction,
     Rates,
     Reconstruction,
     Rows,
+    UnitContext,
     objective_of,
     relative_gap,
     squared_gap,
@@ -461,7 +461,7 @@ def test_the_divergence_is_nothing_where_nothing_is_quantized(reference, images,
         exact = passed(unit_model(before, reference), None, None, exact)
     model = unit_model(unit, reference)
     method = QUICK._replace(prediction=Prediction(1.0, 4.0))
-    given = Given(model, {}, {}, jnp.float32(1), rest_of(reference, units[at + 1 :]))
+    given = UnitContext(model, {}, {}, jnp.float32(1), rest_of(reference, units[at + 1 :]))
     rows = Rows(*(jnp.asarray(v)[None] for v in (exact, exact, passed(model, None, None, exact))))
     rows = rows._replace(logits=jnp.asarray(passed(reference, None, None, images[:8]))[None])
     nothing = {"kernels": {}, "edges": {}, "biases": {}}

@@ -27,7 +27,7 @@ from dfq_jax.reconstruction.footprint import (
     unit_footprint,
     values_of,
 )
-from dfq_jax.reconstruction.method import Given, objective_of
+from dfq_jax.reconstruction.method import UnitContext, objective_of
 from dfq_jax.reconstruction.phases import begun, coarse_edges
 from dfq_jax.reconstruction.unit_at_work import passed
 from dfq_jax.reconstruction.units import rest_of, unit_model, unit_qparams, units_of
@@ -127,7 +127,9 @@ def xla_bytes(unit, calibrated, method, rows, beyond):
     model, qparams = unit_model(unit, calibrated.model), unit_qparams(unit, calibrated.qparams)
     kernels, fixed = begun(model, qparams, unit.plan, method.rounding)
     x = {"kernels": kernels, "edges": coarse_edges(unit.plan, qparams), "biases": {}}
-    given = Given(model, qparams, fixed, jnp.float32(1), beyond if method.prediction else None)
+    given = UnitContext(
+        model, qparams, fixed, jnp.float32(1), beyond if method.prediction else None
+    )
     fed = Fed(given, jnp.int32(0), jax.tree.map(lambda v: jnp.asarray(v)[None], rows))
     objective = objective_of(unit.plan, method, method.phases[0])
     leaves, tree = jax.tree.flatten((x, fed, Now(jax.random.key(0), jnp.int32(0))))

@@ -22,7 +22,7 @@ from dfq_jax.optim.steps import Player, descent, in_turn
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
-from dfq_jax.reconstruction.method import Given, Phase, Rates, optimizer_of, training_hook
+from dfq_jax.reconstruction.method import Phase, Rates, UnitContext, optimizer_of, training_hook
 from dfq_jax.reconstruction.phases import begun, biases_of, coarse_edges
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.sources.generator import codes_and_generator, generated
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 
     teacher: Any
     targets: Any
-    given: Given
+    given: UnitContext
 
 
 def drawn(key):
@@ -90,7 +90,7 @@ def game(nets):
     kernels, fixed = begun(folded, quantized.affines, plan, straight_through())
     edges, biases = coarse_edges(plan, quantized.affines), biases_of(folded)
     student = {"kernels": kernels, "edges": edges, "biases": biases}
-    given = Given(folded, quantized.affines, fixed, jnp.float32(1.0))
+    given = UnitContext(folded, quantized.affines, fixed, jnp.float32(1.0))
     shape = (BATCH, *teacher.contract.shape)
     generator = codes_and_generator(CODE + CLASSES, (8, 8), KEY, shape)["generator"]
     told = Told(teacher, batch_norm_targets(teacher)[0], given)

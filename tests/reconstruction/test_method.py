@@ -10,7 +10,7 @@ import pytest
 from dfq_jax.reconstruction.method import (
     Penalty,
     Rates,
-    Seen,
+    UnitSeen,
     blended,
     fisher_gap,
     optimizer_of,
@@ -50,7 +50,7 @@ def test_the_exponent_falls_after_the_warm_up(curve):
 
 def test_losses_by_hand():
     out, target = jnp.zeros((2, 3, 3, 4)), jnp.full((2, 3, 3, 4), 0.5)
-    seen = Seen(out, target, jnp.float32(0.25))
+    seen = UnitSeen(out, target, jnp.float32(0.25))
     assert float(squared_gap(seen)) == pytest.approx(4 * 0.25)
     assert float(relative_gap(seen)) == pytest.approx(4.0)
 
@@ -59,7 +59,7 @@ def test_fisher_weights_of_ones_are_a_multiple_of_the_squared_gap():
     """BRECQ card: with constant slopes the gradients are parallel."""
     out = jax.random.normal(KEY, (2, 3, 3, 4))
     slopes = jnp.ones_like(out)
-    gap = lambda loss, s: jax.grad(lambda o: loss(Seen(o, 0 * out, jnp.float32(1), s)))(out)
+    gap = lambda loss, s: jax.grad(lambda o: loss(UnitSeen(o, 0 * out, jnp.float32(1), s)))(out)
     np.testing.assert_allclose(gap(fisher_gap, slopes), 4 * gap(squared_gap, None), rtol=1e-5)
     np.testing.assert_allclose(gap(fisher_gap, None), gap(squared_gap, None), rtol=1e-6)
 

@@ -6,7 +6,7 @@ import pytest
 
 from dfq_jax.allocation.allocate import Allocation
 from dfq_jax.allocation.choices import Choice, Space
-from dfq_jax.allocation.costs import Budget, Unit
+from dfq_jax.allocation.costs import Budget, BudgetUnit
 from dfq_jax.allocation.diagnosis import LayerCost
 from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.report.plots import (
@@ -20,7 +20,7 @@ from dfq_jax.report.plots import (
 )
 
 
-def point(amount, loss, bits=(4, 8), unit: Unit = "bits"):
+def point(amount, loss, bits=(4, 8), unit: BudgetUnit = "bits"):
     return Allocation(bits, Budget(amount, unit), loss, ())
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dfq_jax.optim.progress import Phase, Progress, UnitReport
+from dfq_jax.optim.progress import Progress, RunPhase, UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.report import console as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
@@ -146,7 +146,7 @@ def test_what_is_left_follows_the_work_that_is_done_not_the_units(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     made = Terminal()
     with made.progress():
-        made.phase(Phase("learning", 1.0, 0.0))
+        made.phase(RunPhase("learning", 1.0, 0.0))
         for batch, step, part in ((0, 5, 0.05), (0, 10, 0.1)):
             now[0] += 5.0
             made.step(Progress(batch, 2, step, 10, {}, "learning", part))
@@ -179,11 +179,11 @@ def test_progress_on_a_screen_is_a_line_that_goes_away(monkeypatch):
 def test_a_phase_without_steps_says_what_it_is_and_how_long_it_takes(monkeypatch):
     made, _, log = on_screen(monkeypatch)
     with made.progress():
-        made.phase(Phase("calibrating", 30.0, 60.0))
+        made.phase(RunPhase("calibrating", 30.0, 60.0))
         assert made.line is not None
         made.line.progress.refresh()
         assert re.search(r"calibrating .*\b\d+ s, about (89|90) s left", log.getvalue())
-        made.phase(Phase("judging", 50.0, 10.0))
+        made.phase(RunPhase("judging", 50.0, 10.0))
         made.line.progress.refresh()
         assert "judging" in log.getvalue()
         made.stage("estimating")
@@ -195,7 +195,7 @@ def test_a_pipe_is_told_that_work_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(module, "SILENT", 0.04)
     made = Terminal()
     with made.progress():
-        made.phase(Phase("calibrating", 30.0, 60.0))
+        made.phase(RunPhase("calibrating", 30.0, 60.0))
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
     assert lines

@@ -7,8 +7,8 @@ import pytest
 
 from dfq_jax.synthesis.terms.aggregate import (
     IMAGE,
-    Moments,
-    Table,
+    MomentTable,
+    ShiftedMoments,
     aggregate_gaps,
     aggregate_match,
     empty_table,
@@ -170,7 +170,7 @@ def test_slopes_reach_the_own_batch_only_and_shrink_with_the_number_of_batches(
         np.testing.assert_array_equal(leaf, 0)
     assert np.abs(own.natural).min() > 0
     assert np.abs(own.stats["a"].mean).min() > 0
-    same = Table(jax.tree.map(lambda v: jnp.tile(v[1:2], (3, 1)), dict(full.rows)), full.seen)
+    same = MomentTable(jax.tree.map(lambda v: jnp.tile(v[1:2], (3, 1)), dict(full.rows)), full.seen)
     among, _ = jax.grad(loss, argnums=(0, 1), allow_int=True)(observed, same)
     alone, _ = jax.grad(loss, argnums=(0, 1), allow_int=True)(observed, empty_table(targets, 3, 3))
     np.testing.assert_allclose(3 * among.natural, alone.natural, rtol=1e-3, atol=1e-6)
@@ -182,7 +182,7 @@ def test_moments_are_taken_about_a_constant_and_lose_no_digits():
     x = rng.normal(size=(3, 50, 2)) + 3000
     stats = Stats(f32(x.mean(1)), f32(x.var(1)), 50)
     row = moments_about(stats, f32([2999.0, 3001.0]))
-    table = Table({"a": Moments(row.first[None], row.second[None])}, jnp.ones(1, bool))
+    table = MomentTable({"a": ShiftedMoments(row.first[None], row.second[None])}, jnp.ones(1, bool))
     first, second = together(table)["a"]
     np.testing.assert_allclose(first, x.mean((0, 1)) - [2999, 3001], atol=1e-3)
     np.testing.assert_allclose(second - first**2, x.reshape(-1, 2).var(0), rtol=1e-2)

@@ -94,7 +94,7 @@ def test_parts_give_the_statistics_of_the_whole(net):
 @pytest.fixture
 def scarce(monkeypatch):
     """Chunks fail in less than `enough` parts, from step `since` on; notes the failures."""
-    parts, failures, made = {}, [], batches.Plan.step
+    parts, failures, made = {}, [], batches.StagePlan.step
 
     def recorded(plan, count, attempt=0):
         step = made(plan, count, attempt)
@@ -117,7 +117,7 @@ def scarce(monkeypatch):
             monkeypatch.setattr(fitting, name, limited(real, enough, since, error))
         return failures
 
-    monkeypatch.setattr(batches.Plan, "step", recorded)
+    monkeypatch.setattr(batches.StagePlan, "step", recorded)
     return apply
 
 

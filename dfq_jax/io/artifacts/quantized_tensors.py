@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from dfq_jax.errors import DataError
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.numerics.affine import Affine, Grid, Numbers, bias_scale, quantize_bias
+from dfq_jax.numerics.affine import Affine, Grid, NumpyOrJax, bias_scale, quantize_bias
 from dfq_jax.numerics.basis import Basis, LearnedLevels
 from dfq_jax.numerics.levels import Levels, Parameters, codes_of, scales_of, values_of
 from dfq_jax.numerics.signs import Alpha, Signs
@@ -31,19 +31,19 @@ PARAMETERS: dict[type[Levels], type[Parameters]] = {
 }
 
 
-def to_codes(x: Numbers, parameters: Parameters, *, levels: Levels) -> np.ndarray:
+def to_codes(x: NumpyOrJax, parameters: Parameters, *, levels: Levels) -> np.ndarray:
     """`numerics.levels.codes_of`, in NumPy for grids: kernels have many shapes."""
     run = codes_of if isinstance(levels, Grid) else codes_at_once
     return np.asarray(run(np.asarray(x), levels, jax.device_get(parameters)))
 
 
-def from_codes(codes: Numbers, parameters: Parameters, *, levels: Levels) -> np.ndarray:
+def from_codes(codes: NumpyOrJax, parameters: Parameters, *, levels: Levels) -> np.ndarray:
     """`numerics.levels.values_of`, in NumPy for grids."""
     run = values_of if isinstance(levels, Grid) else values_at_once
     return np.asarray(run(np.asarray(codes), levels, jax.device_get(parameters)))
 
 
-def to_bias_codes(bias: Numbers, data: Numbers, kernel: Numbers) -> np.ndarray:
+def to_bias_codes(bias: NumpyOrJax, data: NumpyOrJax, kernel: NumpyOrJax) -> np.ndarray:
     """`numerics.affine.quantize_bias` in NumPy."""
     return quantize_bias(np.asarray(bias), np.asarray(data), np.asarray(kernel))
 

@@ -12,7 +12,7 @@ from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import Op, Reshape
 from dfq_jax.io.artifacts.graph_json import contract_from_json
 from dfq_jax.io.frontends.program import Program
-from dfq_jax.io.importing.engine import Imported, Table, import_program, space_of
+from dfq_jax.io.importing.engine import Imported, OperatorTable, import_program, space_of
 from dfq_jax.io.importing.layout import layout_of
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.catalog import with_size
@@ -30,11 +30,11 @@ INTEGERS = frozenset(
 OTHERS = ((64, 96), (33, 47))
 """Pixels added to find out whether a network takes images of any size; the first keep it even."""
 
-Size = tuple[int, int]
-Arrays = Mapping[str, Mapping[str, np.ndarray]]
+Sides = tuple[int, int]
+ArraysByNode = Mapping[str, Mapping[str, np.ndarray]]
 
 
-class Told(NamedTuple):
+class ToldInput(NamedTuple):
     """What the user says of a network's images.
 
     Attributes:
@@ -43,13 +43,13 @@ class Told(NamedTuple):
       normalised: whether mean and deviation are given, so that the file's do not matter.
     """
 
-    size: Size | None = None
+    size: Sides | None = None
     layout: str | None = None
     normalised: bool = False
 
 
 def imported(
-    program: Program, table: Table, where: str, told: Told
+    program: Program, table: OperatorTable, where: str, told: ToldInput
 ) -> tuple[Imported, InputContract, tuple[str, ...]]:
     """The graph of a program and what it is fed, with notes; the user's word counts most.
 
@@ -127,7 +127,7 @@ def settled_layout(
     return found, ()
 
 
-def missing_size(program: Program, stated: InputContract | None, layout: str) -> Size | None:
+def missing_size(program: Program, stated: InputContract | None, layout: str) -> Sides | None:
     """(height, width) that the file's contract says where its graph leaves them free."""
     shape = program.inputs[0].shape if program.inputs else ()
     if stated is None or len(shape) != 4 or None not in shape[space_of(layout)]:
@@ -183,7 +183,9 @@ def names_of(
     return (batch, height, width), ()
 
 
-def of_any_size(program: Program, table: Table, layout: str, found: Imported) -> Graph | None:
+def of_any_size(
+    program: Program, table: OperatorTable, layout: str, found: Imported
+) -> Graph | None:
     """The graph that serves images of other sizes as well, None if there is none.
 
     The network is imported for other sizes, and has to come out the same. Only a reshape may keep
@@ -231,7 +233,7 @@ def opened(a: Op, b: Op) -> Op | None:
     return Reshape(kept) if kept.count(-1) == 1 else None
 
 
-def same(a: Arrays, b: Arrays) -> bool:
+def same(a: ArraysByNode, b: ArraysByNode) -> bool:
     """Whether two sets of parameters are equal."""
     mine, other = ({(n, s): x[n][s] for n in x for s in x[n]} for x in (a, b))
     return mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)

@@ -17,7 +17,7 @@ PASSING = frozenset(
 """Operators that only pass on what was chosen; of ATen's without overload."""
 
 
-class Choice(NamedTuple):
+class LargestScore(NamedTuple):
     """The place of the largest of some scores.
 
     Attributes:
@@ -53,7 +53,7 @@ def without_choices(program: Program) -> Program:
     return dataclasses.replace(changed, calls=needed(changed))
 
 
-def chosen_by(name: str, made: Mapping[str, Call]) -> Choice | None:
+def chosen_by(name: str, made: Mapping[str, Call]) -> LargestScore | None:
     """The choice that an output comes from, None if it comes from none."""
     call = made.get(name)
     while call is not None and passes(call.target):
@@ -68,18 +68,18 @@ def passes(target: str) -> bool:
     return target in PASSING or target.rpartition(".")[0] in PASSING
 
 
-def choice_of(call: Call, name: str) -> Choice | None:
+def choice_of(call: Call, name: str) -> LargestScore | None:
     """What an operator chooses from, if its result `name` is the place of the largest."""
     scores = next(references(call), None)
     if scores is None:
         return None
     match call.target:
         case "onnx.ArgMax":
-            return Choice(scores, call.kwargs.get("axis", 0))
+            return LargestScore(scores, call.kwargs.get("axis", 0))
         case "aten.argmax.default" if (axis := dimension(call)) is not None:
-            return Choice(scores, axis)
+            return LargestScore(scores, axis)
         case "aten.max.dim" if call.outputs.index(name) == 1 and dimension(call) is not None:
-            return Choice(scores, dimension(call) or 0)
+            return LargestScore(scores, dimension(call) or 0)
         case _:
             return None
 

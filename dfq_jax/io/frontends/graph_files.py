@@ -14,7 +14,7 @@ from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
-from dfq_jax.io.frontends.contracts import Told, imported, refuse_integers
+from dfq_jax.io.frontends.contracts import ToldInput, imported, refuse_integers
 from dfq_jax.io.frontends.ends import without_choices
 from dfq_jax.io.frontends.live import program_of
 from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
@@ -22,12 +22,12 @@ from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.importing.aten_table import ATEN
-from dfq_jax.io.importing.engine import Imported, Table
+from dfq_jax.io.importing.engine import Imported, OperatorTable
 from dfq_jax.io.importing.onnx_table import ONNX
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import check_finite
 
-UNTOLD = Told()
+UNTOLD = ToldInput()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class GraphFile:
     bytes: int
 
 
-def load_graph(path: Path, told: Told = UNTOLD, *, no_bn_fallback: bool = False) -> GraphFile:
+def load_graph(path: Path, told: ToldInput = UNTOLD, *, no_bn_fallback: bool = False) -> GraphFile:
     """Reads a `.pt2` or ONNX file, recognised by content.
 
     Args:
@@ -87,7 +87,9 @@ def load_graph(path: Path, told: Told = UNTOLD, *, no_bn_fallback: bool = False)
     return GraphFile(model, (*program.notes, *notes, *more), digest, len(data))
 
 
-def load_module(module: Any, example: Any, told: Told = UNTOLD) -> tuple[Model, tuple[str, ...]]:
+def load_module(
+    module: Any, example: Any, told: ToldInput = UNTOLD
+) -> tuple[Model, tuple[str, ...]]:
     """A live `torch.nn.Module` or `ExportedProgram` by the same path as its `.pt2` file.
 
     Args:
@@ -109,7 +111,7 @@ def load_module(module: Any, example: Any, told: Told = UNTOLD) -> tuple[Model, 
 
 
 def model_of(
-    program: Program, table: Table, where: str, told: Told = UNTOLD
+    program: Program, table: OperatorTable, where: str, told: ToldInput = UNTOLD
 ) -> tuple[Model, tuple[str, ...]]:
     """The network a program describes, its shapes checked, and notes on its statistics."""
     try:

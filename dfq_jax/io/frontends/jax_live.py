@@ -30,7 +30,7 @@ ACCEPTED = (
 Shape = tuple[int, ...]
 
 
-class Network(NamedTuple):
+class PureNetwork(NamedTuple):
     """A pure function of parameters and images, in evaluation mode.
 
     Attributes:
@@ -49,7 +49,7 @@ def is_torch(source: Any) -> bool:
     return any(c.__module__.partition(".")[0] == "torch" for c in type(source).__mro__)
 
 
-def network_of(source: Any, params: Any) -> Network:
+def network_of(source: Any, params: Any) -> PureNetwork:
     """The function that a network of JAX is.
 
     Args:
@@ -76,7 +76,7 @@ def network_of(source: Any, params: Any) -> Network:
         raise UsageError(f"{what} is no network that can be loaded; give {ACCEPTED}.")
     if params is not None:
         flags = evaluating(source, skipped=2)
-        return Network(lambda p, x: source(p, x, **flags), params, name)
+        return PureNetwork(lambda p, x: source(p, x, **flags), params, name)
     return of_pytree(source, name)
 
 
@@ -88,7 +88,7 @@ def is_a(source: Any, package: str, name: str) -> bool:
     )
 
 
-def of_linen(module: Any, variables: Any, name: str) -> Network:
+def of_linen(module: Any, variables: Any, name: str) -> PureNetwork:
     """A `flax.linen` module with its variables, or one bound to them."""
     if module.scope is not None:
         module, bound = module.unbind()
@@ -101,10 +101,10 @@ def of_linen(module: Any, variables: Any, name: str) -> Network:
     if "params" not in variables:
         variables = {"params": variables}
     flags = evaluating(type(module).__call__, skipped=2)
-    return Network(lambda v, x: module.apply(v, x, **flags), variables, name)
+    return PureNetwork(lambda v, x: module.apply(v, x, **flags), variables, name)
 
 
-def of_nnx(module: Any, params: Any, name: str) -> Network:
+def of_nnx(module: Any, params: Any, name: str) -> PureNetwork:
     """A `flax.nnx` module: a copy of it is set to evaluate."""
     from flax import nnx
 
@@ -117,15 +117,15 @@ def of_nnx(module: Any, params: Any, name: str) -> Network:
     copy.eval()
     definition, state = nnx.split(copy)
     flags = evaluating(type(module).__call__, skipped=2)
-    return Network(lambda s, x: nnx.merge(definition, s)(x, **flags), state, name)
+    return PureNetwork(lambda s, x: nnx.merge(definition, s)(x, **flags), state, name)
 
 
-def of_pytree(source: Any, name: str) -> Network:
+def of_pytree(source: Any, name: str) -> PureNetwork:
     """A function without parameters, or a callable pytree whose arrays are its parameters."""
     leaves = jax.tree.leaves(source)
     if len(leaves) == 1 and leaves[0] is source:
         flags = evaluating(source, skipped=1)
-        return Network(lambda _, x: source(x, **flags), (), name)
+        return PureNetwork(lambda _, x: source(x, **flags), (), name)
     flags = evaluating(type(source).__call__, skipped=2)
     params = jax.tree.map(lambda a: a if is_array(a) else None, source)
     others = jax.tree.map(lambda a: None if is_array(a) else a, source)
@@ -135,7 +135,7 @@ def of_pytree(source: Any, name: str) -> Network:
         both = jax.tree.map(lambda a, o: o if a is None else a, given, others, is_leaf=absent)
         return both(images, **flags)
 
-    return Network(function, params, name)
+    return PureNetwork(function, params, name)
 
 
 def is_array(leaf: Any) -> bool:

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import UNTOLD, model_of
 from dfq_jax.io.frontends.jax_live import image_shape, network_of
 from dfq_jax.io.frontends.jax_trace import Traced, program_of, without_dead
 from dfq_jax.io.frontends.parity import check_function
 from dfq_jax.io.frontends.program import Program
-from dfq_jax.io.importing.jax_named_norms import Names, groups_of, with_named_norms
+from dfq_jax.io.importing.jax_named_norms import NormNames, groups_of, with_named_norms
 from dfq_jax.io.importing.jax_norms import with_batch_norms
 from dfq_jax.io.importing.jax_patterns import with_patterns
 from dfq_jax.io.importing.jax_table import JAX
@@ -24,10 +24,10 @@ def load_network(
     source: Any,
     params: Any,
     example: Any,
-    told: Told = UNTOLD,
+    told: ToldInput = UNTOLD,
     *,
     unchecked: bool = False,
-    batch_norms: Names | None = None,
+    batch_norms: NormNames | None = None,
 ) -> tuple[Model, tuple[str, ...]]:
     """A network of JAX, compared once with what it was imported from.
 
@@ -64,7 +64,7 @@ def load_network(
     return model, (*notes, *checked)
 
 
-def recognised(traced: Traced, batch_norms: Names | None = None) -> Program:
+def recognised(traced: Traced, batch_norms: NormNames | None = None) -> Program:
     """The program with batch norms and other operators that JAX spells out, and nothing unread."""
     program = traced.program
     if batch_norms is not None:

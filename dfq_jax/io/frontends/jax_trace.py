@@ -10,7 +10,7 @@ from jax.extend import core
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.frontends.jax_names import as_array, dotted, line_of
-from dfq_jax.io.frontends.program import Call, Input, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, ProgramInput, Ref
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.types import NHWC
 
@@ -99,7 +99,7 @@ def program_of(
     dropped = len(outputs) - len(kept)
     note = f"{dropped} results that repeat others or do not depend on the images are left out"
     program = Program(
-        (Input(IMAGE, image),),
+        (ProgramInput(IMAGE, image),),
         writer.arrays,
         writer.paths,
         tuple(writer.calls),

@@ -13,7 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from dfq_jax.errors import CheckpointError, UnsafeInputError, UnsupportedModelError
 from dfq_jax.io.frontends.onnx_file import OnnxFile, type_name
-from dfq_jax.io.frontends.program import Call, Input, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, ProgramInput, Ref
 from dfq_jax.io.readers.pickle_policy import listing, show
 
 OLDEST_OPSET = 9
@@ -263,7 +263,7 @@ def _path(node: NodeProto) -> str:
     return node.name or next(filter(None, node.output), "")
 
 
-def _input(value: ValueInfoProto, where: str) -> Input:
+def _input(value: ValueInfoProto, where: str) -> ProgramInput:
     label = f"{where}: input {show(value.name)!r}"
     if value.type.WhichOneof("value") != "tensor_type":
         raise UnsupportedModelError(f"{label} is no tensor; only tensors are supported.")
@@ -280,7 +280,7 @@ def _input(value: ValueInfoProto, where: str) -> Input:
         raise CheckpointError(f"{label} claims shape {list(shape)}. {AGAIN}")
     batch = tuple(n or 1 for n in shape[:1])  # a free batch size
     names = tuple(d.dim_param if _printable(d.dim_param) else "" for d in tensor.shape.dim)
-    return Input(value.name, batch + shape[1:], names if any(names) else ())
+    return ProgramInput(value.name, batch + shape[1:], names if any(names) else ())
 
 
 def _printable(text: str) -> bool:

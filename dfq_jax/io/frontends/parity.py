@@ -43,7 +43,7 @@ TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FileRun:
     """What a file computes.
 
     Attributes:
@@ -152,7 +152,7 @@ def takes_batches(function: Callable[..., Sequence[Any]], shape: tuple[int, ...]
     return all(output.shape[:1] == (2,) for output in outputs)
 
 
-def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], Run]:
+def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], FileRun]:
     """The file on noise, and on noise a little changed."""
     session = open_session(path, optimize=False)
     (source,) = session.get_inputs()
@@ -165,7 +165,7 @@ def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], Run
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
     outputs, answers = (session.run(None, given(x)) for x in (images, nudged))
     names = tuple(o.name for o in session.get_outputs())
-    return jax.device_put(images), Run(names, outputs, answers, rounding)
+    return jax.device_put(images), FileRun(names, outputs, answers, rounding)
 
 
 def as_fed(

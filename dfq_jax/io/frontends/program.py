@@ -19,7 +19,7 @@ class Ref(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Input:
+class ProgramInput:
     """What the network is fed.
 
     Attributes:
@@ -74,7 +74,7 @@ class Program:
       producer: the program that wrote it; empty where nothing says.
     """
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[ProgramInput, ...]
     arrays: Mapping[str, np.ndarray]
     paths: Mapping[str, str]
     calls: tuple[Call, ...]

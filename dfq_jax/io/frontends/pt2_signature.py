@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.frontends.program import Input
+from dfq_jax.io.frontends.program import ProgramInput
 from dfq_jax.io.frontends.pt2_archive import RESAVE, Pt2Archive
 from dfq_jax.io.frontends.pt2_json import check, damaged, get, name_of, tagged
 from dfq_jax.io.readers.pickle_policy import show
@@ -16,7 +16,7 @@ NO_TENSOR = ("as_none", "as_int", "as_float", "as_bool", "as_string")
 EVAL = f"Call model.eval() before exporting: {RESAVE}."
 
 
-class Given(NamedTuple):
+class Preamble(NamedTuple):
     """What a model has before its first operation; see `Program` for the other fields.
 
     Attributes:
@@ -24,13 +24,13 @@ class Given(NamedTuple):
     """
 
     names: set[str]
-    inputs: list[Input]
+    inputs: list[ProgramInput]
     arrays: dict[str, np.ndarray]
     paths: dict[str, str]
     notes: list[str]
 
 
-def read_inputs(archive: Pt2Archive) -> Given:
+def read_inputs(archive: Pt2Archive) -> Preamble:
     """All inputs of the exported graph, weights read.
 
     Args:
@@ -47,7 +47,7 @@ def read_inputs(archive: Pt2Archive) -> Given:
     where = f"{archive.where}: the model's inputs"
     module = get(archive.model, "graph_module", dict, archive.where)
     values = get(get(module, "graph", dict, where), "tensor_values", dict, where)
-    given = Given(set(), [], {}, {}, [])
+    given = Preamble(set(), [], {}, {}, [])
     for spec in get(get(module, "signature", dict, where), "input_specs", list, where):
         kind, fields = tagged(spec, where)
         if kind in ("parameter", "buffer", "tensor_constant"):
@@ -65,7 +65,7 @@ def read_inputs(archive: Pt2Archive) -> Given:
     return given
 
 
-def _add_array(given: Given, archive: Pt2Archive, kind: str, fields: Any, where: str) -> None:
+def _add_array(given: Preamble, archive: Pt2Archive, kind: str, fields: Any, where: str) -> None:
     name = _new(given, get(fields, "arg", dict, where), where)
     path = get(fields, f"{kind}_name", str, where)
     weight = kind == "parameter" or (kind == "buffer" and get(fields, "persistent", bool, where))
@@ -74,7 +74,7 @@ def _add_array(given: Given, archive: Pt2Archive, kind: str, fields: Any, where:
         given.paths[name] = path
 
 
-def _add_input(given: Given, argument: Any, values: Mapping[str, Any], where: str) -> None:
+def _add_input(given: Preamble, argument: Any, values: Mapping[str, Any], where: str) -> None:
     tag, value = tagged(argument, where)
     if tag in NO_TENSOR:
         _add_note(given, f"number {len(given.inputs) + 1}", None if tag == "as_none" else value)
@@ -87,14 +87,14 @@ def _add_input(given: Given, argument: Any, values: Mapping[str, Any], where: st
     name = _new(given, value, where)
     sizes = get(get(values, name, dict, where), "sizes", list, where)
     shape = tuple(_size(size, at, where) for at, size in enumerate(sizes))
-    given.inputs.append(Input(name, shape))
+    given.inputs.append(ProgramInput(name, shape))
 
 
-def _add_note(given: Given, name: str, value: Any) -> None:
+def _add_note(given: Preamble, name: str, value: Any) -> None:
     given.notes.append(f"input {show(name)} is fixed to {show(value)}, as exported")
 
 
-def _new(given: Given, record: Any, where: str) -> str:
+def _new(given: Preamble, record: Any, where: str) -> str:
     name = name_of(record, where)
     if name in given.names:
         raise damaged(where, f"{show(name)} is defined twice")

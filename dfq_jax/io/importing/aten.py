@@ -22,12 +22,12 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.io.importing import arrange, choices, layers, pointwise, pools
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
 
 Array = np.ndarray
-Number = pointwise.Number
 Ints = Sequence[int]
-Size = Sequence[int] | int
+PerAxis = Sequence[int] | int
 
 
 def needs(condition: bool, message: str) -> None:
@@ -41,11 +41,11 @@ def convolution(
     x: Value,
     weight: Any,
     bias: Array | None = None,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
+    stride: PerAxis = 1,
+    padding: PerAxis | str = 0,
+    dilation: PerAxis = 1,
     transposed: bool = False,
-    output_padding: Size = 0,
+    output_padding: PerAxis = 0,
     groups: int = 1,
 ) -> Value:
     """conv1d, conv2d, conv_transpose1d, conv_transpose2d and convolution."""
@@ -78,11 +78,11 @@ def transposed_convolution(
     x: Value,
     weight: Any,
     bias: Array | None = None,
-    stride: Size = 1,
-    padding: Size = 0,
-    output_padding: Size = 0,
+    stride: PerAxis = 1,
+    padding: PerAxis = 0,
+    output_padding: PerAxis = 0,
     groups: int = 1,
-    dilation: Size = 1,
+    dilation: PerAxis = 1,
 ) -> Value:
     """conv_transpose1d, conv_transpose2d."""
     given = (stride, padding, dilation)
@@ -94,9 +94,9 @@ def plain_convolution(
     x: Value,
     weight: Any,
     bias: Array | None = None,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
+    stride: PerAxis = 1,
+    padding: PerAxis | str = 0,
+    dilation: PerAxis = 1,
     groups: int = 1,
 ) -> Value:
     """conv1d, conv2d."""

@@ -10,16 +10,16 @@ from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
 
-Size = Sequence[int] | int
+PerAxis = Sequence[int] | int
 
 
 def max_pool(
     b: Builder,
     x: Value,
-    kernel_size: Size,
-    stride: Size = (),
-    padding: Size = 0,
-    dilation: Size = 1,
+    kernel_size: PerAxis,
+    stride: PerAxis = (),
+    padding: PerAxis = 0,
+    dilation: PerAxis = 1,
     ceil_mode: bool = False,
 ) -> Value:
     """max_pool1d, max_pool2d."""
@@ -39,9 +39,9 @@ def max_pool_with_indices(b: Builder, x: Value, *given: Any, **named: Any) -> tu
 def avg_pool(
     b: Builder,
     x: Value,
-    kernel_size: Size,
-    stride: Size = (),
-    padding: Size = 0,
+    kernel_size: PerAxis,
+    stride: PerAxis = (),
+    padding: PerAxis = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -60,17 +60,17 @@ def avg_pool(
     )
 
 
-def adaptive_avg_pool(b: Builder, x: Value, output_size: Size) -> Value:
+def adaptive_avg_pool(b: Builder, x: Value, output_size: PerAxis) -> Value:
     """adaptive_avg_pool1d, adaptive_avg_pool2d."""
     return pools.adaptive_avg_pool(b, x, listed(output_size))
 
 
-def adaptive_max_pool(b: Builder, x: Value, output_size: Size) -> tuple[Value, None]:
+def adaptive_max_pool(b: Builder, x: Value, output_size: PerAxis) -> tuple[Value, None]:
     """adaptive_max_pool1d, adaptive_max_pool2d; nobody may read the indices."""
     return pools.adaptive_max_pool(b, x, listed(output_size)), None
 
 
-def listed(size: Size) -> list[int]:
+def listed(size: PerAxis) -> list[int]:
     """A number as a list of one."""
     return [size] if isinstance(size, int) else list(size)
 
@@ -93,7 +93,7 @@ def vector_norm(
     b: Builder,
     x: Value,
     ord: Number = 2,
-    dim: Size | None = None,
+    dim: PerAxis | None = None,
     keepdim: bool = False,
     dtype: Any = None,
 ) -> Value:

@@ -14,7 +14,7 @@ from dfq_jax.io.importing import (
 )
 from dfq_jax.io.importing.aten_constants import FOLD
 from dfq_jax.io.importing.aten_weights import FOLD_TARGETS, FOLD_WEIGHTS
-from dfq_jax.io.importing.engine import Fold, Lower, Table
+from dfq_jax.io.importing.engine import Fold, Lower, OperatorTable
 
 IGNORED = (
     "contiguous",
@@ -240,4 +240,4 @@ def bare(target: str) -> str:
     return parts[1] if parts[0] == "aten" and len(parts) > 1 else target
 
 
-ATEN = Table(lower, fold)
+ATEN = OperatorTable(lower, fold)

@@ -27,7 +27,7 @@ MOST_PATHS = 4
 PYTHON = ("_operator.", "math.", "torch.sym_")
 
 
-class Table(NamedTuple):
+class OperatorTable(NamedTuple):
     """How the operators of one source are understood.
 
     Attributes:
@@ -51,7 +51,7 @@ class Imported(NamedTuple):
 
 def import_program(
     program: Program,
-    table: Table,
+    table: OperatorTable,
     *,
     size: tuple[int, int] | None = None,
     layout: str = NCHW,
@@ -81,7 +81,7 @@ def import_program(
     return Imported(*tidy(Graph(tuple(b.nodes), (INPUT,), outputs), b.params), stored)
 
 
-def lower_all(b: Builder, program: Program, table: Table, env: dict[str, Any]) -> None:
+def lower_all(b: Builder, program: Program, table: OperatorTable, env: dict[str, Any]) -> None:
     """Lowers every call of a program, whose inputs and arrays are in `env`.
 
     Raises:
@@ -254,7 +254,9 @@ def short(target: str) -> str:
     return (parts[1] if len(parts) > 1 else parts[0]).strip("_").lower()
 
 
-def run(b: Builder, call: Call, table: Table, env: dict[str, Any], unknown: list[Call]) -> None:
+def run(
+    b: Builder, call: Call, table: OperatorTable, env: dict[str, Any], unknown: list[Call]
+) -> None:
     """Lowers one call, or computes it if all it reads is constant.
 
     Args:

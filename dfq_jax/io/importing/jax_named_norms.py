@@ -26,7 +26,7 @@ NUMBER, FOREIGN = -1, -2
 SHOWN = 6
 """Parameters that an error lists."""
 
-Names = Mapping[str, str]
+NormNames = Mapping[str, str]
 """{role: how parameters of this role are called}; see `groups_of`."""
 
 
@@ -61,7 +61,7 @@ class Owned(NamedTuple):
     read: frozenset[str] = frozenset()
 
 
-class Chain(NamedTuple):
+class NormChain(NamedTuple):
     """What has been done to a tensor with parameters of one group.
 
     Attributes:
@@ -79,7 +79,7 @@ class Chain(NamedTuple):
     whole: bool = False
 
 
-def groups_of(paths: Mapping[str, str], names: Names) -> tuple[Group, ...]:
+def groups_of(paths: Mapping[str, str], names: NormNames) -> tuple[Group, ...]:
     """The batch norms of a network, by the names of their parameters.
 
     Args:
@@ -131,7 +131,7 @@ def with_named_norms(program: Program, groups: tuple[Group, ...]) -> Program:
       UnsupportedModelError: naming one whose parameters are used in another way.
     """
     makers, owned = makers_of(program), ownership(program, groups)
-    chains: dict[str, Chain] = {}
+    chains: dict[str, NormChain] = {}
     for call in program.calls:
         chain = longer(call, makers, owned, chains)
         if chain is not None and call.outputs[0] is not None:
@@ -175,8 +175,8 @@ def ownership(program: Program, groups: tuple[Group, ...]) -> dict[str, Owned]:
 
 
 def longer(
-    call: Call, makers: Makers, owned: Mapping[str, Owned], chains: Mapping[str, Chain]
-) -> Chain | None:
+    call: Call, makers: Makers, owned: Mapping[str, Owned], chains: Mapping[str, NormChain]
+) -> NormChain | None:
     """The chain that a call goes on with or begins; None if it does neither."""
     variable = [a for a in call.args if not makers.is_fixed(a)]
     if len(variable) != 1 or not isinstance(variable[0], Ref):
@@ -194,12 +194,12 @@ def longer(
     if before is None or from_whom.home not in (NUMBER, before.group):
         if from_whom.home in (NUMBER, FOREIGN):
             return None
-        before = Chain(x, from_whom.home)
+        before = NormChain(x, from_whom.home)
     steps, read = (*before.steps, (kind, other, first)), before.read | from_whom.read
-    return Chain(before.source, before.group, steps, read, from_whom.home == before.group)
+    return NormChain(before.source, before.group, steps, read, from_whom.home == before.group)
 
 
-def norm_of(call: Call, chain: Chain, groups: tuple[Group, ...]) -> Call:
+def norm_of(call: Call, chain: NormChain, groups: tuple[Group, ...]) -> Call:
     """The batch norm that ends with a call."""
     group = groups[chain.group]
     mean, spread = (Ref(group.tensors[role]) for role in ("mean", group.spread))

@@ -29,20 +29,20 @@ Base = str | Deviation
 Powers = Mapping[Base, int]
 
 
-class Term(NamedTuple):
+class PowerProduct(NamedTuple):
     """A product of constants: `number * base ** power * ...`."""
 
     number: float
     powers: Powers
 
-    def times(self, other: "Term", power: int = 1) -> "Term":
+    def times(self, other: "PowerProduct", power: int = 1) -> "PowerProduct":
         """This product with another one, or divided by it (`power` -1)."""
         powers = Counter(self.powers)
         for base, count in other.powers.items():
             powers[base] += power * count
         left = {base: count for base, count in powers.items() if count}
         number = other.number if power > 0 else 1 / (other.number or math.inf)
-        return Term(self.number * number, left)
+        return PowerProduct(self.number * number, left)
 
     @property
     def deviations(self) -> list[Deviation]:
@@ -50,8 +50,8 @@ class Term(NamedTuple):
         return [base for base in self.powers if isinstance(base, Deviation)]
 
 
-ONE = Term(1.0, {})
-Terms = tuple[Term, ...]
+ONE = PowerProduct(1.0, {})
+Terms = tuple[PowerProduct, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Chain:
 
     source: Ref
     mean: Terms
-    factor: Term
+    factor: PowerProduct
     like: Any
 
 
@@ -152,7 +152,7 @@ def batch_norm(
     if len(roots) != 1 or chain.factor.powers[roots[0]] != -1 or not chain.mean:
         return None
     root = roots[0]
-    scale = chain.factor.times(Term(1.0, {root: 1}))
+    scale = chain.factor.times(PowerProduct(1.0, {root: 1}))
     parts = (*chain.mean, scale, *bias)
     size = math.prod(shapes[root.var])
     plain = all(not part.deviations for part in parts)
@@ -175,7 +175,7 @@ def written(terms: Terms) -> tuple[Any, ...]:
 
 def scaled(terms: Terms, number: int | float) -> Terms:
     """A sum times a number."""
-    return tuple(Term(t.number * number, t.powers) for t in terms)
+    return tuple(PowerProduct(t.number * number, t.powers) for t in terms)
 
 
 def terms_of(argument: Any, makers: Makers) -> Terms:
@@ -189,26 +189,26 @@ def terms_of(argument: Any, makers: Makers) -> Terms:
     return (term_of(found, makers),)
 
 
-def term_of(argument: Any, makers: Makers) -> Term:
+def term_of(argument: Any, makers: Makers) -> PowerProduct:
     """A constant as a product."""
     found = makers.root(argument)
     if (number := makers.number(found)) is not None:
-        return Term(number, {})
+        return PowerProduct(number, {})
     call = makers.of(found, "mul", "div", "neg", "sqrt", "rsqrt", "pow", "integer_pow")
     if call is None:
-        return Term(1.0, {found.name: 1})
+        return PowerProduct(1.0, {found.name: 1})
     kind, first = kind_of(call), call.args[0]
     if kind in ("mul", "div"):
         return term_of(first, makers).times(term_of(call.args[1], makers), sign(kind))
     if kind == "neg":
-        return term_of(first, makers).times(Term(-1.0, {}))
+        return term_of(first, makers).times(PowerProduct(-1.0, {}))
     if kind == "integer_pow" and call.kwargs["y"] == -1:
         return ONE.times(term_of(first, makers), -1)
     exponent = exponent_of(call, makers)
     root = None if exponent is None else deviation(first, makers)
     if root is None or exponent is None:
-        return Term(1.0, {found.name: 1})
-    return Term(1.0, {root: exponent})
+        return PowerProduct(1.0, {found.name: 1})
+    return PowerProduct(1.0, {root: exponent})
 
 
 def exponent_of(call: Call, makers: Makers) -> int | None:

@@ -11,7 +11,7 @@ from dfq_jax.io.importing.jax_makers import PREFIX, Makers, kind_of, makers_of
 from dfq_jax.io.importing.jax_statistics import present_norm
 
 Shapes = Mapping[str, tuple[int, ...]]
-Rule = Callable[[Call, Makers, Shapes], Call | None]
+PatternRule = Callable[[Call, Makers, Shapes], Call | None]
 
 
 def with_patterns(program: Program, shapes: Shapes) -> Program:
@@ -111,4 +111,4 @@ def bias(call: Call, makers: Makers, shapes: Shapes) -> Call | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (softmax, log_softmax, window_mean, present_norm, bias)
+RULES: tuple[PatternRule, ...] = (softmax, log_softmax, window_mean, present_norm, bias)

@@ -13,7 +13,7 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Maximum, Minimum, Sub
 from dfq_jax.io.importing import choices, jax_layers, jax_ops, jax_views, jax_windows
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.engine import Fold, Lower, Table
+from dfq_jax.io.importing.engine import Fold, Lower, OperatorTable
 from dfq_jax.io.importing.jax_makers import PREFIX
 from dfq_jax.io.importing.limits import affordable, affordable_shape
 from dfq_jax.io.readers.pickle_policy import show
@@ -183,4 +183,4 @@ ACCEPTED = (
     + ", ".join(sorted(set(LOWER) - FOUND))
     + "; any primitive on parameters alone."
 )
-JAX = Table(lower, fold, ACCEPTED)
+JAX = OperatorTable(lower, fold, ACCEPTED)

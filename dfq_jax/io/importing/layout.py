@@ -43,7 +43,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 COLOURS = (1, 3, 4)
 """Channels an image has, where nothing else tells."""
 
-Axes = tuple[int | None, ...]
+ImageAxes = tuple[int | None, ...]
 
 
 class Followed(NamedTuple):
@@ -54,7 +54,7 @@ class Followed(NamedTuple):
       sizes: of its axes, None where free.
     """
 
-    axes: Axes
+    axes: ImageAxes
     sizes: tuple[int | None, ...]
 
 
@@ -98,7 +98,7 @@ def told(program: Program) -> str:
     return ""
 
 
-def named_axes(call: Call, axes: Axes) -> Axes:
+def named_axes(call: Call, axes: ImageAxes) -> ImageAxes:
     """The axes as the call names them, channels after the batch."""
     how = call.kwargs.get("dimension_numbers")
     return axes if how is None else tuple(axes[i] for i in how.lhs_spec)
@@ -115,7 +115,7 @@ def operands(call: Call) -> Iterator[str]:
     return (a.name for a in given if isinstance(a, Ref))
 
 
-def read_as(axes: Axes, rank: int) -> str:
+def read_as(axes: ImageAxes, rank: int) -> str:
     """The layout in which these are (batch, channels, height, width); empty if in neither.
 
     Args:

@@ -14,8 +14,8 @@ from dfq_jax.io.importing.onnx_ops import constant
 from dfq_jax.io.importing.values import Value
 
 Ints = Sequence[int]
-Place = Literal["half_pixel", "asymmetric", "align_corners"]
-Target = tuple[dict[int, int], dict[int, float | None]]
+Position = Literal["half_pixel", "asymmetric", "align_corners"]
+ResizeTarget = tuple[dict[int, int], dict[int, float | None]]
 """{axis: its new size}, and {axis: the scale}, None for new size over old size."""
 FIRST_WITH_COORDINATES = 11
 ANY = (1, 1)
@@ -70,7 +70,7 @@ def upsample(b: Builder, x: Value, scales: Any, mode: str = "nearest") -> Value:
     return spread(b, x, target, Resize(ANY, (1.0, 1.0), method, place))
 
 
-def by_scales(x: Value, over: Ints, scales: np.ndarray) -> Target:
+def by_scales(x: Value, over: Ints, scales: np.ndarray) -> ResizeTarget:
     """Sizes by multiplication, in float32 as runtimes do it, rounded down."""
     factor = dict.fromkeys(range(len(x.dims)), 1.0)
     factor |= dict(zip(over, map(float, scales), strict=True))
@@ -78,7 +78,7 @@ def by_scales(x: Value, over: Ints, scales: np.ndarray) -> Target:
     return size, dict(factor)
 
 
-def by_sizes(x: Value, over: Ints, sizes: np.ndarray, policy: str) -> Target:
+def by_sizes(x: Value, over: Ints, sizes: np.ndarray, policy: str) -> ResizeTarget:
     """Sizes as stated, or the nearest ones that one scale for all axes gives.
 
     Raises:
@@ -97,7 +97,7 @@ def by_sizes(x: Value, over: Ints, sizes: np.ndarray, policy: str) -> Target:
     return kept, {a: scale if a in over else 1.0 for a in size}
 
 
-def spread(b: Builder, x: Value, target: Target, op: Resize) -> Value:
+def spread(b: Builder, x: Value, target: ResizeTarget, op: Resize) -> Value:
     """Height and width resampled as `op` does it, whatever its size and scale.
 
     Raises:
@@ -114,7 +114,7 @@ def spread(b: Builder, x: Value, target: Target, op: Resize) -> Value:
 
 def sampling(
     x: Value, size: dict[int, int], mode: str, place: str, nearest: str
-) -> tuple[Literal["nearest", "bilinear", "bicubic"], Place]:
+) -> tuple[Literal["nearest", "bilinear", "bicubic"], Position]:
     """How pixels are sampled, in our words.
 
     Raises:

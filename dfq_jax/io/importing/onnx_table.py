@@ -22,7 +22,7 @@ from dfq_jax.io.importing import (
     recurrent,
 )
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.engine import Fold, Lower, Table
+from dfq_jax.io.importing.engine import Fold, Lower, OperatorTable
 from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
 from dfq_jax.io.importing.onnx_attributes import told
 from dfq_jax.io.importing.onnx_ops import constant
@@ -366,4 +366,4 @@ def check_growth(kind: str, inputs: Sequence[Any], axis: int = 0) -> None:
             pass
 
 
-ONNX = Table(lower, fold)
+ONNX = OperatorTable(lower, fold)

@@ -17,7 +17,7 @@ from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.values import Dim, Value, new_dim
 
 Array = np.ndarray
-Results = tuple[Value | None, ...]
+RecurrentOutputs = tuple[Value | None, ...]
 GATES: dict[Cell, int] = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 ORDER: dict[Cell, tuple[int, ...]] = {
     "lstm": (0, 3, 1, 2),
@@ -28,7 +28,7 @@ ORDER: dict[Cell, tuple[int, ...]] = {
 """ONNX's order of gates, as indices into PyTorch's."""
 
 
-class Weights(NamedTuple):
+class CellWeights(NamedTuple):
     """One direction: (gates x hidden, in), (gates x hidden, hidden), and two biases."""
 
     given: Array
@@ -45,7 +45,9 @@ class Ran(NamedTuple):
     memory: Value | None
 
 
-def run(b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[Weights]) -> list[Ran]:
+def run(
+    b: Builder, x: Value, ops: Sequence[Recurrent], weights: Sequence[CellWeights]
+) -> list[Ran]:
     """Each direction over (steps, batch, features)."""
     steps, batch, features = x.dims
     if b.inner(batch):
@@ -106,7 +108,7 @@ def torch_layer(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-) -> Results:
+) -> RecurrentOutputs:
     """lstm.input, gru.input, rnn_tanh.input, rnn_relu.input."""
     for state in hx if isinstance(hx, tuple) else (hx,):
         zeros_only(state, "a first state")
@@ -132,7 +134,7 @@ def torch_layer(
     return arrange.swapped(y, 0, 1) if batch_first else y, shown, kept
 
 
-def of_torch(cell: Cell, group: Sequence[Array]) -> Weights:
+def of_torch(cell: Cell, group: Sequence[Array]) -> CellWeights:
     """One direction's parameters with their gates in ONNX's order."""
     if not all(isinstance(p, np.ndarray) for p in group):
         raise UnsupportedModelError("weights that the network computes.")
@@ -142,7 +144,7 @@ def of_torch(cell: Cell, group: Sequence[Array]) -> Weights:
     turned = (
         p.reshape(GATES[cell], -1, *p.shape[1:])[list(ORDER[cell])].reshape(p.shape) for p in parts
     )
-    return Weights(*turned)
+    return CellWeights(*turned)
 
 
 def onnx_layer(
@@ -160,7 +162,7 @@ def onnx_layer(
     activations: Sequence[str] | None = None,
     linear_before_reset: int = 0,
     layout: int = 0,
-) -> Results:
+) -> RecurrentOutputs:
     """LSTM, GRU, RNN of ONNX."""
     if not all(isinstance(p, np.ndarray) for p in (weight, state)):
         raise UnsupportedModelError("weights that the network computes.")
@@ -182,7 +184,7 @@ def onnx_layer(
     rows = weight.shape[1]
     both = np.zeros((ways, 2 * rows), np.float32) if biases is None else biases
     weights = [
-        Weights(weight[i], state[i], both[i, :rows], both[i, rows:]) for i in range(len(ops))
+        CellWeights(weight[i], state[i], both[i, :rows], both[i, rows:]) for i in range(len(ops))
     ]
     made = run(b, x, ops, weights)
     y = arrange.joined(b, [arrange.unsqueezed(m.outputs, 1) for m in made], 1)

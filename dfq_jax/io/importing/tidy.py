@@ -32,13 +32,13 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import bypass
 
-Slots = dict[str, np.ndarray]
-Params = Mapping[str, Slots]
+HostSlots = dict[str, np.ndarray]
+HostParams = Mapping[str, HostSlots]
 Found = Mapping[str, Node]
-Rule = Callable[[Node, Found], Node | None]
+TidyRule = Callable[[Node, Found], Node | None]
 
 
-def tidy(graph: Graph, params: Params) -> tuple[Graph, dict[str, Slots]]:
+def tidy(graph: Graph, params: HostParams) -> tuple[Graph, dict[str, HostSlots]]:
     """The same function with fewer, better known operators.
 
     Args:
@@ -253,7 +253,7 @@ def softplus(node: Node, found: Found) -> Node | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[TidyRule, ...] = (
     *(merged_scales, merged_reshapes, merged_limits),
     *(hard_sigmoid, gated, mish, hard_swish, gelu, softplus),
 )
@@ -308,7 +308,7 @@ def widened(node: Node, pad: Pad) -> Node:
     return dataclasses.replace(node, op=dataclasses.replace(node.op, padding=(rows, columns)))
 
 
-def biases_into_layers(graph: Graph, params: Params) -> tuple[Graph, dict[str, Slots]]:
+def biases_into_layers(graph: Graph, params: HostParams) -> tuple[Graph, dict[str, HostSlots]]:
     """A constant per channel added right after a layer without a bias becomes its bias."""
     readers, by_name = consumers(graph), {n.name: n for n in graph.nodes}
     merged, gone = dict(params), []

@@ -14,14 +14,14 @@ from dfq_jax.graph.ops import (
     Slice,
     Transpose,
 )
-from dfq_jax.io.onnx.builder import OnnxBuilder, Step
+from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.layout import file_axis, in_layout, still, turned
 
 TO_END = {1: np.iinfo(np.int64).max, -1: np.iinfo(np.int64).min}
 """Slice end that stands for "as far as it goes", by sign of the step."""
 
 
-def add_arranged(b: OnnxBuilder, op: Arrange, step: Step) -> None:
+def add_arranged(b: OnnxBuilder, op: Arrange, step: WrittenNode) -> None:
     """Adds a rearrangement."""
     name, output = step.name, step.output
     match op:
@@ -48,7 +48,7 @@ def add_arranged(b: OnnxBuilder, op: Arrange, step: Step) -> None:
             assert_never(op)
 
 
-def add_slice(b: OnnxBuilder, op: Slice, step: Step) -> None:
+def add_slice(b: OnnxBuilder, op: Slice, step: WrittenNode) -> None:
     """Adds a slice over the axes that it really cuts."""
     bounds = in_layout(op.bounds, step.layout)
     axes = [a for a, triple in enumerate(bounds) if tuple(triple) != (0, None, 1)]
@@ -65,7 +65,7 @@ def add_slice(b: OnnxBuilder, op: Slice, step: Step) -> None:
     b.add("Slice", step.name, (*step.args, *values), step.output)
 
 
-def add_concat(b: OnnxBuilder, op: Concat, step: Step) -> None:
+def add_concat(b: OnnxBuilder, op: Concat, step: WrittenNode) -> None:
     """Adds a concatenation; what has one row is repeated for every image first."""
     rows = step.result[0]
     parts = [
@@ -76,7 +76,7 @@ def add_concat(b: OnnxBuilder, op: Concat, step: Step) -> None:
     b.add("Concat", step.name, parts, step.output, axis=axis)
 
 
-def add_pad(b: OnnxBuilder, op: Pad, step: Step) -> None:
+def add_pad(b: OnnxBuilder, op: Pad, step: WrittenNode) -> None:
     """Adds padding: all widths before, then all widths after."""
     widths = in_layout(op.widths, step.layout)
     pads = [before for before, _ in widths] + [after for _, after in widths]

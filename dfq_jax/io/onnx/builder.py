@@ -14,7 +14,7 @@ FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class WrittenNode:
     """One node of the network as it is written.
 
     Attributes:

@@ -15,10 +15,10 @@ from dfq_jax.graph.ops import (
     Relu,
     Scale,
 )
-from dfq_jax.io.onnx.builder import Link, OnnxBuilder, Step
+from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 
 
-def add_pointwise(b: OnnxBuilder, op: Pointwise, step: Step) -> None:  # noqa: C901
+def add_pointwise(b: OnnxBuilder, op: Pointwise, step: WrittenNode) -> None:  # noqa: C901
     """Adds a function of each element."""
     (x,), name, output = step.args, step.name, step.output
     match op:

@@ -16,7 +16,7 @@ from dfq_jax.base.words import Store
 from dfq_jax.errors import DfqError, ExportError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
-from dfq_jax.io.onnx.builder import OnnxBuilder, Step, tensor
+from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode, tensor
 from dfq_jax.io.onnx.layout import FIRST, Shape, as_filed, filed, in_layout, turned
 from dfq_jax.io.onnx.nodes import add_operator
 from dfq_jax.io.onnx.qdq import add_pairs, add_slots, without_idle_ceiling
@@ -210,7 +210,7 @@ def as_step(
     quantized: QuantizedModel | None,
     node: Node,
     drafted: Draft,
-) -> Step:
+) -> WrittenNode:
     """A node with its arguments brought to the layout it reads, and its parameters added."""
     layouts, shapes = drafted.layouts, tuple(drafted.shapes[i] for i in node.inputs)
     layout, args = layouts.read[node.name], []
@@ -218,7 +218,7 @@ def as_step(
         value = drafted.read[Site(node.name, f"input{index}")]
         rank = len(shape)
         args.append(b.brought(value, rank, layouts.held[source], layout) if rank >= 4 else value)
-    return Step(
+    return WrittenNode(
         node,
         tuple(args),
         drafted.held[node.name],

@@ -59,8 +59,8 @@ from dfq_jax.graph.query import consumers
 from dfq_jax.types import NCHW
 
 Shape = tuple[int, ...]
-Order = tuple[int, int, int]
-Layout = Literal["stored", "first"] | Order
+AxisOrder = tuple[int, int, int]
+Layout = Literal["stored", "first"] | AxisOrder
 """As the library stores it; or with height and width last, of rank 4 and above; or flattened from
 such an image of (h, w, c)."""
 STORED: Literal["stored"] = "stored"
@@ -79,7 +79,7 @@ class Layouts(NamedTuple):
     read: dict[str, Layout]
 
 
-class Site(NamedTuple):
+class LayoutSite(NamedTuple):
     """What decides the layout of one node.
 
     Attributes:
@@ -121,7 +121,7 @@ def find_layouts(graph: Graph, shapes: dict[str, Shape]) -> Layouts:
         if isinstance(node.op, Constant):
             continue
         followers = [r for r, _ in readers[node.name]]
-        site = Site(
+        site = LayoutSite(
             tuple(held.get(i) for i in node.inputs),
             tuple(shapes[i] for i in node.inputs),
             shapes[node.name],
@@ -135,7 +135,7 @@ def find_layouts(graph: Graph, shapes: dict[str, Shape]) -> Layouts:
     return Layouts(held, read)
 
 
-def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one case per family
+def placed(node: Node, site: LayoutSite) -> tuple[Layout, Layout]:  # noqa: C901 - one case per family
     """The layout in which a node reads arguments of rank 4 and above, and that of its output."""
     x, image = site.main, len(site.result) == 4
     pixels: Layout = x if image else STORED
@@ -176,13 +176,13 @@ def placed(node: Node, site: Site) -> tuple[Layout, Layout]:  # noqa: C901 - one
             assert_never(node.op)
 
 
-def together(x: Layout, site: Site) -> tuple[Layout, Layout]:
+def together(x: Layout, site: LayoutSite) -> tuple[Layout, Layout]:
     """Layouts of what broadcasts: as its main argument has it, where all have as many axes."""
     alike = all(len(s) == len(site.result) for s in site.shapes)
     return (x, x) if alike else (STORED, STORED)
 
 
-def reduced(op: Reduce, x: Layout, site: Site) -> tuple[Layout, Layout]:
+def reduced(op: Reduce, x: Layout, site: LayoutSite) -> tuple[Layout, Layout]:
     """Layouts of a reduction: channels first where what is left needs no reordering."""
     if op.keepdims or x != FIRST:
         return x, x
@@ -191,7 +191,7 @@ def reduced(op: Reduce, x: Layout, site: Site) -> tuple[Layout, Layout]:
     return (FIRST if left == sorted(left) else STORED), STORED
 
 
-def reshaped(x: Layout, site: Site) -> tuple[Layout, Layout]:
+def reshaped(x: Layout, site: LayoutSite) -> tuple[Layout, Layout]:
     """Layouts of a reshape: an image stays one where only its channels are split or joined."""
     before, after = site.shapes[0][1:3], site.result[1:3]
     if x == FIRST and len(site.result) >= 4 and before == after:
@@ -200,7 +200,7 @@ def reshaped(x: Layout, site: Site) -> tuple[Layout, Layout]:
     return FIRST if x == FIRST and before == (1, 1) else STORED, FIRST if vector else STORED
 
 
-def flattened(x: Layout, site: Site) -> tuple[Layout, Layout]:
+def flattened(x: Layout, site: LayoutSite) -> tuple[Layout, Layout]:
     """Layouts of a flattening: an image may stay as it is where its readers can follow."""
     if x != FIRST or len(site.shapes[0]) > 4:
         return STORED, STORED

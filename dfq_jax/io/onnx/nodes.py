@@ -60,7 +60,7 @@ from dfq_jax.graph.ops import (
     Weighted,
 )
 from dfq_jax.io.onnx.arrange import add_arranged
-from dfq_jax.io.onnx.builder import Link, OnnxBuilder, Step
+from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.curves import add_pointwise
 from dfq_jax.io.onnx.layout import FIRST, file_axis, in_layout
 from dfq_jax.io.onnx.recurrent import add_recurrent
@@ -78,7 +78,7 @@ RELATIONS: Mapping[Relation, str] = {
 }
 
 
-def add_operator(b: OnnxBuilder, step: Step) -> None:  # noqa: C901 - one case per family
+def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one case per family
     """Adds the ONNX nodes that compute one node of the network.
 
     Args:
@@ -143,7 +143,7 @@ def combining(op: Combine) -> str:
             assert_never(op)
 
 
-def add_weighted(b: OnnxBuilder, op: Weighted, step: Step) -> None:
+def add_weighted(b: OnnxBuilder, op: Weighted, step: WrittenNode) -> None:
     """Adds a convolution or linear layer; a linear layer over pixels is a 1x1 convolution."""
     (x,), name, output = step.args, step.name, step.output
     parameters = [step.slots["kernel"], *([step.slots["bias"]] if "bias" in step.slots else [])]
@@ -185,7 +185,7 @@ def widened(b: OnnxBuilder, name: str, x: str, op: ConvTranspose2d) -> tuple[str
     return x, ((top, bottom), (left, right)), (0, 0)
 
 
-def add_linear(b: OnnxBuilder, op: Linear, step: Step, parameters: list[str]) -> None:
+def add_linear(b: OnnxBuilder, op: Linear, step: WrittenNode, parameters: list[str]) -> None:
     """Adds a linear layer."""
     (x,), name, output = step.args, step.name, step.output
     match kernel_form(op, step.rank, step.layout, step.integer):
@@ -204,7 +204,7 @@ def add_linear(b: OnnxBuilder, op: Linear, step: Step, parameters: list[str]) ->
             b.chain(name, x, (Link("Reshape", (rows,)), gemm, Link("Reshape", (shape,))), output)
 
 
-def add_matmul(b: OnnxBuilder, transposed: bool, step: Step) -> None:
+def add_matmul(b: OnnxBuilder, transposed: bool, step: WrittenNode) -> None:
     """Adds a product of two tensors."""
     first, second = step.args
     if transposed:
@@ -215,7 +215,7 @@ def add_matmul(b: OnnxBuilder, transposed: bool, step: Step) -> None:
     b.add("MatMul", step.name, (first, second), step.output)
 
 
-def add_norm(b: OnnxBuilder, op: Norm, step: Step) -> None:
+def add_norm(b: OnnxBuilder, op: Norm, step: WrittenNode) -> None:
     """Adds a normalisation."""
     (x,), slots, name, output = step.args, step.slots, step.name, step.output
     match op:
@@ -240,7 +240,7 @@ def add_norm(b: OnnxBuilder, op: Norm, step: Step) -> None:
             assert_never(op)
 
 
-def add_group_norm(b: OnnxBuilder, op: GroupNorm, step: Step) -> None:
+def add_group_norm(b: OnnxBuilder, op: GroupNorm, step: WrittenNode) -> None:
     """Adds a group norm as an instance norm over groups laid out as channels.
 
     Channels lie before positions in an image; elsewhere they are brought there and back.
@@ -264,7 +264,7 @@ def add_group_norm(b: OnnxBuilder, op: GroupNorm, step: Step) -> None:
     b.chain(name, x, links, step.output)
 
 
-def add_reduced(b: OnnxBuilder, op: Reduce, step: Step) -> None:
+def add_reduced(b: OnnxBuilder, op: Reduce, step: WrittenNode) -> None:
     """Adds a reduction; its axes are an attribute or an input, as the opset has it."""
     marked = [axis in {a % step.rank for a in op.axes} for axis in range(step.rank)]
     axes = [i for i, is_reduced in enumerate(in_layout(marked, step.layout)) if is_reduced]

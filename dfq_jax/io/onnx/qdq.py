@@ -19,7 +19,7 @@ from dfq_jax.io.onnx.builder import OnnxBuilder, printable
 from dfq_jax.io.onnx.layout import Layout
 from dfq_jax.io.onnx.packed import add_unpacked, shared_integers
 from dfq_jax.io.onnx.slots import filed_slots, kernel_form, kernel_layout, output_axis
-from dfq_jax.io.onnx.values import Draft, Edge, Pair
+from dfq_jax.io.onnx.values import Draft, QdqPair, QuantizedEdge
 from dfq_jax.numerics.affine import Affine, Grid, bias_scale
 from dfq_jax.numerics.levels import scales_of
 from dfq_jax.quantization.plan import Site
@@ -27,7 +27,11 @@ from dfq_jax.quantization.simulate import QuantizedModel
 
 
 def add_pairs(
-    b: OnnxBuilder, edges: tuple[Edge, ...], drafted: Draft, tensor: str, producer: Node | None
+    b: OnnxBuilder,
+    edges: tuple[QuantizedEdge, ...],
+    drafted: Draft,
+    tensor: str,
+    producer: Node | None,
 ) -> None:
     """Adds the quantize/dequantize pairs of one tensor.
 
@@ -45,7 +49,9 @@ def add_pairs(
             add_pair(b, edge, drafted.held[tensor], pair, saturate)
 
 
-def moves_codes(producer: Node | None, edge: Edge, edges: tuple[Edge, ...]) -> bool:
+def moves_codes(
+    producer: Node | None, edge: QuantizedEdge, edges: tuple[QuantizedEdge, ...]
+) -> bool:
     """Whether the producer only moves values that lie on the edge's grid already."""
     if producer is None or len(producer.inputs) != 1 or not keeps_values(producer.op):
         return False
@@ -53,7 +59,7 @@ def moves_codes(producer: Node | None, edge: Edge, edges: tuple[Edge, ...]) -> b
     return any(site in e.sites and e.key[1:] == edge.key[1:] for e in edges)
 
 
-def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> Node:
+def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[QuantizedEdge, ...]) -> Node:
     """The node, less its ceiling where quantizing its output saturates there anyway.
 
     Nothing but quantized readers may see the tensor. Runtimes merge a plain ReLU into the integer
@@ -72,7 +78,9 @@ def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[Edge, ...]) -> N
     return node if unseen or not idle else dataclasses.replace(node, op=Relu())
 
 
-def add_pair(b: OnnxBuilder, edge: Edge, value: str, pair: Pair, saturate: bool) -> None:
+def add_pair(
+    b: OnnxBuilder, edge: QuantizedEdge, value: str, pair: QdqPair, saturate: bool
+) -> None:
     """Adds one quantize/dequantize pair that defines the values of `pair`."""
     stem = pair.codes.removesuffix(".codes")
     affine = (

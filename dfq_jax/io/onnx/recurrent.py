@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_jax.graph.ops import Recurrent
-from dfq_jax.io.onnx.builder import Link, OnnxBuilder, Step
+from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 
 KINDS = {"lstm": "LSTM", "gru": "GRU", "tanh": "RNN", "relu": "RNN"}
 FIRST_STEP = (1, 0, 2)
@@ -13,7 +13,7 @@ REMEMBERED = 2
 """Which output of ONNX's LSTM is its memory after the last step."""
 
 
-def add_recurrent(b: OnnxBuilder, op: Recurrent, step: Step) -> None:
+def add_recurrent(b: OnnxBuilder, op: Recurrent, step: WrittenNode) -> None:
     """Adds one direction of a recurrent layer."""
     slots, name = step.slots, step.name
     how = {

@@ -25,7 +25,7 @@ Key = tuple[str, float, int, Grid]
 
 
 @dataclasses.dataclass(frozen=True)
-class Edge:
+class QuantizedEdge:
     """One tensor quantized in one way: what a QuantizeLinear/DequantizeLinear pair stands for.
 
     Attributes:
@@ -47,7 +47,7 @@ class Edge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class QdqPair:
     """The values a QuantizeLinear/DequantizeLinear pair defines."""
 
     codes: str
@@ -71,7 +71,7 @@ class Draft:
     layouts: Layouts
     outputs: dict[str, str]
     held: dict[str, str]
-    pairs: dict[Key, Pair]
+    pairs: dict[Key, QdqPair]
     read: dict[Site, str]
 
     @property
@@ -81,14 +81,14 @@ class Draft:
         return {*self.outputs.values(), *self.held.values(), *pairs}
 
 
-def quantized_edges(quantized: QuantizedModel) -> tuple[Edge, ...]:
+def quantized_edges(quantized: QuantizedModel) -> tuple[QuantizedEdge, ...]:
     """Every quantized tensor once for each grid it is read with, in execution order.
 
     Raises:
       ExportError: if a grid is not one unsigned grid for the whole tensor.
     """
     table, qparams = quantized.plan.table, quantized.qparams
-    found: dict[Key, Edge] = {}
+    found: dict[Key, QuantizedEdge] = {}
     for node in quantized.model.graph.nodes:
         for index, tensor in enumerate(node.inputs):
             site = Site(node.name, f"input{index}")
@@ -100,13 +100,13 @@ def quantized_edges(quantized: QuantizedModel) -> tuple[Edge, ...]:
                     f"{site.slot} of {site.node!r} has {affine.scale.size} scales on {grid}; ONNX "
                     f"export writes activations with one unsigned grid per tensor."
                 )
-            edge = Edge(tensor, (site,), affine, grid)
+            edge = QuantizedEdge(tensor, (site,), affine, grid)
             before = found[edge.key].sites if edge.key in found else ()
             found[edge.key] = dataclasses.replace(edge, sites=(*before, site))
     return tuple(found.values())
 
 
-def draft(model: Model, edges: tuple[Edge, ...]) -> Draft:
+def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
     """Settles shapes, layouts and names of the file that holds `model` with these edges.
 
     Raises:
@@ -133,7 +133,7 @@ def draft(model: Model, edges: tuple[Edge, ...]) -> Draft:
         for edge in (e for e in edges if e.tensor == tensor):
             pair = shared.get((value, *edge.key[1:]))
             if pair is None:
-                pair = Pair(free(f"{stem}.codes", taken), free(f"{stem}.dequantized", taken))
+                pair = QdqPair(free(f"{stem}.codes", taken), free(f"{stem}.dequantized", taken))
                 shared[value, *edge.key[1:]] = shared[pair.dequantized, *edge.key[1:]] = pair
             drafted.pairs[edge.key] = pair
             drafted.read.update(dict.fromkeys(edge.sites, pair.dequantized))

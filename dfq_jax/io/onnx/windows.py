@@ -15,14 +15,14 @@ from dfq_jax.graph.ops import (
     Resize,
 )
 from dfq_jax.graph.windows import even_windows, interpolation, nearest
-from dfq_jax.io.onnx.builder import Link, OnnxBuilder, Step
+from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.layout import FIRST
 
 AXES_AS_INPUT = 18
 """First opset in which the axes of every reduction are an input."""
 
 
-def add_pooled(b: OnnxBuilder, op: Pool, step: Step) -> None:
+def add_pooled(b: OnnxBuilder, op: Pool, step: WrittenNode) -> None:
     """Adds a pooling."""
     (x,), name, output = step.args, step.name, step.output
     match op:
@@ -45,7 +45,7 @@ def add_pooled(b: OnnxBuilder, op: Pool, step: Step) -> None:
             assert_never(op)
 
 
-def add_global(b: OnnxBuilder, keepdims: bool, step: Step) -> None:
+def add_global(b: OnnxBuilder, keepdims: bool, step: WrittenNode) -> None:
     """Adds the mean over all pixels, in whichever layout the image is."""
     (x,), name = step.args, step.name
     if step.layout != FIRST:
@@ -66,7 +66,7 @@ def add_mean(b: OnnxBuilder, name: str, x: str, axes: Pair, keepdims: bool, outp
         b.add("ReduceMean", name, (x,), output, keepdims=int(keepdims), axes=axes)
 
 
-def add_adaptive(b: OnnxBuilder, size: Pair, step: Step) -> None:
+def add_adaptive(b: OnnxBuilder, size: Pair, step: WrittenNode) -> None:
     """Adds an adaptive pooling: equal windows where they are equal, else two matrix products."""
     image = (step.shapes[0][1], step.shapes[0][2])
     if size == (1, 1):
@@ -80,7 +80,7 @@ def add_adaptive(b: OnnxBuilder, size: Pair, step: Step) -> None:
         add_mixed(b, rows, columns, step)
 
 
-def add_mixed(b: OnnxBuilder, rows: np.ndarray, columns: np.ndarray, step: Step) -> None:
+def add_mixed(b: OnnxBuilder, rows: np.ndarray, columns: np.ndarray, step: WrittenNode) -> None:
     """Adds linear maps along height and width, each a matrix (out, in)."""
     (x,), name = step.args, step.name
     right = b.constant(f"{name}.columns", np.ascontiguousarray(columns.T))
@@ -88,7 +88,7 @@ def add_mixed(b: OnnxBuilder, rows: np.ndarray, columns: np.ndarray, step: Step)
     b.add("MatMul", name, (b.constant(f"{name}.rows", rows), x), step.output)
 
 
-def add_resized(b: OnnxBuilder, op: Resize, step: Step) -> None:
+def add_resized(b: OnnxBuilder, op: Resize, step: WrittenNode) -> None:
     """Adds a resampling: a `Resize` where ONNX's means the same, else the map written out."""
     sizes, name = step.shapes[0][1:3], step.name
     form = resize_form(op, (sizes[0], sizes[1]))

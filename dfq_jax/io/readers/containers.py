@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class FoundWeights:
     """The mapping that was taken for the model.
 
     Attributes:
@@ -39,7 +39,7 @@ class Weights:
     ignored: tuple[str, ...]
 
 
-def find_weights(root: Any, where: str) -> Weights:
+def find_weights(root: Any, where: str) -> FoundWeights:
     """Finds the state_dict in a saved object.
 
     Args:
@@ -75,7 +75,7 @@ def find_weights(root: Any, where: str) -> Weights:
             if key != step and (step is not None or not _is_tensor(key, value))
         ]
         level = items.get(step)
-    return Weights(found, _tensors(_walk(root, found)), tuple(ignored))
+    return FoundWeights(found, _tensors(_walk(root, found)), tuple(ignored))
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:

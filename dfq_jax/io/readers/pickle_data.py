@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from dfq_jax.errors import CheckpointError, UnsafeInputError
-from dfq_jax.io.readers.pickle_operations import Machine
+from dfq_jax.io.readers.pickle_operations import PickleMachine
 from dfq_jax.io.readers.pickle_policy import means_code, refuse_code
 from dfq_jax.io.readers.pickle_values import Global, PersistentId
 
@@ -27,7 +27,7 @@ class PickleStream:
 
     def __init__(self, data: bytes, where: str):
         """Starts at the first byte of `data`, which messages call `where`."""
-        self._machine = Machine(data, where)
+        self._machine = PickleMachine(data, where)
 
     @property
     def pos(self) -> int:
@@ -122,7 +122,7 @@ def hidden_globals(data: bytes) -> tuple[Global, ...]:
     left = HIDDEN_WORK
     starts = [0, *(match.start() for match in re.finditer(rb"\x80[\x00-\x05]", data))]
     for start in starts[:HIDDEN_STARTS]:
-        probe = Machine(data, "", start, min(HIDDEN_OPERATIONS, left))
+        probe = PickleMachine(data, "", start, min(HIDDEN_OPERATIONS, left))
         left -= probe.budget
         with contextlib.suppress(CheckpointError, UnsafeInputError):
             probe.load()  # where it leads nowhere, the names met on the way still count

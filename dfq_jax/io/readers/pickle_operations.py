@@ -14,7 +14,7 @@ MAX_INT_BYTES = 255
 MAX_NAME = 1000  # characters; a file may repeat one at the cost of two bytes
 
 
-class Machine:
+class PickleMachine:
     """Reads consecutive pickles from one buffer.
 
     Attributes:
@@ -122,21 +122,21 @@ class Machine:
         return self.name(module, self.line().decode())
 
 
-Operation = Callable[[Machine], None]
+Operation = Callable[[PickleMachine], None]
 
 
-def _push(read: Callable[[Machine], Any]) -> Operation:
+def _push(read: Callable[[PickleMachine], Any]) -> Operation:
     return lambda m: m.stack.append(read(m))
 
 
-def _integer(m: Machine, fmt: str) -> int:
+def _integer(m: PickleMachine, fmt: str) -> int:
     digits = m.sized(fmt)
     if len(digits) > MAX_INT_BYTES:
         raise m.damaged(f"an integer of {len(digits)} bytes")
     return int.from_bytes(digits, "little", signed=True)
 
 
-def _integer_line(m: Machine) -> int | bool:
+def _integer_line(m: PickleMachine) -> int | bool:
     line = m.line()
     return line == b"01" if line in (b"00", b"01") else int(line.removesuffix(b"L"))
 
@@ -148,7 +148,7 @@ def _python2_text(text: bytes) -> str:
         return text.decode("latin-1")
 
 
-def _quoted_line(m: Machine) -> str:
+def _quoted_line(m: PickleMachine) -> str:
     line = m.line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"" or b"\\" in line:
         raise m.damaged("a text argument without plain quotes")
@@ -156,7 +156,7 @@ def _quoted_line(m: Machine) -> str:
 
 
 def _tuple_of(count: int) -> Operation:
-    def operation(m: Machine) -> None:
+    def operation(m: PickleMachine) -> None:
         if len(m.stack) < count:
             raise IndexError("stack underflow")
         m.stack[-count:] = [tuple(m.stack[-count:])]
@@ -164,12 +164,12 @@ def _tuple_of(count: int) -> Operation:
     return operation
 
 
-def _mark(m: Machine) -> None:
+def _mark(m: PickleMachine) -> None:
     m.outer.append(m.stack)
     m.stack = []
 
 
-def _pop(m: Machine) -> None:
+def _pop(m: PickleMachine) -> None:
     if m.stack:
         m.stack.pop()
     else:
@@ -177,25 +177,25 @@ def _pop(m: Machine) -> None:
 
 
 def _from_mark(make: Callable[[list[Any]], Any]) -> Operation:
-    def operation(m: Machine) -> None:
+    def operation(m: PickleMachine) -> None:
         items = m.marked()  # first: it changes which stack is current
         m.stack.append(make(items))
 
     return operation
 
 
-def _dict_from_mark(m: Machine) -> None:
+def _dict_from_mark(m: PickleMachine) -> None:
     items = m.marked()
     m.stack.append({})
     _set_items(m, items)
 
 
-def _set_items(m: Machine, items: list[Any]) -> None:
+def _set_items(m: PickleMachine, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         put_item(m.stack[-1], key, value)
 
 
-def _append(m: Machine, items: list[Any]) -> None:
+def _append(m: PickleMachine, items: list[Any]) -> None:
     target = m.stack[-1]
     if type(target) is list:
         target.extend(items)
@@ -203,56 +203,56 @@ def _append(m: Machine, items: list[Any]) -> None:
         raise TypeError(f"elements appended to {type(target).__name__}")
 
 
-def _memoize(m: Machine, index: int) -> None:
+def _memoize(m: PickleMachine, index: int) -> None:
     if not 0 <= index < 1 << 32:  # others can be chosen to have equal hashes
         raise m.damaged(f"{index} is no place in the memo")
     m.memo[index] = m.stack[-1]
 
 
-def _stack_global(m: Machine) -> None:
+def _stack_global(m: PickleMachine) -> None:
     name, module = m.stack.pop(), m.stack.pop()
     m.stack.append(m.name(module, name))
 
 
-def _instance(m: Machine) -> None:
+def _instance(m: PickleMachine) -> None:
     cls, args = m.name_line(), tuple(m.marked())
     m.stack.append(construct(cls, args))
 
 
-def _object(m: Machine) -> None:
+def _object(m: PickleMachine) -> None:
     cls, *args = m.marked()
     m.stack.append(construct(cls, tuple(args)))
 
 
-def _call(m: Machine) -> None:
+def _call(m: PickleMachine) -> None:
     args, cls = m.stack.pop(), m.stack.pop()
     m.stack.append(construct(cls, args))
 
 
-def _call_with_keywords(m: Machine) -> None:
+def _call_with_keywords(m: PickleMachine) -> None:
     del m.stack[-1]  # only classes we do not construct take keywords
     _call(m)
 
 
-def _build(m: Machine) -> None:
+def _build(m: PickleMachine) -> None:
     state = m.stack.pop()
     if type(m.stack[-1]) is Object:
         m.stack[-1].state = state
 
 
 def _extension(fmt: str) -> Operation:
-    def operation(m: Machine) -> None:
+    def operation(m: PickleMachine) -> None:
         m.stack.append(m.name("copyreg", f"extension_{m.number(fmt)}"))
 
     return operation
 
 
-def _protocol(m: Machine) -> None:
+def _protocol(m: PickleMachine) -> None:
     if (version := m.number("<B")) > 5:
         raise m.damaged(f"pickle protocol {version}, newer than any known")
 
 
-def _persistent(m: Machine, value: Any) -> None:
+def _persistent(m: PickleMachine, value: Any) -> None:
     m.persistent.append(PersistentId(value))
     m.stack.append(m.persistent[-1])
 

@@ -29,7 +29,7 @@ DTYPES: dict[str, type] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-Entry = tuple[str, np.dtype, tuple[int, ...], int, int]  # name, dtype, shape, begin, end
+TensorEntry = tuple[str, np.dtype, tuple[int, ...], int, int]  # name, dtype, shape, begin, end
 
 
 def read_safetensors(data: bytes, where: str) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def _parse_header(text: bytes, where: str) -> dict[str, Any]:
     return header
 
 
-def _entry(name: str, value: Any, where: str) -> Entry:
+def _entry(name: str, value: Any, where: str) -> TensorEntry:
     label = f"tensor {show(name)}"
     if type(value) is not dict or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(where, f"{label} needs exactly dtype, shape and data_offsets")
@@ -119,7 +119,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIZE
 
 
-def _check_layout(entries: list[Entry], size: int, where: str) -> None:
+def _check_layout(entries: list[TensorEntry], size: int, where: str) -> None:
     position = 0
     for name, _, _, begin, end in sorted(entries, key=lambda entry: entry[3:]):
         if begin != position:

@@ -89,7 +89,7 @@ class OutputCheck:
         return {**dataclasses.asdict(self), "noise": noise, "differences": gaps}
 
 
-class Seen(NamedTuple):
+class DecisionsSeen(NamedTuple):
     """What one batch of n images tells of a part, with `d` decisions an image.
 
     Attributes:
@@ -109,7 +109,7 @@ class Seen(NamedTuple):
     worst: Float[np.ndarray, " runners"]
 
 
-def look(part: Part, runs: Sequence[np.ndarray]) -> Seen:
+def look(part: Part, runs: Sequence[np.ndarray]) -> DecisionsSeen:
     """Compares one part of an output on one batch.
 
     Args:
@@ -120,7 +120,7 @@ def look(part: Part, runs: Sequence[np.ndarray]) -> Seen:
     _, raw, *rest = (part.of_output(y) for y in runs)
     before, ours, *theirs = (legible(part, part.of_output(y)) for y in runs)
     chosen = decisions(part, ours)
-    return Seen(
+    return DecisionsSeen(
         mean_square(difference(ours, before)),
         mean_square(ours),
         margins(part, before),
@@ -170,7 +170,7 @@ def margins(part: Part, values: Float[np.ndarray, "n ..."]) -> Float[np.ndarray,
     return (best[..., -1] - best[..., -2]).reshape(len(values), -1)
 
 
-def output_check(part: Part, seen: Sequence[Seen], runners: Sequence[str]) -> OutputCheck:
+def output_check(part: Part, seen: Sequence[DecisionsSeen], runners: Sequence[str]) -> OutputCheck:
     """The entry of a part, from all batches."""
     noise, signal = (np.concatenate([getattr(s, k) for s in seen]) for k in ("noise", "signal"))
     unit = max(math.sqrt(noise.mean()), LEAST_NOISE * math.sqrt(signal.mean()))

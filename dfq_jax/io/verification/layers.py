@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from dfq_jax.graph.evaluate import Slots, Tensor
 from dfq_jax.graph.graph import Node
-from dfq_jax.io.onnx.values import Edge
+from dfq_jax.io.onnx.values import QuantizedEdge
 from dfq_jax.numerics.affine import Affine, Grid, dequantize, over, quantize
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.node_by_node import Batch, in_integers, simulating
@@ -71,7 +71,7 @@ class LayerCheck:
         return max(self.simulator_beyond, self.integer_beyond or 0.0)
 
 
-class Gap(NamedTuple):
+class CodeGap(NamedTuple):
     """How codes of one tensor differ: most steps, how many, and how far from a tie at most."""
 
     steps: int
@@ -86,7 +86,7 @@ def layer_gaps(
     readers: Readers,
     *,
     integer: bool,
-) -> list[Gap]:
+) -> list[CodeGap]:
     """Differences of every quantized tensor.
 
     Args:
@@ -99,7 +99,7 @@ def layer_gaps(
     Returns:
       One entry for each of `codes`.
     """
-    found: dict[int, Gap] = {}
+    found: dict[int, CodeGap] = {}
     table, affines, which = quantized.plan.table, edges_of(quantized), dict(readers)
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
@@ -126,19 +126,19 @@ def edges_of(quantized: QuantizedModel) -> dict[Site, Affine]:
     return jax.device_get(edges)
 
 
-def gap(x: np.ndarray, theirs: np.ndarray, affine: Affine, grid: Grid) -> Gap:
+def gap(x: np.ndarray, theirs: np.ndarray, affine: Affine, grid: Grid) -> CodeGap:
     """How the codes of `x` differ from theirs."""
     zero_point = affine.zero_point.astype(np.float32)
     place = (over(x, affine.scale) + zero_point).clip(grid.qmin, grid.qmax)
     steps = abs(quantize(x, affine, grid).astype(np.int32) - theirs)
     beyond = abs(place - theirs).max(initial=0.5) - 0.5
-    return Gap(int(steps.max()), int(np.count_nonzero(steps)), float(beyond))
+    return CodeGap(int(steps.max()), int(np.count_nonzero(steps)), float(beyond))
 
 
 def layer_checks(
-    edges: tuple[Edge, ...],
-    simulator: list[list[Gap]],
-    integer: list[list[Gap]],
+    edges: tuple[QuantizedEdge, ...],
+    simulator: list[list[CodeGap]],
+    integer: list[list[CodeGap]],
     counts: Int[np.ndarray, " tensors"],
 ) -> tuple[LayerCheck, ...]:
     """One entry per tensor, from its gaps in every batch; `integer` is empty if left out."""
@@ -160,7 +160,7 @@ def layer_checks(
 
 
 def summary(
-    gaps: list[list[Gap]], counts: Int[np.ndarray, " tensors"]
+    gaps: list[list[CodeGap]], counts: Int[np.ndarray, " tensors"]
 ) -> list[tuple[int, float, float]]:
     """(most steps, share of equal codes, furthest from a tie) of each tensor, over batches."""
     found = []

@@ -7,10 +7,12 @@ import onnx
 
 from dfq_jax.errors import DataError
 from dfq_jax.io.onnx.layout import as_stored, filed
-from dfq_jax.io.onnx.values import Draft, Edge
+from dfq_jax.io.onnx.values import Draft, QuantizedEdge
 
 
-def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft) -> dict[str, int]:
+def code_values(
+    proto: onnx.ModelProto, edges: tuple[QuantizedEdge, ...], drafted: Draft
+) -> dict[str, int]:
     """{value in the file that holds the codes of edges: its element type}.
 
     Raises:
@@ -34,7 +36,7 @@ def code_values(proto: onnx.ModelProto, edges: tuple[Edge, ...], drafted: Draft)
     return {codes: kind(edge.grid.dtype) for codes, edge in wanted.items()}
 
 
-def edge_codes(found: Mapping[str, np.ndarray], edge: Edge, drafted: Draft) -> np.ndarray:
+def edge_codes(found: Mapping[str, np.ndarray], edge: QuantizedEdge, drafted: Draft) -> np.ndarray:
     """The codes of an edge in the library's layout, out of {value: codes} of the file."""
     codes = found[drafted.pairs[edge.key].codes]
     return as_stored(codes, drafted.layouts.held[edge.tensor])

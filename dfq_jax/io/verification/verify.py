@@ -29,11 +29,18 @@ from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.heads import Part
 from dfq_jax.graph.tasks import Task, parts_of
 from dfq_jax.io.onnx.export import serialize
-from dfq_jax.io.onnx.values import Draft, Edge, draft, quantized_edges
+from dfq_jax.io.onnx.values import Draft, QuantizedEdge, draft, quantized_edges
 from dfq_jax.io.runtime.session import File, feed, read_onnx
-from dfq_jax.io.verification.ends import EndCheck, OutputCheck, Seen, end_checks, look, output_check
+from dfq_jax.io.verification.ends import (
+    DecisionsSeen,
+    EndCheck,
+    OutputCheck,
+    end_checks,
+    look,
+    output_check,
+)
 from dfq_jax.io.verification.file import differences
-from dfq_jax.io.verification.layers import Gap, LayerCheck, Readers, layer_checks, layer_gaps
+from dfq_jax.io.verification.layers import CodeGap, LayerCheck, Readers, layer_checks, layer_gaps
 from dfq_jax.io.verification.rules import broken_file, failures_of, judged_by, moved_by_saturation
 from dfq_jax.io.verification.runners import RUNTIME, Runners, runners_of
 from dfq_jax.io.verification.values import code_values, edge_codes, exposed, in_nhwc
@@ -116,7 +123,7 @@ class Ways:
     """What is compared: the network, what runs its file, and where its values are in there."""
 
     quantized: QuantizedModel
-    edges: tuple[Edge, ...]
+    edges: tuple[QuantizedEdge, ...]
     drafted: Draft
     runners: Runners
     watched: tuple[str, ...]
@@ -149,10 +156,10 @@ class Told(NamedTuple):
       parts: how each part of the outputs differs.
     """
 
-    simulator: list[Gap]
-    integer: list[Gap]
+    simulator: list[CodeGap]
+    integer: list[CodeGap]
     counts: np.ndarray
-    parts: list[Seen]
+    parts: list[DecisionsSeen]
 
 
 def verify(

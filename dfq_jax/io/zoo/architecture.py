@@ -6,7 +6,7 @@ from typing import Literal
 from dfq_jax.graph.graph import Graph
 from dfq_jax.types import InputContract
 
-Layout = Literal["vector", "conv", "linear"]
+WeightLayout = Literal["vector", "conv", "linear"]
 """How PyTorch stores a parameter: (c), (out, in/groups, kh, kw) or (out, in)."""
 
 
@@ -28,7 +28,7 @@ class Parameter:
     torch_shape: tuple[int, ...]
     node: str
     slot: str
-    layout: Layout
+    layout: WeightLayout
     flattened: tuple[int, int, int] | None = None
 
 

@@ -26,7 +26,7 @@ NO_STATISTICS = (
 )
 
 
-class Bound(NamedTuple):
+class BoundNetwork(NamedTuple):
     """A network with its weights.
 
     Attributes:
@@ -48,7 +48,7 @@ class Misfit(NamedTuple):
     nearest: str
 
 
-def bind(architecture: Architecture, tensors: Tensors) -> Bound:
+def bind(architecture: Architecture, tensors: Tensors) -> BoundNetwork:
     """The architecture with the weights of a checkpoint.
 
     Args:
@@ -76,7 +76,7 @@ def bind(architecture: Architecture, tensors: Tensors) -> Bound:
         params.setdefault(parameter.node, {})[parameter.slot] = jax.device_put(
             np.array(native_layout(parameter, array))
         )
-    return Bound(Model(architecture.graph, params, (architecture.contract,)), notes)
+    return BoundNetwork(Model(architecture.graph, params, (architecture.contract,)), notes)
 
 
 def is_float(array: np.ndarray) -> bool:

@@ -1,6 +1,6 @@
 """Writes an architecture down node by node, keeping track of every tensor's size.
 
-A `Builder` lives only while an architecture is being built; what leaves it is immutable.
+A `NetworkBuilder` lives only while an architecture is being built; what leaves it is immutable.
 Every method adds one node, named like the PyTorch module it stands for, and returns that name.
 """
 
@@ -21,11 +21,11 @@ from dfq_jax.graph.ops import (
     Relu,
     Slice,
 )
-from dfq_jax.io.zoo.architecture import Architecture, Layout, Parameter
+from dfq_jax.io.zoo.architecture import Architecture, Parameter, WeightLayout
 from dfq_jax.types import InputContract
 
 
-class Builder:
+class NetworkBuilder:
     """Collects nodes and expected parameters of one architecture.
 
     Attributes:
@@ -169,7 +169,9 @@ class Builder:
             )
         return rows, columns
 
-    def expect(self, node: str, torch_slot: str, slot: str, layout: Layout, *shape: int) -> None:
+    def expect(
+        self, node: str, torch_slot: str, slot: str, layout: WeightLayout, *shape: int
+    ) -> None:
         """Notes that a checkpoint must hold `{node}.{torch_slot}`."""
         self._expected.append(Parameter(f"{node}.{torch_slot}", shape, node, slot, layout))
 

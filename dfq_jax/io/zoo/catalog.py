@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.io.zoo.architecture import Architecture
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 from dfq_jax.io.zoo.cifar_resnet import cifar_resnet
 from dfq_jax.io.zoo.efficientnet_lite import efficientnet_lite
 from dfq_jax.io.zoo.mnasnet import mnasnet1_0
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
       classes: the number of classes it was published with.
     """
 
-    build: Callable[[Builder, int], str]
+    build: Callable[[NetworkBuilder, int], str]
     contract: InputContract
     classes: int = 1000
 
@@ -115,7 +115,7 @@ def architecture(
         raise UsageError(
             f"{name} needs at least one class and one channel, got {wanted} and {channels}."
         )
-    builder = Builder(name, with_channels(with_size(entry.contract, size), channels))
+    builder = NetworkBuilder(name, with_channels(with_size(entry.contract, size), channels))
     return builder.finish(entry.build(builder, wanted))
 
 

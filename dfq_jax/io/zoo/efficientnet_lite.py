@@ -6,7 +6,7 @@ table 1, in its lite variant; padding follows TensorFlow, so it depends on the i
 
 import math
 
-from dfq_jax.io.zoo.builder import Builder, divisible
+from dfq_jax.io.zoo.builder import NetworkBuilder, divisible
 
 STAGES = (
     (3, 1, 1, 16, 1),
@@ -22,7 +22,7 @@ STAGES = (
 EPS = 1e-3
 
 
-def efficientnet_lite(b: Builder, classes: int, *, width: float, depth: float) -> str:
+def efficientnet_lite(b: NetworkBuilder, classes: int, *, width: float, depth: float) -> str:
     """An EfficientNet-lite with scaled channels and repeats; returns its logits.
 
     The first and the last stage keep their number of repeats.
@@ -41,7 +41,7 @@ def efficientnet_lite(b: Builder, classes: int, *, width: float, depth: float) -
 
 
 def mobile_block(
-    b: Builder, name: str, x: str, width: int, kernel: int, stride: int, expansion: int
+    b: NetworkBuilder, name: str, x: str, width: int, kernel: int, stride: int, expansion: int
 ) -> str:
     """Expand, convolve each channel, project; added to the input where shapes allow."""
     y, hidden = x, b.channels(x) * expansion
@@ -56,7 +56,7 @@ def mobile_block(
 
 
 def conv_bn(
-    b: Builder,
+    b: NetworkBuilder,
     conv: str,
     norm: str,
     x: str,

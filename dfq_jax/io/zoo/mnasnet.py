@@ -3,7 +3,7 @@
 Tan et al. 2019, "MnasNet: Platform-Aware Neural Architecture Search for Mobile".
 """
 
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 
 STAGES = (
     (24, 3, 2, 3, 3),
@@ -16,7 +16,7 @@ STAGES = (
 """(output channels, kernel, stride of the first block, expansion, repeats)."""
 
 
-def mnasnet1_0(b: Builder, classes: int) -> str:
+def mnasnet1_0(b: NetworkBuilder, classes: int) -> str:
     """MnasNet 1.0; returns its logits."""
     x = conv_bn_relu(b, "layers", 0, b.images, 32, 3, stride=2)
     x = conv_bn_relu(b, "layers", 3, x, 32, 3, groups=32)
@@ -31,7 +31,7 @@ def mnasnet1_0(b: Builder, classes: int) -> str:
 
 
 def inverted_residual(
-    b: Builder, name: str, x: str, width: int, kernel: int, stride: int, expansion: int
+    b: NetworkBuilder, name: str, x: str, width: int, kernel: int, stride: int, expansion: int
 ) -> str:
     """Expand, convolve each channel, project; without the shortcut."""
     prefix, hidden = f"{name}.layers", b.channels(x) * expansion
@@ -41,7 +41,7 @@ def inverted_residual(
 
 
 def conv_bn_relu(
-    b: Builder,
+    b: NetworkBuilder,
     prefix: str,
     index: int,
     x: str,

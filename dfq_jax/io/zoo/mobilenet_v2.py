@@ -3,7 +3,7 @@
 Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", table 2.
 """
 
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 
 STAGES = (
     (1, 16, 1, 1),
@@ -17,7 +17,7 @@ STAGES = (
 """(expansion, output channels, repeats, stride of the first block)."""
 
 
-def mobilenet_v2(b: Builder, classes: int) -> str:
+def mobilenet_v2(b: NetworkBuilder, classes: int) -> str:
     """MobileNetV2 of width 1.0; returns its logits."""
     x = conv_bn_relu6(b, "features.0", b.images, 32, 3, stride=2)
     index = 1
@@ -31,7 +31,7 @@ def mobilenet_v2(b: Builder, classes: int) -> str:
 
 
 def inverted_residual(
-    b: Builder, name: str, x: str, width: int, expansion: int, stride: int
+    b: NetworkBuilder, name: str, x: str, width: int, expansion: int, stride: int
 ) -> str:
     """Expand, convolve each channel, project; added to the input where shapes allow."""
     hidden = b.channels(x) * expansion
@@ -45,7 +45,14 @@ def inverted_residual(
 
 
 def conv_bn_relu6(
-    b: Builder, name: str, x: str, width: int, kernel: int, *, stride: int = 1, groups: int = 1
+    b: NetworkBuilder,
+    name: str,
+    x: str,
+    width: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
 ) -> str:
     """Convolution, batch norm and ReLU6."""
     x = b.bn(f"{name}.1", b.conv(f"{name}.0", x, width, kernel, stride, groups=groups))

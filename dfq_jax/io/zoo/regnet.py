@@ -6,11 +6,18 @@ Radosavovic et al. 2020, "Designing Network Design Spaces", section 3.3 and tabl
 import itertools
 import math
 
-from dfq_jax.io.zoo.builder import Builder, divisible
+from dfq_jax.io.zoo.builder import NetworkBuilder, divisible
 
 
 def regnet_x(
-    b: Builder, classes: int, *, depth: int, start: int, slope: float, step: float, group: int
+    b: NetworkBuilder,
+    classes: int,
+    *,
+    depth: int,
+    start: int,
+    slope: float,
+    step: float,
+    group: int,
 ) -> str:
     """A RegNetX; returns its logits.
 
@@ -46,7 +53,7 @@ def stage_widths(
     return tuple((width, len(list(blocks))) for width, blocks in itertools.groupby(widths))
 
 
-def bottleneck(b: Builder, name: str, x: str, width: int, stride: int, groups: int) -> str:
+def bottleneck(b: NetworkBuilder, name: str, x: str, width: int, stride: int, groups: int) -> str:
     """1x1, grouped 3x3 and 1x1 convolutions of one width, and a shortcut."""
     skip = x
     if stride != 1 or b.channels(x) != width:

@@ -6,12 +6,14 @@ sits on its 3x3 convolution, as in torchvision.
 
 from collections.abc import Callable
 
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 
-Block = Callable[[Builder, str, str, int, int], str]
+MakeBlock = Callable[[NetworkBuilder, str, str, int, int], str]
 
 
-def resnet(b: Builder, classes: int, *, block: Block, repeats: tuple[int, int, int, int]) -> str:
+def resnet(
+    b: NetworkBuilder, classes: int, *, block: MakeBlock, repeats: tuple[int, int, int, int]
+) -> str:
     """A ResNet with `repeats` blocks in its four stages; returns its logits."""
     x = b.relu("relu", b.bn("bn1", b.conv("conv1", b.images, 64, 7, 2)))
     x = b.max_pool("maxpool", x, 3, 2, padding=1)
@@ -22,7 +24,7 @@ def resnet(b: Builder, classes: int, *, block: Block, repeats: tuple[int, int, i
     return b.linear("fc", b.global_avg_pool("avgpool", x), classes)
 
 
-def basic(b: Builder, name: str, x: str, width: int, stride: int) -> str:
+def basic(b: NetworkBuilder, name: str, x: str, width: int, stride: int) -> str:
     """Two 3x3 convolutions and a shortcut."""
     y = b.bn(f"{name}.bn1", b.conv(f"{name}.conv1", x, width, 3, stride))
     y = b.relu(f"{name}.relu1", y)
@@ -31,7 +33,7 @@ def basic(b: Builder, name: str, x: str, width: int, stride: int) -> str:
     return b.relu(f"{name}.relu2", y)
 
 
-def bottleneck(b: Builder, name: str, x: str, width: int, stride: int) -> str:
+def bottleneck(b: NetworkBuilder, name: str, x: str, width: int, stride: int) -> str:
     """1x1, 3x3 and 1x1 convolutions, four times wider at the end, and a shortcut."""
     y = b.bn(f"{name}.bn1", b.conv(f"{name}.conv1", x, width, 1))
     y = b.relu(f"{name}.relu1", y)
@@ -42,7 +44,7 @@ def bottleneck(b: Builder, name: str, x: str, width: int, stride: int) -> str:
     return b.relu(f"{name}.relu3", y)
 
 
-def shortcut(b: Builder, name: str, x: str, width: int, stride: int) -> str:
+def shortcut(b: NetworkBuilder, name: str, x: str, width: int, stride: int) -> str:
     """`x` itself, or its projection where the block changes the shape."""
     if stride == 1 and b.channels(x) == width:
         return x

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfq_jax.io.artifacts.graph_json import as_lists, contract_from_json, contract_to_json
-from dfq_jax.io.frontends.program import Call, Input, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, ProgramInput, Ref
 from dfq_jax.types import InputContract
 
 FOLDER = Path(__file__).parent / "stored_graphs"
@@ -49,7 +49,7 @@ class Stored:
 
     name: str
     contract: InputContract
-    image: Input
+    image: ProgramInput
     calls: str
     output: str
     expected: tuple[Weight, ...]
@@ -97,7 +97,7 @@ def unpacked(name: str, data: bytes) -> Stored:
     return Stored(
         name=name,
         contract=contract_from_json(found["contract"]),
-        image=Input(image, tuple(shape)),
+        image=ProgramInput(image, tuple(shape)),
         calls=found["calls"],
         output=found["output"],
         expected=tuple(Weight(key, tuple(shape)) for key, shape in found["weights"].items()),

@@ -12,7 +12,7 @@ from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import import_program
 from dfq_jax.io.zoo.bind import (
     VARIANCE,
-    Bound,
+    BoundNetwork,
     Tensors,
     as_float32,
     check_finite,
@@ -35,7 +35,7 @@ TRANSFORM_INPUT = (
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 
 
-def bind_stored(network: Stored, tensors: Tensors) -> Bound:
+def bind_stored(network: Stored, tensors: Tensors) -> BoundNetwork:
     """The network with the weights of a checkpoint; see `bind.bind`.
 
     Raises:
@@ -50,7 +50,7 @@ def bind_stored(network: Stored, tensors: Tensors) -> Bound:
     notes = statistics_notes(*statistics(arrays))
     raised = {n: np.maximum(a, 0.0) if n.endswith(VARIANCE) else a for n, a in arrays.items()}
     option = (TRANSFORM_INPUT,) if network.name in TRANSFORMS_INPUT else ()
-    return Bound(imported(network, raised), (*left_out(unread), *option, *notes))
+    return BoundNetwork(imported(network, raised), (*left_out(unread), *option, *notes))
 
 
 def left_out(unread: Sequence[str]) -> tuple[str, ...]:

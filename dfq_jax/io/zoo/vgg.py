@@ -5,13 +5,13 @@ table 1, configurations A, D and E.
 """
 
 from dfq_jax.errors import UsageError
-from dfq_jax.io.zoo.builder import Builder
+from dfq_jax.io.zoo.builder import NetworkBuilder
 
 WIDTHS = (64, 128, 256, 512, 512)
 GRID = 7
 
 
-def vgg_bn(b: Builder, classes: int, *, repeats: tuple[int, int, int, int, int]) -> str:
+def vgg_bn(b: NetworkBuilder, classes: int, *, repeats: tuple[int, int, int, int, int]) -> str:
     """A VGG with `repeats` convolutions before each pooling; returns its logits."""
     x, index = b.images, 0
     for width, repeat in zip(WIDTHS, repeats, strict=True):
@@ -27,7 +27,7 @@ def vgg_bn(b: Builder, classes: int, *, repeats: tuple[int, int, int, int, int])
     return b.linear("classifier.6", x, classes)
 
 
-def pool_to_grid(b: Builder, x: str) -> str:
+def pool_to_grid(b: NetworkBuilder, x: str) -> str:
     """Averages to the 7x7 pixels the classifier was trained on.
 
     Raises:

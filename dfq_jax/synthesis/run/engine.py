@@ -24,7 +24,7 @@ from dfq_jax.synthesis.run.memory import in_units, needed, parts_within
 from dfq_jax.synthesis.run.objectives import job_for, rendered
 from dfq_jax.synthesis.run.pending import (
     Run,
-    Tell,
+    TellBatch,
     consecutive,
     in_folder,
     in_memory,
@@ -109,7 +109,7 @@ def synthesize_images(
 
 
 def make_all(
-    run: Run, n: int, tell: Tell, chunk: int, place: Place
+    run: Run, n: int, tell: TellBatch, chunk: int, place: Place
 ) -> tuple[Images, tuple[float, ...], tuple[str, ...]]:
     """The first `n` images of all optimisations, the loss of each, and notes on them."""
     shelf = in_memory()
@@ -121,7 +121,7 @@ def make_all(
     return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
 
 
-class Work(NamedTuple):
+class SynthesisWork(NamedTuple):
     """What there is to do.
 
     Attributes:
@@ -141,7 +141,7 @@ class Work(NamedTuple):
     notes: tuple[str, ...]
 
 
-def measured(model: Model, recipe: Recipe, n: int) -> Work:
+def measured(model: Model, recipe: Recipe, n: int) -> SynthesisWork:
     """How many batches of how many images a request comes to.
 
     Raises:
@@ -161,7 +161,7 @@ def measured(model: Model, recipe: Recipe, n: int) -> Work:
     size = batch_size(fitted, n, len(targets))
     batches = -(-n // size)
     refuse_hopeless(fitted, (size, *model.contract.shape), batches if fitted.turns else 1)
-    return Work(fitted, targets, size, batches, excluded, notes)
+    return SynthesisWork(fitted, targets, size, batches, excluded, notes)
 
 
 def forward_on(machine: Machine) -> Forward:
@@ -183,7 +183,7 @@ class Spread(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def spread_of(work: Work, machine: Machine, processes: int = 1) -> Spread:
+def spread_of(work: SynthesisWork, machine: Machine, processes: int = 1) -> Spread:
     """As many devices as there is work for.
 
     Raises:
@@ -212,7 +212,7 @@ def spread_of(work: Work, machine: Machine, processes: int = 1) -> Spread:
 def ready(
     model: Model,
     key: Key[Array, ""],
-    work: Work,
+    work: SynthesisWork,
     spread: Spread,
     how: Forward,
     watch: Watcher = SILENT,
@@ -230,7 +230,7 @@ def ready(
 
 def foretold(
     model: Model,
-    work: Work,
+    work: SynthesisWork,
     spread: Spread,
     turns: int,
     how: Forward,

@@ -51,7 +51,7 @@ class Job:
     classes: int
     size: int
     turns: int
-    plans: tuple["Plan", ...]
+    plans: tuple["StagePlan", ...]
     render: Callable[[PyTree], Images]
     remember: Callable[["Context", Images, PyTree], PyTree]
     together: Mesh | None = None
@@ -73,7 +73,7 @@ class Job:
         return (self.size, *self.model.contract.shape)
 
 
-class Plan(NamedTuple):
+class StagePlan(NamedTuple):
     """A stage as an optimisation.
 
     Attributes:
@@ -114,7 +114,7 @@ def job_for(
     """Builds what all batches of a run share and nothing traces twice."""
     render = jax.jit(bound(rendered, recipe, model.contract))
     remember = jax.jit(bound(remembered, recipe, how))
-    plans = tuple(Plan(recipe, stage, turns, how) for stage in recipe.stages)
+    plans = tuple(StagePlan(recipe, stage, turns, how) for stage in recipe.stages)
     classes = classes_of(model)
     statics = (model, recipe, targets, classes, size, turns, plans)
     return Job(*statics, render, remember, together, [how.parts])

@@ -51,7 +51,7 @@ class Shelf(NamedTuple):
     put: Callable[[int, Made], None]
 
 
-Tell = Callable[[int, int, int, Metrics], None]
+TellBatch = Callable[[int, int, int, Metrics], None]
 """Told (round, rounds, steps done in it, last metrics) after every chunk."""
 
 
@@ -64,7 +64,7 @@ def make_missing(
     run: Run,
     wanted: Sequence[int],
     shelf: Shelf,
-    tell: Tell,
+    tell: TellBatch,
     chunk: int,
     place: Place = NOWHERE,
 ) -> tuple[str, ...]:

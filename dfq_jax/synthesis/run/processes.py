@@ -18,7 +18,7 @@ from dfq_jax.optim.state import Place
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.attempts import Made
 from dfq_jax.synthesis.run.engine import (
-    Work,
+    SynthesisWork,
     forward_on,
     measured,
     ready,
@@ -38,7 +38,7 @@ from dfq_jax.synthesis.terms.targets import Unusable
 from dfq_jax.values import described
 
 
-class Share(NamedTuple):
+class ProcessShare(NamedTuple):
     """What one process contributed to a set of images.
 
     Attributes:
@@ -63,7 +63,7 @@ def synthesize_shards(
     chunk: int = 10,
     machine: Machine = HERE,
     watch: Watcher = SILENT,
-) -> Share:
+) -> ProcessShare:
     """Makes the share of this process in a set of images, and finishes the set if it can.
 
     Processes have nothing but the folder in common, and its bytes depend neither on how many there
@@ -99,7 +99,7 @@ def synthesize_shards(
             make_noise(model, recipe, key, shards, process, processes)
         complete = complete or finish_set(shards, process)
     notes = work.notes + spread.notes + idle(work, processes) + told
-    return Share(complete, work.excluded, notes)
+    return ProcessShare(complete, work.excluded, notes)
 
 
 def which(machine: Machine) -> tuple[int, int]:
@@ -150,7 +150,7 @@ def make_noise(
             shelf.put(index, Made(images, float("nan"), ()))
 
 
-def idle(work: Work, processes: int) -> tuple[str, ...]:
+def idle(work: SynthesisWork, processes: int) -> tuple[str, ...]:
     """A note where all processes but one have nothing to do."""
     goes_on, turns = consecutive(work.recipe), work.recipe.turns
     if processes == 1 or not (goes_on or turns):

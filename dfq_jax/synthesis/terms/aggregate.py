@@ -23,7 +23,7 @@ IMAGE = "(images)"
 """What the images themselves are called among the batch norms."""
 
 
-class Moments(NamedTuple):
+class ShiftedMoments(NamedTuple):
     """Means of `x - c` and `(x - c)^2` per channel, c being close to the mean of x.
 
     About such a constant `second - first^2`, the variance, does not cancel.
@@ -33,7 +33,7 @@ class Moments(NamedTuple):
     second: Float[Array, "... c"]
 
 
-class Table(NamedTuple):
+class MomentTable(NamedTuple):
     """Moments of every batch.
 
     Attributes:
@@ -41,11 +41,11 @@ class Table(NamedTuple):
       seen: which rows are filled.
     """
 
-    rows: Mapping[str, Moments]
+    rows: Mapping[str, ShiftedMoments]
     seen: Bool[Array, " turns"]
 
 
-def empty_table(targets: Targets, turns: int, channels: int) -> Table:
+def empty_table(targets: Targets, turns: int, channels: int) -> MomentTable:
     """A table before the first step.
 
     Args:
@@ -57,31 +57,38 @@ def empty_table(targets: Targets, turns: int, channels: int) -> Table:
       Rows of zeros, none of them seen.
     """
     widths = {name: target.mean.shape[0] for name, target in targets.items()}
-    zeros = lambda width: Moments(jnp.zeros((turns, width)), jnp.zeros((turns, width)))
+    zeros = lambda width: ShiftedMoments(jnp.zeros((turns, width)), jnp.zeros((turns, width)))
     rows = {name: zeros(width) for name, width in {**widths, IMAGE: channels}.items()}
-    return Table(rows, jnp.zeros(turns, bool))
+    return MomentTable(rows, jnp.zeros(turns, bool))
 
 
-def moments_about(stats: Stats, centre: Float[Array, " c"]) -> Moments:
+def moments_about(stats: Stats, centre: Float[Array, " c"]) -> ShiftedMoments:
     """Moments of a batch about constants, from the statistics of its samples."""
     shifted = stats.mean - centre
-    return Moments(jnp.mean(shifted, 0), jnp.mean(stats.var + shifted**2, 0))
+    return ShiftedMoments(jnp.mean(shifted, 0), jnp.mean(stats.var + shifted**2, 0))
 
 
-def row_of(observed: Observed) -> dict[str, Moments]:
+def row_of(observed: Observed) -> dict[str, ShiftedMoments]:
     """The row of what is observed: batch norms about recorded means, images about 0."""
     rows = {k: moments_about(observed.stats[k], t.mean) for k, t in observed.targets.items()}
     natural = observed.natural
-    return {**rows, IMAGE: Moments(jnp.mean(natural, (0, 1, 2)), jnp.mean(natural**2, (0, 1, 2)))}
+    return {
+        **rows,
+        IMAGE: ShiftedMoments(jnp.mean(natural, (0, 1, 2)), jnp.mean(natural**2, (0, 1, 2))),
+    }
 
 
-def refreshed(table: Table, turn: Int[Array, ""], row: Mapping[str, Moments]) -> Table:
+def refreshed(
+    table: MomentTable, turn: Int[Array, ""], row: Mapping[str, ShiftedMoments]
+) -> MomentTable:
     """The table with the row of one batch replaced."""
     put = lambda rows, new: rows.at[turn].set(new)
-    return Table(jax.tree.map(put, dict(table.rows), dict(row)), table.seen.at[turn].set(True))
+    return MomentTable(
+        jax.tree.map(put, dict(table.rows), dict(row)), table.seen.at[turn].set(True)
+    )
 
 
-def together(table: Table) -> dict[str, Moments]:
+def together(table: MomentTable) -> dict[str, ShiftedMoments]:
     """Moments of all batches seen, which are of equal size."""
     seen = table.seen.astype(jnp.float32)[:, None]
     mean = lambda rows: jnp.sum(seen * rows, axis=0) / jnp.maximum(jnp.sum(seen), 1)
@@ -92,7 +99,7 @@ def aggregate_gaps(observed: Observed) -> dict[str, Gap]:
     """Mean and biased deviation of all batches less the recorded ones, images less 0 and 1.
 
     Args:
-      observed: one forward pass of the batch `observed.turn`; its memory is a `Table`.
+      observed: one forward pass of the batch `observed.turn`; its memory is a `MomentTable`.
 
     Returns:
       {batch norm or `IMAGE`: gap}; only what is observed now can be differentiated.

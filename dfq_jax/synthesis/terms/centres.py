@@ -28,7 +28,7 @@ class Centre(NamedTuple):
 
 Centres = Mapping[str, Centre]
 """{deep batch norm: its centres}."""
-Moments = Callable[[Stats], tuple[Float[Array, "... c"], Float[Array, "... c"]]]
+MomentsOf = Callable[[Stats], tuple[Float[Array, "... c"], Float[Array, "... c"]]]
 """Statistics of the samples -> what is compared with a centre."""
 
 
@@ -92,7 +92,7 @@ def distorted(
 
 
 def centre_distance(
-    observed: Observed, wanted: Centres, moments: Moments
+    observed: Observed, wanted: Centres, moments: MomentsOf
 ) -> Float[Array, "*samples"]:
     """Distance to centres: squares averaged over channels, then over the layers of `wanted`.
 

@@ -10,7 +10,7 @@ import pytest
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Graph
-from dfq_jax.io.frontends.program import Call, Input, Program, Ref
+from dfq_jax.io.frontends.program import Call, Program, ProgramInput, Ref
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import import_program
 
@@ -186,7 +186,7 @@ def test_batch_norm_has_many_names(kit, target, rest):
     names = dict(zip(("weight", "bias", "running_mean", "running_var"), "wbmv", strict=True))
     given = {"x": Ref("image"), **{k: Ref(v) for k, v in names.items()}, **rest}
     call = Call(target, (), given, ("y", None, None), "")
-    program = Program((Input("image", (1, 3, 4, 5)),), vectors, {}, (call,), ("y",))
+    program = Program((ProgramInput("image", (1, 3, 4, 5)),), vectors, {}, (call,), ("y",))
     x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
     w, b, m, v = (torch.from_numpy(vectors[n]) for n in "wbmv")
     wanted = F.batch_norm(torch.from_numpy(x), m, v, w, b, eps=1e-3).numpy()

@@ -33,7 +33,7 @@ from dfq_jax.graph.ops import (
     Relu,
     Softmax,
 )
-from dfq_jax.io.frontends.contracts import Told
+from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.jax_networks import load_network
 
 NET = Callable[..., Any]
@@ -43,7 +43,7 @@ DIMS = ("NHWC", "HWIO", "NHWC")
 def checked(f: NET, shape: tuple[int, ...], params: Any = None, layout: str | None = None) -> Model:
     """The network of f(params, x), which computes the same for two images."""
     with jax.numpy_dtype_promotion("standard"):  # Flax divides floats by integers
-        model, _ = load_network(f, params, (1, *shape), Told(layout=layout), unchecked=True)
+        model, _ = load_network(f, params, (1, *shape), ToldInput(layout=layout), unchecked=True)
     x = noise(2, *shape)
     fed = x.transpose(0, 2, 3, 1) if model.contract.layout == "NCHW" and x.ndim == 4 else x
     run = f if params is None else partial(f, params)

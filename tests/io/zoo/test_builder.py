@@ -3,13 +3,13 @@ import pytest
 from dfq_jax.errors import GraphError, UsageError
 from dfq_jax.graph.query import describe, output_shapes
 from dfq_jax.io.zoo.bind import bind
-from dfq_jax.io.zoo.builder import Builder, divisible, same_pads
+from dfq_jax.io.zoo.builder import NetworkBuilder, divisible, same_pads
 from dfq_jax.io.zoo.catalog import architecture, names
 from dfq_jax.types import InputContract
 
 
 def builder(height=8, width=10):
-    return Builder("tiny", InputContract(height, width))
+    return NetworkBuilder("tiny", InputContract(height, width))
 
 
 def zeros(arch):
