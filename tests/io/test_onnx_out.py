@@ -78,7 +78,7 @@ def test_the_onnx_reference_evaluator_agrees(onnx_nets):
     proto = onnx.load_model_from_string(file)
     session: Any = onnx.reference.ReferenceEvaluator(proto)
     found = session.run(None, {"images": x.transpose(0, 3, 1, 2)})[0]
-    np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
+    np.testing.assert_allclose(found, np.asarray(simulated(q, jnp.asarray(x))), atol=1e-5)
 
 
 def test_onnxruntime_makes_every_layer_an_integer_kernel(onnx_nets, tmp_path):
@@ -272,7 +272,7 @@ def test_per_tensor_kernels_are_exported(onnx_nets):
     x = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype(np.float32)
     for optimize in (False, True):
         (found,) = onnx_nets.run_file(serialize(quantized_onnx(q)), x, optimize=optimize)
-        np.testing.assert_allclose(found, np.asarray(simulated(q, x)), atol=1e-5)
+        np.testing.assert_allclose(found, np.asarray(simulated(q, jnp.asarray(x))), atol=1e-5)
 
 
 def dequantizer(proto: onnx.ModelProto, codes: str) -> onnx.NodeProto:

@@ -59,7 +59,7 @@ def test_constants_have_one_row():
 
 def test_batches_are_summed_up():
     batches = [
-        [CodeGap(*map(jnp.array, g)) for g in batch]
+        [CodeGap(*g) for g in batch]
         for batch in (
             [(1, 3, 0.0), (0, 0, 0.0)],
             [(2, 1, 0.4), (1, 5, 0.01)],

@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -245,12 +247,13 @@ def test_numpy_gives_the_bits_of_xla(shape, symmetric, axis):
     affine = ranged(0.7 * x.min(axes, keepdims=True), 0.7 * x.max(axes, keepdims=True), grid=grid)
     host = jax.device_get(affine)
     bias, data = rng.normal(size=shape[-1]).astype(np.float32) * 100, np.asarray(np.float32(0.013))
-    for function, arguments in (
+    cases: list[tuple[Any, tuple[Any, ...]]] = [
         (lambda x, a: quantize(x, a, grid), (x,)),
         (lambda x, a: nearest(x, steps_of(a, grid)), (x,)),
         (lambda b, x, a: quantize_bias(b, x, a.scale), (bias, data)),
         (lambda b, x, a: guard_bias_overflow(a.scale, x, b), (bias * np.float32(1e8), data)),
-    ):
+    ]
+    for function, arguments in cases:
         ours, theirs = function(*arguments, host), jax.jit(function)(*arguments, affine)
         assert isinstance(ours, np.ndarray)
         assert ours.dtype == theirs.dtype

@@ -1,5 +1,7 @@
 """Kernels fitted side by side have the grids that each has alone, bit by bit."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -38,9 +40,10 @@ def test_grids_are_those_of_each_kernel_alone(observer, symmetric, kernels):
 
 def test_one_program_serves_kernels_of_a_length(kernels):
     spec = Spec(Grid(5, True, axis=-1), Lp(2.0))
-    before = columns.fit_columns._cache_size()
+    program: Any = columns.fit_columns
+    before = program._cache_size()
     fit_side_by_side({site: (k, spec) for site, k in kernels.items()})
-    assert columns.fit_columns._cache_size() == before + 3  # of 16, 32 and 64 rows
+    assert program._cache_size() == before + 3  # of 16, 32 and 64 rows
 
 
 def test_what_must_be_fitted_alone():

@@ -139,6 +139,7 @@ def test_transposed_convolutions_are_exact(groups, nets):
     op = ConvTranspose2d((2, 3), ((1, 0), (1, 2)), groups, (1, 2), (0, 1))
     x = rng.integers(-255, 256, (2, 4, 3, 4))
     w = rng.integers(-127, 128, (3, 2, 4 // groups, 6))
-    total = integer_sum(Node("t", op, ("x",)), *(jnp.asarray(v, jnp.int32) for v in (x, w)))
+    codes, kernel = jnp.asarray(x, jnp.int32), jnp.asarray(w, jnp.int32)
+    total = integer_sum(Node("t", op, ("x",)), codes, kernel)
     assert total.dtype == np.int32
     np.testing.assert_array_equal(total, nets.conv_transposed(x, op, w))

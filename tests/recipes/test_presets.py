@@ -172,8 +172,8 @@ def test_deepinversion_suits_the_size_of_images(nets):
 
 def test_the_command_line_knows_the_same_names():
     assert typing.get_args(options.MethodName) == METHODS
-    assert typing.get_args(options.Reconstruction) == RECONSTRUCTIONS
-    assert typing.get_args(options.Observer) == tuple(NAMED)
+    assert typing.get_args(options.ReconstructionName) == RECONSTRUCTIONS
+    assert typing.get_args(options.ObserverName) == tuple(NAMED)
     assert set(typing.get_args(Preset)) == set(PRESETS)
 
 
