@@ -47,8 +47,9 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL = {"fast": (64, 100), "balanced": (256, 100), "best": (256, 100)}
 """Images and steps of a preset."""
-LARGE = {"fast": (12, 40), "balanced": (64, 60), "best": (128, 60)}
-"""The same where images are larger than `SMALL_IMAGE`."""
+LARGE = {"fast": (16, 40), "balanced": (64, 60), "best": (128, 60)}
+"""The same where images are larger than `SMALL_IMAGE`. `fast` makes as many as probes have base
+images (`recipes/probes.py`): both are made by the same programs then."""
 FEW_BITS = 6
 """What fewer bits than these lose is more than layers can make up for one by one."""
 LONG_STEPS = 2000

@@ -10,6 +10,7 @@ from dfq_jax.optim.alternating import whose_turn
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.state import Place
 from dfq_jax.optim.steps import Now
+from dfq_jax.recipes.best import best, half_labelled
 from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective, finished
@@ -252,3 +253,12 @@ def test_resumes_with_its_memory_bit_for_bit(turns, net, tmp_path):
     assert seen + [(p.batch, p.step) for p in rest] == [(p.batch, p.step) for p in all_of]
     assert [p.parts for p in rest] == [p.parts for p in all_of[-len(rest) :]]
     assert len(rest) == (1 if turns else 3)
+
+
+def test_recipes_that_differ_in_labels_alone_share_their_programs():
+    """Those of the probes, half of them labelled, are those of images that `best` makes."""
+    whole = best(steps=5)
+    half = whole._replace(condition=half_labelled, name="probes", batch=3)
+    assert half != whole
+    assert build_objective(half) == build_objective(whole)
+    assert build_objective(best(steps=5, labels=0.5)) != build_objective(whole)

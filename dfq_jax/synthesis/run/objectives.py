@@ -112,12 +112,19 @@ def job_for(
     together: Mesh | None = None,
 ) -> Job:
     """Builds what all batches of a run share and nothing traces twice."""
-    render = jax.jit(bound(rendered, recipe, model.contract))
-    remember = jax.jit(bound(remembered, recipe, how))
+    seen = traced(recipe)
+    render = jax.jit(bound(rendered, seen, model.contract))
+    remember = jax.jit(bound(remembered, seen, how))
     plans = tuple(StagePlan(recipe, stage, turns, how) for stage in recipe.stages)
     classes = classes_of(model)
     statics = (model, recipe, targets, classes, size, turns, plans)
     return Job(*statics, render, remember, together, [how.parts])
+
+
+def traced(recipe: Recipe) -> Recipe:
+    """What programs are made of: recipes that differ in the rest, as in labels, share them."""
+    kept = ("source", "terms", "watch", "distort", "memory", "bounded")
+    return Recipe(name="", batch=0, **{field: getattr(recipe, field) for field in kept})
 
 
 def rendered(recipe: Recipe, contract: InputContract, x: PyTree) -> Images:
@@ -168,7 +175,7 @@ def build_objective(
     recipe: Recipe, stage: Stage | None = None, turns: int = 1, how: Forward = PLAIN
 ) -> Bound[tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]]:
     """The objective of a recipe's stage (by default the first), as a value."""
-    return bound(recipe_loss, recipe, (stage or recipe.stages[0]).augment, turns, how)
+    return bound(recipe_loss, traced(recipe), (stage or recipe.stages[0]).augment, turns, how)
 
 
 def recipe_loss(
