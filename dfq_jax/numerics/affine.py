@@ -152,7 +152,12 @@ def quantize(x: Float[NumpyOrJax, "..."], affine: Affine, grid: Grid) -> Integer
     affine = spread(affine, x.shape, grid)
     zero_point = affine.zero_point.astype(jnp.float32)
     q = over(x, affine.scale).round() + zero_point
-    return q.clip(grid.qmin, grid.qmax).astype(grid.dtype)
+    return whole(q.clip(grid.qmin, grid.qmax), grid.dtype)
+
+
+def whole(q: Float[NumpyOrJax, "..."], dtype: Any) -> Integer[NumpyOrJax, "..."]:
+    """Whole numbers as integers; what is no number is 0, as XLA has it."""
+    return (q if isinstance(q, Array) else np.nan_to_num(q, nan=0.0)).astype(dtype)
 
 
 def dequantize(q: Integer[NumpyOrJax, "..."], affine: Affine) -> Float[NumpyOrJax, "..."]:
@@ -279,4 +284,4 @@ def quantize_bias(
 ) -> Int[NumpyOrJax, " chan"]:
     """int32 codes of a bias at scale `input_scale * kernel_scale`, zero point 0."""
     q = over(bias, bias_scale(input_scale, kernel_scale)).round()
-    return q.clip(-BIAS_LIMIT, BIAS_LIMIT).astype(jnp.int32)
+    return whole(q.clip(-BIAS_LIMIT, BIAS_LIMIT), jnp.int32)

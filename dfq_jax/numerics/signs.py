@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
+from dfq_jax.numerics.affine import NumpyOrJax
+
 
 @dataclasses.dataclass(frozen=True)
 class Signs:
@@ -52,9 +54,9 @@ def best_alpha(x: Float[Array, "..."], signs: Signs) -> Alpha:
     return Alpha(jnp.maximum(jnp.mean(jnp.abs(x), axes, keepdims=True), 1e-12))
 
 
-def signs_of(x: Float[Array, "..."]) -> Int8[Array, "..."]:
+def signs_of(x: Float[NumpyOrJax, "..."]) -> Int8[NumpyOrJax, "..."]:
     """-1 or 1; zero counts as positive, as a sign of 0 would be a third level."""
-    return jnp.where(x < 0, -1, 1).astype(jnp.int8)
+    return 1 - 2 * (x < 0).astype(jnp.int8)
 
 
 def on_signs(x: Float[Array, "..."], alpha: Alpha) -> Float[Array, "..."]:

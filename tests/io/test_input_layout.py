@@ -243,7 +243,7 @@ def test_fixed_sizes_stay(tmp_path):
     path = saved(tmp_path, classifier((1, 3, 12, "w")))
     with pytest.raises(UnsupportedModelError, match=r"exported for 12 x None pixels, not 16 x 16"):
         load(path, size=16)
-    with pytest.raises(UnsupportedModelError, match=r"`size=\(48, 192\)`"):
+    with pytest.raises(UnsupportedModelError, match=r"`size=\(12, 224\)`"):
         load(path)
 
 
