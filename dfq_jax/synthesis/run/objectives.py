@@ -123,8 +123,16 @@ def job_for(
 
 def traced(recipe: Recipe) -> Recipe:
     """What programs are made of: recipes that differ in the rest, as in labels, share them."""
-    kept = ("source", "terms", "watch", "distort", "memory", "bounded")
-    return Recipe(name="", batch=0, **{field: getattr(recipe, field) for field in kept})
+    return Recipe(
+        name="",
+        batch=0,
+        source=recipe.source,
+        terms=recipe.terms,
+        watch=recipe.watch,
+        distort=recipe.distort,
+        memory=recipe.memory,
+        bounded=recipe.bounded,
+    )
 
 
 def rendered(recipe: Recipe, contract: InputContract, x: PyTree) -> Images:
