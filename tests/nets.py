@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy_ops import CURVES as CURVES
 from numpy_ops import conv as conv
@@ -147,7 +146,7 @@ class Builder:
     def done(self, *outputs) -> Model:
         """The network, in float32."""
         params = {
-            name: {slot: jnp.asarray(v, jnp.float32) for slot, v in slots.items()}
+            name: {slot: jax.device_put(np.float32(v)) for slot, v in slots.items()}
             for name, slots in self.params.items()
         }
         return Model(Graph(tuple(self.nodes), ("images",), outputs), params, (self.contract,))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from dfq_jax.errors import GraphError
+from dfq_jax.graph.evaluate import applied
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
     WEIGHTED,
@@ -26,7 +27,7 @@ from dfq_jax.graph.ops import (
     Slice,
     Transpose,
 )
-from dfq_jax.graph.semantics import Slots, apply_op
+from dfq_jax.graph.semantics import Slots
 
 
 def consumers(graph: Graph) -> dict[str, tuple[tuple[Node, int], ...]]:
@@ -96,7 +97,7 @@ def output_shapes(model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
         slots = model.params.get(node.name, {})
         args = tuple(env[i] for i in node.inputs)
         try:
-            out = jax.eval_shape(lambda p, xs, op=node.op: apply_op(op, p, *xs), slots, args)
+            out = applied.eval_shape(node.op, slots, *args)
         except (TypeError, ValueError, KeyError) as error:
             shapes = [a.shape for a in args]
             raise GraphError(

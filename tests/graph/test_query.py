@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from dfq_jax.errors import GraphError
+from dfq_jax.graph import semantics
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
     AdaptiveAvgPool,
@@ -37,6 +38,7 @@ from dfq_jax.graph.query import (
     work,
 )
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.graph.windows import pooled
 from dfq_jax.types import InputContract
 
 
@@ -95,6 +97,18 @@ def test_images_of_which_nothing_is_left_are_refused():
     assert output_shapes(model)["end"] == (1, 2, 2, 1)
     assert "node pool = MaxPool" in str(refusal_of_half(model))
     assert "leaves nothing of inputs of shapes [(1, 4, 4, 1)]" in str(refusal_of_half(model))
+
+
+def test_an_operator_is_traced_once_for_a_shape(monkeypatch):
+    """Shapes are asked for at every stage of a run."""
+    seen = []
+    monkeypatch.setattr(semantics, "pooled", lambda *given: seen.append(given) or pooled(*given))
+    nodes = Node("pool", MaxPool((3, 2), (2, 1)), ("images",)), Node("end", Relu(), ("pool",))
+    model = Model(Graph(nodes, ("images",), ("end",)), {}, (InputContract(17, 11),))
+    assert [output_shapes(model, n)["end"] for n in (1, 1, 2)] == [(1, 8, 10, 3)] * 2 + [
+        (2, 8, 10, 3)
+    ]
+    assert len(seen) == 2
 
 
 def test_multiply_accumulates_by_hand(tiny_net, mixed_net):

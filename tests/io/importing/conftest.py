@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from hypothesis import currently_in_test_context, reject
@@ -127,9 +127,9 @@ def imported(network: Network, shape: Shape, route: Route = PLAIN) -> Imported:
 def outputs_of(found: Imported, x: np.ndarray) -> list[np.ndarray]:
     """What an imported graph computes, in PyTorch's axis order."""
     images = x.reshape(*x.shape[:2], *(1,) * (4 - x.ndim), *x.shape[2:]).transpose(0, 2, 3, 1)
-    params = {n: {k: jnp.asarray(v) for k, v in s.items()} for n, s in found.params.items()}
+    params = jax.device_put(found.params)
     model = Model(found.graph, params, (plain_contract(found.shape),))
-    results = evaluate(model, jnp.asarray(images))[0]
+    results = evaluate(model, jax.device_put(images))[0]
     arrays = [np.asarray(r) for r in results]
     return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in arrays]
 

@@ -49,7 +49,7 @@ def checked(f: NET, shape: tuple[int, ...], params: Any = None, layout: str | No
     run = f if params is None else partial(f, params)
     with jax.numpy_dtype_promotion("standard"):
         expected = [run(x[i : i + 1]) for i in (0, 1)]
-    found = evaluate(model, jnp.asarray(fed.reshape(2, *model.contract.shape)))[0]
+    found = evaluate(model, jax.device_put(fed.reshape(2, *model.contract.shape)))[0]
     for got, *wanted in zip(found, *(jax.tree.leaves(e) for e in expected), strict=True):
         stacked = np.concatenate([np.asarray(w) for w in wanted])
         if fed is not x and stacked.ndim == 4:  # images are returned as they are fed

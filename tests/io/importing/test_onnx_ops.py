@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -77,7 +77,7 @@ def agree(proto: onnx.ModelProto, tmp_path, tolerance: float = 1e-5, x: Any = No
     wanted = run(proto, x)
     model = loaded(proto, tmp_path)
     images = x.reshape(*x.shape[:2], *(1,) * (4 - x.ndim), *x.shape[2:])
-    ours = np.asarray(evaluate(model, jnp.asarray(images.transpose(0, 2, 3, 1)))[0][0])
+    ours = np.asarray(evaluate(model, jax.device_put(images.transpose(0, 2, 3, 1)))[0][0])
     for found in (
         ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours,
         run(float_onnx(model), images),
@@ -287,5 +287,5 @@ def test_nodes_may_share_a_name(tmp_path):
     wanted = run(built(named[2]), x)
     for nodes in named:
         model = loaded(built(nodes), tmp_path)
-        ours = evaluate(model, jnp.asarray(x.transpose(0, 2, 3, 1)))[0][0]
+        ours = evaluate(model, jax.device_put(x.transpose(0, 2, 3, 1)))[0][0]
         assert np.array_equal(np.asarray(ours).transpose(0, 3, 1, 2), wanted)
