@@ -15,7 +15,7 @@ from dfq_jax.recipes.presets import OFFERS
 
 @pytest.fixture(scope="module")
 def model(nets):
-    return nets.tiny()
+    return nets.stem()
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_names_come_to_a_pipeline(model, images):
     assert pipeline.methods == (dfq.methods.brecq(steps=2),)
     named, found = dfq.quantize(model, images, **NAMES), dfq.quantize(model, images, pipeline)
     same(found, named)
+    assert {unit.method for unit in named.report.units} == {"brecq"}
     assert found.settings == {**named.settings, "preset": "own"}
 
 

@@ -160,7 +160,7 @@ def test_images_leave_as_they_enter(tmp_path):
 
 def test_channels_last_is_quantized_verified_timed_and_read_again(tmp_path):
     model = dfq.load(saved(tmp_path, classifier(LAST)), mean=(0.5,), std=(0.5,))
-    result = dfq.quantize(model)
+    result = dfq.quantize(model, method="noise", n=8)
     found = result.verify()
     assert found.passed, found.failures
     result.save(tmp_path / "out")

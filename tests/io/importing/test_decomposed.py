@@ -207,6 +207,7 @@ def test_gathers_without_order_are_refused(kit, function, message):
         kit.imported(function, (4, 5, 6), (3, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small"])
 def test_a_network_of_torchvision(kit, name):
     import zoo_networks
