@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dfq_jax.api.quantize import quantize
     from dfq_jax.api.result import Result
     from dfq_jax.api.synthesize import synthesize, synthesize_set
+    from dfq_jax.api.train import train
     from dfq_jax.base.parallel import Machine
     from dfq_jax.errors import DfqError
     from dfq_jax.examples import Examples
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dfq_jax.quantization.simulate import QuantizedModel, simulate
     from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
     from dfq_jax.synthesis.recipe import Recipe
+    from dfq_jax.training.method import Training
     from dfq_jax.types import InputContract, Moments
 
 NAMESPACES = ("edits", "methods", "parts")
@@ -39,6 +41,7 @@ PLACES = {
     "api.quantize": ("quantize",),
     "api.result": ("Result",),
     "api.synthesize": ("synthesize", "synthesize_set"),
+    "api.train": ("train",),
     "base.parallel": ("Machine",),
     "errors": ("DfqError",),
     "examples": ("Examples",),
@@ -49,6 +52,7 @@ PLACES = {
     "quantization.simulate": ("QuantizedModel", "simulate"),
     "recipes.pipeline": ("Pipeline", "pipeline_for"),
     "synthesis.recipe": ("Recipe",),
+    "training.method": ("Training",),
     "types": ("InputContract", "Moments"),
 }
 """{module: names of it that are this package's}."""
@@ -68,6 +72,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Training",
     "Watcher",
     "bench",
     "compose",
@@ -84,6 +89,7 @@ __all__ = [
     "simulate",
     "synthesize",
     "synthesize_set",
+    "train",
     "verify",
 ]
 

@@ -1,8 +1,8 @@
 """The methods of papers, and ours, as factories of values and as functions.
 
 Recipes make images: `dfq.synthesize(model, methods.zeroq())`. Reconstructions learn or solve how
-kernels are rounded: `parts.reconstruct`, or `methods=` of a `Pipeline`. The others treat a whole
-network.
+kernels are rounded: `parts.reconstruct`, or `methods=` of a `Pipeline`. Trainings teach a student:
+`dfq.train(model, method=methods.gdfq())`. The others treat a whole network.
 """
 
 from dfq_jax.quantization.reestimate import reestimate_norms
@@ -12,6 +12,7 @@ from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.best_rounding import best_rounding
+from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
@@ -20,6 +21,7 @@ from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import centres_for, fdda
 from dfq_jax.recipes.flexround import flexround
+from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.gzsq import estimated, gzsq
@@ -44,6 +46,7 @@ __all__ = [
     "aquant",
     "best",
     "best_rounding",
+    "best_training",
     "best_unlabelled",
     "brecq",
     "centres_for",
@@ -58,6 +61,7 @@ __all__ = [
     "estimated",
     "fdda",
     "flexround",
+    "gdfq",
     "genie",
     "genie_m",
     "gzsq",

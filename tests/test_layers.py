@@ -13,6 +13,7 @@ LAYERS = (
     {"base", "graph", "numerics"},
     {"optim", "data", "passes", "quantization"},
     {"allocation", "reconstruction", "synthesis"},
+    {"training"},
     {"io", "report"},
     {"recipes"},
     {"api"},

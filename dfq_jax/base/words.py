@@ -47,6 +47,8 @@ ReconstructionName = Literal[
     "stages",
     "best",
 ]
+TrainingName = Literal["best", "gdfq"]
+"""How a network is trained without data."""
 ObserverName = Literal[
     "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
 ]

@@ -22,7 +22,14 @@ from dfq_jax.base.interrupts import INTERRUPTED, heed_interrupts, leave_at_once
 from dfq_jax.base.machine import count_cpu_as, keep_programs
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.cli.config import from_file
-from dfq_jax.cli.options import FLAT, DoctorOptions, QuantizeOptions, Reading, SynthesizeOptions
+from dfq_jax.cli.options import (
+    FLAT,
+    DoctorOptions,
+    QuantizeOptions,
+    Reading,
+    SynthesizeOptions,
+    TrainOptions,
+)
 from dfq_jax.errors import DfqError
 from dfq_jax.report.console import Terminal, one_line
 
@@ -123,6 +130,26 @@ def quantize(
         from dfq_jax.cli.verbs import quantize_to
 
     quantize_to(model, options, terminal)
+
+
+@app.command
+def train(
+    model: str,
+    /,
+    *,
+    options: Annotated[TrainOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
+    """Trains a quantized network without data: a student learns from the float network.
+
+    OUT/ receives what `dfq quantize` writes. Takes minutes to hours; interrupted runs resume: type
+    the same command again.
+    """
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.cli.train import train_to
+
+    train_to(model, options, terminal)
 
 
 @app.command

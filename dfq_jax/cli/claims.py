@@ -17,7 +17,10 @@ from dfq_jax.io.artifacts.images import is_image_set
 from dfq_jax.io.artifacts.output_folder import OWN_FILES
 from dfq_jax.report.grid import is_our_picture
 
-KEPT = ("fingerprint.json", "*.lock", "batch_*", "probes", "reconstruction-*", "stage_*", ".tmp-*")
+KEPT = (
+    *("fingerprint.json", "*.lock", "batch_*", "probes", "reconstruction-*", "stage_*"),
+    *("training", ".tmp-*"),
+)
 """What a folder of states may hold at its top."""
 LOCK = "output"
 MOST_TOLD = 3

@@ -14,8 +14,9 @@ from dfq_jax.api.quantize import quantize
 from dfq_jax.base.files import read_regular, write_atomically
 from dfq_jax.cli.claims import check_apart, check_picture
 from dfq_jax.cli.config import CONFIG, LARGEST
+from dfq_jax.cli.delivery import emit
 from dfq_jax.cli.options import DoctorOptions
-from dfq_jax.cli.verbs import emit, read_model
+from dfq_jax.cli.verbs import read_model
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task

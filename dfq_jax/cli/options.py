@@ -17,6 +17,7 @@ from dfq_jax.base.words import (
     Sensitivity,
     Store,
     TaskName,
+    TrainingName,
 )
 
 OutputFlag = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -105,6 +106,51 @@ class QuantizeOptions:
     memory: str | None = None
     task: TaskName | None = None
     store: Store = "packed"
+    force: bool = False
+    config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The options of `dfq train`, in the order of its help.
+
+    Attributes:
+      output: Folder of the result.
+      method: How the student learns; best is ours, the others are published.
+      start: Output folder of quantize or train to begin from; its bits are those of the result.
+      scheme: w{bits}a{bits}, bits 2..8; that of --start, or w4a4.
+      layers: What stays at 8 bits when the rest has fewer; likewise, or qdrop_8bit_ends.
+      rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
+      images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
+      n: How many images are made; the --method says if you do not.
+      steps: Steps of the student, likewise.
+      batch: Images of a step, likewise.
+      reading: how the model is read.
+      seed: Seed of everything random.
+      accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
+      memory: Most that a step of synthesis may take, e.g. 4GiB: larger ones are split.
+      task: What the network is for, where its outputs do not tell.
+      store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
+      force: Write beside files of others.
+      config: TOML file of options; those given here win.
+    """
+
+    output: OutputFlag
+    method: TrainingName = "best"
+    start: Path | None = None
+    scheme: str | None = None
+    layers: LayerPreset | None = None
+    rule: Rules = ()
+    images: Path | None = None
+    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
+    steps: int | None = None
+    batch: int | None = None
+    reading: Reading = dataclasses.field(default_factory=ReadOptions)
+    seed: int = 0
+    accuracy: float | None = None
+    memory: str | None = None
+    task: TaskName | None = None
+    store: Store | None = None
     force: bool = False
     config: Path | None = None
 

@@ -17,8 +17,9 @@ from dfq_jax.cli.claims import (
     state_folder,
 )
 from dfq_jax.cli.config import CONFIG, settings_toml
+from dfq_jax.cli.delivery import emit
 from dfq_jax.cli.options import SynthesizeOptions
-from dfq_jax.cli.verbs import emit, read_model, source_of
+from dfq_jax.cli.verbs import read_model, source_of
 from dfq_jax.errors import UsageError
 from dfq_jax.io.artifacts.images import load_images, save_images
 from dfq_jax.io.load import Loaded

@@ -41,6 +41,12 @@ def at_rate(
     return make(learning_rate * factor, **dict(settings))
 
 
+def in_own_units() -> optax.GradientTransformation:
+    """Updates in units of the size of what they change: a scale then never changes its sign."""
+    sized = lambda update, value: update * jnp.abs(value)
+    return optax.stateless(lambda updates, params: jax.tree.map(sized, updates, params))
+
+
 def adam_to_zero(
     learning_rate: float, *, steps: int, b1: float = 0.9, b2: float = 0.999, warmup: int = 0
 ) -> optax.GradientTransformation:

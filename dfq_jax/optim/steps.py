@@ -100,11 +100,13 @@ class Player(NamedTuple):
         loss are its own.
       step: how it moves; its context is `Among`.
       times: steps it takes while the others take theirs.
+      after: rounds before it moves: until then its objective is heard and remembers, no more.
     """
 
     name: str
     step: Step
     times: int = 1
+    after: int = 0
 
 
 class Among(NamedTuple):
@@ -129,10 +131,10 @@ def in_turn(*players: Player) -> Step:
       ValueError: for two players of one name, or one that never moves.
     """
     names = [player.name for player in players]
-    if len(set(names)) < len(names) or any(player.times < 1 for player in players):
+    if len(set(names)) < len(names) or any(p.times < 1 or p.after < 0 for p in players):
         raise ValueError(
-            "in_turn() needs names that differ and times >= 1, got "
-            f"{[(player.name, player.times) for player in players]}."
+            "in_turn() needs names that differ, times >= 1 and after >= 0, got "
+            f"{[(player.name, player.times, player.after) for player in players]}."
         )
     return Step(bound(all_begun, players), bound(round_of, players))
 
@@ -169,4 +171,8 @@ def moved(
         return own, (loss, parts)
 
     mine, told = jax.lax.scan(one, mine, jnp.arange(player.times))
+    if player.after:
+        moves = lambda new, old: jnp.where(now.step < player.after, old, new)
+        still = jax.tree.map(moves, mine[:2], tuple(each[name] for each in state[:2]))
+        mine = Moving(still[0], still[1], mine.memory)
     return Moving(*({**all_, name: own} for all_, own in zip(state, mine, strict=True))), told

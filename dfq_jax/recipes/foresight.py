@@ -15,22 +15,36 @@ from dfq_jax.recipes.presets import ImageBudget, choice_for
 from dfq_jax.recipes.sizes import is_small
 
 RunPart = Literal[
-    "making images", "calibrating", "learning", "making probes", "judging", "verifying"
+    "making images",
+    "calibrating",
+    "learning",
+    "training",
+    "making probes",
+    "judging",
+    "verifying",
 ]
 PARTS: tuple[RunPart, ...] = get_args(RunPart)
 COMPILING: Mapping[RunPart, float] = {
-    **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30},
+    **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30, "training": 0.60},
     **{"making probes": 0.30, "judging": 0.20, "verifying": 0.10},
 }
 """Seconds for each node of a network on one CPU core, mostly spent compiling; the first two were
 measured, the others are by comparison."""
 LOOKS: Mapping[RunPart, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
 """Passes through the network for each image."""
+TRAINED = 8.0
+"""The same of a step of training: teacher, student, and the student's slopes."""
 VERIFIED = 16
 
 
 def foreseen(
-    model: Model, making: ImageBudget | None, images: int, *, learns: bool, judges: bool
+    model: Model,
+    making: ImageBudget | None,
+    images: int,
+    *,
+    learns: bool,
+    judges: bool,
+    shown: int = 0,
 ) -> dict[RunPart, float]:
     """Seconds of each part that there will be, in order.
 
@@ -40,10 +54,12 @@ def foreseen(
       images: how many there are to calibrate with.
       learns: whether rounding is learned.
       judges: whether the expected loss is estimated, from probes that are made.
+      shown: images that a student is shown in all, where one is trained.
     """
     nodes, rate = len(model.graph.nodes), SHARE * speed()
     image = sum(macs(model).values()) / rate
-    there = {"learning": learns, "making probes": judges, "making images": making is not None}
+    there = {"learning": learns, "training": shown > 0, "making probes": judges}
+    there["making images"] = making is not None
     found: dict[RunPart, float] = {
         part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
     }
@@ -52,6 +68,8 @@ def foreseen(
     found["calibrating"] += LOOKS["calibrating"] * images * image
     if learns:
         found["learning"] += LOOKS["learning"] * images * image
+    if shown:
+        found["training"] += TRAINED * shown * image
     if judges:
         base, steps = probes.SMALL_BASE if is_small(model.contract) else probes.LARGE_BASE
         found["making probes"] += expected_seconds(model, ImageBudget("best", base, steps), rate)

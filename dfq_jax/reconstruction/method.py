@@ -15,6 +15,7 @@ from dfq_jax.numerics.affine import Affine, fake_quantize
 from dfq_jax.numerics.rounding import POSITIVE, Rounding
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.chunk_data import Fed
+from dfq_jax.optim.schedules import in_own_units
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.batches import Rows, read
@@ -273,12 +274,6 @@ def optimizer_of(rates: Rates, steps: int, factor: float = 1.0) -> optax.Gradien
         return "scale" if path[-1].key == "scale" else "bits"
 
     return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(kind, x))
-
-
-def in_own_units() -> optax.GradientTransformation:
-    """Updates in units of the size of what they change: a scale then never changes its sign."""
-    sized = lambda update, value: update * jnp.abs(value)
-    return optax.stateless(lambda updates, params: jax.tree.map(sized, updates, params))
 
 
 Losses = tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]

@@ -51,18 +51,18 @@ class Term(NamedTuple):
     Attributes:
       name: what reports call it.
       weight: its factor.
-      fn: its value.
+      fn: its value, of what an objective sees: `Observed` in synthesis, a `Lesson` in training.
       classes: whether it needs the scores of classes, which not every network has.
     """
 
     name: str
     weight: float
-    fn: Callable[[Observed], Float[Array, ""]]
+    fn: Callable[[Any], Float[Array, ""]]
     classes: bool = False
 
 
 def weighted(
-    terms: Sequence[Term], observed: Observed
+    terms: Sequence[Term], observed: Any
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of `terms`, and each term unweighted under its name."""
     parts = {t.name: t.fn(observed) for t in terms}

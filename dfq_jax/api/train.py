@@ -1,0 +1,290 @@
+"""`dfq.train`: images, a start, training, and the verdict, in this order."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax
+
+from dfq_jax.api.given import GivenImages, image_set
+from dfq_jax.api.grids import calibrated
+from dfq_jax.api.quantize import learned, made_images, settings_of
+from dfq_jax.api.request import Asked, Follow
+from dfq_jax.api.result import Result, deliverable
+from dfq_jax.api.start import begun_in
+from dfq_jax.api.synthesize import check_seed
+from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs
+from dfq_jax.base.words import LayerPreset, Store
+from dfq_jax.examples import Examples
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task, task_named
+from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.optim.state import Place
+from dfq_jax.quantization.plan import Rule
+from dfq_jax.quantization.shared_grids import shared_grids
+from dfq_jax.recipes.dfq import Quantized
+from dfq_jax.recipes.expense import manner
+from dfq_jax.recipes.presets import (
+    ImageBudget,
+    budget_of_method,
+    image_budget,
+    makes_noise,
+    noise_budget,
+)
+from dfq_jax.recipes.trainings import pipeline_of_start, training_for
+from dfq_jax.report.analyze import analyze
+from dfq_jax.training.engine import TrainingReport, check_images, trained
+from dfq_jax.training.method import GeneratedImages, Training
+
+SCHEME, LAYERS = "w4a4", "qdrop_8bit_ends"
+HELD_OUT, MOST_HELD_OUT = 4, 256
+"""One image in so many judges, and no more than that."""
+STARTED_FROM = 192
+"""Images that a start is learned from: a preset's."""
+OFFSET = 1
+"""Training draws from another key than the start."""
+
+
+class TrainSettings(TypedDict, total=False):
+    """What `train` can be told, by name; `train` says what each means."""
+
+    start: str | Path | None
+    scheme: str | None
+    layers: LayerPreset | None
+    rules: Iterable[Rule]
+    steps: int | None
+    batch: int | None
+    n: int | None
+    task: Task | str | None
+    accuracy: float | None
+    probes: Examples | None
+    store: Store | None
+    seed: int
+    memory: int | None
+
+
+def train(
+    model: Model,
+    images: GivenImages | None = None,
+    method: str | Training = "best",
+    *,
+    watch: Watcher = SILENT,
+    state_folder: str | Path | None = None,
+    **settings: Unpack[TrainSettings],
+) -> Result:
+    """Trains a quantized network without data: a student learns from the float network.
+
+    Args:
+      model: network with its batch norms in place.
+      images: to learn from, a quarter held out (see `given.image_set`); None to make them. A method
+        with a generator is judged on them.
+      method: a `Training`, e.g. of `dfq.methods`, or its name, one of
+        `recipes.trainings.TRAININGS`.
+      watch: told what is being done and how it advances.
+      state_folder: keeps state here and resumes from it.
+      **settings: any of
+        start: output folder of `quantize` or `train` to begin from, instead of where the method
+          begins.
+        scheme: `w{2..8}a{2..8}`; by default that of the start, or w4a4.
+        layers: which layers stay at 8 bits; likewise, or qdrop_8bit_ends.
+        rules: bits of particular layers; those of a start stay.
+        steps: of the student, instead of the method's.
+        batch: images of a step, likewise.
+        n: how many images to make, likewise.
+        task: what the network is for, instead of what its graph says.
+        accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
+        probes: of `recipes.probes.probes_of`, if they are made; tell the expected loss.
+        store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
+        seed: of everything random but the probes.
+        memory: bytes that a step of synthesis or of the start may take.
+
+    Returns:
+      As of `quantize`. Where training made the outputs worse on images that it had not seen, the
+      start, and the report says so.
+
+    Raises:
+      UsageError: for a bad argument; a start of another network or plan, naming the difference; a
+        method that needs classes of a network that has none; a batch larger than there are images.
+      DivergedError: if training diverged at every rate.
+    """
+    given = Given(**settings)
+    check_seed(given.seed)
+    how = training_for(method, given.steps, given.batch, model=model)
+    follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
+    begun = None
+    if given.start is not None:
+        asked = (given.scheme, given.layers, tuple(given.rules))
+        begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
+    return carried_out(model, images, how, begun, asked_of(model, how, given), follow)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The settings of `train`, with what was left out."""
+
+    start: str | Path | None = None
+    scheme: str | None = None
+    layers: LayerPreset | None = None
+    rules: Iterable[Rule] = ()
+    steps: int | None = None
+    batch: int | None = None
+    n: int | None = None
+    task: Task | str | None = None
+    accuracy: float | None = None
+    probes: Examples | None = None
+    store: Store | None = None
+    seed: int = 0
+    memory: int | None = None
+
+
+def asked_of(model: Model, method: Training, given: Given) -> Asked:
+    """What comes before and after training, as `quantize` has it."""
+    names = {"scheme": given.scheme or SCHEME, "layers": given.layers or LAYERS}
+    store = given.store or "packed"
+    how = pipeline_of_start(method, model, **names, rules=tuple(given.rules), store=store)
+    task = task_named(given.task) if isinstance(given.task, str) else given.task
+    told = (given.n, None, given.accuracy, given.probes, task, given.seed, given.memory)
+    return Asked(how, None, None, *told)
+
+
+def in_store(begun: Quantized, store: Store | None) -> Quantized:
+    """A start with its kernels in another form in the file, if one was asked for."""
+    if store is None:
+        return begun
+    plan = dataclasses.replace(begun.quantized.plan, store=store)
+    return begun._replace(quantized=dataclasses.replace(begun.quantized, plan=plan))
+
+
+class ImagesApart(NamedTuple):
+    """Images to learn from, and those that judge."""
+
+    seen: Examples
+    held_out: Examples
+
+
+def carried_out(
+    model: Model,
+    given: GivenImages | None,
+    method: Training,
+    begun: Quantized | None,
+    asked: Asked,
+    follow: Follow,
+) -> Result:
+    """The network as asked for."""
+    brought = None if given is None else image_set(given, model.contract, follow.watch.says)
+    making = making_for(model, method, asked)
+    if brought is None:
+        check_images(method, kept_of(making.n))
+    images = made_images(model, making, asked, follow) if brought is None else brought
+    images = deliverable(images, model.contract)
+    seen, held_out = apart(images)
+    check_images(method, len(seen))
+    follow.watch.says(f"training ({method.name}): {method.steps} steps of {method.batch} images")
+    made, cut = (begun, ()) if begun else started(model, seen, asked, follow)
+    follow.begins("training")
+    if begun is not None and method.student.live:
+        method = method._replace(student=method.student._replace(live=False))
+    network, report = trained(
+        made.quantized,
+        made.reference,
+        seen.images,
+        held_out.images,
+        method,
+        jax.random.fold_in(jax.random.key(asked.seed), OFFSET),
+        unfolded=model,
+        place=follow.place,
+        watch=follow.watch,
+    )
+    made = made._replace(quantized=network, used_images=True)
+    notes = (*report.notes, told_of(report))
+    for note in notes:
+        follow.watch.says(note)
+    result = verdict(model, made, images, held_out, asked, follow, (*cut, *notes))
+    settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
+    if brought is None and making.steps:
+        settings["synthesis"] = manner(model, making.method, making, "best")
+    return dataclasses.replace(result, settings=settings)
+
+
+def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:
+    """How many images are made, and how; noise for a network without statistics."""
+    found = image_budget("best", model.contract, learned=True)
+    if isinstance(method.images, GeneratedImages):
+        found = image_budget("fast", model.contract, learned=False)
+    elif makes_noise(model, method.recipe):
+        found = noise_budget(found)
+    else:
+        found = budget_of_method(method.recipe, model, found)
+    return dataclasses.replace(found, n=asked.n or method.n or found.n)
+
+
+def apart(images: Examples) -> ImagesApart:
+    """Images to learn from, and those that judge; fewer than 4 do both."""
+    if len(images) < HELD_OUT:
+        return ImagesApart(images, images)
+    return ImagesApart(*images.split(len(images) - kept_of(len(images))))
+
+
+def kept_of(count: int) -> int:
+    """How many of so many images are learned from."""
+    return count if count < HELD_OUT else count - min(count // HELD_OUT, MOST_HELD_OUT)
+
+
+def started(
+    model: Model, seen: Examples, asked: Asked, follow: Follow
+) -> tuple[Quantized, tuple[str, ...]]:
+    """Where the student begins, and which layers had to have smaller codes, in words."""
+    few = seen.split(len(seen) - STARTED_FROM)[0] if len(seen) > STARTED_FROM else seen
+    made, _, cut = calibrated(model, few, asked, follow)
+    made, _ = learned(model, made, few, asked, follow)
+    return made, cut
+
+
+def told_of(report: TrainingReport) -> str:
+    """How training went, in a sentence."""
+    moved = f"{100 * report.changed:.2g} % of the codes changed"
+    gap = f"on held-out images outputs went from {report.before:.4g} to {report.after:.4g} apart"
+    if report.kept:
+        return f"trained {report.steps} steps ({report.method}): {gap}, {moved}"
+    return f"the start is kept: training made it worse ({gap}, {moved})"
+
+
+def verdict(
+    model: Model,
+    made: Quantized,
+    images: Examples,
+    probes: Examples,
+    asked: Asked,
+    follow: Follow,
+    notes: tuple[str, ...],
+) -> Result:
+    """The network with its report."""
+    judges = judges_of(model, made, asked, follow)
+    loss = expected(made, model, judges, asked.accuracy)
+    found = analyze(made.reference, made.quantized, probes.images, task=asked.task)
+    shared = shared_grids(made.quantized, probes.images)
+    found = dataclasses.replace(found, shared_grids=shared, given=images.given)
+    found = with_costs(judged(found, judges, loss), made, probes, asked, follow)
+    report = qualified(found, images)
+    report = dataclasses.replace(report, notes=(*report.notes, *notes))
+    follow.begins("verifying")
+    plan = made.quantized.plan
+    settings = settings_of(asked, None)
+    settings |= {"scheme": str(plan.scheme), "layers": plan.layers, "store": plan.store}
+    return Result(made.quantized, model, images, probes, report, settings, None, judges.images)
+
+
+def settings_of_training(
+    method: Training, report: TrainingReport, images: Examples, held_out: Examples
+) -> dict[str, Any]:
+    """What was resolved, for reports."""
+    return {
+        "preset": "trained",
+        "training": method.name,
+        "training steps": method.steps,
+        "batch": method.batch,
+        "codes changed": report.changed if report.kept else 0.0,
+        "images": f"{len(images)} ({images.provenance.get('method', 'given')})",
+        "held out": len(held_out),
+    }

@@ -1,0 +1,63 @@
+"""Ours: from where learned rounding ends, all of the network at once.
+
+Block reconstruction leaves what errors of blocks add up to. The student begins at its codes, steps
+and biases, and learns by LSQ to say what the teacher says, and to make what its blocks make; as
+many weights change their codes as the images ask for. What it is made of, and what each part is
+worth, is in `docs/RESULTS.md`.
+
+    KL(t, s; T = 2) + FitNets,   FitNets = mean_l |x_T - x_S|^2 / var x_T   of what blocks put out
+"""
+
+import optax
+
+from dfq_jax.synthesis.sources.augment import flip
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.training.level_rules import learned_steps
+from dfq_jax.training.losses import block_outputs, distillation, feature_gap, score_gap
+from dfq_jax.training.method import AtFactor, FixedImages, Training, rates_apart, to_zero
+from dfq_jax.training.student import StudentKind
+
+
+def best_training(
+    *,
+    steps: int = 2000,
+    batch: int = 64,
+    learning_rate: float = 2e-4,
+    step_rate: float = 1e-4,
+    temperature: float = 2.0,
+    features: float = 1.0,
+    average: float | None = None,
+    classes: bool = True,
+) -> Training:
+    """LSQ from a post-training result, on images of ours mirrored at random.
+
+    Args:
+      steps: of Adam.
+      batch: images of a step.
+      learning_rate: of kernels and biases; it falls to 0 along a cosine.
+      step_rate: of step sizes, in units of each, likewise.
+      temperature: of the KL.
+      features: weight of what blocks put out; 0 for the outputs alone.
+      average: weight of the past in the average that the result is; None for the last step.
+      classes: whether outputs are scores of classes; the squared gap of outputs where they are
+        not.
+    """
+    said = Term("KL", 1.0, distillation(temperature=temperature), True)
+    told = said if classes else Term("outputs", 1.0, score_gap)
+    hints = (Term("FitNets", features, feature_gap),) if features else ()
+    weights: AtFactor = to_zero(optax.adam, learning_rate, steps)
+    own_units: AtFactor = to_zero(optax.adam, step_rate, steps, relative=True)
+    return Training(
+        name="best",
+        steps=steps,
+        batch=batch,
+        student=StudentKind(learned_steps(scaled=False), learned_steps(scaled=False, images=True)),
+        images=FixedImages(flip(together=False)),
+        terms=(told, *hints),
+        optimizer=rates_apart(weights, own_units, own_units),
+        watch=block_outputs,
+        average=average,
+        start="post_training",
+        recipe="best_unlabelled",
+        n=1024,
+    )

@@ -1,0 +1,97 @@
+"""What `dfq train --method` means: methods of training without data by name."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.passes.before_quantization import Surgery
+from dfq_jax.quantization.observers import Observers
+from dfq_jax.recipes.best_training import best_training
+from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
+from dfq_jax.recipes.sizes import is_small
+from dfq_jax.report.trust import judges_classes
+from dfq_jax.training.method import Training
+
+
+class TrainingOffer(NamedTuple):
+    """A method as its name offers it.
+
+    Attributes:
+      make: the factory, with the paper's values for small images.
+      large: its arguments for large ones.
+      suited: network -> arguments that it decides.
+    """
+
+    make: Callable[..., Training]
+    large: Mapping[str, Any] = {}
+    suited: Callable[[Model], Mapping[str, Any]] | None = None
+
+
+def by_outputs(model: Model) -> Mapping[str, Any]:
+    """Whether a network's outputs are scores of classes."""
+    return {"classes": judges_classes(model)}
+
+
+IMAGENET = {"batch": 16, "learning_rate": 1e-6, "warmup": 10_000, "by_class": True}
+TRAININGS: Mapping[str, TrainingOffer] = {
+    "best": TrainingOffer(best_training, suited=by_outputs),
+    "gdfq": TrainingOffer(gdfq, {"steps": 70_000, **IMAGENET}),
+}
+
+
+def training_for(
+    method: str | Training,
+    steps: int | None = None,
+    batch: int | None = None,
+    *,
+    model: Model | None = None,
+) -> Training:
+    """A method of training, with its steps and batch replaced where given.
+
+    Args:
+      method: one of `TRAININGS`, or a `Training`, which is returned as it is.
+      steps: of the student.
+      batch: images of a step.
+      model: the network, where a method has other values for large images.
+
+    Raises:
+      UsageError: for an unknown method, steps or batch below 1, or either beside a `Training`.
+    """
+    for name, value in (("steps", steps), ("batch", batch)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}.")
+        if value is not None and isinstance(method, Training):
+            raise UsageError(
+                f"{name}={value} beside a method of training, which has its own: make it with that."
+            )
+    if isinstance(method, Training):
+        return method
+    check_choice("method of training", method, TRAININGS)
+    offer = TRAININGS[method]
+    given = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
+    if model is not None:
+        large = {} if is_small(model.contract) else offer.large
+        given = {**large, **(offer.suited(model) if offer.suited else {}), **given}
+    return offer.make(**given)
+
+
+def pipeline_of_start(method: Training, model: Model, **names: Any) -> Pipeline:
+    """How a network is quantized before it is trained.
+
+    As in the papers: nothing is done to it, ranges are the extremes of images, and kernels are
+    rounded to nearest. Ours begins where learned rounding ends.
+
+    Args:
+      method: whose start it is.
+      model: the network.
+      **names: of `pipeline_for`: scheme, layers, rules, store.
+    """
+    if method.start == "post_training":
+        return pipeline_for(model, preset="best", **names)
+    extremes = Observers(MinMax(), MinMax())
+    bare = {"surgery": Surgery(reach=None), "observers": extremes, "bias": "none", "spare": False}
+    return dataclasses.replace(pipeline_for(model, **names), **bare)

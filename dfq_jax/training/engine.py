@@ -1,0 +1,321 @@
+"""Runs a `Training`: by the one loop, saved as everything is, and kept only where it was worth it.
+
+The student begins as a network on its levels and ends as one. What it learned is judged on images
+that it has not seen; where it says less of what the teacher says than at the start, the start is
+kept.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from dfq_jax.errors import DivergedError, UsageError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import classes_of, last_weighted
+from dfq_jax.numerics.softmax import divergence
+from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, rate_of, retold
+from dfq_jax.optim.fit import FitResult, Metrics, fit
+from dfq_jax.optim.pieces import Piece, save_piece
+from dfq_jax.optim.progress import SILENT, Progress, Watcher
+from dfq_jax.optim.state import NOWHERE, Place
+from dfq_jax.quantization.narrowing import gap_of
+from dfq_jax.quantization.plan import Plan
+from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.synthesis.run.diversity import ALIKE
+from dfq_jax.synthesis.sources.pixels import to_pixels
+from dfq_jax.synthesis.terms.targets import batch_norm_targets
+from dfq_jax.training.generator import begun_generator
+from dfq_jax.training.images import Taught, generator_refusal, rows_of
+from dfq_jax.training.method import GeneratedImages, Training
+from dfq_jax.training.objectives import GENERATOR, STUDENT, step_of
+from dfq_jax.training.student import (
+    StudentStart,
+    finished,
+    kernel_codes,
+    share_changed,
+    student_start,
+    tracked_at_first,
+    trained_at_first,
+)
+from dfq_jax.values import described, fingerprint
+
+CHUNK = 20
+JUDGED = 64
+"""Images that are judged together."""
+LAST_GOOD = "last_good.npz"
+
+
+class TrainingReport(NamedTuple):
+    """How a training went.
+
+    Attributes:
+      method: its name.
+      steps: of the student.
+      before: how far its outputs were from the teacher's on held-out images at the start: KL in
+        nats for a classifier, else squared error in units of their power.
+      after: the same at the end.
+      kept: whether that was better, and kept.
+      changed: share of the kernels' codes that are not what they were at the start.
+      seconds: spent.
+      notes: what went wrong on the way.
+    """
+
+    method: str
+    steps: int
+    before: float
+    after: float
+    kept: bool
+    changed: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def trained(
+    quantized: QuantizedModel,
+    teacher: Model,
+    images: Float[Array, "n h w c"],
+    held_out: Float[Array, "m h w c"],
+    method: Training,
+    key: Key[Array, ""],
+    *,
+    unfolded: Model | None = None,
+    place: Place = NOWHERE,
+    watch: Watcher = SILENT,
+) -> tuple[QuantizedModel, TrainingReport]:
+    """Trains a network on its levels, without labels and without data.
+
+    Args:
+      quantized: where the student begins.
+      teacher: the float network, node for node the same.
+      images: normalised, as 8-bit pixels can tell them; a generator needs none.
+      held_out: others, that judge.
+      method: who learns what from whom.
+      key: the only source of randomness.
+      unfolded: the float network with its batch norms: for generators, which match their
+        statistics, and students whose norms are live.
+      place: keeps the state here and resumes from it.
+      watch: told how far it is.
+
+    Returns:
+      The trained network, or the one it began as where that is nearer to the teacher; and how it
+      went.
+
+    Raises:
+      UsageError: if there are fewer images than a step takes, a term needs classes that the network
+        has not, or `place` belongs to another run.
+      UnsupportedModelError: if a generator finds no statistics to match.
+      DivergedError: if every attempt diverged; the last state before that is kept in `place`.
+    """
+    check_images(method, len(images))
+    check_classes(method, teacher)
+    began = time.perf_counter()
+    start = student_start(method.student, quantized, unfolded)
+    taught = taught_of(method, teacher, unfolded, start, images)
+    x = {STUDENT: trained_at_first(method.student, quantized.plan, start)}
+    x |= generators(method, taught, jax.random.fold_in(key, 0))
+    facts = facts_of(method, x, taught, key)
+    inside = (place / "training").knowing(facts)
+    with inside.owned():
+        attempt = partial(attempted, method, quantized.plan, x, taught, key, inside, watch)
+        result, failed = at_lower_rates(attempt)
+        if result.status == "diverged":
+            raise DivergedError(given_up(method, failed, inside, result))
+    made, notes = brought_back(method, quantized.plan, result, taught), retold(failed)
+    notes = tuple(f"training {note}" for note in notes) + collapsed(result)
+    judge = partial(distance, teacher, images=held_out)
+    before, after = judge(quantized), judge(made)
+    kept = math.isfinite(after) and after <= before
+    codes = partial(codes_found, method.student, quantized.plan, start=start)
+    changed = float(share_changed(codes(x[STUDENT]), codes(result.x[STUDENT])))
+    seconds = time.perf_counter() - began
+    told = (method.name, method.steps, before, after, kept, changed, seconds, notes)
+    return made if kept else quantized, TrainingReport(*told)
+
+
+def check_images(method: Training, count: int) -> None:
+    """Refuses fewer images than a step takes.
+
+    Raises:
+      UsageError: with both numbers.
+    """
+    if not isinstance(method.images, GeneratedImages) and count < method.batch:
+        raise UsageError(
+            f"{method.name} takes {method.batch} images a step and there are {count} to learn "
+            f"from: give more, or `batch={max(count, 1)}`."
+        )
+
+
+def check_classes(method: Training, teacher: Model) -> None:
+    """Refuses terms that need scores of classes, for a network that gives none.
+
+    Raises:
+      UsageError: naming them.
+    """
+    shape = jax.eval_shape(lambda m: evaluate(m, example(m))[0][0], teacher).shape
+    if method.classes and (len(shape) != 2 or shape[1] < 2):
+        raise UsageError(
+            f"{method.name} needs a classifier for {', '.join(method.classes)}, and this network "
+            f'puts out {shape[1:]}: `method="best"` needs none.'
+        )
+
+
+def example(model: Model) -> Float[Array, "1 h w c"]:
+    """One image of zeros."""
+    return jnp.zeros((1, *model.contract.shape))
+
+
+def taught_of(
+    method: Training,
+    teacher: Model,
+    unfolded: Model | None,
+    start: StudentStart,
+    images: Float[Array, "n h w c"],
+) -> Taught:
+    """What all players are given."""
+    contract = teacher.contract
+    if not isinstance(method.images, GeneratedImages):
+        pixels = jnp.asarray(to_pixels(images, contract))
+        return Taught(teacher, None, {}, start, pixels)
+    if unfolded is None:
+        raise ValueError("a generator needs the network with its batch norms: `unfolded`.")
+    if refusal := generator_refusal(contract.shape):
+        raise UsageError(refusal)
+    targets, _ = batch_norm_targets(unfolded)
+    return Taught(teacher, unfolded, targets, start, jnp.zeros((0,), jnp.uint8))
+
+
+def generators(method: Training, taught: Taught, key: Key[Array, ""]) -> dict[str, PyTree]:
+    """The generator before its first step, if there is one."""
+    if not isinstance(method.images, GeneratedImages):
+        return {}
+    teacher = taught.teacher
+    last = last_weighted(teacher.graph)
+    kernel = teacher.params[last[0]]["kernel"] if last else None
+    rows = kernel.T if kernel is not None and kernel.ndim == 2 else None
+    classes = classes_of(teacher)
+    made = begun_generator(method.images.kind, key, teacher.contract.shape, classes, rows)
+    return {GENERATOR: made}
+
+
+def facts_of(method: Training, x: PyTree, taught: Taught, key: Key[Array, ""]) -> Mapping[str, Any]:
+    """What the state of a run depends on."""
+    return {
+        "recipe": described(method),
+        "network": fingerprint((x[STUDENT], taught.start.qparams)),
+        "teacher": fingerprint(taught.teacher.params),
+        "images": fingerprint(taught.pixels),
+        "key": fingerprint(key),
+    }
+
+
+def attempted(
+    method: Training,
+    plan: Plan,
+    x: Mapping[str, PyTree],
+    taught: Taught,
+    key: Key[Array, ""],
+    place: Place,
+    watch: Watcher,
+    number: int,
+) -> FitResult:
+    """One attempt, at so much of the learning rate."""
+    if number:
+        watch.says(f"training diverged; again at 1/{2**number} of the learning rate")
+    heard: dict[str, PyTree] = {"ranges": tracked_at_first(method.student, plan, taught.start)}
+    heard["codes"] = codes_found(method.student, plan, x[STUDENT], taught.start)
+    if method.average is not None:
+        heard["average"] = x[STUDENT]
+    return fit(
+        step_of(method, plan, rate_of(number)),
+        x,
+        taught,
+        steps=method.rounds,
+        key=jax.random.fold_in(key, 1),
+        memory={STUDENT: heard, **({GENERATOR: ()} if GENERATOR in x else {})},
+        chunk=CHUNK,
+        on_chunk=partial(report, method, watch),
+        store=(place / f"attempt_{number}").store(),
+        feed=partial(fed, method, len(taught.pixels), seed_of(key)),
+    )
+
+
+def seed_of(key: Key[Array, ""]) -> tuple[int, ...]:
+    """A key as the seed of a generator of NumPy."""
+    return tuple(int(v) for v in np.asarray(jax.random.key_data(key)).reshape(-1))
+
+
+def fed(method: Training, count: int, seed: tuple[int, ...], first: int, steps: int) -> PyTree:
+    """What some steps read: rows of a fixed set; nothing where images are generated."""
+    if isinstance(method.images, GeneratedImages):
+        return ()
+    return jnp.asarray(rows_of(seed, count, method.batch, first, steps))
+
+
+def report(method: Training, watch: Watcher, step: int, metrics: Metrics) -> None:
+    """Tells how far it is."""
+    parts = {name.removeprefix(f"{STUDENT}/"): value for name, value in metrics.items()}
+    watch.advances(Progress(0, 1, step, method.rounds, parts, "training"))
+
+
+def brought_back(method: Training, plan: Plan, result: FitResult, taught: Taught) -> QuantizedModel:
+    """The student of a finished run, or the average over its steps."""
+    memory = result.memory[STUDENT]
+    x = result.x[STUDENT] if method.average is None else memory["average"]
+    return finished(method.student, plan, x, taught.start, memory["ranges"])
+
+
+codes_found = jax.jit(kernel_codes, static_argnums=(0, 1))
+
+
+def collapsed(result: FitResult) -> tuple[str, ...]:
+    """What to say of a generator whose images are all alike."""
+    alike = result.history.get(f"{GENERATOR}/alike")
+    if alike is None or not len(alike) or not float(alike[-1]) > ALIKE:
+        return ()
+    first = int(np.argmax(np.asarray(alike) > ALIKE))
+    return (
+        f"the generator collapsed: its images are alike (similarity {float(alike[-1]):.3f}, above "
+        f"{ALIKE} first at step {first} of this process)",
+    )
+
+
+def given_up(method: Training, failed: tuple[int, ...], place: Place, result: FitResult) -> str:
+    """What to say where every attempt diverged, after keeping the last good state."""
+    kept = ""
+    if place.folder is not None:
+        path = place.folder / LAST_GOOD
+        save_piece(path, Piece(result.x, {"steps": result.steps}))
+        kept = f" The last state before is kept in {path}."
+    return (
+        f"training by {method.name} diverged at steps {', '.join(map(str, failed))}, the last time "
+        f"at 1/{2**RESTARTS} of its learning rate.{kept} Use more bits, or begin from a network "
+        "that has learned its rounding (`start=`)."
+    )
+
+
+def distance(teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> float:
+    """How far a network's outputs are from the teacher's: as in `TrainingReport.before`."""
+    rows = [images[i : i + JUDGED] for i in range(0, len(images), JUDGED)]
+    return sum(float(gap(teacher, quantized, x)) * len(x) for x in rows) / len(images)
+
+
+@jax.jit
+def gap(
+    teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]
+) -> Float[Array, ""]:
+    """`distance` on a batch."""
+    exact = evaluate(teacher, images)[0]
+    rough = evaluate(
+        quantized.model, images, hook=simulation_hook(quantized.plan, quantized.qparams)
+    )[0]
+    if exact[0].ndim == 2 and exact[0].shape[1] > 1:
+        return divergence(exact[0], rough[0])
+    return gap_of(rough, exact)

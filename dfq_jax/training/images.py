@@ -1,0 +1,136 @@
+"""What players are shown: rows of a fixed set, or what a generator makes at the moment."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import classes_of
+from dfq_jax.optim.steps import Among, Now
+from dfq_jax.synthesis.run.diversity import similarity
+from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
+from dfq_jax.synthesis.terms.base import Observed, weighted
+from dfq_jax.synthesis.terms.targets import Targets, observe
+from dfq_jax.training.generator import UPSCALED, generated_images
+from dfq_jax.training.method import FixedImages, GeneratedImages, Training
+from dfq_jax.training.student import StudentStart
+from dfq_jax.types import InputContract
+
+
+class Taught(NamedTuple):
+    """What all players are given, and none trains.
+
+    Attributes:
+      teacher: the float network, node for node as the student.
+      unfolded: the same with its batch norms, where a generator matches their statistics.
+      targets: these statistics.
+      start: what of the student is not trained.
+      pixels: of a fixed set, on the device as bytes; empty where images are generated.
+    """
+
+    teacher: Model
+    unfolded: Model | None
+    targets: Targets
+    start: StudentStart
+    pixels: UInt8[Array, "..."]
+
+
+class ShownImages(NamedTuple):
+    """A batch.
+
+    Attributes:
+      images: normalised.
+      labels: what they were made for; None where nobody said.
+    """
+
+    images: Float[Array, "b h w c"]
+    labels: Float[Array, "b classes"] | None
+
+
+def shown_images(
+    method: Training, taught: Taught, rows: Any, generator: Any, key: Key[Array, ""]
+) -> ShownImages:
+    """The images of a student's step; no slope passes to where they come from.
+
+    Args:
+      method: where they come from.
+      taught: what all players are given.
+      rows: of a fixed set, those of this step; else nothing.
+      generator: what it has learned so far; else None.
+      key: for augmentation and codes.
+    """
+    source, contract = method.images, taught.teacher.contract
+    match source:
+        case FixedImages(augment):
+            natural = to_natural(normalised(taught.pixels[rows], contract), contract)
+            images, labels = augment(key, natural), None
+        case GeneratedImages(kind):
+            classes = classes_of(taught.teacher)
+            images, labels = generated_images(kind, generator, key, method.batch, classes)
+    images = from_natural(images, contract)
+    return jax.lax.stop_gradient(ShownImages(images, labels))
+
+
+def rows_of(
+    order: tuple[int, ...], count: int, batch: int, first: int, steps: int
+) -> Int[np.ndarray, "steps batch"]:
+    """Which images some steps show: in every epoch all once, but for a last incomplete batch.
+
+    Args:
+      order: seed of all orders; that of an epoch depends on its number alone, so that a resumed run
+        goes on where it was.
+      count: images there are, at least a batch.
+      batch: images of a step.
+      first: step.
+      steps: how many.
+    """
+    length = count // batch
+
+    def epoch(number: int) -> np.ndarray:
+        drawn = np.random.default_rng((*order, number)).permutation(count)
+        return drawn[: length * batch].reshape(length, batch)
+
+    last = first + steps - 1
+    rows = np.concatenate([epoch(n) for n in range(first // length, last // length + 1)])
+    return rows[first % length :][:steps].astype(np.int32)
+
+
+def normalised(pixels: UInt8[Array, "b h w c"], contract: InputContract) -> Float[Array, "b h w c"]:
+    """8-bit pixels as network input, traceable; see `pixels.from_pixels`."""
+    mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
+    return (pixels.astype(jnp.float32) / np.float32(255) - mean) / std
+
+
+def generator_loss(
+    method: Training, x: PyTree, context: Among, now: Now
+) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], tuple[()]]]:
+    """What a generator is told: terms of synthesis, of the teacher's view of its images."""
+    taught: Taught = context.context.context
+    source: Any = method.images
+    model: Any = taught.unfolded
+    image_key, own_key = jax.random.split(now.key)
+    size, classes = method.batch, classes_of(taught.teacher)
+    natural, labels = generated_images(source.kind, x, image_key, size, classes)
+    images = from_natural(natural, model.contract)
+    seen = observe(model, taught.targets, images)
+    told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
+    observed = Observed(*told, (), labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
+    loss, parts = weighted(source.terms, observed)
+    alike = similarity(jax.lax.stop_gradient(natural))
+    return loss, ({**parts, "alike": alike}, ())
+
+
+def generator_refusal(shape: tuple[int, int, int]) -> str:
+    """Why no generator makes images of this shape; empty if it does."""
+    height, width = shape[:2]
+    if height % UPSCALED == width % UPSCALED == 0:
+        return ""
+    return (
+        f"the generator makes images of sizes divisible by {UPSCALED}, and this network reads "
+        f"{height}x{width} pixels: import it with such a size, or train by a method of fixed "
+        "images."
+    )

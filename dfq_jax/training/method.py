@@ -1,0 +1,189 @@
+"""A method of training as a value: who learns, from which images, by which losses."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from dfq_jax.graph.graph import Graph
+from dfq_jax.optim.schedules import Make, in_own_units
+from dfq_jax.synthesis.sources.augment import Augment, unchanged
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.training.generator import GeneratorKind
+from dfq_jax.training.losses import nothing_watched
+from dfq_jax.training.student import StudentKind
+from dfq_jax.training.wrappers import Wrapper
+from dfq_jax.values import Bound, bound, key_of
+
+AtFactor = Callable[[float], optax.GradientTransformation]
+"""Factor of the learning rate, halved after divergence -> an optimizer."""
+
+
+class FixedImages(NamedTuple):
+    """A set of images, of which each is shown once an epoch.
+
+    Attributes:
+      augment: what becomes of them first, in natural units, drawn anew at every step.
+    """
+
+    augment: Augment = unchanged
+
+
+class GeneratedImages(NamedTuple):
+    """Images of a generator that plays in turn with the student.
+
+    Attributes:
+      kind: of generator.
+      terms: its objective, of the teacher's view of its images; terms of synthesis.
+      optimizer: of the generator.
+      warmup: rounds in which it plays alone, and ranges of activations are tracked.
+      times: steps of the generator in a round.
+    """
+
+    kind: GeneratorKind
+    terms: tuple[Term, ...]
+    optimizer: AtFactor
+    warmup: int = 0
+    times: int = 1
+
+
+class Training(NamedTuple):
+    """Everything a paper on training without data decides: equal to any that says the same.
+
+    Attributes:
+      name: of the method.
+      steps: of the student.
+      batch: images of a step.
+      student: what it is.
+      images: where images come from.
+      terms: its objective; functions of a `Lesson`.
+      optimizer: of the student.
+      watch: graph -> tensors that the terms compare.
+      wrappers: what is done to the loss, the first innermost.
+      average: weight of the past in an average over steps, which the result is; None for the last
+        step.
+      epoch: steps over which changes of codes are counted.
+      start: where the student begins: `float`, rounded to nearest; `post_training`, as our own
+        learned rounding leaves it.
+      recipe: how fixed images are made where none are given, by its name, and how many; for a
+        generator those that judge.
+      n: how many; None for as many as its paper makes, or a preset.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    student: StudentKind
+    images: FixedImages | GeneratedImages
+    terms: tuple[Term, ...]
+    optimizer: AtFactor
+    watch: Callable[[Graph], tuple[str, ...]] = nothing_watched
+    wrappers: tuple[Wrapper, ...] = ()
+    average: float | None = None
+    epoch: int = 200
+    start: Literal["float", "post_training"] = "float"
+    recipe: str = "best"
+    n: int | None = None
+
+    def __hash__(self) -> int:
+        """Equal for equal methods."""
+        return hash(key_of(self))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Its terms that need a classifier."""
+        own = self.images.terms if isinstance(self.images, GeneratedImages) else ()
+        return tuple(term.name for term in (*self.terms, *own) if term.classes)
+
+    @property
+    def rounds(self) -> int:
+        """Steps of the whole run, those in which the student stands still included."""
+        return self.steps + (self.images.warmup if isinstance(self.images, GeneratedImages) else 0)
+
+
+def rates_apart(
+    weights: AtFactor, steps: AtFactor | None = None, edges: AtFactor | None = None
+) -> Bound[optax.GradientTransformation]:
+    """factor -> an optimizer for each kind of variable.
+
+    Args:
+      weights: of kernels, biases and norms.
+      steps: of scales of kernels; None for that of weights.
+      edges: of scales of activations, likewise.
+    """
+    return bound(optimizers_apart, weights, steps or weights, edges or weights)
+
+
+def optimizers_apart(
+    weights: AtFactor, steps: AtFactor, edges: AtFactor, factor: float
+) -> optax.GradientTransformation:
+    """What `rates_apart` gives for a factor."""
+    kinds: Mapping[Any, optax.GradientTransformation] = {
+        **{"weights": weights(factor), "steps": steps(factor), "edges": edges(factor)}
+    }
+    label = lambda path, leaf: path[0].key
+    return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(label, x))
+
+
+def to_zero(make: Make, rate: float, steps: int, *, relative: bool = False) -> AtFactor:
+    """factor -> an optimizer whose rate falls to 0 along a cosine.
+
+    Args:
+      make: a factory of a module, e.g. `optax.adam`.
+      rate: the first.
+      steps: after which it is 0.
+      relative: in units of what is changed, so that a scale never changes its sign.
+    """
+    return bound(falling_to_zero, make, rate, steps, relative)
+
+
+def falling_to_zero(
+    make: Make, rate: float, steps: int, relative: bool, factor: float
+) -> optax.GradientTransformation:
+    """What `to_zero` gives for a factor."""
+    optimizer = make(optax.cosine_decay_schedule(rate * factor, steps))
+    return optax.chain(optimizer, in_own_units()) if relative else optimizer
+
+
+def nesterov(
+    rate: float, *, decay: float = 0.0, drops: tuple[int, ...] = (), factor: float = 0.1
+) -> Bound[optax.GradientTransformation]:
+    """factor -> SGD with Nesterov's momentum of 0.9, whose rate falls at some steps.
+
+    Args:
+      rate: the first.
+      decay: weight decay, added to slopes as in PyTorch.
+      drops: steps at which the rate is multiplied by `factor`.
+      factor: see there.
+    """
+    return bound(nesterov_at, rate, decay, tuple(drops), factor)
+
+
+def nesterov_at(
+    rate: float, decay: float, drops: tuple[int, ...], drop: float, factor: float
+) -> optax.GradientTransformation:
+    """What `nesterov` gives for a factor."""
+    moving = optax.sgd(falling(rate * factor, drops, drop), momentum=0.9, nesterov=True)
+    return optax.chain(optax.add_decayed_weights(decay), moving) if decay else moving
+
+
+def milestones(make: Make, rate: float, drops: tuple[int, ...], **settings: Any) -> AtFactor:
+    """factor -> an optimizer whose rate falls to a tenth at some steps."""
+    return bound(dropping_at, make, rate, tuple(drops), tuple(sorted(settings.items())))
+
+
+def dropping_at(
+    make: Make,
+    rate: float,
+    drops: tuple[int, ...],
+    settings: tuple[tuple[str, Any], ...],
+    factor: float,
+) -> optax.GradientTransformation:
+    """What `milestones` gives for a factor."""
+    return make(falling(rate * factor, drops, 0.1), **dict(settings))
+
+
+def falling(rate: float, drops: tuple[int, ...], factor: float) -> optax.Schedule:
+    """step -> a rate that is multiplied by a factor at some steps."""
+    return optax.piecewise_constant_schedule(rate, dict.fromkeys(drops, factor))

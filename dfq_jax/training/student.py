@@ -1,0 +1,291 @@
+"""A quantized network apart in what is trained and what is not, and put together again.
+
+The student runs on the one evaluator with a hook, as the simulator does; what differs is the slope
+of rounding and where levels come from. It begins as a `QuantizedModel` and ends as one, so that
+export, verification and reports know nothing of training.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8, PyTree
+
+from dfq_jax.graph.evaluate import Hook
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.graph.semantics import Slots, Tensor
+from dfq_jax.numerics.affine import covers, from_range
+from dfq_jax.numerics.levels import Parameters, affine_of, codes_of
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.calibrate import guard_biases
+from dfq_jax.quantization.plan import Plan, Spec
+from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
+from dfq_jax.quantization.sites import Site
+from dfq_jax.training.level_rules import LevelRule, calibrated, min_max
+
+BYTE = 8
+"""Grids of so many bits do not learn from images that are not real."""
+TRAINED: Mapping[type, tuple[str, ...]] = {
+    **dict.fromkeys(WEIGHTED, ("kernel", "bias")),
+    BatchNorm: ("scale", "bias"),
+}
+"""{operator: its parameters that are trained}; statistics of batch norms never are."""
+TrackedRanges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+"""{tensor: its extremes, averaged over steps}."""
+
+
+class Tracking(NamedTuple):
+    """Ranges of activations that follow the images of the first steps, and then stay.
+
+        r <- momentum r + (1 - momentum) extremes of the batch
+
+    GDFQ's released code divides by `1 - momentum^t` in place, which makes ranges thousands of times
+    too wide for a while; this does not.
+
+    Attributes:
+      steps: in which they follow.
+      momentum: weight of the past; at the first step there is none.
+    """
+
+    steps: int
+    momentum: float = 0.9
+
+
+class StudentKind(NamedTuple):
+    """What a student is.
+
+    Attributes:
+      kernels: how kernels meet their levels.
+      edges: how activations do, on grids of fewer than 8 bits; wider ones stay as calibrated.
+      live: batch norms have scales and biases of their own that are trained, and frozen
+        statistics; else they are part of the layers before them from the start.
+      tracking: ranges of activations follow the first images; None for those of calibration.
+    """
+
+    kernels: LevelRule = min_max()
+    edges: LevelRule = calibrated()
+    live: bool = False
+    tracking: Tracking | None = None
+
+
+class StudentStart(NamedTuple):
+    """What of a student is not trained.
+
+    Attributes:
+      model: the float network whose parameters are replaced by trained ones: with its batch norms
+        where they are live, else as it is quantized.
+      qparams: scales and zero points as calibrated.
+    """
+
+    model: Model
+    qparams: QParams
+
+
+def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict[str, PyTree]:
+    """What is trained, before the first step.
+
+    Returns:
+      `weights`: {node: {slot: array}}; `steps`: {layer: scales of its kernel}; `edges`: {tensor:
+      scale}, where the rules train any.
+    """
+    weights = {
+        node.name: {s: slots[s] for s in TRAINED[type(node.op)] if s in slots}
+        for node in start.model.graph.nodes
+        if type(node.op) in TRAINED and (slots := start.model.params.get(node.name, {}))
+    }
+    steps, edges = {}, {}
+    for site, spec in plan.entries:
+        if site.argument is None:
+            steps[site.node] = kind.kernels.begin(spec.levels, start.qparams[site])
+    for name, sites in grouped(plan).items():
+        if spec_of(plan, sites).levels.bits < BYTE:
+            edges[name] = kind.edges.begin(spec_of(plan, sites).levels, start.qparams[sites[0]])
+    some = lambda found: {k: v for k, v in found.items() if v is not None}
+    return {"weights": weights, "steps": some(steps), "edges": some(edges)}
+
+
+def grouped(plan: Plan) -> dict[str, tuple[Site, ...]]:
+    """{name of a tensor on one grid: the sites that read it so}; apart for each grid of it."""
+    return {f"{number}:{tensor}": sites for number, (tensor, sites) in enumerate(plan.groups)}
+
+
+def spec_of(plan: Plan, sites: tuple[Site, ...]) -> Spec:
+    """How sites of one grid are quantized."""
+    return plan.table[sites[0]]
+
+
+def float_student(kind: StudentKind, x: PyTree, start: StudentStart) -> Model:
+    """The float network behind a student, node for node as its plan has it."""
+    model = with_params(start.model, x["weights"])
+    return fold_batch_norm(model) if kind.live else model
+
+
+def student_hook(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, ranges: TrackedRanges
+) -> Hook:
+    """Puts kernels and activations on their levels. Build it inside the function that is traced.
+
+    Args:
+      kind: of student.
+      plan: what is quantized.
+      x: what is trained.
+      start: what is not.
+      ranges: of activations where they are tracked, else empty.
+    """
+    table = plan.table
+    names = {site: name for name, sites in grouped(plan).items() for site in sites}
+    done: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # each tensor is rounded once
+
+    def edge(site: Site, value: Tensor) -> Parameters:
+        given = ranged_parameters(table[site], names[site], start.qparams[site], ranges)
+        trained = x["edges"].get(names[site])
+        return rule_of(kind, table[site]).parameters(value, table[site].levels, trained, given)
+
+    def snap(site: Site, value: Tensor) -> Tensor:
+        if site not in names:
+            return value
+        known = (names[site], id(value))
+        if known not in done:
+            rule, spec = rule_of(kind, table[site]), table[site]
+            done[known] = value, rule.snap(value, spec.levels, edge(site, value))
+        return done[known][1]
+
+    def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
+        site, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        if site in table:
+            levels, trained = table[site].levels, x["steps"].get(node.name)
+            now = kind.kernels.parameters(slots["kernel"], levels, trained, start.qparams[site])
+            slots = {**slots, "kernel": kind.kernels.snap(slots["kernel"], levels, now)}
+            if "bias" in slots and plan.multiplies(node):
+                slots |= {"bias": rounded_bias(slots["bias"], edge(data, args[0]), now)}
+        args = tuple(snap(Site(node.name, f"input{i}"), v) for i, v in enumerate(args))
+        return slots, args
+
+    return hook
+
+
+def rounded_bias(bias: Tensor, data: Parameters, kernel: Parameters) -> Tensor:
+    """A bias as the deployed layer has it; the slope is 1."""
+    return bias + jax.lax.stop_gradient(snap_bias(bias, data, kernel) - bias)
+
+
+def rule_of(kind: StudentKind, spec: Spec) -> LevelRule:
+    """How an activation meets its levels: bytes stay as calibrated."""
+    return kind.edges if spec.levels.bits < BYTE else calibrated()
+
+
+def ranged_parameters(
+    spec: Spec, name: str, given: Parameters, ranges: TrackedRanges
+) -> Parameters:
+    """The parameters of an activation: of its tracked range, if there is one."""
+    return from_range(*ranges[name], spec.grid) if name in ranges else given
+
+
+def tracked_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> TrackedRanges:
+    """Ranges before the first step, of the tensors that are tracked: no input of the network is."""
+    if kind.tracking is None:
+        return {}
+    low = {
+        f"{number}:{tensor}": (start.qparams[sites[0]], spec_of(plan, sites).grid)
+        for number, (tensor, sites) in enumerate(plan.groups)
+        if tensor not in start.model.graph.inputs and spec_of(plan, sites).levels.bits < BYTE
+    }
+    return {name: covers(affine_of(given), grid) for name, (given, grid) in low.items()}
+
+
+def tensors_of(ranges: TrackedRanges) -> tuple[str, ...]:
+    """The tensors of a graph whose ranges are tracked."""
+    return tuple(dict.fromkeys(name.split(":", 1)[1] for name in ranges))
+
+
+def tracked(
+    kind: StudentKind, ranges: TrackedRanges, extremes: TrackedRanges, step: Array
+) -> TrackedRanges:
+    """Ranges a step later.
+
+    Args:
+      kind: of student.
+      ranges: so far.
+      extremes: {tensor of the graph: its extremes in this batch, before it is rounded}.
+      step: steps taken so far.
+    """
+    if kind.tracking is None:
+        return ranges
+    steps, momentum = kind.tracking
+    past = jnp.where(step == 0, 0.0, momentum)
+
+    def follow(before: Array, new: Array) -> Array:
+        return jnp.where(step < steps, past * before + (1 - past) * new, before)
+
+    new = {name: extremes[name.split(":", 1)[1]] for name in ranges}
+    return jax.tree.map(follow, dict(ranges), new)
+
+
+def finished(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, ranges: TrackedRanges
+) -> QuantizedModel:
+    """The student as what it was made of: a network on its levels."""
+    return guard_biases(on_its_levels(kind, plan, x, start, ranges))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def on_its_levels(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, ranges: TrackedRanges
+) -> QuantizedModel:
+    """`finished`, where biases may leave int32."""
+    model, qparams = float_student(kind, x, start), {}
+    for site, spec in plan.entries:
+        if site.argument is None:
+            kernel, trained = model.params[site.node]["kernel"], x["steps"].get(site.node)
+            given = start.qparams[site]
+            qparams[site] = kind.kernels.parameters(kernel, spec.levels, trained, given)
+    for name, sites in grouped(plan).items():
+        spec = spec_of(plan, sites)
+        given = ranged_parameters(spec, name, start.qparams[sites[0]], ranges)
+        now = rule_of(kind, spec).parameters(None, spec.levels, x["edges"].get(name), given)
+        qparams |= dict.fromkeys(sites, now)
+    return QuantizedModel(dataclasses.replace(model, moments={}), plan, qparams)
+
+
+def kernel_codes(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart
+) -> dict[str, Int8[Array, "..."]]:
+    """{layer: codes of its kernel}, to count how many change."""
+    model, found = float_student(kind, x, start), {}
+    for site, spec in plan.entries:
+        if site.argument is None:
+            kernel, trained = model.params[site.node]["kernel"], x["steps"].get(site.node)
+            now = kind.kernels.parameters(kernel, spec.levels, trained, start.qparams[site])
+            found[site.node] = codes_of(kernel, spec.levels, now)
+    return jax.lax.stop_gradient(found)
+
+
+def share_changed(before: Mapping[str, Array], now: Mapping[str, Array]) -> Float[Array, ""]:
+    """The fraction of codes that differ: AIT's diagnostic (Choi et al. 2022)."""
+    changed = sum((jnp.sum(before[k] != v).astype(jnp.float32) for k, v in now.items()), 0.0)
+    return jnp.asarray(changed) / max(sum(v.size for v in now.values()), 1)
+
+
+def student_start(
+    kind: StudentKind, quantized: QuantizedModel, unfolded: Model | None
+) -> StudentStart:
+    """What of a student is not trained, from a network on its levels.
+
+    Args:
+      kind: of student.
+      quantized: where it begins.
+      unfolded: the same float network with its batch norms, for those that are live.
+
+    Raises:
+      ValueError: if norms are live and there are none that fold into this network.
+    """
+    if not kind.live:
+        return StudentStart(quantized.model, quantized.qparams)
+    if unfolded is None or fold_batch_norm(unfolded).graph != quantized.model.graph:
+        raise ValueError("live batch norms need the network they fold into.")
+    return StudentStart(unfolded, quantized.qparams)

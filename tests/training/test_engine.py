@@ -1,0 +1,194 @@
+"""Training from start to end: it learns, it resumes, it gives up, and it keeps what was better."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dfq_jax.errors import DivergedError, UsageError
+from dfq_jax.graph.ops import GlobalAvgPool, Relu
+from dfq_jax.optim.fit import FitResult
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.optim.state import Place
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import Scheme, resolve
+from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.training.engine import LAST_GOOD, collapsed, trained
+from dfq_jax.training.generator import begun_generator, generated_images
+from dfq_jax.training.images import rows_of
+from dfq_jax.training.level_rules import learned_steps
+from dfq_jax.training.losses import distillation
+from dfq_jax.training.method import FixedImages, Training, nesterov, to_zero
+from dfq_jax.training.student import StudentKind
+from dfq_jax.types import InputContract
+from dfq_jax.values import bound, described
+
+KEY = jax.random.key(5)
+KL = Term("KL", 1.0, distillation(), True)
+
+
+def failing(whole: bool, factor: float) -> optax.GradientTransformation:
+    """Steps that are no numbers at the full rate, or at all rates."""
+    return optax.sgd(float("nan") if whole or factor == 1 else 1e-2)
+
+
+def lesson(steps=30, optimizer=None, **how):
+    rates = optimizer or to_zero(optax.adam, 1e-3, steps)
+    kind = StudentKind(learned_steps(), learned_steps(images=True))
+    return Training("lesson", steps, 8, kind, FixedImages(), (KL,), rates, epoch=4, **how)
+
+
+@pytest.fixture(scope="module")
+def school(nets):
+    """A teacher, a student of 2 bits, images to learn from and others that judge."""
+    model = nets.stem()
+    folded = fold_batch_norm(model)
+    images = nets.images(folded, 40)
+    student = calibrate(folded, resolve(folded.graph, Scheme(2, 4), "zsq_all_low"), images[:8])
+    return student, folded, images[:24], images[24:]
+
+
+def test_a_student_learns(school):
+    begun = school[0]
+    heard = []
+    watch = Watcher(progress=lambda p: heard.append((p.step, p.what, dict(p.parts))))
+    found, report = trained(*school, lesson(), KEY, watch=watch)
+    assert report.kept
+    assert report.after < 0.9 * report.before
+    assert 0 < report.changed < 1
+    assert heard[-1][:2] == (30, "training")
+    assert heard[-1][2]["changed"] >= 0
+    assert found.plan == begun.plan
+    assert found.model.graph == begun.model.graph
+
+
+def test_a_run_that_was_killed_ends_the_same(school, tmp_path):
+    def stop(progress):
+        if progress.step == 20:
+            raise KeyboardInterrupt
+
+    method = lesson(40, average=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        trained(*school, method, KEY, place=Place(tmp_path), watch=Watcher(progress=stop))
+    steps = []
+    watch = Watcher(progress=lambda p: steps.append(p.step))
+    again, report = trained(*school, method, KEY, place=Place(tmp_path), watch=watch)
+    whole, wanted = trained(*school, method, KEY)
+    assert steps == [40]
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert report.after == wanted.after
+    with pytest.raises(UsageError, match="different run"):
+        trained(*school, method._replace(batch=4), KEY, place=Place(tmp_path))
+
+
+def test_a_result_that_is_worse_is_left(school):
+    ruin = lesson(4, nesterov(30.0))
+    found, report = trained(*school, ruin, KEY)
+    assert not report.kept
+    assert found is school[0]
+
+
+@pytest.mark.slow
+def test_what_diverges_is_made_again_at_half_the_rate(school):
+    said = []
+    method = lesson(4, bound(failing, False))
+    _, report = trained(*school, method, KEY, watch=Watcher(stage=said.append))
+    assert said == ["training diverged; again at 1/2 of the learning rate"]
+    assert report.notes == (
+        "training diverged at step 0 and was made again at 1/2 of the learning rate",
+    )
+
+
+def test_what_always_diverges_is_given_up(school, tmp_path, monkeypatch):
+    monkeypatch.setattr("dfq_jax.optim.attempts.RESTARTS", 0)  # each is a program of its own
+    method = lesson(4, bound(failing, True))
+    with pytest.raises(DivergedError, match="1/8 of its learning rate") as caught:
+        trained(*school, method, KEY, place=Place(tmp_path))
+    assert caught.value.exit_code == 4
+    path = tmp_path / "training" / LAST_GOOD
+    assert str(path) in str(caught.value)
+    with np.load(path) as saved:
+        assert all(np.isfinite(saved[name]).all() for name in saved.files if name != "about")
+
+
+def test_a_batch_larger_than_the_images(school):
+    with pytest.raises(UsageError, match=r"takes 8 images a step and there are 5.*`batch=5`"):
+        trained(school[0], school[1], school[2][:5], school[3], lesson(), KEY)
+
+
+def test_terms_of_classes_need_a_classifier(nets):
+    model = fold_batch_norm(nets.unet())
+    images = nets.images(model, 8)
+    student = calibrate(model, resolve(model.graph, Scheme(8, 8)), images)
+    with pytest.raises(UsageError, match="lesson needs a classifier for KL"):
+        trained(student, model, images, images, lesson(), KEY)
+
+
+def test_every_image_is_shown_once_an_epoch():
+    whole = rows_of((1, 2), 10, 3, 0, 9)
+    assert whole.shape == (9, 3)
+    for epoch in range(3):
+        assert len(set(whole[3 * epoch : 3 * epoch + 3].ravel().tolist())) == 9
+    assert whole[:3].tolist() != whole[3:6].tolist()
+    np.testing.assert_array_equal(rows_of((1, 2), 10, 3, 4, 4), whole[4:8])  # as when resumed
+
+
+def test_equal_methods_are_equal():
+    assert lesson() == lesson()
+    assert hash(lesson()) == hash(lesson())
+    assert lesson(3) != lesson(4)
+    assert described(gdfq()) == described(gdfq())
+    assert gdfq().classes == ("CE", "KL", "CE")
+
+
+def generator_of(batch=8, warmup=2, steps=3):
+    method = gdfq(steps=steps, batch=batch, warmup=warmup, learning_rate=1e-3)
+    kind = method.images.kind._replace(channels=(4, 4))
+    return method._replace(images=method.images._replace(kind=kind))
+
+
+def test_gdfq_alternates(nets):
+    """What both are told; `in_turn` has tests of its own."""
+    b = nets.Builder(InputContract(8, 8))
+    x = b.op("relu1", Relu(), b.bn("bn1", b.conv("conv1", "images", 4, stride=4)))
+    model = b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 3))
+    folded = fold_batch_norm(model)
+    images = nets.images(folded, 8)
+    student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
+    given = (student, folded, images, images, generator_of(), KEY)
+    shown = []
+    watch = Watcher(progress=lambda p: shown.append(dict(p.parts)))
+    _, report = trained(*given, unfolded=model, watch=watch)
+    assert report.steps == 3
+    assert {"generator/CE", "generator/BNS", "generator/alike", "CE", "KL"} <= set(shown[-1])
+
+
+def test_a_generator_that_collapsed_is_told():
+    history = {"generator/alike": np.array([0.3, 0.995, 0.999])}
+    result = FitResult({}, {}, history, "finished", 3, 0.0)
+    assert "collapsed" in collapsed(result)[0]
+    assert "step 1" in collapsed(result)[0]
+    fine = result._replace(history={"generator/alike": np.array([0.999, 0.3])})
+    assert collapsed(fine) == ()
+
+
+def test_the_generator_of_cifar_is_as_large_as_published():
+    kind = gdfq().images.kind
+    x = jax.eval_shape(lambda k: begun_generator(kind, k, (32, 32, 3), 10), KEY)
+    sizes = {name: sum(v.size for v in jax.tree.leaves(part)) for name, part in x.items()}
+    assert sizes == {
+        **{"made_of": 1000, "project": 101 * 8192, "norm1": 256, "conv1": 147_584},
+        **{"norm2": 256, "conv2": 73_792, "norm3": 128, "conv3": 1731},
+    }
+
+
+def test_generated_images_are_in_natural_units():
+    kind = generator_of().images.kind
+    x = begun_generator(kind, KEY, (8, 8, 3), 5)
+    images, labels = generated_images(kind, x, KEY, 16, 5)
+    assert images.shape == (16, 8, 8, 3)
+    np.testing.assert_allclose(np.mean(images, (0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(np.std(images, (0, 1, 2)), 1, atol=1e-2)
+    np.testing.assert_array_equal(np.sum(labels, 1), 1)
