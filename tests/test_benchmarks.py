@@ -18,7 +18,7 @@ MEASURING = (
     *("best_ablation", "dsg_ablation", "few_bits", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "ptq", "reconstruction", "reconstruction_memory"),
     *("reconstruction_reference", "rounding_ablation", "stages_ablation"),
-    *("synthesis_quality", "trust", "verify"),
+    *("synthesis_quality", "training", "trust", "verify"),
 )
 MAKING = (
     "coupled_channels",

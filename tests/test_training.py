@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import dfq_jax
+from dfq_jax.cli.app import main
 from dfq_jax.errors import UsageError
 from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.io.artifacts.images import load_images
@@ -31,6 +32,18 @@ def net(made):
     return made / "net.safetensors", "--arch", "small"
 
 
+@pytest.fixture(scope="module")
+def low(checkpoints, made, tmp_path_factory):
+    """A folder of few bits, of which training makes more."""
+    out = tmp_path_factory.mktemp("low") / "out"
+    images = ("--images", made / "images.npz", "--scheme", "w2a4", "--layers", "zsq_all_low")
+    line = ("quantize", made / "net.safetensors", "--arch", "small", "-o", out, *images)
+    with checkpoints.registered(), pytest.raises(SystemExit) as caught:
+        main([str(word) for word in line])
+    assert caught.value.code == 0
+    return out
+
+
 @pytest.fixture
 def network(checkpoints, made):
     with checkpoints.registered():
@@ -38,14 +51,14 @@ def network(checkpoints, made):
 
 
 @pytest.fixture
-def short(made):
-    """Options of a short training from the folder that `made` has."""
-    start = ("--start", made / "out", "--images", made / "images.npz")
+def short(made, low):
+    """Options of a short training from the folder of few bits."""
+    start = ("--start", low, "--images", made / "images.npz")
     return (*start, "--steps", STEPS, "--batch", 4)
 
 
 def test_a_run_that_was_killed_ends_in_the_folder_of_one_that_was_not(
-    dfq, net, made, short, monkeypatch, tmp_path
+    dfq, net, low, short, monkeypatch, tmp_path
 ):
     out, stopped = tmp_path / "out", []
 
@@ -55,6 +68,7 @@ def test_a_run_that_was_killed_ends_in_the_folder_of_one_that_was_not(
             raise KeyboardInterrupt
 
     monkeypatch.setattr("dfq_jax.training.engine.CHUNK", 10)
+    monkeypatch.setattr("dfq_jax.training.engine.distance", lambda *given, images: 0.0)  # all kept
     with monkeypatch.context() as patch:
         patch.setattr("dfq_jax.report.console.Terminal.watcher", Watcher(progress=stop))
         assert dfq("train", *net, "-o", out, *short).code == 130
@@ -62,18 +76,18 @@ def test_a_run_that_was_killed_ends_in_the_folder_of_one_that_was_not(
     assert (tmp_path / ".out.run" / "training").is_dir()
     found = dfq("train", *net, "-o", out, *short)
     assert found.code == 0, found.err
-    assert {p.name for p in out.iterdir()} == {p.name for p in (made / "out").iterdir()}
+    assert {p.name for p in out.iterdir()} == {p.name for p in low.iterdir()}
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     assert "verified against ONNX Runtime" in found.out
     assert f"training (best): {STEPS} steps of 4 images" in found.err
-    assert load_artifact(out).quantized.plan == load_artifact(made / "out").quantized.plan
+    assert load_artifact(out).quantized.plan == load_artifact(low).quantized.plan
     report = json.loads((out / "manifest.json").read_text())["report"]
     assert report["settings"]["training"] == "best"
     assert any("held-out images outputs went from" in note for note in report["notes"])
     whole = dfq("train", *net, "-o", tmp_path / "whole", "--config", out / "config.toml")
     assert whole.code == 0, whole.err
     weights = lambda folder: (folder / "model.safetensors").read_bytes()
-    assert weights(tmp_path / "whole") == weights(out) != weights(made / "out")
+    assert weights(tmp_path / "whole") == weights(out) != weights(low)
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,8 @@ def settings_of_training(
         "training steps": method.steps,
         "batch": method.batch,
         "codes changed": report.changed if report.kept else 0.0,
+        "gap before": report.before,
+        "gap after": report.after if report.kept else report.before,
         "images": f"{len(images)} ({images.provenance.get('method', 'given')})",
         "held out": len(held_out),
     }

@@ -44,7 +44,7 @@ def best_training(
     """
     said = Term("KL", 1.0, distillation(temperature=temperature), True)
     told = said if classes else Term("outputs", 1.0, score_gap)
-    hints = (Term("FitNets", features, feature_gap),) if features else ()
+    hints = (Term("FitNets", features, feature_gap()),) if features else ()
     weights: AtFactor = to_zero(optax.adam, learning_rate, steps)
     own_units: AtFactor = to_zero(optax.adam, step_rate, steps, relative=True)
     return Training(

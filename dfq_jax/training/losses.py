@@ -5,7 +5,7 @@ a temperature `T`. Each function says its reduction: papers of one family differ
 thousand there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.cuts import blocks
-from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import Add
 from dfq_jax.graph.semantics import Tensor
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.values import Bound, bound
 
 Reduction = Literal["batch", "entries"]
+Watch = Callable[[Graph], tuple[str, ...]]
+"""graph -> tensors that a term compares."""
 SMALLEST_NORM = 1e-8
 """Inside divisions by norms: a tensor of zeros has no direction."""
 
@@ -30,10 +32,12 @@ class Answers(NamedTuple):
     Attributes:
       logits: its first output; scores of a classifier.
       taps: {tensor: its values}, those that a method watches.
+      model: the network itself; of a student, before its kernels are rounded.
     """
 
     logits: Float[Array, "b ..."]
     taps: Mapping[str, Tensor]
+    model: Model
 
 
 class Lesson(NamedTuple):
@@ -157,52 +161,71 @@ def relation_loss(lesson: Lesson) -> Float[Array, ""]:
     return jnp.mean((exact - rough) ** 2)
 
 
-def channel_attention(lesson: Lesson) -> Float[Array, ""]:
-    """FA: channels have the energy they have in the teacher, summed over all watched tensors.
+def channel_attention(*, of: Watch | None = None) -> Bound[Array]:
+    """FA: channels have the energy they have in the teacher, summed over tensors.
 
         a = mean_{h,w} x^2,   sum_l mean_{b,c} (a_T / |a_T| - a_S / |a_S|)^2
 
     The mean over channels makes a layer count less the more of them it has, so a weight fits one
     width of network.
 
+    Args:
+      of: which tensors; None for `branch_outputs`.
+
     Reference:
       Li et al. 2023, "Hard Sample Matters a Lot in Zero-Shot Quantization" (HAST), as released.
     """
-    return over_taps(lesson, channel_energy)
+    return bound(energies_apart, of or branch_outputs, channel_energy)
 
 
-def spatial_attention(lesson: Lesson) -> Float[Array, ""]:
-    """AT: places have the energy they have in the teacher, summed over all watched tensors.
+def spatial_attention(*, of: Watch | None = None) -> Bound[Array]:
+    """AT: places have the energy they have in the teacher, summed over tensors.
 
         a = mean_c x^2 of every place,   sum_l mean (a_T / |a_T| - a_S / |a_S|)^2
+
+    Args:
+      of: which tensors; None for `block_outputs`.
 
     Reference:
       Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", Eq. 2 with p = 2.
     """
-    return over_taps(lesson, place_energy)
+    return bound(energies_apart, of or block_outputs, place_energy)
 
 
-def feature_gap(lesson: Lesson) -> Float[Array, ""]:
-    """FitNets: mean squared distance of watched tensors in units of the teacher's variance.
+def energies_apart(
+    of: Watch, energy: Callable[[Tensor], Float[Array, "b n"]], lesson: Lesson
+) -> Float[Array, ""]:
+    """Mean squared distance of normalised energies, summed over tensors."""
+    gap = lambda a, b: jnp.mean((unit_rows(energy(a)) - unit_rows(energy(b))) ** 2)
+    each = [gap(exact, rough) for exact, rough in pairs(of, lesson)]
+    return sum(each, jnp.zeros(()))
+
+
+def feature_gap(*, of: Watch | None = None) -> Bound[Array]:
+    """FitNets: mean squared distance of tensors in units of the teacher's variance.
 
         mean_l |x_T - x_S|^2 / |x_T - mean x_T|^2
+
+    Args:
+      of: which tensors; None for `block_outputs`.
 
     Reference:
       Romero et al. 2015, "FitNets: Hints for Thin Deep Nets"; the units are ours.
     """
-    taps = lesson.teacher.taps
-    if not taps:
-        return jnp.zeros(())
+    return bound(features_apart, of or block_outputs)
+
+
+def features_apart(of: Watch, lesson: Lesson) -> Float[Array, ""]:
+    """What `feature_gap` computes; 0 for a network of one block."""
     unit = lambda v: jnp.maximum(jnp.mean(jnp.var(v, range(v.ndim - 1))), SMALLEST_NORM)
-    each = [jnp.mean((lesson.student.taps[k] - v) ** 2) / unit(v) for k, v in taps.items()]
-    return jnp.mean(jnp.stack(each))
+    each = [jnp.mean((rough - exact) ** 2) / unit(exact) for exact, rough in pairs(of, lesson)]
+    return jnp.mean(jnp.stack(each)) if each else jnp.zeros(())
 
 
-def over_taps(lesson: Lesson, energy) -> Float[Array, ""]:
-    """Mean squared distance of normalised energies, summed over all watched tensors."""
-    gap = lambda a, b: jnp.mean((unit_rows(energy(a)) - unit_rows(energy(b))) ** 2)
-    each = [gap(v, lesson.student.taps[k]) for k, v in lesson.teacher.taps.items()]
-    return sum(each, jnp.zeros(()))
+def pairs(of: Watch, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of the teacher and of the student, those that a term is of."""
+    names = of(lesson.teacher.model.graph)
+    return [(lesson.teacher.taps[name], lesson.student.taps[name]) for name in names]
 
 
 def channel_energy(x: Tensor) -> Float[Array, "b c"]:
@@ -242,3 +265,13 @@ def branch_outputs(graph: Graph) -> tuple[str, ...]:
     sums = [node for node in graph.nodes if isinstance(node.op, Add)]
     found = tuple(dict.fromkeys(max(node.inputs, key=lambda n: order[n]) for node in sums))
     return found or block_outputs(graph)
+
+
+def watched_by(*watches: Watch) -> Bound[tuple[str, ...]]:
+    """All that several terms watch."""
+    return bound(all_watched, watches)
+
+
+def all_watched(watches: tuple[Watch, ...], graph: Graph) -> tuple[str, ...]:
+    """What `watched_by` watches."""
+    return tuple(dict.fromkeys(name for watch in watches for name in watch(graph)))

@@ -6,12 +6,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from dfq_jax.graph.graph import Graph
 from dfq_jax.optim.schedules import Make, in_own_units
 from dfq_jax.synthesis.sources.augment import Augment, unchanged
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.generator import GeneratorKind
-from dfq_jax.training.losses import nothing_watched
+from dfq_jax.training.losses import Watch, nothing_watched
 from dfq_jax.training.student import StudentKind
 from dfq_jax.training.wrappers import Wrapper
 from dfq_jax.values import Bound, bound, key_of
@@ -78,7 +77,7 @@ class Training(NamedTuple):
     images: FixedImages | GeneratedImages
     terms: tuple[Term, ...]
     optimizer: AtFactor
-    watch: Callable[[Graph], tuple[str, ...]] = nothing_watched
+    watch: Watch = nothing_watched
     wrappers: tuple[Wrapper, ...] = ()
     average: float | None = None
     epoch: int = 200

@@ -87,7 +87,8 @@ def lesson_loss(
     if labels is None:
         labels = jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
     seen = {name: found[name] for name in watched}
-    lesson = Lesson(images, labels, Answers(exact, hints), Answers(rough, seen), key)
+    answers = Answers(exact, hints, taught.teacher), Answers(rough, seen, model)
+    lesson = Lesson(images, labels, *answers, key)
     loss, parts = weighted(method.terms, lesson)
     extremes = {name: (jnp.min(found[name]), jnp.max(found[name])) for name in followed}
     return loss, Heard(parts, jax.lax.stop_gradient(extremes))

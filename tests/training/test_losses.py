@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.training.losses import (
     Answers,
     Lesson,
@@ -28,9 +29,14 @@ A, B = (RNG.normal(size=(6, 4, 4, 3)).astype(np.float32) for _ in range(2))
 Y = np.eye(5, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]
 
 
+def one_tensor(graph):
+    return ("t",)
+
+
 @pytest.fixture
 def lesson():
-    answers = lambda logits, tap: Answers(jnp.asarray(logits), {"t": jnp.asarray(tap)})
+    nowhere = Model(Graph((), ("x",), ("x",)), {}, ())
+    answers = lambda logits, tap: Answers(jnp.asarray(logits), {"t": jnp.asarray(tap)}, nowhere)
     images, key = jnp.zeros((6, 2, 2, 3)), jax.random.key(0)
     return Lesson(images, jnp.asarray(Y), answers(T, A), answers(S, B), key)
 
@@ -98,17 +104,23 @@ def test_attention(lesson):
     unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)
     by_channel = lambda v: unit((v**2).mean((1, 2)))
     wanted = ((by_channel(A) - by_channel(B)) ** 2).mean()
-    np.testing.assert_allclose(channel_attention(lesson), wanted, rtol=1e-4)
+    np.testing.assert_allclose(channel_attention(of=one_tensor)(lesson), wanted, rtol=1e-4)
     by_place = lambda v: unit((v**2).mean(-1).reshape(6, -1))
     wanted = ((by_place(A) - by_place(B)) ** 2).mean()
-    np.testing.assert_allclose(spatial_attention(lesson), wanted, rtol=1e-4)
+    np.testing.assert_allclose(spatial_attention(of=one_tensor)(lesson), wanted, rtol=1e-4)
     wanted = ((A - B) ** 2).mean() / A.var((0, 1, 2)).mean()
-    np.testing.assert_allclose(feature_gap(lesson), wanted, rtol=1e-4)
+    np.testing.assert_allclose(feature_gap(of=one_tensor)(lesson), wanted, rtol=1e-4)
 
 
 def test_nothing_is_lost_by_an_equal_student(lesson):
     same = lesson._replace(student=lesson.teacher)
-    for loss in (distillation(), score_gap, direction_gap, relation_loss, channel_attention):
+    for loss in (
+        distillation(),
+        score_gap,
+        direction_gap,
+        relation_loss,
+        feature_gap(of=one_tensor),
+    ):
         np.testing.assert_allclose(loss(same), 0.0, atol=1e-6)
 
 
