@@ -116,6 +116,7 @@ def test_a_start_of_other_weights_is_refused(dfq, checkpoints, made, tmp_path):
     assert "was made from another network" in " ".join(found.err.split())
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_from_the_float_network(network, made):
     """Batch norms are live, so the student begins unfolded and ends folded."""
     result = dfq_jax.train(

@@ -19,7 +19,7 @@ from dfq_jax.graph.semantics import Tensor
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.values import Bound, bound
 
-Reduction = Literal["batch", "entries"]
+OverWhat = Literal["batch", "entries"]
 Watch = Callable[[Graph], tuple[str, ...]]
 """graph -> tensors that a term compares."""
 SMALLEST_NORM = 1e-8
@@ -58,7 +58,7 @@ class Lesson(NamedTuple):
     key: Key[Array, ""]
 
 
-def distillation(*, temperature: float = 1.0, reduction: Reduction = "batch") -> Bound[Array]:
+def distillation(*, temperature: float = 1.0, reduction: OverWhat = "batch") -> Bound[Array]:
     """KL: how far the student's probabilities are from the teacher's.
 
         batch:    T^2 / b     sum_b sum_k p_k (log p_k - log q_k),   p = softmax(t / T)
@@ -75,7 +75,7 @@ def distillation(*, temperature: float = 1.0, reduction: Reduction = "batch") ->
     return bound(distilled, temperature, reduction)
 
 
-def distilled(temperature: float, reduction: Reduction, lesson: Lesson) -> Float[Array, ""]:
+def distilled(temperature: float, reduction: OverWhat, lesson: Lesson) -> Float[Array, ""]:
     """What `distillation` computes."""
     exact, rough = lesson.teacher.logits, lesson.student.logits
     gaps = divergences(exact, rough, temperature)

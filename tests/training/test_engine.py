@@ -149,6 +149,7 @@ def generator_of(batch=8, warmup=2, steps=3):
     return method._replace(images=method.images._replace(kind=kind))
 
 
+@pytest.mark.slow
 def test_gdfq_alternates(nets):
     """What both are told; `in_turn` has tests of its own."""
     b = nets.Builder(InputContract(8, 8))
