@@ -66,6 +66,21 @@ def test_players_take_turns_as_in_a_plain_loop():
     np.testing.assert_allclose(found.history["loss"], total, rtol=1e-6)
 
 
+def test_a_player_may_begin_later():
+    """Until then it stands still, and so does its optimizer; it hears and remembers all the same."""
+    fox, hare = game()[1].args[0]
+    late = in_turn(fox, hare._replace(after=2))
+    waited = play(steps=2, noise=0.0, step=late)
+    np.testing.assert_array_equal(waited.x["hare"], START["hare"])
+    assert int(waited.memory["hare"]) == 2 * TIMES
+    assert not np.array_equal(waited.x["fox"], START["fox"])
+    moved = play(steps=3, noise=0.0, step=late)
+    alone = (game(), {**START, "fox": waited.x["fox"]}, jnp.float32(0.0))
+    begun = fit(*alone, steps=1, key=KEY, memory=MEMORY)
+    assert not np.array_equal(moved.x["hare"], START["hare"])
+    assert np.abs(np.asarray(moved.x["hare"] - begun.x["hare"])).max() < 0.05
+
+
 def test_a_game_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     def stop(step, metrics):
         if step == 2:
@@ -97,5 +112,7 @@ def test_all_stand_still_where_one_diverges():
 def test_players_need_names_and_turns(times):
     step = descent(chase, bound(optax.sgd, 0.1))
     names = ("fox", "hare") if 0 in times else ("fox", "fox")
-    with pytest.raises(ValueError, match=r"names that differ and times >= 1, got \[\('fox', 1\), "):
+    with pytest.raises(
+        ValueError, match=r"differ, times >= 1 and after >= 0, got \[\('fox', 1, 0\)"
+    ):
         in_turn(*(Player(n, step, t) for n, t in zip(names, times, strict=True)))
