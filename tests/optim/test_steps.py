@@ -67,7 +67,7 @@ def test_players_take_turns_as_in_a_plain_loop():
 
 
 def test_a_player_may_begin_later():
-    """Until then it stands still, and so does its optimizer; it hears and remembers all the same."""
+    """Until then it stands still, as its optimizer does; it hears and remembers all the same."""
     fox, hare = game()[1].args[0]
     late = in_turn(fox, hare._replace(after=2))
     waited = play(steps=2, noise=0.0, step=late)
