@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Model, Node
@@ -254,7 +254,7 @@ def on_its_levels(
 
 def kernel_codes(
     kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart
-) -> dict[str, Int8[Array, "..."]]:
+) -> dict[str, Integer[Array, "..."]]:
     """{layer: codes of its kernel}, to count how many change."""
     model, found = float_student(kind, x, start), {}
     for site, spec in plan.entries:

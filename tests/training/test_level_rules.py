@@ -42,7 +42,7 @@ def test_extremes_are_found_anew():
     np.testing.assert_array_equal(found.zero_point, wanted.zero_point)
     assert min_max().parameters(None, grid, None, stale) is stale
     with pytest.raises(PlanError, match="no extremes"):
-        min_max().parameters(x, LearnedLevels(2, "channel"), None, stale)
+        min_max().parameters(x, LearnedLevels(2, "bits"), None, stale)
 
 
 def lsq_by_hand(x, step, qmax):
