@@ -7,7 +7,6 @@ a linear layer over unfolded windows; every group is a layer of its own.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from math import prod
 from typing import NamedTuple
 
 import jax
@@ -15,10 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
-from dfq_jax.graph.phases import shifts
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.second_order import (
@@ -30,15 +27,18 @@ from dfq_jax.numerics.second_order import (
     transported,
 )
 from dfq_jax.quantization.plan import Plan, Site
-from dfq_jax.reconstruction.units import pieces
+from dfq_jax.quantization.second_moments import (
+    ExactAndRough,
+    Grams,
+    by_group,
+    groups_of,
+    moments_of,
+)
 
-ExactAndRough = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 INSIDE = 0.49
 """How far from its code, in steps, a weight may lie without leaving it."""
 FEWEST = 64
 """Images that are looked at, however many positions they have."""
-MOST_VALUES = 2**25
-"""Numbers that unfolded windows may take at a time."""
 
 
 class ClosedForm(NamedTuple):
@@ -64,39 +64,6 @@ class ClosedForm(NamedTuple):
             return np.arange(count)
         enough = max(FEWEST, self.positions // max(each, 1))
         return np.sort(np.random.default_rng(count).permutation(count)[:enough])
-
-
-class Grams(NamedTuple):
-    """First and second moments of what a layer reads, by group.
-
-    Attributes:
-      gram: of its quantized inputs with themselves.
-      cross: of its quantized inputs with the exact ones.
-      mean: of its quantized inputs.
-      wanted: mean of the exact ones.
-    """
-
-    gram: Float[Array, "g k k"]
-    cross: Float[Array, "g k k"]
-    mean: Float[Array, "g k"]
-    wanted: Float[Array, "g k"]
-
-    def shrunk(self, share: float | Float[Array, ""]) -> "Grams":
-        """As if so many samples of white noise of equal power, unharmed, had been seen for each.
-
-        With fewer samples than inputs, weights could otherwise do as they like in all directions
-        but those few (`share` is the number of inputs for each sample).
-        """
-        inputs = self.gram.shape[-1]
-        power = jnp.trace(self.gram, axis1=1, axis2=2) / inputs
-        noise = share * power[:, None, None] * jnp.eye(inputs, dtype=self.gram.dtype)
-        return self._replace(gram=self.gram + noise, cross=self.cross + noise)
-
-    def centred(self) -> "Grams":
-        """Second moments about the means: what is left for kernels where a bias does the rest."""
-        outer = lambda a, b: a[:, :, None] * b[:, None, :]
-        gram = self.gram - outer(self.mean, self.mean)
-        return self._replace(gram=gram, cross=self.cross - outer(self.mean, self.wanted))
 
 
 def solved(
@@ -154,72 +121,6 @@ def mean_shift(
     """What a bias must add for the mean outputs to be the exact ones."""
     gap = jnp.einsum("gk,gko->go", moments.wanted, by_group(kernel, groups))
     return (gap - jnp.einsum("gk,gko->go", moments.mean, by_group(hard, groups))).reshape(-1)
-
-
-def by_group(v: Float[Array, "... o"], groups: int) -> Float[Array, "g k n"]:
-    """A kernel, or one number for each of its outputs, as one matrix a group."""
-    return jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
-
-
-def groups_of(op: Conv2d | Linear) -> int:
-    """Groups of channels that do not mix."""
-    return op.groups if isinstance(op, Conv2d) else 1
-
-
-def moments_of(
-    op: Conv2d | Linear,
-    kernel: tuple[int, ...],
-    read: Iterable[ExactAndRough],
-    inputs: tuple[Affine, Grid] | None,
-) -> tuple[Grams, Float[Array, ""]]:
-    """Second moments over all images and positions, a few images at a time; and their number."""
-    affine, grid = (None, None) if inputs is None else inputs
-    window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
-    total = None
-    for rough, exact in read:
-        size = images_at_a_time(rough, window)
-        for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
-            part = second_moments(jax.device_put(x), jax.device_put(y), affine, op, kernel, grid)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-    if total is None:
-        raise PlanError("moments_of() needs at least one image.")
-    sums, count = total
-    return jax.tree.map(lambda v: v / count, sums), count
-
-
-def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:
-    """As many images as fit when each position is unfolded into a window."""
-    return max(MOST_VALUES // (data[0].size * window), 1)
-
-
-@partial(jax.jit, static_argnames=("op", "kernel", "grid"))
-def second_moments(
-    rough: Float[Array, "n ..."],
-    exact: Float[Array, "n ..."],
-    affine: Affine | None,
-    op: Conv2d | Linear,
-    kernel: tuple[int, ...],
-    grid: Grid | None,
-) -> tuple[Grams, Float[Array, ""]]:
-    """Sums of products of unfolded inputs, and over how many positions."""
-    if affine is not None and grid is not None:
-        rough = fake_quantize(rough, affine, grid)
-    rows, wanted = (unfolded(v, op, kernel) for v in (rough, exact))
-    product = lambda a, b: jnp.einsum("rgk,rgl->gkl", a, b, precision="highest")
-    sums = Grams(product(rows, rows), product(rows, wanted), jnp.sum(rows, 0), jnp.sum(wanted, 0))
-    return sums, jnp.float32(rows.shape[0])
-
-
-def unfolded(
-    x: Float[Array, "n ..."], op: Conv2d | Linear, kernel: tuple[int, ...]
-) -> Float[Array, "rows g k"]:
-    """What each output position reads, by group, in the order of the kernel's entries."""
-    if isinstance(op, Linear):
-        return x.reshape(-1, 1, x.shape[-1])
-    padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
-    entries = jnp.stack(list(shifts(padded, op, (kernel[0], kernel[1])).values()))
-    split = entries.reshape(entries.shape[0], -1, op.groups, kernel[2])
-    return jnp.moveaxis(split, 0, 2).reshape(split.shape[1], op.groups, -1)
 
 
 @partial(jax.jit, static_argnames=("grid", "groups", "method"))

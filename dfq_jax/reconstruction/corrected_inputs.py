@@ -16,8 +16,9 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.optim.fit import fit
 from dfq_jax.optim.schedules import adam_with_plateau
 from dfq_jax.optim.steps import Now, descent
+from dfq_jax.quantization.second_moments import pieces
 from dfq_jax.reconstruction.method import Correction
-from dfq_jax.reconstruction.units import Host, pieces
+from dfq_jax.reconstruction.units import Host
 from dfq_jax.values import bound
 
 BATCH = 32

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.query import macs, output_shapes
-from dfq_jax.reconstruction.closed_form import ClosedForm, groups_of
+from dfq_jax.quantization.second_moments import groups_of
+from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
 from dfq_jax.reconstruction.method import batch_of
 from dfq_jax.reconstruction.units import Unit

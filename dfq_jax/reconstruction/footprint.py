@@ -9,7 +9,8 @@ from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.graph.query import output_shapes, weighted_nodes
 from dfq_jax.quantization.plan import Plan
-from dfq_jax.reconstruction.closed_form import MOST_VALUES, ClosedForm
+from dfq_jax.quantization.second_moments import MOST_VALUES
+from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.method import Reconstruction, batch_of
 from dfq_jax.reconstruction.unit_at_work import BATCH
 from dfq_jax.reconstruction.units import Unit, layers_of, units_of

@@ -21,6 +21,7 @@ from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan
+from dfq_jax.quantization.second_moments import pieces
 from dfq_jax.reconstruction.batches import read
 from dfq_jax.reconstruction.method import (
     Losses,
@@ -31,7 +32,7 @@ from dfq_jax.reconstruction.method import (
     training_hook,
 )
 from dfq_jax.reconstruction.unit_at_work import BATCH
-from dfq_jax.reconstruction.units import Host, pieces
+from dfq_jax.reconstruction.units import Host
 from dfq_jax.values import Bound, bound
 
 CHUNK = 10

@@ -15,9 +15,10 @@ from dfq_jax.numerics.affine import Affine
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.quantization.plan import Plan, Site
+from dfq_jax.quantization.second_moments import pieces
 from dfq_jax.quantization.simulate import simulation_hook
 from dfq_jax.reconstruction.method import Loss, UnitSeen, predicted
-from dfq_jax.reconstruction.units import Host, Unit, pieces
+from dfq_jax.reconstruction.units import Host, Unit
 
 BATCH = 32
 """Images that pass through a unit at a time."""

@@ -5,7 +5,7 @@ several blocks carry on one grid is quantized where the last of them reads it: u
 same rounding would only come earlier.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -182,9 +182,3 @@ def with_unit(
     return QuantizedModel(
         with_params(quantized.model, params), quantized.plan, {**quantized.qparams, **back}
     )
-
-
-def pieces(data: Host, size: int) -> Iterator[Host]:
-    """Consecutive batches of what passes through units."""
-    for start in range(0, len(data), size):
-        yield data[start : start + size]

@@ -13,19 +13,16 @@ from dfq_jax.numerics.ranges import Lp, weight_affine
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Plan, Scheme, Site, Spec, resolve
-from dfq_jax.reconstruction.closed_form import (
-    INSIDE,
+from dfq_jax.quantization.second_moments import (
     MOST_VALUES,
-    ClosedForm,
     Grams,
     images_at_a_time,
     moments_of,
-    solve,
-    solved,
+    pieces,
     unfolded,
 )
+from dfq_jax.reconstruction.closed_form import INSIDE, ClosedForm, solve, solved
 from dfq_jax.reconstruction.engine import reconstruct
-from dfq_jax.reconstruction.units import pieces
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(3)
