@@ -25,7 +25,10 @@ from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.gzsq import estimated, gzsq
+from dfq_jax.recipes.hard_samples import hard_samples
+from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq import intraq
+from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.knowledge_within import knowledge_within
 from dfq_jax.recipes.lq_nets import lq_nets
 from dfq_jax.recipes.mct import mct
@@ -34,8 +37,10 @@ from dfq_jax.recipes.noise import noise
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
+from dfq_jax.recipes.synq import synq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
 
@@ -65,7 +70,10 @@ __all__ = [
     "genie",
     "genie_m",
     "gzsq",
+    "hard_samples",
+    "hast",
     "intraq",
+    "intraq_qat",
     "knowledge_within",
     "lq_nets",
     "mct",
@@ -74,8 +82,10 @@ __all__ = [
     "pd_quant",
     "psaq_vit",
     "qdrop",
+    "qimera",
     "reestimate_norms",
     "squant",
     "stages",
+    "synq",
     "zeroq",
 ]

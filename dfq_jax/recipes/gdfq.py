@@ -26,6 +26,8 @@ GENERATOR_TERMS = (
     Term("CE", 1.0, label_entropy, True),
     Term("BNS", 0.1, matched(batch_var_gap, squared_mean, mean=True)),
 )
+GDFQ_GENERATOR = GeneratorKind(*labelled_noise())
+GDFQ_BY_CLASS = GeneratorKind(*plain_noise(), by_class=True)
 
 
 def gdfq(
@@ -36,12 +38,12 @@ def gdfq(
     warmup: int = 800,
     alpha: float = 1.0,
     temperature: float = 20.0,
-    by_class: bool = False,
+    kind: GeneratorKind = GDFQ_GENERATOR,
 ) -> Training:
     """GDFQ with its values for CIFAR: 400 epochs of 200 steps, in 4 of which the student rests.
 
     For ImageNet the released scripts take `batch=16, learning_rate=1e-6, warmup=10_000,
-    by_class=True`.
+    kind=GDFQ_BY_CLASS`.
 
     Args:
       steps: of the student.
@@ -50,18 +52,13 @@ def gdfq(
       warmup: steps of the generator alone.
       alpha: weight of the KL, which is averaged over all entries, as released.
       temperature: of the KL.
-      by_class: labels are told by the generator's norms, not its codes.
+      kind: of generator; `GDFQ_BY_CLASS` is told labels by its norms, not its codes.
     """
     whole = steps + warmup
     drops = tuple(max(whole * k // 4 - warmup, 1) for k in (1, 2, 3))
     own = tuple(whole * k // 4 for k in (1, 2, 3))
-    codes = plain_noise() if by_class else labelled_noise()
-    generated = GeneratedImages(
-        GeneratorKind(*codes, by_class=by_class),
-        GENERATOR_TERMS,
-        milestones(optax.adam, 1e-3, own, b1=0.5),
-        warmup,
-    )
+    adam = milestones(optax.adam, 1e-3, own, b1=0.5)
+    generated = GeneratedImages(kind, GENERATOR_TERMS, adam, warmup)
     kl = distillation(temperature=temperature, reduction="entries")
     return Training(
         name="gdfq",

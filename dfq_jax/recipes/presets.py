@@ -15,6 +15,7 @@ from dfq_jax.recipes.deepinversion import DEEPINVERSION
 from dfq_jax.recipes.dsg import dsg
 from dfq_jax.recipes.genie import GENIE
 from dfq_jax.recipes.gzsq import gzsq
+from dfq_jax.recipes.hard_samples import HARD_SAMPLES
 from dfq_jax.recipes.intraq import INTRAQ
 from dfq_jax.recipes.knowledge_within import knowledge_within
 from dfq_jax.recipes.mct import MCT
@@ -34,6 +35,7 @@ OFFERS: Mapping[str, Offer] = {
     "deepinversion": DEEPINVERSION,
     "knowledge_within": Offer(knowledge_within),
     "intraq": INTRAQ,
+    "hard_samples": HARD_SAMPLES,
     "clusterq": Offer(clusterq),
     "mct": MCT,
     "genie": GENIE,

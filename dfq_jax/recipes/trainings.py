@@ -10,9 +10,13 @@ from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes.best_training import best_training
-from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
+from dfq_jax.recipes.hast import hast
+from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
+from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.sizes import is_small
+from dfq_jax.recipes.synq import synq
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.method import Training
 
@@ -36,10 +40,18 @@ def by_outputs(model: Model) -> Mapping[str, Any]:
     return {"classes": judges_classes(model)}
 
 
-IMAGENET = {"batch": 16, "learning_rate": 1e-6, "warmup": 10_000, "by_class": True}
+FIXED = {"batch": 16, "learning_rate": 1e-6}
+GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
+"""What released code takes for ImageNet."""
 TRAININGS: Mapping[str, TrainingOffer] = {
     "best": TrainingOffer(best_training, suited=by_outputs),
-    "gdfq": TrainingOffer(gdfq, {"steps": 70_000, **IMAGENET}),
+    "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
+    "qimera": TrainingOffer(
+        qimera, {**GENERATED, "mixed": 500, "width": 512, "length": 100, "by_class": True}
+    ),
+    "intraq_qat": TrainingOffer(intraq_qat, FIXED),
+    "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
+    "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
 }
 
 

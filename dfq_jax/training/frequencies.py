@@ -30,6 +30,6 @@ def smoothed(radius: float, key: Key[Array, ""], images: Images) -> Images:
     height, width = images.shape[1:3]
     down, across = np.fft.fftfreq(height) * height, np.fft.rfftfreq(width) * width
     distance = np.hypot(down[:, None] / (radius * height), across[None] / (radius * width))
-    kept = np.exp(-(distance**2) / 2).astype(np.float32)[None, :, :, None]
+    kept = np.exp(-(distance**2) / 2).astype(np.complex64)[None, :, :, None]
     spectrum = jnp.fft.rfft2(images, axes=(1, 2))
-    return jnp.fft.irfft2(spectrum * kept, (height, width), axes=(1, 2)).astype(jnp.float32)
+    return jnp.fft.irfft2(spectrum * kept, (height, width), axes=(1, 2))

@@ -1,0 +1,110 @@
+"""What published methods add: codes between classes, smooth images, activation maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.recipes.hast import hast
+from dfq_jax.recipes.intraq_qat import intraq_qat
+from dfq_jax.recipes.qimera import qimera
+from dfq_jax.recipes.synq import synq
+from dfq_jax.training.activation_maps import activation_map, activation_map_loss, feature_map
+from dfq_jax.training.frequencies import low_pass
+from dfq_jax.training.losses import Answers, Lesson
+from dfq_jax.training.superposed import standardised, superposed_classes
+
+KEY = jax.random.key(2)
+
+
+def codes(mixed, chance, size=64):
+    begin, draw = superposed_classes(mixed=mixed, chance=chance, width=6, length=4)
+    return jax.jit(lambda key: draw(begin(key, 5, None), key, size, 5))(KEY)
+
+
+def test_superposed_labels_are_shares_of_classes():
+    drawn = codes(3, 1.0)
+    np.testing.assert_allclose(drawn.labels.sum(1), 1, rtol=1e-5)
+    assert (np.asarray(drawn.labels) > 0).sum(1).max() == 3
+    plain = codes(3, 0.0)
+    assert set(np.asarray(plain.labels).ravel().tolist()) == {0.0, 1.0}
+
+
+def test_one_class_mixed_is_plain():
+    mixed, plain = codes(1, 1.0), codes(1, 0.0)
+    np.testing.assert_allclose(mixed.codes, plain.codes, rtol=1e-5)
+    np.testing.assert_array_equal(mixed.labels, plain.labels)
+
+
+def test_vectors_have_one_size_and_may_begin_as_the_classifier():
+    rows = jax.random.normal(KEY, (5, 7))
+    begin, _ = superposed_classes(rows=True, length=4)
+    made_of = begin(KEY, 5, rows)
+    np.testing.assert_array_equal(made_of["vectors"], rows)
+    assert made_of["map"]["kernel"].shape == (7, 4)
+    even = standardised(jax.random.normal(KEY, (3, 2, 50)) * 3 + 1)
+    np.testing.assert_allclose(np.mean(even, -1), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(even, -1), 1, rtol=1e-3)
+
+
+def test_low_pass():
+    images = jax.random.normal(KEY, (2, 8, 8, 3))
+    everything = low_pass(radius=1e4)(KEY, images)
+    np.testing.assert_allclose(everything, images, atol=1e-5)
+    flat = jnp.full((1, 8, 8, 3), 0.7)
+    np.testing.assert_allclose(low_pass(radius=0.3)(KEY, flat), flat, rtol=1e-5)
+    smooth = low_pass(radius=0.1)(KEY, images)
+    assert np.sum(np.asarray(smooth) ** 2) < 0.5 * np.sum(np.asarray(images) ** 2)
+    assert smooth.shape == images.shape
+
+
+@pytest.fixture(scope="module")
+def answers(nets):
+    model = nets.stem()
+    images = nets.images(model, 3)
+    names = feature_map(model.graph)
+    assert names == ("relu2",)
+    outputs, taps = evaluate(model, images, taps=names)
+    return images, Answers(outputs[0], taps, model)
+
+
+def test_activation_maps_are_those_of_slopes(answers):
+    """Grad-CAM by automatic differentiation of what follows the features."""
+    images, found = answers
+    head, features = found.model.params["fc"], found.taps["relu2"]
+
+    def said(v):
+        scores = jnp.mean(v, (1, 2)) @ head["kernel"] + head["bias"]
+        return jnp.sum(jnp.max(scores, -1))
+
+    slopes = jax.nn.relu(jnp.mean(jax.grad(said)(features), (1, 2)))
+    seen = jnp.einsum("bhwc,bc->bhw", features, slopes)
+    large = np.asarray(jax.image.resize(seen, (3, 6, 6), "bilinear"))
+    low, high = large.min((1, 2), keepdims=True), large.max((1, 2), keepdims=True)
+    wanted = (large - low) / np.maximum(high - low, 1e-8)
+    np.testing.assert_allclose(activation_map(found, (6, 6)), wanted, atol=1e-4)
+    labels = jnp.zeros((3, 5))
+    assert float(activation_map_loss(Lesson(images, labels, found, found, KEY))) == 0.0
+
+
+def test_activation_maps_need_pooled_features(nets):
+    with pytest.raises(UnsupportedModelError, match="class"):
+        feature_map(nets.unet().graph)
+
+
+@pytest.mark.parametrize("factory", [hast, intraq_qat, synq, qimera])
+def test_published_methods_are_values(factory):
+    assert factory() == factory()
+    assert hash(factory()) == hash(factory())
+    assert factory(steps=10).steps == 10
+    assert factory().student.live
+    assert factory().optimizer(0.5).init({"w": jnp.zeros(2)}) is not None
+
+
+def test_qimera_changes_the_codes_alone():
+    plain, made = gdfq(), qimera()
+    assert made.images._replace(kind=plain.images.kind) == plain.images
+    assert made._replace(name="gdfq", images=plain.images) == plain
