@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfq_jax import edits, methods, parts
+    from dfq_jax.api.compress import compress
     from dfq_jax.api.functions import (
         bench,
         evaluate,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 NAMESPACES = ("edits", "methods", "parts")
 """Modules of names that would be too many here: `dfq.methods.zeroq`."""
 PLACES = {
+    "api.compress": ("compress",),
     "api.functions": ("bench", "evaluate", "export", "load", "predict", "verify"),
     "api.quantize": ("quantize",),
     "api.result": ("Result",),
@@ -76,6 +78,7 @@ __all__ = [
     "Watcher",
     "bench",
     "compose",
+    "compress",
     "describe",
     "edits",
     "evaluate",

@@ -25,7 +25,7 @@ class PlanError(UsageError):
 
 
 class BudgetError(PlanError):
-    """A budget of bits that cannot be read, or that no choice of bits keeps to."""
+    """A budget that cannot be read, or that no choice of bits or channels keeps to."""
 
 
 class DataError(UsageError):

@@ -12,7 +12,7 @@ LAYERS = (
     {"errors", "types", "values", "examples"},
     {"base", "graph", "numerics"},
     {"optim", "data", "passes", "quantization"},
-    {"allocation", "reconstruction", "synthesis"},
+    {"allocation", "pruning", "reconstruction", "synthesis"},
     {"training"},
     {"io", "report"},
     {"recipes"},

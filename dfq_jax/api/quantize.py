@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import jax
 
@@ -155,22 +155,59 @@ def named(method: str | Recipe) -> str:
 
 def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
+    looked_at, follow = seen_for(model, given, making_for(model, asked), asked, follow)
+    return quantized_on(model, looked_at, asked, follow)
+
+
+class LookedAt(NamedTuple):
+    """The images of a run.
+
+    Attributes:
+      images: as a camera could deliver them.
+      making: how they were made; None if somebody brought them.
+    """
+
+    images: Examples
+    making: ImageBudget | None
+
+
+def seen_for(
+    model: Model, given: GivenImages | None, making: ImageBudget, asked: Asked, follow: Follow
+) -> tuple[LookedAt, Follow]:
+    """The images of a run, brought or made now, and those who follow it, told how long it takes."""
     brought = None if given is None else image_set(given, model.contract, follow.watch.says)
-    making = making_for(model, asked)
     if asked.pipeline.budget is not None and brought is None:
         require_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
+    return LookedAt(images, making if brought is None else None), follow
+
+
+def quantized_on(
+    model: Model, looked_at: LookedAt, asked: Asked, follow: Follow, original: Model | None = None
+) -> Result:
+    """The network as asked for.
+
+    Args:
+      model: the network.
+      looked_at: the images.
+      asked: how.
+      follow: who is told.
+      original: what the network was before others changed what it computes; what is lost is
+        judged against that.
+    """
+    images, making = looked_at
+    whole = model if original is None else original
     if images.guessed and asked.pipeline.doubt:  # no evidence of how to round
         asked = asked.without_learning()
     seen, probes = split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     probes = probes if made.used_images or mix is not None else images
-    judges = judges_of(model, made, asked, follow)
-    loss_of = partial(expected, model=model, judges=judges, accuracy=asked.accuracy)
-    unseen = given is not None and not made.used_images and mix is None
+    judges = judges_of(whole, made, asked, follow)
+    loss_of = partial(expected, model=whole, judges=judges, accuracy=asked.accuracy)
+    unseen = making is None and not made.used_images and mix is None
     note, loss = "", loss_of(made)
     if units and asked.pipeline.doubt:
         plain = with_biases_corrected(plain, seen.images)
@@ -179,7 +216,8 @@ def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: F
             made, units, (note, loss) = plain, (), kept
             asked = asked.without_learning()
     follow.watch.says(f"judging on {len(probes)} held-out images")
-    found = analyze(made.reference, made.quantized, probes.images, task=asked.task)
+    right = None if original is None else fold_batch_norm(original)
+    found = analyze(made.reference, made.quantized, probes.images, task=asked.task, original=right)
     shared = shared_grids(made.quantized, probes.images)
     found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
@@ -189,7 +227,7 @@ def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: F
     report = dataclasses.replace(report, notes=(*report.notes, *more))
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
-    if brought is None and making.steps:
+    if making is not None and making.steps:
         method = asked.method or making.method
         settings["synthesis"] = manner(model, method, making, asked.preset or OWN)
     settings["held out"] = len(probes) if probes is not seen else 0

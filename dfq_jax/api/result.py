@@ -19,6 +19,7 @@ from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime.latency import Latency, bench
 from dfq_jax.io.verification.verify import Verification
 from dfq_jax.io.verification.verify import verify as compare_runtimes
+from dfq_jax.pruning.prune import Pruned
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.recipes.probes import base_pixels
@@ -26,6 +27,7 @@ from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of, histograms_png
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
+from dfq_jax.report.shapes import pruned_line
 from dfq_jax.report.summary import in_short, summary, worst_layers
 from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
 from dfq_jax.types import InputContract, finite_data
@@ -51,6 +53,8 @@ class Result:
       settings: the resolved configuration, plain data.
       mixed: how bits were chosen, if they were.
       judges: the probes that the expected loss was estimated from, if it was.
+      pruned: how it got smaller before it was quantized, if it did; `float_model` is the smaller
+        network then, and the report judges what is lost against the original.
     """
 
     quantized: QuantizedModel
@@ -61,10 +65,12 @@ class Result:
     settings: Mapping[str, Any]
     mixed: Mixed | None = None
     judges: Examples | None = None
+    pruned: Pruned | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
-        return summary(self.report, self.settings)
+        told = summary(self.report, self.settings)
+        return told if self.pruned is None else f"{told}\n{pruned_line(self.pruned)}"
 
     def __str__(self) -> str:
         """The summary."""
@@ -155,9 +161,12 @@ class Result:
             front = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
             files["front.png"] = pictures["front"] = front
             report["mixed"] = plain(self.mixed)
+        if self.pruned is not None:
+            report["pruning"] = self.pruned.to_dict()
         found = None if verification is None else verification.to_dict()
         told = (self.report, self.images, self.settings, found)
-        page = lambda sizes: report_html(*told, about=about(source or {}, sizes), pictures=pictures)
+        shown = {"pictures": pictures, "pruned": self.pruned}
+        page = lambda sizes: report_html(*told, about=about(source or {}, sizes), **shown)
         return save_artifact(
             folder,
             self.quantized,

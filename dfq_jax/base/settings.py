@@ -17,7 +17,7 @@ from dfq_jax.errors import UsageError, check_choice
 SCHEMA_VERSION = 1
 LARGEST = 1 << 20
 """Bytes of a file of options."""
-VERBS = ("synthesize", "quantize", "train")
+VERBS = ("synthesize", "quantize", "train", "compress")
 MODEL, RULES, RULE = "model", "rules", "rule"
 GROUPS = {"reading": VERBS, "machine": ("synthesize",)}
 """{table in a verb's table: verbs that have it}; its keys are flags as well."""

@@ -53,3 +53,21 @@ TrainingName = Literal["best", "gdfq", "qimera", "intraq_qat", "hast", "synq"]
 ObserverName = Literal[
     "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
 ]
+CriterionName = Literal[
+    "energy",
+    "reconstruction",
+    "l1",
+    "l2",
+    "median",
+    "norm",
+    "group",
+    "taylor",
+    "fisher",
+]
+"""How channels are judged that may go."""
+RestorationName = Literal["ridge", "none", "means", "merging", "lbyl", "udfc"]
+"""What makes up for channels that are gone."""
+Channels = Literal["inner", "all"]
+"""Which channels may go: all but what sums carry from block to block, or those too."""
+Rivals = Literal["layer", "global", "alike"]
+"""Whose channels compete: those of a layer, of all, or of layers of one structure."""

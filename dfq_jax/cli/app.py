@@ -24,6 +24,7 @@ from dfq_jax.base.reading import ReadOptions
 from dfq_jax.cli.config import from_file
 from dfq_jax.cli.options import (
     FLAT,
+    CompressOptions,
     DoctorOptions,
     QuantizeOptions,
     Reading,
@@ -150,6 +151,26 @@ def train(
         from dfq_jax.cli.train import train_to
 
     train_to(model, options, terminal)
+
+
+@app.command
+def compress(
+    model: str,
+    /,
+    *,
+    options: Annotated[CompressOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
+    """Removes channels from a network without data, then quantizes what is left.
+
+    OUT/ is that of `dfq quantize`; float.onnx is the smaller network. What is lost
+    is estimated against MODEL as it was.
+    """
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.cli.compress import compress_to
+
+    compress_to(model, options, terminal)
 
 
 @app.command

@@ -9,11 +9,15 @@ from cyclopts import Parameter
 from dfq_jax.base.machine import MachineOptions
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.words import (
+    Channels,
+    CriterionName,
     LayerPreset,
     MethodName,
     ObserverName,
     Preset,
     ReconstructionName,
+    RestorationName,
+    Rivals,
     Sensitivity,
     Store,
     TaskName,
@@ -23,6 +27,7 @@ from dfq_jax.base.words import (
 OutputFlag = Annotated[Path, Parameter(name=["--output", "-o"])]
 Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
 MachineFlags = Annotated[MachineOptions, Parameter(name="*", negative="")]
+Untouched = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Rules = Annotated[tuple[str, ...], Parameter(name="--rule", negative="", show_default=False)]
 FLAT = Parameter(name="*", negative="")
 """Of a group of options: its fields are flags."""
@@ -153,6 +158,32 @@ class TrainOptions:
     store: Store | None = None
     force: bool = False
     config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressOptions(QuantizeOptions):
+    """The options of `dfq compress`: those of `dfq quantize`, and these.
+
+    Attributes:
+      budget: Instead: "50% MACs", 20MMACs, "40% params", 2MB; or of bits: 4bits, 2GBOPs.
+      prune: Share of the channels that may go, e.g. 30%.
+      criterion: How channels are judged.
+      restore: What makes up for them: layers fitted on images, or closed forms of weights.
+      among: Whose channels compete: a layer's, all, or those of layers of one structure.
+      channels: Which may go: all but what sums carry from block to block, or those too.
+      least: Channels that every layer keeps.
+      round_to: Channels kept are a multiple of it.
+      untouched: Layers that keep all their channels: 'layer3.*'; may be repeated.
+    """
+
+    prune: str | None = None
+    criterion: CriterionName = "energy"
+    restore: RestorationName = "ridge"
+    among: Rivals = "layer"
+    channels: Channels = "inner"
+    least: int = 1
+    round_to: int = 1
+    untouched: Untouched = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What the verbs of the command line do, between parsed arguments and the Python API."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dfq_jax.api import functions as api
 from dfq_jax.api.quantize import quantize
+from dfq_jax.api.result import Result
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.claims import check_apart, claimed, state_folder
 from dfq_jax.cli.config import CONFIG, other_model, settings_toml
@@ -78,14 +81,38 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
 
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
+    make_to("quantize", model, options, partial(quantize, **settings_of(options)), terminal)
+
+
+def make_to(
+    verb: str,
+    model: str,
+    options: QuantizeOptions,
+    work: Callable[..., Result],
+    terminal: Terminal,
+) -> None:
+    """Has something made of a network, and delivers it.
+
+    Args:
+      verb: of the command line.
+      model: where the network is.
+      options: of the verb.
+      work: given the network, images, who watches and where state lies, makes the result.
+      terminal: where it is told.
+    """
     check_apart(MODEL=model, images=options.images, output=options.output)
     with claimed(options.output):
-        quantize_there(model, options, terminal)
+        make_there(verb, model, options, work, terminal)
 
 
-def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
-    """`dfq quantize` once its output is claimed."""
-    settings = settings_of(options)
+def make_there(
+    verb: str,
+    model: str,
+    options: QuantizeOptions,
+    work: Callable[..., Result],
+    terminal: Terminal,
+) -> None:
+    """`make_to` once the output is claimed."""
     check_output_folder(options.output, options.force, names=(CONFIG,))
     state = state_folder(options.output)
     with terminal.progress():
@@ -94,16 +121,10 @@ def quantize_there(model: str, options: QuantizeOptions, terminal: Terminal) -> 
             terminal.note(f"  {one_line(other)}")
         check_size(4 * parameter_count(loaded.model))
         foretell(parse_scheme(options.scheme), options.store, terminal)
-        result = quantize(
-            loaded.model,
-            options.images,
-            **settings,
-            watch=terminal.watcher,
-            state_folder=state,
-        )
+        result = work(loaded.model, options.images, watch=terminal.watcher, state_folder=state)
         verified = checked_and_timed(result, terminal)
     source = source_of(loaded)
-    config = settings_toml("quantize", options, source)
+    config = settings_toml(verb, options, source)
     deliver(result, verified, options.output, options.force, source, config, terminal)
 
 

@@ -218,6 +218,7 @@ def analyze(
     images: Float[Array, "n h w c"],
     *,
     task: Task | None = None,
+    original: Model | None = None,
     batch: int = BATCH,
 ) -> Report:
     """Compares a quantized network with its float original on held-out images.
@@ -227,10 +228,11 @@ def analyze(
       quantized: the quantized network, same graph.
       images: normalised images that calibration has not seen.
       task: what the network is for; None for what its graph says.
+      original: whose outputs are right, folded, if the reference computes something else.
       batch: images per forward pass.
 
     Returns:
-      The report.
+      The report. Layers are judged against the reference, outputs against the original.
     """
     parts, aim = parts_of(reference, task), task_of(reference) if task is None else task
     kept = frozenset(name for part in parts for name in (part.tensor, part.output))
@@ -239,6 +241,7 @@ def analyze(
     tallies: list[Tally] = []
     for some in in_batches(images, batch):
         energies, tensors = compare(reference, quantized, some, kept)
+        tensors = tensors if original is None else judged_by(original, some, tensors)
         now = [tally(part, tensors, aim) for part in parts]
         tallies = [a.plus(b) for a, b in zip(tallies, now, strict=True)] if tallies else now
         for name, energy in energies.items():
@@ -354,6 +357,14 @@ def listed(names: tuple[str, ...]) -> str:
     """The first of some tensors, for the end of a sentence."""
     more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
     return f": in {', '.join(names[:MOST_TOLD])}{more}" if names else ""
+
+
+def judged_by(
+    original: Model, batch: Batch, tensors: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tensors of two networks, with those of another one for the first."""
+    run = in_float(original)(batch.images)
+    return {name: (batch.counting(x), tensors[name][1]) for name, _, x in run if name in tensors}
 
 
 def compare(

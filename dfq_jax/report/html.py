@@ -8,10 +8,12 @@ from typing import Any
 from jinja2 import Environment
 
 from dfq_jax.examples import Examples
+from dfq_jax.pruning.prune import Pruned
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
+from dfq_jax.report.shapes import pruned_line
 from dfq_jax.report.summary import worst_layers
 from dfq_jax.report.trust import trust_words
 from dfq_jax.types import InputContract
@@ -72,6 +74,15 @@ it is returned.</p>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
 <td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td><td>{{ place }}</td></tr>{% endfor %}
 </table></div>
+{% if pruned %}<h2>Channels</h2>
+<p>{{ smaller|capitalize }}. Losses are those against the network as it was.</p>
+{% for note in pruned.notes %}<p>Note: {{ note }}.</p>{% endfor %}
+<div class="wide"><table><tr><th>layer</th><th>channels made</th><th>channels read</th>
+<th>MACs before</th><th>after</th><th>all stay because</th></tr>
+{% for x in pruned.layers %}<tr><td>{{ x.name }}</td><td>{{ x }}</td>
+<td>{{ x.inputs[0] }} -&gt; {{ x.inputs[1] }}</td><td>{{ '{:,}'.format(x.macs[0]) }}</td>
+<td>{{ '{:,}'.format(x.macs[1]) }}</td><td>{{ pruned.left.get(x.name, '') }}</td></tr>{% endfor %}
+</table></div>{% endif %}
 {% if histograms %}<h2>Weights on their grids</h2>
 <p>How often a code occurs, in the first of these layers; counts are logarithmic.</p>
 <img alt="codes of kernels" src="data:image/png;base64,{{ histograms }}">{% endif %}
@@ -110,6 +121,7 @@ def report_html(
     *,
     about: Mapping[str, object] = MappingProxyType({}),
     pictures: Mapping[str, bytes] = MappingProxyType({}),
+    pruned: Pruned | None = None,
 ) -> bytes:
     """The report as a page; every name that comes from the network is escaped.
 
@@ -120,6 +132,7 @@ def report_html(
       verification: what the comparison with ONNX Runtime found, as plain data.
       about: what it is a report of: the file and its hash, the date, bytes; shown first.
       pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
+      pruned: how the network got smaller before, if it did.
 
     Returns:
       UTF-8 HTML with everything inside.
@@ -138,6 +151,8 @@ def report_html(
         judged=f"the pixels of {report.images}" if report.dense else report.images,
         expected="; ".join(told).capitalize(),
         layers=worst_layers(report),
+        pruned=pruned,
+        smaller="" if pruned is None else pruned_line(pruned),
         order="Those that cost most" if report.costs else "The least faithful outputs",
         **{name: base64.b64encode(data).decode() for name, data in drawn.items()},
     ).encode()

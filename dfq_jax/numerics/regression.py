@@ -1,0 +1,34 @@
+"""Layers fitted anew by least squares, to what they should put out."""
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+
+def refitted(
+    gram: Float[np.ndarray, "k k"],
+    cross: Float[np.ndarray, "k whole"],
+    whole: Float[np.ndarray, "whole o"],
+    start: Float[np.ndarray, "k o"],
+    damping: float,
+) -> Float[np.ndarray, "k o"]:
+    """Weights that do to what is left of a layer's inputs what its own did to all of them.
+
+    Args:
+      gram: second moments of what is left, `x'^T x' / n`.
+      cross: with what there was, `x'^T x / n`.
+      whole: the weights, of all inputs.
+      start: weights of what is left from which to depart as little as possible.
+      damping: pulls towards them, in units of the mean diagonal of `gram`.
+
+    Returns:
+      `argmin_v |x' v - x w|^2 / n + damping * mean diagonal * |v - start|^2`.
+
+    Reference:
+      He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", equation of the
+      least squares reconstruction; UDFC's ridge of the next layer.
+    """
+    power = float(np.trace(gram)) / max(len(gram), 1)
+    pull = max(damping * power, 1e-12)
+    system = gram + pull * np.eye(len(gram))
+    return scipy.linalg.solve(system, cross @ whole + pull * start, assume_a="pos")

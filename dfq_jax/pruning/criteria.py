@@ -1,0 +1,238 @@
+"""What each set of channels is worth: criteria of papers, by name.
+
+All take a `Subject` and give every set of its coupling a score; small ones go first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.base.words import CriterionName
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import BatchNorm
+from dfq_jax.graph.query import batch_norms, weighted_nodes
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics import importance
+from dfq_jax.pruning.groups import Subject
+from dfq_jax.quantization.node_by_node import in_batches
+
+SetScores = Float[np.ndarray, " sets"]
+DAMPING = 0.01
+"""Of the Gram matrices of features, in units of their mean diagonal."""
+
+
+class Criterion(NamedTuple):
+    """A way to score sets of channels.
+
+    Attributes:
+      score: what each set is worth.
+      looks: whether it looks at images.
+    """
+
+    score: Callable[[Subject], SetScores]
+    looks: bool = False
+
+
+# By weights
+
+
+def filter_rows(subject: Subject) -> Iterator[tuple[np.ndarray, importance.Rows]]:
+    """(numbers of sets, filters), batch norms folded in, of every layer that makes some."""
+    for node in weighted_nodes(subject.folded.graph):
+        numbers = subject.coupled.slots[node.name]["kernel"][-1]
+        if numbers.any():
+            kernel = np.asarray(subject.folded.params[node.name]["kernel"], np.float64)
+            yield numbers, kernel.reshape(-1, kernel.shape[-1]).T
+
+
+def by_filters(subject: Subject, of: Callable[[importance.Rows], importance.Scores]) -> SetScores:
+    """The mean over all filters of a set."""
+    scores, count = np.zeros(len(subject.coupled)), np.zeros(len(subject.coupled))
+    for numbers, rows in filter_rows(subject):
+        scores += subject.by_set(numbers, of(rows))
+        count += subject.by_set(numbers, np.ones(len(numbers)))
+    return scores / np.maximum(count, 1)
+
+
+def group_power(subject: Subject, p: float = 2.0) -> SetScores:
+    """`sum |w|^p` over all members of a set (filters, columns of readers, gains of norms), divided
+    by their number: the score of Torch-Pruning.
+
+    Reference:
+      Fang et al. 2023, "DepGraph: Towards Any Structural Pruning".
+    """
+    scores, members = np.zeros(len(subject.coupled)), np.zeros(len(subject.coupled))
+    for name, slots in subject.coupled.slots.items():
+        for slot in {"kernel", "scale"} & set(slots):
+            powers = np.abs(np.asarray(subject.model.params[name][slot], np.float64)) ** p
+            for axis, numbers in enumerate(slots[slot]):
+                others = tuple(a for a in range(powers.ndim) if a != axis)
+                scores += subject.by_set(numbers, powers.sum(others))
+                members += subject.by_set(numbers, np.ones(len(numbers))) > 0
+    return scores / np.maximum(members, 1)
+
+
+def norm_scale(subject: Subject) -> SetScores:
+    """`|gamma|` of batch norms; the mean where several have a set, the filter's norm where none.
+
+    Reference:
+      Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming".
+    """
+    scores, count = np.zeros(len(subject.coupled)), np.zeros(len(subject.coupled))
+    for node in batch_norms(subject.model.graph):
+        slots = subject.coupled.slots.get(node.name, {})
+        if isinstance(node.op, BatchNorm) and "scale" in slots:
+            gains = np.abs(np.asarray(subject.model.params[node.name]["scale"], np.float64))
+            scores += subject.by_set(slots["scale"][-1], gains)
+            count += subject.by_set(slots["scale"][-1], np.ones(len(gains)))
+    alone = by_filters(subject, partial(importance.norm, p=2.0))
+    return np.where(count > 0, scores / np.maximum(count, 1), alone)
+
+
+# By what is done with the channels
+
+
+def columns(subject: Subject) -> Iterator[tuple[Node, np.ndarray, np.ndarray]]:
+    """(layer, numbers of sets, energy of the kernel's column) for all that read removable ones."""
+    for node in weighted_nodes(subject.folded.graph):
+        numbers = subject.coupled.slots[node.name]["kernel"][-2]
+        if numbers.any():
+            kernel = np.asarray(subject.folded.params[node.name]["kernel"], np.float64)
+            energy = (kernel**2).sum(tuple(a for a in range(kernel.ndim) if a != kernel.ndim - 2))
+            yield node, numbers, energy
+
+
+def by_readers(
+    subject: Subject, mean_square: Callable[[Node], Float[np.ndarray, " channels"] | None]
+) -> SetScores:
+    """`sum E[x^2] |V|^2` over all columns that read a set; its filters' power where none does.
+
+    Args:
+      subject: the network.
+      mean_square: of what a layer reads, channel by channel; None where nobody knows, which
+        counts as 1.
+    """
+    scores, read = np.zeros(len(subject.coupled)), np.zeros(len(subject.coupled))
+    for node, numbers, energy in columns(subject):
+        known = mean_square(node)
+        square = np.ones(len(numbers)) if known is None else np.resize(known, len(numbers))
+        scores += subject.by_set(numbers, energy * square)
+        read += subject.by_set(numbers, np.ones(len(numbers)))
+    return np.where(read > 0, scores, by_filters(subject, partial(importance.power, p=2.0)))
+
+
+def energy(subject: Subject) -> SetScores:
+    """`E[x^2] |V|^2`: expected energy of a channel behind its activation, by the clipped normal
+    distribution of its batch norm, times the energy of the columns that read it.
+
+    What dropping a channel does to the next layer if channels are independent, without an image.
+    """
+
+    def expected(node: Node) -> Float[np.ndarray, " channels"] | None:
+        found = subject.expected.get(node.inputs[0])
+        return None if found is None else np.asarray(found.var + found.mean**2, np.float64)
+
+    return by_readers(subject, expected)
+
+
+def reconstruction(subject: Subject) -> SetScores:
+    """What is left of the energy of a channel that the others cannot make up for, times that of
+    the columns that read it: the error of the next layer, once it is solved anew.
+
+    Looks at images. Reference: `numerics.importance.left_unexplained`.
+    """
+    images = subject.seen
+    read = {node.inputs[0] for node, _, _ in columns(subject)}
+    grams = channel_grams(subject.folded, tuple(sorted(read)), images)
+    alone = {name: importance.left_unexplained(gram, DAMPING) for name, gram in grams.items()}
+    return by_readers(subject, lambda node: alone[node.inputs[0]])
+
+
+def channel_grams(
+    model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
+) -> dict[str, Float[np.ndarray, "_ _"]]:
+    """Covariances of the channels of some tensors over images and positions."""
+    sums: dict[str, np.ndarray] = {}
+    means: dict[str, np.ndarray] = {}
+    count: dict[str, int] = {}
+    taps = jax.jit(lambda model, x: evaluate(model, x, taps=names)[1])
+    for batch in in_batches(images):
+        for name, found in taps(model, batch.images).items():
+            rows = batch.counting(found).astype(np.float64)
+            rows = rows.reshape(-1, rows.shape[-1])
+            sums[name] = sums.get(name, 0) + rows.T @ rows
+            means[name] = means.get(name, 0) + rows.sum(0)
+            count[name] = count.get(name, 0) + len(rows)
+    centred = lambda n: np.outer(means[n], means[n]) / count[n] ** 2
+    return {name: sums[name] / count[name] - centred(name) for name in names}
+
+
+# By gradients
+
+
+def by_gradients(subject: Subject, squared: bool) -> SetScores:
+    """Sums over images of `dL/dm_j` or of its square, for a factor `m_j` on every channel.
+
+    `L` is the divergence from the network's own most likely class on each image, summed over
+    its outputs; `dL/dm_j = sum_v v dL/dv` over all columns `v` that read the channel.
+    """
+    images = subject.seen
+    total = np.zeros(len(subject.coupled))
+    read = [(node.name, numbers) for node, numbers, _ in columns(subject)]
+    run = jax.jit(partial(column_products, names=tuple(name for name, _ in read)))
+    for batch in in_batches(images):
+        found = run(subject.folded, batch.images)
+        rows = [
+            np.stack([subject.by_set(numbers, row) for row in batch.counting(found[name])])
+            for name, numbers in read
+        ]
+        each = np.sum(rows, 0) if rows else np.zeros((batch.valid, len(total)))
+        total += (each**2 if squared else each).sum(0)
+    return (total if squared else np.abs(total)) / len(images)
+
+
+def column_products(
+    model: Model, images: Float[Array, "n h w c"], *, names: tuple[str, ...]
+) -> dict[str, Float[Array, "n _"]]:
+    """`sum_v v dL/dv` of each column of some kernels, for every image."""
+    kernels = {name: model.params[name]["kernel"] for name in names}
+
+    def loss(kernels: Mapping[str, Array], image: Float[Array, "h w c"]) -> Float[Array, ""]:
+        changed = with_params(model, {name: {"kernel": k} for name, k in kernels.items()})
+        outputs, _ = evaluate(changed, image[None])
+        return sum((own_loss(out) for out in outputs), jnp.zeros(()))
+
+    def one(image: Float[Array, "h w c"]) -> dict[str, Float[Array, " _"]]:
+        slopes = jax.grad(loss)(kernels, image)
+        product = lambda v, slope: jnp.moveaxis(v * slope, -2, 0).reshape(v.shape[-2], -1).sum(1)
+        return {name: product(kernels[name], slopes[name]) for name in names}
+
+    return jax.lax.map(one, images)
+
+
+def own_loss(out: Float[Array, "..."]) -> Float[Array, ""]:
+    """Cross-entropy with the most likely class of every vector along the last axis; of single
+    values half their square."""
+    if out.shape[-1] < 2:
+        return jnp.sum(out**2) / 2
+    scores = jax.nn.log_softmax(out.reshape(-1, out.shape[-1]))
+    return -jnp.mean(jnp.max(scores, -1))
+
+
+CRITERIA: Mapping[CriterionName, Criterion] = {
+    "energy": Criterion(energy),
+    "reconstruction": Criterion(reconstruction, looks=True),
+    "l1": Criterion(partial(by_filters, of=partial(importance.norm, p=1.0))),
+    "l2": Criterion(partial(by_filters, of=partial(importance.norm, p=2.0))),
+    "median": Criterion(partial(by_filters, of=importance.distances)),
+    "norm": Criterion(norm_scale),
+    "group": Criterion(group_power),
+    "taylor": Criterion(partial(by_gradients, squared=False), looks=True),
+    "fisher": Criterion(partial(by_gradients, squared=True), looks=True),
+}

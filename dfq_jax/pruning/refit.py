@@ -1,0 +1,175 @@
+"""Layers fitted anew, and norms re-estimated, with the original beside the pruned network.
+
+Both run node by node over the same images, what goes being zero in the one. Each layer is mended
+before its output travels on, so that later ones make up for what is left of earlier errors.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.graph import Model, Node
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
+from dfq_jax.graph.query import consumers
+from dfq_jax.graph.rewrite import with_params
+from dfq_jax.graph.semantics import Slots
+from dfq_jax.numerics.regression import refitted
+from dfq_jax.passes.select import Kept, standing
+from dfq_jax.pruning.groups import Subject
+from dfq_jax.quantization.node_by_node import BATCH, apply_float
+from dfq_jax.quantization.second_moments import moments_of
+
+MOST_RATIO = 16.0
+"""Largest factor of a re-estimated variance, and its reciprocal the smallest."""
+
+Batches = tuple[Array, ...]
+
+
+class Both(NamedTuple):
+    """A tensor in the original and in the pruned network, batch by batch."""
+
+    exact: Batches
+    rough: Batches
+
+
+def refit(
+    subject: Subject, kept: Kept, zeros: Model, damping: float | None, *, norms: bool
+) -> Model:
+    """The pruned network, mended by what images show.
+
+    Args:
+      subject: the network as it was, with images; those beyond whole batches of `BATCH` are left
+        out.
+      kept: which sets stay.
+      zeros: the network with zeros where channels go.
+      damping: of layers fitted anew, in units of the mean power of what they read, beside the
+        number of inputs for each sample; None leaves kernels as they are.
+      norms: whether means and variances of batch norms follow what images show.
+
+    Returns:
+      The network, zeros where they were.
+    """
+    stays = standing(subject.coupled, kept)
+    batches = in_whole_batches(subject.seen)
+    found: dict[str, Slots] = {}
+
+    def apply(node: Node, slots: Slots, args: tuple[Both, ...]) -> Both:
+        original = subject.model.params.get(node.name, {})
+        exact = computed(node, original, tuple(x.exact for x in args), len(batches))
+        axes = subject.coupled.slots.get(node.name, {})
+        losing = any(not stays[v].all() for each in axes.values() for v in each)
+        if not losing and all(x.rough is x.exact for x in args):
+            return Both(exact, exact)
+        if damping is not None and isinstance(node.op, Conv2d | Linear):
+            read, written = (stays[v] for v in axes["kernel"][-2:])
+            whole = np.asarray(original["kernel"], np.float64) * written
+            caught = norms and has_mean(subject.model, node)
+            kernel = fitted(node.op, whole, slots["kernel"], read, args[0], damping, caught)
+            slots = {**slots, "kernel": kernel}
+        if norms and isinstance(node.op, BatchNorm):
+            slots = renormed(slots, args[0])
+        rough = computed(node, slots, tuple(x.rough for x in args), len(batches))
+        if norms and isinstance(node.op, WEIGHTED) and "bias" in slots:
+            gap = (mean_of(exact) - mean_of(rough)) * stays[axes["bias"][-1]]
+            slots = {**slots, "bias": slots["bias"] + gap.astype(np.float32)}
+            rough = computed(node, slots, tuple(x.rough for x in args), len(batches))
+        found[node.name] = slots
+        return Both(exact, rough)
+
+    env = dict.fromkeys(zeros.graph.inputs, Both(batches, batches))
+    last = {name: node.name for node in zeros.graph.nodes for name in node.inputs}
+    for node in zeros.graph.nodes:
+        args = tuple(env[name] for name in node.inputs)
+        env[node.name] = apply(node, zeros.params.get(node.name, {}), args)
+        for name in {n for n in node.inputs if last[n] == node.name}:
+            del env[name]
+    return with_params(zeros, {name: slots for name, slots in found.items() if slots})
+
+
+def has_mean(model: Model, node: Node) -> bool:
+    """Whether a bias, or a norm that reads a layer, makes up for differences of its mean."""
+    readers = consumers(model.graph)[node.name]
+    norm = any(isinstance(reader.op, BatchNorm) for reader, _ in readers)
+    return norm or "bias" in model.params[node.name]
+
+
+def in_whole_batches(images: Array) -> Batches:
+    """Images in batches of one size, without the rest."""
+    size = min(BATCH, len(images))
+    return tuple(images[i : i + size] for i in range(0, len(images) - size + 1, size))
+
+
+def computed(node: Node, slots: Slots, args: tuple[Batches, ...], count: int) -> Batches:
+    """What a node makes of every batch; a constant makes the same of all."""
+    if not args:
+        return (apply_float(node, slots, ()),) * count
+    return tuple(apply_float(node, slots, xs) for xs in zip(*args, strict=True))
+
+
+def fitted(
+    op: Conv2d | Linear,
+    whole: Float[np.ndarray, "..."],
+    start: Float[Array, "..."],
+    left: Kept,
+    read: Both,
+    damping: float,
+    caught: bool,
+) -> Float[Array, "..."]:
+    """The kernel that makes of what is left what the whole one made of all.
+
+    Args:
+      op: the layer.
+      whole: its kernel, zero in what it no longer makes.
+      start: the kernel to depart from as little as possible.
+      left: which of the channels are left that a group of it reads.
+      read: what it reads.
+      damping: see `refit`.
+      caught: whether a bias or a norm makes up for differences of means.
+    """
+    pairs = zip(map(np.asarray, read.rough), map(np.asarray, read.exact), strict=True)
+    moments, samples = moments_of(op, whole.shape, pairs, None)
+    gram, cross, mean, wanted = (np.asarray(v, np.float64) for v in moments)
+    if caught:
+        gram = gram - mean[:, :, None] * mean[:, None]
+        cross = cross - mean[:, :, None] * wanted[:, None]
+    rows = np.flatnonzero(np.tile(left, gram.shape[-1] // left.size))
+    pull = damping + len(rows) / float(samples)
+    kernels, starts = (by_group(np.asarray(v, np.float64), len(gram)) for v in (whole, start))
+    made = np.zeros_like(kernels)
+    for g, (kernel, begun) in enumerate(zip(kernels, starts, strict=True)):
+        inner, outer = gram[g][np.ix_(rows, rows)], cross[g][rows]
+        made[g, rows] = refitted(inner, outer, kernel, begun[rows], pull)
+    return jax.device_put(np.moveaxis(made, 0, 1).reshape(whole.shape).astype(np.float32))
+
+
+def by_group(v: Float[np.ndarray, "... o"], groups: int) -> Float[np.ndarray, "g k n"]:
+    """A kernel as one matrix a group."""
+    return np.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
+
+
+def renormed(slots: Slots, read: Both) -> Slots:
+    """A batch norm whose statistics have moved as those of images did between the networks.
+
+    The means by their difference, the variances by their ratio: images that do not match the
+    recorded statistics do no harm. A channel that shows no variance keeps its own.
+    """
+    (mean, var), (wanted, spread) = moments_over(read.rough), moments_over(read.exact)
+    alive = (var > 0) & (spread > 0)
+    ratio = np.where(alive, var / np.where(alive, spread, 1.0), 1.0)
+    ratio = np.clip(ratio, 1 / MOST_RATIO, MOST_RATIO)
+    new = np.asarray(slots["mean"], np.float64) + np.where(alive, mean - wanted, 0.0)
+    moved = {"mean": new, "var": np.asarray(slots["var"], np.float64) * ratio}
+    return {**slots, **{k: jax.device_put(v.astype(np.float32)) for k, v in moved.items()}}
+
+
+def moments_over(batches: Batches) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Mean and variance of each channel over images and positions."""
+    rows = np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in batches])
+    return rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64)
+
+
+def mean_of(batches: Batches) -> Float[np.ndarray, " c"]:
+    """Mean of each channel over images and positions."""
+    return moments_over(batches)[0]

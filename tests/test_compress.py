@@ -1,0 +1,123 @@
+"""`dfq.compress` and `dfq compress`: one run prunes, restores, quantizes, exports and verifies."""
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import dfq_jax as dfq
+from dfq_jax.api import quantize as quantizing
+from dfq_jax.errors import DivergedError, UsageError
+from dfq_jax.io.artifacts.artifact import load_artifact
+
+
+@pytest.fixture(scope="module")
+def images(nets, tiny_net):
+    return dfq.Examples((nets.images(tiny_net, 16),), tiny_net.inputs)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_net, images):
+    return dfq.compress(tiny_net, images, prune="30%", channels="all", untouched=("conv2",))
+
+
+def test_what_is_left_is_quantized_and_judged_by_the_original(found, tiny_net, images):
+    assert found.pruned is not None
+    wide = {x.name: x.outputs for x in found.pruned.layers}
+    assert wide["conv1"] == wide["depthwise"] == (6, 4)
+    assert wide["conv2"] == (8, 8)
+    assert found.float_model.params["conv1"]["kernel"].shape == (3, 3, 3, 4)
+    assert found.quantized.model.params["project"]["kernel"].shape == (1, 1, 4, 4)
+    exact, small = (
+        np.asarray(dfq.predict(m, found.probes.images)) for m in (tiny_net, found.float_model)
+    )
+    far = np.mean((small - exact) ** 2) / np.mean(exact**2)
+    assert found.report.sqnr < -10 * np.log10(far) + 1
+    assert found.report.estimate is not None
+    assert "30% of all channels by energy, restored by ridge, not conv2" in str(found)
+    assert "pruned to" in str(found)
+
+
+def test_the_folder_tells_both_shapes(found, tmp_path):
+    found.save(tmp_path / "out", verification=found.verify())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    told = manifest["report"]["pruning"]
+    assert told["layers"][0]["shown"] == "Conv2d(6 -> 4)"
+    assert told["macs"]["after"] < told["macs"]["before"]
+    assert told["left"]["conv2"] == "the pattern conv2 says so"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Conv2d(6 -&gt; 4)" in page
+    shapes = {tuple(t.dims) for t in onnx.load(tmp_path / "out" / "float.onnx").graph.initializer}
+    assert (4, 3, 3, 3) in shapes
+    again = load_artifact(tmp_path / "out")
+    assert again.quantized.model.params["conv1"]["kernel"].shape == (3, 3, 3, 4)
+
+
+def test_restoration_has_enough_images_made(tiny_net, monkeypatch):
+    asked = []
+
+    def made(model, method, n, **_):
+        asked.append(n)
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    every: tuple[dict[str, Any], ...] = ({}, {"restore": "udfc"}, {"n": 20})
+    for how in every:
+        with pytest.raises(DivergedError, match="stop here"):
+            dfq.compress(tiny_net, **how)
+    assert asked[0] == 128
+    assert asked[1] < 128
+    assert asked[2] == 20
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"prune": "130%"}, "no share of channels"),
+        ({"budget": "1% MACs"}, r"budget 1% MACs is out of reach.* takes \d"),
+        ({"budget": "50% MACs", "prune": 0.3}, "both say how much"),
+        ({"budget": "some"}, "budget 'some' is none of a pruned network"),
+        ({"round_to": 0}, "round_to is a number of channels"),
+        ({"scheme": "w9a9"}, "w9a9"),
+        ({"untouched": ("nothing*",)}, r"'nothing\*' matches no layer"),
+    ],
+)
+def test_bad_words_are_refused_before_images_are_made(how, told, tiny_net, monkeypatch):
+    monkeypatch.delattr(quantizing, "synthesize")
+    with pytest.raises(UsageError, match=told):
+        dfq.compress(tiny_net, **how)
+
+
+def test_a_budget_of_work_is_kept(tiny_net, images):
+    found = dfq.compress(tiny_net, images, budget="70% MACs", channels="all", restore="udfc")
+    assert found.pruned is not None
+    assert 0.5 < found.pruned.macs[1] / found.pruned.macs[0] <= 0.7
+    assert found.settings["pruned"].startswith("to 70% MACs all channels by energy")
+
+
+def test_the_command(dfq, made, tmp_path):
+    line = (made / "net.safetensors", "--arch", "small", "--images", made / "images.npz")
+    out = tmp_path / "out"
+    found = dfq("compress", *line, "-o", out, "--prune", "40%", "--channels", "all", "--json")
+    report = found.data["report"]
+    assert report["pruning"]["macs"]["after"] < report["pruning"]["macs"]["before"]
+    assert found.data["status"] == "ok"
+    assert dfq("verify", out).code == 0
+    assert 'prune = "40%"' in (out / "config.toml").read_text()
+    again = ("compress", *line, "-o", tmp_path / "again", "--config", out / "config.toml")
+    assert dfq(*again).code == 0
+    for name in ("model.onnx", "float.onnx", "model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_command_that_means_nothing(dfq, made, tmp_path):
+    line = ("compress", made / "net.safetensors", "--arch", "small", "-o", tmp_path / "out")
+    found = dfq(*line, "--prune", "30")
+    assert found.code == 2
+    assert "say 30%" in found.err
+    assert not (tmp_path / "out").exists()
+    missing = dfq(*line, "--untouched", "layer9*")
+    assert missing.code == 2
+    assert "matches no layer" in missing.err
