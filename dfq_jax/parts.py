@@ -19,6 +19,7 @@ from dfq_jax.graph.tasks import (
     LanguageModel,
     PlainValues,
 )
+from dfq_jax.io.artifacts.quantized_arrays import load_arrays, save_arrays
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.levels import QuantizedArray, quantized
 from dfq_jax.numerics.ranges import Aciq, EmaMinMax, Entropy, Lp, LpShift, MinMax, Omse, Percentile
@@ -153,6 +154,7 @@ __all__ = [
     "kl_match",
     "label_entropy",
     "latent_source",
+    "load_arrays",
     "load_shards",
     "matched",
     "nearest",
@@ -176,6 +178,7 @@ __all__ = [
     "resized_crop",
     "resolve",
     "run_graph",
+    "save_arrays",
     "sensitivities",
     "space_of",
     "squared_gap",

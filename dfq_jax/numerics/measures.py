@@ -4,7 +4,7 @@ All work on NumPy arrays in float64, batch first.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 BT601 = np.array([65.481, 128.553, 24.966])
 """Luma of RGB in [0, 1], less its black of 16 (ITU-R BT.601)."""
@@ -74,14 +74,3 @@ def log_softmax(scores: Float[np.ndarray, "*n ids"]) -> Float[np.ndarray, "*n id
     x = np.asarray(scores, np.float64)
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-def perplexity(scores: Float[np.ndarray, "n t ids"], ids: Int[np.ndarray, "n t"]) -> float:
-    """`exp` of the mean negative log probability of every token but the first, given those before.
-
-    Args:
-      scores: of the token that follows each one of a text.
-      ids: the text.
-    """
-    told = np.take_along_axis(log_softmax(scores[:, :-1]), ids[:, 1:, None], axis=-1)
-    return float(np.exp(-told.mean()))

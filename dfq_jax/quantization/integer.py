@@ -7,12 +7,10 @@ values are rescaled by one float32 factor, as ONNX Runtime's integer kernels do.
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
-from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul, Op
@@ -20,7 +18,7 @@ from dfq_jax.graph.semantics import Slots, Tensor, apply_op
 from dfq_jax.numerics.affine import Affine, NumpyOrJax, bias_scale, quantize_bias
 from dfq_jax.numerics.integer import exact_product
 from dfq_jax.numerics.levels import Parameters, codes_of, scales_of
-from dfq_jax.quantization.simulate import QuantizedModel, argument_hook, simulation_hook
+from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
 from dfq_jax.quantization.sites import operands
 
 Multiply = Callable[
@@ -115,19 +113,3 @@ def multiplied(op: Op, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[
             return convolve_transposed(x, w, op=op, precision=highest)
         case _:
             return jnp.matmul(x, w, precision=highest)
-
-
-@jax.jit
-def integer_predict(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
-    """First output of the quantized network, computed in integers.
-
-    Args:
-      quantized: the network.
-      images: normalised, NHWC.
-
-    Returns:
-      Logits, Float[n classes] for a classifier.
-    """
-    hook = argument_hook(quantized.plan, quantized.qparams)
-    apply = partial(integer_node, quantized)
-    return evaluate(quantized.model, images, hook=hook, apply=apply)[0][0]

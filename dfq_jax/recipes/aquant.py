@@ -2,9 +2,9 @@
 
 Li et al. 2022, "Efficient Adaptive Activation Rounding for Post-Training Quantization". Borders
 are in the form that integer kernels can have: a border affine in the code is, but for its ends, a
-gain and a shift of the channel before rounding (`numerics.rounding_borders`), and those of the
-layer that made the channel. So what is learned is each output channel's scale and bias, through the
-rounding of the activations that follow.
+gain and a shift of the channel before rounding, and those of the layer that made the channel. So
+what is learned is each output channel's scale and bias, through the rounding of the activations
+that follow.
 """
 
 from dfq_jax.numerics.rounding import adaround

@@ -14,16 +14,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import classes_of, refusal_of_half, weighted_nodes
-from dfq_jax.graph.rewrite import with_params
-from dfq_jax.numerics.affine import Grid, fake_quantize, from_range
+from dfq_jax.graph.query import classes_of, refusal_of_half
 from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.recipes.sizes import gains_from_halves, is_small
 from dfq_jax.synthesis.recipe import Offer, Recipe, Source, Stage, balanced_labels, random_labels
@@ -243,21 +240,3 @@ def reads_half_the_size(model: Model | None) -> None:
     """Raises UsageError for a network that only runs at its own image size."""
     if model is not None and (reason := refusal_of_half(model)):
         raise UsageError(f'deepinversion: {reason}. Use resolution="full".')
-
-
-def rounded_student(model: Model, bits: int) -> Model:
-    """A student without data or training: the network with its kernels rounded.
-
-    Args:
-      model: the teacher.
-      bits: 2..8 of a symmetric grid for each output channel.
-
-    Returns:
-      The same graph with every kernel of a convolution or linear layer on its grid.
-    """
-    grid, rounded = Grid(bits, symmetric=True, axis=-1), {}
-    for node in weighted_nodes(model.graph):
-        kernel = jnp.asarray(model.params[node.name]["kernel"])
-        top = jnp.max(jnp.abs(kernel), grid.reduced_axes(kernel.ndim), keepdims=True)
-        rounded[node.name] = {"kernel": fake_quantize(kernel, from_range(-top, top, grid), grid)}
-    return with_params(model, rounded)

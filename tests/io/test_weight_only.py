@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+from integers import integer_predict
 
 from dfq_jax.allocation import costs
 from dfq_jax.allocation.costs import cost_of
@@ -21,7 +22,6 @@ from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.signs import Signs
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.in_float import float_layers
-from dfq_jax.quantization.integer import integer_predict
 from dfq_jax.quantization.plan import (
     STORES,
     Rule,

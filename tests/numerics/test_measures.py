@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-import pytest
 
-from dfq_jax.numerics.measures import cosines, log_softmax, next_token_divergences, perplexity, psnr
+from dfq_jax.numerics.measures import cosines, log_softmax, next_token_divergences, psnr
 
 RNG = np.random.default_rng(0)
 
@@ -52,11 +51,3 @@ def test_divergences_of_next_tokens():
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
     np.testing.assert_allclose(next_token_divergences(a, b), np.sum(p * np.log(p / q), -1))
     assert np.isfinite(log_softmax(np.array([1e4, -1e4]))).all()
-
-
-def test_perplexity_of_a_guess_and_of_certainty():
-    ids = RNG.integers(0, 7, (2, 9))
-    assert perplexity(np.zeros((2, 9, 7)), ids) == pytest.approx(7)
-    sure = np.zeros((2, 9, 7))
-    np.put_along_axis(sure[:, :-1], ids[:, 1:, None], 50.0, axis=-1)
-    assert perplexity(sure, ids) == pytest.approx(1)

@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from integers import integer_predict
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear, MatMul
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import Affine, quantize
-from dfq_jax.quantization.integer import integer_node, integer_predict, integer_sum
+from dfq_jax.quantization.integer import integer_node, integer_sum
 from dfq_jax.quantization.node_by_node import in_integers, simulating
 from dfq_jax.quantization.plan import Scheme, Site, resolve
 from dfq_jax.quantization.simulate import QuantizedModel, simulate

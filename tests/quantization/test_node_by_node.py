@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from integers import integer_predict
 
 from dfq_jax.graph.evaluate import evaluate
-from dfq_jax.quantization.integer import integer_predict
 from dfq_jax.quantization.node_by_node import (
     in_batches,
     in_float,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from integers import integer_predict
 
 from dfq_jax.api.grids import within_sums
 from dfq_jax.api.request import Follow
@@ -16,7 +17,6 @@ from dfq_jax.io.onnx.export import quantized_onnx, serialize
 from dfq_jax.io.verification.verify import verify
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.progress import Watcher
-from dfq_jax.quantization.integer import integer_predict
 from dfq_jax.quantization.plan import Scheme, Site, resolve
 from dfq_jax.quantization.simulate import QuantizedModel, simulate
 from dfq_jax.quantization.sums import overflowing

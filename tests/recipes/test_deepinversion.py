@@ -1,5 +1,4 @@
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ from scipy.special import log_softmax, softmax
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.numerics.affine import Grid
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.deepinversion import (
@@ -18,7 +16,6 @@ from dfq_jax.recipes.deepinversion import (
     deepinversion,
     deepinversion_cifar,
     reads_half_the_size,
-    rounded_student,
 )
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -186,26 +183,6 @@ def test_students_that_do_not_fit_are_refused(model, nets):
     with pytest.raises(UsageError, match=r"the student must read the images .*\(8, 8, 3\), 5"):
         deepinversion(student=larger).prepare(model, {}, KEY)
     assert deepinversion(student=model).prepare(model, {}, KEY) is model
-
-
-def test_rounded_kernels_lie_on_a_grid_of_each_output_channel(tiny_net):
-    for bits in (3, 8):
-        student = jax.jit(partial(rounded_student, bits=bits))(tiny_net)
-        assert student.graph == tiny_net.graph
-        assert set(student.params) == set(tiny_net.params)
-        top = Grid(bits, symmetric=True).qmax
-        for name, slots in tiny_net.params.items():
-            for slot, value in slots.items():
-                found, wanted = np.asarray(student.params[name][slot]), np.asarray(value)
-                if slot != "kernel":
-                    np.testing.assert_array_equal(found, wanted)
-                    continue
-                scale = np.abs(wanted).max(tuple(range(wanted.ndim - 1))) / top
-                codes = found / scale
-                np.testing.assert_allclose(codes, np.rint(codes), atol=1e-3)
-                assert np.abs(codes).max() == pytest.approx(top, rel=1e-5)
-                assert (np.abs(found - wanted) <= scale * 0.5001).all()
-                assert not np.array_equal(found, wanted)
 
 
 def recognised(model, recipe, images):

@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 import pytest
+from integers import integer_predict
 
 from dfq_jax.numerics.affine import fake_quantize
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.moments import correct_biases_analytically
-from dfq_jax.quantization.integer import integer_predict
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.quantization.plan import Rule, Site, parse_scheme
 from dfq_jax.quantization.simulate import simulate
