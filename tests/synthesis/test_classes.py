@@ -7,12 +7,14 @@ import pytest
 from scipy.special import softmax
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.synthesis.terms.base import cross_entropy
 from dfq_jax.synthesis.terms.classes import (
     ClassMemory,
     SoftLabels,
     class_distance,
     class_margin,
     competition,
+    focal_cross_entropy,
     no_classes_yet,
     penultimate,
     soft_inception,
@@ -73,6 +75,32 @@ def test_soft_inception_sees_the_label_only():
     wanted = SoftLabels(jnp.eye(4)[:1], jnp.full(1, 0.2, jnp.float32))
     values = [float(soft_inception(f32(np.log([p])), wanted)) for p in spread]
     np.testing.assert_allclose(values, 0.25, rtol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_cross_entropy_and_its_slope(gamma):
+    torch = pytest.importorskip("torch")
+    t = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
+    each = torch.nn.functional.cross_entropy(t, torch.tensor(OWN), reduction="none")
+    factor = (1 - torch.softmax(t, 1)[torch.arange(6), torch.tensor(OWN)]) ** gamma
+    loss = partial(focal_cross_entropy, labels=f32(LABELS), gamma=gamma)
+    for stop in (False, True):
+        wanted = torch.mean((factor.detach() if stop else factor) * each)
+        (slope,) = torch.autograd.grad(wanted, t, retain_graph=True)
+        ours = jax.value_and_grad(partial(loss, stop_grad_weight=stop))(f32(LOGITS))
+        assert float(ours[0]) == pytest.approx(wanted.item(), rel=1e-4)
+        np.testing.assert_allclose(ours[1], slope.numpy(), atol=1e-5)
+
+
+def test_focal_cross_entropy_at_its_ends():
+    plain = cross_entropy(f32(LOGITS), f32(LABELS))
+    assert float(focal_cross_entropy(f32(LOGITS), f32(LABELS), 0.0)) == pytest.approx(float(plain))
+    sure = f32(LABELS * 200)  # probability 1 in float32
+    for gamma in (0.0, 0.3, 0.5, 2.0):
+        slope = jax.grad(lambda x, g=gamma: focal_cross_entropy(x, f32(LABELS), g))(sure)
+        assert np.isfinite(slope).all()
+    assert float(focal_cross_entropy(sure, f32(LABELS), 0.5)) < 1e-6
 
 
 def divergence(a, b):
