@@ -12,7 +12,6 @@ from dfq_jax.optim.progress import RunPhase
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
 from dfq_jax.recipes.presets import ImageBudget, choice_for
-from dfq_jax.recipes.sizes import is_small
 
 RunPart = Literal[
     "making images",
@@ -25,11 +24,11 @@ RunPart = Literal[
 ]
 PARTS: tuple[RunPart, ...] = get_args(RunPart)
 COMPILING: Mapping[RunPart, float] = {
-    **{"making images": 0.30, "calibrating": 0.20, "learning": 0.30, "training": 0.60},
-    **{"making probes": 0.30, "judging": 0.20, "verifying": 0.10},
+    **{"making images": 0.54, "calibrating": 0.15, "learning": 0.30, "training": 0.60},
+    **{"making probes": 0.54, "judging": 0.22, "verifying": 0.08},
 }
-"""Seconds for each node of a network on one CPU core, mostly spent compiling; the first two were
-measured, the others are by comparison."""
+"""Seconds for each node of a network on one CPU core, mostly spent compiling: of a first run of
+EfficientNet-lite0, but for `learning` and `training`, which are by comparison."""
 LOOKS: Mapping[RunPart, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
 """Passes through the network for each image."""
 TRAINED = 8.0
@@ -71,8 +70,10 @@ def foreseen(
     if shown:
         found["training"] += TRAINED * shown * image
     if judges:
-        base, steps = probes.SMALL_BASE if is_small(model.contract) else probes.LARGE_BASE
-        found["making probes"] += expected_seconds(model, ImageBudget("best", base, steps), rate)
+        probing = ImageBudget("best", *probes.base_of(model))
+        if making == probing:
+            found["making probes"] = 0.0  # the same programs, compiled by then
+        found["making probes"] += expected_seconds(model, probing, rate)
         found["judging"] += 2 * probes.PROBES * image
     found["verifying"] += LOOKS["verifying"] * VERIFIED * image
     return found

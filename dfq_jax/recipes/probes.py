@@ -38,6 +38,11 @@ MOVED = 7
 CONTRASTS = (0.4, 1.3)
 
 
+def base_of(model: Model) -> tuple[int, int]:
+    """Base images of a network's probes, and steps that these take."""
+    return SMALL_BASE if is_small(model.contract) else LARGE_BASE
+
+
 def probes_of(
     model: Model,
     *,
@@ -59,7 +64,7 @@ def probes_of(
       8-bit pixels as network input; noise, which their evidence says, for a network without
       batch-norm statistics.
     """
-    base, steps = SMALL_BASE if is_small(model.contract) else LARGE_BASE
+    base, steps = base_of(model)
     choice = choice_for(model, "best", steps, min(base, n))
     noise = choice.recipe.name == "noise"
     recipe = choice.recipe if noise else choice.recipe._replace(condition=half_labelled)

@@ -1,12 +1,13 @@
 """How long the parts of a run are foreseen to take, and that they are told in order."""
 
+import dataclasses
 import itertools
 
 import pytest
 
 import dfq_jax as dfq
 from dfq_jax.optim.progress import RunPhase, Watcher
-from dfq_jax.recipes import foresight
+from dfq_jax.recipes import foresight, probes
 from dfq_jax.recipes.foresight import PARTS, foreseen, phase_of, phase_of_synthesis
 from dfq_jax.recipes.presets import ImageBudget
 
@@ -19,7 +20,7 @@ def speed(monkeypatch):
 
 
 def test_only_parts_that_there_will_be(tiny_net):
-    everything = foreseen(tiny_net, MADE, 16, learns=True, judges=True)
+    everything = foreseen(tiny_net, MADE, 16, learns=True, judges=True, shown=4)
     assert tuple(everything) == PARTS
     assert all(seconds > 0 for seconds in everything.values())
     least = foreseen(tiny_net, None, 16, learns=False, judges=False)
@@ -29,10 +30,19 @@ def test_only_parts_that_there_will_be(tiny_net):
 def test_more_work_takes_longer(tiny_net):
     more = ImageBudget("dsg", 160, 100)
     few, many = (foreseen(tiny_net, b, b.n, learns=True, judges=True) for b in (MADE, more))
-    grow = {part for part in PARTS if many[part] > few[part]}
+    grow = {part for part in few if many[part] > few[part]}
     assert grow == {"making images", "calibrating", "learning"}
     short, long = (phase_of_synthesis(tiny_net, "dsg", 16, n).seconds for n in (100, 1000))
     assert short < long
+
+
+def test_probes_made_by_programs_of_the_images_are_not_compiled_again(tiny_net):
+    """As presets make them; other images have programs of their own."""
+    same = ImageBudget("best", *probes.base_of(tiny_net))
+    others = (MADE, dataclasses.replace(same, method="best_unlabelled"), None)
+    after = lambda made: foreseen(tiny_net, made, 8, learns=False, judges=True)["making probes"]
+    compiling = foresight.COMPILING["making probes"] * len(tiny_net.graph.nodes)
+    assert [after(made) - after(same) for made in others] == pytest.approx([compiling] * 3)
 
 
 def test_a_part_knows_what_comes_after_it(tiny_net):
@@ -50,7 +60,7 @@ def test_a_run_tells_its_parts_in_order(tiny_net, preset):
     how = {"n": 4, "steps": 1, "scheme": "w4a8"}
     dfq.quantize(tiny_net, preset=preset, watch=Watcher(phase=told.append), **how)
     learning = ("learning",) if preset == "balanced" else ()
-    parts = [p for p in PARTS if p != "learning" or learning]
+    parts = [p for p in PARTS if p not in ("learning", "training") or p in learning]
     assert [phase.what for phase in told] == parts
     assert all(a.rest == pytest.approx(b.seconds + b.rest) for a, b in itertools.pairwise(told))
     assert told[-1].rest == 0.0
