@@ -14,6 +14,7 @@ from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.brecq import brecq
+from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dfq import Quantized, dfq
@@ -55,6 +56,7 @@ __all__ = [
     "best_unlabelled",
     "brecq",
     "centres_for",
+    "choi",
     "closed_form",
     "clusterq",
     "correct_biases",

@@ -12,12 +12,12 @@ from typing import get_args
 import pytest
 from plain_text import ESCAPE, plain
 
-from dfq_jax.base.words import TaskName
+from dfq_jax.base.words import TaskName, TrainingName
 from dfq_jax.cli import app as cli
 from dfq_jax.cli import verbs as commands
 from dfq_jax.recipes.presets import METHODS
 
-VERBS = ("inspect", "synthesize", "quantize", "evaluate", "verify", "bench")
+VERBS = ("inspect", "synthesize", "quantize", "train", "evaluate", "verify", "bench")
 FLAGS = {
     "inspect": ("--arch", "--size", "--json"),
     "synthesize": (
@@ -32,6 +32,11 @@ FLAGS = {
         *("--store", "packed", "int8", "int4", "--task", *get_args(TaskName)),
         *("qdrop_8bit_ends", "zsq_all_low", "brecq_8bit_ends_second"),
         *("qdrop_8bit_ends_shortcuts", "brecq_8bit_ends_second_shortcuts"),
+    ),
+    "train": (
+        *("--output", "-o", "--method", "--start", "--scheme", "--layers", "--rule", "--images"),
+        *("-n", "--steps", "--batch", "--seed", "--arch", "--force", "--config", "--json"),
+        *get_args(TrainingName),
     ),
     "evaluate": ("--data", "--limit", "--arch", "--size", "--json"),
     "verify": ("--json",),

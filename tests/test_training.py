@@ -2,11 +2,13 @@
 
 import json
 import re
+import typing
 
 import optax
 import pytest
 
 import dfq_jax
+from dfq_jax.base.words import TrainingName
 from dfq_jax.cli.app import main
 from dfq_jax.errors import UsageError
 from dfq_jax.io.artifacts.artifact import load_artifact
@@ -130,10 +132,12 @@ def test_a_method_of_ones_own_from_the_float_network(network, made):
 
 
 def test_methods_have_names_and_values():
+    assert typing.get_args(TrainingName) == tuple(TRAININGS)
     for name, offer in TRAININGS.items():
         made = training_for(name, 40, 3)
         assert made == offer.make(steps=40, batch=3)
         assert made.name == name
+        assert offer.make is getattr(dfq_jax.methods, {"best": "best_training"}.get(name, name))
     with pytest.raises(UsageError, match="nearest: gdfq"):
         training_for("gdfg")
     with pytest.raises(UsageError, match="has its own"):

@@ -10,6 +10,7 @@ from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes.best_training import best_training
+from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
@@ -49,6 +50,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "qimera": TrainingOffer(
         qimera, {**GENERATED, "mixed": 500, "width": 512, "length": 100, "by_class": True}
     ),
+    "choi": TrainingOffer(choi),
     "intraq_qat": TrainingOffer(intraq_qat, FIXED),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),

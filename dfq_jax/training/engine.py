@@ -33,9 +33,9 @@ from dfq_jax.synthesis.run.diversity import ALIKE
 from dfq_jax.synthesis.sources.pixels import to_pixels
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
 from dfq_jax.training.generator import begun_generator
-from dfq_jax.training.images import Taught, generator_refusal, rows_of
+from dfq_jax.training.images import GENERATOR, STUDENT, Taught, generator_refusal, rows_of
 from dfq_jax.training.method import GeneratedImages, Training
-from dfq_jax.training.objectives import GENERATOR, STUDENT, step_of
+from dfq_jax.training.objectives import step_of
 from dfq_jax.training.student import (
     StudentStart,
     finished,
@@ -186,7 +186,7 @@ def taught_of(
         return Taught(teacher, None, {}, start, pixels)
     if unfolded is None:
         raise ValueError("a generator needs the network with its batch norms: `unfolded`.")
-    if refusal := generator_refusal(contract.shape):
+    if refusal := generator_refusal(method.images.kind, contract.shape):
         raise UsageError(refusal)
     targets, _ = batch_norm_targets(unfolded)
     return Taught(teacher, unfolded, targets, start, jnp.zeros((0,), jnp.uint8))

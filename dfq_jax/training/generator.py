@@ -2,8 +2,7 @@
 
 Xu et al. 2020, "Generative Low-bitwidth Data Free Quantization": with codes `h` for labels `y`,
 
-    h -> linear -> norm -> x2 -> conv -> norm -> leaky -> x2 -> conv -> norm -> leaky -> conv
-      -> tanh -> norm
+    h -> linear -> norm -> (x2 -> conv -> norm -> leaky) ... -> conv -> tanh -> norm
 
 Norms are by the statistics of the batch; the last has neither scale nor bias, so images have mean 0
 and deviation 1 in every colour, which are natural units. What a code is differs from paper to
@@ -11,6 +10,7 @@ paper, and is a function here.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,6 @@ SAME = Conv2d(padding=((1, 1), (1, 1)))
 DAMPED = 0.8
 """Epsilon of the hidden norms: features that vary little stay small. As released."""
 PLAIN_EPSILON = 1e-5
-LEAK = 0.2
-UPSCALED = 4
 
 
 class Drawn(NamedTuple):
@@ -49,7 +47,9 @@ class GeneratorKind(NamedTuple):
       begin: (key, classes, rows of the teacher's classifier or None) -> what codes are made of.
       draw: (that, key, images, classes) -> codes.
       length: of a code.
-      channels: of the first feature maps, and of the last hidden one.
+      channels: of the first feature map, and of those after each doubling.
+      leak: slope of negative values.
+      epsilon: of hidden norms but the first.
       by_class: hidden norms have scales and biases of their own for each class, as GDFQ's for
         ImageNet.
     """
@@ -57,8 +57,15 @@ class GeneratorKind(NamedTuple):
     begin: Callable[[Key[Array, ""], int, Array | None], PyTree]
     draw: Callable[[PyTree, Key[Array, ""], int, int], Drawn]
     length: int = 100
-    channels: tuple[int, int] = (128, 64)
+    channels: tuple[int, ...] = (128, 128, 64)
+    leak: float = 0.2
+    epsilon: float = DAMPED
     by_class: bool = False
+
+    @property
+    def scale(self) -> int:
+        """How many times larger than the first feature map images are."""
+        return 2 ** (len(self.channels) - 1)
 
 
 def labelled_noise(*, length: int = 100) -> tuple[Callable[..., PyTree], Callable[..., Drawn]]:
@@ -112,25 +119,23 @@ def begun_generator(
     Args:
       kind: of generator.
       key: of its random start, that of PyTorch: uniform within `1 / sqrt(fan_in)`.
-      shape: height, width and colours of its images; both sides divisible by 4.
+      shape: height, width and colours of its images; both sides divisible by the kind's scale.
       classes: of the teacher.
       rows: of the teacher's classifier, one a class, for codes that begin there.
     """
     height, width, colours = shape
-    first, hidden = kind.channels
-    keys = jax.random.split(key, 5)
-    grid = height // UPSCALED, width // UPSCALED, first
-    norm = lambda channels: norm_at_first(channels, classes if kind.by_class else None)
-    return {
-        "made_of": kind.begin(keys[0], classes, rows),
-        "project": uniform_layer(keys[1], (kind.length,), grid),
-        "norm1": norm(first),
-        "conv1": uniform_layer(keys[2], (3, 3, first), (first,)),
-        "norm2": norm(first),
-        "conv2": uniform_layer(keys[3], (3, 3, first), (hidden,)),
-        "norm3": norm(hidden),
-        "conv3": uniform_layer(keys[4], (3, 3, hidden), (colours,)),
-    }
+    first, *hidden = kind.channels
+    keys = iter(jax.random.split(key, len(hidden) + 3))
+    by_class = classes if kind.by_class else None
+    grid = height // kind.scale, width // kind.scale, first
+    x = {"made_of": kind.begin(next(keys), classes, rows)}
+    x["project"] = uniform_layer(next(keys), (kind.length,), grid)
+    x["norm0"] = norm_at_first(first, by_class)
+    for number, (read, made) in enumerate(pairwise(kind.channels), 1):
+        x[f"conv{number}"] = uniform_layer(next(keys), (3, 3, read), (made,))
+        x[f"norm{number}"] = norm_at_first(made, by_class)
+    x["last"] = uniform_layer(next(keys), (3, 3, kind.channels[-1]), (colours,))
+    return x
 
 
 def uniform_layer(
@@ -158,15 +163,12 @@ def generated_images(
     drawn = kind.draw(x["made_of"], key, size, classes)
     labels = drawn.labels
     h = jnp.tensordot(drawn.codes, x["project"]["kernel"], 1) + x["project"]["bias"]
-    h = doubled(normed(h, x["norm1"], labels, PLAIN_EPSILON))
-    h = doubled(leaky(normed(convolved(h, x["conv1"]), x["norm2"], labels, DAMPED)))
-    h = leaky(normed(convolved(h, x["conv2"]), x["norm3"], labels, DAMPED))
-    return centred(jnp.tanh(convolved(h, x["conv3"])), PLAIN_EPSILON), labels
-
-
-def leaky(x: Array) -> Array:
-    """Negative values to a fifth."""
-    return jax.nn.leaky_relu(x, LEAK)
+    h = normed(h, x["norm0"], labels, PLAIN_EPSILON)
+    for number in range(1, len(kind.channels)):
+        h = convolved(doubled(h), x[f"conv{number}"])
+        h = normed(h, x[f"norm{number}"], labels, kind.epsilon)
+        h = jax.nn.leaky_relu(h, kind.leak)
+    return centred(jnp.tanh(convolved(h, x["last"])), PLAIN_EPSILON), labels
 
 
 def convolved(x: Float[Array, "b h w c"], layer: Mapping[str, Array]) -> Float[Array, "b h w o"]:

@@ -8,17 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
+from dfq_jax.graph.evaluate import apply_tiled, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.steps import Among, Now
+from dfq_jax.quantization.plan import Plan
 from dfq_jax.synthesis.run.diversity import similarity
 from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
 from dfq_jax.synthesis.terms.base import Observed, weighted
 from dfq_jax.synthesis.terms.targets import Targets, observe
-from dfq_jax.training.generator import UPSCALED, generated_images
+from dfq_jax.training.generator import GeneratorKind, generated_images
 from dfq_jax.training.method import FixedImages, GeneratedImages, Training
-from dfq_jax.training.student import StudentStart
+from dfq_jax.training.student import StudentStart, float_student, student_hook
 from dfq_jax.types import InputContract
+
+STUDENT, GENERATOR = "student", "generator"
+"""Names of the players."""
 
 
 class Taught(NamedTuple):
@@ -106,9 +111,12 @@ def normalised(pixels: UInt8[Array, "b h w c"], contract: InputContract) -> Floa
 
 
 def generator_loss(
-    method: Training, x: PyTree, context: Among, now: Now
+    method: Training, plan: Plan, x: PyTree, context: Among, now: Now
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], tuple[()]]]:
-    """What a generator is told: terms of synthesis, of the teacher's view of its images."""
+    """What a generator is told: terms of synthesis, of the teacher's view of its images.
+
+    Terms of an adversary find the student's answers where others find what a recipe shares.
+    """
     taught: Taught = context.context.context
     source: Any = method.images
     model: Any = taught.unfolded
@@ -118,19 +126,31 @@ def generator_loss(
     images = from_natural(natural, model.contract)
     seen = observe(model, taught.targets, images)
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
-    observed = Observed(*told, (), labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
+    student = answered(method, plan, taught, context.others[STUDENT], images)
+    observed = Observed(*told, student, labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
     loss, parts = weighted(source.terms, observed)
     alike = similarity(jax.lax.stop_gradient(natural))
     return loss, ({**parts, "alike": alike}, ())
 
 
-def generator_refusal(shape: tuple[int, int, int]) -> str:
+def answered(
+    method: Training, plan: Plan, taught: Taught, x: PyTree, images: Float[Array, "b h w c"]
+) -> Any:
+    """What the student says of images, to a generator that plays against it; else nothing."""
+    if not isinstance(method.images, GeneratedImages) or not method.images.against:
+        return ()
+    model = float_student(method.student, x, taught.start)
+    hook = student_hook(method.student, plan, x, taught.start, {})
+    return evaluate(model, images, hook=hook, apply=apply_tiled)[0][0]
+
+
+def generator_refusal(kind: GeneratorKind, shape: tuple[int, int, int]) -> str:
     """Why no generator makes images of this shape; empty if it does."""
     height, width = shape[:2]
-    if height % UPSCALED == width % UPSCALED == 0:
+    if height % kind.scale == width % kind.scale == 0:
         return ""
     return (
-        f"the generator makes images of sizes divisible by {UPSCALED}, and this network reads "
+        f"the generator makes images of sizes divisible by {kind.scale}, and this network reads "
         f"{height}x{width} pixels: import it with such a size, or train by a method of fixed "
         "images."
     )

@@ -38,6 +38,9 @@ class GeneratedImages(NamedTuple):
       optimizer: of the generator.
       warmup: rounds in which it plays alone, and ranges of activations are tracked.
       times: steps of the generator in a round.
+      lessons: steps of the student in a round.
+      against: its terms look at the student's answers too, which they find in `Observed.shared`;
+        the student's ranges are not tracked then.
     """
 
     kind: GeneratorKind
@@ -45,6 +48,8 @@ class GeneratedImages(NamedTuple):
     optimizer: AtFactor
     warmup: int = 0
     times: int = 1
+    lessons: int = 1
+    against: bool = False
 
 
 class Training(NamedTuple):
@@ -97,8 +102,10 @@ class Training(NamedTuple):
 
     @property
     def rounds(self) -> int:
-        """Steps of the whole run, those in which the student stands still included."""
-        return self.steps + (self.images.warmup if isinstance(self.images, GeneratedImages) else 0)
+        """Rounds of the whole run, those in which the student stands still included."""
+        if not isinstance(self.images, GeneratedImages):
+            return self.steps
+        return self.images.warmup + -(-self.steps // self.images.lessons)
 
 
 def rates_apart(
@@ -125,7 +132,9 @@ def optimizers_apart(
     return optax.multi_transform(kinds, lambda x: jax.tree.map_with_path(label, x))
 
 
-def to_zero(make: Make, rate: float, steps: int, *, relative: bool = False) -> AtFactor:
+def to_zero(
+    make: Make, rate: float, steps: int, *, relative: bool = False, **settings: Any
+) -> AtFactor:
     """factor -> an optimizer whose rate falls to 0 along a cosine.
 
     Args:
@@ -133,15 +142,21 @@ def to_zero(make: Make, rate: float, steps: int, *, relative: bool = False) -> A
       rate: the first.
       steps: after which it is 0.
       relative: in units of what is changed, so that a scale never changes its sign.
+      **settings: of the factory.
     """
-    return bound(falling_to_zero, make, rate, steps, relative)
+    return bound(falling_to_zero, make, rate, steps, relative, tuple(sorted(settings.items())))
 
 
 def falling_to_zero(
-    make: Make, rate: float, steps: int, relative: bool, factor: float
+    make: Make,
+    rate: float,
+    steps: int,
+    relative: bool,
+    settings: tuple[tuple[str, Any], ...],
+    factor: float,
 ) -> optax.GradientTransformation:
     """What `to_zero` gives for a factor."""
-    optimizer = make(optax.cosine_decay_schedule(rate * factor, steps))
+    optimizer = make(optax.cosine_decay_schedule(rate * factor, steps), **dict(settings))
     return optax.chain(optimizer, in_own_units()) if relative else optimizer
 
 

@@ -13,7 +13,13 @@ from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Among, Now, Player, Step, descent, in_turn
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.synthesis.terms.base import weighted
-from dfq_jax.training.images import Taught, generator_loss, shown_images
+from dfq_jax.training.images import (
+    GENERATOR,
+    STUDENT,
+    Taught,
+    generator_loss,
+    shown_images,
+)
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.student import (
@@ -27,8 +33,6 @@ from dfq_jax.training.student import (
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
 
-STUDENT, GENERATOR = "student", "generator"
-
 
 def step_of(method: Training, plan: Plan, factor: float) -> Step:
     """A round of all players at so much of their learning rates."""
@@ -37,9 +41,10 @@ def step_of(method: Training, plan: Plan, factor: float) -> Step:
     source = method.images
     if not isinstance(source, GeneratedImages):
         return in_turn(Player(STUDENT, student))
-    generator = descent(bound(generator_loss, method), bound(source.optimizer, factor))
+    generator = descent(bound(generator_loss, method, plan), bound(source.optimizer, factor))
     return in_turn(
-        Player(GENERATOR, generator, source.times), Player(STUDENT, student, after=source.warmup)
+        Player(GENERATOR, generator, source.times),
+        Player(STUDENT, student, source.lessons, source.warmup),
     )
 
 

@@ -145,7 +145,7 @@ def test_equal_methods_are_equal():
 
 def generator_of(batch=8, warmup=2, steps=3):
     method = gdfq(steps=steps, batch=batch, warmup=warmup, learning_rate=1e-3)
-    kind = method.images.kind._replace(channels=(4, 4))
+    kind = method.images.kind._replace(channels=(4, 4, 4))
     return method._replace(images=method.images._replace(kind=kind))
 
 
@@ -180,8 +180,8 @@ def test_the_generator_of_cifar_is_as_large_as_published():
     x = jax.eval_shape(lambda k: begun_generator(kind, k, (32, 32, 3), 10), KEY)
     sizes = {name: sum(v.size for v in jax.tree.leaves(part)) for name, part in x.items()}
     assert sizes == {
-        **{"made_of": 1000, "project": 101 * 8192, "norm1": 256, "conv1": 147_584},
-        **{"norm2": 256, "conv2": 73_792, "norm3": 128, "conv3": 1731},
+        **{"made_of": 1000, "project": 101 * 8192, "norm0": 256, "conv1": 147_584},
+        **{"norm1": 256, "conv2": 73_792, "norm2": 128, "last": 1731},
     }
 
 

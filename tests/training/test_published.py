@@ -7,13 +7,23 @@ import pytest
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.numerics.softmax import divergence
+from dfq_jax.optim.progress import Watcher
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.calibrate import calibrate
+from dfq_jax.quantization.plan import Scheme, resolve
+from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.synq import synq
+from dfq_jax.synthesis.terms.base import Observed
 from dfq_jax.training.activation_maps import activation_map, activation_map_loss, feature_map
+from dfq_jax.training.adversary import agreement, imbalance, own_entropy
+from dfq_jax.training.engine import trained
 from dfq_jax.training.frequencies import low_pass
+from dfq_jax.training.images import generator_refusal
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.superposed import standardised, superposed_classes
 
@@ -108,3 +118,39 @@ def test_qimera_changes_the_codes_alone():
     plain, made = gdfq(), qimera()
     assert made.images._replace(kind=plain.images.kind) == plain.images
     assert made._replace(name="gdfq", images=plain.images) == plain
+
+
+def test_a_generator_may_play_against_the_student(nets):
+    """Its terms find the student's answers; nothing is set against it while it warms up."""
+    logits = jax.random.normal(KEY, (4, 5))
+    other = logits + jax.random.normal(jax.random.key(3), (4, 5))
+    seen = Observed(*[()] * 2, logits, {}, {}, {}, other, (), (), *[jnp.int32(2)] * 2, KEY)
+    gap = divergence(logits, other)
+    np.testing.assert_allclose(agreement()(seen), -gap, rtol=1e-6)
+    assert float(agreement(after=3)(seen)) == 0.0
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(own_entropy(seen), -(p * np.log(p)).sum(1).mean(), rtol=1e-5)
+    q = p.mean(0)
+    np.testing.assert_allclose(imbalance(seen), (q * np.log(q)).sum(), rtol=1e-5)
+
+
+def test_rounds_of_ten_lessons():
+    made = choi(steps=95, warmup=7)
+    assert made.rounds == 7 + 10
+    assert made.images.kind.scale == 8
+    assert generator_refusal(made.images.kind, (32, 32, 3)) == ""
+    assert "divisible by 8" in generator_refusal(made.images.kind, (28, 28, 1))
+
+
+@pytest.mark.slow
+def test_choi_plays(nets):
+    model = nets.tiny()
+    folded = fold_batch_norm(model)
+    images = nets.images(folded, 8)
+    student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
+    method = choi(steps=4, batch=4, warmup=1, lessons=2, length=4, channels=(4, 4))
+    heard = []
+    watch = Watcher(progress=lambda p: heard.append(dict(p.parts)))
+    _, report = trained(student, folded, images, images, method, KEY, unfolded=model, watch=watch)
+    assert report.steps == 4
+    assert {"generator/KL", "generator/BN", "KL", "changed"} <= set(heard[-1])
