@@ -49,8 +49,9 @@ def activation_map_loss(lesson: Lesson) -> Float[Array, ""]:
       Kim et al. 2025, "SynQ: Accurate Zero-shot Quantization by Synthesis-aware Fine-tuning", as
       released.
     """
-    size = lesson.images.shape[1:3]
-    exact, rough = activation_map(lesson.teacher, size), activation_map(lesson.student, size)
+    height, width = lesson.images.shape[1:3]
+    look = lambda answers: activation_map(answers, (height, width))
+    exact, rough = look(lesson.teacher), look(lesson.student)
     return jnp.mean((jax.lax.stop_gradient(exact) - rough) ** 2)
 
 

@@ -1,5 +1,7 @@
 """Training from start to end: it learns, it resumes, it gives up, and it keeps what was better."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -54,7 +56,7 @@ def test_a_student_learns(school):
     begun = school[0]
     heard = []
     watch = Watcher(progress=lambda p: heard.append((p.step, p.what, dict(p.parts))))
-    found, report = trained(*school, lesson(), KEY, watch=watch)
+    found, report = trained(*school, method=lesson(), key=KEY, watch=watch)
     assert report.kept
     assert report.after < 0.9 * report.before
     assert 0 < report.changed < 1
@@ -71,21 +73,24 @@ def test_a_run_that_was_killed_ends_the_same(school, tmp_path):
 
     method = lesson(40, average=0.9)
     with pytest.raises(KeyboardInterrupt):
-        trained(*school, method, KEY, place=Place(tmp_path), watch=Watcher(progress=stop))
+        trained(
+            *school, method=method, key=KEY, place=Place(tmp_path), watch=Watcher(progress=stop)
+        )
     steps = []
     watch = Watcher(progress=lambda p: steps.append(p.step))
-    again, report = trained(*school, method, KEY, place=Place(tmp_path), watch=watch)
-    whole, wanted = trained(*school, method, KEY)
+    again, report = trained(*school, method=method, key=KEY, place=Place(tmp_path), watch=watch)
+    whole, wanted = trained(*school, method=method, key=KEY)
     assert steps == [40]
-    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
     assert report.after == wanted.after
     with pytest.raises(UsageError, match="different run"):
-        trained(*school, method._replace(batch=4), KEY, place=Place(tmp_path))
+        trained(*school, method=method._replace(batch=4), key=KEY, place=Place(tmp_path))
 
 
 def test_a_result_that_is_worse_is_left(school):
     ruin = lesson(4, nesterov(30.0))
-    found, report = trained(*school, ruin, KEY)
+    found, report = trained(*school, method=ruin, key=KEY)
     assert not report.kept
     assert found is school[0]
 
@@ -94,7 +99,7 @@ def test_a_result_that_is_worse_is_left(school):
 def test_what_diverges_is_made_again_at_half_the_rate(school):
     said = []
     method = lesson(4, bound(failing, False))
-    _, report = trained(*school, method, KEY, watch=Watcher(stage=said.append))
+    _, report = trained(*school, method=method, key=KEY, watch=Watcher(stage=said.append))
     assert said == ["training diverged; again at 1/2 of the learning rate"]
     assert report.notes == (
         "training diverged at step 0 and was made again at 1/2 of the learning rate",
@@ -105,7 +110,7 @@ def test_what_always_diverges_is_given_up(school, tmp_path, monkeypatch):
     monkeypatch.setattr("dfq_jax.optim.attempts.RESTARTS", 0)  # each is a program of its own
     method = lesson(4, bound(failing, True))
     with pytest.raises(DivergedError, match="1/8 of its learning rate") as caught:
-        trained(*school, method, KEY, place=Place(tmp_path))
+        trained(*school, method=method, key=KEY, place=Place(tmp_path))
     assert caught.value.exit_code == 4
     path = tmp_path / "training" / LAST_GOOD
     assert str(path) in str(caught.value)
@@ -145,8 +150,9 @@ def test_equal_methods_are_equal():
 
 def generator_of(batch=8, warmup=2, steps=3):
     method = gdfq(steps=steps, batch=batch, warmup=warmup, learning_rate=1e-3)
-    kind = method.images.kind._replace(channels=(4, 4, 4))
-    return method._replace(images=method.images._replace(kind=kind))
+    images: Any = method.images
+    kind = images.kind._replace(channels=(4, 4, 4))
+    return method._replace(images=images._replace(kind=kind))
 
 
 @pytest.mark.slow
@@ -176,7 +182,8 @@ def test_a_generator_that_collapsed_is_told():
 
 
 def test_the_generator_of_cifar_is_as_large_as_published():
-    kind = gdfq().images.kind
+    images: Any = gdfq().images
+    kind = images.kind
     x = jax.eval_shape(lambda k: begun_generator(kind, k, (32, 32, 3), 10), KEY)
     sizes = {name: sum(v.size for v in jax.tree.leaves(part)) for name, part in x.items()}
     assert sizes == {
@@ -186,7 +193,8 @@ def test_the_generator_of_cifar_is_as_large_as_published():
 
 
 def test_generated_images_are_in_natural_units():
-    kind = generator_of().images.kind
+    source: Any = generator_of().images
+    kind = source.kind
     x = begun_generator(kind, KEY, (8, 8, 3), 5)
     images, labels = generated_images(kind, x, KEY, 16, 5)
     assert images.shape == (16, 8, 8, 3)

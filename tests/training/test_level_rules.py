@@ -8,7 +8,7 @@ import pytest
 from dfq_jax.errors import PlanError
 from dfq_jax.numerics.affine import Affine, Grid, from_range
 from dfq_jax.numerics.basis import LearnedLevels
-from dfq_jax.numerics.levels import on_levels
+from dfq_jax.numerics.levels import affine_of, on_levels
 from dfq_jax.training.level_rules import calibrated, clipped, learned_steps, min_max
 
 GRID = Grid(3)
@@ -36,7 +36,7 @@ def test_extremes_are_found_anew():
     x = jnp.linspace(-2, 3, 24).reshape(3, 8)
     grid = Grid(4, axis=-1)
     stale = from_range(jnp.zeros((1, 8)), jnp.ones((1, 8)), grid)
-    found = min_max().parameters(x, grid, None, stale)
+    found = affine_of(min_max().parameters(x, grid, None, stale))
     wanted = from_range(x.min(0, keepdims=True), x.max(0, keepdims=True), grid)
     np.testing.assert_array_equal(found.scale, wanted.scale)
     np.testing.assert_array_equal(found.zero_point, wanted.zero_point)
@@ -81,5 +81,5 @@ def test_pact():
 
 
 def test_scales_stay_positive():
-    now = learned_steps().parameters(None, GRID, jnp.float32(-1.0), AFFINE)
+    now = affine_of(learned_steps().parameters(None, GRID, jnp.float32(-1.0), AFFINE))
     assert float(now.scale) > 0
