@@ -24,11 +24,12 @@ RunPart = Literal[
 ]
 PARTS: tuple[RunPart, ...] = get_args(RunPart)
 COMPILING: Mapping[RunPart, float] = {
-    **{"making images": 0.54, "calibrating": 0.15, "learning": 0.30, "training": 0.60},
-    **{"making probes": 0.54, "judging": 0.22, "verifying": 0.08},
+    **{"making images": 0.29, "calibrating": 0.18, "learning": 0.30, "training": 0.60},
+    **{"making probes": 0.29, "judging": 0.17, "verifying": 0.08},
 }
-"""Seconds for each node of a network on one CPU core, mostly spent compiling: of a first run of
-EfficientNet-lite0, but for `learning` and `training`, which are by comparison."""
+"""Seconds for each node of a network on one CPU core, mostly spent compiling, of images for each
+stage of their making: means of first runs of EfficientNet-lite0 and ResNet-20, but for `learning`
+and `training`, which are by comparison."""
 LOOKS: Mapping[RunPart, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
 """Passes through the network for each image."""
 TRAINED = 8.0
@@ -63,6 +64,7 @@ def foreseen(
         part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
     }
     if making is not None:
+        found["making images"] *= stages_of(model, making)
         found["making images"] += expected_seconds(model, making, rate)
     found["calibrating"] += LOOKS["calibrating"] * images * image
     if learns:
@@ -71,12 +73,17 @@ def foreseen(
         found["training"] += TRAINED * shown * image
     if judges:
         probing = ImageBudget("best", *probes.base_of(model))
-        if making == probing:
-            found["making probes"] = 0.0  # the same programs, compiled by then
+        new = 0 if making == probing else stages_of(model, probing)  # the same programs, or others
+        found["making probes"] *= new
         found["making probes"] += expected_seconds(model, probing, rate)
         found["judging"] += 2 * probes.PROBES * image
     found["verifying"] += LOOKS["verifying"] * VERIFIED * image
     return found
+
+
+def stages_of(model: Model, budget: ImageBudget) -> int:
+    """How many programs make images: one a stage, since each has its own size; none noise."""
+    return len(choice_for(model, budget.method).recipe.stages)
 
 
 def phase_of(part: RunPart, seconds: Mapping[RunPart, float]) -> RunPhase:
@@ -89,5 +96,5 @@ def phase_of_synthesis(model: Model, method: str, n: int, steps: int | None) -> 
     """All of `dfq synthesize`; noise takes no time."""
     found = choice_for(model, method, steps).recipe
     budget = ImageBudget(found.name, n, found.steps)
-    compiling = COMPILING["making images"] * len(model.graph.nodes)
+    compiling = COMPILING["making images"] * len(model.graph.nodes) * len(found.stages)
     return RunPhase("making images", compiling + expected_seconds(model, budget), 0.0)

@@ -42,7 +42,15 @@ def test_probes_made_by_programs_of_the_images_are_not_compiled_again(tiny_net):
     others = (MADE, dataclasses.replace(same, method="best_unlabelled"), None)
     after = lambda made: foreseen(tiny_net, made, 8, learns=False, judges=True)["making probes"]
     compiling = foresight.COMPILING["making probes"] * len(tiny_net.graph.nodes)
+    assert foresight.stages_of(tiny_net, same) == 1
     assert [after(made) - after(same) for made in others] == pytest.approx([compiling] * 3)
+
+
+def test_every_stage_of_images_has_a_program_and_noise_none(nets):
+    large = nets.tiny(size=72)
+    count = lambda name: foresight.stages_of(large, ImageBudget(name, 4, 10))
+    assert [count(name) for name in ("best", "zeroq", "noise")] == [2, 1, 0]
+    assert phase_of_synthesis(large, "noise", 4, None).seconds == 0
 
 
 def test_a_part_knows_what_comes_after_it(tiny_net):
