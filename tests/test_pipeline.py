@@ -66,6 +66,23 @@ def test_a_pipeline_says_what_no_name_does(model, images):
     assert np.array_equal(kernels[1], wanted)
 
 
+def test_squant_by_name(model, images):
+    """As published: kernels from extreme to extreme, biases as they are, no steps."""
+    how = {"scheme": "w4a8", "reconstruction": "squant"}
+    pipeline = dfq.pipeline_for(model, **how)
+    assert pipeline.placed == (dfq.methods.squant,)
+    assert pipeline.observers == dfq.parts.Observers(weights=dfq.parts.MinMax())
+    found = dfq.quantize(model, images, **how)
+    same(found, dfq.quantize(model, images, pipeline))
+    assert found.settings["reconstruction"] == "squant"
+    made = dfq.methods.dfq(model, images.images[:6], pipeline.scheme, observers=pipeline.observers)
+    wanted = dfq.methods.squant(made).quantized.model.params
+    for name, slots in found.quantized.model.params.items():
+        assert all(np.array_equal(value, wanted[name][slot]) for slot, value in slots.items())
+    with pytest.raises(UsageError, match="reconstruction 'squant' takes no steps"):
+        dfq.pipeline_for(model, reconstruction="squant", reconstruction_steps=3)
+
+
 @pytest.mark.parametrize("name", ["scheme", "preset", "reconstruction", "budget", "store"])
 def test_what_a_pipeline_says_is_not_said_twice(model, images, name):
     said: dict[str, Any] = {name: "w8a8"}

@@ -37,6 +37,7 @@ MethodName = Literal[
 ]
 ReconstructionName = Literal[
     "nearest",
+    "squant",
     "closed_form",
     "adaround",
     "brecq",

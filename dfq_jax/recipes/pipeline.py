@@ -8,12 +8,19 @@ from dfq_jax.allocation.costs import Budget, parse_budget
 from dfq_jax.base.words import LayerPreset, Preset, Sensitivity, Store
 from dfq_jax.errors import check_choice
 from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
-from dfq_jax.quantization.observers import Observers, observer_named
+from dfq_jax.quantization.observers import DEFAULT_OBSERVER, Observers, observer_named
 from dfq_jax.quantization.plan import STORES, WIDE, Rule, Scheme, parse_scheme
 from dfq_jax.recipes.dfq import DEFAULT_SURGERY, BiasCorrection, Quantized
 from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of
-from dfq_jax.recipes.reconstructions import Enlarge, enlarges, learns_in_stages, methods_of
+from dfq_jax.recipes.reconstructions import (
+    PLACED,
+    Enlarge,
+    enlarges,
+    learns_in_stages,
+    methods_of,
+)
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.reconstruction.footprint import Method
 from dfq_jax.synthesis.recipe import Recipe
@@ -69,7 +76,8 @@ class Pipeline:
     @property
     def reconstruction(self) -> str:
         """What its methods are called."""
-        return ", ".join(method.name for method in self.methods) or "nearest"
+        placing = [name for name, place in PLACED.items() if place in self.placed]
+        return ", ".join([*placing, *(method.name for method in self.methods)]) or "nearest"
 
     def to_nearest(self) -> "Pipeline":
         """The same without learning."""
@@ -126,7 +134,8 @@ def pipeline_for(
         rules=tuple(rules),
         budget=None if budget is None else parse_budget(budget),
         sensitivity=sensitivity,
-        observers=None if observer is None else Observers(activations=observer_named(observer)),
+        observers=observers_of(observer, chosen),
+        placed=(PLACED[chosen],) if chosen in PLACED else (),
         methods=methods,
         enlarge=enlarges(chosen, contract),
         store=store,
@@ -134,3 +143,11 @@ def pipeline_for(
         even=few and (learns_in_stages(methods) or not (named or methods)),
         doubt=reconstruction is None,
     )
+
+
+def observers_of(name: str | None, reconstruction: str) -> Observers | None:
+    """How ranges are found; what rounds without images has the ranges of kernels it is made for."""
+    activations = DEFAULT_OBSERVER if name is None else observer_named(name)
+    if reconstruction in PLACED:
+        return Observers(MinMax(), activations)
+    return None if name is None else Observers(activations=activations)

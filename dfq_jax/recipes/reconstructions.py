@@ -1,4 +1,4 @@
-"""What `--reconstruction` means: methods of learned rounding by name, and how they are applied.
+"""What `--reconstruction` means: ways to round kernels by name, and how they are applied.
 
 A reconstruction is one method or several, each from what the one before left.
 """
@@ -26,6 +26,7 @@ from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.sizes import is_small
+from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.engine import reconstruct
@@ -47,7 +48,9 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "stages": stages,
     "best": best_rounding,
 }
-RECONSTRUCTIONS = ("nearest", "closed_form", *LEARNED)
+PLACED: Mapping[str, Callable[[Quantized], Quantized]] = {"squant": squant}
+"""What rounds without images, on grids from extreme to extreme."""
+RECONSTRUCTIONS = ("nearest", *PLACED, "closed_form", *LEARNED)
 OURS = ("closed_form", "stages", "best")
 VIEWS = 3
 """Parts that `surfaces` shows of each image, beside the image."""
@@ -70,7 +73,7 @@ class Enlarge(NamedTuple):
 
 
 def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
-    """The methods of a reconstruction, in order; none for rounding to nearest.
+    """The methods of a reconstruction, in order; none where it looks at no images.
 
     Args:
       name: one of `RECONSTRUCTIONS`.
@@ -83,7 +86,7 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     if steps is not None and (steps < 1 or name not in LEARNED):
         able = f"takes steps >= 1, got {steps}" if name in LEARNED else "takes no steps"
         raise UsageError(f"reconstruction {name!r} {able}.")
-    if name == "nearest":
+    if name == "nearest" or name in PLACED:
         return ()
     if name == "closed_form":
         return (ClosedForm(),)

@@ -25,6 +25,7 @@ from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
+    PLACED,
     RECONSTRUCTIONS,
     enlarged,
     enlarges,
@@ -85,7 +86,9 @@ def given(nets):
 def test_names():
     """Every one is a method of that name, with its steps replaced where it has some."""
     for name in RECONSTRUCTIONS:
-        assert [m.name for m in methods_of(name)] == ([] if name == "nearest" else [name])
+        assert [m.name for m in methods_of(name)] == (
+            [] if name in ("nearest", *PLACED) else [name]
+        )
     for name in ("qdrop", "best"):
         (learned,) = methods_of(name, 7)
         assert isinstance(learned, Reconstruction)
