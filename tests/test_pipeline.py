@@ -68,7 +68,7 @@ def test_a_pipeline_says_what_no_name_does(model, images):
 
 def test_squant_by_name(model, images):
     """As published: kernels from extreme to extreme, biases as they are, no steps."""
-    how = {"scheme": "w4a8", "reconstruction": "squant"}
+    how: dict[str, Any] = {"scheme": "w4a8", "reconstruction": "squant"}
     pipeline = dfq.pipeline_for(model, **how)
     assert pipeline.placed == (dfq.methods.squant,)
     assert pipeline.observers == dfq.parts.Observers(weights=dfq.parts.MinMax())
