@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -54,7 +54,7 @@ def tensors(arch: str = SMALL, seed: int = 0, size: int | None = None, **how: in
     rng = np.random.default_rng(seed)
     torch = {(p.node, p.slot): (p, random(rng, p.slot, p.torch_shape)) for p in net.expected}
     noise = rng.normal(size=(16, *net.contract.shape))
-    seen = {"images": jnp.asarray(noise, jnp.float32)}
+    seen = {"images": jax.device_put(np.float32(noise))}
     for node in net.graph.nodes:
         slots = {}
         for (name, slot), (parameter, values) in torch.items():
@@ -63,7 +63,7 @@ def tensors(arch: str = SMALL, seed: int = 0, size: int | None = None, **how: in
                     x = seen[node.inputs[0]]
                     values[...] = getattr(x, slot)(tuple(range(x.ndim - 1)))
                 order = {"conv": (2, 3, 1, 0), "linear": (1, 0), "vector": (0,)}
-                slots[slot] = jnp.asarray(values.transpose(order[parameter.layout]))
+                slots[slot] = jax.device_put(values.transpose(order[parameter.layout]))
         seen[node.name] = apply_op(node.op, slots, *(seen[i] for i in node.inputs))
     return {p.torch_name: values for p, values in torch.values()}
 

@@ -48,18 +48,18 @@ def test_its_images_reach_higher_peaks_than_matching_ones(tiny_net, nets):
     assert high["relu4"] > low["relu4"]
 
 
-def test_activation_ranges_end_at_what_they_show(tiny_net, monkeypatch):
+def test_activation_ranges_end_at_what_they_show(nets, monkeypatch):
     """By `dfq.quantize` too: statistics widen no range."""
-    peaks, real = [], grids.dfq
+    model, peaks, real = nets.stem(), [], grids.dfq
 
     def watched(*args, **how):
         peaks.append(how["peaks"])
         return real(*args, **how)
 
     monkeypatch.setattr(grids, "dfq", watched)
-    images = synthesize(tiny_net, "aac", 8, steps=2)
-    dfq_jax.quantize(tiny_net, images)
+    images = synthesize(model, "aac", 8, steps=2)
+    dfq_jax.quantize(model, images)
     others = dataclasses.replace(images, evidence="statistics")
-    dfq_jax.quantize(tiny_net, others)
+    dfq_jax.quantize(model, others)
     assert len(peaks[0]) == 6  # a quarter is held out
     assert peaks[1] is None
