@@ -20,6 +20,7 @@ from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruned, Pruning, what_may_go
 from dfq_jax.pruning.prune import prune as pruned_by
 from dfq_jax.quantization.plan import parse_scheme
+from dfq_jax.recipes.foresight import pruning_foreseen
 from dfq_jax.recipes.presets import ImageBudget, makes_noise
 from dfq_jax.report.shapes import pruned_line
 
@@ -96,16 +97,19 @@ def carried_out(
     making = making_for(model, asked)
     making = enough(model, making) if how.looks and asked.n is None else making
     looked_at, follow = seen_for(model, images, making, asked, follow)
-    made = cut_down(model, looked_at.images, how, follow.watch)
+    made = cut_down(model, looked_at.images, how, follow)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
     told = {**result.settings, "pruned": told_of(how)}
     return dataclasses.replace(result, pruned=made, settings=told)
 
 
-def cut_down(model: Model, images: Examples, how: Pruning, watch: Watcher) -> Pruned:
+def cut_down(model: Model, images: Examples, how: Pruning, follow: Follow) -> Pruned:
     """The smaller network, restored on the images that do not judge it."""
-    watch.says(f"pruning by {how.criterion}, restoring by {how.restore}")
     seen, _ = split_probes(images)
+    expected = pruning_foreseen(model, len(seen.images) if how.looks else 0)
+    dataclasses.replace(follow, foreseen={**follow.foreseen, **expected}).begins("pruning")
+    watch = follow.watch
+    watch.says(f"pruning by {how.criterion}, restoring by {how.restore}")
     made = pruned_by(Subject(model, seen.images if how.looks else None), how)
     for note in (pruned_line(made), *made.notes):
         watch.says(f"  {note}")

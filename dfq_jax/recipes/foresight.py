@@ -15,6 +15,7 @@ from dfq_jax.recipes.presets import ImageBudget, choice_for
 
 RunPart = Literal[
     "making images",
+    "pruning",
     "calibrating",
     "learning",
     "training",
@@ -24,13 +25,16 @@ RunPart = Literal[
 ]
 PARTS: tuple[RunPart, ...] = get_args(RunPart)
 COMPILING: Mapping[RunPart, float] = {
-    **{"making images": 0.29, "calibrating": 0.18, "learning": 0.30, "training": 0.60},
+    **{"making images": 0.29, "pruning": 0.18, "calibrating": 0.18, "learning": 0.30},
+    "training": 0.60,
     **{"making probes": 0.29, "judging": 0.17, "verifying": 0.08},
 }
 """Seconds for each node of a network on one CPU core, mostly spent compiling, of images for each
-stage of their making: means of first runs of EfficientNet-lite0 and ResNet-20, but for `learning`
-and `training`, which are by comparison."""
-LOOKS: Mapping[RunPart, float] = {"calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
+stage of their making: means of first runs of EfficientNet-lite0 and ResNet-20, but for `pruning`,
+`learning` and `training`, which are by comparison."""
+LOOKS: Mapping[RunPart, float] = {
+    **{"pruning": 8.0, "calibrating": 4.0, "learning": 60.0, "verifying": 20.0}
+}
 """Passes through the network for each image."""
 TRAINED = 8.0
 """The same of a step of training: teacher, student, and the student's slopes."""
@@ -59,7 +63,7 @@ def foreseen(
     nodes, rate = len(model.graph.nodes), SHARE * speed()
     image = sum(macs(model).values()) / rate
     there = {"learning": learns, "training": shown > 0, "making probes": judges}
-    there["making images"] = making is not None
+    there |= {"making images": making is not None, "pruning": False}
     found: dict[RunPart, float] = {
         part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
     }
@@ -79,6 +83,12 @@ def foreseen(
         found["judging"] += 2 * probes.PROBES * image
     found["verifying"] += LOOKS["verifying"] * VERIFIED * image
     return found
+
+
+def pruning_foreseen(model: Model, images: int) -> dict[RunPart, float]:
+    """Seconds that cutting channels out takes, and restoring what is left on so many images."""
+    looks = LOOKS["pruning"] * images * sum(macs(model).values()) / (SHARE * speed())
+    return {"pruning": COMPILING["pruning"] * len(model.graph.nodes) + looks}
 
 
 def stages_of(model: Model, budget: ImageBudget) -> int:

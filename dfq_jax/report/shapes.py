@@ -1,8 +1,10 @@
 """What a pruned network has lost, in words and rows."""
 
+from collections import Counter
+
 from dfq_jax.pruning.prune import Pruned
 
-SHAPE_HEADER = ("layer", "channels made", "channels read", "of MACs", "all stay because")
+SHAPE_HEADER = ("layer", "channels made", "channels read", "of MACs")
 
 
 def pruned_line(pruned: Pruned) -> str:
@@ -15,14 +17,21 @@ def pruned_line(pruned: Pruned) -> str:
 
 
 def shape_rows(pruned: Pruned) -> list[list[str]]:
-    """A line for every layer: name, what it made and makes, what is left of its work."""
+    """A line for every layer: name, what it makes and reads, what is left of its work."""
     return [
         [
             x.name,
             str(x),
             str(x.inputs[0]) if x.inputs[0] == x.inputs[1] else f"{x.inputs[0]} -> {x.inputs[1]}",
             f"{100 * x.macs[1] / max(x.macs[0], 1):.0f} %",
-            pruned.left.get(x.name, ""),
         ]
         for x in pruned.layers
+    ]
+
+
+def whole_lines(pruned: Pruned) -> list[str]:
+    """How many layers keep all their channels, and why: a line for every reason."""
+    return [
+        f"all channels stay in {count} layer{'s' if count > 1 else ''}: {reason}"
+        for reason, count in Counter(pruned.left.values()).items()
     ]

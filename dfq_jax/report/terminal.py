@@ -150,5 +150,7 @@ def output_line(output: OutputReport) -> str:
     what = {"classes": "class", "signs": "sign", "values": ""}[output.kind]
     same = "" if output.agreement is None else f", same {what} {100 * output.agreement:.1f} %"
     ruined = " RUINED" if output.fault else ""
-    lost = f" ({output.shown:.1f} dB behind its softmax or sigmoid)" if output.shown < output.sqnr - LOST else ""
+    behind = "softmax" if output.kind == "classes" else "sigmoid"
+    smaller = output.shown < output.sqnr - LOST
+    lost = f" ({output.shown:.1f} dB behind its {behind})" if smaller else ""
     return f"  output {one_line(output.name)}: SQNR {output.sqnr:.1f} dB{lost}{same}{ruined}"

@@ -8,7 +8,13 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax.optim.progress import RunPhase, Watcher
 from dfq_jax.recipes import foresight, probes
-from dfq_jax.recipes.foresight import PARTS, foreseen, phase_of, phase_of_synthesis
+from dfq_jax.recipes.foresight import (
+    PARTS,
+    foreseen,
+    phase_of,
+    phase_of_synthesis,
+    pruning_foreseen,
+)
 from dfq_jax.recipes.presets import ImageBudget
 
 MADE = ImageBudget("dsg", 16, 100)
@@ -21,7 +27,8 @@ def speed(monkeypatch):
 
 def test_only_parts_that_there_will_be(tiny_net):
     everything = foreseen(tiny_net, MADE, 16, learns=True, judges=True, shown=4)
-    assert tuple(everything) == PARTS
+    everything |= pruning_foreseen(tiny_net, 16)
+    assert set(everything) == set(PARTS)
     assert all(seconds > 0 for seconds in everything.values())
     least = foreseen(tiny_net, None, 16, learns=False, judges=False)
     assert tuple(least) == ("calibrating", "judging", "verifying")
@@ -68,7 +75,7 @@ def test_a_run_tells_its_parts_in_order(tiny_net, preset):
     how = {"n": 4, "steps": 1, "scheme": "w4a8"}
     dfq.quantize(tiny_net, preset=preset, watch=Watcher(phase=told.append), **how)
     learning = ("learning",) if preset == "balanced" else ()
-    parts = [p for p in PARTS if p not in ("learning", "training") or p in learning]
+    parts = [p for p in PARTS if p not in ("pruning", "learning", "training") or p in learning]
     assert [phase.what for phase in told] == parts
     assert all(a.rest == pytest.approx(b.seconds + b.rest) for a, b in itertools.pairwise(told))
     assert told[-1].rest == 0.0

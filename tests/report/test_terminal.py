@@ -343,5 +343,6 @@ def test_several_outputs_have_a_line_each():
     assert len(trust_lines(dataclasses.replace(report("a"), outputs=(box,)))) == 1
     assert trust_lines(dataclasses.replace(report("a"), outputs=(box, score)))[1:] == [
         "  output out: box: SQNR 40.0 dB",
-        "  output out: score\\x1b: SQNR 33.0 dB (1.2 dB behind its softmax or sigmoid), same sign 99.1 % RUINED",
+        "  output out: score\\x1b: SQNR 33.0 dB (1.2 dB behind its sigmoid), same sign 99.1 % "
+        "RUINED",
     ]
