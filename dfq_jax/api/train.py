@@ -25,6 +25,7 @@ from dfq_jax.quantization.plan import Rule
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.expense import manner
+from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.presets import (
     ImageBudget,
     budget_of_method,
@@ -34,6 +35,7 @@ from dfq_jax.recipes.presets import (
 )
 from dfq_jax.recipes.trainings import pipeline_of_start, training_for
 from dfq_jax.report.analyze import analyze
+from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.engine import TrainingReport, check_images, trained
 from dfq_jax.training.method import GeneratedImages, Training
 
@@ -176,6 +178,8 @@ def carried_out(
     making = making_for(model, method, asked)
     if brought is None:
         check_images(method, kept_of(making.n))
+    there = None if brought is None else len(brought)
+    follow = with_foresight(follow, model, making, there, method, asked, learns=begun is None)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
     seen, held_out = apart(images)
@@ -205,6 +209,37 @@ def carried_out(
     if brought is None and making.steps:
         settings["synthesis"] = manner(model, making.method, making, "best")
     return dataclasses.replace(result, settings=settings)
+
+
+def with_foresight(
+    follow: Follow,
+    model: Model,
+    making: ImageBudget,
+    there: int | None,
+    method: Training,
+    asked: Asked,
+    *,
+    learns: bool,
+) -> Follow:
+    """Those who follow, with how long each part of the run is foreseen to take.
+
+    Args:
+      follow: those who do.
+      model: the network.
+      making: how images are made, unless there are some.
+      there: how many there are.
+      method: of training.
+      asked: what comes before and after.
+      learns: whether a start is learned, if the method begins at one.
+    """
+    if follow.watch.phase is None:
+        return follow
+    made, images = (making, making.n) if there is None else (None, there)
+    learns = learns and bool(asked.pipeline.methods)
+    judges = asked.probes is None and judges_classes(model, asked.task)
+    shown = method.rounds * method.batch * (1 + len(method.wrappers))
+    seconds = foreseen(model, made, images, learns=learns, judges=judges, shown=shown)
+    return dataclasses.replace(follow, foreseen=seconds)
 
 
 def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:

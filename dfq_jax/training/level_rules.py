@@ -54,7 +54,7 @@ def straight_through(x: Tensor, levels: Levels, parameters: Parameters) -> Tenso
     return x + jax.lax.stop_gradient(on_levels(x, levels, parameters) - x)
 
 
-def calibrated() -> LevelRule:
+def as_calibrated() -> LevelRule:
     """Levels stay as calibrated; the slope is 1 everywhere."""
     return LevelRule(nothing_trained, as_given, straight_through)
 

@@ -26,7 +26,7 @@ from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.quantization.plan import Plan, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
 from dfq_jax.quantization.sites import Site
-from dfq_jax.training.level_rules import LevelRule, calibrated, min_max
+from dfq_jax.training.level_rules import LevelRule, as_calibrated, min_max
 
 BYTE = 8
 """Grids of so many bits do not learn from images that are not real."""
@@ -68,7 +68,7 @@ class StudentKind(NamedTuple):
     """
 
     kernels: LevelRule = min_max()
-    edges: LevelRule = calibrated()
+    edges: LevelRule = as_calibrated()
     live: bool = False
     tracking: Tracking | None = None
 
@@ -176,7 +176,7 @@ def rounded_bias(bias: Tensor, data: Parameters, kernel: Parameters) -> Tensor:
 
 def rule_of(kind: StudentKind, spec: Spec) -> LevelRule:
     """How an activation meets its levels: bytes stay as calibrated."""
-    return kind.edges if spec.levels.bits < BYTE else calibrated()
+    return kind.edges if spec.levels.bits < BYTE else as_calibrated()
 
 
 def ranged_parameters(

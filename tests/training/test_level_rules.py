@@ -9,7 +9,7 @@ from dfq_jax.errors import PlanError
 from dfq_jax.numerics.affine import Affine, Grid, from_range
 from dfq_jax.numerics.basis import LearnedLevels
 from dfq_jax.numerics.levels import affine_of, on_levels
-from dfq_jax.training.level_rules import calibrated, clipped, learned_steps, min_max
+from dfq_jax.training.level_rules import as_calibrated, clipped, learned_steps, min_max
 
 GRID = Grid(3)
 AFFINE = Affine(jnp.float32(0.5), jnp.uint8(0))
@@ -21,14 +21,14 @@ def through(rule, x, trained):
     return rule.snap(x, GRID, now)
 
 
-@pytest.mark.parametrize("rule", [calibrated(), learned_steps(scaled=False), clipped()])
+@pytest.mark.parametrize("rule", [as_calibrated(), learned_steps(scaled=False), clipped()])
 def test_values_are_those_of_the_levels(rule):
     trained = rule.begin(GRID, AFFINE)
     np.testing.assert_array_equal(through(rule, X, trained), on_levels(X, GRID, AFFINE))
 
 
 def test_a_slope_of_one_everywhere():
-    slope = jax.grad(lambda x: jnp.sum(through(calibrated(), x, None)))(X)
+    slope = jax.grad(lambda x: jnp.sum(through(as_calibrated(), x, None)))(X)
     np.testing.assert_array_equal(slope, np.ones_like(X))
 
 

@@ -10,7 +10,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
-from dfq_jax.training.level_rules import calibrated, clipped, learned_steps, min_max
+from dfq_jax.training.level_rules import as_calibrated, clipped, learned_steps, min_max
 from dfq_jax.training.student import (
     StudentKind,
     Tracking,
@@ -27,9 +27,9 @@ from dfq_jax.training.student import (
 
 KINDS = {
     "LSQ": StudentKind(learned_steps(), learned_steps(images=True)),
-    "PACT": StudentKind(calibrated(), clipped()),
-    "min-max": StudentKind(min_max(), calibrated()),
-    "live norms": StudentKind(calibrated(), calibrated(), live=True),
+    "PACT": StudentKind(as_calibrated(), clipped()),
+    "min-max": StudentKind(min_max(), as_calibrated()),
+    "live norms": StudentKind(as_calibrated(), as_calibrated(), live=True),
 }
 
 
