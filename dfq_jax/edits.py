@@ -1,7 +1,8 @@
 """What can be done to a float network: `Model -> Model`, and what such edits ask it.
 
 Folding, equalization, absorption and splitting keep what it computes; `select` takes channels away
-that hang together, and `masked` puts zeros in their place.
+that hang together, and `masked` puts zeros in their place; `prune` chooses them, and has what is
+left make up for them.
 """
 
 from dfq_jax.graph.channels import ChannelGroup, channel_groups
@@ -18,11 +19,16 @@ from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically, expected_moments
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.select import masked, select
+from dfq_jax.pruning.groups import Subject
+from dfq_jax.pruning.prune import Pruned, Pruning, prune
 
 __all__ = [
     "ChannelGroup",
     "Coupled",
     "Coupling",
+    "Pruned",
+    "Pruning",
+    "Subject",
     "Surgery",
     "absorb_high_biases",
     "batch_norms",
@@ -38,6 +44,7 @@ __all__ = [
     "masked",
     "operated",
     "parameter_count",
+    "prune",
     "select",
     "split_channels",
     "uncapped",

@@ -112,6 +112,21 @@ def test_the_command(dfq, made, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_a_folder_pruned_from_another_network_is_kept(dfq, made, checkpoints, tmp_path):
+    line = ("--arch", "small", "--images", made / "images.npz", "--restore", "none")
+    out = ("-o", tmp_path / "out", "--channels", "all")
+    assert dfq("compress", made / "net.safetensors", *line, *out).code == 0
+    before = (tmp_path / "out" / "model.onnx").read_bytes()
+    weights = checkpoints.tensors()
+    weights["fc.bias"] = weights["fc.bias"] + 1
+    other = checkpoints.write(tmp_path / "other.safetensors", weights)
+    refused = dfq("compress", other, *line, *out)
+    assert refused.code == 2
+    assert "holds a network pruned from another one" in refused.err
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == before
+    assert dfq("compress", other, *line, *out, "--force").code == 0
+
+
 def test_a_command_that_means_nothing(dfq, made, tmp_path):
     line = ("compress", made / "net.safetensors", "--arch", "small", "-o", tmp_path / "out")
     found = dfq(*line, "--prune", "30")

@@ -12,6 +12,7 @@ from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
+from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import Place
 from dfq_jax.pruning.budget import Ceiling, Price, parse_ceiling
@@ -26,6 +27,8 @@ from dfq_jax.report.shapes import pruned_line
 
 INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
 """Bytes of an output channel: a scale and a zero point, a bias, and those of its bias."""
+ORIGINAL = "original weights"
+"""In reports, the name of the hash of what was pruned."""
 IMAGES = 128
 """Images from which layers are fitted anew; those of `fast` would say too little."""
 
@@ -57,7 +60,8 @@ def compress(
         `l1`, `l2`, `median` (geometric), `norm` (batch norm's gain), `group` (Torch-Pruning's),
         `taylor` or `fisher` (gradients on images).
       restore: what makes up for them: `ridge` (layers fitted anew on images, norms re-estimated),
-        `udfc`, `lbyl`, `merging` (closed forms of weights), `means` (of ReLUs) or `none`.
+        `norms` (these alone), `udfc`, `lbyl`, `merging` (closed forms of weights), `means` (of
+        ReLUs) or `none`.
       among: whose channels compete: those of a `layer`, of all (`global`), or of layers of one
         structure (`alike`).
       channels: which may go: `inner`, all but what sums carry from block to block, or `all`.
@@ -99,7 +103,7 @@ def carried_out(
     looked_at, follow = seen_for(model, images, making, asked, follow)
     made = cut_down(model, looked_at.images, how, follow)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
-    told = {**result.settings, "pruned": told_of(how)}
+    told = {**result.settings, "pruned": told_of(how), ORIGINAL: fingerprint(model)}
     return dataclasses.replace(result, pruned=made, settings=told)
 
 

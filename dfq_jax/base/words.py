@@ -66,7 +66,7 @@ CriterionName = Literal[
     "fisher",
 ]
 """How channels are judged that may go."""
-RestorationName = Literal["ridge", "none", "means", "merging", "lbyl", "udfc"]
+RestorationName = Literal["ridge", "norms", "udfc", "lbyl", "merging", "means", "none"]
 """What makes up for channels that are gone."""
 Channels = Literal["inner", "all"]
 """Which channels may go: all but what sums carry from block to block, or those too."""

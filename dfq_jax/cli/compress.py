@@ -1,11 +1,18 @@
 """`dfq compress`: fewer channels, then fewer bits."""
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from dfq_jax.api.compress import compress, demanded
+from dfq_jax.api.compress import ORIGINAL, compress, demanded
+from dfq_jax.api.result import Result
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
 from dfq_jax.cli.verbs import make_to
+from dfq_jax.errors import UsageError
+from dfq_jax.graph.graph import Model
+from dfq_jax.io.artifacts.artifact import fingerprint
+from dfq_jax.io.artifacts.output_folder import MANIFEST, read_manifest
 from dfq_jax.report.console import Terminal
 
 
@@ -24,4 +31,27 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
         untouched=options.untouched,
         **settings_of(options),
     )
-    make_to("compress", model, options, work, terminal)
+
+    def make(network: Model, *given: Any, **how: Any) -> Result:
+        if not options.force:
+            check_original(network, options.output)
+        return work(network, *given, **how)
+
+    make_to("compress", model, options, make, terminal)
+
+
+def check_original(model: Model, folder: Path) -> None:
+    """Refuses to replace what was pruned from another network.
+
+    Raises:
+      UsageError: if the folder holds such a network.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    settings = read_manifest(folder)["report"].get("settings", {})
+    known = settings.get(ORIGINAL)
+    if known not in (None, fingerprint(model)):
+        raise UsageError(
+            f"{folder} holds a network pruned from another one (weights {known[:12]}...): choose "
+            "another output, or replace it with --force."
+        )

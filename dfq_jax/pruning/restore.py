@@ -50,12 +50,13 @@ class Restoration(NamedTuple):
 
 
 RESTORATIONS: Mapping[RestorationName, Restoration] = {
-    "ridge": Restoration(damping=0.01, norms=True),
-    "none": Restoration(),
-    "means": Restoration(means=True),
-    "merging": Restoration(by=merged),
-    "lbyl": Restoration(by=lbyl),
+    "ridge": Restoration(damping=0.1, norms=True),
+    "norms": Restoration(norms=True),
     "udfc": Restoration(by=udfc, means=True),
+    "lbyl": Restoration(by=lbyl),
+    "merging": Restoration(by=merged),
+    "means": Restoration(means=True),
+    "none": Restoration(),
 }
 
 
