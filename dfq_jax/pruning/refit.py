@@ -4,6 +4,7 @@ Both run node by node over the same images, what goes being zero in the one. Eac
 before its output travels on, so that later ones make up for what is left of earlier errors.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,8 +35,38 @@ class Both(NamedTuple):
     rough: Batches
 
 
+class Layer(NamedTuple):
+    """A layer that is mended.
+
+    Attributes:
+      op: what it is.
+      whole: its kernel in the original, zero in what it no longer makes.
+      start: its kernel before it is mended.
+      left: which of the channels are left that a group of it reads.
+      read: what it reads.
+      caught: whether a bias or a norm makes up for differences of means.
+    """
+
+    op: Conv2d | Linear
+    whole: Float[np.ndarray, "..."]
+    start: Float[np.ndarray, "..."]
+    left: Kept
+    read: Both
+    caught: bool
+
+
+Mend = Callable[[Layer], Float[np.ndarray, "..."]]
+"""A layer -> its kernel."""
+
+
 def refit(
-    subject: Subject, kept: Kept, zeros: Model, damping: float | None, *, norms: bool
+    subject: Subject,
+    kept: Kept,
+    zeros: Model,
+    mend: Mend | None,
+    *,
+    norms: bool,
+    everywhere: bool = False,
 ) -> Model:
     """The pruned network, mended by what images show.
 
@@ -44,9 +75,9 @@ def refit(
         out.
       kept: which sets stay.
       zeros: the network with zeros where channels go.
-      damping: of layers fitted anew, in units of the mean power of what they read, beside the
-        number of inputs for each sample; None leaves kernels as they are.
-      norms: whether means and variances of batch norms follow what images show.
+      mend: what becomes of kernels; None leaves them as they are.
+      norms: whether means and variances of batch norms follow what images show, and biases.
+      everywhere: whether layers are mended that lose no channel and read what they read before.
 
     Returns:
       The network, zeros where they were.
@@ -60,14 +91,15 @@ def refit(
         exact = computed(node, original, tuple(x.exact for x in args), len(batches))
         axes = subject.coupled.slots.get(node.name, {})
         losing = any(not stays[v].all() for each in axes.values() for v in each)
-        if not losing and all(x.rough is x.exact for x in args):
+        if not (losing or everywhere) and all(x.rough is x.exact for x in args):
             return Both(exact, exact)
-        if damping is not None and isinstance(node.op, Conv2d | Linear):
+        if mend is not None and isinstance(node.op, Conv2d | Linear):
             read, written = (stays[v] for v in axes["kernel"][-2:])
+            start = np.asarray(slots["kernel"], np.float64)
             whole = np.asarray(original["kernel"], np.float64) * written
             caught = norms and has_mean(subject.model, node)
-            kernel = fitted(node.op, whole, slots["kernel"], read, args[0], damping, caught)
-            slots = {**slots, "kernel": kernel}
+            kernel = mend(Layer(node.op, whole, start, read, args[0], caught))
+            slots = {**slots, "kernel": jax.device_put(kernel.astype(np.float32))}
         if norms and isinstance(node.op, BatchNorm):
             slots = renormed(slots, args[0])
         rough = computed(node, slots, tuple(x.rough for x in args), len(batches))
@@ -108,40 +140,49 @@ def computed(node: Node, slots: Slots, args: tuple[Batches, ...], count: int) ->
     return tuple(apply_float(node, slots, xs) for xs in zip(*args, strict=True))
 
 
-def fitted(
-    op: Conv2d | Linear,
-    whole: Float[np.ndarray, "..."],
-    start: Float[Array, "..."],
-    left: Kept,
-    read: Both,
-    damping: float,
-    caught: bool,
-) -> Float[Array, "..."]:
+class Read(NamedTuple):
+    """Second moments of what the groups of a layer read.
+
+    Attributes:
+      gram: in the pruned network.
+      cross: there with the original.
+      samples: positions that were seen.
+    """
+
+    gram: Float[np.ndarray, "g k k"]
+    cross: Float[np.ndarray, "g k k"]
+    samples: float
+
+
+def moments_read(layer: Layer) -> Read:
+    """What a layer reads; about the means where something makes up for these."""
+    rough, exact = (map(np.asarray, batches) for batches in layer.read[::-1])
+    pairs = zip(rough, exact, strict=True)
+    moments, samples = moments_of(layer.op, layer.whole.shape, pairs, None)
+    gram, cross, mean, wanted = (np.asarray(v, np.float64) for v in moments)
+    if layer.caught:
+        gram = gram - mean[:, :, None] * mean[:, None]
+        cross = cross - mean[:, :, None] * wanted[:, None]
+    return Read(gram, cross, float(samples))
+
+
+def fitted(layer: Layer, *, damping: float) -> Float[np.ndarray, "..."]:
     """The kernel that makes of what is left what the whole one made of all.
 
     Args:
-      op: the layer.
-      whole: its kernel, zero in what it no longer makes.
-      start: the kernel to depart from as little as possible.
-      left: which of the channels are left that a group of it reads.
-      read: what it reads.
-      damping: see `refit`.
-      caught: whether a bias or a norm makes up for differences of means.
+      layer: what it reads, in the order of the kernel's entries.
+      damping: pull towards the kernel it starts from, in units of the mean power of what is read,
+        beside the number of inputs for each sample.
     """
-    pairs = zip(map(np.asarray, read.rough), map(np.asarray, read.exact), strict=True)
-    moments, samples = moments_of(op, whole.shape, pairs, None)
-    gram, cross, mean, wanted = (np.asarray(v, np.float64) for v in moments)
-    if caught:
-        gram = gram - mean[:, :, None] * mean[:, None]
-        cross = cross - mean[:, :, None] * wanted[:, None]
-    rows = np.flatnonzero(np.tile(left, gram.shape[-1] // left.size))
-    pull = damping + len(rows) / float(samples)
-    kernels, starts = (by_group(np.asarray(v, np.float64), len(gram)) for v in (whole, start))
+    gram, cross, samples = moments_read(layer)
+    rows = np.flatnonzero(np.tile(layer.left, gram.shape[-1] // layer.left.size))
+    pull = damping + len(rows) / samples
+    kernels, starts = (by_group(v, len(gram)) for v in (layer.whole, layer.start))
     made = np.zeros_like(kernels)
     for g, (kernel, begun) in enumerate(zip(kernels, starts, strict=True)):
         inner, outer = gram[g][np.ix_(rows, rows)], cross[g][rows]
         made[g, rows] = refitted(inner, outer, kernel, begun[rows], pull)
-    return jax.device_put(np.moveaxis(made, 0, 1).reshape(whole.shape).astype(np.float32))
+    return np.moveaxis(made, 0, 1).reshape(layer.whole.shape)
 
 
 def by_group(v: Float[np.ndarray, "... o"], groups: int) -> Float[np.ndarray, "g k n"]:

@@ -5,6 +5,7 @@ those of the original; `select` then cuts what is zero.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from dfq_jax.numerics.substitution import Coefficients, FilterGram, Places, lbyl
 from dfq_jax.passes.select import Kept, masked, standing
 from dfq_jax.pruning.filters import filter_grams
 from dfq_jax.pruning.groups import Subject
-from dfq_jax.pruning.refit import refit
+from dfq_jax.pruning.refit import fitted, refit
 
 Substitution = Callable[[FilterGram, Places, Places], Coefficients]
 """(filters, which are gone, which are left) -> what the latter take over."""
@@ -74,7 +75,10 @@ def restored(subject: Subject, kept: Kept, how: Restoration) -> Model:
     zeros = masked(subject.model, subject.coupled, kept)
     if how.by is not None or how.means:
         zeros = by_weights(subject, kept, zeros, how)
-    return refit(subject, kept, zeros, how.damping, norms=how.norms) if how.looks else zeros
+    if not how.looks:
+        return zeros
+    mend = None if how.damping is None else partial(fitted, damping=how.damping)
+    return refit(subject, kept, zeros, mend, norms=how.norms)
 
 
 def by_weights(subject: Subject, kept: Kept, zeros: Model, how: Restoration) -> Model:
