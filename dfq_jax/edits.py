@@ -2,7 +2,7 @@
 
 Folding, equalization, absorption and splitting keep what it computes; `select` takes channels away
 that hang together, and `masked` puts zeros in their place; `prune` chooses them, and has what is
-left make up for them.
+left make up for them; `sparsified` puts zeros among weights.
 """
 
 from dfq_jax.graph.channels import ChannelGroup, channel_groups
@@ -21,6 +21,7 @@ from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.select import masked, select
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruned, Pruning, prune
+from dfq_jax.pruning.sparse import sparsified
 
 __all__ = [
     "ChannelGroup",
@@ -46,6 +47,7 @@ __all__ = [
     "parameter_count",
     "prune",
     "select",
+    "sparsified",
     "split_channels",
     "uncapped",
     "weighted_nodes",

@@ -51,7 +51,7 @@ class Restoration(NamedTuple):
 
 
 RESTORATIONS: Mapping[RestorationName, Restoration] = {
-    "ridge": Restoration(damping=0.1, norms=True),
+    "ridge": Restoration(damping=1.0, norms=True),
     "norms": Restoration(norms=True),
     "udfc": Restoration(by=udfc, means=True),
     "lbyl": Restoration(by=lbyl),

@@ -67,10 +67,8 @@ def sparsified(subject: Subject, pattern: str | Pattern) -> Sparse:
     kept = np.ones(len(subject.coupled), bool)
     mend = partial(thinned, pattern=pattern)
     model = refit(subject, kept, subject.model, mend, norms=True, everywhere=True)
-    kernels = {
-        n.name: np.asarray(model.params[n.name]["kernel"]) for n in weighted_nodes(model.graph)
-    }
-    return Sparse(model, {name: float(np.mean(k == 0)) for name, k in kernels.items()})
+    share = lambda name: float(np.mean(np.asarray(model.params[name]["kernel"]) == 0))
+    return Sparse(model, {n.name: share(n.name) for n in weighted_nodes(model.graph)})
 
 
 def thinned(layer: Layer, *, pattern: Pattern) -> Float[np.ndarray, "..."]:

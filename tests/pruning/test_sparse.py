@@ -9,6 +9,7 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.sparsity import Pattern, surviving
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.sparse import parse_pattern, sparsified
+from dfq_jax.quantization.node_by_node import on_grids
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,8 @@ def test_two_of_four_stay_and_make_up_for_the_others(made, nets):
 def test_zeros_stay_zeros_on_the_grid(made):
     subject, found = made
     images = dfq.Examples((subject.images,), subject.model.inputs)
-    integer = dfq.quantize(found.model, images).quantized
+    integer = on_grids(dfq.quantize(found.model, images).quantized)
     for name in ("conv2", "conv5"):
-        codes = np.asarray(integer.model.params[name]["kernel"])
+        codes = np.asarray(integer.params[name]["kernel"])
         was = np.asarray(found.model.params[name]["kernel"]) == 0
         assert (codes[was] == 0).all()
