@@ -36,7 +36,7 @@ def test_what_is_left_is_quantized_and_judged_by_the_original(found, tiny_net, i
     far = np.mean((small - exact) ** 2) / np.mean(exact**2)
     assert found.report.sqnr < -10 * np.log10(far) + 1
     assert found.report.estimate is not None
-    assert "30% of all channels by energy, restored by ridge, not conv2" in str(found)
+    assert "30% of all channels by reconstruction, restored by ridge, not conv2" in str(found)
     assert "pruned to" in str(found)
 
 

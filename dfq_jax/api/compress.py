@@ -20,6 +20,7 @@ from dfq_jax.pruning.choose import Floor, share_from
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruned, Pruning, what_may_go
 from dfq_jax.pruning.prune import prune as pruned_by
+from dfq_jax.pruning.restore import RESTORATIONS
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.foresight import pruning_foreseen
 from dfq_jax.recipes.presets import ImageBudget, makes_noise
@@ -38,7 +39,7 @@ def compress(
     images: GivenImages | None = None,
     *,
     prune: str | float | None = None,
-    criterion: CriterionName = "energy",
+    criterion: CriterionName | None = None,
     restore: RestorationName = "ridge",
     among: Rivals = "layer",
     channels: Channels = "inner",
@@ -55,8 +56,9 @@ def compress(
       model: network with its batch norms in place.
       images: to restore and calibrate with, a quarter held out; None to make them.
       prune: share of the channels that may go, `30%` or 0.3; without a budget 30 %.
-      criterion: how channels are judged: `energy` (expected energy behind the activation times
-        that of the columns that read it), `reconstruction` (what others cannot make up for),
+      criterion: how channels are judged: `reconstruction` (by what others cannot make up for; the
+        default where images restore) or `energy` (expected energy behind the activation times that
+        of the columns that read it; the default elsewhere),
         `l1`, `l2`, `median` (geometric), `norm` (batch norm's gain), `group` (Torch-Pruning's),
         `taylor` or `fisher` (gradients on images).
       restore: what makes up for them: `ridge` (layers fitted anew on images, norms re-estimated),
@@ -86,6 +88,7 @@ def compress(
     settings["budget"] = bits
     price = price_of(settings.get("scheme", "w8a8"))
     floor = Floor(least, round_to)
+    criterion = criterion or ("reconstruction" if looks(restore) else "energy")
     how = Pruning(demand, criterion, restore, among, channels, floor, untouched, price)
     follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
     return carried_out(model, images, how, settings, follow)
@@ -125,6 +128,12 @@ def enough(model: Model, budget: ImageBudget) -> ImageBudget:
     if makes_noise(model, budget.method):
         return budget
     return dataclasses.replace(budget, n=max(budget.n, IMAGES))
+
+
+def looks(restore: str) -> bool:
+    """Whether a restoration looks at images; one that there is not does not."""
+    found = {str(name): how for name, how in RESTORATIONS.items()}.get(restore)
+    return found is not None and found.looks
 
 
 def demanded(prune: str | float | None, budget: str | None) -> tuple[float | Ceiling, str | None]:

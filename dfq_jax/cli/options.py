@@ -167,7 +167,7 @@ class CompressOptions(QuantizeOptions):
     Attributes:
       budget: Instead: "50% MACs", 20MMACs, "40% params", 2MB; or of bits: 4bits, 2GBOPs.
       prune: Share of the channels that may go, e.g. 30%.
-      criterion: How channels are judged.
+      criterion: How channels are judged: reconstruction, or energy where no images restore.
       restore: What makes up for them: layers fitted on images, or closed forms of weights.
       among: Whose channels compete: a layer's, all, or those of layers of one structure.
       channels: Which may go: all but what sums carry from block to block, or those too.
@@ -177,7 +177,7 @@ class CompressOptions(QuantizeOptions):
     """
 
     prune: str | None = None
-    criterion: CriterionName = "energy"
+    criterion: CriterionName | None = None
     restore: RestorationName = "ridge"
     among: Rivals = "layer"
     channels: Channels = "inner"

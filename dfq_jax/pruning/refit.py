@@ -140,7 +140,7 @@ def computed(node: Node, slots: Slots, args: tuple[Batches, ...], count: int) ->
     return tuple(apply_float(node, slots, xs) for xs in zip(*args, strict=True))
 
 
-class Read(NamedTuple):
+class ReadMoments(NamedTuple):
     """Second moments of what the groups of a layer read.
 
     Attributes:
@@ -154,7 +154,7 @@ class Read(NamedTuple):
     samples: float
 
 
-def moments_read(layer: Layer) -> Read:
+def moments_read(layer: Layer) -> ReadMoments:
     """What a layer reads; about the means where something makes up for these."""
     rough, exact = (map(np.asarray, batches) for batches in layer.read[::-1])
     pairs = zip(rough, exact, strict=True)
@@ -163,7 +163,7 @@ def moments_read(layer: Layer) -> Read:
     if layer.caught:
         gram = gram - mean[:, :, None] * mean[:, None]
         cross = cross - mean[:, :, None] * wanted[:, None]
-    return Read(gram, cross, float(samples))
+    return ReadMoments(gram, cross, float(samples))
 
 
 def fitted(layer: Layer, *, damping: float) -> Float[np.ndarray, "..."]:
