@@ -2,8 +2,8 @@
 
 Block reconstruction leaves what errors of blocks add up to. The student begins at its codes, steps
 and biases, and learns by LSQ to say what the teacher says, and to make what its blocks make; as
-many weights change their codes as the images ask for. What it is made of, and what each part is
-worth, is in `docs/RESULTS.md`.
+many weights change their codes as the images ask for. Rates and weights are not chosen yet: that
+takes an ablation on held-out training images (`benchmarks/training.py --choose`).
 
     KL(t, s; T = 2) + FitNets,   FitNets = mean_l |x_T - x_S|^2 / var x_T   of what blocks put out
 """
