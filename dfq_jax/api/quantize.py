@@ -243,7 +243,7 @@ def with_foresight(
         return follow
     made, count = (making, making.n) if brought is None else (None, len(brought))
     judges = asked.probes is None and judges_classes(model, asked.task)
-    seconds = foreseen(model, made, count, learns=bool(asked.pipeline.methods), judges=judges)
+    seconds = foreseen(model, made, count, methods=asked.pipeline.methods, judges=judges)
     return dataclasses.replace(follow, foreseen=seconds)
 
 

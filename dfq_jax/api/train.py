@@ -235,10 +235,10 @@ def with_foresight(
     if follow.watch.phase is None:
         return follow
     made, images = (making, making.n) if there is None else (None, there)
-    learns = learns and bool(asked.pipeline.methods)
+    methods = asked.pipeline.methods if learns else ()
     judges = asked.probes is None and judges_classes(model, asked.task)
     shown = method.rounds * method.batch * (1 + len(method.wrappers))
-    seconds = foreseen(model, made, images, learns=learns, judges=judges, shown=shown)
+    seconds = foreseen(model, made, images, methods=methods, judges=judges, shown=shown)
     return dataclasses.replace(follow, foreseen=seconds)
 
 

@@ -3,7 +3,7 @@
 Only their proportions matter much: the pace of the machine shows as soon as the first part is over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from dfq_jax.graph.graph import Model
@@ -12,6 +12,10 @@ from dfq_jax.optim.progress import RunPhase
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
 from dfq_jax.recipes.presets import ImageBudget, choice_for
+from dfq_jax.reconstruction.closed_form import ClosedForm
+from dfq_jax.reconstruction.effort import PASSING, STEP
+from dfq_jax.reconstruction.footprint import Method
+from dfq_jax.reconstruction.method import batch_of
 
 RunPart = Literal[
     "making images",
@@ -39,6 +43,8 @@ LOOKS: Mapping[RunPart, float] = {
 TRAINED = 8.0
 """The same of a step of training: teacher, student, and the student's slopes."""
 VERIFIED = 16
+INWARDS = 4
+"""How much smaller than the image is what units read, in the mean; steps take few large maps."""
 
 
 def foreseen(
@@ -46,7 +52,7 @@ def foreseen(
     making: ImageBudget | None,
     images: int,
     *,
-    learns: bool,
+    methods: Sequence[Method],
     judges: bool,
     shown: int = 0,
 ) -> dict[RunPart, float]:
@@ -56,13 +62,13 @@ def foreseen(
       model: the network.
       making: how images are made; None where they were given.
       images: how many there are to calibrate with.
-      learns: whether rounding is learned.
+      methods: by which rounding is learned or solved.
       judges: whether the expected loss is estimated, from probes that are made.
       shown: images that a student is shown in all, where one is trained.
     """
     nodes, rate = len(model.graph.nodes), SHARE * speed()
     image = sum(macs(model).values()) / rate
-    there = {"learning": learns, "training": shown > 0, "making probes": judges}
+    there = {"learning": bool(methods), "training": shown > 0, "making probes": judges}
     there |= {"making images": making is not None, "pruning": False}
     found: dict[RunPart, float] = {
         part: COMPILING[part] * nodes for part in PARTS if there.get(part, True)
@@ -71,8 +77,8 @@ def foreseen(
         found["making images"] *= stages_of(model, making)
         found["making images"] += expected_seconds(model, making, rate)
     found["calibrating"] += LOOKS["calibrating"] * images * image
-    if learns:
-        found["learning"] += LOOKS["learning"] * images * image
+    if methods:
+        found["learning"] += image * sum(passes(method, model, images) for method in methods)
     if shown:
         found["training"] += TRAINED * shown * image
     if judges:
@@ -83,6 +89,19 @@ def foreseen(
         found["judging"] += 2 * probes.PROBES * image
     found["verifying"] += LOOKS["verifying"] * VERIFIED * image
     return found
+
+
+def passes(method: Method, model: Model, images: int) -> float:
+    """How often an image passes through the network while a method learns or solves.
+
+    A unit takes all steps, but is a part of the network: together they take the steps of one.
+    """
+    if isinstance(method, ClosedForm):
+        return LOOKS["learning"] * images
+    height, width, _ = model.contract.shape
+    batch = batch_of(method, (1, height // INWARDS, width // INWARDS, 1))
+    solving = LOOKS["learning"] if method.start else PASSING
+    return solving * images + STEP * batch * sum(phase.steps for phase in method.phases)
 
 
 def pruning_foreseen(model: Model, images: int) -> dict[RunPart, float]:
