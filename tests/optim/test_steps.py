@@ -30,10 +30,13 @@ def flee(x, among, now):
     return jnp.sum(x**2) - 0.5 * gap, ({"gap": gap, "step": now.step}, now.memory + 1)
 
 
-def game(times: int = TIMES, rate: float = 0.1):
+def players(times: int = TIMES, rate: float = 0.1):
     fox = Player("fox", descent(chase, bound(optax.sgd, rate, momentum=0.5)))
-    hare = Player("hare", descent(flee, bound(optax.adam, 0.05)), times)
-    return in_turn(fox, hare)
+    return fox, Player("hare", descent(flee, bound(optax.adam, 0.05)), times)
+
+
+def game(times: int = TIMES, rate: float = 0.1):
+    return in_turn(*players(times, rate))
 
 
 def play(steps: int = 6, noise: float = 0.1, step: Any = None, **how: Any):
@@ -68,7 +71,7 @@ def test_players_take_turns_as_in_a_plain_loop():
 
 def test_a_player_may_begin_later():
     """Until then it stands still, as its optimizer does; it hears and remembers all the same."""
-    fox, hare = game()[1].args[0]
+    fox, hare = players()
     late = in_turn(fox, hare._replace(after=2))
     waited = play(steps=2, noise=0.0, step=late)
     np.testing.assert_array_equal(waited.x["hare"], START["hare"])
