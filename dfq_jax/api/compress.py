@@ -59,11 +59,11 @@ def compress(
       criterion: how channels are judged: `reconstruction` (by what others cannot make up for; the
         default where images restore) or `energy` (expected energy behind the activation times that
         of the columns that read it; the default elsewhere),
-        `l1`, `l2`, `median` (geometric), `norm` (batch norm's gain), `group` (Torch-Pruning's),
-        `taylor` or `fisher` (gradients on images).
+        `l1`, `l2`, `median` (geometric; all three of filters with batch norms folded in), `norm`
+        (batch norm's gain), `group` (Torch-Pruning's), `taylor` or `fisher` (gradients on images).
       restore: what makes up for them: `ridge` (layers fitted anew on images, norms re-estimated),
-        `norms` (these alone), `udfc`, `lbyl`, `merging` (closed forms of weights), `means` (of
-        ReLUs) or `none`.
+        `norms` (these alone), `udfc` (its pruning part), `lbyl`, `merging` (closed forms of
+        weights), `means` (of ReLUs) or `none`.
       among: whose channels compete: those of a `layer`, of all (`global`), or of layers of one
         structure (`alike`).
       channels: which may go: `inner`, all but what sums carry from block to block, or `all`.

@@ -170,22 +170,33 @@ def test_a_channel_that_does_nothing_goes_first(name, seen, chain):
 
 
 def test_gradients_are_those_of_a_factor_on_a_channel(seen, chain, nets):
-    """Taylor's score of a set: how the loss moves as its channel shrinks."""
-    taylor = CRITERIA["taylor"].score(seen)
+    """How the loss of each image moves as a channel shrinks: by size, and by its square."""
     (sets,) = [g.sets for g in removables(seen).groups if g.makers == ("in0",)]
 
-    def loss(factor, channel):
+    def losses(factor, channel):
         gains = np.ones(12)
         gains[channel] = factor
         kernel = chain.params["out0"]["kernel"] * gains[:, None].astype(np.float32)
         model = with_params(chain, {"out0": {"kernel": kernel}})
         scores = nets.forward(model, seen.images)["fc"]
         top = scores.max(1)
-        return np.mean(np.log(np.exp(scores - top[:, None]).sum(1)))
+        return np.log(np.exp(scores - top[:, None]).sum(1))
 
-    for channel in (0, 5):
-        slope = (loss(1.01, channel) - loss(0.99, channel)) / 0.02
-        assert np.isclose(abs(slope), taylor[sets[channel]], rtol=0.02, atol=1e-5)
+    slopes = np.stack([(losses(1.01, j) - losses(0.99, j)) / 0.02 for j in range(4)])
+    size = np.abs(slopes).mean(1)
+    assert (np.abs(slopes.mean(1)) < 0.8 * size).any()  # signs differ
+    for name, wanted in (("taylor", size), ("fisher", (slopes**2).mean(1))):
+        found = CRITERIA[name].score(seen)[list(sets[:4])]
+        assert np.allclose(found, wanted, rtol=0.02, atol=1e-5)
+
+
+def test_the_group_score_is_that_of_its_library(seen, chain):
+    """All that a channel touches, squared and summed, by the number of members; no root."""
+    (sets,) = [g.sets for g in removables(seen).groups if g.makers == ("in0",)]
+    square = lambda name, slot: np.asarray(chain.params[name][slot], np.float64) ** 2
+    made, read = square("in0", "kernel").sum((0, 1, 2)), square("out0", "kernel").sum((0, 1, 3))
+    wanted = (made + square("in0.bn", "scale") + read) / 3
+    assert np.allclose(CRITERIA["group"].score(seen)[list(sets)], wanted, rtol=1e-12)
 
 
 def test_looking_needs_images(chain):
