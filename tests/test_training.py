@@ -15,8 +15,11 @@ from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.io.load import load
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.recipes.gdfq import GDFQ_GENERATOR, gdfq
 from dfq_jax.recipes.trainings import TRAININGS, training_for
 from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.training.engine import TrainingReport
+from dfq_jax.training.level_rules import as_calibrated
 from dfq_jax.training.losses import distillation, score_gap
 from dfq_jax.training.method import FixedImages, Training, to_zero
 from dfq_jax.training.student import StudentKind
@@ -129,6 +132,32 @@ def test_a_method_of_ones_own_from_the_float_network(network, made):
     assert result.quantized.plan.layers == "zsq_all_low"
     assert result.report.passed
     assert len(result.probes) == 2
+
+
+def test_a_start_keeps_its_scales_and_that_is_told(network, made, low, monkeypatch):
+    """Papers find extremes and ranges anew, which would undo what a start has learned."""
+    told, asked = [], []
+
+    def untrained(quantized, teacher, images, held_out, method, key, **place):
+        asked.append(method)
+        return quantized, TrainingReport(method.name, 1, 0.0, 0.0, True, 0.0, 0.0)
+
+    monkeypatch.setattr("dfq_jax.api.train.trained", untrained)
+    method = gdfq(steps=1, batch=4, kind=GDFQ_GENERATOR._replace(channels=(4,)))
+    watch = Watcher(stage=told.append)
+    result = dfq_jax.train(
+        network, load_images(made / "images.npz"), method, start=low, watch=watch
+    )
+    line = "gdfq from a start: norms stay folded, kernels keep its scales, ranges stay"
+    assert line in told
+    assert line in result.report.notes
+    assert asked[0].student == StudentKind(as_calibrated())
+
+
+def test_what_cannot_be_trained_is_refused_before_images_are_made(nets, monkeypatch):
+    monkeypatch.delattr("dfq_jax.api.train.made_images")
+    with pytest.raises(UsageError, match="needs a classifier for KL"):
+        dfq_jax.train(nets.unet(), method="hast")
 
 
 def test_methods_have_names_and_values():

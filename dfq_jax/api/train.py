@@ -36,8 +36,8 @@ from dfq_jax.recipes.presets import (
 from dfq_jax.recipes.trainings import pipeline_of_start, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
-from dfq_jax.training.engine import TrainingReport, check_images, trained
-from dfq_jax.training.method import GeneratedImages, Training
+from dfq_jax.training.engine import TrainingReport, check_images, check_suits, trained
+from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels
 
 SCHEME, LAYERS = "w4a4", "qdrop_8bit_ends"
 HELD_OUT, MOST_HELD_OUT = 4, 256
@@ -87,7 +87,8 @@ def train(
       state_folder: keeps state here and resumes from it.
       **settings: any of
         start: output folder of `quantize` or `train` to begin from, instead of where the method
-          begins.
+          begins. Scales that a method finds anew stay as they are there, and batch norms folded;
+          the report says so.
         scheme: `w{2..8}a{2..8}`; by default that of the start, or w4a4.
         layers: which layers stay at 8 bits; likewise, or qdrop_8bit_ends.
         rules: bits of particular layers; those of a start stay.
@@ -108,11 +109,13 @@ def train(
     Raises:
       UsageError: for a bad argument; a start of another network or plan, naming the difference; a
         method that needs classes of a network that has none; a batch larger than there are images.
+      UnsupportedModelError: if the network has not what a method looks at.
       DivergedError: if training diverged at every rate.
     """
     given = Given(**settings)
     check_seed(given.seed)
     how = training_for(method, given.steps, given.batch, model=model)
+    check_suits(how, model)
     follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
     begun = None
     if given.start is not None:
@@ -187,8 +190,8 @@ def carried_out(
     follow.watch.says(f"training ({method.name}): {method.steps} steps of {method.batch} images")
     made, cut = (begun, ()) if begun else started(model, seen, asked, follow)
     follow.begins("training")
-    if begun is not None and method.student.live:
-        method = method._replace(student=method.student._replace(live=False))
+    learned_levels = begun is not None or method.start == "post_training"
+    method, otherwise = begun_on_levels(method) if learned_levels else (method, ())
     network, report = trained(
         made.quantized,
         made.reference,
@@ -201,7 +204,7 @@ def carried_out(
         watch=follow.watch,
     )
     made = made._replace(quantized=network, used_images=True)
-    notes = (*report.notes, told_of(report))
+    notes = (*otherwise, *report.notes, told_of(report))
     for note in notes:
         follow.watch.says(note)
     result = verdict(model, made, images, held_out, asked, follow, (*cut, *notes))

@@ -3,7 +3,8 @@
 Choi et al. 2020, "Data-Free Network Quantization With Adversarial Knowledge Distillation". No
 official code exists: values are those of an independent implementation, of CIFAR, and how weights
 and activations are quantized is ours (`learned_steps`). One generator and one student; the paper's
-several of each are left out.
+several of each are left out. Batch norms of the student keep their statistics, where that
+implementation takes those of each batch.
 
     generator:  -KL(t, s) + alpha (L_bn + L_ins + L_bal)
     L_bn  = sum over layers and channels of KL(N(m, d^2) || N(mu, sigma^2))

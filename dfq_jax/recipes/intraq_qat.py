@@ -22,17 +22,19 @@ def intraq_qat(
     learning_rate: float = 1e-4,
     alpha: float = 20.0,
     temperature: float = 20.0,
+    drops: tuple[int, ...] = DROPS,
 ) -> Training:
     """IntraQ's training with its values for CIFAR: 147 epochs of 200 steps.
 
-    For ImageNet the released script takes `batch=16, learning_rate=1e-6`.
+    For ImageNet the released script takes `batch=16, learning_rate=1e-6, drops=(100, 200, 350)`.
 
     Args:
-      steps: of SGD; its rate falls to a tenth at epochs 20, 40 and 60 of 151.
+      steps: of SGD, all that 151 epochs have.
       batch: images of a step.
       learning_rate: the first.
       alpha: weight of the KL, which is summed over classes.
       temperature: of the KL.
+      drops: epochs at which the rate falls to a tenth; those after the last do nothing.
     """
     return Training(
         name="intraq_qat",
@@ -44,7 +46,7 @@ def intraq_qat(
             Term("CE", 1.0, label_loss, True),
             Term("KL", alpha, distillation(temperature=temperature), True),
         ),
-        optimizer=falling_sgd(learning_rate, steps, EPOCHS, DROPS),
+        optimizer=falling_sgd(learning_rate, steps, EPOCHS, drops),
         epoch=EPOCH,
         recipe="intraq",
     )

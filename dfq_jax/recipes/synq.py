@@ -54,7 +54,7 @@ def synq(
       temperature: of the KL.
       attention: weight of the attention of channels (FA).
       labels: weight of the cross-entropy.
-      hardest: tau, the least sure the teacher may be of an image whose label counts.
+      hardest: tau, the most that the teacher may doubt an image whose label counts: 1 - p_y.
       maps: weight of the class activation maps (CAM).
       reach: eps, by which images are moved.
       radius: D0 of the low-pass filter as a share of the image's side: 80 of 224 pixels.

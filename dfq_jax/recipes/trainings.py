@@ -47,11 +47,9 @@ GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
 TRAININGS: Mapping[str, TrainingOffer] = {
     "best": TrainingOffer(best_training, suited=by_outputs),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
-    "qimera": TrainingOffer(
-        qimera, {**GENERATED, "mixed": 500, "width": 512, "length": 100, "by_class": True}
-    ),
+    "qimera": TrainingOffer(qimera, {**GENERATED, "mixed": 500, "length": 100, "by_class": True}),
     "choi": TrainingOffer(choi),
-    "intraq_qat": TrainingOffer(intraq_qat, FIXED),
+    "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
 }

@@ -26,6 +26,7 @@ from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.pieces import Piece, save_piece
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
+from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.narrowing import gap_of
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
@@ -128,13 +129,13 @@ def trained(
         result, failed = at_lower_rates(attempt)
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
-    made, notes = brought_back(method, quantized.plan, result, taught), retold(failed)
-    notes = tuple(f"training {note}" for note in notes) + collapsed(result)
-    judge = partial(distance, teacher, images=held_out)
-    before, after = judge(quantized), judge(made)
+    learned, ranges = brought_back(method, result)
+    made = finished(method.student, quantized.plan, learned, start, ranges)
+    notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
+    before, after = (distance(teacher, each, images=held_out) for each in (quantized, made))
     kept = math.isfinite(after) and after <= before
     codes = partial(codes_found, method.student, quantized.plan, start=start)
-    changed = float(share_changed(codes(x[STUDENT]), codes(result.x[STUDENT])))
+    changed = float(share_changed(codes(x[STUDENT]), codes(learned)))
     seconds = time.perf_counter() - began
     told = (method.name, method.steps, before, after, kept, changed, seconds, notes)
     return made if kept else quantized, TrainingReport(*told)
@@ -167,6 +168,34 @@ def check_classes(method: Training, teacher: Model) -> None:
         )
 
 
+def check_suits(method: Training, model: Model) -> None:
+    """Refuses a network that a method cannot train, before images are made for it.
+
+    Args:
+      method: of training.
+      model: the float network with its batch norms.
+
+    Raises:
+      UsageError: if it is no classifier, or reads images that no generator makes.
+      UnsupportedModelError: without statistics to match, or without what the losses compare.
+    """
+    check_classes(method, model)
+    method.watch(fold_batch_norm(model).graph)
+    if isinstance(method.images, GeneratedImages):
+        check_shape(method.images, model)
+        batch_norm_targets(model)
+
+
+def check_shape(images: GeneratedImages, model: Model) -> None:
+    """Refuses images of a size that a generator does not make.
+
+    Raises:
+      UsageError: with both sizes.
+    """
+    if refusal := generator_refusal(images.kind, model.contract.shape):
+        raise UsageError(refusal)
+
+
 def example(model: Model) -> Float[Array, "1 h w c"]:
     """One image of zeros."""
     return jnp.zeros((1, *model.contract.shape))
@@ -186,8 +215,7 @@ def taught_of(
         return Taught(teacher, None, {}, start, pixels)
     if unfolded is None:
         raise ValueError("a generator needs the network with its batch norms: `unfolded`.")
-    if refusal := generator_refusal(method.images.kind, contract.shape):
-        raise UsageError(refusal)
+    check_shape(method.images, teacher)
     targets, _ = batch_norm_targets(unfolded)
     return Taught(teacher, unfolded, targets, start, jnp.zeros((0,), jnp.uint8))
 
@@ -196,13 +224,17 @@ def generators(method: Training, taught: Taught, key: Key[Array, ""]) -> dict[st
     """The generator before its first step, if there is one."""
     if not isinstance(method.images, GeneratedImages):
         return {}
-    teacher = taught.teacher
+    teacher, classes = taught.teacher, classes_of(taught.teacher)
+    kind, rows = method.images.kind, rows_of_classes(teacher, classes)
+    return {GENERATOR: begun_generator(kind, key, teacher.contract.shape, classes, rows)}
+
+
+def rows_of_classes(teacher: Model, classes: int) -> Float[Array, "classes features"] | None:
+    """What a classifier multiplies features by for each class; None if it is of another kind."""
     last = last_weighted(teacher.graph)
-    kernel = teacher.params[last[0]]["kernel"] if last else None
-    rows = kernel.T if kernel is not None and kernel.ndim == 2 else None
-    classes = classes_of(teacher)
-    made = begun_generator(method.images.kind, key, teacher.contract.shape, classes, rows)
-    return {GENERATOR: made}
+    kernel = teacher.params[last[0]]["kernel"] if last else jnp.zeros((0, 0))
+    alone = kernel.reshape(-1, kernel.shape[-1])
+    return alone.T if alone.shape == (kernel.shape[-2], classes) else None
 
 
 def facts_of(method: Training, x: PyTree, taught: Taught, key: Key[Array, ""]) -> Mapping[str, Any]:
@@ -265,11 +297,10 @@ def report(method: Training, watch: Watcher, step: int, metrics: Metrics) -> Non
     watch.advances(Progress(0, 1, step, method.rounds, parts, "training"))
 
 
-def brought_back(method: Training, plan: Plan, result: FitResult, taught: Taught) -> QuantizedModel:
-    """The student of a finished run, or the average over its steps."""
+def brought_back(method: Training, result: FitResult) -> tuple[PyTree, Any]:
+    """What a finished run learned, where it got to or the average over its steps, and ranges."""
     memory = result.memory[STUDENT]
-    x = result.x[STUDENT] if method.average is None else memory["average"]
-    return finished(method.student, plan, x, taught.start, memory["ranges"])
+    return result.x[STUDENT] if method.average is None else memory["average"], memory["ranges"]
 
 
 codes_found = jax.jit(kernel_codes, static_argnums=(0, 1))

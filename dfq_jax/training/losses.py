@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.graph.ops import Add
+from dfq_jax.graph.ops import WEIGHTED, Add
 from dfq_jax.graph.semantics import Tensor
 from dfq_jax.numerics.softmax import divergences
 from dfq_jax.values import Bound, bound
@@ -32,7 +32,7 @@ class Answers(NamedTuple):
     Attributes:
       logits: its first output; scores of a classifier.
       taps: {tensor: its values}, those that a method watches.
-      model: the network itself; of a student, before its kernels are rounded.
+      model: the network itself, a student's with kernels on their levels.
     """
 
     logits: Float[Array, "b ..."]
@@ -259,11 +259,15 @@ def block_outputs(graph: Graph) -> tuple[str, ...]:
 def branch_outputs(graph: Graph) -> tuple[str, ...]:
     """What residual branches put out, before it is added to what bypasses them.
 
-    Of each sum the operand that was made last; what every block puts out, where nothing is added.
+    Of each sum the operand that most layers lead to, since a shortcut may have one of its own; what
+    every block puts out, where nothing is added.
     """
-    order = {name: i for i, name in enumerate((*graph.inputs, *graph.by_name))}
+    depth = dict.fromkeys(graph.inputs, 0)
+    for node in graph.nodes:
+        below = max((depth[name] for name in node.inputs), default=0)
+        depth[node.name] = below + isinstance(node.op, WEIGHTED)
     sums = [node for node in graph.nodes if isinstance(node.op, Add)]
-    found = tuple(dict.fromkeys(max(node.inputs, key=lambda n: order[n]) for node in sums))
+    found = tuple(dict.fromkeys(max(node.inputs, key=depth.__getitem__) for node in sums))
     return found or block_outputs(graph)
 
 

@@ -11,7 +11,7 @@ from dfq_jax.synthesis.sources.augment import Augment, unchanged
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.generator import GeneratorKind
 from dfq_jax.training.losses import Watch, nothing_watched
-from dfq_jax.training.student import StudentKind
+from dfq_jax.training.student import StudentKind, on_learned_levels
 from dfq_jax.training.wrappers import Wrapper
 from dfq_jax.values import Bound, bound, key_of
 
@@ -108,6 +108,13 @@ class Training(NamedTuple):
         return self.images.warmup + -(-self.steps // self.images.lessons)
 
 
+def begun_on_levels(method: Training) -> tuple[Training, tuple[str, ...]]:
+    """A method from a network whose levels were learned, and in words what it does otherwise."""
+    student, kept = on_learned_levels(method.student)
+    told = (f"{method.name} from a start: {', '.join(kept)}",) if kept else ()
+    return method._replace(student=student), told
+
+
 def rates_apart(
     weights: AtFactor, steps: AtFactor | None = None, edges: AtFactor | None = None
 ) -> Bound[optax.GradientTransformation]:
@@ -199,5 +206,5 @@ def dropping_at(
 
 
 def falling(rate: float, drops: tuple[int, ...], factor: float) -> optax.Schedule:
-    """step -> a rate that is multiplied by a factor at some steps."""
-    return optax.piecewise_constant_schedule(rate, dict.fromkeys(drops, factor))
+    """step -> a rate that is multiplied by a factor at some steps, for each time one is named."""
+    return optax.piecewise_constant_schedule(rate, {k: factor ** drops.count(k) for k in drops})

@@ -29,6 +29,7 @@ from dfq_jax.training.student import (
     student_hook,
     tensors_of,
     tracked,
+    with_rounded_kernels,
 )
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
@@ -58,7 +59,8 @@ def student_loss(
     generator = context.others.get(GENERATOR)
     shown = shown_images(method, taught, fed.at(now.step), generator, image_key)
     ranges = now.memory["ranges"]
-    lesson = partial(lesson_loss, method, plan, taught, ranges, shown.labels, own_key)
+    labels = said(taught, shown.images) if shown.labels is None else shown.labels
+    lesson = partial(lesson_loss, method, plan, taught, ranges, labels, own_key)
     loss, heard = wrapped(method.wrappers, lesson)(x, shown.images)
     ranges = tracked(method.student, ranges, heard.extremes, now.step)
     codes = kernel_codes(method.student, plan, x, taught.start)
@@ -71,12 +73,18 @@ def student_loss(
     return loss, ({**heard.parts, "changed": share_changed(counted, codes)}, memory)
 
 
+def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
+    """The classes that the teacher says, of images as they are before anything moves them."""
+    (exact, *_), _ = evaluate(taught.teacher, images, apply=apply_tiled)
+    return jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
+
+
 def lesson_loss(
     method: Training,
     plan: Plan,
     taught: Taught,
     ranges: Any,
-    labels: Float[Array, "b classes"] | None,
+    labels: Float[Array, "b ..."],
     key: Key[Array, ""],
     x: PyTree,
     images: Float[Array, "b h w c"],
@@ -89,10 +97,9 @@ def lesson_loss(
     model = float_student(method.student, x, taught.start)
     taps = tuple(dict.fromkeys((*watched, *followed)))
     (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
-    if labels is None:
-        labels = jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
     seen = {name: found[name] for name in watched}
-    answers = Answers(exact, hints, taught.teacher), Answers(rough, seen, model)
+    rounded = with_rounded_kernels(method.student, plan, x, taught.start, model)
+    answers = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)
     lesson = Lesson(images, labels, *answers, key)
     loss, parts = weighted(method.terms, lesson)
     extremes = {name: (jnp.min(found[name]), jnp.max(found[name])) for name in followed}

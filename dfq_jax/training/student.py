@@ -109,6 +109,21 @@ def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict
     return {"weights": weights, "steps": some(steps), "edges": some(edges)}
 
 
+def on_learned_levels(kind: StudentKind) -> tuple[StudentKind, tuple[str, ...]]:
+    """A student that begins on levels which were learned, and what it leaves of its paper.
+
+    Papers begin at float networks. Kernels were learned for the scales at hand, and biases for the
+    ranges: extremes found anew undo both before the first step.
+    """
+    kept = kind._replace(live=False, tracking=None)
+    told = {"norms stay folded": kind.live}
+    if kind.kernels == min_max():
+        kept = kept._replace(kernels=as_calibrated())
+    told["kernels keep its scales"] = kept.kernels != kind.kernels
+    told["ranges stay"] = kind.tracking is not None
+    return kept, tuple(words for words, changed in told.items() if changed)
+
+
 def grouped(plan: Plan) -> dict[str, tuple[Site, ...]]:
     """{name of a tensor on one grid: the sites that read it so}; apart for each grid of it."""
     return {f"{number}:{tensor}": sites for number, (tensor, sites) in enumerate(plan.groups)}
@@ -238,12 +253,8 @@ def on_its_levels(
     kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, ranges: TrackedRanges
 ) -> QuantizedModel:
     """`finished`, where biases may leave int32."""
-    model, qparams = float_student(kind, x, start), {}
-    for site, spec in plan.entries:
-        if site.argument is None:
-            kernel, trained = model.params[site.node]["kernel"], x["steps"].get(site.node)
-            given = start.qparams[site]
-            qparams[site] = kind.kernels.parameters(kernel, spec.levels, trained, given)
+    model = float_student(kind, x, start)
+    qparams = kernel_parameters(kind, plan, x, start, model)
     for name, sites in grouped(plan).items():
         spec = spec_of(plan, sites)
         given = ranged_parameters(spec, name, start.qparams[sites[0]], ranges)
@@ -256,13 +267,32 @@ def kernel_codes(
     kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart
 ) -> dict[str, Integer[Array, "..."]]:
     """{layer: codes of its kernel}, to count how many change."""
-    model, found = float_student(kind, x, start), {}
-    for site, spec in plan.entries:
-        if site.argument is None:
-            kernel, trained = model.params[site.node]["kernel"], x["steps"].get(site.node)
-            now = kind.kernels.parameters(kernel, spec.levels, trained, start.qparams[site])
-            found[site.node] = codes_of(kernel, spec.levels, now)
-    return jax.lax.stop_gradient(found)
+    model, table = float_student(kind, x, start), plan.table
+    codes = lambda site, now: codes_of(model.params[site.node]["kernel"], table[site].levels, now)
+    found = kernel_parameters(kind, plan, x, start, model)
+    return jax.lax.stop_gradient({site.node: codes(site, now) for site, now in found.items()})
+
+
+def with_rounded_kernels(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, model: Model
+) -> Model:
+    """A float student with its kernels on their levels."""
+    table, params = plan.table, dict(model.params)
+    for site, now in kernel_parameters(kind, plan, x, start, model).items():
+        slots = params[site.node]
+        rounded = kind.kernels.snap(slots["kernel"], table[site].levels, now)
+        params[site.node] = {**slots, "kernel": rounded}
+    return dataclasses.replace(model, params=params)
+
+
+def kernel_parameters(
+    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, model: Model
+) -> dict[Site, Parameters]:
+    """What codes of kernels stand for, of a student's float network."""
+    now = lambda site, levels: kind.kernels.parameters(
+        model.params[site.node]["kernel"], levels, x["steps"].get(site.node), start.qparams[site]
+    )
+    return {site: now(site, spec.levels) for site, spec in plan.entries if site.argument is None}
 
 
 def share_changed(before: Mapping[str, Array], now: Mapping[str, Array]) -> Float[Array, ""]:

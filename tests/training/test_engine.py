@@ -3,27 +3,34 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dfq_jax.errors import DivergedError, UsageError
-from dfq_jax.graph.ops import GlobalAvgPool, Relu
+from dfq_jax.errors import DivergedError, UnsupportedModelError, UsageError
+from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.ops import Flatten, GlobalAvgPool, Relu
+from dfq_jax.numerics.levels import codes_of
+from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.fit import FitResult
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.state import Place
+from dfq_jax.optim.steps import Among, Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import LAST_GOOD, collapsed, trained
+from dfq_jax.training.engine import LAST_GOOD, check_suits, collapsed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
-from dfq_jax.training.images import rows_of
+from dfq_jax.training.images import normalised, rows_of
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import FixedImages, Training, nesterov, to_zero
-from dfq_jax.training.student import StudentKind
+from dfq_jax.training.objectives import student_loss
+from dfq_jax.training.student import StudentKind, kernel_codes, student_start, trained_at_first
 from dfq_jax.types import InputContract
 from dfq_jax.values import bound, described
 
@@ -34,6 +41,17 @@ KL = Term("KL", 1.0, distillation(), True)
 def failing(whole: bool, factor: float) -> optax.GradientTransformation:
     """Steps that are no numbers at the full rate, or at all rates."""
     return optax.sgd(float("nan") if whole or factor == 1 else 1e-2)
+
+
+def weight_codes(network):
+    """Codes of all kernels of a network on its levels."""
+    return [
+        np.asarray(
+            codes_of(network.model.params[s.node]["kernel"], spec.levels, network.qparams[s])
+        )
+        for s, spec in network.plan.entries
+        if s.argument is None
+    ]
 
 
 def lesson(steps=30, optimizer=None, **how):
@@ -84,6 +102,9 @@ def test_a_run_that_was_killed_ends_the_same(school, tmp_path):
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert report.after == wanted.after
+    codes = [weight_codes(each) for each in (school[0], again)]  # those of the average, as given
+    moved = sum(np.sum(a != b) for a, b in zip(*codes, strict=True))
+    assert report.changed == pytest.approx(moved / sum(a.size for a in codes[0]))
     with pytest.raises(UsageError, match="different run"):
         trained(*school, method=method._replace(batch=4), key=KEY, place=Place(tmp_path))
 
@@ -201,3 +222,46 @@ def test_generated_images_are_in_natural_units():
     np.testing.assert_allclose(np.mean(images, (0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(np.std(images, (0, 1, 2)), 1, atol=1e-2)
     np.testing.assert_array_equal(np.sum(labels, 1), 1)
+
+
+def all_black(loss, x, images):
+    return loss(x, 0 * images)
+
+
+def mean_square(told):
+    return jnp.mean(told.labels @ jnp.arange(5.0) ** 2)
+
+
+def test_labels_are_of_images_before_they_are_moved(school):
+    student, teacher, images, _ = school
+    terms = (Term("class", 1.0, mean_square, True),)
+    method = lesson()._replace(terms=terms, wrappers=(all_black,), batch=24)
+    start = student_start(method.student, student, None)
+    x = trained_at_first(method.student, student.plan, start)
+    taught = taught_of(method, teacher, None, start, images)
+    memory = {"ranges": {}, "codes": kernel_codes(method.student, student.plan, x, start)}
+    fed = Fed(taught, jnp.int32(0), jnp.arange(24)[None])
+    now = Now(KEY, jnp.int32(0), memory)
+    loss = jax.jit(lambda x: student_loss(method, student.plan, x, Among(fed, {}), now)[0])(x)
+    mean = lambda v: np.mean(np.argmax(evaluate(teacher, v)[0][0], -1) ** 2)
+    shown = normalised(taught.pixels, teacher.contract)
+    assert mean(shown) != mean(0 * shown)
+    np.testing.assert_allclose(loss, mean(shown), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "net", "told"),
+    [
+        (gdfq(), "unet", "needs a classifier"),
+        (gdfq(), "stem", "divisible by 4"),
+        (synq(), "headless", "pool"),
+    ],
+)
+def test_what_a_method_cannot_train_is_refused_at_once(nets, method, net, told):
+    def headless():
+        b = nets.Builder(InputContract(4, 4))
+        return b.done(b.linear("fc", b.op("flat", Flatten(), b.conv("conv", "images", 2)), 3))
+
+    model = headless() if net == "headless" else getattr(nets, net)()
+    with pytest.raises((UsageError, UnsupportedModelError), match=told):
+        check_suits(method, model)

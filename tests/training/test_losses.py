@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.ops import Add, GlobalAvgPool, Relu
 from dfq_jax.training.losses import (
     Answers,
     Lesson,
@@ -22,6 +23,7 @@ from dfq_jax.training.losses import (
     score_gap,
     spatial_attention,
 )
+from dfq_jax.types import InputContract
 
 RNG = np.random.default_rng(3)
 T, S = (RNG.normal(size=(6, 5)).astype(np.float32) for _ in range(2))
@@ -130,3 +132,14 @@ def test_what_is_watched(tiny_net):
     sums = {name for node in graph.nodes if type(node.op).__name__ == "Add" for name in node.inputs}
     assert branch_outputs(graph)
     assert set(branch_outputs(graph)) <= sums
+
+
+def test_a_shortcut_with_a_layer_of_its_own_is_no_branch(nets):
+    """Importers put the projection after the branch, as PyTorch computes them."""
+    b = nets.Builder(InputContract(6, 6))
+    x = b.op("relu1", Relu(), b.conv("conv1", "images", 4))
+    y = b.conv("branch2", b.op("relu2", Relu(), b.conv("branch1", x, 4)), 5)
+    added = b.op("add", Add(), y, b.conv("projection", x, 5, kernel=1))
+    other = b.op("add2", Add(), added, b.conv("again", b.op("relu3", Relu(), added), 5))
+    model = b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), other), 3))
+    assert branch_outputs(model.graph) == ("branch2", "again")

@@ -1,5 +1,6 @@
 """What published methods add: codes between classes, smooth images, activation maps."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.fold import fold_batch_norm
@@ -23,11 +25,13 @@ from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Observed
 from dfq_jax.training.activation_maps import activation_map, activation_map_loss, feature_map
 from dfq_jax.training.adversary import agreement, imbalance, own_entropy
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import rows_of_classes, trained
 from dfq_jax.training.frequencies import low_pass
 from dfq_jax.training.images import generator_refusal
 from dfq_jax.training.losses import Answers, Lesson
+from dfq_jax.training.student import Tracking
 from dfq_jax.training.superposed import standardised, superposed_classes
+from dfq_jax.types import InputContract
 
 KEY = jax.random.key(2)
 
@@ -165,3 +169,53 @@ def test_choi_plays(nets):
     _, report = trained(student, folded, images, images, method, KEY, unfolded=model, watch=watch)
     assert report.steps == 4
     assert {"generator/KL", "generator/BN", "KL", "changed"} <= set(heard[-1])
+
+
+def test_ranges_follow_four_epochs_however_long_the_generator_is_alone():
+    assert gdfq().student.tracking == Tracking(800)
+    assert gdfq(warmup=10_000).student.tracking == Tracking(800)
+    assert gdfq(warmup=30).student.tracking == Tracking(30)
+
+
+def rates(method, *steps):
+    """The size of the first step of a student's optimizer, at some of its counts."""
+    optimizer = method.optimizer(1.0)
+    x, slope = jnp.zeros(()), jnp.ones(())
+    begun = optimizer.init(x)
+
+    def at(step):
+        count = lambda v: jnp.int32(step) if v.dtype == jnp.int32 else v
+        with jax.numpy_dtype_promotion("standard"):
+            update, _ = optimizer.update(slope, jax.tree.map(count, begun), x)
+        return float(update) / -1.9  # with Nesterov's momentum
+
+    return [at(step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("method", "at", "wanted"),
+    [
+        (gdfq(), (19_199, 19_200, 39_200, 59_200), (1, 0.1, 0.01, 0.001)),
+        (gdfq(steps=100), (24, 25, 50, 75), (1, 0.1, 0.01, 0.001)),  # 800 alone are most of it
+        (intraq_qat(), (3199, 3200, 7200, 11_200), (1, 0.1, 0.01, 0.001)),
+        (intraq_qat(drops=(100, 200, 350)), (19_199, 19_200, 29_399), (1, 0.1, 0.1)),
+        (intraq_qat(steps=3), (0, 1), (1, 0.001)),
+    ],
+)
+def test_rates_fall_where_papers_have_it(method, at, wanted):
+    np.testing.assert_allclose(rates(method, *at), np.multiply(wanted, 1e-4), rtol=1e-4)
+
+
+@pytest.mark.parametrize("last", ["linear", "conv"])
+def test_vectors_begin_as_the_rows_of_either_kind_of_classifier(nets, last):
+    b = nets.Builder(InputContract(4, 4))
+    x = b.op("pool", GlobalAvgPool(), b.conv("conv", "images", 6))
+    model = b.done(b.linear("fc", x, 5))
+    kernel = model.params["fc"]["kernel"]
+    if last == "conv":  # as MobileNetV2's, whose features keep their axes of one pixel
+        params = {**model.params, "fc": {"kernel": kernel[None, None]}}
+        model = dataclasses.replace(model, params=params)
+    np.testing.assert_array_equal(rows_of_classes(model, 5), kernel.T)
+    assert rows_of_classes(model, 4) is None
+    begin = any_of(qimera().images).kind.begin
+    np.testing.assert_array_equal(begin(KEY, 5, kernel.T)["vectors"], kernel.T)

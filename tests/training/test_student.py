@@ -1,11 +1,14 @@
 """A student is the network it began as until it learns, and what it learns is in the result."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.numerics.levels import on_levels
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
@@ -17,12 +20,14 @@ from dfq_jax.training.student import (
     finished,
     float_student,
     kernel_codes,
+    on_learned_levels,
     share_changed,
     student_hook,
     student_start,
     tracked,
     tracked_at_first,
     trained_at_first,
+    with_rounded_kernels,
 )
 
 KINDS = {
@@ -116,3 +121,40 @@ def test_changed_codes_are_counted(start):
     other = {**codes, layer: codes[layer] + jnp.ones((), codes[layer].dtype)}
     whole = sum(v.size for v in codes.values())
     np.testing.assert_allclose(share_changed(codes, other), codes[layer].size / whole, rtol=1e-6)
+
+
+def test_a_network_of_learned_levels_stays_what_it_is(start):
+    """Extremes found anew would undo what was learned for the scales at hand."""
+    model, quantized, images = start
+    narrow = lambda q: q._replace(scale=0.6 * q.scale)
+    table = quantized.plan.table
+    scales = {s: narrow(q) if s.argument is None else q for s, q in quantized.qparams.items()}
+    learned = dataclasses.replace(quantized, qparams=scales)
+    assert any(s.argument is None for s in table)
+    kind = StudentKind(min_max(), live=True, tracking=Tracking(3))
+    kept, told = on_learned_levels(kind)
+    assert told == ("norms stay folded", "kernels keep its scales", "ranges stay")
+    wanted = simulate(learned, images)
+
+    def begun(kind):
+        given = student_start(kind, learned, model)
+        x = trained_at_first(kind, learned.plan, given)
+        return outputs(kind, learned.plan, x, given, images)
+
+    np.testing.assert_allclose(begun(kept), wanted, atol=1e-5)
+    assert np.abs(begun(kind) - wanted).max() > 0.01
+    assert on_learned_levels(KINDS["LSQ"]) == (KINDS["LSQ"], ())
+
+
+def test_losses_see_kernels_on_their_levels(start):
+    model, quantized, _ = start
+    kind, plan = KINDS["min-max"], quantized.plan
+    begun = student_start(kind, quantized, model)
+    x = trained_at_first(kind, plan, begun)
+    seen = with_rounded_kernels(kind, plan, x, begun, float_student(kind, x, begun))
+    for site, spec in plan.entries:
+        if site.argument is None:
+            kernel = quantized.model.params[site.node]["kernel"]
+            now = kind.kernels.parameters(kernel, spec.levels, None, quantized.qparams[site])
+            wanted = on_levels(kernel, spec.levels, now)
+            np.testing.assert_allclose(seen.params[site.node]["kernel"], wanted, atol=1e-6)
