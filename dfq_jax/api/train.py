@@ -240,9 +240,14 @@ def with_foresight(
     made, images = (making, making.n) if there is None else (None, there)
     methods = asked.pipeline.methods if learns else ()
     judges = asked.probes is None and judges_classes(model, asked.task)
-    shown = method.rounds * method.batch * (1 + len(method.wrappers))
+    shown = method.rounds * lessons_of(method) * method.batch * (1 + len(method.wrappers))
     seconds = foreseen(model, made, images, methods=methods, judges=judges, shown=shown)
     return dataclasses.replace(follow, foreseen=seconds)
+
+
+def lessons_of(method: Training) -> int:
+    """Steps of the student in a round."""
+    return method.images.lessons if isinstance(method.images, GeneratedImages) else 1
 
 
 def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:

@@ -8,10 +8,15 @@ Li et al. 2023, "Hard Sample Matters a Lot in Zero-Shot Quantization" (HAST), as
     loss = BNS + beta HSE
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxtyping import Array, Float
 
+from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.recipes.qat import CROPPED
+from dfq_jax.recipes.sizes import is_small
 from dfq_jax.synthesis.recipe import Offer, Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.sources.augment import at_random, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
@@ -58,7 +63,13 @@ def hard_samples(
     )
 
 
-HARD_SAMPLES = Offer(hard_samples, images=5120)
+def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """Hard samples with the released values for images of a network's size."""
+    large = {"hardness": 0.1, "exponent": 0.5, "crops": 0.5}
+    return hard_samples(**({} if is_small(model.contract) else large), **given)
+
+
+HARD_SAMPLES = Offer(hard_samples, suited, images=5120)
 
 
 def hard_entropy(exponent: float, observed: Observed) -> Float[Array, ""]:

@@ -18,6 +18,7 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.gdfq import gdfq
+from dfq_jax.recipes.hard_samples import HARD_SAMPLES, hard_samples
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.qimera import qimera
@@ -155,6 +156,16 @@ def test_rounds_of_ten_lessons():
     assert kind.scale == 8
     assert generator_refusal(kind, (32, 32, 3)) == ""
     assert "divisible by 8" in generator_refusal(kind, (28, 28, 1))
+
+
+def test_hard_samples_of_large_images_are_made_with_values_of_their_own(nets):
+    small = nets.stem()
+    read = small.inputs[0]
+    assert isinstance(read, InputContract)
+    large = dataclasses.replace(small, inputs=(dataclasses.replace(read, height=224, width=224),))
+    assert HARD_SAMPLES.recipe(small, 7, None) == hard_samples(steps=7)
+    wanted = hard_samples(steps=7, hardness=0.1, exponent=0.5, crops=0.5)
+    assert HARD_SAMPLES.recipe(large, 7, None) == wanted
 
 
 @pytest.mark.slow
