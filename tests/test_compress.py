@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import dfq_jax as dfq
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
-from dfq_jax.io.artifacts.artifact import load_artifact
+from dfq_jax.io.artifacts.artifact import codes, load_artifact
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,14 @@ def test_restoration_has_enough_images_made(tiny_net, monkeypatch):
         ({"round_to": 0}, "round_to is a number of channels"),
         ({"scheme": "w9a9"}, "w9a9"),
         ({"untouched": ("nothing*",)}, r"'nothing\*' matches no layer"),
+        ({"untouched": ("nothing*",), "sparsity": "2:4"}, r"'nothing\*' matches no layer"),
+        ({"sparsity": "5:4"}, "pattern '5:4' is none"),
+        ({"sparsity": "2:4", "prune": "130%"}, "no share of channels"),
+        ({"sparsity": "2:4", "restore": "rigde"}, "'rigde' is none of"),
+        ({"sparsity": "2:4", "preset": "balanced"}, "'closed_form' would move zeros"),
+        ({"sparsity": "2:4", "reconstruction": "squant"}, "'squant' would move zeros"),
+        ({"prune": "0%"}, "no share of channels"),
+        ({"scheme": "float"}, r"float\.onnx beside it .* `small = edits\.prune"),
     ],
 )
 def test_bad_words_are_refused_before_images_are_made(how, told, tiny_net, monkeypatch):
@@ -97,6 +106,55 @@ def test_a_budget_of_work_is_kept(tiny_net, images):
     assert found.settings["pruned"].startswith("to 70% MACs all channels by energy")
 
 
+def test_zeros_stay_zeros_in_the_file(nets, tmp_path):
+    """On symmetric grids of 8 bits and on those of 4, which have zero points."""
+    net = nets.wide()
+    given = dfq.Examples((nets.images(net, 16),), net.inputs)
+    found = dfq.compress(net, given, sparsity="2:4", scheme="w4a8", untouched=("conv3",))
+    assert found.pruned is None
+    manifest = found.save(tmp_path / "out", verification=found.verify())
+    assert manifest["status"] == "ok"
+    stored = load_artifact(tmp_path / "out").quantized
+    kernels = {site: found for site, found in codes(stored).items() if site.slot == "kernel"}
+    bits = {stored.plan.table[site].levels.bits for site in kernels}
+    assert bits == {4, 8}
+    for site, integers in kernels.items():
+        zero = np.asarray(found.float_model.params[site.node]["kernel"]) == 0
+        if site.node in ("conv2", "conv4", "conv5"):
+            assert zero.mean() == 0.5
+        origin = np.broadcast_to(np.asarray(stored.qparams[site].zero_point), zero.shape)
+        assert (integers == origin)[zero].all(), site
+    told = manifest["report"]["sparsity"]
+    assert told["pattern"] == "2:4"
+    assert {x["name"]: x["before"] for x in told["layers"]}["conv3"] == 0
+    assert told["after"] >= told["before"] > 0.25
+    assert "sparse 2:4, not conv3" in str(found)
+    assert f"{100 * told['before']:.1f} % of the weights made zero (2:4)" in str(found)
+    assert "Weights at zero" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_fewer_channels_and_zeros_together(tiny_net, images):
+    found = dfq.compress(tiny_net, images, prune="30%", channels="all", sparsity="50%")
+    assert found.pruned is not None
+    assert found.zeros is not None
+    assert found.float_model.params["conv1"]["kernel"].shape[-1] < 6
+    counts = {x.name: x.before / x.weights for x in found.zeros.layers}
+    assert np.isclose(counts["project"], 0.5)
+    assert counts["depthwise"] == 0
+
+
+def test_the_smaller_network_alone_is_exported_from_python(tiny_net, images, nets, tmp_path):
+    """What `--scheme float` is answered with."""
+    subject = dfq.edits.Subject(tiny_net, images.images)
+    small = dfq.edits.prune(subject, dfq.edits.Pruning(0.3, channels="all")).model
+    dfq.export(small, tmp_path / "small.onnx")
+    seen = nets.images(tiny_net, 4, seed=3)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (name,) = (x.name for x in session.get_inputs())
+    found = session.run(None, {name: np.moveaxis(np.asarray(seen), -1, 1)})[0]
+    assert np.allclose(found, np.asarray(dfq.predict(small, seen)), atol=1e-4)
+
+
 def test_the_command(dfq, made, tmp_path):
     line = (made / "net.safetensors", "--arch", "small", "--images", made / "images.npz")
     out = tmp_path / "out"
@@ -110,6 +168,17 @@ def test_the_command(dfq, made, tmp_path):
     assert dfq(*again).code == 0
     for name in ("model.onnx", "float.onnx", "model.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_command_makes_zeros(dfq, made, tmp_path):
+    line = (made / "net.safetensors", "--arch", "small", "--images", made / "images.npz")
+    found = dfq("compress", *line, "-o", tmp_path / "out", "--sparsity", "80%", "--json")
+    assert found.code == 0
+    assert found.data["report"]["sparsity"]["pattern"] == "80% zeros"
+    assert found.data["report"]["sparsity"]["before"] > 0.7
+    assert "pruning" not in found.data["report"]
+    config = (tmp_path / "out" / "config.toml").read_text()
+    assert 'sparsity = "80%"' in config
 
 
 def test_a_folder_pruned_from_another_network_is_kept(dfq, made, checkpoints, tmp_path):
@@ -133,6 +202,9 @@ def test_a_command_that_means_nothing(dfq, made, tmp_path):
     assert found.code == 2
     assert "say 30%" in found.err
     assert not (tmp_path / "out").exists()
+    single = dfq(*line, "--scheme", "float")
+    assert single.code == 2
+    assert "dfq_jax.export(small" in single.err
     missing = dfq(*line, "--untouched", "layer9*")
     assert missing.code == 2
     assert "matches no layer" in missing.err

@@ -1,4 +1,4 @@
-"""`dfq.compress`: fewer channels, then fewer bits; what is lost is judged against the original."""
+"""`dfq.compress`: fewer channels and weights, then fewer bits; the original judges what is lost."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,16 @@ from typing import Unpack
 
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
-from dfq_jax.api.request import Follow, Settings, resolved
+from dfq_jax.api.reduction import (
+    Reduced,
+    Reduction,
+    check_reduction,
+    demanded,
+    price_of,
+    reduced,
+    refuse_float,
+)
+from dfq_jax.api.request import Asked, Follow, Settings, resolved
 from dfq_jax.api.result import Result, split_probes
 from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
@@ -15,19 +24,16 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import Place
-from dfq_jax.pruning.budget import Ceiling, Price, parse_ceiling
-from dfq_jax.pruning.choose import Floor, share_from
+from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.groups import Subject
-from dfq_jax.pruning.prune import Pruned, Pruning, what_may_go
-from dfq_jax.pruning.prune import prune as pruned_by
+from dfq_jax.pruning.prune import Pruning, check_pruning
 from dfq_jax.pruning.restore import RESTORATIONS
-from dfq_jax.quantization.plan import parse_scheme
+from dfq_jax.pruning.sparse import Sparse, Zeros, zeros_of
+from dfq_jax.quantization.node_by_node import on_grids
 from dfq_jax.recipes.foresight import pruning_foreseen
 from dfq_jax.recipes.presets import ImageBudget, makes_noise
 from dfq_jax.report.shapes import pruned_line
 
-INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
-"""Bytes of an output channel: a scale and a zero point, a bias, and those of its bias."""
 ORIGINAL = "original weights"
 """In reports, the name of the hash of what was pruned."""
 IMAGES = 128
@@ -46,11 +52,13 @@ def compress(
     least: int = 1,
     round_to: int = 1,
     untouched: tuple[str, ...] = (),
+    sparsity: str | None = None,
     watch: Watcher = SILENT,
     state_folder: str | Path | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
-    """Removes channels, makes up for them, and quantizes what is left: all without data.
+    """Removes channels or single weights, makes up for them, and quantizes what is left: all
+    without data.
 
     Args:
       model: network with its batch norms in place.
@@ -70,6 +78,9 @@ def compress(
       least: channels that every layer keeps.
       round_to: channels kept are a multiple of it.
       untouched: patterns of layers that keep all.
+      sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` (so many of
+        each layer), the others making up for them on images; channels then stay unless `prune` or
+        a budget says otherwise. Weights are rounded to nearest, which keeps zeros.
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
       **settings: of `quantize`; a `budget` is what the smaller network may take instead of a
@@ -84,41 +95,65 @@ def compress(
       UsageError: for a bad argument, or images of another contract.
       UnsupportedModelError: if no channel may go.
     """
-    demand, bits = demanded(prune, settings.get("budget"))
-    settings["budget"] = bits
-    price = price_of(settings.get("scheme", "w8a8"))
-    floor = Floor(least, round_to)
+    scheme = settings.get("scheme", "w8a8")
+    refuse_float(scheme)
+    share, zeros, settings["budget"] = demanded(prune, settings.get("budget"), sparsity)
+    floor, price = Floor(least, round_to), price_of(scheme)
     criterion = criterion or ("reconstruction" if looks(restore) else "energy")
-    how = Pruning(demand, criterion, restore, among, channels, floor, untouched, price)
+    how = Pruning(share or 0.0, criterion, restore, among, channels, floor, untouched, price)
+    check_pruning(how)
+    reduction = Reduction(None if share is None else how, zeros, untouched)
     follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
-    return carried_out(model, images, how, settings, follow)
+    return carried_out(model, images, reduction, settings, follow)
 
 
 def carried_out(
-    model: Model, images: GivenImages | None, how: Pruning, settings: Settings, follow: Follow
+    model: Model, images: GivenImages | None, how: Reduction, settings: Settings, follow: Follow
 ) -> Result:
-    """The network pruned and quantized as asked for."""
-    what_may_go(Subject(model), how)
+    """The network made smaller and quantized as asked for."""
+    check_reduction(model, how)
     check_synthesis(settings, given=images is not None)
     asked = resolved(model, settings)
+    require_zeros_kept(how, asked)
     making = making_for(model, asked)
     making = enough(model, making) if how.looks and asked.n is None else making
     looked_at, follow = seen_for(model, images, making, asked, follow)
     made = cut_down(model, looked_at.images, how, follow)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
-    told = {**result.settings, "pruned": told_of(how), ORIGINAL: fingerprint(model)}
-    return dataclasses.replace(result, pruned=made, settings=told)
+    told = {**result.settings, **how.told, ORIGINAL: fingerprint(model)}
+    zeros = None if made.sparse is None else zeros_after(made.sparse, result)
+    return dataclasses.replace(result, pruned=made.pruned, zeros=zeros, settings=told)
 
 
-def cut_down(model: Model, images: Examples, how: Pruning, follow: Follow) -> Pruned:
+def require_zeros_kept(how: Reduction, asked: Asked) -> None:
+    """Refuses a rounding that would move weights that became zero.
+
+    Raises:
+      UsageError: naming it.
+    """
+    rounding = asked.pipeline.reconstruction
+    if how.zeros is not None and rounding != "nearest":
+        raise UsageError(
+            f"sparsity {how.zeros} stays only where weights are rounded to nearest, and "
+            f"reconstruction {rounding!r} would move zeros: take preset 'fast' or "
+            "reconstruction 'nearest', or leave sparsity out."
+        )
+
+
+def zeros_after(sparse: Sparse, result: Result) -> Zeros:
+    """Which weights are zero before quantization and after it."""
+    return zeros_of(sparse.model, on_grids(result.quantized), sparse.pattern)
+
+
+def cut_down(model: Model, images: Examples, how: Reduction, follow: Follow) -> Reduced:
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
     expected = pruning_foreseen(model, len(seen.images) if how.looks else 0)
     dataclasses.replace(follow, foreseen={**follow.foreseen, **expected}).begins("pruning")
     watch = follow.watch
-    watch.says(f"pruning by {how.criterion}, restoring by {how.restore}")
-    made = pruned_by(Subject(model, seen.images if how.looks else None), how)
-    for note in (pruned_line(made), *made.notes):
+    watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
+    made = reduced(Subject(model, seen.images if how.looks else None), how)
+    for note in () if made.pruned is None else (pruned_line(made.pruned), *made.pruned.notes):
         watch.says(f"  {note}")
     return made
 
@@ -134,40 +169,3 @@ def looks(restore: str) -> bool:
     """Whether a restoration looks at images; one that there is not does not."""
     found = {str(name): how for name, how in RESTORATIONS.items()}.get(restore)
     return found is not None and found.looks
-
-
-def demanded(prune: str | float | None, budget: str | None) -> tuple[float | Ceiling, str | None]:
-    """How much is to go, and what is left of a budget for bits.
-
-    Raises:
-      UsageError: if both a share and a budget of structure are given, or one means nothing.
-    """
-    if budget is None or of_bits(budget):
-        return share_from("30%" if prune is None else prune), budget
-    if prune is not None:
-        raise UsageError(
-            f"prune={prune!r} and budget={budget!r} both say how much is to go: leave one out."
-        )
-    return parse_ceiling(budget), None
-
-
-def of_bits(budget: str) -> bool:
-    """Whether a budget is one of bits by layer."""
-    return budget.strip().lower().endswith(("bit", "bits", "bops"))
-
-
-def price_of(scheme: str) -> Price:
-    """Bytes of what a layer stores under a scheme: codes; scale, zero point and bias a channel."""
-    found = parse_scheme(scheme)
-    integer = found.activation_bits is not None and found.activation_bits <= 8
-    return Price(found.weight_bits, INTEGER_CHANNEL if integer else FLOAT_CHANNEL)
-
-
-def told_of(how: Pruning) -> str:
-    """How channels were removed, for reports."""
-    share = how.share if isinstance(how.share, Ceiling) else f"{100 * how.share:.4g}%"
-    what = f"to {share}" if isinstance(how.share, Ceiling) else f"{share} of"
-    told = f"{what} {how.channels} channels by {how.criterion}, restored by {how.restore}"
-    more = "" if how.among == "layer" else f", {how.among}"
-    floor = [f"{name} {v}" for name, v in how.floor._asdict().items() if v > 1]
-    return ", ".join([told + more, *floor, *(f"not {pattern}" for pattern in how.untouched)])

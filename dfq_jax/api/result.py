@@ -20,6 +20,7 @@ from dfq_jax.io.runtime.latency import Latency, bench
 from dfq_jax.io.verification.verify import Verification
 from dfq_jax.io.verification.verify import verify as compare_runtimes
 from dfq_jax.pruning.prune import Pruned
+from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.recipes.probes import base_pixels
@@ -27,7 +28,7 @@ from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of, histograms_png
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
-from dfq_jax.report.shapes import pruned_line
+from dfq_jax.report.shapes import lost_lines
 from dfq_jax.report.summary import in_short, summary, worst_layers
 from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
 from dfq_jax.types import InputContract, finite_data
@@ -55,6 +56,8 @@ class Result:
       judges: the probes that the expected loss was estimated from, if it was.
       pruned: how it got smaller before it was quantized, if it did; `float_model` is the smaller
         network then, and the report judges what is lost against the original.
+      zeros: which weights were made zero before it was quantized, if some were; the original
+        judges likewise.
     """
 
     quantized: QuantizedModel
@@ -66,11 +69,12 @@ class Result:
     mixed: Mixed | None = None
     judges: Examples | None = None
     pruned: Pruned | None = None
+    zeros: Zeros | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
         told = summary(self.report, self.settings)
-        return told if self.pruned is None else f"{told}\n{pruned_line(self.pruned)}"
+        return "\n".join([told, *lost_lines(self.pruned, self.zeros)])
 
     def __str__(self) -> str:
         """The summary."""
@@ -163,9 +167,11 @@ class Result:
             report["mixed"] = plain(self.mixed)
         if self.pruned is not None:
             report["pruning"] = self.pruned.to_dict()
+        if self.zeros is not None:
+            report["sparsity"] = self.zeros.to_dict()
         found = None if verification is None else verification.to_dict()
         told = (self.report, self.images, self.settings, found)
-        shown = {"pictures": pictures, "pruned": self.pruned}
+        shown = {"pictures": pictures, "pruned": self.pruned, "zeros": self.zeros}
         page = lambda sizes: report_html(*told, about=about(source or {}, sizes), **shown)
         return save_artifact(
             folder,

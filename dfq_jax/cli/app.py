@@ -162,7 +162,7 @@ def compress(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Removes channels from a network without data, then quantizes what is left.
+    """Removes channels or weights without data, then quantizes what is left.
 
     OUT/ is that of `dfq quantize`; float.onnx is the smaller network. What is lost
     is estimated against MODEL as it was.

@@ -1,10 +1,11 @@
-"""`dfq compress`: fewer channels, then fewer bits."""
+"""`dfq compress`: fewer channels or weights, then fewer bits."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dfq_jax.api.compress import ORIGINAL, compress, demanded
+from dfq_jax.api.compress import ORIGINAL, compress
+from dfq_jax.api.reduction import demanded, refuse_float
 from dfq_jax.api.result import Result
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
@@ -18,7 +19,8 @@ from dfq_jax.report.console import Terminal
 
 def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> None:
     """`dfq compress`."""
-    demanded(options.prune, options.budget)
+    refuse_float(options.scheme)
+    demanded(options.prune, options.budget, options.sparsity)
     work = partial(
         compress,
         prune=options.prune,
@@ -29,6 +31,7 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
         least=options.least,
         round_to=options.round_to,
         untouched=options.untouched,
+        sparsity=options.sparsity,
         **settings_of(options),
     )
 

@@ -16,7 +16,7 @@ from dfq_jax.io.verification.verify import Verification
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import Terminal
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
-from dfq_jax.report.shapes import SHAPE_HEADER, pruned_line, shape_rows, whole_lines
+from dfq_jax.report.shapes import SHAPE_HEADER, lost_lines, shape_rows, whole_lines
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     blame_line,
@@ -193,8 +193,10 @@ def show_result(
         terminal.table("best allocations", FRONT_HEADER, front_rows(mix.space, mix.front))
     if result.pruned is not None:
         terminal.table("channels", SHAPE_HEADER, shape_rows(result.pruned))
-        for line in (*whole_lines(result.pruned), pruned_line(result.pruned)):
+        for line in whole_lines(result.pruned):
             terminal.say(line)
+    for line in lost_lines(result.pruned, result.zeros):
+        terminal.say(line)
     terminal.table("", LAYER_HEADER, layer_rows(report))
     terminal.say("")
     terminal.say(f"{architecture} {result.settings['scheme']}, layers {plan.layers}")

@@ -173,7 +173,8 @@ class CompressOptions(QuantizeOptions):
       channels: Which may go: all but what sums carry from block to block, or those too.
       least: Channels that every layer keeps.
       round_to: Channels kept are a multiple of it.
-      untouched: Layers that keep all their channels: 'layer3.*'; may be repeated.
+      untouched: Layers that keep all they have: 'layer3.*'; may be repeated.
+      sparsity: Weights at zero: 2:4 (2 of 4 stay) or 80%; channels stay without --prune.
     """
 
     prune: str | None = None
@@ -184,6 +185,7 @@ class CompressOptions(QuantizeOptions):
     least: int = 1
     round_to: int = 1
     untouched: Untouched = ()
+    sparsity: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

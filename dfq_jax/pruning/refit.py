@@ -39,6 +39,7 @@ class Layer(NamedTuple):
     """A layer that is mended.
 
     Attributes:
+      name: of its node.
       op: what it is.
       whole: its kernel in the original, zero in what it no longer makes.
       start: its kernel before it is mended.
@@ -47,6 +48,7 @@ class Layer(NamedTuple):
       caught: whether a bias or a norm makes up for differences of means.
     """
 
+    name: str
     op: Conv2d | Linear
     whole: Float[np.ndarray, "..."]
     start: Float[np.ndarray, "..."]
@@ -98,7 +100,7 @@ def refit(
             start = np.asarray(slots["kernel"], np.float64)
             whole = np.asarray(original["kernel"], np.float64) * written
             caught = norms and has_mean(subject.model, node)
-            kernel = mend(Layer(node.op, whole, start, read, args[0], caught))
+            kernel = mend(Layer(node.name, node.op, whole, start, read, args[0], caught))
             slots = {**slots, "kernel": jax.device_put(kernel.astype(np.float32))}
         if norms and isinstance(node.op, BatchNorm):
             slots = renormed(slots, args[0])

@@ -9,11 +9,12 @@ from jinja2 import Environment
 
 from dfq_jax.examples import Examples
 from dfq_jax.pruning.prune import Pruned
+from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.plots import costs_png
-from dfq_jax.report.shapes import pruned_line
+from dfq_jax.report.shapes import pruned_line, zeros_line
 from dfq_jax.report.summary import worst_layers
 from dfq_jax.report.trust import trust_words
 from dfq_jax.types import InputContract
@@ -83,6 +84,13 @@ it is returned.</p>
 <td>{{ x.inputs[0] }} -&gt; {{ x.inputs[1] }}</td><td>{{ '{:,}'.format(x.macs[0]) }}</td>
 <td>{{ '{:,}'.format(x.macs[1]) }}</td><td>{{ pruned.left.get(x.name, '') }}</td></tr>{% endfor %}
 </table></div>{% endif %}
+{% if zeros %}<h2>Weights at zero</h2>
+<p>{{ sparse|capitalize }}. Losses are those against the network as it was.</p>
+<div class="wide"><table><tr><th>layer</th><th>weights</th><th>zero</th>
+<th>once quantized</th></tr>
+{% for x in zeros.layers %}<tr><td>{{ x.name }}</td><td>{{ '{:,}'.format(x.weights) }}</td>
+<td>{{ '{:,}'.format(x.before) }}</td><td>{{ '{:,}'.format(x.after) }}</td></tr>{% endfor %}
+</table></div>{% endif %}
 {% if histograms %}<h2>Weights on their grids</h2>
 <p>How often a code occurs, in the first of these layers; counts are logarithmic.</p>
 <img alt="codes of kernels" src="data:image/png;base64,{{ histograms }}">{% endif %}
@@ -122,6 +130,7 @@ def report_html(
     about: Mapping[str, object] = MappingProxyType({}),
     pictures: Mapping[str, bytes] = MappingProxyType({}),
     pruned: Pruned | None = None,
+    zeros: Zeros | None = None,
 ) -> bytes:
     """The report as a page; every name that comes from the network is escaped.
 
@@ -133,6 +142,7 @@ def report_html(
       about: what it is a report of: the file and its hash, the date, bytes; shown first.
       pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
       pruned: how the network got smaller before, if it did.
+      zeros: which weights were made zero before, if some were.
 
     Returns:
       UTF-8 HTML with everything inside.
@@ -153,6 +163,8 @@ def report_html(
         layers=worst_layers(report),
         pruned=pruned,
         smaller="" if pruned is None else pruned_line(pruned),
+        zeros=zeros,
+        sparse="" if zeros is None else zeros_line(zeros),
         order="Those that cost most" if report.costs else "The least faithful outputs",
         **{name: base64.b64encode(data).decode() for name, data in drawn.items()},
     ).encode()

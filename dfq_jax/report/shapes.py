@@ -3,6 +3,7 @@
 from collections import Counter
 
 from dfq_jax.pruning.prune import Pruned
+from dfq_jax.pruning.sparse import Zeros
 
 SHAPE_HEADER = ("layer", "channels made", "channels read", "of MACs")
 
@@ -14,6 +15,18 @@ def pruned_line(pruned: Pruned) -> str:
         f"pruned to {100 * less / max(work, 1):.1f} % of {work:,} multiply-accumulates and "
         f"{100 * fewer / max(values, 1):.1f} % of {values:,} values"
     )
+
+
+def zeros_line(zeros: Zeros) -> str:
+    """How many weights are zero."""
+    before, after = (f"{100 * share:.1f} %" for share in zeros.shares)
+    return f"{before} of the weights made zero ({zeros.pattern}), {after} zero once quantized"
+
+
+def lost_lines(pruned: Pruned | None, zeros: Zeros | None) -> list[str]:
+    """What a network lost before it was quantized, if it did."""
+    channels = [] if pruned is None else [pruned_line(pruned)]
+    return channels if zeros is None else [*channels, zeros_line(zeros)]
 
 
 def shape_rows(pruned: Pruned) -> list[list[str]]:

@@ -1,0 +1,156 @@
+"""What a network is to lose before it is quantized, read from words; and the network without it."""
+
+import re
+from typing import NamedTuple
+
+from dfq_jax.errors import UsageError
+from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.sparsity import Pattern
+from dfq_jax.pruning.budget import Ceiling, Price, parse_ceiling
+from dfq_jax.pruning.choose import share_from
+from dfq_jax.pruning.groups import Subject, left_alone
+from dfq_jax.pruning.prune import Pruned, Pruning, prune, what_may_go
+from dfq_jax.pruning.sparse import Sparse, parse_pattern, sparsified
+from dfq_jax.quantization.plan import parse_scheme
+
+INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
+"""Bytes of an output channel: a scale and a zero point, a bias, and those of its bias."""
+NO_CHANNELS = r"0+(\.0*)?\s*%?"
+"""How it is said that no channel goes."""
+
+
+class Demand(NamedTuple):
+    """How much is to go.
+
+    Attributes:
+      channels: share of the channels that may go, or what is left may take; None for all stay.
+      zeros: which weights become zero; None for none.
+      bits: a budget of bits by layer, if that was meant.
+    """
+
+    channels: float | Ceiling | None
+    zeros: Pattern | None = None
+    bits: str | None = None
+
+
+def demanded(prune: str | float | None, budget: str | None, sparsity: str | None = None) -> Demand:
+    """How much is to go: without a word of channels or zeros 30 % of the channels.
+
+    Raises:
+      UsageError: if both a share and a budget of structure are given, or one means nothing.
+    """
+    zeros = None if sparsity is None else parse_pattern(sparsity)
+    if budget is not None and not of_bits(budget):
+        if prune is not None:
+            raise UsageError(
+                f"prune={prune!r} and budget={budget!r} both say how much is to go: leave one out."
+            )
+        return Demand(parse_ceiling(budget), zeros)
+    stays = prune is None or re.fullmatch(NO_CHANNELS, str(prune).strip()) is not None
+    if zeros is not None and stays:
+        return Demand(None, zeros, budget)
+    return Demand(share_from("30%" if prune is None else prune), zeros, budget)
+
+
+def of_bits(budget: str) -> bool:
+    """Whether a budget is one of bits by layer."""
+    return budget.strip().lower().endswith(("bit", "bits", "bops"))
+
+
+def refuse_float(scheme: str) -> None:
+    """Refuses to leave the smaller network in float: the result is an integer network.
+
+    Raises:
+      UsageError: saying how to get it.
+    """
+    if scheme.strip().lower() == "float":
+        raise UsageError(
+            "scheme 'float' quantizes nothing, and what compress gives is an integer network: "
+            "float.onnx beside it is the smaller network in float. For that alone, in Python: "
+            "`small = edits.prune(edits.Subject(model, images), edits.Pruning(0.3)).model`, then "
+            '`dfq_jax.export(small, "small.onnx")`.'
+        )
+
+
+def price_of(scheme: str) -> Price:
+    """Bytes of what a layer stores under a scheme: codes; scale, zero point and bias a channel."""
+    found = parse_scheme(scheme)
+    integer = found.activation_bits is not None and found.activation_bits <= 8
+    return Price(found.weight_bits, INTEGER_CHANNEL if integer else FLOAT_CHANNEL)
+
+
+class Reduction(NamedTuple):
+    """How a network gets smaller.
+
+    Attributes:
+      channels: how channels are removed, if some are.
+      zeros: which weights become zero after that, if some do.
+      untouched: patterns of layers that keep all.
+    """
+
+    channels: Pruning | None
+    zeros: Pattern | None = None
+    untouched: tuple[str, ...] = ()
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at images."""
+        return self.zeros is not None or (self.channels is not None and self.channels.looks)
+
+    @property
+    def told(self) -> dict[str, str]:
+        """How it gets smaller, for reports."""
+        found = {} if self.channels is None else {"pruned": told_of(self.channels)}
+        spared = "".join(f", not {pattern}" for pattern in self.untouched)
+        return found if self.zeros is None else {**found, "sparse": f"{self.zeros}{spared}"}
+
+
+def check_reduction(model: Model, how: Reduction) -> None:
+    """Refuses what means nothing or cannot be done, before any work.
+
+    Raises:
+      UsageError: for a name, number or pattern of layers that is none.
+      UnsupportedModelError: if no channel may go.
+    """
+    left_alone(model, how.untouched)
+    if how.channels is not None:
+        what_may_go(Subject(model), how.channels)
+
+
+class Reduced(NamedTuple):
+    """A smaller network.
+
+    Attributes:
+      model: the network.
+      pruned: which channels are gone, if some are.
+      sparse: which weights are zero, if some were made so.
+    """
+
+    model: Model
+    pruned: Pruned | None = None
+    sparse: Sparse | None = None
+
+
+def reduced(subject: Subject, how: Reduction) -> Reduced:
+    """The network without some channels, then with some weights at zero.
+
+    Args:
+      subject: the network, with images if `how` looks at some.
+      how: what it loses.
+    """
+    pruned = None if how.channels is None else prune(subject, how.channels)
+    model = subject.model if pruned is None else pruned.model
+    if how.zeros is None:
+        return Reduced(model, pruned)
+    sparse = sparsified(Subject(model, subject.images), how.zeros, untouched=how.untouched)
+    return Reduced(sparse.model, pruned, sparse)
+
+
+def told_of(how: Pruning) -> str:
+    """How channels were removed, for reports."""
+    share = how.share if isinstance(how.share, Ceiling) else f"{100 * how.share:.4g}%"
+    what = f"to {share}" if isinstance(how.share, Ceiling) else f"{share} of"
+    told = f"{what} {how.channels} channels by {how.criterion}, restored by {how.restore}"
+    more = "" if how.among == "layer" else f", {how.among}"
+    floor = [f"{name} {v}" for name, v in how.floor._asdict().items() if v > 1]
+    return ", ".join([told + more, *floor, *(f"not {pattern}" for pattern in how.untouched)])
