@@ -12,6 +12,7 @@ import dfq_jax as dfq
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.io.artifacts.artifact import codes, load_artifact
+from dfq_jax.numerics.affine import Affine
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,9 @@ def test_zeros_stay_zeros_in_the_file(nets, tmp_path):
         zero = np.asarray(found.float_model.params[site.node]["kernel"]) == 0
         if site.node in ("conv2", "conv4", "conv5"):
             assert zero.mean() == 0.5
-        origin = np.broadcast_to(np.asarray(stored.qparams[site].zero_point), zero.shape)
+        found_at = stored.qparams[site]
+        assert isinstance(found_at, Affine)
+        origin = np.broadcast_to(np.asarray(found_at.zero_point), zero.shape)
         assert (integers == origin)[zero].all(), site
     told = manifest["report"]["sparsity"]
     assert told["pattern"] == "2:4"
@@ -151,7 +154,7 @@ def test_the_smaller_network_alone_is_exported_from_python(tiny_net, images, net
     seen = nets.images(tiny_net, 4, seed=3)
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
     (name,) = (x.name for x in session.get_inputs())
-    found = session.run(None, {name: np.moveaxis(np.asarray(seen), -1, 1)})[0]
+    found: Any = session.run(None, {name: np.moveaxis(np.asarray(seen), -1, 1)})[0]
     assert np.allclose(found, np.asarray(dfq.predict(small, seen)), atol=1e-4)
 
 

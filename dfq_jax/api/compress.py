@@ -6,17 +6,17 @@ from typing import Unpack
 
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
-from dfq_jax.api.reduction import (
-    Reduced,
-    Reduction,
-    check_reduction,
-    demanded,
-    price_of,
-    reduced,
-    refuse_float,
-)
 from dfq_jax.api.request import Asked, Follow, Settings, resolved
 from dfq_jax.api.result import Result, split_probes
+from dfq_jax.api.shrinking import (
+    Shrinking,
+    Shrunk,
+    check_shrinking,
+    demanded,
+    price_of,
+    refuse_float,
+    shrunk,
+)
 from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
@@ -57,39 +57,34 @@ def compress(
     state_folder: str | Path | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
-    """Removes channels or single weights, makes up for them, and quantizes what is left: all
-    without data.
+    """Removes channels or single weights, makes up for them, quantizes the rest: without data.
 
     Args:
       model: network with its batch norms in place.
       images: to restore and calibrate with, a quarter held out; None to make them.
-      prune: share of the channels that may go, `30%` or 0.3; without a budget 30 %.
-      criterion: how channels are judged: `reconstruction` (by what others cannot make up for; the
-        default where images restore) or `energy` (expected energy behind the activation times that
-        of the columns that read it; the default elsewhere),
-        `l1`, `l2`, `median` (geometric; all three of filters with batch norms folded in), `norm`
-        (batch norm's gain), `group` (Torch-Pruning's), `taylor` or `fisher` (gradients on images).
+      prune: share of the channels that may go, `30%` or 0.3; 30 % if nothing else is asked for.
+      criterion: how channels are judged: `reconstruction` (what others cannot make up for; the
+        default where images restore), `energy` (expected energy behind the activation times that
+        of the columns that read it; the default elsewhere), `l1`, `l2`, `median` (geometric; all
+        three of filters with batch norms folded in), `norm` (batch norm's gain), `group`
+        (Torch-Pruning's), `taylor` or `fisher` (gradients on images).
       restore: what makes up for them: `ridge` (layers fitted anew on images, norms re-estimated),
-        `norms` (these alone), `udfc` (its pruning part), `lbyl`, `merging` (closed forms of
-        weights), `means` (of ReLUs) or `none`.
-      among: whose channels compete: those of a `layer`, of all (`global`), or of layers of one
-        structure (`alike`).
+        `norms` (these alone), `udfc` (in part), `lbyl`, `merging` (by weights), `means` or `none`.
+      among: whose channels compete: a `layer`'s, all (`global`), or of one structure (`alike`).
       channels: which may go: `inner`, all but what sums carry from block to block, or `all`.
       least: channels that every layer keeps.
       round_to: channels kept are a multiple of it.
       untouched: patterns of layers that keep all.
-      sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` (so many of
-        each layer), the others making up for them on images; channels then stay unless `prune` or
-        a budget says otherwise. Weights are rounded to nearest, which keeps zeros.
+      sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` of each
+        layer, made up for on images; channels then stay unless `prune` or a budget says otherwise.
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
       **settings: of `quantize`; a `budget` is what the smaller network may take instead of a
-        share: `50% MACs`, `20MMACs`, `40% params`, `2MB` of weights. One of `4bits` or `2GBOPs`
-        is of bits, as there.
+        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`; `4bits` or `2GBOPs` are of bits.
 
     Returns:
-      What `quantize` returns of the smaller network, `pruned` telling how it got smaller; losses
-      are those against `model`.
+      What `quantize` returns of the smaller network; `pruned` and `zeros` tell how it got smaller,
+      and losses are those against `model`.
 
     Raises:
       UsageError: for a bad argument, or images of another contract.
@@ -102,16 +97,16 @@ def compress(
     criterion = criterion or ("reconstruction" if looks(restore) else "energy")
     how = Pruning(share or 0.0, criterion, restore, among, channels, floor, untouched, price)
     check_pruning(how)
-    reduction = Reduction(None if share is None else how, zeros, untouched)
+    shrinking = Shrinking(None if share is None else how, zeros, untouched)
     follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
-    return carried_out(model, images, reduction, settings, follow)
+    return carried_out(model, images, shrinking, settings, follow)
 
 
 def carried_out(
-    model: Model, images: GivenImages | None, how: Reduction, settings: Settings, follow: Follow
+    model: Model, images: GivenImages | None, how: Shrinking, settings: Settings, follow: Follow
 ) -> Result:
     """The network made smaller and quantized as asked for."""
-    check_reduction(model, how)
+    check_shrinking(model, how)
     check_synthesis(settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
@@ -125,7 +120,7 @@ def carried_out(
     return dataclasses.replace(result, pruned=made.pruned, zeros=zeros, settings=told)
 
 
-def require_zeros_kept(how: Reduction, asked: Asked) -> None:
+def require_zeros_kept(how: Shrinking, asked: Asked) -> None:
     """Refuses a rounding that would move weights that became zero.
 
     Raises:
@@ -145,14 +140,14 @@ def zeros_after(sparse: Sparse, result: Result) -> Zeros:
     return zeros_of(sparse.model, on_grids(result.quantized), sparse.pattern)
 
 
-def cut_down(model: Model, images: Examples, how: Reduction, follow: Follow) -> Reduced:
+def cut_down(model: Model, images: Examples, how: Shrinking, follow: Follow) -> Shrunk:
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
     expected = pruning_foreseen(model, len(seen.images) if how.looks else 0)
     dataclasses.replace(follow, foreseen={**follow.foreseen, **expected}).begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
-    made = reduced(Subject(model, seen.images if how.looks else None), how)
+    made = shrunk(Subject(model, seen.images if how.looks else None), how)
     for note in () if made.pruned is None else (pruned_line(made.pruned), *made.pruned.notes):
         watch.says(f"  {note}")
     return made

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax.api.compress import ORIGINAL, compress
-from dfq_jax.api.reduction import demanded, refuse_float
 from dfq_jax.api.result import Result
+from dfq_jax.api.shrinking import demanded, refuse_float
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
 from dfq_jax.cli.verbs import make_to

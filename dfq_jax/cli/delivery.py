@@ -173,6 +173,16 @@ def checked(result: Result, terminal: Terminal) -> Checked:
         return Checked(None, reason)
 
 
+def show_lost(result: Result, terminal: Terminal) -> None:
+    """Says what the network lost before it was quantized."""
+    if result.pruned is not None:
+        terminal.table("channels", SHAPE_HEADER, shape_rows(result.pruned))
+        for line in whole_lines(result.pruned):
+            terminal.say(line)
+    for line in lost_lines(result.pruned, result.zeros):
+        terminal.say(line)
+
+
 def show_result(
     result: Result,
     verified: Verified,
@@ -191,12 +201,7 @@ def show_result(
         rows = bit_rows(mix.space, mix.losses, mix.chosen, mix.uniform)
         terminal.table("bits by layer", BITS_HEADER, rows)
         terminal.table("best allocations", FRONT_HEADER, front_rows(mix.space, mix.front))
-    if result.pruned is not None:
-        terminal.table("channels", SHAPE_HEADER, shape_rows(result.pruned))
-        for line in whole_lines(result.pruned):
-            terminal.say(line)
-    for line in lost_lines(result.pruned, result.zeros):
-        terminal.say(line)
+    show_lost(result, terminal)
     terminal.table("", LAYER_HEADER, layer_rows(report))
     terminal.say("")
     terminal.say(f"{architecture} {result.settings['scheme']}, layers {plan.layers}")

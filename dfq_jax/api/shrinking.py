@@ -79,7 +79,7 @@ def price_of(scheme: str) -> Price:
     return Price(found.weight_bits, INTEGER_CHANNEL if integer else FLOAT_CHANNEL)
 
 
-class Reduction(NamedTuple):
+class Shrinking(NamedTuple):
     """How a network gets smaller.
 
     Attributes:
@@ -105,7 +105,7 @@ class Reduction(NamedTuple):
         return found if self.zeros is None else {**found, "sparse": f"{self.zeros}{spared}"}
 
 
-def check_reduction(model: Model, how: Reduction) -> None:
+def check_shrinking(model: Model, how: Shrinking) -> None:
     """Refuses what means nothing or cannot be done, before any work.
 
     Raises:
@@ -117,7 +117,7 @@ def check_reduction(model: Model, how: Reduction) -> None:
         what_may_go(Subject(model), how.channels)
 
 
-class Reduced(NamedTuple):
+class Shrunk(NamedTuple):
     """A smaller network.
 
     Attributes:
@@ -131,7 +131,7 @@ class Reduced(NamedTuple):
     sparse: Sparse | None = None
 
 
-def reduced(subject: Subject, how: Reduction) -> Reduced:
+def shrunk(subject: Subject, how: Shrinking) -> Shrunk:
     """The network without some channels, then with some weights at zero.
 
     Args:
@@ -141,9 +141,9 @@ def reduced(subject: Subject, how: Reduction) -> Reduced:
     pruned = None if how.channels is None else prune(subject, how.channels)
     model = subject.model if pruned is None else pruned.model
     if how.zeros is None:
-        return Reduced(model, pruned)
+        return Shrunk(model, pruned)
     sparse = sparsified(Subject(model, subject.images), how.zeros, untouched=how.untouched)
-    return Reduced(sparse.model, pruned, sparse)
+    return Shrunk(sparse.model, pruned, sparse)
 
 
 def told_of(how: Pruning) -> str:
