@@ -125,6 +125,12 @@ class Result:
         found = codes_of(self.quantized, [x.name for _, x in worst_layers(self.report)])
         return histograms_png(found) if found else b""
 
+    @property
+    def lost(self) -> dict[str, Any]:
+        """What the network lost before it was quantized, as plain data; empty if nothing."""
+        found = {"pruning": self.pruned, "sparsity": self.zeros}
+        return {name: told.to_dict() for name, told in found.items() if told is not None}
+
     def save(
         self,
         folder: str | Path,
@@ -158,17 +164,13 @@ class Result:
           UsageError: if the folder must not be written to.
           ResourceError: if the disk is full.
         """
-        report = {**self.report.to_dict(), "settings": dict(self.settings)}
+        report = {**self.report.to_dict(), "settings": dict(self.settings), **self.lost}
         files = {PROBE: self.probe_bytes, **(files or {})}
         pictures = {"histograms": self.histograms}
         if self.mixed is not None:
             front = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
             files["front.png"] = pictures["front"] = front
             report["mixed"] = plain(self.mixed)
-        if self.pruned is not None:
-            report["pruning"] = self.pruned.to_dict()
-        if self.zeros is not None:
-            report["sparsity"] = self.zeros.to_dict()
         found = None if verification is None else verification.to_dict()
         told = (self.report, self.images, self.settings, found)
         shown = {"pictures": pictures, "pruned": self.pruned, "zeros": self.zeros}
