@@ -13,6 +13,7 @@ from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.io.artifacts.artifact import codes, load_artifact
 from dfq_jax.numerics.affine import Affine
+from dfq_jax.optim.progress import Watcher
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,52 @@ def test_the_command_makes_zeros(dfq, made, tmp_path):
     assert "pruning" not in found.data["report"]
     config = (tmp_path / "out" / "config.toml").read_text()
     assert 'sparsity = "80%"' in config
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def stopped_at(text):
+    """A watcher that stops the run once something is told."""
+    return Watcher(stage=lambda told: interrupted() if text in told else None)
+
+
+LEARNING = ("--reconstruction", "qdrop", "--reconstruction-steps", "10", "--scheme", "w4a8")
+
+
+@pytest.mark.parametrize(
+    ("more", "watchers"),
+    [
+        (("--sparsity", "50%"), (stopped_at("smaller"),)),
+        pytest.param(
+            LEARNING, (stopped_at("smaller"), Watcher(unit=interrupted)), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_run_that_was_killed_ends_in_the_same_bytes(
+    more, watchers, dfq, made, monkeypatch, tmp_path
+):
+    """Killed while channels go, and while rounding is learned: both find what was there."""
+    asked = ("compress", made / "net.safetensors", "--arch", "small", "--prune", "40%", *more)
+    making = ("--channels", "all", "-n", "8", "--steps", "2", "--method", "zeroq")
+    line, out = (*asked, *making), tmp_path / "out"
+    for watcher in watchers:
+        with monkeypatch.context() as patch:
+            patch.setattr("dfq_jax.report.console.Terminal.watcher", watcher)
+            assert dfq(*line, "-o", out).code == 130
+        assert not out.exists()
+        assert any((tmp_path / ".out.run").iterdir())
+    other = dfq(*line, "-o", out, "--seed", "1")
+    assert other.code == 2
+    assert "seed: saved 0, now 1" in other.err
+    codes = {dfq(*line, "-o", folder).code for folder in (out, tmp_path / "whole")}
+    assert len(codes) == 1
+    assert codes < {0, 4}
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "whole"}
+    for file in out.iterdir():
+        if file.name not in ("manifest.json", "report.html"):  # seconds that it took
+            assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes(), file.name
 
 
 def test_a_folder_pruned_from_another_network_is_kept(dfq, made, checkpoints, tmp_path):
