@@ -9,6 +9,7 @@ from dfq_jax.quantization.reestimate import reestimate_norms
 from dfq_jax.quantization.side_by_side import correct_biases
 from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.adaround import adaround
+from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best import best, best_unlabelled
 from dfq_jax.recipes.best_rounding import best_rounding
@@ -49,6 +50,7 @@ __all__ = [
     "Quantized",
     "aac",
     "adaround",
+    "ait",
     "aquant",
     "best",
     "best_rounding",

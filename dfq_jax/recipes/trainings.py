@@ -9,6 +9,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.observers import Observers
+from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
@@ -52,6 +53,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
+    "ait": TrainingOffer(ait, {**GENERATED, "learning_rate": 1e-4, "kind": GDFQ_BY_CLASS}),
 }
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
+from jaxtyping import Array
 
 from dfq_jax.optim.schedules import Make, in_own_units
 from dfq_jax.synthesis.sources.augment import Augment, unchanged
@@ -73,6 +74,8 @@ class Training(NamedTuple):
       recipe: how fixed images are made where none are given, by its name, and how many; for a
         generator those that judge.
       n: how many; None for as many as its paper makes, or a preset.
+      inflation: round -> share of each kernel's codes that updates are made large enough to change
+        (`training.inflation`); None for updates as they are.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Training(NamedTuple):
     start: Literal["float", "post_training"] = "float"
     recipe: str = "best"
     n: int | None = None
+    inflation: Bound[Array] | None = None
 
     def __hash__(self) -> int:
         """Equal for equal methods."""

@@ -20,6 +20,7 @@ from dfq_jax.training.images import (
     generator_loss,
     shown_images,
 )
+from dfq_jax.training.inflation import inflated
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.student import (
@@ -39,6 +40,8 @@ def step_of(method: Training, plan: Plan, factor: float) -> Step:
     """A round of all players at so much of their learning rates."""
     objective = bound(student_loss, method, plan)
     student = descent(objective, bound(method.optimizer, factor))
+    if method.inflation is not None:
+        student = inflated(method.student, plan, method.inflation, student)
     source = method.images
     if not isinstance(source, GeneratedImages):
         return in_turn(Player(STUDENT, student))

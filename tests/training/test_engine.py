@@ -20,6 +20,7 @@ from dfq_jax.optim.steps import Among, Now
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
+from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
@@ -169,15 +170,18 @@ def test_equal_methods_are_equal():
     assert gdfq().classes == ("CE", "KL", "CE")
 
 
-def generator_of(batch=8, warmup=2, steps=3):
-    method = gdfq(steps=steps, batch=batch, warmup=warmup, learning_rate=1e-3)
+def generator_of(batch=8, warmup=2, steps=3, make=gdfq):
+    method = make(steps=steps, batch=batch, warmup=warmup, learning_rate=1e-3)
     images: Any = method.images
     kind = images.kind._replace(channels=(4, 4, 4))
     return method._replace(images=images._replace(kind=kind))
 
 
 @pytest.mark.slow
-def test_gdfq_alternates(nets):
+@pytest.mark.parametrize(
+    ("make", "heard"), [(gdfq, {"CE", "KL", "changed"}), (ait, {"KL", "changed", "inflation"})]
+)
+def test_a_generator_and_a_student_alternate(nets, make, heard):
     """What both are told; `in_turn` has tests of its own."""
     b = nets.Builder(InputContract(8, 8))
     x = b.op("relu1", Relu(), b.bn("bn1", b.conv("conv1", "images", 4, stride=4)))
@@ -185,12 +189,13 @@ def test_gdfq_alternates(nets):
     folded = fold_batch_norm(model)
     images = nets.images(folded, 8)
     student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
-    given = (student, folded, images, images, generator_of(), KEY)
+    given = (student, folded, images, images, generator_of(make=make), KEY)
     shown = []
     watch = Watcher(progress=lambda p: shown.append(dict(p.parts)))
     _, report = trained(*given, unfolded=model, watch=watch)
     assert report.steps == 3
-    assert {"generator/CE", "generator/BNS", "generator/alike", "CE", "KL"} <= set(shown[-1])
+    own = {"generator/CE", "generator/BNS", "generator/alike"}
+    assert {name for name in shown[-1] if "loss" not in name} == own | heard
 
 
 def test_a_generator_that_collapsed_is_told():
