@@ -4,6 +4,17 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
+MOST_INPUTS = 8192
+"""Widest layer whose inputs are related to each other: its matrix takes half a GiB."""
+
+
+def too_wide(inputs: int) -> bool:
+    """Whether a layer has more inputs than can be related to each other.
+
+    Behind a flattened image a layer may read 25,088 of them, of which images show a few hundred.
+    """
+    return inputs > MOST_INPUTS
+
 
 def refitted(
     gram: Float[np.ndarray, "k k"],

@@ -19,6 +19,7 @@ from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import batch_norms, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics import importance
+from dfq_jax.numerics.regression import too_wide
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.quantization.node_by_node import in_batches
 
@@ -146,21 +147,24 @@ def energy(subject: Subject) -> SetScores:
 
 def reconstruction(subject: Subject) -> SetScores:
     """What is left of the energy of a channel that the others cannot make up for, times that of
-    the columns that read it: the error of the next layer, once it is solved anew.
+    the columns that read it: the error of the next layer, once it is solved anew. Of too many
+    channels all of their energy counts.
 
     Looks at images. Reference: `numerics.importance.left_unexplained`.
     """
     images = subject.seen
     read = {node.inputs[0] for node, _, _ in columns(subject)}
     grams = channel_grams(subject.folded, tuple(sorted(read)), images)
-    alone = {name: importance.left_unexplained(gram, DAMPING) for name, gram in grams.items()}
+    unexplained = partial(importance.left_unexplained, damping=DAMPING)
+    alone = {name: unexplained(x) if x.ndim > 1 else x for name, x in grams.items()}
     return by_readers(subject, lambda node: alone[node.inputs[0]])
 
 
 def channel_grams(
     model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
-) -> dict[str, Float[np.ndarray, "_ _"]]:
-    """Covariances of the channels of some tensors over images and positions."""
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Covariances of the channels of some tensors over images and positions; variances alone of
+    tensors with too many."""
     sums: dict[str, np.ndarray] = {}
     means: dict[str, np.ndarray] = {}
     count: dict[str, int] = {}
@@ -169,10 +173,12 @@ def channel_grams(
         for name, found in taps(model, batch.images).items():
             rows = batch.counting(found).astype(np.float64)
             rows = rows.reshape(-1, rows.shape[-1])
-            sums[name] = sums.get(name, 0) + rows.T @ rows
+            wide = too_wide(rows.shape[-1])
+            sums[name] = sums.get(name, 0) + ((rows**2).sum(0) if wide else rows.T @ rows)
             means[name] = means.get(name, 0) + rows.sum(0)
             count[name] = count.get(name, 0) + len(rows)
-    centred = lambda n: np.outer(means[n], means[n]) / count[n] ** 2
+    square = lambda x, wide: x**2 if wide else np.outer(x, x)
+    centred = lambda n: square(means[n], sums[n].ndim == 1) / count[n] ** 2
     return {name: sums[name] / count[name] - centred(name) for name in names}
 
 

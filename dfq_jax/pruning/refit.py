@@ -4,6 +4,7 @@ Both run node by node over the same images, what goes being zero in the one. Eac
 before its output travels on, so that later ones make up for what is left of earlier errors.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots
-from dfq_jax.numerics.regression import refitted
+from dfq_jax.numerics.regression import refitted, too_wide
 from dfq_jax.passes.select import Kept, standing
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.quantization.node_by_node import BATCH, apply_float
@@ -175,7 +176,12 @@ def fitted(layer: Layer, *, damping: float) -> Float[np.ndarray, "..."]:
       layer: what it reads, in the order of the kernel's entries.
       damping: pull towards the kernel it starts from, in units of the mean power of what is read,
         beside the number of inputs for each sample.
+
+    Returns:
+      A kernel; that which it starts from where it has too many inputs to solve for.
     """
+    if too_wide(math.prod(layer.whole.shape[:-1])):
+        return layer.start
     gram, cross, samples = moments_read(layer)
     rows = np.flatnonzero(np.tile(layer.left, gram.shape[-1] // layer.left.size))
     pull = damping + len(rows) / samples

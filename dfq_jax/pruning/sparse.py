@@ -11,7 +11,8 @@ from jaxtyping import Float
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.sparsity import Pattern, sparse
+from dfq_jax.numerics.regression import too_wide
+from dfq_jax.numerics.sparsity import Pattern, sparse, surviving
 from dfq_jax.pruning.groups import Subject, left_alone
 from dfq_jax.pruning.refit import Layer, by_group, moments_read, refit
 
@@ -131,11 +132,17 @@ def sparsified(
 def thinned(
     layer: Layer, *, pattern: Pattern, left: Container[str] = ()
 ) -> Float[np.ndarray, "..."]:
-    """The kernel of a layer with weights at zero, if it is not among those left alone."""
+    """The kernel of a layer with weights at zero, if it is not among those left alone.
+
+    Of a layer with too many inputs to relate the largest stay, and nothing makes up for the rest.
+    """
     inputs = layer.whole.shape[-2]
     if layer.name in left or getattr(layer.op, "groups", 1) > 1 or not pattern.fits(inputs):
         return layer.whole
+    whole = by_group(layer.whole, 1)[0]
+    if too_wide(len(whole)):
+        return (whole * surviving(np.abs(whole), pattern)).reshape(layer.whole.shape)
     gram, _, samples = moments_read(layer)
     noise = len(gram[0]) / samples * np.trace(gram[0]) / len(gram[0])
-    found = sparse(by_group(layer.whole, 1)[0], gram[0] + noise * np.eye(len(gram[0])), pattern)
+    found = sparse(whole, gram[0] + noise * np.eye(len(gram[0])), pattern)
     return found.reshape(layer.whole.shape)

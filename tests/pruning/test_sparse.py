@@ -58,6 +58,15 @@ def test_two_of_four_stay_and_make_up_for_the_others(made, nets):
     assert lost(found.model) < 0.7 * lost(dropped(subject.model, inner))
 
 
+def test_of_too_many_inputs_the_largest_weights_stay(made, monkeypatch):
+    subject, _ = made
+    monkeypatch.setattr("dfq_jax.numerics.regression.MOST_INPUTS", 7)
+    found = sparsified(subject, "2:4", untouched=("conv3",))
+    wanted = dropped(subject.model, ("conv2",)).params["conv2"]["kernel"]
+    assert np.array_equal(found.model.params["conv2"]["kernel"], wanted)
+    assert found.zeros["conv3"] == 0
+
+
 def test_zeros_stay_zeros_on_the_grid(made):
     subject, found = made
     images = dfq.Examples((subject.images,), subject.model.inputs)
