@@ -1,5 +1,6 @@
 """`dfq.compress` and `dfq compress`: one run prunes, restores, quantizes, exports and verifies."""
 
+import inspect
 import json
 from typing import Any
 
@@ -88,7 +89,6 @@ def test_restoration_has_enough_images_made(tiny_net, monkeypatch):
         ({"untouched": ("nothing*",), "sparsity": "2:4"}, r"'nothing\*' matches no layer"),
         ({"sparsity": "5:4"}, "pattern '5:4' is none"),
         ({"sparsity": "2:4", "prune": "130%"}, "no share of channels"),
-        ({"sparsity": "2:4", "restore": "rigde"}, "'rigde' is none of"),
         ({"sparsity": "2:4", "preset": "balanced"}, "'closed_form' would move zeros"),
         ({"sparsity": "2:4", "reconstruction": "squant"}, "'squant' would move zeros"),
         ({"prune": "0%"}, "no share of channels"),
@@ -99,6 +99,14 @@ def test_bad_words_are_refused_before_images_are_made(how, told, tiny_net, monke
     monkeypatch.delattr(quantizing, "synthesize")
     with pytest.raises(UsageError, match=told):
         dfq.compress(tiny_net, **how)
+
+
+def test_a_word_that_types_would_refuse_is_refused_without_them(tiny_net, monkeypatch):
+    """Of a file, say; `restore` is looked at even where no channel goes."""
+    monkeypatch.delattr(quantizing, "synthesize")
+    compress = inspect.unwrap(dfq.compress)
+    with pytest.raises(UsageError, match="'rigde' is none of"):
+        compress(tiny_net, sparsity="2:4", restore="rigde")
 
 
 def test_a_budget_of_work_is_kept(tiny_net, images):
