@@ -100,7 +100,7 @@ def passes(method: Method, model: Model, images: int) -> float:
         return LOOKS["learning"] * images
     height, width, _ = model.contract.shape
     batch = batch_of(method, (1, height // INWARDS, width // INWARDS, 1))
-    solving = LOOKS["learning"] if method.start else PASSING
+    solving = LOOKS["learning"] if method.start else float(PASSING)
     return solving * images + STEP * batch * sum(phase.steps for phase in method.phases)
 
 

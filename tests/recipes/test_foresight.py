@@ -17,6 +17,7 @@ from dfq_jax.recipes.foresight import (
     pruning_foreseen,
 )
 from dfq_jax.recipes.presets import ImageBudget
+from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.reconstruction.closed_form import ClosedForm
 
 LEARNED = (best_rounding(),)
@@ -43,6 +44,7 @@ def test_learning_takes_its_steps_whatever_the_images(tiny_net):
     image = took((ClosedForm(),)) - foresight.COMPILING["learning"] * len(tiny_net.graph.nodes)
     each = image / (foresight.LOOKS["learning"] * 16)
     assert took(long) - took((best_rounding(steps=1000),)) == pytest.approx(3000 * 32 * 3 * each)
+    assert took((qdrop(steps=1000),)) < took((best_rounding(steps=1000),))  # solves nothing first
 
 
 def test_more_work_takes_longer(tiny_net):
