@@ -40,7 +40,7 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
             check_original(network, options.output)
         return work(network, *given, **how)
 
-    make_to("compress", model, options, make, terminal)
+    make_to("compress", model, options, make, terminal, options.scheme)
 
 
 def check_original(model: Model, folder: Path) -> None:

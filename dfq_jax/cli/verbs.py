@@ -12,7 +12,7 @@ from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.claims import check_apart, claimed, state_folder
 from dfq_jax.cli.config import CONFIG, other_model, settings_toml
 from dfq_jax.cli.delivery import checked_and_timed, contract_line, deliver, emit, verification_lines
-from dfq_jax.cli.options import QuantizeOptions
+from dfq_jax.cli.options import QuantizeOptions, TrainOptions
 from dfq_jax.cli.sizes import foretell
 from dfq_jax.errors import QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
@@ -81,15 +81,18 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
 
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
-    make_to("quantize", model, options, partial(quantize, **settings_of(options)), terminal)
+    work = partial(quantize, **settings_of(options))
+    make_to("quantize", model, options, work, terminal, options.scheme)
 
 
 def make_to(
     verb: str,
     model: str,
-    options: QuantizeOptions,
+    options: QuantizeOptions | TrainOptions,
     work: Callable[..., Result],
     terminal: Terminal,
+    scheme: str | None,
+    start: Path | None = None,
 ) -> None:
     """Has something made of a network, and delivers it.
 
@@ -99,33 +102,25 @@ def make_to(
       options: of the verb.
       work: given the network, images, who watches and where state lies, makes the result.
       terminal: where it is told.
+      scheme: bits, of which is told what they do to bytes and speed; None where a start has them.
+      start: a folder that is begun from.
     """
-    check_apart(MODEL=model, images=options.images, output=options.output)
+    check_apart(MODEL=model, images=options.images, start=start, output=options.output)
     with claimed(options.output):
-        make_there(verb, model, options, work, terminal)
-
-
-def make_there(
-    verb: str,
-    model: str,
-    options: QuantizeOptions,
-    work: Callable[..., Result],
-    terminal: Terminal,
-) -> None:
-    """`make_to` once the output is claimed."""
-    check_output_folder(options.output, options.force, names=(CONFIG,))
-    state = state_folder(options.output)
-    with terminal.progress():
-        loaded = read_model(model, options.reading, terminal)
-        if other := other_model(options.config, loaded.sha256):
-            terminal.note(f"  {one_line(other)}")
-        check_size(4 * parameter_count(loaded.model))
-        foretell(parse_scheme(options.scheme), options.store, terminal)
-        result = work(loaded.model, options.images, watch=terminal.watcher, state_folder=state)
-        verified = checked_and_timed(result, terminal)
-    source = source_of(loaded)
-    config = settings_toml(verb, options, source)
-    deliver(result, verified, options.output, options.force, source, config, terminal)
+        check_output_folder(options.output, options.force, names=(CONFIG,))
+        state = state_folder(options.output)
+        with terminal.progress():
+            loaded = read_model(model, options.reading, terminal)
+            if other := other_model(options.config, loaded.sha256):
+                terminal.note(f"  {one_line(other)}")
+            check_size(4 * parameter_count(loaded.model))
+            if scheme is not None:
+                foretell(parse_scheme(scheme), options.store or "packed", terminal)
+            result = work(loaded.model, options.images, watch=terminal.watcher, state_folder=state)
+            verified = checked_and_timed(result, terminal)
+        source = source_of(loaded)
+        config = settings_toml(verb, options, source)
+        deliver(result, verified, options.output, options.force, source, config, terminal)
 
 
 def output_rows(found: Verification) -> list[list[str]]:
