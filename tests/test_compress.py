@@ -109,6 +109,14 @@ def test_a_word_that_types_would_refuse_is_refused_without_them(tiny_net, monkey
         compress(tiny_net, sparsity="2:4", restore="rigde")
 
 
+@pytest.mark.parametrize(("restore", "judge"), [("norms", 4), ("udfc", 16)])
+def test_images_that_restored_do_not_judge(tiny_net, images, restore, judge):
+    found = dfq.compress(tiny_net, images, channels="all", restore=restore)
+    assert found.report.images == judge
+    assert found.settings["held out"] == judge
+    assert any("only judge the result" in note for note in found.report.notes) == (judge == 16)
+
+
 def test_a_budget_of_work_is_kept(tiny_net, images):
     found = dfq.compress(tiny_net, images, budget="70% MACs", channels="all", restore="udfc")
     assert found.pruned is not None

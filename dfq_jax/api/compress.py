@@ -114,6 +114,7 @@ def carried_out(
     making = enough(model, making) if how.looks and asked.n is None else making
     looked_at, follow = seen_for(model, images, making, asked, follow)
     made = cut_down(model, looked_at.images, how, follow)
+    looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
     told = {**result.settings, **how.told, ORIGINAL: fingerprint(model)}
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)

@@ -165,10 +165,13 @@ class LookedAt(NamedTuple):
     Attributes:
       images: as a camera could deliver them.
       making: how they were made; None if somebody brought them.
+      fitted: whether the network was fitted to three quarters of them before it is quantized: then
+        only the others judge.
     """
 
     images: Examples
     making: ImageBudget | None
+    fitted: bool = False
 
 
 def seen_for(
@@ -197,17 +200,18 @@ def quantized_on(
       original: what the network was before others changed what it computes; what is lost is
         judged against that.
     """
-    images, making = looked_at
+    images, making, fitted = looked_at
     whole = model if original is None else original
     if images.guessed and asked.pipeline.doubt:  # no evidence of how to round
         asked = asked.without_learning()
     seen, probes = split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
-    probes = probes if made.used_images or mix is not None else images
+    used = fitted or made.used_images or mix is not None
+    probes = probes if used else images
     judges = judges_of(whole, made, asked, follow)
     loss_of = partial(expected, model=whole, judges=judges, accuracy=asked.accuracy)
-    unseen = making is None and not made.used_images and mix is None
+    unseen = making is None and not used
     note, loss = "", loss_of(made)
     if units and asked.pipeline.doubt:
         plain = with_biases_corrected(plain, seen.images)
