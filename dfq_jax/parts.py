@@ -78,6 +78,7 @@ from dfq_jax.synthesis.terms.patches import patch_entropy
 from dfq_jax.synthesis.terms.targets import Forward, recorded_statistics
 from dfq_jax.training.engine import TrainingReport, trained
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
+from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.level_rules import LevelRule, as_calibrated, clipped, learned_steps, min_max
 from dfq_jax.training.losses import (
     Answers,
@@ -252,6 +253,7 @@ __all__ = [
     "to_zero",
     "total_variation",
     "trained",
+    "trained_in_float",
     "uniform",
     "warmup_cosine",
 ]

@@ -15,6 +15,7 @@ from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.io.artifacts.artifact import codes, load_artifact
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.recipes.retraining import retraining
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,8 @@ def test_restoration_has_enough_images_made(tiny_net, monkeypatch):
         ({"sparsity": "2:4", "preset": "balanced"}, "'closed_form' would move zeros"),
         ({"sparsity": "2:4", "reconstruction": "squant"}, "'squant' would move zeros"),
         ({"prune": "0%"}, "no share of channels"),
+        ({"train": 0}, "train must be at least 1, got 0"),
+        ({"train": 5, "n": 40}, "takes 64 images a step and there are 30"),
         ({"scheme": "float"}, r"float\.onnx beside it .* `small = edits\.prune"),
     ],
 )
@@ -274,3 +277,27 @@ def test_a_command_that_means_nothing(dfq, made, tmp_path):
     missing = dfq(*line, "--untouched", "layer9*")
     assert missing.code == 2
     assert "matches no layer" in missing.err
+
+
+def test_what_is_left_learns_from_the_whole(tiny_net, images, monkeypatch):
+    heard = []
+    watch = Watcher(stage=heard.append)
+    small_lesson = lambda model, steps: retraining(steps=steps, batch=4, learning_rate=1e-4)
+    monkeypatch.setattr("dfq_jax.api.compress.retraining_for", small_lesson)
+    found = dfq.compress(
+        tiny_net,
+        images,
+        channels="all",
+        restore="norms",
+        sparsity="2:4",
+        prune="30%",
+        train=8,
+        watch=watch,
+    )
+    assert found.settings["trained"] == "8 steps of 4 images"
+    assert any("what is left was trained 8 steps" in note for note in found.report.notes)
+    assert found.zeros is not None
+    assert found.zeros.shares[0] > 0.2
+    assert "training what is left: 8 steps of 4 images" in heard
+    assert found.pruned is not None
+    assert found.pruned.model is found.float_model

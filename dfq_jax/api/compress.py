@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Unpack
 
+import jax
+
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
 from dfq_jax.api.request import Asked, Follow, Settings, resolved
@@ -30,12 +32,18 @@ from dfq_jax.pruning.prune import Pruning, check_pruning
 from dfq_jax.pruning.restore import RESTORATIONS
 from dfq_jax.pruning.sparse import Sparse, Zeros, zeros_of
 from dfq_jax.quantization.node_by_node import on_grids
-from dfq_jax.recipes.foresight import pruning_foreseen
-from dfq_jax.recipes.presets import ImageBudget, makes_noise
+from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
+from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
+from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
+from dfq_jax.training.engine import TrainingReport, check_images
+from dfq_jax.training.in_float import trained_in_float
+from dfq_jax.training.method import Training
 
 ORIGINAL = "original weights"
 """In reports, the name of the hash of what was pruned."""
+OFFSET = 1
+"""Training draws from another key than what follows."""
 IMAGES = 128
 """Images from which layers are fitted anew; those of `fast` would say too little."""
 
@@ -53,6 +61,7 @@ def compress(
     round_to: int = 1,
     untouched: tuple[str, ...] = (),
     sparsity: str | None = None,
+    train: int | None = None,
     watch: Watcher = SILENT,
     state_folder: str | Path | None = None,
     **settings: Unpack[Settings],
@@ -77,6 +86,8 @@ def compress(
       untouched: patterns of layers that keep all.
       sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` of each
         layer, made up for on images; channels then stay unless `prune` or a budget says otherwise.
+      train: steps in which what is left learns from the whole network, in float and without data,
+        before it is quantized; zeros stay zero.
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
       **settings: of `quantize`; a `budget` is what the smaller network may take instead of a
@@ -89,6 +100,7 @@ def compress(
     Raises:
       UsageError: for a bad argument, or images of another contract.
       UnsupportedModelError: if no channel may go.
+      DivergedError: if training diverged at every rate.
     """
     scheme = settings.get("scheme", "w8a8")
     refuse_float(scheme)
@@ -97,7 +109,8 @@ def compress(
     criterion = criterion or ("reconstruction" if looks(restore) else "energy")
     how = Pruning(share or 0.0, criterion, restore, among, channels, floor, untouched, price)
     check_pruning(how)
-    shrinking = Shrinking(None if share is None else how, zeros, untouched)
+    taught = None if train is None else retraining_for(model, train)
+    shrinking = Shrinking(None if share is None else how, zeros, untouched, taught)
     follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
     return carried_out(model, images, shrinking, settings, follow)
 
@@ -111,14 +124,22 @@ def carried_out(
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
     making = making_for(model, asked)
-    making = enough(model, making) if how.looks and asked.n is None else making
+    making = enough(model, making, how) if how.looks and asked.n is None else making
+    if how.training is not None and images is None:
+        check_images(how.training, learned_from(making.n))
     looked_at, follow = seen_for(model, images, making, asked, follow)
+    if how.training is not None:
+        check_images(how.training, learned_from(len(looked_at.images)))
     made = cut_down(model, looked_at.images, how, follow)
+    made, report = taught_again(model, made, looked_at.images, how.training, asked.seed, follow)
     looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
     told = {**result.settings, **how.told, ORIGINAL: fingerprint(model)}
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)
-    return dataclasses.replace(result, pruned=made.pruned, zeros=zeros, settings=told)
+    notes = () if report is None else (*report.notes, told_of(report))
+    told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
+    more = {"pruned": made.pruned, "zeros": zeros, "settings": told, "report": told_in}
+    return dataclasses.replace(result, **more)
 
 
 def require_zeros_kept(how: Shrinking, asked: Asked) -> None:
@@ -145,6 +166,8 @@ def cut_down(model: Model, images: Examples, how: Shrinking, follow: Follow) -> 
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
     expected = pruning_foreseen(model, len(seen.images) if how.looks else 0)
+    if how.training is not None:
+        expected |= training_foreseen(model, how.training.steps * how.training.batch)
     dataclasses.replace(follow, foreseen={**follow.foreseen, **expected}).begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
@@ -154,11 +177,60 @@ def cut_down(model: Model, images: Examples, how: Shrinking, follow: Follow) -> 
     return made
 
 
-def enough(model: Model, budget: ImageBudget) -> ImageBudget:
-    """As many images as restoration needs, if they are not noise, which costs nothing."""
+def taught_again(
+    model: Model,
+    made: Shrunk,
+    images: Examples,
+    method: Training | None,
+    seed: int,
+    follow: Follow,
+) -> tuple[Shrunk, TrainingReport | None]:
+    """A smaller network that has learned from the whole one, if it is to; and how that went."""
+    if method is None:
+        return made, None
+    seen, held_out = split_probes(images)
+    follow.begins("training")
+    follow.watch.says(f"training what is left: {method.steps} steps of {method.batch} images")
+    learned, report = trained_in_float(
+        made.model,
+        model,
+        seen.images,
+        held_out.images,
+        method,
+        jax.random.fold_in(jax.random.key(seed), OFFSET),
+        stays=made.stays(Subject(model)),
+        masks=made.masks,
+        place=follow.place,
+        watch=follow.watch,
+    )
+    follow.watch.says(f"  {told_of(report)}")
+    return made.with_weights(learned), report
+
+
+def told_of(report: TrainingReport) -> str:
+    """How training went, in a sentence."""
+    gap = f"on held-out images outputs went from {report.before:.4g} to {report.after:.4g} apart"
+    if report.kept:
+        return f"what is left was trained {report.steps} steps: {gap}"
+    return f"what is left stays as it was before training, which made it worse ({gap})"
+
+
+def enough(model: Model, budget: ImageBudget, how: Shrinking) -> ImageBudget:
+    """As many images as restoration and training need, if they are not noise, which costs nothing.
+
+    Those to learn from are made as they are for learned rounding.
+    """
     if makes_noise(model, budget.method):
         return budget
+    if how.training is not None:
+        budget = image_budget("best", model.contract, learned=True)
+        return dataclasses.replace(budget, n=how.training.n or budget.n)
     return dataclasses.replace(budget, n=max(budget.n, IMAGES))
+
+
+def learned_from(images: int) -> int:
+    """How many of so many images do not judge."""
+    return images - images // 4 if images >= 4 else images
 
 
 def looks(restore: str) -> bool:

@@ -3,15 +3,20 @@
 import re
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.sparsity import Pattern
+from dfq_jax.passes.select import standing
 from dfq_jax.pruning.budget import Ceiling, Price, parse_ceiling
 from dfq_jax.pruning.choose import share_from
 from dfq_jax.pruning.groups import Subject, left_alone
 from dfq_jax.pruning.prune import Pruned, Pruning, prune, what_may_go
 from dfq_jax.pruning.sparse import Sparse, parse_pattern, sparsified
 from dfq_jax.quantization.plan import parse_scheme
+from dfq_jax.training.method import Training
 
 INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
 """Bytes of an output channel: a scale and a zero point, a bias, and those of its bias."""
@@ -86,23 +91,30 @@ class Shrinking(NamedTuple):
       channels: how channels are removed, if some are.
       zeros: which weights become zero after that, if some do.
       untouched: patterns of layers that keep all.
+      training: how what is left learns from the whole network; None where it does not.
     """
 
     channels: Pruning | None
     zeros: Pattern | None = None
     untouched: tuple[str, ...] = ()
+    training: Training | None = None
 
     @property
     def looks(self) -> bool:
         """Whether it looks at images."""
-        return self.zeros is not None or (self.channels is not None and self.channels.looks)
+        channels = self.channels is not None and self.channels.looks
+        return channels or self.zeros is not None or self.training is not None
 
     @property
     def told(self) -> dict[str, str]:
         """How it gets smaller, for reports."""
         found = {} if self.channels is None else {"pruned": told_of(self.channels)}
         spared = "".join(f", not {pattern}" for pattern in self.untouched)
-        return found if self.zeros is None else {**found, "sparse": f"{self.zeros}{spared}"}
+        if self.zeros is not None:
+            found["sparse"] = f"{self.zeros}{spared}"
+        if self.training is not None:
+            found["trained"] = f"{self.training.steps} steps of {self.training.batch} images"
+        return found
 
 
 def check_shrinking(model: Model, how: Shrinking) -> None:
@@ -130,9 +142,30 @@ class Shrunk(NamedTuple):
     pruned: Pruned | None = None
     sparse: Sparse | None = None
 
+    def stays(self, subject: Subject) -> dict[str, Int[np.ndarray, " c"]]:
+        """{tensor: positions along its last axis that are left}, where some are gone."""
+        if self.pruned is None:
+            return {}
+        left = standing(subject.coupled, self.pruned.kept)
+        last = {name: left[axes[-1]] for name, axes in subject.coupled.tensors.items() if axes}
+        return {name: np.flatnonzero(there) for name, there in last.items() if not there.all()}
+
+    def with_weights(self, model: Model) -> "Shrunk":
+        """The same with other weights of the same shapes."""
+        pruned = None if self.pruned is None else self.pruned._replace(model=model)
+        sparse = None if self.sparse is None else self.sparse._replace(model=model)
+        return Shrunk(model, pruned, sparse)
+
+    @property
+    def masks(self) -> dict[str, Bool[np.ndarray, "..."]]:
+        """{layer: which of its weights are not zero}, where some were made so."""
+        zeros = {} if self.sparse is None else self.sparse.zeros
+        kernel = lambda name: np.asarray(self.model.params[name]["kernel"])
+        return {name: kernel(name) != 0 for name, share in zeros.items() if share > 0}
+
 
 def shrunk(subject: Subject, how: Shrinking) -> Shrunk:
-    """The network without some channels, then with some weights at zero.
+    """The network without some channels, then with some weights at zero; nothing has learned yet.
 
     Args:
       subject: the network, with images if `how` looks at some.

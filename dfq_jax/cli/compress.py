@@ -32,6 +32,7 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
         round_to=options.round_to,
         untouched=options.untouched,
         sparsity=options.sparsity,
+        train=options.train,
         **settings_of(options),
     )
 

@@ -175,6 +175,7 @@ class CompressOptions(QuantizeOptions):
       round_to: Channels kept are a multiple of it.
       untouched: Layers that keep all they have: 'layer3.*'; may be repeated.
       sparsity: Weights at zero: 2:4 (2 of 4 stay) or 80%; channels stay without --prune.
+      train: Steps in which what is left learns from the whole network, in float, without data.
     """
 
     prune: str | None = None
@@ -186,6 +187,7 @@ class CompressOptions(QuantizeOptions):
     round_to: int = 1
     untouched: Untouched = ()
     sparsity: str | None = None
+    train: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,27 +198,39 @@ def by_group(v: Float[np.ndarray, "... o"], groups: int) -> Float[np.ndarray, "g
     return np.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
 
 
+class Spread(NamedTuple):
+    """Mean and variance of each channel, on the host."""
+
+    mean: Float[np.ndarray, " c"]
+    var: Float[np.ndarray, " c"]
+
+
 def renormed(slots: Slots, read: Both) -> Slots:
-    """A batch norm whose statistics have moved as those of images did between the networks.
+    """A batch norm whose statistics have moved as those of images did between the networks."""
+    old = Spread(*(np.asarray(slots[name], np.float64) for name in ("mean", "var")))
+    new = moved_as(old, moments_over(read.exact), moments_over(read.rough))
+    return {**slots, **{k: jax.device_put(v.astype(np.float32)) for k, v in new._asdict().items()}}
 
-    The means by their difference, the variances by their ratio: images that do not match the
-    recorded statistics do no harm. A channel that shows no variance keeps its own.
+
+def moved_as(recorded: Spread, was: Spread, now: Spread) -> Spread:
+    """Recorded statistics, moved as those of images did.
+
+    The means by their difference, the variances by their ratio: images that do not match what was
+    recorded do no harm. A channel that shows no variance keeps its own.
     """
-    (mean, var), (wanted, spread) = moments_over(read.rough), moments_over(read.exact)
-    alive = (var > 0) & (spread > 0)
-    ratio = np.where(alive, var / np.where(alive, spread, 1.0), 1.0)
+    alive = (now.var > 0) & (was.var > 0)
+    ratio = np.where(alive, now.var / np.where(alive, was.var, 1.0), 1.0)
     ratio = np.clip(ratio, 1 / MOST_RATIO, MOST_RATIO)
-    new = np.asarray(slots["mean"], np.float64) + np.where(alive, mean - wanted, 0.0)
-    moved = {"mean": new, "var": np.asarray(slots["var"], np.float64) * ratio}
-    return {**slots, **{k: jax.device_put(v.astype(np.float32)) for k, v in moved.items()}}
+    shift = np.where(alive, now.mean - was.mean, 0.0)
+    return Spread(recorded.mean + shift, recorded.var * ratio)
 
 
-def moments_over(batches: Batches) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+def moments_over(batches: Batches) -> Spread:
     """Mean and variance of each channel over images and positions."""
     rows = np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in batches])
-    return rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64)
+    return Spread(rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64))
 
 
 def mean_of(batches: Batches) -> Float[np.ndarray, " c"]:
     """Mean of each channel over images and positions."""
-    return moments_over(batches)[0]
+    return moments_over(batches).mean

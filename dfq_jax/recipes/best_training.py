@@ -17,6 +17,9 @@ from dfq_jax.training.losses import block_outputs, distillation, feature_gap, sc
 from dfq_jax.training.method import AtFactor, FixedImages, Training, rates_apart, to_zero
 from dfq_jax.training.student import StudentKind
 
+IMAGES = 1024
+"""As many as are made to learn from."""
+
 
 def best_training(
     *,
@@ -42,9 +45,6 @@ def best_training(
       classes: whether outputs are scores of classes; the squared gap of outputs where they are
         not.
     """
-    said = Term("KL", 1.0, distillation(temperature=temperature), True)
-    told = said if classes else Term("outputs", 1.0, score_gap)
-    hints = (Term("FitNets", features, feature_gap()),) if features else ()
     weights: AtFactor = to_zero(optax.adam, learning_rate, steps)
     own_units: AtFactor = to_zero(optax.adam, step_rate, steps, relative=True)
     return Training(
@@ -53,11 +53,24 @@ def best_training(
         batch=batch,
         student=StudentKind(learned_steps(scaled=False), learned_steps(scaled=False, images=True)),
         images=FixedImages(flip(together=False)),
-        terms=(told, *hints),
+        terms=best_losses(temperature, features, classes=classes),
         optimizer=rates_apart(weights, own_units, own_units),
         watch=block_outputs,
         average=average,
         start="post_training",
         recipe="best_unlabelled",
-        n=1024,
+        n=IMAGES,
     )
+
+
+def best_losses(temperature: float, features: float, *, classes: bool) -> tuple[Term, ...]:
+    """What a student of ours is told: to say what the teacher says, and make what its blocks make.
+
+    Args:
+      temperature: of the KL.
+      features: weight of what blocks put out; 0 for the outputs alone.
+      classes: whether outputs are scores of classes.
+    """
+    said = Term("KL", 1.0, distillation(temperature=temperature), True)
+    told = said if classes else Term("outputs", 1.0, score_gap)
+    return (told, Term("FitNets", features, feature_gap())) if features else (told,)

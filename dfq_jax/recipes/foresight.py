@@ -80,7 +80,7 @@ def foreseen(
     if methods:
         found["learning"] += image * sum(passes(method, model, images) for method in methods)
     if shown:
-        found["training"] += TRAINED * shown * image
+        found |= training_foreseen(model, shown)
     if judges:
         probing = ImageBudget("best", *probes.base_of(model))
         new = 0 if making == probing else stages_of(model, probing)  # the same programs, or others
@@ -108,6 +108,12 @@ def pruning_foreseen(model: Model, images: int) -> dict[RunPart, float]:
     """Seconds that cutting channels out takes, and restoring what is left on so many images."""
     looks = LOOKS["pruning"] * images * sum(macs(model).values()) / (SHARE * speed())
     return {"pruning": COMPILING["pruning"] * len(model.graph.nodes) + looks}
+
+
+def training_foreseen(model: Model, shown: int) -> dict[RunPart, float]:
+    """Seconds in which a student learns that is shown so many images in all."""
+    image = sum(macs(model).values()) / (SHARE * speed())
+    return {"training": COMPILING["training"] * len(model.graph.nodes) + TRAINED * shown * image}
 
 
 def stages_of(model: Model, budget: ImageBudget) -> int:

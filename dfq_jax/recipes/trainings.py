@@ -17,6 +17,7 @@ from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
 from dfq_jax.recipes.qimera import qimera
+from dfq_jax.recipes.retraining import retraining
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
 from dfq_jax.report.trust import judges_classes
@@ -76,8 +77,7 @@ def training_for(
       UsageError: for an unknown method, steps or batch below 1, or either beside a `Training`.
     """
     for name, value in (("steps", steps), ("batch", batch)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}.")
+        check_positive(name, value)
         if value is not None and isinstance(method, Training):
             raise UsageError(
                 f"{name}={value} beside a method of training, which has its own: make it with that."
@@ -91,6 +91,26 @@ def training_for(
         large = {} if is_small(model.contract) else offer.large
         given = {**large, **(offer.suited(model) if offer.suited else {}), **given}
     return offer.make(**given)
+
+
+def retraining_for(model: Model, steps: int) -> Training:
+    """How what is left of a pruned network learns from the whole one.
+
+    Raises:
+      UsageError: for steps below 1.
+    """
+    check_positive("train", steps)
+    return retraining(steps=steps, **by_outputs(model))
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Refuses a number below 1.
+
+    Raises:
+      UsageError: naming it.
+    """
+    if value is not None and value < 1:
+        raise UsageError(f"{name} must be at least 1, got {value}.")
 
 
 def pipeline_of_start(method: Training, model: Model, **names: Any) -> Pipeline:

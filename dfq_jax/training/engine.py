@@ -120,25 +120,51 @@ def trained(
     began = time.perf_counter()
     start = student_start(method.student, quantized, unfolded)
     taught = taught_of(method, teacher, unfolded, start, images)
-    x = {STUDENT: trained_at_first(method.student, quantized.plan, start)}
-    x |= generators(method, taught, jax.random.fold_in(key, 0))
-    facts = facts_of(method, x, taught, key)
-    inside = (place / "training").knowing(facts)
-    with inside.owned():
-        attempt = partial(attempted, method, quantized.plan, x, taught, key, inside, watch)
-        result, failed = at_lower_rates(attempt)
-        if result.status == "diverged":
-            raise DivergedError(given_up(method, failed, inside, result))
-    learned, ranges = brought_back(method, result)
-    made = finished(method.student, quantized.plan, learned, start, ranges)
-    notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
+    learned = learned_by(method, quantized.plan, taught, key, place, watch)
+    made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
     before, after = (distance(teacher, each, images=held_out) for each in (quantized, made))
     kept = math.isfinite(after) and after <= before
     codes = partial(codes_found, method.student, quantized.plan, start=start)
-    changed = float(share_changed(codes(x[STUDENT]), codes(learned)))
+    changed = float(share_changed(codes(learned.first), codes(learned.x)))
     seconds = time.perf_counter() - began
-    told = (method.name, method.steps, before, after, kept, changed, seconds, notes)
+    told = (method.name, method.steps, before, after, kept, changed, seconds, learned.notes)
     return made if kept else quantized, TrainingReport(*told)
+
+
+class Learned(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+      first: what the student trains, before the first step.
+      x: after the last, or the average over steps.
+      ranges: of activations that were tracked.
+      notes: what went wrong on the way.
+    """
+
+    first: PyTree
+    x: PyTree
+    ranges: Any
+    notes: tuple[str, ...]
+
+
+def learned_by(
+    method: Training, plan: Plan, taught: Taught, key: Key[Array, ""], place: Place, watch: Watcher
+) -> Learned:
+    """Takes all steps, at lower rates where they diverge.
+
+    Raises:
+      DivergedError: if every attempt diverged; the last state before that is kept in `place`.
+    """
+    x = {STUDENT: trained_at_first(method.student, plan, taught.start)}
+    x |= generators(method, taught, jax.random.fold_in(key, 0))
+    inside = (place / "training").knowing(facts_of(method, x, taught, key))
+    with inside.owned():
+        attempt = partial(attempted, method, plan, x, taught, key, inside, watch)
+        result, failed = at_lower_rates(attempt)
+        if result.status == "diverged":
+            raise DivergedError(given_up(method, failed, inside, result))
+    notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
+    return Learned(x[STUDENT], *brought_back(method, result), notes)
 
 
 def check_images(method: Training, count: int) -> None:

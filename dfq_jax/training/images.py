@@ -30,11 +30,13 @@ class Taught(NamedTuple):
     """What all players are given, and none trains.
 
     Attributes:
-      teacher: the float network, node for node as the student.
+      teacher: the float network, node for node as the student; where that lacks channels, `stays`
+        says which.
       unfolded: the same with its batch norms, where a generator matches their statistics.
       targets: these statistics.
       start: what of the student is not trained.
       pixels: of a fixed set, on the device as bytes; empty where images are generated.
+      stays: {tensor: positions along its last axis that the student has}, where it has fewer.
     """
 
     teacher: Model
@@ -42,6 +44,7 @@ class Taught(NamedTuple):
     targets: Targets
     start: StudentStart
     pixels: UInt8[Array, "..."]
+    stays: Mapping[str, Int[Array, " c"]] = {}
 
 
 class ShownImages(NamedTuple):

@@ -100,6 +100,7 @@ def lesson_loss(
     model = float_student(method.student, x, taught.start)
     taps = tuple(dict.fromkeys((*watched, *followed)))
     (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
+    hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
     seen = {name: found[name] for name in watched}
     rounded = with_rounded_kernels(method.student, plan, x, taught.start, model)
     answers = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)

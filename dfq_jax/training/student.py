@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Integer, PyTree
 
 from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Model, Node
@@ -80,10 +80,12 @@ class StudentStart(NamedTuple):
       model: the float network whose parameters are replaced by trained ones: with its batch norms
         where they are live, else as it is quantized.
       qparams: scales and zero points as calibrated.
+      masks: {layer: which weights of its kernel may differ from zero}, where some may not.
     """
 
     model: Model
     qparams: QParams
+    masks: Mapping[str, Bool[Array, "..."]] = {}
 
 
 def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict[str, PyTree]:
@@ -136,8 +138,17 @@ def spec_of(plan: Plan, sites: tuple[Site, ...]) -> Spec:
 
 def float_student(kind: StudentKind, x: PyTree, start: StudentStart) -> Model:
     """The float network behind a student, node for node as its plan has it."""
-    model = with_params(start.model, x["weights"])
+    model = unfolded_student(x, start)
     return fold_batch_norm(model) if kind.live else model
+
+
+def unfolded_student(x: PyTree, start: StudentStart) -> Model:
+    """The same with live batch norms in their places, and zeros where weights are masked."""
+    weights = dict(x["weights"])
+    for name, mask in start.masks.items():
+        kernel = jnp.where(mask, weights[name]["kernel"], 0.0)
+        weights[name] = {**weights[name], "kernel": kernel}
+    return with_params(start.model, weights)
 
 
 def student_hook(

@@ -1,0 +1,49 @@
+"""Ours: what is left of a pruned network learns from the whole one, in float.
+
+Layers fitted anew leave what errors of layers add up to. All weights learn at once, to say what
+the whole network says and to make what its blocks make, on images of ours mirrored at random.
+
+    KL(t, s; T = 2) + FitNets,   FitNets = mean_l |x_T - x_S|^2 / var x_T   of what blocks put out
+"""
+
+import optax
+
+from dfq_jax.recipes.best_training import IMAGES, best_losses
+from dfq_jax.synthesis.sources.augment import flip
+from dfq_jax.training.losses import block_outputs
+from dfq_jax.training.method import FixedImages, Training, to_zero
+from dfq_jax.training.student import StudentKind
+
+
+def retraining(
+    *,
+    steps: int = 2000,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    temperature: float = 2.0,
+    features: float = 1.0,
+    classes: bool = True,
+) -> Training:
+    """The training behind `dfq compress --train`.
+
+    Args:
+      steps: of Adam.
+      batch: images of a step.
+      learning_rate: of all parameters; it falls to 0 along a cosine.
+      temperature: of the KL.
+      features: weight of what blocks put out; 0 for the outputs alone.
+      classes: whether outputs are scores of classes; the squared gap of outputs where they are
+        not.
+    """
+    return Training(
+        name="retraining",
+        steps=steps,
+        batch=batch,
+        student=StudentKind(live=True),
+        images=FixedImages(flip(together=False)),
+        terms=best_losses(temperature, features, classes=classes),
+        optimizer=to_zero(optax.adam, learning_rate, steps),
+        watch=block_outputs,
+        recipe="best_unlabelled",
+        n=IMAGES,
+    )
