@@ -43,6 +43,7 @@ from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
 
@@ -91,5 +92,6 @@ __all__ = [
     "squant",
     "stages",
     "synq",
+    "zaq",
     "zeroq",
 ]

@@ -49,7 +49,7 @@ ReconstructionName = Literal[
     "stages",
     "best",
 ]
-TrainingName = Literal["best", "gdfq", "qimera", "choi", "intraq_qat", "hast", "synq", "ait"]
+TrainingName = Literal["best", "gdfq", "qimera", "choi", "zaq", "intraq_qat", "hast", "synq", "ait"]
 """How a network is trained without data."""
 ObserverName = Literal[
     "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"

@@ -198,7 +198,7 @@ def by_group(v: Float[np.ndarray, "... o"], groups: int) -> Float[np.ndarray, "g
     return np.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
 
 
-class Spread(NamedTuple):
+class HostMoments(NamedTuple):
     """Mean and variance of each channel, on the host."""
 
     mean: Float[np.ndarray, " c"]
@@ -207,12 +207,12 @@ class Spread(NamedTuple):
 
 def renormed(slots: Slots, read: Both) -> Slots:
     """A batch norm whose statistics have moved as those of images did between the networks."""
-    old = Spread(*(np.asarray(slots[name], np.float64) for name in ("mean", "var")))
+    old = HostMoments(*(np.asarray(slots[name], np.float64) for name in ("mean", "var")))
     new = moved_as(old, moments_over(read.exact), moments_over(read.rough))
     return {**slots, **{k: jax.device_put(v.astype(np.float32)) for k, v in new._asdict().items()}}
 
 
-def moved_as(recorded: Spread, was: Spread, now: Spread) -> Spread:
+def moved_as(recorded: HostMoments, was: HostMoments, now: HostMoments) -> HostMoments:
     """Recorded statistics, moved as those of images did.
 
     The means by their difference, the variances by their ratio: images that do not match what was
@@ -222,13 +222,13 @@ def moved_as(recorded: Spread, was: Spread, now: Spread) -> Spread:
     ratio = np.where(alive, now.var / np.where(alive, was.var, 1.0), 1.0)
     ratio = np.clip(ratio, 1 / MOST_RATIO, MOST_RATIO)
     shift = np.where(alive, now.mean - was.mean, 0.0)
-    return Spread(recorded.mean + shift, recorded.var * ratio)
+    return HostMoments(recorded.mean + shift, recorded.var * ratio)
 
 
-def moments_over(batches: Batches) -> Spread:
+def moments_over(batches: Batches) -> HostMoments:
     """Mean and variance of each channel over images and positions."""
     rows = np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in batches])
-    return Spread(rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64))
+    return HostMoments(rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64))
 
 
 def mean_of(batches: Batches) -> Float[np.ndarray, " c"]:

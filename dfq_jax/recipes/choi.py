@@ -16,7 +16,7 @@ import optax
 
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.match import matched_kl
-from dfq_jax.training.adversary import agreement, imbalance, own_entropy
+from dfq_jax.training.adversary import imbalance, opposed, own_entropy
 from dfq_jax.training.generator import PLAIN_EPSILON, GeneratorKind, plain_noise
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
@@ -56,7 +56,7 @@ def choi(
         epsilon=PLAIN_EPSILON,
     )
     terms = (
-        Term("KL", 1.0, agreement(after=warmup), True),
+        Term("KL", 1.0, opposed(distillation(), after=warmup), True),
         Term("BN", alpha, matched_kl(reverse=True)),
         Term("entropy", alpha, own_entropy, True),
         Term("balance", alpha, imbalance, True),

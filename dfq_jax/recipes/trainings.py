@@ -20,6 +20,7 @@ from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.retraining import retraining
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.zaq import zaq
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.method import Training
 
@@ -51,6 +52,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "qimera": TrainingOffer(qimera, {**GENERATED, "mixed": 500, "length": 100, "by_class": True}),
     "choi": TrainingOffer(choi),
+    "zaq": TrainingOffer(zaq),
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),

@@ -131,7 +131,7 @@ def trained(
     return made if kept else quantized, TrainingReport(*told)
 
 
-class Learned(NamedTuple):
+class RunOutcome(NamedTuple):
     """What a run came to.
 
     Attributes:
@@ -149,7 +149,7 @@ class Learned(NamedTuple):
 
 def learned_by(
     method: Training, plan: Plan, taught: Taught, key: Key[Array, ""], place: Place, watch: Watcher
-) -> Learned:
+) -> RunOutcome:
     """Takes all steps, at lower rates where they diverge.
 
     Raises:
@@ -164,7 +164,7 @@ def learned_by(
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
     notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
-    return Learned(x[STUDENT], *brought_back(method, result), notes)
+    return RunOutcome(x[STUDENT], *brought_back(method, result), notes)
 
 
 def check_images(method: Training, count: int) -> None:

@@ -18,8 +18,14 @@ from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
 from dfq_jax.synthesis.terms.base import Observed, weighted
 from dfq_jax.synthesis.terms.targets import Targets, observe
 from dfq_jax.training.generator import GeneratorKind, generated_images
+from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import FixedImages, GeneratedImages, Training
-from dfq_jax.training.student import StudentStart, float_student, student_hook
+from dfq_jax.training.student import (
+    StudentStart,
+    float_student,
+    student_hook,
+    with_rounded_kernels,
+)
 from dfq_jax.types import InputContract
 
 STUDENT, GENERATOR = "student", "generator"
@@ -118,7 +124,7 @@ def generator_loss(
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], tuple[()]]]:
     """What a generator is told: terms of synthesis, of the teacher's view of its images.
 
-    Terms of an adversary find the student's answers where others find what a recipe shares.
+    Terms of an adversary find a `Lesson` where others find what a recipe shares.
     """
     taught: Taught = context.context.context
     source: Any = method.images
@@ -129,22 +135,38 @@ def generator_loss(
     images = from_natural(natural, model.contract)
     seen = observe(model, taught.targets, images)
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
-    student = answered(method, plan, taught, context.others[STUDENT], images)
-    observed = Observed(*told, student, labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
+    lesson: Any = ()
+    if source.against:
+        student = context.others[STUDENT]
+        lesson = lesson_of(method, plan, taught, student, images, labels, own_key)
+    told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
+    observed = Observed(*told, lesson, labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
     loss, parts = weighted(source.terms, observed)
     alike = similarity(jax.lax.stop_gradient(natural))
     return loss, ({**parts, "alike": alike}, ())
 
 
-def answered(
-    method: Training, plan: Plan, taught: Taught, x: PyTree, images: Float[Array, "b h w c"]
-) -> Any:
-    """What the student says of images, to a generator that plays against it; else nothing."""
-    if not isinstance(method.images, GeneratedImages) or not method.images.against:
-        return ()
+def lesson_of(
+    method: Training,
+    plan: Plan,
+    taught: Taught,
+    x: PyTree,
+    images: Float[Array, "b h w c"],
+    labels: Float[Array, "b classes"],
+    key: Key[Array, ""],
+) -> Lesson:
+    """What both networks make of a batch, for a generator that plays against the student.
+
+    Levels are those of the start where a student tracks them.
+    """
+    watched = method.watch(taught.teacher.graph)
+    (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply_tiled)
     model = float_student(method.student, x, taught.start)
     hook = student_hook(method.student, plan, x, taught.start, {})
-    return evaluate(model, images, hook=hook, apply=apply_tiled)[0][0]
+    (rough, *_), found = evaluate(model, images, taps=watched, hook=hook, apply=apply_tiled)
+    rounded = with_rounded_kernels(method.student, plan, x, taught.start, model)
+    answers = Answers(exact, hints, taught.teacher), Answers(rough, found, rounded)
+    return Lesson(images, labels, *answers, key)
 
 
 def generator_refusal(kind: GeneratorKind, shape: tuple[int, int, int]) -> str:

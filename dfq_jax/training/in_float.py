@@ -23,7 +23,7 @@ from dfq_jax.graph.semantics import Slots
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.pruning.refit import Spread, in_whole_batches, moved_as
+from dfq_jax.pruning.refit import HostMoments, in_whole_batches, moved_as
 from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.training.engine import (
@@ -123,9 +123,9 @@ def norms_following(before: Model, after: Model, images: Float[Array, "n h w c"]
     return with_params(after, slots)
 
 
-def restated(slots: Slots, eps: float, was: Spread, now: Spread) -> Slots:
+def restated(slots: Slots, eps: float, was: HostMoments, now: HostMoments) -> Slots:
     """A norm with statistics that have moved from `was` to `now`; see `norms_following`."""
-    old = Spread(*(np.asarray(slots[name], np.float64) for name in ("mean", "var")))
+    old = HostMoments(*(np.asarray(slots[name], np.float64) for name in ("mean", "var")))
     new = moved_as(old, was, now)
     gain = np.asarray(slots.get("scale", 1.0)) / np.sqrt(old.var + eps)
     bias = np.asarray(slots.get("bias", 0.0)) + gain * (new.mean - old.mean)
@@ -135,12 +135,12 @@ def restated(slots: Slots, eps: float, was: Spread, now: Spread) -> Slots:
 
 def moments_of_tensors(
     model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
-) -> dict[str, Spread]:
+) -> dict[str, HostMoments]:
     """{tensor: mean and variance of its channels over images and positions}."""
     sums = [means_of(model, names, batch) for batch in in_whole_batches(images)]
     mean = lambda name, at: np.mean([np.asarray(s[name][at], np.float64) for s in sums], axis=0)
     about = lambda name: np.maximum(mean(name, 1) - mean(name, 0) ** 2, 0.0)
-    return {name: Spread(mean(name, 0), about(name)) for name in names}
+    return {name: HostMoments(mean(name, 0), about(name)) for name in names}
 
 
 @partial(jax.jit, static_argnums=1)

@@ -118,6 +118,11 @@ def score_gap(lesson: Lesson) -> Float[Array, ""]:
     return jnp.mean((exact - rough) ** 2) / jnp.maximum(jnp.mean(exact**2), SMALLEST_NORM)
 
 
+def score_distance(lesson: Lesson) -> Float[Array, ""]:
+    """Mean absolute distance of the outputs, over images and entries: `mean |t - s|`."""
+    return jnp.mean(jnp.abs(lesson.teacher.logits - lesson.student.logits))
+
+
 def direction_gap(lesson: Lesson) -> Float[Array, ""]:
     """Mean squared distance of the outputs as directions: `1/b sum_b |t/|t| - s/|s||^2`.
 
@@ -199,6 +204,34 @@ def energies_apart(
     gap = lambda a, b: jnp.mean((unit_rows(energy(a)) - unit_rows(energy(b))) ** 2)
     each = [gap(exact, rough) for exact, rough in pairs(of, lesson)]
     return sum(each, jnp.zeros(()))
+
+
+def channel_relations(*, of: Watch | None = None) -> Bound[Array]:
+    """CRM: how alike channels are to each other, in the student as in the teacher.
+
+        sum_l mean_b 1/C^2 sum_ij |G_T - G_S|_ij,   G = cosines of all pairs of an image's channels
+
+    Args:
+      of: which tensors; None for `block_outputs`.
+
+    Reference:
+      Liu et al. 2021, "Zero-shot Adversarial Quantization" (ZAQ), channel relation maps. Its
+      released code compares attended features instead.
+    """
+    return bound(relations_apart, of or block_outputs)
+
+
+def relations_apart(of: Watch, lesson: Lesson) -> Float[Array, ""]:
+    """What `channel_relations` computes."""
+    each = [jnp.mean(jnp.abs(relations(a) - relations(b))) for a, b in pairs(of, lesson)]
+    return sum(each, jnp.zeros(()))
+
+
+def relations(x: Tensor) -> Float[Array, "b c c"]:
+    """Cosines of all pairs of channels of each image."""
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    unit = flat * jax.lax.rsqrt(jnp.sum(flat**2, 1, keepdims=True) + SMALLEST_NORM)
+    return jnp.einsum("bpi,bpj->bij", unit, unit)
 
 
 def feature_gap(*, of: Watch | None = None) -> Bound[Array]:

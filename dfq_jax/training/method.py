@@ -40,8 +40,8 @@ class GeneratedImages(NamedTuple):
       warmup: rounds in which it plays alone, and ranges of activations are tracked.
       times: steps of the generator in a round.
       lessons: steps of the student in a round.
-      against: its terms look at the student's answers too, which they find in `Observed.shared`;
-        the student's ranges are not tracked then.
+      against: its terms look at the student's answers too: a `Lesson`, which they find in
+        `Observed.shared`; the student's ranges are not tracked then.
     """
 
     kind: GeneratorKind
@@ -182,14 +182,21 @@ def nesterov(
       drops: steps at which the rate is multiplied by `factor`.
       factor: see there.
     """
-    return bound(nesterov_at, rate, decay, tuple(drops), factor)
+    return bound(sgd_at, True, rate, decay, tuple(drops), factor)
 
 
-def nesterov_at(
-    rate: float, decay: float, drops: tuple[int, ...], drop: float, factor: float
+def momentum(
+    rate: float, *, decay: float = 0.0, drops: tuple[int, ...] = (), factor: float = 0.1
+) -> Bound[optax.GradientTransformation]:
+    """`nesterov` with plain momentum of 0.9."""
+    return bound(sgd_at, False, rate, decay, tuple(drops), factor)
+
+
+def sgd_at(
+    nesterov: bool, rate: float, decay: float, drops: tuple[int, ...], drop: float, factor: float
 ) -> optax.GradientTransformation:
-    """What `nesterov` gives for a factor."""
-    moving = optax.sgd(falling(rate * factor, drops, drop), momentum=0.9, nesterov=True)
+    """What `nesterov` and `momentum` give for a factor."""
+    moving = optax.sgd(falling(rate * factor, drops, drop), momentum=0.9, nesterov=nesterov)
     return optax.chain(optax.add_decayed_weights(decay), moving) if decay else moving
 
 

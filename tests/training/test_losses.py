@@ -13,6 +13,7 @@ from dfq_jax.training.losses import (
     block_outputs,
     branch_outputs,
     channel_attention,
+    channel_relations,
     direction_gap,
     distillation,
     easy_label_loss,
@@ -20,6 +21,7 @@ from dfq_jax.training.losses import (
     label_loss,
     margin_loss,
     relation_loss,
+    score_distance,
     score_gap,
     spatial_attention,
 )
@@ -110,6 +112,10 @@ def test_attention(lesson):
     by_place = lambda v: unit((v**2).mean(-1).reshape(6, -1))
     wanted = ((by_place(A) - by_place(B)) ** 2).mean()
     np.testing.assert_allclose(spatial_attention(of=one_tensor)(lesson), wanted, rtol=1e-4)
+    flat = lambda v: np.moveaxis(v.reshape(6, 16, 3), 2, 1)
+    alike = lambda v: np.stack([unit(flat(v)[b]) @ unit(flat(v)[b]).T for b in range(6)])
+    wanted = np.abs(alike(A) - alike(B)).mean()
+    np.testing.assert_allclose(channel_relations(of=one_tensor)(lesson), wanted, rtol=1e-4)
     wanted = ((A - B) ** 2).mean() / A.var((0, 1, 2)).mean()
     np.testing.assert_allclose(feature_gap(of=one_tensor)(lesson), wanted, rtol=1e-4)
 
@@ -119,6 +125,8 @@ def test_nothing_is_lost_by_an_equal_student(lesson):
     for loss in (
         distillation(),
         score_gap,
+        score_distance,
+        channel_relations(of=one_tensor),
         direction_gap,
         relation_loss,
         feature_gap(of=one_tensor),

@@ -23,13 +23,14 @@ from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.zaq import zaq
 from dfq_jax.synthesis.terms.base import Observed
 from dfq_jax.training.activation_maps import activation_map, activation_map_loss, feature_map
-from dfq_jax.training.adversary import agreement, imbalance, own_entropy
+from dfq_jax.training.adversary import imbalance, opposed, own_entropy, quiet
 from dfq_jax.training.engine import rows_of_classes, trained
 from dfq_jax.training.frequencies import low_pass
 from dfq_jax.training.images import generator_refusal
-from dfq_jax.training.losses import Answers, Lesson
+from dfq_jax.training.losses import Answers, Lesson, distillation
 from dfq_jax.training.student import Tracking
 from dfq_jax.training.superposed import standardised, superposed_classes
 from dfq_jax.types import InputContract
@@ -138,15 +139,28 @@ def test_a_generator_may_play_against_the_student(nets):
     logits = jax.random.normal(KEY, (4, 5))
     other = logits + jax.random.normal(jax.random.key(3), (4, 5))
     nothing: Any = ()
-    told = (nothing, nothing, logits, {}, {}, {}, other, (), ())
+    teacher, student = (Answers(v, {"t": 2 * v}, nothing) for v in (logits, other))
+    shared = Lesson(nothing, nothing, teacher, student, KEY)
+    told = (nothing, nothing, logits, {}, {}, {}, shared, (), ())
     seen = Observed(*told, jnp.int32(0), jnp.int32(2), KEY)
     gap = divergence(logits, other)
-    np.testing.assert_allclose(agreement()(seen), -gap, rtol=1e-6)
-    assert float(agreement(after=3)(seen)) == 0.0
+    np.testing.assert_allclose(opposed(distillation())(seen), -gap, rtol=1e-6)
+    assert float(opposed(distillation(), after=3)(seen)) == 0.0
+    np.testing.assert_allclose(quiet(seen), -np.abs(2 * logits).mean(), rtol=1e-6)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(own_entropy(seen), -(p * np.log(p)).sum(1).mean(), rtol=1e-5)
     q = p.mean(0)
     np.testing.assert_allclose(imbalance(seen), (q * np.log(q)).sum(), rtol=1e-5)
+
+
+def test_zaq_goes_as_released():
+    made = zaq()
+    assert (made.steps, made.rounds) == (300 * 60 * 5, 300 * 60)
+    source = any_of(made.images)
+    assert [(t.name, t.weight) for t in source.terms] == [("L1", 1), ("CRM", 1), ("activity", 0.1)]
+    assert source.kind.channels == (128, 128, 64)
+    plain = np.multiply(rates(made, 0, 30_000, 60_000), 1.9)  # no Nesterov's momentum
+    np.testing.assert_allclose(plain, [0.1, 0.01, 0.001], rtol=1e-5)
 
 
 def test_rounds_of_ten_lessons():
@@ -168,18 +182,25 @@ def test_hard_samples_of_large_images_are_made_with_values_of_their_own(nets):
     assert HARD_SAMPLES.recipe(large, 7, None) == wanted
 
 
+SHORT = {
+    choi: {"steps": 4, "batch": 4, "warmup": 1, "lessons": 2, "length": 4, "channels": (4, 4)},
+    zaq: {"steps": 5, "batch": 4, "length": 4},
+}
+
+
 @pytest.mark.slow
-def test_choi_plays(nets):
+@pytest.mark.parametrize(("make", "told"), [(choi, "KL"), (zaq, "CRM")])
+def test_adversaries_play(nets, make, told):
     model = nets.tiny()
     folded = fold_batch_norm(model)
     images = nets.images(folded, 8)
     student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
-    method = choi(steps=4, batch=4, warmup=1, lessons=2, length=4, channels=(4, 4))
+    method = make(**SHORT[make])
     heard = []
     watch = Watcher(progress=lambda p: heard.append(dict(p.parts)))
     _, report = trained(student, folded, images, images, method, KEY, unfolded=model, watch=watch)
-    assert report.steps == 4
-    assert {"generator/KL", "generator/BN", "KL", "changed"} <= set(heard[-1])
+    assert report.steps == SHORT[make]["steps"]
+    assert {f"generator/{told}", told, "changed"} <= set(heard[-1])
 
 
 def test_ranges_follow_four_epochs_however_long_the_generator_is_alone():
