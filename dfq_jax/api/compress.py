@@ -8,7 +8,7 @@ import jax
 
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
-from dfq_jax.api.request import Asked, Follow, Settings, resolved
+from dfq_jax.api.request import Asked, Follow, Settings, following, resolved
 from dfq_jax.api.result import Result, split_probes
 from dfq_jax.api.shrinking import (
     Shrinking,
@@ -25,7 +25,6 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.optim.state import Place
 from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruning, check_pruning
@@ -69,16 +68,13 @@ def compress(
     """Removes channels or single weights, makes up for them, quantizes the rest: without data.
 
     Args:
-      model: network with its batch norms in place.
+      model: with its batch norms in place.
       images: to restore and calibrate with, a quarter held out; None to make them.
       prune: share of the channels that may go, `30%` or 0.3; 30 % if nothing else is asked for.
-      criterion: how channels are judged: `reconstruction` (what others cannot make up for; the
-        default where images restore), `energy` (expected energy behind the activation times that
-        of the columns that read it; the default elsewhere), `l1`, `l2`, `median` (geometric; all
-        three of filters with batch norms folded in), `norm` (batch norm's gain), `group`
-        (Torch-Pruning's), `taylor` or `fisher` (gradients on images).
-      restore: what makes up for them: `ridge` (layers fitted anew on images, norms re-estimated),
-        `norms` (these alone), `udfc` (in part), `lbyl`, `merging` (by weights), `means` or `none`.
+      criterion: how channels are judged, one of `pruning.criteria.CRITERIA`: by default
+        `reconstruction` (what others cannot make up for) where images restore, elsewhere `energy`.
+      restore: what makes up for them, one of `pruning.restore.RESTORATIONS`: by default `ridge`
+        (layers fitted anew on images, norms re-estimated).
       among: whose channels compete: a `layer`'s, all (`global`), or of one structure (`alike`).
       channels: which may go: `inner`, all but what sums carry from block to block, or `all`.
       least: channels that every layer keeps.
@@ -90,12 +86,11 @@ def compress(
         before it is quantized; zeros stay zero.
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
-      **settings: of `quantize`; a `budget` is what the smaller network may take instead of a
-        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`; `4bits` or `2GBOPs` are of bits.
+      **settings: of `quantize`; a `budget` may be what the smaller network takes, instead of a
+        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`.
 
     Returns:
-      What `quantize` returns of the smaller network; `pruned` and `zeros` tell how it got smaller,
-      and losses are those against `model`.
+      What `quantize` does, with how it got smaller; losses are those against `model`.
 
     Raises:
       UsageError: for a bad argument, or images of another contract.
@@ -111,8 +106,7 @@ def compress(
     check_pruning(how)
     taught = None if train is None else retraining_for(model, train)
     shrinking = Shrinking(None if share is None else how, zeros, untouched, taught)
-    follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
-    return carried_out(model, images, shrinking, settings, follow)
+    return carried_out(model, images, shrinking, settings, following(watch, state_folder))
 
 
 def carried_out(

@@ -19,6 +19,7 @@ from dfq_jax.api.request import (
     Follow,
     Settings,
     configured,
+    following,
     resolved,
 )
 from dfq_jax.api.result import Result, deliverable, split_probes
@@ -36,7 +37,6 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import name_of
 from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
-from dfq_jax.optim.state import Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.rules import written
 from dfq_jax.quantization.shared_grids import shared_grids
@@ -125,7 +125,7 @@ def quantize(
     chosen: dict[str, Any] = {**told.settings, **settings}
     check_synthesis(chosen, given=images is not None)
     asked = resolved(model, cast(Settings, chosen), pipeline)
-    follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
+    follow = following(watch, state_folder)
     return carried_out(model, images, asked, follow)
 
 

@@ -178,3 +178,8 @@ class Follow:
         """Tells of a part of the run that begins."""
         if self.watch.phase is not None:
             self.watch.phase(phase_of(part, self.foreseen))
+
+
+def following(watch: Watcher, folder: str | Path | None) -> Follow:
+    """Those who follow a run that keeps its state in a folder, or nowhere."""
+    return Follow(watch, Place(None if folder is None else Path(folder)))

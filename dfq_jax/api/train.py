@@ -10,7 +10,7 @@ import jax
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.quantize import learned, made_images, settings_of
-from dfq_jax.api.request import Asked, Follow
+from dfq_jax.api.request import Asked, Follow, following
 from dfq_jax.api.result import Result, deliverable
 from dfq_jax.api.start import begun_in
 from dfq_jax.api.synthesize import check_seed
@@ -20,7 +20,6 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.optim.state import Place
 from dfq_jax.quantization.plan import Rule
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized
@@ -116,7 +115,7 @@ def train(
     check_seed(given.seed)
     how = training_for(method, given.steps, given.batch, model=model)
     check_suits(how, model)
-    follow = Follow(watch, Place(None if state_folder is None else Path(state_folder)))
+    follow = following(watch, state_folder)
     begun = None
     if given.start is not None:
         asked = (given.scheme, given.layers, tuple(given.rules))
