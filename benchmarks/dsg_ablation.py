@@ -82,7 +82,7 @@ def variants(args: argparse.Namespace) -> dict[str, Make]:
         "+ LSE": drawn(slack=False, inhibit=0),
         "+ SDA": drawn(enhance=False, inhibit=0),
         "+ SDA + LSE": drawn(inhibit=0),
-        "+ SDA + LSE + SCI": drawn(),
+        "+ SDA + LSE + SCI": drawn(inhibit=0.01),
         "real": lambda s, seed: synthesis_quality.real_images(s, args.n, seed),
     }
 

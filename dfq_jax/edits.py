@@ -19,6 +19,7 @@ from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically, expected_moments
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.select import masked, select
+from dfq_jax.passes.value_split import split_values
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruned, Pruning, prune
 from dfq_jax.pruning.sparse import sparsified
@@ -49,6 +50,7 @@ __all__ = [
     "select",
     "sparsified",
     "split_channels",
+    "split_values",
     "uncapped",
     "weighted_nodes",
     "with_estimated_norms",

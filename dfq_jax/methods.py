@@ -19,7 +19,7 @@ from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dfq import Quantized, dfq
-from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import centres_for, fdda
 from dfq_jax.recipes.flexround import flexround
@@ -42,6 +42,7 @@ from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
+from dfq_jax.recipes.stochastic import stochastic
 from dfq_jax.recipes.synq import synq
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
@@ -67,6 +68,7 @@ __all__ = [
     "deepinversion_cifar",
     "dfq",
     "dsg",
+    "dsg_journal",
     "end_to_end",
     "estimated",
     "fdda",
@@ -91,6 +93,7 @@ __all__ = [
     "reestimate_norms",
     "squant",
     "stages",
+    "stochastic",
     "synq",
     "zaq",
     "zeroq",

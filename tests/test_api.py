@@ -16,6 +16,7 @@ import pytest
 
 import dfq_jax as dfq
 from dfq_jax.api import quantize as quantizing
+from dfq_jax.api import synthesize as imaging
 from dfq_jax.api import verdict
 from dfq_jax.errors import DataError, DivergedError, UnsupportedModelError, UsageError
 from dfq_jax.io.artifacts.images import load_images
@@ -24,7 +25,7 @@ from dfq_jax.optim.progress import Watcher
 from dfq_jax.recipes import expense
 from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
-from dfq_jax.recipes.presets import ImageBudget
+from dfq_jax.recipes.presets import METHODS, ImageBudget, image_budget
 
 
 @pytest.fixture(scope="module")
@@ -193,15 +194,15 @@ def test_without_images_the_preset_makes_them(model, monkeypatch):
         (8, "zeroq", 5, 3),
         (6, "zeroq", 5, 3),
         (8, "zeroq", 4, 3),
-        (8, "best", 5, 3),
+        (256, "best", 200, 3),
         (9, "dsg", 500, 3),
     ]
     assert said[0] == "synthesizing 8 images (zeroq)"
     assert said[-2:] == [
         "synthesizing 9 images (dsg)",
-        "  2 batches of 8 images, 500 steps each; published are 40 images in 500 steps",
+        "  3 batches of 4 images, 500 steps each; published are 4 images in 500 steps",
     ]
-    assert "  one batch of 8 images, 5 steps for preset fast; by itself best takes" in said[6]
+    assert said[6] == "  4 batches of 64 images, 200 steps each"
 
 
 @pytest.mark.parametrize(
@@ -226,6 +227,49 @@ def test_a_method_by_name_makes_what_its_paper_has(model, monkeypatch, method, n
     assert f"{steps:,} steps" in said[1]
     assert "as published; roughly " in said[1]
     assert said[1].endswith(" on this machine, less with smaller `n=` and `steps=`")
+
+
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_a_rounding_by_name_learns_from_as_many_images_as_best_makes(model, monkeypatch, preset):
+    asked, said = [], []
+
+    def made(model, method, n, **how):
+        asked.append((method, n, how["steps"]))
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    roundings: tuple[dict[str, Any], ...] = tuple(
+        {"reconstruction": name} for name in ("qdrop", "nearest")
+    )
+    for named in roundings:
+        with pytest.raises(DivergedError, match="stop here"):
+            dfq.quantize(model, preset=preset, **named, watch=Watcher(said.append))
+    best, own = (image_budget(p, model.contract, learned=True) for p in ("best", preset))
+    assert asked == [("best_unlabelled", best.n, best.steps), ("best", own.n, own.steps)]
+    assert said[1] == "  as many as preset best makes, since qdrop learns from them"
+    assert len(said) == 3
+
+
+def test_synthesize_makes_as_many_images_as_quantize(model, monkeypatch):
+    """Of every method that is named, in as many steps."""
+    asked, ordered = [], []
+
+    def made(model, method, n, **how):
+        asked.append((method, n, how["steps"]))
+        raise DivergedError("stop here")
+
+    def begun(model, recipe, n, *rest, **how):
+        ordered.append((recipe.name, n, recipe.steps))
+        raise DivergedError("stop here")
+
+    monkeypatch.setattr(quantizing, "synthesize", made)
+    monkeypatch.setattr(imaging, "synthesize_images", begun)
+    for name in (m for m in METHODS if m not in ("noise", "psaq_vit", "gzsq")):
+        for make in (dfq.quantize, dfq.synthesize):
+            with pytest.raises(DivergedError, match="stop here"):
+                make(model, method=name)
+    assert asked == ordered
+    assert ("dsg", 4, 500) in asked
 
 
 def test_reconstructions_by_name(model, images, tmp_path):

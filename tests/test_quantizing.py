@@ -230,3 +230,28 @@ def test_what_a_network_is_for_can_be_said(small, tmp_path):
     assert dfq.verify(tmp_path / "out").outputs[0].decisions == 0
     with pytest.raises(UsageError, match="task 'embeding' is none of classifier"):
         dfq.quantize(*small, task="embeding")
+
+
+def test_raw_images_calibrate_as_they_were_made(small, monkeypatch):
+    """None is held out and none clipped; as pixels they judge, which is said."""
+    model, images = small
+    seen = []
+    made = dataclasses.replace(images, arrays=(images.images * 3.0,))
+    monkeypatch.setattr(quantizing, "synthesize", lambda *_, **__: made)
+    calibrated = quantizing.calibrated
+
+    def noted(model, given, *rest):
+        seen.append(given)
+        return calibrated(model, given, *rest)
+
+    monkeypatch.setattr(quantizing, "calibrated", noted)
+    how: dict[str, Any] = {"method": "zeroq", "observer": "min_max", "probes": images}
+    for raw in (True, False):
+        result = dfq.quantize(model, raw_images=raw, **how)
+        assert (result.settings["held out"] == 0) is raw
+        assert any("judge as well" in note for note in result.report.notes) is raw
+        assert len(result.probes) == (len(images) if raw else len(images) // 4)
+    np.testing.assert_array_equal(seen[0].images, made.images)
+    _, high = model.contract.value_range
+    assert float(seen[1].images.max()) <= high + 1e-5 < float(seen[0].images.max())
+    assert len(seen[1]) == len(images) - len(images) // 4

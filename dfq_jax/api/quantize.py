@@ -32,6 +32,7 @@ from dfq_jax.api.verdict import (
     rather_plain,
     with_costs,
 )
+from dfq_jax.base.words import Preset
 from dfq_jax.errors import ResourceError, UsageError, check_choice
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
@@ -66,6 +67,10 @@ from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.limits import host_bytes
 from dfq_jax.synthesis.run.memory import in_units
 
+JUDGED_BY_ITS_OWN = (
+    "all images calibrate, as they are, and judge as well (`raw_images`): how often the "
+    "networks agree, and the noise of outputs, are better here than on images of its users"
+)
 OWN = "own"
 """In reports, the preset of a pipeline that is no preset's."""
 
@@ -106,6 +111,15 @@ def quantize(
         reconstruction: how kernels are rounded, one of `recipes.reconstructions.RECONSTRUCTIONS`.
         reconstruction_steps: of a unit, instead of the paper's.
         observer: how ranges are found (`quantization.observers.NAMED`), instead of BRECQ's search.
+        weight_observer: how those of kernels are, likewise.
+        equalize: which layers are equalized first: `pairs`, `groups` (across sums too) or `none`.
+        relu6: `replace` makes ReLUs of those ReLU6 that keep layers from equalization.
+        absorb: whether high biases move on behind ReLUs.
+        split: share of channels that are split where weights stand out (OCS).
+        value_aware: share of weights, the largest, that keep 8 bits in layers of their own.
+        bias_correction: `analytic`, `empirical`, `both` or `none`, where no method learns.
+        reestimate: whether images correct means and variances of layers that had a batch norm.
+        raw_images: calibrate with all images as they are (`Pipeline.raw`).
         budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
         sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
         rules: bits of particular layers, which a budget leaves as they are.
@@ -163,7 +177,7 @@ class LookedAt(NamedTuple):
     """The images of a run.
 
     Attributes:
-      images: as a camera could deliver them.
+      images: as a camera could deliver them, unless the pipeline takes them raw.
       making: how they were made; None if somebody brought them.
       fitted: whether the network was fitted to three quarters of them before it is quantized: then
         only the others judge.
@@ -183,7 +197,7 @@ def seen_for(
         require_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
-    images = deliverable(images, model.contract)
+    images = images if asked.pipeline.raw else deliverable(images, model.contract)
     return LookedAt(images, making if brought is None else None), follow
 
 
@@ -204,11 +218,12 @@ def quantized_on(
     whole = model if original is None else original
     if images.guessed and asked.pipeline.doubt:  # no evidence of how to round
         asked = asked.without_learning()
-    seen, probes = split_probes(images)
+    raw = asked.pipeline.raw
+    seen, probes = (images, deliverable(images, model.contract)) if raw else split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     used = fitted or made.used_images or mix is not None
-    probes = probes if used else images
+    probes = probes if used or raw else images
     judges = judges_of(whole, made, asked, follow)
     loss_of = partial(expected, model=whole, judges=judges, accuracy=asked.accuracy)
     unseen = making is None and not used
@@ -219,7 +234,7 @@ def quantized_on(
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
             asked = asked.without_learning()
-    follow.watch.says(f"judging on {len(probes)} held-out images")
+    follow.watch.says(f"judging on {len(probes)} {'of these' if raw else 'held-out'} images")
     right = None if original is None else fold_batch_norm(original)
     found = analyze(made.reference, made.quantized, probes.images, task=asked.task, original=right)
     shared = shared_grids(made.quantized, probes.images)
@@ -228,13 +243,14 @@ def quantized_on(
     found = with_costs(found, made, probes, asked, follow)
     report = qualified(found, images, note)
     more = (unlooked_at(images, asked), *cut) if unseen else cut
+    more = (JUDGED_BY_ITS_OWN, *more) if raw and used else more
     report = dataclasses.replace(report, notes=(*report.notes, *more))
     settings = settings_of(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     if making is not None and making.steps:
         method = asked.method or making.method
         settings["synthesis"] = manner(model, method, making, asked.preset or OWN)
-    settings["held out"] = len(probes) if probes is not seen else 0
+    settings["held out"] = 0 if raw or probes is seen else len(probes)
     follow.begins("verifying")
     return Result(made.quantized, model, images, probes, report, settings, mix, judges.images)
 
@@ -327,18 +343,30 @@ def require_reach(model: Model, budget: Budget, how: Pipeline) -> None:
 def making_for(model: Model, asked: Asked) -> ImageBudget:
     """How many images are made, and how: as asked, as published for a named method, or by preset.
 
-    More of them where they are noise and cost nothing.
+    A rounding that was named and learns gets as many as preset `best` makes. More of them where
+    they are noise and cost nothing.
     """
     methods = asked.pipeline.methods
-    found = image_budget(asked.preset or "fast", model.contract, learned=bool(methods))
+    found = image_budget(preset_of_images(asked), model.contract, learned=bool(methods))
     found = budget_of_stages(found) if learns_in_stages(methods) else found
     if makes_noise(model, asked.method or found.method):
         found = noise_budget(found)
     elif asked.method is not None:
-        found = budget_of_method(asked.method, model, found)
-    found = found if asked.pipeline.budget is None else mixed_budget(found)
+        found = budget_of_method(asked.method, model)
+    if asked.pipeline.budget is not None and not asked.pipeline.raw:
+        found = mixed_budget(found)
     n, steps = asked.n or found.n, found.steps and (asked.steps or found.steps)
     return dataclasses.replace(found, n=n, steps=steps)
+
+
+def preset_of_images(asked: Asked) -> Preset:
+    """Whose number of images is made where no method is named: `best`'s for a named rounding."""
+    return "best" if learns_as_named(asked) else asked.preset or "fast"
+
+
+def learns_as_named(asked: Asked) -> bool:
+    """Whether somebody, not a preset, chose that rounding is learned."""
+    return bool(asked.pipeline.methods) and not asked.pipeline.doubt
 
 
 def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow) -> Examples:
@@ -350,6 +378,9 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     if budget.steps and (asked.method or asked.n or asked.steps):
         how = manner(model, chosen, budget, asked.preset or OWN)
         follow.watch.says(f"  {how}{length(model, budget)}")
+    elif learns_as_named(asked):
+        rounding = asked.pipeline.reconstruction
+        follow.watch.says(f"  as many as preset best makes, since {rounding} learns from them")
     images = synthesize(
         model,
         chosen,

@@ -41,12 +41,15 @@ class Settings(Names, total=False):
 NAMES = tuple(Settings.__annotations__)
 TEXTS = (
     *("scheme", "preset", "layers", "method", "reconstruction", "observer", "budget"),
-    *("store", "task"),
+    *("store", "task", "weight_observer", "equalize", "relu6", "bias_correction"),
 )
+SWITCHES = ("absorb", "reestimate", "raw_images")
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys((*TEXTS, "sensitivity", "images"), (str,)),
     **dict.fromkeys(("n", "steps", "reconstruction_steps", "seed"), (int,)),
     **{"accuracy": (int, float), "memory": (int, str), "rules": (str, list)},
+    **dict.fromkeys(("split", "value_aware"), (int, float)),
+    **dict.fromkeys(SWITCHES, (bool,)),
 }
 """Types of settings that come from a file."""
 
@@ -85,7 +88,8 @@ def configured(config: str | Path | Mapping[str, Any]) -> Configured:
             continue
         name = LIKE.get(name, name)
         check_choice(f"setting of {where}", name, (*NAMES, "images"))
-        if not isinstance(value, KINDS.get(name, ())) or isinstance(value, bool):
+        kinds = KINDS.get(name, ())
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise UsageError(f"{where}: {flag} = {value!r} is no value of that setting.")
         found[name] = value
     if "rules" in found:

@@ -17,7 +17,7 @@ from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.compiling import compile_clock
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import Place
-from dfq_jax.recipes.presets import choice_for
+from dfq_jax.recipes.presets import budget_of_method, choice_for
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.processes import synthesize_shards
@@ -26,7 +26,7 @@ from dfq_jax.synthesis.run.processes import synthesize_shards
 def synthesize(
     model: Model,
     method: str | Recipe = "best",
-    n: int = 256,
+    n: int | None = None,
     *,
     seed: int = 0,
     steps: int | None = None,
@@ -44,7 +44,7 @@ def synthesize(
         suits itself to the network; `best` is ours. A network without usable batch-norm statistics
         gets noise, unless `gzsq`, which estimates them from the weights, or `psaq_vit`, which needs
         none, is asked for; the provenance notes it.
-      n: how many images.
+      n: how many images; None for as many as are the method's own (`dfq.quantize` makes as many).
       seed: equal seeds give equal images on one kind of device.
       steps: of a batch; None for the method's own, as always where a recipe is given.
       batch: images optimised together; likewise.
@@ -98,7 +98,7 @@ class Contribution(NamedTuple):
 
 def synthesize_set(
     model: Model,
-    n: int,
+    n: int | None,
     folder: str | Path,
     *,
     method: str | Recipe = "best",
@@ -113,7 +113,7 @@ def synthesize_set(
 
     Args:
       model: as in `synthesize`, where more is said.
-      n: how many images in all.
+      n: how many images in all; None for as many as are the method's own.
       folder: of the set; its parent exists.
       method: as in `synthesize`.
       seed: as in `synthesize`.
@@ -163,7 +163,7 @@ class ImageOrder(NamedTuple):
 def ordered(
     model: Model,
     method: str | Recipe,
-    n: int,
+    n: int | None,
     seed: int,
     steps: int | None,
     batch: int | None,
@@ -175,6 +175,7 @@ def ordered(
       UsageError: for a bad name, number or seed.
     """
     choice = choice_for(model, method, steps, batch)
+    n = budget_of_method(method, model).n if n is None else n
     if n < 1:
         raise UsageError(f"synthesize() needs n >= 1, got {n}.")
     check_seed(seed)

@@ -31,6 +31,7 @@ from dfq_jax.recipes.presets import (
     image_budget,
     makes_noise,
     noise_budget,
+    offer_of,
 )
 from dfq_jax.recipes.trainings import pipeline_of_start, training_for
 from dfq_jax.report.analyze import analyze
@@ -256,8 +257,10 @@ def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:
         found = image_budget("fast", model.contract, learned=False)
     elif makes_noise(model, method.recipe):
         found = noise_budget(found)
+    elif offer_of(method.recipe).ours:
+        found = dataclasses.replace(found, method=method.recipe)
     else:
-        found = budget_of_method(method.recipe, model, found)
+        found = budget_of_method(method.recipe, model)
     return dataclasses.replace(found, n=asked.n or method.n or found.n)
 
 

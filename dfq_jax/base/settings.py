@@ -23,7 +23,7 @@ GROUPS = {"reading": VERBS, "machine": ("synthesize",)}
 """{table in a verb's table: verbs that have it}; its keys are flags as well."""
 PLACES = frozenset({"output", "preview", "process", "processes", "force", "config"})
 """Options that say where a result goes, not what it is; a repeated run has its own."""
-FRACTIONS = frozenset({"accuracy"})
+FRACTIONS = frozenset({"accuracy", "split", "value-aware"})
 """Options that may have a decimal point."""
 NUMBERS = {"mean": ",", "std": ",", "size": "x"}
 """Options that may be a list of numbers, and what stands between them on the command line."""

@@ -22,6 +22,7 @@ MethodName = Literal[
     "best",
     "best_unlabelled",
     "dsg",
+    "dsg_journal",
     "zeroq",
     "deepinversion",
     "knowledge_within",
@@ -38,6 +39,7 @@ MethodName = Literal[
 ReconstructionName = Literal[
     "nearest",
     "squant",
+    "stochastic",
     "closed_form",
     "adaround",
     "brecq",
@@ -52,8 +54,23 @@ ReconstructionName = Literal[
 TrainingName = Literal["best", "gdfq", "qimera", "choi", "zaq", "intraq_qat", "hast", "synq", "ait"]
 """How a network is trained without data."""
 ObserverName = Literal[
-    "min_max", "ema", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy", "statistics"
+    "min_max",
+    "ema",
+    "image_min_max",
+    "percentile",
+    "lp",
+    "lp_shift",
+    "omse",
+    "aciq",
+    "entropy",
+    "statistics",
 ]
+WeightObserverName = Literal["min_max", "percentile", "lp", "lp_shift", "omse", "aciq", "entropy"]
+Equalization = Literal["pairs", "groups", "none"]
+"""Which layers are equalized: pairs, as in DFQ, groups across sums too, or none."""
+Relu6 = Literal["keep", "replace"]
+"""What becomes of ReLU6 that keep layers from equalization."""
+BiasCorrection = Literal["analytic", "empirical", "both", "none"]
 CriterionName = Literal[
     "energy",
     "reconstruction",

@@ -1,7 +1,7 @@
 """Options from a TOML file (see `dfq_jax.base.settings`), and the file that repeats a run.
 
-A verb reads its own table only, so that one file describes both steps of a published setting. What
-the command line says wins.
+A verb reads its own table only, so that one file can speak to several. What the command line says
+wins.
 """
 
 import dataclasses

@@ -9,19 +9,23 @@ from cyclopts import Parameter
 from dfq_jax.base.machine import MachineOptions
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.words import (
+    BiasCorrection,
     Channels,
     CriterionName,
+    Equalization,
     LayerPreset,
     MethodName,
     ObserverName,
     Preset,
     ReconstructionName,
+    Relu6,
     RestorationName,
     Rivals,
     Sensitivity,
     Store,
     TaskName,
     TrainingName,
+    WeightObserverName,
 )
 
 OutputFlag = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -39,7 +43,7 @@ class SynthesizeOptions:
 
     Attributes:
       output: One .npz file, or a folder (a name without suffix) of many.
-      n: How many images.
+      n: How many images; the method says if you do not, as published.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
       reading: how the model is read.
       steps: Optimisation steps of a batch.
@@ -51,7 +55,7 @@ class SynthesizeOptions:
     """
 
     output: OutputFlag
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 256
+    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
     method: MethodName = "best"
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
     steps: int | None = None
@@ -73,7 +77,7 @@ class QuantizeOptions:
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
-      n: How many images are made; the preset or the paper of the --method says if you do not.
+      n: How many images are made; the --method, or else the preset, says if you do not.
       steps: Optimisation steps of a batch of them, likewise.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
       reconstruction: How weights are rounded; the preset says if you do not.
@@ -83,6 +87,15 @@ class QuantizeOptions:
       budget: Bits by layer within 4.5bits a weight, 600KB of weights, or 2GBOPs.
       sensitivity: What a --budget listens to.
       observer: How ranges of activations are found.
+      weight_observer: How those of weights are found.
+      equalize: Which layers are equalized first: pairs, or groups across sums too.
+      relu6: replace makes ReLUs of those ReLU6 that keep layers from equalization.
+      absorb: Moves high biases on behind ReLUs.
+      split: Share of channels to split where weights stand out (OCS), e.g. 0.02.
+      value_aware: Share of weights, the largest, that keep 8 bits apart, e.g. 0.01.
+      bias_correction: How biases are corrected for rounding, where no method learns.
+      reestimate: Has images correct means and variances of layers that had a batch norm.
+      raw_images: Calibrates with all images as they are: none held out, none clipped.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step may take, e.g. 4GiB: larger ones are split.
       task: What the network is for, where its outputs do not tell.
@@ -107,6 +120,15 @@ class QuantizeOptions:
     budget: str | None = None
     sensitivity: Sensitivity = "kl"
     observer: ObserverName | None = None
+    weight_observer: WeightObserverName | None = None
+    equalize: Equalization = "pairs"
+    relu6: Relu6 = "keep"
+    absorb: bool = False
+    split: float = 0.0
+    value_aware: float = 0.0
+    bias_correction: BiasCorrection = "analytic"
+    reestimate: bool = False
+    raw_images: bool = False
     accuracy: float | None = None
     memory: str | None = None
     task: TaskName | None = None

@@ -24,6 +24,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.io.artifacts.images import load_images, save_images
 from dfq_jax.io.load import Loaded
 from dfq_jax.recipes.foresight import phase_of_synthesis
+from dfq_jax.recipes.presets import budget_of_method
 from dfq_jax.report.console import Terminal
 from dfq_jax.report.grid import grid_png
 from dfq_jax.report.terminal import duration_line
@@ -70,7 +71,7 @@ def fill_file(
     loaded: Loaded, options: SynthesizeOptions, machine: Machine, state: Path, terminal: Terminal
 ) -> None:
     """Makes images and writes them into one file."""
-    n, output = options.n, options.output
+    n, output = count_of(loaded, options), options.output
     with terminal.progress():
         terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
         images = imaging.synthesize(
@@ -101,7 +102,7 @@ def fill_folder(
     loaded: Loaded, options: SynthesizeOptions, machine: Machine, terminal: Terminal
 ) -> None:
     """Makes images, or the share of this process in them, and writes them into a folder."""
-    n, output = options.n, options.output
+    n, output = count_of(loaded, options), options.output
     state = state_folder(output)
     with terminal.progress():
         terminal.phase(phase_of_synthesis(loaded.model, options.method, n, options.steps))
@@ -130,6 +131,13 @@ def fill_folder(
     if not made.complete:
         terminal.note("the set is not finished: other processes have shards to make")
     emit(terminal, {"images": str(output), "n": n, **made._asdict()})
+
+
+def count_of(loaded: Loaded, options: SynthesizeOptions) -> int:
+    """How many images are made: as many as asked for, or as are the method's own."""
+    if options.n is None:
+        return budget_of_method(options.method, loaded.model).n
+    return options.n
 
 
 def check_output(output: Path, machine: MachineOptions) -> bool:

@@ -45,6 +45,11 @@ class EmaMinMax:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageMinMax:
+    """The extremes of each image, averaged over all images (Zhang et al. 2021, DSG)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Percentile:
     """The values that leave `100 - percent` percent of the mass outside, half at each end.
 
@@ -102,7 +107,7 @@ class Statistics:
 
 
 WeightObserver = MinMax | Percentile | Lp | LpShift | Omse | Aciq | Entropy
-Observer = WeightObserver | EmaMinMax | Statistics
+Observer = WeightObserver | EmaMinMax | ImageMinMax | Statistics
 Range = tuple[Float[Array, ""], Float[Array, ""]]
 
 
@@ -140,7 +145,7 @@ def weight_affine(
         return jnp.sum(gap**p, axes, keepdims=True) * shares
 
     match observer:
-        case MinMax() | EmaMinMax() | Statistics():
+        case MinMax() | EmaMinMax() | ImageMinMax() | Statistics():
             return from_range(lo, hi, grid)
         case Percentile(percent):
             tail = (100 - percent) / 200
@@ -209,7 +214,7 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
         return jnp.sum(counts * gap**p)
 
     match observer:
-        case MinMax() | EmaMinMax() | Statistics():
+        case MinMax() | EmaMinMax() | ImageMinMax() | Statistics():
             return from_range(hist.lo, hist.hi, grid)
         case Percentile(percent):
             return from_range(*percentile_range(hist, percent), grid)
@@ -227,29 +232,53 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
 
 def unseen(observer: Observer) -> Range:
     """The range of no batch, for `merged` to begin from."""
-    if isinstance(observer, EmaMinMax):
+    if isinstance(observer, EmaMinMax | ImageMinMax):
         return jnp.float32(0.0), jnp.float32(0.0)
     return jnp.float32(jnp.inf), jnp.float32(-jnp.inf)
 
 
-def merged(before: Range, new: Range, seen: Float[Array, ""], observer: Observer) -> Range:
+def extremes(x: Float[Array, "b ..."], fresh: Float[Array, ""], observer: Observer) -> Range:
+    """Smallest and largest value of a batch; of each image, averaged, where the observer does so.
+
+    Args:
+      x: values of a tensor, images first.
+      fresh: images at its end that no earlier batch had: only these are averaged.
+      observer: whose range it is.
+    """
+    if not isinstance(observer, ImageMinMax):
+        return jnp.min(x), jnp.max(x)
+    each, count = x.reshape(x.shape[0], -1), x.shape[0]
+    weight = (jnp.arange(count, dtype=jnp.float32) >= count - fresh).astype(x.dtype) / fresh
+    return jnp.sum(weight * each.min(1)), jnp.sum(weight * each.max(1))
+
+
+def merged(
+    before: Range,
+    new: Range,
+    seen: Float[Array, ""],
+    observer: Observer,
+    share: Float[Array, ""] | float = 1.0,
+) -> Range:
     """The range of several batches.
 
     Args:
       before: that of the batches so far.
-      new: smallest and largest value of one batch more.
+      new: `extremes` of one batch more.
       seen: how many batches that makes.
       observer: whose range it is.
+      share: of all images so far, those that are new with the last batch.
 
     Returns:
       The extremes of all, or their average: with `t` batches, the bias-corrected moving average
-      is `m_t = m_{t-1} + (1 - d) / (1 - d^t) (new - m_{t-1})`.
+      is `m_t = m_{t-1} + (1 - d) / (1 - d^t) (new - m_{t-1})`; over images it is their mean.
 
     Reference:
       Kingma and Ba 2015, "Adam", section 3 (the correction).
     """
-    if isinstance(observer, EmaMinMax):
-        rate = (1 - observer.momentum) / (1 - observer.momentum**seen)
-        rate = jnp.where(seen > 1, rate, 1.0)  # exactly, whatever the powers round to
+    if isinstance(observer, EmaMinMax | ImageMinMax):
+        rate = share
+        if isinstance(observer, EmaMinMax):
+            rate = (1 - observer.momentum) / (1 - observer.momentum**seen)
+            rate = jnp.where(seen > 1, rate, 1.0)  # exactly, whatever the powers round to
         return before[0] + rate * (new[0] - before[0]), before[1] + rate * (new[1] - before[1])
     return jnp.minimum(before[0], new[0]), jnp.maximum(before[1], new[1])

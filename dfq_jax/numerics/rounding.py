@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.numerics.affine import (
     Affine,
@@ -22,6 +22,8 @@ from dfq_jax.numerics.affine import (
     quantize,
     round_ste,
     snapped,
+    spread,
+    steps_of,
 )
 from dfq_jax.values import bound
 
@@ -243,3 +245,22 @@ def at_nearest_codes(trained: Leaves, fixed: Leaves, grid: Grid) -> Kernel:
     zero_point = fixed["zero_point"].astype(jnp.float32)
     whole = Steps(jnp.ones_like(zero_point), grid.qmin - zero_point, grid.qmax - zero_point)
     return snapped(trained["codes"], whole) * scales_of(trained, fixed)
+
+
+def rounded_at_random(
+    w: Float[Array, "..."], affine: Affine, grid: Grid, key: Key[Array, ""]
+) -> Float[Array, "..."]:
+    """Values of a grid on either side of `w`, the nearer the likelier; `w` in the mean.
+
+    Args:
+      w: any finite values; beyond the grid they are its ends.
+      affine: scale and zero point.
+      grid: the integers.
+      key: of the draws.
+
+    Reference:
+      Gupta et al. 2015, "Deep Learning with Limited Numerical Precision", section 3.
+    """
+    scale, low, high = steps_of(spread(affine, w.shape, grid), grid)
+    codes = jnp.floor(w / scale + jax.random.uniform(key, w.shape))
+    return jnp.clip(codes, low, high) * scale

@@ -1,14 +1,14 @@
 """What may be done to a float network before it is quantized, chosen by name and done in order."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
+from dfq_jax.base.words import Relu6
 from dfq_jax.errors import check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.passes.absorb import absorb_high_biases
 from dfq_jax.passes.equalize import Reach, capped_between, equalize_cross_layer, uncapped
 from dfq_jax.passes.fold import fold_batch_norm
-
-Relu6 = Literal["keep", "replace"]
+from dfq_jax.passes.value_split import split_values
 
 
 class Surgery(NamedTuple):
@@ -21,12 +21,15 @@ class Surgery(NamedTuple):
         the function: activations above 6 are no longer cut.
       absorb: whether high biases move on behind ReLUs; changes the function slightly.
       split: share of input channels to split in every layer where that is possible.
+      value_aware: share of each layer's weights, the largest, that have 8 bits in a layer of their
+        own (`passes.value_split`).
     """
 
     reach: Reach | None = "pairs"
     relu6: Relu6 = "keep"
     absorb: bool = False
     split: float = 0.0
+    value_aware: float = 0.0
 
 
 def operated(model: Model, surgery: Surgery, *, distrusted: frozenset[str] = frozenset()) -> Model:
@@ -55,7 +58,8 @@ def operated(model: Model, surgery: Surgery, *, distrusted: frozenset[str] = fro
         if surgery.relu6 == "replace":
             model = uncapped(model, capped_between(model, surgery.reach))
         model = equalize_cross_layer(model, reach=surgery.reach)
-    return absorb_high_biases(model) if surgery.absorb else model
+    model = absorb_high_biases(model) if surgery.absorb else model
+    return split_values(model, surgery.value_aware)
 
 
 def replaced_relu6(before: Model, after: Model) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,14 @@ from dfq_jax.numerics.basis import LearnedLevels
 from dfq_jax.numerics.basis import fit as fit_basis
 from dfq_jax.numerics.histogram import Histogram, empty, extend
 from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
-from dfq_jax.numerics.ranges import Statistics, activation_affine, merged, unseen, weight_affine
+from dfq_jax.numerics.ranges import (
+    Statistics,
+    activation_affine,
+    extremes,
+    merged,
+    unseen,
+    weight_affine,
+)
 from dfq_jax.numerics.signs import Signs, best_alpha
 from dfq_jax.quantization.columns import fit_side_by_side, in_columns
 from dfq_jax.quantization.plan import Plan, Site, Spec
@@ -80,9 +88,11 @@ def histograms_of(
     if images.shape[0] == 0:
         raise PlanError("calibrate() needs at least one image.")
     batch = min(batch, images.shape[0])
-    ranges = unseen_ranges(plan)
+    ranges, count = unseen_ranges(plan), images.shape[0]
     for index, x in enumerate(batches(images, batch)):
-        ranges = observe_ranges(model, plan, x, ranges, jnp.float32(index + 1))
+        known = index * batch
+        shown = BatchShown(index + 1, min(batch, count - known), min(known + batch, count))
+        ranges = observe_ranges(model, plan, x, ranges, shown.traced())
     histograms: Mapping[str, Histogram] = {t: empty(*found) for t, found in ranges.items()}
     for x in batches(images, batch):
         histograms = observe_histograms(model, plan, x, ranges, histograms)
@@ -95,6 +105,24 @@ def batches(images: Float[Array, "n h w c"], size: int):
     for start in range(0, count, size):
         first = min(start, count - size)
         yield images[first : first + size]
+
+
+class BatchShown(NamedTuple):
+    """Which batch of images is shown.
+
+    Attributes:
+      number: from 1.
+      fresh: images of it that no earlier batch had; they are its last.
+      so_far: all images so far, these included.
+    """
+
+    number: Any
+    fresh: Any
+    so_far: Any
+
+    def traced(self) -> "BatchShown":
+        """The same as floats that one program takes."""
+        return BatchShown(*map(jnp.float32, self))
 
 
 def unseen_ranges(plan: Plan) -> Ranges:
@@ -111,12 +139,14 @@ def capture(model: Model, plan: Plan, x: Tensor) -> dict[str, Tensor]:
 
 @partial(jax.jit, static_argnames="plan")
 def observe_ranges(
-    model: Model, plan: Plan, x: Tensor, before: Ranges, seen: Float[Array, ""]
+    model: Model, plan: Plan, x: Tensor, before: Ranges, shown: BatchShown
 ) -> Ranges:
-    """{tensor: range} over `x`, the batch number `seen`, and everything observed before."""
+    """{tensor: range} over `x` and everything observed before."""
     observers = {tensor: plan.table[sites[0]].observer for tensor, sites in plan.groups}
-    extremes = {t: (jnp.min(v), jnp.max(v)) for t, v in capture(model, plan, x).items()}
-    return {t: merged(before[t], new, seen, observers[t]) for t, new in extremes.items()}
+    found = capture(model, plan, x)
+    new = {t: extremes(v, shown.fresh, observers[t]) for t, v in found.items()}
+    share = shown.fresh / shown.so_far
+    return {t: merged(before[t], new[t], shown.number, observers[t], share) for t in new}
 
 
 @partial(jax.jit, static_argnames="plan")

@@ -7,6 +7,7 @@ from dfq_jax.numerics.ranges import (
     Aciq,
     EmaMinMax,
     Entropy,
+    ImageMinMax,
     Lp,
     LpShift,
     MinMax,
@@ -17,7 +18,7 @@ from dfq_jax.numerics.ranges import (
 )
 
 DEFAULT_OBSERVER = Lp(2.4)
-ACTIVATIONS_ONLY = (EmaMinMax, Statistics)
+ACTIVATIONS_ONLY = (EmaMinMax, ImageMinMax, Statistics)
 
 
 class Observers(NamedTuple):
@@ -36,6 +37,7 @@ DEFAULT_OBSERVERS = Observers()
 NAMED: dict[str, Observer] = {
     "min_max": MinMax(),
     "ema": EmaMinMax(),
+    "image_min_max": ImageMinMax(),
     "percentile": Percentile(),
     "lp": Lp(),
     "lp_shift": LpShift(),

@@ -3,10 +3,8 @@
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; numbers as in
 the AIMET library, to which its authors contribute.
 
-Weights alone are learned, and a layer's own activations are in float meanwhile. But what it reads
-comes from the quantized network as it will be, activations of earlier layers included, where the
-method rounds the weights of the whole network before any activation: so weights make up for the
-error of those activations, too.
+The weights of the whole network are rounded before any activation is: what a layer reads comes from
+the network with weights on their grids so far, and activations in float.
 """
 
 from dfq_jax.numerics.rounding import adaround as learned_bits
@@ -14,7 +12,7 @@ from dfq_jax.reconstruction.method import Penalty, Phase, Reconstruction
 
 
 def adaround(*, steps: int = 10_000, batch: int = 32, weight: float = 0.01) -> Reconstruction:
-    """Soft bits per layer, activations in float.
+    """Soft bits per layer, activations in float everywhere.
 
     Args:
       steps: of a layer; AIMET takes 15,000 below 4 bits.
@@ -27,7 +25,7 @@ def adaround(*, steps: int = 10_000, batch: int = 32, weight: float = 0.01) -> R
     return Reconstruction(
         name="adaround",
         rounding=learned_bits(),
-        phases=(Phase(steps, edges=False, quantized=0.0, rough=1.0),),
+        phases=(Phase(steps, edges=False, quantized=0.0, rough=1.0, weights_alone=True),),
         penalty=Penalty(weight, curve="cosine"),
         batch=batch,
         layers=True,

@@ -34,7 +34,7 @@ def aquant(
     return Reconstruction(
         name="aquant",
         rounding=adaround(scale=True),
-        phases=(Phase(steps, biases=True, quantized=quantized, rough=quantized),),
+        phases=(Phase(steps, biases=True, quantized=quantized, rough=quantized, input_once=True),),
         rates=Rates(scale=learning_rate, biases=learning_rate, relative=True),
         penalty=Penalty(weight),
         batch=batch,

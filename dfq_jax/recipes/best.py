@@ -31,6 +31,8 @@ from dfq_jax.synthesis.terms.base import Term, label_entropy
 from dfq_jax.synthesis.terms.match import relative_batch_match
 
 STARTS = {"noise": noise, "pink": pink}
+IMAGES = 256
+"""Made where nobody says how many, and no preset cuts them."""
 COARSE = 0.8
 """Share of the steps at half the size, where images are large."""
 SMALL: Mapping[str, Any] = {"start": "pink", "labels": 0.3, "learning_rate": 0.15}
@@ -105,8 +107,8 @@ def suited_unlabelled(model: Model, given: Mapping[str, Any]) -> Recipe:
     return best(**{**settings_for(model), **given, "labels": 0.0})
 
 
-BEST = Offer(best, suited, ours=True)
-BEST_UNLABELLED = Offer(best_unlabelled, suited_unlabelled, ours=True)
+BEST = Offer(best, suited, images=IMAGES, ours=True)
+BEST_UNLABELLED = Offer(best_unlabelled, suited_unlabelled, images=IMAGES, ours=True)
 
 
 def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:

@@ -2,11 +2,11 @@
 
 Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction".
 
-The released code walks through the network twice: weights of all units first, with activations in
-float everywhere, then the steps of all activations. Here a unit goes through both phases before the
-next one begins, which therefore reads activations that are quantized already. So later units make
-up for the error that activations of earlier ones bring as well, and units finish one by one: what
-is done is never touched again.
+It walks through the network twice: weights of all units first, with activations in float
+everywhere, then the steps of all activations. The first layer keeps 8 bits, rounded to nearest.
+Errors are weighed by slopes of the prediction, as the paper tells; its released script leaves that
+out (`fisher=False`). Ranges of activations are those of the float network, where the released code
+finds them behind rounded weights.
 """
 
 from dfq_jax.numerics.rounding import adaround
@@ -28,7 +28,8 @@ def brecq(
     weight: float = 0.01,
     merge: int = 1,
     layers: bool = False,
-    fisher: bool = False,
+    fisher: bool = True,
+    skip_first: bool = True,
 ) -> Reconstruction:
     """Rounding with activations in float, then scales of activations with rounding done.
 
@@ -39,7 +40,8 @@ def brecq(
       weight: of the penalty on undecided bits; 0.1 for MobileNetV2.
       merge: blocks that make a unit (the paper's stages).
       layers: learn layer by layer instead of by units.
-      fisher: weight errors by slopes of the prediction, as the paper tells; its code does not.
+      fisher: weigh errors by slopes of the prediction.
+      skip_first: learn nothing of the first layer, as released.
 
     Returns:
       The method.
@@ -48,7 +50,7 @@ def brecq(
         name="brecq",
         rounding=adaround(),
         phases=(
-            Phase(steps, edges=False, quantized=0.0, rough=1.0),
+            Phase(steps, edges=False, quantized=0.0, rough=1.0, weights_alone=True),
             Phase(edge_steps or max(steps // 4, 1), kernels=False, quantized=1.0, rough=1.0),
         ),
         rates=Rates(edges=4e-4),
@@ -56,6 +58,7 @@ def brecq(
         batch=batch,
         merge=merge,
         layers=layers,
+        skip_first=skip_first,
         loss=fisher_gap if fisher else squared_gap,
         fisher=fisher,
     )

@@ -10,12 +10,13 @@ single scale.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfq_jax.base.words import BiasCorrection
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
@@ -28,6 +29,7 @@ from dfq_jax.passes.channel_split import runs, split_channels, unsplit
 from dfq_jax.passes.level import LEVEL, level_channels
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.value_split import LARGE
 from dfq_jax.quantization.calibrate import Ranges, calibrate, guard_biases
 from dfq_jax.quantization.narrowing import activation_gap, narrowed
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
@@ -38,8 +40,9 @@ from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.terms.targets import distrusted_norms
 
 Kernel = Float[Array, "..."]
-BiasCorrection = Literal["analytic", "empirical", "both", "none"]
 DEFAULT_SURGERY = Surgery()
+LARGE_IN_BYTES = (Rule(f"*{LARGE}", weight_bits=8),)
+"""Of weights that are apart because they are large."""
 SIGNED = 3.0
 """Deviations by which 16 levels end: at 2.6 they err least on a normal distribution."""
 
@@ -104,7 +107,8 @@ def dfq(
     """
     check_choice("bias correction", bias, get_args(BiasCorrection))
     watch.says("folding batch norms" + (" and equalizing channels" if surgery.reach else ""))
-    how = (scheme, layers, tuple(rules), observers or DEFAULT_OBSERVERS)
+    rules = (*(LARGE_IN_BYTES if surgery.value_aware else ()), *rules)
+    how = (scheme, layers, rules, observers or DEFAULT_OBSERVERS)
     whole, settled = prepared(model, surgery, level, how)
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from dfq_jax.base.durations import spoken
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import macs
-from dfq_jax.recipes.presets import ImageBudget, offer_of, published_images, recipe_for
-from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.run.engine import batch_size
+from dfq_jax.recipes.presets import ImageBudget, budget_of_method, offer_of, recipe_for
+from dfq_jax.synthesis.recipe import Recipe, batch_size
 from dfq_jax.synthesis.terms.targets import recorded_statistics
 
 PASSES = 3
@@ -31,7 +30,7 @@ def manner(model: Model, method: str | Recipe, budget: ImageBudget, preset: str)
     many = math.ceil(budget.n / batch)
     batches = f"{many} batches of {batch} images" if many > 1 else f"one batch of {batch} images"
     each = " each" if many > 1 else ""
-    return f"{batches}, {budget.steps:,} steps{each}{origin(method, recipe, budget, preset)}"
+    return f"{batches}, {budget.steps:,} steps{each}{origin(method, model, budget, preset)}"
 
 
 def length(model: Model, budget: ImageBudget) -> str:
@@ -42,17 +41,19 @@ def length(model: Model, budget: ImageBudget) -> str:
     return f"; roughly {spoken(seconds)} on this machine, less with smaller `n=` and `steps=`"
 
 
-def origin(method: str | Recipe, recipe: Recipe, budget: ImageBudget, preset: str) -> str:
+def origin(method: str | Recipe, model: Model, budget: ImageBudget, preset: str) -> str:
     """Where numbers of images and steps come from, and what they would be otherwise."""
     if isinstance(method, Recipe):
         return ""
-    steps, published = recipe.steps, published_images(method, recipe)
-    if offer_of(method).ours:
-        same = budget.steps == steps
-        return "" if same else f" for preset {preset}; by itself {recipe.name} takes {steps:,}"
-    if (budget.n, budget.steps) == (published, steps):
-        return ", as published"
-    return f"; published are {published:,} images in {steps:,} steps"
+    own = budget_of_method(method, model)
+    same, ours = (budget.n, budget.steps) == (own.n, own.steps), offer_of(method).ours
+    if same:
+        return "" if ours else ", as published"
+    told = f"{own.n:,} images in {own.steps:,} steps"
+    if ours:
+        cut = "" if budget.named else f" for preset {preset}"
+        return f"{cut}; by itself {method} makes {told}"
+    return f"; published are {told}"
 
 
 def expected_seconds(model: Model, budget: ImageBudget, rate: float | None = None) -> float:

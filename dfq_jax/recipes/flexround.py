@@ -25,7 +25,7 @@ def flexround(
     return Reconstruction(
         name="flexround",
         rounding=division(),
-        phases=(Phase(steps, quantized=quantized, rough=quantized),),
+        phases=(Phase(steps, quantized=quantized, rough=quantized, input_once=True),),
         rates=Rates(bits=learning_rate, scale=learning_rate),
         batch=batch,
     )

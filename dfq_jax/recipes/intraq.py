@@ -12,10 +12,15 @@ distance to earlier images of the class, and soft labels. With features `f` of a
     loss = BNS + SIL + MDC
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxtyping import Array, Float, PyTree
 
-from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import adam_with_plateau, rated
+from dfq_jax.recipes.sizes import is_small
 from dfq_jax.synthesis.recipe import Memory, Offer, Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.sources.augment import at_random, compose, flip, resized_crop, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
@@ -47,8 +52,8 @@ def intraq(
 ) -> Recipe:
     """IntraQ's images, with the released values for CIFAR-10.
 
-    The released scripts take `lower=0.02, upper=1.0, target=0.6` for CIFAR-100, and `lower=0.0,
-    upper=2.0, target=1.0` for ImageNet, which leaves the margin out and makes labels hard.
+    The released scripts take `CIFAR_100` for CIFAR-100, and `IMAGENET` for ImageNet, which leaves
+    the margin out and makes labels hard; `suited` says what a network gets by name.
 
     Args:
       steps: Adam steps.
@@ -79,7 +84,19 @@ def intraq(
     return recipe if lower <= 0 and upper >= 2 else with_margin(recipe, lower, upper)
 
 
-INTRAQ = Offer(intraq, images=5120)
+def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """IntraQ with the released values for a network's images: CIFAR-10's, CIFAR-100's, ImageNet's.
+
+    Of small images and other numbers of classes, CIFAR-10's up to 10, else CIFAR-100's.
+    """
+    if not is_small(model.contract):
+        return intraq(**{**IMAGENET, **given})
+    return intraq(**{**(CIFAR_100 if classes_of(model) > 10 else {}), **given})
+
+
+IMAGENET: Mapping[str, Any] = {"lower": 0.0, "upper": 2.0, "target": 1.0}
+CIFAR_100: Mapping[str, Any] = {"lower": 0.02, "upper": 1.0, "target": 0.6}
+INTRAQ = Offer(intraq, suited, images=5120)
 
 
 def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:

@@ -40,4 +40,4 @@ def noise(*, batch: int = 32) -> Recipe:
     )
 
 
-NOISE = Offer(noise, optimised=False)
+NOISE = Offer(noise, images=256, optimised=False)

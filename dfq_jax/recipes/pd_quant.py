@@ -41,7 +41,7 @@ def pd_quant(
     return Reconstruction(
         name="pd_quant",
         rounding=adaround(),
-        phases=(Phase(steps),),
+        phases=(Phase(steps, input_once=True),),
         rates=Rates(bits=3e-3),
         penalty=Penalty(weight),
         batch=batch,

@@ -2,17 +2,30 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from dfq_jax.allocation.costs import Budget, parse_budget
-from dfq_jax.base.words import LayerPreset, Preset, Sensitivity, Store
-from dfq_jax.errors import check_choice
+from dfq_jax.base.words import (
+    BiasCorrection,
+    Equalization,
+    LayerPreset,
+    Preset,
+    Relu6,
+    Sensitivity,
+    Store,
+)
+from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
-from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.numerics.ranges import MinMax, Observer
 from dfq_jax.passes.before_quantization import Surgery
-from dfq_jax.quantization.observers import DEFAULT_OBSERVER, Observers, observer_named
+from dfq_jax.quantization.observers import (
+    DEFAULT_OBSERVER,
+    Observers,
+    check_observers,
+    observer_named,
+)
 from dfq_jax.quantization.plan import STORES, WIDE, Rule, Scheme, parse_scheme
-from dfq_jax.recipes.dfq import DEFAULT_SURGERY, BiasCorrection, Quantized
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY, Quantized
 from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of
 from dfq_jax.recipes.reconstructions import (
     PLACED,
@@ -50,6 +63,8 @@ class Pipeline:
       spare: leave images aside where statistics predict all ranges, of 8 bits each.
       even: try whether channels of one width do better (`passes/level.py`).
       doubt: keep what was learned only where that was worth it, and learn nothing from noise.
+      raw: images serve as they are: all calibrate, none is held out, and values outside of 0..255
+        stay; they judge as well, as pixels.
     """
 
     scheme: Scheme = BYTES
@@ -68,6 +83,7 @@ class Pipeline:
     spare: bool = False
     even: bool = False
     doubt: bool = False
+    raw: bool = False
 
     def __post_init__(self) -> None:
         """Refuses a form of kernels that is none."""
@@ -94,6 +110,15 @@ class Names(TypedDict, total=False):
     reconstruction: str | None
     reconstruction_steps: int | None
     observer: str | None
+    weight_observer: str | None
+    equalize: Equalization
+    relu6: Relu6
+    absorb: bool
+    split: float
+    value_aware: float
+    bias_correction: BiasCorrection
+    reestimate: bool
+    raw_images: bool
     budget: str | None
     sensitivity: Sensitivity
     rules: Iterable[Rule]
@@ -110,6 +135,15 @@ def pipeline_for(
     reconstruction: str | None = None,
     reconstruction_steps: int | None = None,
     observer: str | None = None,
+    weight_observer: str | None = None,
+    equalize: Equalization = "pairs",
+    relu6: Relu6 = "keep",
+    absorb: bool = False,
+    split: float = 0.0,
+    value_aware: float = 0.0,
+    bias_correction: BiasCorrection = "analytic",
+    reestimate: bool = False,
+    raw_images: bool = False,
     budget: str | None = None,
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
@@ -126,7 +160,7 @@ def pipeline_for(
     bits, contract = parse_scheme(scheme), model.contract
     chosen = reconstruction or reconstruction_of(preset, contract, bits)
     methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
-    named = any(name is not None for name in (method, reconstruction, observer))
+    named = any(name is not None for name in (method, reconstruction, observer, weight_observer))
     few = (bits.activation_bits or WIDE) < FEW_BITS and not is_small(contract)
     return Pipeline(
         scheme=bits,
@@ -134,7 +168,10 @@ def pipeline_for(
         rules=tuple(rules),
         budget=None if budget is None else parse_budget(budget),
         sensitivity=sensitivity,
-        observers=observers_of(observer, chosen),
+        surgery=surgery_of(equalize, relu6, absorb, split, value_aware),
+        observers=observers_of(observer, weight_observer, chosen),
+        bias=bias_correction,
+        reestimate=reestimate,
         placed=(PLACED[chosen],) if chosen in PLACED else (),
         methods=methods,
         enlarge=enlarges(chosen, contract),
@@ -142,12 +179,41 @@ def pipeline_for(
         spare=preset == "fast",
         even=few and (learns_in_stages(methods) or not (named or methods)),
         doubt=reconstruction is None,
+        raw=raw_images,
     )
 
 
-def observers_of(name: str | None, reconstruction: str) -> Observers | None:
-    """How ranges are found; what rounds without images has the ranges of kernels it is made for."""
-    activations = DEFAULT_OBSERVER if name is None else observer_named(name)
-    if reconstruction in PLACED:
-        return Observers(MinMax(), activations)
-    return None if name is None else Observers(activations=activations)
+def surgery_of(
+    equalize: Equalization, relu6: Relu6, absorb: bool, split: float, value_aware: float
+) -> Surgery:
+    """What is done to the float network first, by name.
+
+    Raises:
+      UsageError: for an unknown name, or a share that is none.
+    """
+    check_choice("equalization", equalize, get_args(Equalization))
+    check_choice("relu6", relu6, get_args(Relu6))
+    for name, share in (("split", split), ("value_aware", value_aware)):
+        if not 0 <= share < 1:
+            raise UsageError(f"{name} must be a share in [0, 1), got {share}.")
+    reach = None if equalize == "none" else equalize
+    return Surgery(reach, relu6, absorb, float(split), float(value_aware))
+
+
+def observers_of(
+    activations: str | None, weights: str | None, reconstruction: str
+) -> Observers | None:
+    """How ranges are found; what rounds without images has the ranges of kernels it is made for.
+
+    Raises:
+      PlanError: for an unknown name, or one of activations alone for weights.
+    """
+    named = lambda name: DEFAULT_OBSERVER if name is None else observer_named(name)
+    kernels: Observer = named(weights)
+    if weights is None and reconstruction in PLACED:
+        kernels = MinMax()
+    elif activations is None and weights is None:
+        return None
+    found = Observers(kernels, named(activations))
+    check_observers(found)
+    return found

@@ -12,7 +12,7 @@ from dfq_jax.recipes.aac import aac
 from dfq_jax.recipes.best import BEST, BEST_UNLABELLED
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.deepinversion import DEEPINVERSION
-from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.genie import GENIE
 from dfq_jax.recipes.gzsq import gzsq
 from dfq_jax.recipes.hard_samples import HARD_SAMPLES
@@ -23,7 +23,7 @@ from dfq_jax.recipes.noise import NO_STATISTICS, NOISE
 from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.recipe import Offer, Recipe
+from dfq_jax.synthesis.recipe import Offer, Recipe, batch_size
 from dfq_jax.synthesis.terms.targets import recorded_statistics
 from dfq_jax.types import InputContract
 
@@ -31,6 +31,7 @@ OFFERS: Mapping[str, Offer] = {
     "best": BEST,
     "best_unlabelled": BEST_UNLABELLED,
     "dsg": Offer(dsg),
+    "dsg_journal": Offer(dsg_journal),
     "zeroq": Offer(zeroq),
     "deepinversion": DEEPINVERSION,
     "knowledge_within": Offer(knowledge_within),
@@ -68,13 +69,13 @@ class ImageBudget:
       method: its name, or the recipe.
       n: how many.
       steps: of a batch; 0 of noise.
-      published: these are the numbers of the method's paper, not of a preset.
+      named: somebody named the method, so these are its own numbers, not those of a preset.
     """
 
     method: str | Recipe
     n: int
     steps: int
-    published: bool = False
+    named: bool = False
 
 
 def image_budget(preset: str, contract: InputContract, *, learned: bool) -> ImageBudget:
@@ -93,22 +94,19 @@ def image_budget(preset: str, contract: InputContract, *, learned: bool) -> Imag
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
-def budget_of_method(method: str | Recipe, model: Model, preset: ImageBudget) -> ImageBudget:
-    """The images of a method that was asked for: as many, in as many steps, as published.
+def budget_of_method(method: str | Recipe, model: Model) -> ImageBudget:
+    """The images of a method that was named: as many, in as many steps, as are its own.
 
-    Our own methods were made for presets, and take their numbers; a recipe makes one batch.
+    No preset cuts them short; `dfq synthesize` and `dfq quantize` make the same. A recipe makes one
+    batch.
+
+    Raises:
+      UsageError: for an unknown name.
     """
-    if isinstance(method, Recipe):
-        return ImageBudget(method, method.batch, method.steps)
-    if offer_of(method).ours:
-        return dataclasses.replace(preset, method=method)
     recipe = recipe_for(method, model=model)
-    return ImageBudget(method, published_images(method, recipe), recipe.steps, published=True)
-
-
-def published_images(method: str, recipe: Recipe) -> int:
-    """How many images a paper calibrates with: one batch, where it makes no more."""
-    return offer_of(method).images or recipe.batch
+    n = None if isinstance(method, Recipe) else offer_of(method).images
+    n = n or batch_size(recipe, recipe.batch, len(recorded_statistics(model)[0]) or 1)
+    return ImageBudget(method, n, recipe.steps, named=True)
 
 
 def budget_of_stages(budget: ImageBudget) -> ImageBudget:

@@ -25,7 +25,7 @@ def qdrop(
     return Reconstruction(
         name="qdrop",
         rounding=adaround(),
-        phases=(Phase(steps, quantized=quantized, rough=quantized),),
+        phases=(Phase(steps, quantized=quantized, rough=quantized, input_once=True),),
         penalty=Penalty(weight),
         batch=batch,
     )

@@ -28,6 +28,7 @@ from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
+from dfq_jax.recipes.stochastic import stochastic
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.engine import reconstruct
 from dfq_jax.reconstruction.footprint import Method, footprint
@@ -48,7 +49,10 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "stages": stages,
     "best": best_rounding,
 }
-PLACED: Mapping[str, Callable[[Quantized], Quantized]] = {"squant": squant}
+PLACED: Mapping[str, Callable[[Quantized], Quantized]] = {
+    "squant": squant,
+    "stochastic": stochastic,
+}
 """What rounds without images, on grids from extreme to extreme."""
 RECONSTRUCTIONS = ("nearest", *PLACED, "closed_form", *LEARNED)
 OURS = ("closed_form", "stages", "best")
@@ -134,7 +138,7 @@ def surfaces(
     Parts show at least `LEAST_SEEN` of an image, mirrored or not, and are as smooth as photographs;
     collages have their edges, and their surfaces without texture (`synthesis.sources.collages`).
     """
-    shown = compose(resized_crop(smallest=LEAST_SEEN), flip(together=False))
+    shown = compose(resized_crop(smallest=LEAST_SEEN, attempts=0), flip(together=False))
     natural = to_natural(images, contract)
     parts = [shown(jax.random.fold_in(key, i), natural) for i in range(VIEWS)]
     whole = jnp.concatenate([natural, *parts])

@@ -6,6 +6,7 @@ give the float unit's output from the quantized one's input; then it is rounded 
 output travels on, so later units make up for what earlier ones could not.
 """
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.progress import SILENT, Progress, UnitReport, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
@@ -34,10 +36,7 @@ from dfq_jax.reconstruction.footprint import (
     layers_instead,
     looks_ahead,
 )
-from dfq_jax.reconstruction.method import (
-    Reconstruction,
-    relative_gap,
-)
+from dfq_jax.reconstruction.method import Reconstruction, relative_gap
 from dfq_jax.reconstruction.phases import Learned, in_phases
 from dfq_jax.reconstruction.saved_units import Finished, load_unit, save_unit
 from dfq_jax.reconstruction.unit_at_work import (
@@ -60,6 +59,7 @@ from dfq_jax.reconstruction.units import (
     units_of,
     with_unit,
 )
+from dfq_jax.reconstruction.walks import as_walked, walks_of, watched
 from dfq_jax.values import described
 
 
@@ -107,7 +107,31 @@ def reconstruct(
         if place.folder is not None:
             facts = facts_of(quantized, np.asarray(images), method, key)
             place.knowing(facts | {"units layer by layer": sorted(split)}).store()
-        return unit_by_unit(quantized, reference, images, *given, place, watch)
+        return in_walks(quantized, reference, images, *given, place, watch)
+
+
+def in_walks(
+    quantized: QuantizedModel,
+    reference: Model,
+    images: Host | Float[Array, "n h w c"],
+    method: Method,
+    key: Key[Array, ""],
+    memory: int,
+    split: frozenset[int],
+    place: Place,
+    watch: Watcher,
+) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
+    """`reconstruct` in a folder that is ours, walk by walk."""
+    reports: tuple[UnitReport, ...] = ()
+    for walk in walks_of(method):
+        again = walk.number > 0
+        own = jax.random.fold_in(key, walk.number) if again else key
+        inside = place / f"walk-{walk.number}" if again else place
+        given = (walk.method, own, memory, split, inside, watched(watch, walk))
+        found, told = unit_by_unit(as_walked(quantized, walk), reference, images, *given)
+        quantized = dataclasses.replace(found, plan=quantized.plan)
+        reports += told
+    return quantized, reports
 
 
 def check_kernels(plan: Plan) -> None:
@@ -136,7 +160,7 @@ def unit_by_unit(
     place: Place,
     watch: Watcher,
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
-    """`reconstruct` in a folder that is ours, units of these numbers layer by layer."""
+    """One walk through the network, units of these numbers layer by layer."""
     units = cut(reference, quantized.plan, method)
     exact = rough = np.asarray(images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
@@ -148,6 +172,7 @@ def unit_by_unit(
         at = (watch, spread[index], index, len(units))
         tell = partial(stepped, *at), partial(solving, *at)
         work = UnitAtWork(unit, float_unit, plain, qparams, exact, rough, targets, memory, *tell)
+        work = work._replace(still=still_in(unit, reference, method))
         own = layered(method) if index in split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
@@ -159,6 +184,14 @@ def unit_by_unit(
             plain, qparams = found.model, found.qparams
         exact, rough = targets, passed(plain, qparams, unit.plan, rough)
     return quantized, tuple(reports)
+
+
+def still_in(unit: Unit, reference: Model, method: Method) -> frozenset[str]:
+    """Canonical names of the layers of a unit that learn nothing: the network's first, if so."""
+    if isinstance(method, ClosedForm) or not method.skip_first:
+        return frozenset()
+    first = weighted_nodes(reference.graph)[0].name
+    return frozenset(new for old, new in unit.names.items() if old == first)
 
 
 def stepped(
@@ -258,7 +291,9 @@ def attempts(
         work = work._replace(model=solution.model, qparams=solution.qparams)
     if isinstance(method, ClosedForm):
         return
-    if method.spare and all(spec.levels.bits == 8 for _, spec in work.unit.plan.entries):
+    kernels = {site.node for site, _ in work.unit.plan.entries if site.argument is None}
+    bytes_alone = all(spec.levels.bits == 8 for _, spec in work.unit.plan.entries)
+    if (method.spare and bytes_alone) or (work.still and kernels <= work.still):
         yield Learned(work.model, work.qparams)
         return
     learn = learned_by_layers if method.layers else in_phases
@@ -324,6 +359,7 @@ def learned_by_layers(
         model, qparams = unit_model(layer, whole.model), unit_qparams(layer, whole.affines)
         part = UnitAtWork(layer, float_layer, model, qparams, exact, rough, targets, work.memory)
         part = part._replace(on_step=partial(in_layer, work.on_step, number, layers))
+        part = part._replace(still=frozenset(layer.names[n] for n in work.still & set(layer.names)))
         return in_phases(part, method, jax.random.fold_in(key, number), place / f"layer-{number}")
 
     return layer_by_layer(work, learn)

@@ -23,14 +23,8 @@ from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.second_moments import pieces
 from dfq_jax.reconstruction.batches import read
-from dfq_jax.reconstruction.method import (
-    Losses,
-    Phase,
-    Reconstruction,
-    UnitContext,
-    blended,
-    training_hook,
-)
+from dfq_jax.reconstruction.method import Phase, Reconstruction
+from dfq_jax.reconstruction.objective import Losses, UnitContext, blended, training_hook
 from dfq_jax.reconstruction.unit_at_work import BATCH
 from dfq_jax.reconstruction.units import Host
 from dfq_jax.values import Bound, bound

@@ -19,15 +19,8 @@ from dfq_jax.optim.steps import descent
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.batches import Rows, supply
 from dfq_jax.reconstruction.guided import CHUNK, guided_objective_of, variances
-from dfq_jax.reconstruction.method import (
-    Guide,
-    Phase,
-    Reconstruction,
-    UnitContext,
-    batch_of,
-    objective_of,
-    optimizer_of,
-)
+from dfq_jax.reconstruction.method import Phase, Reconstruction, batch_of
+from dfq_jax.reconstruction.objective import Guide, UnitContext, objective_of, optimizer_of
 from dfq_jax.reconstruction.unit_at_work import OnStep, UnitAtWork, power_of
 from dfq_jax.values import bound
 
@@ -79,7 +72,8 @@ def phase_of(
     was.
     """
     plan, model, qparams = work.unit.plan, work.model, work.qparams
-    kernels, fixed = begun(model, qparams, plan, method.rounding if phase.kernels else None)
+    rounding = method.rounding if phase.kernels else None
+    kernels, fixed = begun(model, qparams, plan, rounding, work.still)
     edges = coarse_edges(plan, qparams) if phase.edges else {}
     biases = biases_of(model) if phase.biases else {}
     trained = {"kernels": kernels, "edges": edges, "biases": biases}
@@ -128,12 +122,19 @@ def coarse_edges(plan: Plan, qparams: Mapping[Site, Affine]) -> dict[str, Array]
 
 
 def begun(
-    model: Model, qparams: Mapping[Site, Affine], plan: Plan, rounding: Rounding | None
+    model: Model,
+    qparams: Mapping[Site, Affine],
+    plan: Plan,
+    rounding: Rounding | None,
+    still: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What kernels train and what stays, by layer; nothing trains without a rounding."""
+    """What kernels train and what stays, by layer; nothing trains without a rounding.
+
+    Those of layers that are `still` are rounded to nearest.
+    """
     trained, fixed = {}, {}
     for site, spec in plan.entries:
-        if site.argument is None and rounding is not None:
+        if site.argument is None and rounding is not None and site.node not in still:
             kernel = model.params[site.node]["kernel"]
             trained[site.node], fixed[site.node] = rounding.init(kernel, qparams[site], spec.grid)
     return trained, fixed

@@ -61,6 +61,7 @@ class UnitAtWork(NamedTuple):
       on_layer: told (layers, of how many) while they are solved.
       beyond: what follows, if the method asks.
       slopes: of the divergence of predictions by the unit's outputs, if the method asks.
+      still: its layers whose kernels learn nothing.
     """
 
     unit: Unit
@@ -75,6 +76,7 @@ class UnitAtWork(NamedTuple):
     on_layer: OnLayer = unheard
     beyond: Beyond | None = None
     slopes: Host | None = None
+    still: frozenset[str] = frozenset()
 
 
 def flow(

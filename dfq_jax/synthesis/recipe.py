@@ -161,7 +161,7 @@ class Offer(NamedTuple):
       suited: (network, steps and batch if they are asked for) -> the recipe that suits it; None if
         the paper's values do for all.
       images: how many the paper calibrates with; None for one batch.
-      ours: made for presets, which say how many images it makes in how many steps.
+      ours: it has no paper; presets make fewer images by it, in fewer steps, where nobody names it.
       optimised: takes steps; others are given none, whatever is asked for.
     """
 
@@ -184,6 +184,13 @@ class Offer(NamedTuple):
         if model is None or self.suited is None:
             return self.make(**given)
         return self.suited(model, given)
+
+
+def batch_size(recipe: Recipe, n: int, layers: int) -> int:
+    """Images per batch: no more than asked for, whole rounds of layers where the recipe says so."""
+    if recipe.per_layer:
+        return layers * max(1, round(min(recipe.batch, n) / layers))
+    return min(recipe.batch, n)
 
 
 def recorded(factory: Callable[Arguments, Recipe]) -> Callable[Arguments, Recipe]:

@@ -9,6 +9,7 @@ from dfq_jax.numerics.ranges import (
     Aciq,
     EmaMinMax,
     Entropy,
+    ImageMinMax,
     Lp,
     LpShift,
     MinMax,
@@ -301,13 +302,13 @@ def test_averages_over_batches_weigh_the_last_most():
     assert (float(lo), float(hi)) == (-3, 2)
 
 
-@pytest.mark.parametrize("observer", [EmaMinMax(), Lp(), MinMax()])
+@pytest.mark.parametrize("observer", [EmaMinMax(), ImageMinMax(), Lp(), MinMax()])
 def test_one_batch_is_its_own_range(observer):
     found = merged(unseen(observer), (f32(0.3), f32(0.7)), f32(1), observer)
     assert (float(found[0]), float(found[1])) == (float(f32(0.3)), float(f32(0.7)))
 
 
-@pytest.mark.parametrize("observer", [EmaMinMax(), Statistics()])
+@pytest.mark.parametrize("observer", [EmaMinMax(), ImageMinMax(), Statistics()])
 def test_observers_of_batches_take_the_extremes_they_are_given(observer):
     w = f32(np.random.default_rng(25).normal(size=(20, 3)))
     np.testing.assert_array_equal(fit(w, LOW, observer).scale, fit(w, LOW, MinMax()).scale)

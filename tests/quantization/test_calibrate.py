@@ -7,7 +7,7 @@ import pytest
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import DEAD_SCALE, covers, quantize_bias
-from dfq_jax.numerics.ranges import EmaMinMax
+from dfq_jax.numerics.ranges import EmaMinMax, ImageMinMax
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import batches, calibrate, capture, guard_biases
 from dfq_jax.quantization.observers import Observers
@@ -234,6 +234,19 @@ def test_several_batches_and_outputs(nets):
     assert set(found.qparams) == set(plan.table)
     shared = [found.qparams[Site(n, "input0")] for n in ("classes", "number")]
     assert shared[0] is shared[1]
+
+
+def test_averaged_extremes_over_images(model, nets):
+    """Every image counts once, though the last batch shows some again."""
+    plan = resolve(model.graph, Scheme(4, 4), observers=Observers(activations=ImageMinMax()))
+    x = nets.images(model, 10)
+    quantized = calibrate(model, plan, x, batch=4)
+    values = nets.forward(model, x)
+    for tensor, sites in plan.groups[1:]:
+        each = np.asarray(values[tensor]).reshape(10, -1)
+        lo, hi = each.min(1).mean(), each.max(1).mean()
+        scale = (max(hi, 0) - min(lo, 0)) / plan.table[sites[0]].grid.qmax
+        assert float(quantized.affines[sites[0]].scale) == pytest.approx(scale, rel=1e-4)
 
 
 def test_averaged_extremes_over_batches(model, nets):

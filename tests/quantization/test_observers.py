@@ -3,7 +3,7 @@ import re
 import pytest
 
 from dfq_jax.errors import PlanError
-from dfq_jax.numerics.ranges import Aciq, EmaMinMax, Lp, MinMax, Statistics
+from dfq_jax.numerics.ranges import Aciq, EmaMinMax, ImageMinMax, Lp, MinMax, Statistics
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.observers import NAMED, Observers, observer_named
 from dfq_jax.quantization.plan import Scheme, resolve
@@ -11,7 +11,7 @@ from dfq_jax.quantization.plan import Scheme, resolve
 
 def test_names_are_those_of_every_observer():
     assert observer_named("aciq") == Aciq()
-    assert len({type(observer_named(name)) for name in NAMED}) == len(NAMED) == 9
+    assert len({type(observer_named(name)) for name in NAMED}) == len(NAMED) == 10
 
 
 def test_unknown_names_are_refused_with_the_nearest():
@@ -27,7 +27,7 @@ def test_a_plan_has_the_observers_asked_for(nets):
     assert {spec.observer for _, spec in resolve(graph, Scheme(4, 4)).entries} == {Lp(2.4)}
 
 
-@pytest.mark.parametrize("observer", [EmaMinMax(0.5), Statistics()])
+@pytest.mark.parametrize("observer", [EmaMinMax(0.5), ImageMinMax(), Statistics()])
 def test_weights_have_no_batches_and_no_statistics(observer, nets):
     graph = fold_batch_norm(nets.tiny()).graph
     message = re.escape(f"{observer} says nothing of weights; their observers are min_max")

@@ -18,7 +18,7 @@ from dfq_jax.passes.before_quantization import Surgery, operated
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.passes.ranges import expected_ranges
-from dfq_jax.quantization.calibrate import calibrate, observe_ranges, unseen_ranges
+from dfq_jax.quantization.calibrate import BatchShown, calibrate, observe_ranges, unseen_ranges
 from dfq_jax.quantization.narrowing import activation_gap
 from dfq_jax.quantization.observers import (
     ACTIVATIONS_ONLY,
@@ -244,7 +244,7 @@ def test_ranges_end_at_peaks(tiny_net, images):
     found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
     assert found.used_images
     plan, reference = found.quantized.plan, found.reference
-    most = observe_ranges(reference, plan, images * 0.5, unseen_ranges(plan), jnp.ones(()))
+    most = observe_ranges(reference, plan, images * 0.5, unseen_ranges(plan), BatchShown(1, 1, 1))
     for tensor, sites in plan.groups:
         if tensor not in reference.graph.inputs:
             low, high = covers(found.quantized.affines[sites[0]], Grid(8))

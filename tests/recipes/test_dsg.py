@@ -1,15 +1,19 @@
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.dsg import dsg
+from dfq_jax.recipes.dsg import dsg, dsg_journal, exactly
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.run.engine import batch_size, synthesize_images
+from dfq_jax.synthesis.recipe import batch_size
+from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import gaussian, uniform
 from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.spectrum import spectral_distance, spectrum
 from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 
 KEY = jax.random.key(0)
@@ -73,14 +77,16 @@ def test_each_sample_emphasises_one_layer(model, nets):
     x = nets.images(model, 4)
     targets, _ = batch_norm_targets(model)
     stats = observe(model, targets, x).stats
-    for factor, recipe in [(2.0, dsg(slack=False)), (4.0, dsg(variant="code", slack=False))]:
+    journal = dsg_journal()._replace(prepare=exactly)
+    for factor, recipe in [(2.0, dsg(slack=False)), (4.0, journal)]:
         wanted = 0.0
         for layer, (name, target) in enumerate(targets.items()):
             n = stats[name].positions
             std = np.sqrt(np.asarray(stats[name].var) * n / (n - 1) + 1e-6)
             gap = (np.asarray(stats[name].mean) - np.asarray(target.mean)) ** 2
             gap += (std - np.sqrt(np.asarray(target.var) + 1e-6)) ** 2
-            weights = np.where(np.arange(4) % 2 == layer, factor, 1.0)
+            own = np.arange(4) == layer if recipe is journal else np.arange(4) % 2 == layer
+            weights = np.where(own, factor, 1.0)
             wanted += (weights * gap.sum(1)).sum() / 4
         found = loss_of(recipe, model, x)[1]["LSE"]
         assert found == pytest.approx(wanted, rel=1e-4)
@@ -88,30 +94,65 @@ def test_each_sample_emphasises_one_layer(model, nets):
 
 def test_total_is_the_weighted_sum_of_its_parts(model, nets):
     x = nets.images(model, 4)
-    weights = {"LSE": 1.0, "image": 1.0, "SCI": 0.01}
-    code = weights | {"CE": 2.0, "TV": 0.01, "l2": 0.01}
-    for recipe, wanted in [(dsg(slack=False), weights), (dsg(variant="code", slack=False), code)]:
+    weights = {"LSE": 1.0, "image": 1.0}
+    code = weights | {"SCI": 1.0, "CE": 2.0, "TV": 0.01, "l2": 0.01}
+    ours = dsg(slack=False, inhibit=0.01), weights | {"SCI": 0.01}
+    journal = dsg_journal()._replace(prepare=exactly)
+    for recipe, wanted in [(dsg(slack=False), weights), ours, (journal, code)]:
         total, parts = loss_of(recipe, model, x)
         assert {t.name: t.weight for t in recipe.terms} == wanted
         assert total == pytest.approx(sum(w * parts[k] for k, w in wanted.items()), rel=1e-5)
 
 
-def test_labels_are_one_hot_and_random():
-    labels = np.asarray(dsg().condition(KEY, 200, 5))
-    assert labels.shape == (200, 5)
-    np.testing.assert_array_equal(np.sort(labels, axis=1), np.tile([0, 0, 0, 0, 1], (200, 1)))
-    assert labels.sum(0).min() > 20
+def test_spectral_distance_is_that_of_the_released_code():
+    """With NumPy's eigenvectors, whose signs are LAPACK's as well."""
+    images, noise = (np.asarray(gaussian(jax.random.key(k), (5, 4, 4, 3))) for k in (1, 2))
+    images = 0.3 * images + 1.0  # alike
+
+    def spectrum(x):
+        flat = x.reshape(5, -1)
+        unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+        return np.linalg.eigh(unit @ unit.T)
+
+    (values, vectors), (wanted, others) = spectrum(images), spectrum(noise)
+    weights = (wanted - wanted.min()) / (wanted.max() - wanted.min())
+    along = np.abs((weights * (vectors * others).sum(0)).sum())
+    found = float(spectral_distance(jnp.asarray(images), jnp.asarray(noise)))
+    size = np.abs(found - 1e-4 * ((values - wanted) ** 2).mean())
+    signs = [
+        np.abs((weights * (vectors * others).sum(0) * s).sum()) for s in product((1, -1), repeat=5)
+    ]
+    assert np.min(np.abs(size - np.array([along, *signs]))) < 1e-5
+
+
+def test_slopes_of_a_spectrum():
+    """Those of finite differences; finite for samples that are all alike."""
+    root = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    matrix, weights = jnp.asarray(root @ root.T), jnp.asarray(root[::-1])
+
+    def value(a):
+        values, vectors = spectrum(a)
+        return jnp.sum(values**2) + jnp.sum((vectors * vectors[0]) * weights)
+
+    way = jnp.asarray(root + root.T)
+    slope = float(jax.jvp(value, (matrix,), (way,))[1])
+    assert slope == pytest.approx(
+        float(value(matrix + 1e-2 * way) - value(matrix - 1e-2 * way)) / 2e-2, rel=2e-2
+    )
+    alike = jnp.ones((4, 3, 3, 3))
+    noise = gaussian(KEY, (4, 3, 3, 3))
+    assert np.isfinite(np.asarray(jax.grad(spectral_distance)(alike, noise))).all()
 
 
 def test_settings():
-    recipe = dsg(variant="code", steps=9, batch=6, inhibit=0.0, noise_images=8)
+    recipe = dsg(steps=9, batch=6, inhibit=0.01, noise_images=8)
     assert (recipe.name, recipe.steps, recipe.batch) == ("dsg", 9, 6)
-    assert recipe.settings["variant"] == "code"
     assert set(recipe.settings) >= {"quantile", "noise_images", "slack", "enhance", "inhibit"}
-    assert "SCI" not in [t.name for t in recipe.terms]
-    assert recipe.source.init is uniform
+    assert dsg_journal().source.init is uniform
     assert dsg().source.init is gaussian
-    assert batch_size(dsg(), 256, 9) == 36  # whole rounds of layers
+    assert [batch_size(dsg(), n, 49) for n in (1, 20, 256)] == [49] * 3  # one for each layer
+    assert batch_size(dsg(batch=256), 256, 9) == 252  # whole rounds of layers
+    assert batch_size(dsg_journal(), 256, 9) == 40
 
 
 def spread(model, images):

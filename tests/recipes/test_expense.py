@@ -1,10 +1,12 @@
 """What is said of the making of images before it is done."""
 
+import dataclasses
+
 import pytest
 
 from dfq_jax.base.durations import spoken
 from dfq_jax.recipes import expense
-from dfq_jax.recipes.presets import METHODS, ImageBudget, budget_of_method
+from dfq_jax.recipes.presets import METHODS, OFFERS, ImageBudget, budget_of_method
 
 FEW = ImageBudget("best", 12, 40)
 
@@ -30,15 +32,20 @@ def test_how_images_are_made(tiny_net, method, budget, text):
 
 def test_ours_are_shortened_by_presets_which_is_said(tiny_net):
     said = expense.manner(tiny_net, "best", FEW, "fast")
-    assert said.startswith("one batch of 12 images, 40 steps for preset fast; by itself best takes")
+    assert said.startswith("one batch of 12 images, 40 steps for preset fast; by itself best makes")
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "noise"])
-def test_every_method_by_name_is_as_published_or_says_how_not(tiny_net, method):
-    budget = budget_of_method(method, tiny_net, FEW)
+def test_no_preset_cuts_a_method_that_is_named(tiny_net, method):
+    budget = budget_of_method(method, tiny_net)
+    assert budget.named
     said = expense.manner(tiny_net, method, budget, "fast")
-    assert ("as published" in said) is budget.published
-    assert ("preset fast" in said) is not budget.published
+    assert ("as published" in said) is not OFFERS[method].ours
+    assert "preset" not in said
+    assert "by itself" not in said
+    cut = expense.manner(tiny_net, method, dataclasses.replace(budget, steps=7), "fast")
+    assert f"{budget.n:,} images in {budget.steps:,} steps" in cut
+    assert "preset" not in cut
 
 
 def test_time_grows_with_work(tiny_net, monkeypatch):

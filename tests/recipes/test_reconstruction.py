@@ -43,7 +43,9 @@ from dfq_jax.reconstruction.method import (
     Rates,
     Reconstruction,
     fisher_gap,
+    squared_gap,
 )
+from dfq_jax.reconstruction.walks import walks_of
 from dfq_jax.types import InputContract
 
 
@@ -51,23 +53,27 @@ def test_published_numbers():
     """The tables of the cards."""
     found = adaround()
     assert found.layers
-    assert found.phases == (Phase(10_000, edges=False, quantized=0.0, rough=1.0),)
+    weights = Phase(10_000, edges=False, quantized=0.0, rough=1.0, weights_alone=True)
+    assert found.phases == (weights,)
     assert found.penalty == Penalty(0.01, 0.2, 20.0, 2.0, "cosine")
     found = brecq()
-    assert [(p.steps, p.kernels, p.edges, p.quantized) for p in found.phases] == [
-        (20_000, True, False, 0.0),
-        (5_000, False, True, 1.0),
+    assert [(p.steps, p.kernels, p.edges, p.quantized, p.weights_alone) for p in found.phases] == [
+        (20_000, True, False, 0.0, True),
+        (5_000, False, True, 1.0, False),
     ]
+    assert found.skip_first
+    assert found.fisher
+    assert found.loss is fisher_gap
+    assert brecq(fisher=False).loss is squared_gap
     assert found.rates == Rates(1e-3, 1e-4, 4e-4)
     found = pd_quant()
     assert found.rates == Rates(3e-3, 1e-4, 4e-5)
     assert found.prediction == Prediction(10.0, 4.0)
     assert found.correction == Correction(0.02, 500, 1e-3)
     assert pd_quant(closeness=None).correction is None
-    assert brecq(fisher=True).fisher
-    assert brecq(fisher=True).loss is fisher_gap
     for found, weight in ((qdrop(), 0.01), (genie_m(), 1.0)):
-        assert found.phases == (Phase(20_000, True, True, False, 0.5, 0.5),)
+        once = found.name == "qdrop"  # quantizers behind activations; GENIE's sit before layers
+        assert found.phases == (Phase(20_000, True, True, False, 0.5, 0.5, input_once=once),)
         assert found.rates == Rates(1e-3, 1e-4, 4e-5)
         assert found.penalty == Penalty(weight, 0.2, 20.0, 2.0, "linear")
     assert {n for n, method in METHODS.items() if method().lines} == {"stages"}
@@ -188,7 +194,7 @@ VARIANTS = {
     **METHODS,
     "brecq, stages": partial(brecq, merge=2),
     "brecq, layers": partial(brecq, layers=True),
-    "brecq, fisher": partial(brecq, fisher=True),
+    "brecq, released": partial(brecq, fisher=False),
 }
 
 
@@ -204,7 +210,8 @@ def test_every_method_learns(name, given):
         small = small._replace(correction=Correction(steps=20))
     quantized, reference, images = given
     found, reports = reconstruct(quantized, reference, images, small, jax.random.key(1))
-    better = [r.after < r.before for r in reports]
+    rounded = reports[: len(reports) // len(tuple(walks_of(small)))]  # steps of activations may not
+    better = [r.after < r.before for r in rounded]
     assert sum(better) >= len(better) - 1, reports
     assert jax.tree.structure(found.qparams) == jax.tree.structure(quantized.qparams)
     assert jnp.isfinite(found.model.params["fc"]["kernel"]).all()

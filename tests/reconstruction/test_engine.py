@@ -29,6 +29,7 @@ from dfq_jax.quantization.plan import Plan, Rule, Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.reconstruction import engine as engine
 from dfq_jax.reconstruction import phases
+from dfq_jax.reconstruction.batches import Rows
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.corrected_inputs import corrected_inputs, statistics_gap
 from dfq_jax.reconstruction.engine import reconstruct
@@ -40,12 +41,10 @@ from dfq_jax.reconstruction.method import (
     Prediction,
     Rates,
     Reconstruction,
-    Rows,
-    UnitContext,
-    objective_of,
     relative_gap,
     squared_gap,
 )
+from dfq_jax.reconstruction.objective import UnitContext, objective_of
 from dfq_jax.reconstruction.unit_at_work import Beyond, passed, slopes_of
 from dfq_jax.reconstruction.units import Unit, layers_of, rest_of, unit_model, units_of
 from dfq_jax.types import InputContract

@@ -27,7 +27,7 @@ from dfq_jax.reconstruction.footprint import (
     unit_footprint,
     values_of,
 )
-from dfq_jax.reconstruction.method import UnitContext, objective_of
+from dfq_jax.reconstruction.objective import UnitContext, objective_of
 from dfq_jax.reconstruction.phases import begun, coarse_edges
 from dfq_jax.reconstruction.unit_at_work import passed
 from dfq_jax.reconstruction.units import rest_of, unit_model, unit_qparams, units_of

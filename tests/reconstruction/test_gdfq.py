@@ -22,7 +22,8 @@ from dfq_jax.optim.steps import Player, descent, in_turn
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
-from dfq_jax.reconstruction.method import Phase, Rates, UnitContext, optimizer_of, training_hook
+from dfq_jax.reconstruction.method import Phase, Rates
+from dfq_jax.reconstruction.objective import UnitContext, optimizer_of, training_hook
 from dfq_jax.reconstruction.phases import begun, biases_of, coarse_edges
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.sources.generator import codes_and_generator, generated

@@ -11,12 +11,11 @@ from dfq_jax.reconstruction.method import (
     Penalty,
     Rates,
     UnitSeen,
-    blended,
     fisher_gap,
-    optimizer_of,
     relative_gap,
     squared_gap,
 )
+from dfq_jax.reconstruction.objective import blended, optimizer_of
 
 KEY = jax.random.key(7)
 

@@ -92,8 +92,26 @@ def test_a_window_is_resized_as_torch_does():
     np.testing.assert_allclose(found[1:-1, 1:-1], inner, atol=1e-5)
 
 
+def test_windows_that_do_not_fit_are_drawn_again():
+    """As torchvision does: sides keep their ratio, and no area is more likely than another."""
+    windows = np.asarray(random_windows(KEY, 2000, 0.5, (3 / 4, 4 / 3), 10))
+    height, width = windows[:, 2], windows[:, 3]
+    assert (windows[:, :2] + windows[:, 2:] <= 1 + 1e-6).all()
+    assert 3 / 4 - 1e-5 <= (width / height).min() < (width / height).max() <= 4 / 3 + 1e-5
+    assert 0.5 - 1e-5 <= (height * width).min() < 0.51
+    torch = pytest.importorskip("torch")
+    transforms = pytest.importorskip("torchvision.transforms")
+    blank = torch.zeros(3, 1000, 1000)
+    get = transforms.RandomResizedCrop.get_params
+    drawn = [get(blank, [0.5, 1.0], [3 / 4, 4 / 3])[2:] for _ in range(2000)]
+    areas = np.prod(np.array(drawn) / 1000, axis=1)
+    np.testing.assert_allclose((height * width).mean(), areas.mean(), atol=0.01)
+    never = random_windows(KEY, 5, 1.0, (1.2, 1.3), 3)
+    np.testing.assert_array_equal(never[:, 2:], 1.0)
+
+
 def test_windows_lie_inside_and_are_as_large_as_said():
-    windows = np.asarray(random_windows(KEY, 500, 0.5, (3 / 4, 4 / 3)))
+    windows = np.asarray(random_windows(KEY, 500, 0.5, (3 / 4, 4 / 3), 0))
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, :2] + windows[:, 2:] <= 1 + 1e-6).all()
     area = windows[:, 2] * windows[:, 3]

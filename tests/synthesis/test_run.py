@@ -15,8 +15,8 @@ from dfq_jax.optim.schedules import reduce_on_plateau
 from dfq_jax.optim.state import Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage
-from dfq_jax.synthesis.run.engine import batch_size, suited, synthesize_images
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, batch_size
+from dfq_jax.synthesis.run.engine import suited, synthesize_images
 from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
 from dfq_jax.synthesis.terms.base import Term, image_statistics
 from dfq_jax.synthesis.terms.match import batch_norm_match

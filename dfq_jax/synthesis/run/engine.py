@@ -18,7 +18,7 @@ from dfq_jax.graph.query import classes_of, output_shapes
 from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
-from dfq_jax.synthesis.recipe import Memory, Recipe, nothing
+from dfq_jax.synthesis.recipe import Memory, Recipe, batch_size, nothing
 from dfq_jax.synthesis.run.limits import refuse_hopeless
 from dfq_jax.synthesis.run.memory import in_units, needed, parts_within
 from dfq_jax.synthesis.run.objectives import job_for, rendered
@@ -297,10 +297,3 @@ def watched(recipe: Recipe, model: Model) -> dict[str, int]:
 def report(watch: Watcher, steps: int, batch: int, batches: int, step: int, parts: Metrics) -> None:
     """Passes the state of a run on to whoever shows it."""
     watch.advances(Progress(batch, batches, step, steps, parts))
-
-
-def batch_size(recipe: Recipe, n: int, layers: int) -> int:
-    """Images per batch: no more than asked for, whole rounds of layers where the recipe says so."""
-    if recipe.per_layer:
-        return layers * max(1, round(min(recipe.batch, n) / layers))
-    return min(recipe.batch, n)

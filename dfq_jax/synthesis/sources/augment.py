@@ -85,12 +85,16 @@ def centre_crop(images: Images, height: int, width: int) -> Sized:
     return images[:, top : top + height, left : left + width]
 
 
-def resized_crop(*, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3)) -> Bound[Images]:
+def resized_crop(
+    *, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3), attempts: int = 10
+) -> Bound[Images]:
     """Of each image a random window, resized to the whole by bilinear interpolation.
 
     Args:
       smallest: least share of the area, in (0, 1]; uniform up to 1.
-      ratios: range of width to height, log-uniform; windows are kept inside the image.
+      ratios: range of width to height, log-uniform.
+      attempts: a window that does not fit is drawn again so often, and is then the whole image, as
+        torchvision's `RandomResizedCrop` has it; 0 cuts off what does not fit (ours).
 
     Returns:
       The augmentation.
@@ -98,25 +102,37 @@ def resized_crop(*, smallest: float, ratios: tuple[float, float] = (3 / 4, 4 / 3
     Reference:
       Zhong et al. 2022, "IntraQ" (local object reinforcement).
     """
-    return bound(windowed, smallest=smallest, ratios=ratios)
+    return bound(windowed, smallest=smallest, ratios=ratios, attempts=attempts)
 
 
 def windowed(
-    key: Key[Array, ""], images: Images, *, smallest: float, ratios: tuple[float, float]
+    key: Key[Array, ""],
+    images: Images,
+    *,
+    smallest: float,
+    ratios: tuple[float, float],
+    attempts: int,
 ) -> Images:
     """What `resized_crop` does."""
-    return jax.vmap(resized_window)(images, random_windows(key, images.shape[0], smallest, ratios))
+    windows = random_windows(key, images.shape[0], smallest, ratios, attempts)
+    return jax.vmap(resized_window)(images, windows)
 
 
 def random_windows(
-    key: Key[Array, ""], count: int, smallest: float, ratios: tuple[float, float]
+    key: Key[Array, ""], count: int, smallest: float, ratios: tuple[float, float], attempts: int
 ) -> Float[Array, "b 4"]:
     """Windows (top, left, height, width) as shares of the image."""
     area_key, ratio_key, place_key = jax.random.split(key, 3)
-    area = jax.random.uniform(area_key, (count,), minval=smallest, maxval=1.0)
+    drawn = (max(attempts, 1), count)
+    area = jax.random.uniform(area_key, drawn, minval=smallest, maxval=1.0)
     low, high = np.log(ratios)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (count,), minval=low, maxval=high))
-    size = jnp.minimum(jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)], axis=1), 1.0)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, drawn, minval=low, maxval=high))
+    sizes = jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)], axis=2)
+    fits = jnp.all(sizes <= 1, axis=2)
+    first = jnp.argmax(fits, axis=0)
+    size = jnp.minimum(sizes[first, jnp.arange(count)], 1.0)
+    if attempts:
+        size = jnp.where(jnp.any(fits, axis=0)[:, None], size, 1.0)
     corner = jax.random.uniform(place_key, (count, 2)) * (1 - size)
     return jnp.concatenate([corner, size], axis=1)
 

@@ -102,10 +102,15 @@ def correlation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
       Qin et al. 2023, "Diverse Sample Generation", sample correlation inhibition; this is the
       closed form of its magnitude part.
     """
+    similarity = similarities(images) - jnp.eye(images.shape[0])
+    return jnp.sum(similarity**2) / images.shape[0]
+
+
+def similarities(images: Float[Array, "b h w c"]) -> Float[Array, "b b"]:
+    """Cosines between flattened images."""
     flat = images.reshape(images.shape[0], -1)
     unit = flat * jax.lax.rsqrt(jnp.sum(flat**2, axis=1, keepdims=True) + EPS)
-    similarity = unit @ unit.T - jnp.eye(flat.shape[0])
-    return jnp.sum(similarity**2) / flat.shape[0]
+    return unit @ unit.T
 
 
 def cross_entropy(

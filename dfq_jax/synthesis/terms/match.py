@@ -184,14 +184,22 @@ def layer_losses(observed: Observed, slack: Slack | None = None) -> Float[Array,
     return jnp.stack(columns, axis=1)
 
 
-def enhanced(losses: Float[Array, "b layers"], factor: float) -> Float[Array, ""]:
+def enhanced(
+    losses: Float[Array, "b layers"], factor: float, *, once: bool = False
+) -> Float[Array, ""]:
     """Mean over samples of the sum over layers; sample j counts layer `j mod layers` more.
+
+    Args:
+      losses: of each sample at each layer.
+      factor: by which a sample counts its own layer.
+      once: samples beyond the number of layers have none, as in the journal's released code.
 
     Reference:
       Zhang et al. 2021, section 3.3 (layerwise sample enhancement), read per sample.
     """
     batch, layers = losses.shape
-    own = jnp.arange(batch)[:, None] % layers == jnp.arange(layers)
+    sample = jnp.arange(batch)[:, None]
+    own = (sample if once else sample % layers) == jnp.arange(layers)
     return jnp.sum(jnp.where(own, factor, 1.0) * losses) / batch
 
 
