@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_GREY = (0.449, 0.226)
+"""Mean and deviation of its grey values."""
 LEAST_STD = 1e-6
 """Smaller deviations make numbers of pixels that float32 cannot work with."""
 NCHW, NHWC = "NCHW", "NHWC"
@@ -44,6 +46,10 @@ class InputContract:
       layout: of images in exported files, as the source reads them; the library itself always
         has channels last.
       names: of batch, height and width in exported files; empty where a size is fixed.
+      natural: mean and deviation, per channel, of the photographs that the network sees, on pixels
+        scaled to [0, 1]: what synthesis takes images to be like, in units where they have mean 0
+        and deviation 1. None for those of ImageNet, and of its grey values for other channels:
+        a prior, not a statistic of the network. It changes nothing of what the network computes.
     """
 
     height: int
@@ -55,6 +61,7 @@ class InputContract:
     assumed: bool = False
     layout: str = NCHW
     names: tuple[str, str, str] = ("N", "", "")
+    natural: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError on sizes, means or deviations no image could satisfy."""
@@ -71,12 +78,31 @@ class InputContract:
             )
         if wrong := unusable(self.mean, self.std):
             raise ValueError(wrong)
+        if self.natural is not None:
+            self.check_natural(*self.natural)
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation is bilinear or bicubic, got {self.interpolation!r}.")
         if self.layout not in (NCHW, NHWC):
             raise ValueError(f"layout is {NCHW} or {NHWC}, got {self.layout!r}.")
         if len(self.names) != 3 or not all(isinstance(name, str) for name in self.names):
             raise ValueError(f"names are those of batch, height and width, got {self.names!r}.")
+
+    def check_natural(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Raises ValueError for a prior of other channels, or deviations of none."""
+        if not len(mean) == len(std) == self.channels:
+            raise ValueError(
+                f"natural needs one mean and one std for each of {self.channels} channels, got "
+                f"{mean} and {std}."
+            )
+        if wrong := unusable(mean, std):
+            raise ValueError(f"natural: {wrong}")
+
+    @property
+    def photographs(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation per channel of what the network is taken to see."""
+        if self.natural is not None:
+            return self.natural
+        return imagenet_like(self.channels)
 
     @property
     def channels(self) -> int:
@@ -211,6 +237,13 @@ and can make an `example`."""
 def in_words(inputs: Iterable[Input]) -> str:
     """What a network reads."""
     return ", ".join(map(str, inputs)) or "nothing"
+
+
+def imagenet_like(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the images of ImageNet per channel; of grey values if not 3."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (IMAGENET_GREY[0],) * channels, (IMAGENET_GREY[1],) * channels
 
 
 def unusable(mean: tuple[float, ...], std: tuple[float, ...]) -> str:

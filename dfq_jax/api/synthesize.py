@@ -208,6 +208,7 @@ def provenance(model: Model, recipe: Recipe, n: int, seed: int) -> dict[str, Any
         "seed": seed,
         "weights_sha256": fingerprint(model),
         "size": list(model.contract.shape),
+        "natural": [list(part) for part in model.contract.photographs],
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
         "device": jax.devices()[0].platform,
     }

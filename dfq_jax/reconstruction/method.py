@@ -32,6 +32,8 @@ class Phase(NamedTuple):
       input_once: those elements of the input are rounded, and no others: quantizers sit behind
         activations, as QDrop's do. Else the input is one more activation, rounded as `quantized`
         says, wherever its elements come from (GENIE's sit before layers).
+      borders: whether borders of rounding are learned, of the channels of activations of fewer
+        than 8 bits (`reconstruction.borders`).
     """
 
     steps: int
@@ -42,6 +44,7 @@ class Phase(NamedTuple):
     rough: float = 0.5
     weights_alone: bool = False
     input_once: bool = False
+    borders: bool = False
 
 
 class Rates(NamedTuple):
@@ -52,6 +55,7 @@ class Rates(NamedTuple):
       scale: of kernels' scales.
       edges: of activations' scales.
       biases: of biases.
+      borders: of borders, in steps.
       relative: whether rates of scales are in units of each scale. Adam's steps are as long as the
         rate, whatever they change: networks with some tiny scales among large ones need this.
       settling: whether the rate of bits falls likewise.
@@ -61,6 +65,7 @@ class Rates(NamedTuple):
     scale: float = 1e-4
     edges: float = 4e-5
     biases: float = 1e-3
+    borders: float = 1e-3
     relative: bool = False
     settling: bool = False
 

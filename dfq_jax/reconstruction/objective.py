@@ -19,6 +19,7 @@ from dfq_jax.optim.schedules import in_own_units
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.batches import Rows, read
+from dfq_jax.reconstruction.borders import border_of, bordered
 from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction, UnitSeen, predicted
 from dfq_jax.values import Bound, bound
 
@@ -67,6 +68,7 @@ def optimizer_of(rates: Rates, steps: int, factor: float = 1.0) -> optax.Gradien
         "scale": sized(rates.scale),
         "edges": sized(rates.edges),
         "biases": falling(rates.biases),
+        "borders": falling(rates.borders),
     }
 
     def kind(path: tuple, leaf: Any) -> str:
@@ -197,6 +199,8 @@ def activations_snapped(
         tensor, affine = tensors[site], given.qparams[site]
         if tensor in x["edges"]:
             affine = Affine(jnp.maximum(x["edges"][tensor], POSITIVE), affine.zero_point)
+        if tensor in x["borders"]:
+            value = bordered(value, border_of(x["borders"][tensor]), affine.scale)
         rounded = fake_quantize(value, affine, table[site].grid)
         if entering is not None and value is entering[0]:
             return jnp.where(entering[1], rounded, value)

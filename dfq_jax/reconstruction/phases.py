@@ -18,6 +18,7 @@ from dfq_jax.optim.state import Place, StateStore
 from dfq_jax.optim.steps import descent
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.reconstruction.batches import Rows, supply
+from dfq_jax.reconstruction.borders import absorbed, borders_at_first
 from dfq_jax.reconstruction.guided import CHUNK, guided_objective_of, variances
 from dfq_jax.reconstruction.method import Phase, Reconstruction, batch_of
 from dfq_jax.reconstruction.objective import Guide, UnitContext, objective_of, optimizer_of
@@ -76,7 +77,8 @@ def phase_of(
     kernels, fixed = begun(model, qparams, plan, rounding, work.still)
     edges = coarse_edges(plan, qparams) if phase.edges else {}
     biases = biases_of(model) if phase.biases else {}
-    trained = {"kernels": kernels, "edges": edges, "biases": biases}
+    borders = borders_at_first(model, plan) if phase.borders else {}
+    trained = {"kernels": kernels, "edges": edges, "biases": biases, "borders": borders}
     if not jax.tree.leaves(trained):
         return Learned(model, qparams)
     rest = work.beyond.rest if work.beyond is not None and method.prediction else None
@@ -160,7 +162,8 @@ def hardened(
         affine = Affine(jnp.maximum(scale, POSITIVE), zero_point)
         scales |= dict.fromkeys(groups[tensor], affine)
     biases = {node: {"bias": bias} for node, bias in found.x["biases"].items()}
-    return with_params(with_params(model, kernels), biases), scales
+    learned = with_params(with_params(model, kernels), biases)
+    return absorbed(learned, scales, plan, found.x["borders"])
 
 
 def biases_of(model: Model) -> dict[str, Array]:

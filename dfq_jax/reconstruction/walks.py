@@ -16,7 +16,7 @@ from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
 
 
-class Walk(NamedTuple):
+class UnitsWalk(NamedTuple):
     """One walk through all units.
 
     Attributes:
@@ -41,20 +41,20 @@ class Walk(NamedTuple):
         return any(phase.weights_alone for phase in self.method.phases)
 
 
-def walks_of(method: Method) -> Iterator[Walk]:
+def walks_of(method: Method) -> Iterator[UnitsWalk]:
     """The walks of a method, in order."""
     if isinstance(method, ClosedForm) or not method.phases:
-        yield Walk(method)
+        yield UnitsWalk(method)
         return
     runs = [tuple(run) for _, run in groupby(method.phases, key=lambda p: p.weights_alone)]
     steps = [sum(phase.steps for phase in run) for run in runs]
     for number, run in enumerate(runs):
         before = sum(steps[:number]) / max(sum(steps), 1)
         part = steps[number] / max(sum(steps), 1)
-        yield Walk(method._replace(phases=run), number, len(runs), before, part)
+        yield UnitsWalk(method._replace(phases=run), number, len(runs), before, part)
 
 
-def as_walked(quantized: QuantizedModel, walk: Walk) -> QuantizedModel:
+def as_walked(quantized: QuantizedModel, walk: UnitsWalk) -> QuantizedModel:
     """The network as a walk has it: on all its grids, or on those of kernels alone."""
     if not walk.weights_alone:
         return quantized
@@ -67,7 +67,7 @@ def kernels_alone(plan: Plan) -> Plan:
     return dataclasses.replace(plan, entries=kernels, groups=())
 
 
-def watched(watch: Watcher, walk: Walk) -> Watcher:
+def watched(watch: Watcher, walk: UnitsWalk) -> Watcher:
     """Who follows a walk, told of the whole."""
     if walk.of == 1:
         return watch

@@ -1,5 +1,7 @@
 """Large weights in layers of their own."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,7 +56,8 @@ def test_few_bits_for_the_others_and_bytes_for_the_large(model, nets):
         far = rng.random(kernel.shape) < 0.03
         stretched[node.name] = {"kernel": jnp.asarray(np.where(far, 4 * kernel, kernel))}
     model = with_params(model, stretched)
-    scheme, how = parse_scheme("w3a8"), {"layers": "zsq_all_low", "bias": "none"}
+    how: dict[str, Any] = {"layers": "zsq_all_low", "bias": "none"}
+    scheme = parse_scheme("w3a8")
     plain = dfq(model, images, scheme, surgery=Surgery(reach=None), **how)
     split = dfq(model, images, scheme, surgery=Surgery(reach=None, value_aware=0.05), **how)
     table = split.quantized.plan.table

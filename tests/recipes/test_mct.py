@@ -15,12 +15,12 @@ from dfq_jax.optim.steps import Now
 from dfq_jax.recipes.mct import Variant, last_target, mct
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
-from dfq_jax.synthesis.sources.pixels import natural_moments
+from dfq_jax.synthesis.sources.pixels import imagenet_moments
 from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table, first_reader
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)
-MEAN, STD = natural_moments(3)
+MEAN, STD = imagenet_moments(3)
 LOW, HIGH = -MEAN / STD, (1 - MEAN) / STD
 
 

@@ -463,7 +463,7 @@ def test_the_divergence_is_nothing_where_nothing_is_quantized(reference, images,
     given = UnitContext(model, {}, {}, jnp.float32(1), rest_of(reference, units[at + 1 :]))
     rows = Rows(*(jnp.asarray(v)[None] for v in (exact, exact, passed(model, None, None, exact))))
     rows = rows._replace(logits=jnp.asarray(passed(reference, None, None, images[:8]))[None])
-    nothing = {"kernels": {}, "edges": {}, "biases": {}}
+    nothing = {"kernels": {}, "edges": {}, "biases": {}, "borders": {}}
     objective = objective_of(unit.plan, method, Phase(1))
     _, (parts, _) = objective(nothing, Fed(given, jnp.int32(0), rows), Now(KEY, jnp.int32(0)))
     assert float(parts["prediction"]) == pytest.approx(0, abs=1e-6)

@@ -126,7 +126,7 @@ def xla_bytes(unit, calibrated, method, rows, beyond):
     """What XLA sets aside for the gradients of one step."""
     model, qparams = unit_model(unit, calibrated.model), unit_qparams(unit, calibrated.qparams)
     kernels, fixed = begun(model, qparams, unit.plan, method.rounding)
-    x = {"kernels": kernels, "edges": coarse_edges(unit.plan, qparams), "biases": {}}
+    x = {"kernels": kernels, "edges": coarse_edges(unit.plan, qparams), "biases": {}, "borders": {}}
     given = UnitContext(
         model, qparams, fixed, jnp.float32(1), beyond if method.prediction else None
     )

@@ -90,7 +90,7 @@ def game(nets):
     quantized = calibrate(folded, plan, nets.images(folded, 16))
     kernels, fixed = begun(folded, quantized.affines, plan, straight_through())
     edges, biases = coarse_edges(plan, quantized.affines), biases_of(folded)
-    student = {"kernels": kernels, "edges": edges, "biases": biases}
+    student = {"kernels": kernels, "edges": edges, "biases": biases, "borders": {}}
     given = UnitContext(folded, quantized.affines, fixed, jnp.float32(1.0))
     shape = (BATCH, *teacher.contract.shape)
     generator = codes_and_generator(CODE + CLASSES, (8, 8), KEY, shape)["generator"]

@@ -86,7 +86,7 @@ def test_the_input_of_a_unit_is_rounded_once_or_as_any_activation(given, once):
     site, phase = Site(layer.name, "input0"), Phase(1, input_once=once)
     shown = jax.random.uniform(KEY, (2, 8, 8, 4))
     came = drawn(jax.random.key(1), shown.shape, 0.5)
-    trained = {"kernels": {}, "edges": {}, "biases": {}}
+    trained = {"kernels": {}, "edges": {}, "biases": {}, "borders": {}}
     context = UnitContext(reference, quantized.affines, {}, jnp.ones(()))
     entering = (shown, came) if once else None
     hook = training_hook(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.synthesis.sources.collages import collage, drawn
-from dfq_jax.synthesis.sources.pixels import natural_moments
+from dfq_jax.synthesis.sources.pixels import imagenet_moments
 
 KEY = jax.random.key(3)
 
@@ -28,7 +28,7 @@ def test_by_hand(shape):
             distance = np.hypot(i + 0.5 - centre[0, n], j + 0.5 - centre[1, n])
             share = np.clip(radius[n] - distance + 0.5, 0, 1)
             wanted[n, i, j] = (1 - share) * wanted[n, i, j] + share * surface
-    mean, std = natural_moments(channels)
+    mean, std = imagenet_moments(channels)
     wanted = np.clip(wanted, -mean / std, (1 - mean) / std)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 

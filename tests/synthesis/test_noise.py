@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.synthesis.sources.noise import dead_leaves, disc_radii, noise
-from dfq_jax.synthesis.sources.pixels import natural_moments, pink
+from dfq_jax.synthesis.sources.pixels import imagenet_moments, pink
 
 KEY = jax.random.key(5)
 
@@ -23,7 +23,7 @@ def test_leaves_by_hand():
             y, x = centres[disc, :, n]
             if (i + 0.5 - y) ** 2 + (j + 0.5 - x) ** 2 < radii[disc, n] ** 2:
                 wanted[n, i, j] = colours[disc, n]
-    mean, std = natural_moments(c)
+    mean, std = imagenet_moments(c)
     np.testing.assert_allclose(ours * std + mean, wanted, atol=1e-5)
 
 
@@ -39,7 +39,7 @@ def test_radii_follow_the_inverse_cube():
 
 def test_leaves_are_pixels_with_edges():
     image = np.asarray(dead_leaves(KEY, (4, 48, 32, 1)))
-    mean, std = natural_moments(1)
+    mean, std = imagenet_moments(1)
     pixels = image * std + mean
     assert pixels.min() >= -1e-5
     assert pixels.max() <= 1 + 1e-5

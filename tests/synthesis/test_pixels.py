@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from dfq_jax.synthesis.sources.pixels import (
     from_natural,
     from_pixels,
     gaussian,
+    imagenet_moments,
     natural_moments,
     nearly_black,
     pink,
@@ -47,11 +50,25 @@ def test_units_invert(contract):
 
 
 def test_natural_moments():
-    assert natural_moments(3)[0] == pytest.approx(IMAGENET_MEAN)
-    assert natural_moments(3)[1] == pytest.approx(IMAGENET_STD)
-    grey, spread = natural_moments(1)
+    """ImageNet's where a contract says nothing; its own change units, not what a network reads."""
+    assert imagenet_moments(3)[0] == pytest.approx(IMAGENET_MEAN)
+    assert imagenet_moments(3)[1] == pytest.approx(IMAGENET_STD)
+    grey, spread = imagenet_moments(1)
     assert grey == pytest.approx(np.mean(IMAGENET_MEAN), abs=1e-3)
     assert spread == pytest.approx(np.mean(IMAGENET_STD), abs=1e-3)
+    plain = InputContract(4, 4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    dark = dataclasses.replace(plain, natural=((0.1, 0.2, 0.3), (0.05, 0.1, 0.1)))
+    np.testing.assert_array_equal(natural_moments(plain)[0], imagenet_moments(3)[0])
+    pixels = np.random.default_rng(0).random((2, 4, 4, 3)).astype(np.float32)
+    read = jnp.asarray((pixels - 0.5) / 0.25)
+    wanted = (pixels - np.array([0.1, 0.2, 0.3])) / np.array([0.05, 0.1, 0.1])
+    np.testing.assert_allclose(to_natural(read, dark), wanted, atol=1e-4)
+    np.testing.assert_allclose(from_natural(to_natural(read, dark), dark), read, atol=1e-5)
+    assert plain.value_range == dark.value_range
+    with pytest.raises(ValueError, match="natural needs one mean and one std for each of 3"):
+        dataclasses.replace(plain, natural=((0.1,), (0.1,)))
+    with pytest.raises(ValueError, match=r"natural: mean 0\.1.* positive std"):
+        dataclasses.replace(plain, natural=((0.1,) * 3, (0.0,) * 3))
 
 
 def test_camera_pixels_round_and_clip():

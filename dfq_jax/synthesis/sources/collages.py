@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dfq_jax.synthesis.sources.noise import disc_radii, squared_distances
-from dfq_jax.synthesis.sources.pixels import Images, natural_moments
+from dfq_jax.synthesis.sources.pixels import Images, imagenet_moments
 from dfq_jax.values import Bound, bound
 
 DISCS = 25
@@ -60,7 +60,7 @@ def covered_by_discs(key: Key[Array, ""], images: Images, *, discs: int) -> Imag
         surface = colour[:, None, None] + strength[:, None, None, None] * texture
         return below + covered * (surface - below), None
 
-    mean, std = natural_moments(channels)
+    mean, std = imagenet_moments(channels)
     pixels, _ = jax.lax.scan(fall, images, falling)
     return jnp.clip(pixels, -mean / std, (1 - mean) / std)
 

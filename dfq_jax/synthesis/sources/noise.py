@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.synthesis.sources.pixels import Images, natural_moments, pink
+from dfq_jax.synthesis.sources.pixels import Images, imagenet_moments, pink
 
 DISCS = 1000
 SMALLEST_SHARE = 1 / 64
@@ -49,7 +49,7 @@ def dead_leaves(key: Key[Array, ""], shape: tuple[int, ...], *, discs: int = DIS
 
     ground = jnp.broadcast_to(jax.random.uniform(ground_key, (b, 1, 1, c)), shape)
     pixels, _ = jax.lax.scan(fall, ground, (centres, radii, colours))
-    mean, std = natural_moments(c)
+    mean, std = imagenet_moments(c)
     return (pixels - mean) / std
 
 

@@ -7,16 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
-from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
+from dfq_jax.types import InputContract, imagenet_like
 
 Images = Float[Array, "b h w c"]
 
 
-def natural_moments(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of natural images per channel, on pixels in [0, 1]."""
-    if channels == 3:
-        return np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return np.full(channels, 0.449, np.float32), np.full(channels, 0.226, np.float32)
+def natural_moments(contract: InputContract) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of natural images per channel, on pixels in [0, 1].
+
+    A prior that a contract can replace (`InputContract.natural`); else that of ImageNet.
+    """
+    mean, std = contract.photographs
+    return np.array(mean, np.float32), np.array(std, np.float32)
+
+
+def imagenet_moments(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of ImageNet, for images that are drawn as pixels of no network."""
+    means, stds = imagenet_like(channels)
+    return np.array(means, np.float32), np.array(stds, np.float32)
 
 
 def to_natural(images: Images, contract: InputContract) -> Images:
@@ -24,7 +32,7 @@ def to_natural(images: Images, contract: InputContract) -> Images:
 
     For a network that takes ImageNet normalisation this is the identity.
     """
-    mean, std = natural_moments(contract.channels)
+    mean, std = natural_moments(contract)
     scale = np.array(contract.std, np.float32) / std
     shift = (np.array(contract.mean, np.float32) - mean) / std
     return images * scale + shift
@@ -32,7 +40,7 @@ def to_natural(images: Images, contract: InputContract) -> Images:
 
 def from_natural(natural: Images, contract: InputContract) -> Images:
     """The inverse of `to_natural`."""
-    mean, std = natural_moments(contract.channels)
+    mean, std = natural_moments(contract)
     scale = std / np.array(contract.std, np.float32)
     shift = (mean - np.array(contract.mean, np.float32)) / np.array(contract.std, np.float32)
     return natural * scale + shift
@@ -81,7 +89,7 @@ def pink(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
 
 def clip_to_pixels(natural: Images, contract: InputContract) -> Images:
     """Natural units clipped to what pixels 0..255 can be; the gradient passes unchanged."""
-    mean, std = natural_moments(contract.channels)
+    mean, std = natural_moments(contract)
     clipped = jnp.clip(natural, -mean / std, (1 - mean) / std)
     return natural + jax.lax.stop_gradient(clipped - natural)
 
