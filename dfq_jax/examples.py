@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.types import Input, InputContract, in_words
@@ -12,9 +12,9 @@ from dfq_jax.types import Input, InputContract, in_words
 Evidence = Literal["statistics", "estimates", "noise", "peaks", "given"]
 """What examples show of the data that a network was trained on.
 
-`statistics`: those that it recorded, or what its weights respond to. `estimates`: statistics that
-nobody recorded, estimated from its weights. `noise`: nothing. `peaks`: how large each activation
-gets, at which ranges end. `given`: a user brought them, as a camera took them.
+`statistics`: those that it recorded, what its weights respond to, or text that it samples.
+`estimates`: statistics that nobody recorded, estimated from its weights. `noise`: nothing. `peaks`:
+how large each activation gets, at which ranges end. `given`: a user brought them, as a camera took them.
 """
 METHODS: Mapping[str, Evidence] = {
     "gzsq": "estimates",
@@ -67,6 +67,27 @@ class Examples:
     def __repr__(self) -> str:
         """One line, without the arrays."""
         return f"<Examples: {len(self)} of {in_words(self.inputs)}, evidence: {self.evidence}>"
+
+    @property
+    def input(self) -> Input:
+        """What these satisfy, of a network with one input.
+
+        Raises:
+          UnsupportedModelError: for examples of several.
+        """
+        if len(self.inputs) == 1:
+            return self.inputs[0]
+        raise UnsupportedModelError(f"this works with one input, not with {in_words(self.inputs)}.")
+
+    @property
+    def array(self) -> Shaped[Array, "n ..."]:
+        """The examples of the one input, whatever that is.
+
+        Raises:
+          UnsupportedModelError: for examples of several.
+        """
+        _ = self.input
+        return self.arrays[0]
 
     @property
     def images(self) -> Float[Array, "n h w c"]:

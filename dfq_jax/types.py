@@ -150,17 +150,21 @@ class Tokens:
       vocabulary: ids are 0 to `vocabulary - 1`.
       symbol: name of a free length in exported files; empty where it is fixed.
       mask: whether these are no ids but say of each token if it counts: 1 if so, else 0.
+      begin: the id that every text begins with, None where it has none or nobody says.
     """
 
     length: int
     vocabulary: int = 2
     symbol: str = ""
     mask: bool = False
+    begin: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for no tokens, or a mask of other than zeros and ones."""
         if not all(isinstance(n, numbers.Integral) for n in (self.length, self.vocabulary)):
             raise ValueError(f"Tokens needs whole numbers, got {self}.")
+        if self.begin is not None and not 0 <= self.begin < self.vocabulary:
+            raise ValueError(f"Tokens begins with one of its ids, got {self}.")
         if self.length < 1 or self.vocabulary < 2 or (self.mask and self.vocabulary != 2):
             raise ValueError(
                 f"Tokens needs a length of 1 or more and 2 ids or more (2 for a mask), got {self}."
@@ -170,6 +174,16 @@ class Tokens:
     def shape(self) -> tuple[int]:
         """(length,) of one row."""
         return (self.length,)
+
+    @property
+    def layout(self) -> str:
+        """Files have rows as the library has them."""
+        return NHWC
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest id."""
+        return 0.0, float(self.vocabulary - 1)
 
     @property
     def dtype(self) -> np.dtype:
@@ -215,6 +229,16 @@ class Values:
         return self.size
 
     @property
+    def layout(self) -> str:
+        """Files have numbers as the library has them."""
+        return NHWC
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return self.low, self.high
+
+    @property
     def dtype(self) -> np.dtype:
         """Of the numbers."""
         return np.dtype(np.float32)
@@ -230,8 +254,8 @@ class Values:
 
 
 Input = InputContract | Tokens | Values
-"""What one input of a network reads. Each has the `shape` and `dtype` of one example without batch,
-and can make an `example`."""
+"""What one input of a network reads. Each has the `shape`, `dtype` and `value_range` of one example
+without batch, the `layout` of files, and can make an `example`."""
 
 
 def in_words(inputs: Iterable[Input]) -> str:

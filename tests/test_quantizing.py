@@ -15,7 +15,7 @@ from dfq_jax.allocation.costs import cost_of
 from dfq_jax.api import grids
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.api import verdict as judging
-from dfq_jax.api.result import split_probes
+from dfq_jax.api.delivered import split_probes
 from dfq_jax.errors import BudgetError, DivergedError, ResourceError, UsageError
 from dfq_jax.graph.ops import Concat, GlobalAvgPool, Relu, Scale
 from dfq_jax.graph.tasks import Embedding

@@ -51,6 +51,6 @@ def test_weights_alone_lose_less_than_with_activations(tiny_net, images, probes)
     assert np.isfinite(quality[0].sqnr)
 
 
-def test_groups_are_not_learned(tiny_net, images):
-    with pytest.raises((PlanError, UsageError), match="only rounding to nearest takes"):
+def test_groups_are_not_learned_by_gradients(tiny_net, images):
+    with pytest.raises((PlanError, UsageError), match="which no method learns by gradients"):
         dfq.quantize(tiny_net, images, scheme="w4g4", reconstruction="adaround")

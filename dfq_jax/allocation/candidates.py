@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 from dfq_jax.allocation.costs import with_biases_of
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, evaluate
@@ -86,7 +86,7 @@ class Candidates:
 def candidates(
     reference: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     expected: Ranges | None = None,
     batch: int = BATCH,
@@ -156,7 +156,7 @@ def levels_between(plan: Plan, other: Plan) -> LevelNumbers:
 
 
 def outputs_of(
-    made: Candidates, images: Float[Array, "n h w c"], levels: LevelNumbers, batch: int = BATCH
+    made: Candidates, images: Shaped[Array, "n ..."], levels: LevelNumbers, batch: int = BATCH
 ) -> Outputs:
     """The outputs of the network at these levels; sites that are not named stay float."""
     wanted = jnp.asarray([levels.get(site, FLOAT) for site in made.sites], jnp.int32)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.allocation.candidates import (
     AS_IS,
@@ -95,7 +95,7 @@ class Diagnosis(NamedTuple):
 def costs_alone(
     made: Candidates,
     plan: Plan,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     judge: Judge,
     *,
     so_far: Mapping[str, float] | None = None,
@@ -150,7 +150,7 @@ def outcomes(
     made: Candidates,
     plan: Plan,
     remedies: tuple[Remedy, ...],
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     judge: Judge,
     *,
     batch: int = BATCH,

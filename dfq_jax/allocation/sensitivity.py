@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from dfq_jax.allocation.choices import Space
 from dfq_jax.base.words import Sensitivity
@@ -59,7 +59,7 @@ class Aim(NamedTuple):
 def sensitivities(
     model: Model,
     space: Space,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     method: Sensitivity = "kl",
     key: Key[Array, ""],
@@ -116,7 +116,7 @@ def sensitivities(
 def lattices_of(
     model: Model,
     space: Space,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     batch: int,
     *,
     expected: Ranges | None = None,

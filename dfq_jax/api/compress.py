@@ -6,10 +6,11 @@ from typing import Unpack
 
 import jax
 
+from dfq_jax.api.delivered import split_probes
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
 from dfq_jax.api.request import Asked, Follow, Settings, following, resolved
-from dfq_jax.api.result import Result, split_probes
+from dfq_jax.api.result import Result
 from dfq_jax.api.shrinking import (
     Shrinking,
     Shrunk,
@@ -114,7 +115,8 @@ def carried_out(
 ) -> Result:
     """The network made smaller and quantized as asked for."""
     check_shrinking(model, how)
-    check_synthesis(settings, given=images is not None)
+    _ = model.contract  # what reads no images is refused before anything is made
+    check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
     making = making_for(model, asked)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from dfq_jax.api.result import PROBE, probe_images
+from dfq_jax.api.delivered import probe_array
+from dfq_jax.api.result import PROBE
 from dfq_jax.base.files import npz_fault, write_atomically
 from dfq_jax.data.accuracy import Accuracy
 from dfq_jax.data.accuracy import evaluate as measure
@@ -129,7 +130,7 @@ def check_not_named(batch_norms: Mapping[str, str] | None) -> None:
 
 
 @jax.jit
-def predict(model: Model, images: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+def predict(model: Model, images: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
     """First output of a float network for images (NHWC, normalised by `model.contract`).
 
     Scores Float[n classes] of a classifier; images of scores are NHWC too.
@@ -204,15 +205,15 @@ def verify(folder: str | Path) -> Verification:
     return compare_runtimes(artifact.quantized, artifact.onnx_path, told, task=artifact.task)
 
 
-def probes_of(artifact: Artifact) -> Float[Array, "n h w c"]:
+def probes_of(artifact: Artifact) -> Shaped[Array, "n ..."]:
     """The images that judged the network of an output folder, normalised.
 
     Raises:
       DataError: if the folder does not hold them.
     """
-    path, contract = artifact.folder / PROBE, artifact.quantized.model.contract
+    path, read = artifact.folder / PROBE, artifact.quantized.model.input
     try:
-        return probe_images(path.read_bytes(), contract)
+        return probe_array(path.read_bytes(), read)
     except (*NOT_AN_NPZ, OSError) as error:
         raise DataError(
             f"{path} does not hold the images to verify with: {npz_fault(error)}"

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from dfq_jax.api.delivered import check_rows
 from dfq_jax.data.accuracy import load as load_example
 from dfq_jax.data.accuracy import pick
 from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
@@ -19,7 +20,7 @@ from dfq_jax.data.sources import TFDS, open_source
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts.images import Bare, holds_shards, load_bare, load_images
-from dfq_jax.types import InputContract, listed
+from dfq_jax.types import Input, InputContract, listed
 
 MOST_PICTURES = 256
 """Pictures of a larger collection that are looked at, evenly spaced."""
@@ -49,14 +50,14 @@ class ReadImages(NamedTuple):
 
 
 def image_set(
-    given: GivenImages, contract: InputContract, on_note: Callable[[str], object] = lambda _: None
+    given: GivenImages, read: Input, on_note: Callable[[str], object] = lambda _: None
 ) -> Examples:
     """Images in a network's normalised input space, whatever they were given as.
 
     Args:
-      given: `Examples`; an array of images; or a path: a file or folder of `dfq synthesize`, an
-        `.npz` or `.npy` of images, a folder or zip of pictures, `tfds:NAME`.
-      contract: of the network.
+      given: `Examples`; an array of images, or of rows of what else is read; or a path: a file or
+        folder of `dfq synthesize`, an `.npz` or `.npy`, a folder or zip of pictures, `tfds:NAME`.
+      read: what the network reads.
       on_note: told how they were understood.
 
     Returns:
@@ -69,6 +70,9 @@ def image_set(
     """
     if isinstance(given, Examples):
         return given
+    if not isinstance(read, InputContract):
+        return given_rows(given, read, on_note)
+    contract = read
     if not isinstance(given, str | Path):
         return of_array(Bare(np.asarray(given), "the array given"), contract, on_note)
     path = Path(given)
@@ -86,6 +90,46 @@ def image_set(
             raise UsageError(f"{path} holds no images; {TO_GIVE}.")
         return of_pictures(open_zip(path, unsorted), contract, on_note)
     return load_images(path)
+
+
+def given_rows(
+    given: np.ndarray | Array | str | Path, read: Input, on_note: Callable[[str], object]
+) -> Examples:
+    """Rows of ids or values: an array, an `.npy`, or an `.npz` that has them under `rows`.
+
+    Raises:
+      UsageError: if nothing there holds rows of what the network reads.
+      DataError: for a file that cannot be read.
+    """
+    name = str(given) if isinstance(given, str | Path) else "the array given"
+    if not isinstance(given, str | Path):
+        found = np.asarray(given)
+    elif Path(given).suffix.lower() in (".npy", ".npz") and Path(given).is_file():
+        found = bare_rows(Path(given)).values
+    else:
+        raise UsageError(
+            f"{given} holds no rows; give an array, an .npy, or an .npz with `rows`, of {read}."
+        )
+    whole = found.dtype.kind in "iu" and read.dtype.kind == "i"
+    made = found.astype(read.dtype) if whole or read.dtype.kind == "f" else found
+    about = {"method": "given", "source": name, "n": len(made)}
+    examples = Examples((jax.device_put(made),), (read,), about, "given")
+    check_rows(examples, read)
+    on_note(f"{name}: {len(made)} rows, each {read}")
+    return examples
+
+
+def bare_rows(path: Path) -> Bare:
+    """The rows of an `.npy` file, or of an `.npz` that has them under `rows`.
+
+    Raises:
+      UsageError: for a set of images.
+      DataError: for a file that cannot be read.
+    """
+    found = load_bare(path, "rows")
+    if found is None:
+        raise UsageError(f"{path} is a set of images; this network reads none.")
+    return found
 
 
 def of_pictures(

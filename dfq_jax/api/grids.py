@@ -32,13 +32,13 @@ def calibrated(
     stored = partial(in_form, store=how.store)
     made = make(rules=rules)
     if how.even:
-        made, make = at_one_width(made, seen.images, partial(make, rules=rules))
+        made, make = at_one_width(made, seen.array, partial(make, rules=rules))
     if how.budget is None:
         made, cut = within_sums(made, rules, make, follow)
         return stored(made), None, cut
     mix = mixed(
         with_biases_of(made.reference, made.quantized.model),
-        seen.images,
+        seen.array,
         how,
         task=asked.task,
         key=jax.random.key(asked.seed),
@@ -70,7 +70,7 @@ def on_grids(
     """
     made = dfq(
         model,
-        seen.images,
+        seen.array,
         how.scheme,
         layers=how.layers,
         rules=rules,
@@ -78,7 +78,7 @@ def on_grids(
         level=level,
         bias="none" if how.methods else how.bias,
         reestimate=how.reestimate,
-        peaks=seen.images if seen.evidence == "peaks" else None,
+        peaks=seen.array if seen.evidence == "peaks" else None,
         statistics_suffice=how.spare,
         noise=seen.guessed,
         observers=how.observers,

@@ -10,6 +10,7 @@ import jax
 
 from dfq_jax.allocation.allocate import limit_of
 from dfq_jax.allocation.costs import Budget
+from dfq_jax.api.delivered import deliverable, split_probes
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.request import (
@@ -22,7 +23,7 @@ from dfq_jax.api.request import (
     following,
     resolved,
 )
-from dfq_jax.api.result import Result, deliverable, split_probes
+from dfq_jax.api.result import Result
 from dfq_jax.api.synthesize import check_seed, synthesize
 from dfq_jax.api.verdict import (
     expected,
@@ -61,6 +62,7 @@ from dfq_jax.recipes.reconstructions import (
     learns_in_stages,
     reconstructed,
 )
+from dfq_jax.recipes.rows import ROWS, makes_rows, method_of
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.synthesis.recipe import Recipe
@@ -137,19 +139,21 @@ def quantize(
     told = Configured(None, {}) if config is None else configured(config)
     images = told.images if images is None else images
     chosen: dict[str, Any] = {**told.settings, **settings}
-    check_synthesis(chosen, given=images is not None)
+    check_synthesis(model, chosen, given=images is not None)
     asked = resolved(model, cast(Settings, chosen), pipeline)
     follow = following(watch, state_folder)
     return carried_out(model, images, asked, follow)
 
 
-def check_synthesis(settings: Mapping[str, Any], *, given: bool) -> None:
+def check_synthesis(model: Model, settings: Mapping[str, Any], *, given: bool) -> None:
     """Refuses settings, methods and seeds that are none, and a method beside images given."""
     for name in settings:
         check_choice("setting", name, NAMES)
     check_seed(settings.get("seed", 0))
     method = settings.get("method")
-    if method is not None:
+    if method is not None and makes_rows(model):
+        method_of(model, named(method))
+    elif method is not None:
         recipe_for(method, settings.get("steps"))
     made = [name for name in ("n", "steps") if settings.get(name) is not None]
     if given and method is not None:
@@ -192,12 +196,12 @@ def seen_for(
     model: Model, given: GivenImages | None, making: ImageBudget, asked: Asked, follow: Follow
 ) -> tuple[LookedAt, Follow]:
     """The images of a run, brought or made now, and those who follow it, told how long it takes."""
-    brought = None if given is None else image_set(given, model.contract, follow.watch.says)
+    brought = None if given is None else image_set(given, model.input, follow.watch.says)
     if asked.pipeline.budget is not None and brought is None:
         require_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
-    images = images if asked.pipeline.raw else deliverable(images, model.contract)
+    images = images if asked.pipeline.raw else deliverable(images, model.input)
     return LookedAt(images, making if brought is None else None), follow
 
 
@@ -219,7 +223,7 @@ def quantized_on(
     if images.guessed and asked.pipeline.doubt:  # no evidence of how to round
         asked = asked.without_learning()
     raw = asked.pipeline.raw
-    seen, probes = (images, deliverable(images, model.contract)) if raw else split_probes(images)
+    seen, probes = (images, deliverable(images, model.input)) if raw else split_probes(images)
     made, mix, cut = calibrated(model, seen, asked, follow)
     plain, (made, units) = made, learned(model, made, seen, asked, follow)
     used = fitted or made.used_images or mix is not None
@@ -229,15 +233,15 @@ def quantized_on(
     unseen = making is None and not used
     note, loss = "", loss_of(made)
     if units and asked.pipeline.doubt:
-        plain = with_biases_corrected(plain, seen.images)
+        plain = with_biases_corrected(plain, seen.array)
         kept = rather_plain(plain, made, probes, loss, loss_of)
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
             asked = asked.without_learning()
     follow.watch.says(f"judging on {len(probes)} {'of these' if raw else 'held-out'} images")
     right = None if original is None else fold_batch_norm(original)
-    found = analyze(made.reference, made.quantized, probes.images, task=asked.task, original=right)
-    shared = shared_grids(made.quantized, probes.images)
+    found = analyze(made.reference, made.quantized, probes.array, task=asked.task, original=right)
+    shared = shared_grids(made.quantized, probes.array)
     found = dataclasses.replace(found, units=units, shared_grids=shared, given=images.given)
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, asked, follow)
@@ -291,7 +295,7 @@ def learned(
     follow.watch.says(f"reconstructing ({asked.pipeline.reconstruction}), {about}")
     return reconstructed(
         made,
-        seen.images,
+        seen.array,
         methods,
         jax.random.key(asked.seed),
         enlarge=enlarge,
@@ -347,7 +351,10 @@ def making_for(model: Model, asked: Asked) -> ImageBudget:
     they are noise and cost nothing.
     """
     methods = asked.pipeline.methods
-    found = image_budget(preset_of_images(asked), model.contract, learned=bool(methods))
+    if makes_rows(model):
+        chosen = method_of(model, named(asked.method or "best"), asked.task)
+        return ImageBudget(chosen, asked.n or ROWS[asked.preset or "fast"], 0)
+    found = image_budget(preset_of_images(asked), model.input, learned=bool(methods))
     found = budget_of_stages(found) if learns_in_stages(methods) else found
     if makes_noise(model, asked.method or found.method):
         found = noise_budget(found)
@@ -388,6 +395,7 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
         seed=asked.seed,
         steps=None if isinstance(chosen, Recipe) else budget.steps or None,
         memory=asked.memory,
+        task=asked.task,
         watch=follow.watch.without_words(),
         state_folder=follow.place.folder,
     )

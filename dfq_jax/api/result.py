@@ -2,16 +2,11 @@
 
 import dataclasses
 import datetime
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Array, Float
-
-from dfq_jax.base.npz import read_npz
-from dfq_jax.errors import UsageError
+from dfq_jax.api.delivered import probe_array, probes_in_bytes
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import save_artifact
@@ -23,22 +18,17 @@ from dfq_jax.pruning.prune import Pruned
 from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
-from dfq_jax.recipes.probes import base_pixels
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of, histograms_png
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.report.shapes import lost_lines
 from dfq_jax.report.summary import in_short, summary, worst_layers
-from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
-from dfq_jax.types import InputContract, finite_data
+from dfq_jax.types import Input, InputContract, finite_data
 
 PROBE = "probe.npz"
-MOST_PROBES = 16
 TIMED = 1.0
 """Seconds to time both networks for."""
-MOST_OUTSIDE = 0.8
-"""Share of the values of images that may be out of range: of optimised ones up to a half are."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -87,8 +77,8 @@ class Result:
     def verify(self) -> Verification:
         """Compares simulator, integer function and ONNX Runtime on the probes."""
         file = serialize(quantized_onnx(self.quantized))
-        images = probe_images(self.probe_bytes, self.contract)
-        return compare_runtimes(self.quantized, file, images, task=self.report.task)
+        probes = probe_array(self.probe_bytes, self.input)
+        return compare_runtimes(self.quantized, file, probes, task=self.report.task)
 
     def time(self) -> Latency:
         """Times one image on one thread of ONNX Runtime here, in about a second.
@@ -102,22 +92,22 @@ class Result:
 
     @property
     def contract(self) -> InputContract:
-        """The input contract of the network."""
+        """The input contract of a network of images.
+
+        Raises:
+          UnsupportedModelError: for others; `input` says what those read.
+        """
         return self.float_model.contract
 
     @property
-    def probe_bytes(self) -> bytes:
-        """Up to 16 images as 8-bit pixels in an `.npz`, kept to verify the network again.
+    def input(self) -> Input:
+        """What the network reads."""
+        return self.float_model.input
 
-        Under `base` those that the probes of the estimate are made of again (`probes_from`).
-        """
-        buffer = io.BytesIO()
-        pixels = to_pixels(self.probes.images[:MOST_PROBES], self.contract)
-        arrays = {"pixels": pixels}
-        if self.judges is not None and len(base := base_pixels(self.judges)) < len(self.judges):
-            arrays["base"] = base
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
+    @property
+    def probe_bytes(self) -> bytes:
+        """What `delivered.probes_in_bytes` keeps of the probes."""
+        return probes_in_bytes(self.probes, self.judges)
 
     @property
     def histograms(self) -> bytes:
@@ -226,64 +216,3 @@ def plain(found: Mixed) -> dict[str, Any]:
         "uniform": point(found.uniform),
         "front": [point(p) for p in found.front],
     }
-
-
-def probe_images(data: bytes, contract: InputContract) -> Float[Array, "n h w c"]:
-    """Network input from the bytes of a probe file.
-
-    Raises:
-      ValueError: if it holds other than pixels of such images, or one of `NOT_AN_NPZ`.
-    """
-    pixels = read_npz(data, ("pixels",))["pixels"]
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 4
-        or not len(pixels)
-        or pixels.shape[1:] != contract.shape
-    ):
-        raise ValueError(f"found {pixels.dtype} {pixels.shape}, expected uint8 {contract.shape}")
-    return from_pixels(pixels, contract)
-
-
-def deliverable(images: Examples, contract: InputContract) -> Examples:
-    """The images as a camera could deliver them: 8-bit pixels, values outside clipped.
-
-    Raises:
-      UsageError: if they were made for another input contract.
-    """
-    check_contract(images, contract)
-    pixels = to_pixels(images.images, contract)
-    return dataclasses.replace(images, arrays=(from_pixels(pixels, contract),))
-
-
-def split_probes(images: Examples) -> tuple[Examples, Examples]:
-    """Three quarters to calibrate with, one to judge by; fewer than 4 images do both."""
-    return images.split(len(images) // 4) if len(images) >= 4 else (images, images)
-
-
-def check_contract(images: Examples, contract: InputContract) -> None:
-    """Refuses images made for another input, and values that are no normalised pixels.
-
-    Raises:
-      UsageError: naming the first field that differs, or how many values are out of range.
-    """
-    for field in ("height", "width", "mean", "std"):
-        given, wanted = getattr(images.contract, field), getattr(contract, field)
-        if given != wanted:
-            raise UsageError(
-                f"the images were made for {field} {given}, the network reads {wanted}; "
-                "synthesize them from this network."
-            )
-    if images.images.shape[1:] != contract.shape:
-        raise UsageError(
-            f"the images have shape {tuple(images.images.shape[1:])}, the network reads "
-            f"{contract.shape} (height, width, channels)."
-        )
-    values, (low, high) = np.asarray(images.images), contract.value_range
-    outside = 1 - np.mean((values >= low) & (values <= high))
-    if outside > MOST_OUTSIDE:
-        raise UsageError(
-            f"{100 * outside:.0f} % of the images' values lie outside [{low:.3g}, {high:.3g}], so "
-            f"they are no pixels normalised for this network: (pixel/255 - {contract.mean}) / "
-            f"{contract.std}."
-        )

@@ -13,14 +13,17 @@ from dfq_jax.base.parallel import HERE, Machine, MachineFields
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task
 from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.compiling import compile_clock
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import Place
 from dfq_jax.recipes.presets import budget_of_method, choice_for
+from dfq_jax.recipes.rows import ROW_METHODS, ROWS, makes_rows, rows_of
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.processes import synthesize_shards
+from dfq_jax.types import in_words
 
 
 def synthesize(
@@ -34,16 +37,18 @@ def synthesize(
     machine: Machine = HERE,
     watch: Watcher = SILENT,
     state_folder: str | Path | None = None,
+    task: Task | None = None,
     **fields: Unpack[MachineFields],
 ) -> Examples:
-    """Makes images from the network alone.
+    """Makes images from the network alone, or text if it is a language model.
 
     Args:
       model: network with its batch norms in place.
       method: a recipe, e.g. of `dfq.methods`, or its name, one of `recipes.presets.METHODS`, which
         suits itself to the network; `best` is ours. A network without usable batch-norm statistics
         gets noise, unless `gzsq`, which estimates them from the weights, or `psaq_vit`, which needs
-        none, is asked for; the provenance notes it.
+        none, is asked for; the provenance notes it. Networks that read no images have
+        `recipes.rows.ROW_METHODS`: text that they sample, or random rows.
       n: how many images; None for as many as are the method's own (`dfq.quantize` makes as many).
       seed: equal seeds give equal images on one kind of device.
       steps: of a batch; None for the method's own, as always where a recipe is given.
@@ -51,6 +56,7 @@ def synthesize(
       machine: devices, precision and memory.
       watch: told how much memory a step will take, how long compiling took, and how far it is.
       state_folder: keeps state here and resumes from it.
+      task: what the network is for, instead of what its graph says.
       **fields: of `machine`, by name: devices, together, dtype, remat, memory.
 
     Returns:
@@ -60,6 +66,8 @@ def synthesize(
       DfqError: UsageError for bad arguments or a state folder of another run or in use;
         DivergedError; ResourceError; UnsupportedModelError where the method cannot use the network.
     """
+    if makes_rows(model):
+        return made_rows(model, method, n, seed, task)
     order = ordered(model, method, n, seed, steps, batch, dataclasses.replace(machine, **fields))
     start, folder = time.perf_counter(), None if state_folder is None else Path(state_folder)
     with compile_clock() as compiled:
@@ -74,6 +82,31 @@ def synthesize(
     if notes := [*order.notes, *made.notes]:
         facts["notes"] = notes
     return Examples((made.images,), model.inputs, facts, evidence_in(facts))
+
+
+def made_rows(
+    model: Model, method: str | Recipe, n: int | None, seed: int, task: Task | None
+) -> Examples:
+    """Rows of a network that reads no images.
+
+    Raises:
+      UsageError: for a recipe, which makes images, a bad name, number or seed.
+    """
+    if isinstance(method, Recipe):
+        raise UsageError(
+            f"recipe {method.name!r} makes images; this network reads {in_words(model.inputs)}: "
+            f"say a name, one of {', '.join(ROW_METHODS)}."
+        )
+    n = ROWS["best"] if n is None else n
+    check_count(n)
+    check_seed(seed)
+    start = time.perf_counter()
+    with compile_clock() as compiled:
+        made = rows_of(model, method, n, jax.random.key(seed), task)
+        jax.block_until_ready(made.arrays)
+    facts = run_facts(model, n, seed) | {"size": [list(x.shape) for x in model.inputs]}
+    facts = {**facts, **made.provenance, **durations(start, compiled)}
+    return dataclasses.replace(made, provenance=facts)
 
 
 class Contribution(NamedTuple):
@@ -176,14 +209,19 @@ def ordered(
     """
     choice = choice_for(model, method, steps, batch)
     n = budget_of_method(method, model).n if n is None else n
-    if n < 1:
-        raise UsageError(f"synthesize() needs n >= 1, got {n}.")
+    check_count(n)
     check_seed(seed)
     sharers = machine.devices if machine.together else 1
     facts = provenance(model, choice.recipe, n, seed)
     facts |= {"dtype": machine.dtype, "together": sharers}
     what = (choice.model, choice.recipe, n, jax.random.key(seed))
     return ImageOrder(what, machine, facts, choice.notes)
+
+
+def check_count(n: int) -> None:
+    """Raises UsageError unless something is to be made."""
+    if n < 1:
+        raise UsageError(f"synthesize() needs n >= 1, got {n}.")
 
 
 def check_seed(seed: int) -> None:
@@ -204,11 +242,18 @@ def provenance(model: Model, recipe: Recipe, n: int, seed: int) -> dict[str, Any
         "settings": dict(recipe.settings),
         "steps": recipe.steps,
         "batch": recipe.batch,
+        "size": list(model.contract.shape),
+        "natural": [list(part) for part in model.contract.photographs],
+        **run_facts(model, n, seed),
+    }
+
+
+def run_facts(model: Model, n: int, seed: int) -> dict[str, Any]:
+    """What examples of any kind depend on."""
+    return {
         "n": n,
         "seed": seed,
         "weights_sha256": fingerprint(model),
-        "size": list(model.contract.shape),
-        "natural": [list(part) for part in model.contract.photographs],
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
         "device": jax.devices()[0].platform,
     }

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 
+from dfq_jax.api.delivered import deliverable
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.quantize import learned, made_images, settings_of
 from dfq_jax.api.request import Asked, Follow, following
-from dfq_jax.api.result import Result, deliverable
+from dfq_jax.api.result import Result
 from dfq_jax.api.start import begun_in
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs

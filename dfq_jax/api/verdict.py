@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dfq_jax.api.delivered import check_contract
 from dfq_jax.api.request import Asked, Follow
-from dfq_jax.api.result import check_contract
 from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
@@ -83,7 +83,7 @@ def rather_plain(
       learned_loss: expected after learning, if that is known.
       loss_of: what else finds the expected loss; asked only where outputs got worse.
     """
-    gap = lambda made: output_gap(made.quantized, made.reference, held_out.images)
+    gap = lambda made: output_gap(made.quantized, made.reference, held_out.array)
     before, after = gap(plain), gap(learned)
     if after <= before or not math.isfinite(before):
         return None
@@ -112,7 +112,7 @@ def with_costs(
         return report
     follow.watch.says("finding the layers that cost most")
     so_far = {layer.name: layer.sqnr for layer in report.layers}
-    costs = blamed(made.reference, made.quantized, images.images, so_far, asked.task)
+    costs = blamed(made.reference, made.quantized, images.array, so_far, asked.task)
     return dataclasses.replace(report, costs=costs)
 
 

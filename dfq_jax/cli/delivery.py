@@ -27,7 +27,7 @@ from dfq_jax.report.terminal import (
     trust_lines,
     units_lines,
 )
-from dfq_jax.types import NHWC, InputContract
+from dfq_jax.types import NHWC, Input, InputContract
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -36,8 +36,10 @@ def emit(terminal: Terminal, data: dict[str, Any]) -> None:
         print(json.dumps(data, allow_nan=False))
 
 
-def contract_line(contract: InputContract) -> str:
-    """The input contract in words."""
+def contract_line(contract: Input) -> str:
+    """What a network reads, in words."""
+    if not isinstance(contract, InputContract):
+        return f"input {contract}"
     assumed = " (assumed: the file does not say)" if contract.assumed else ""
     where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
     rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
@@ -211,7 +213,7 @@ def show_result(
     terminal.say(size_line(before, after, output / model, plan.store))
     for line in speed_lines(latency):
         terminal.say(line)
-    terminal.say(contract_line(result.contract))
+    terminal.say(contract_line(result.input))
     for line in [*units_lines(report), *trust_lines(report)]:
         terminal.say(line)
     if verification is not None:

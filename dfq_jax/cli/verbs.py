@@ -1,6 +1,5 @@
 """What the verbs of the command line do, between parsed arguments and the Python API."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from dfq_jax.cli.sizes import foretell
 from dfq_jax.errors import QualityError
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts.artifact import check_output_folder, load_artifact
+from dfq_jax.io.artifacts.graph_json import inputs_to_json
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
 from dfq_jax.io.onnx.export import check_size
 from dfq_jax.io.runtime.session import (
@@ -29,6 +29,7 @@ from dfq_jax.io.runtime.session import (
 from dfq_jax.io.verification.verify import Verification
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.noise import NO_STATISTICS
+from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.report.console import Terminal, one_line
 from dfq_jax.synthesis.terms.targets import recorded_statistics
 
@@ -53,7 +54,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     network = loaded.model
     targets, excluded = recorded_statistics(network)
     usable, remarks = len(targets), [str(u) for u in excluded]
-    if not targets:
+    if not targets and not makes_rows(network):
         remarks.append(NO_STATISTICS)
     total, work = len(batch_norms(network.graph)), sum(macs(network).values())
     terminal.say(describe(network))
@@ -61,7 +62,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
     terminal.say(f"{usable} of {total} batch norms usable for synthesis")
     for remark in remarks:
         terminal.say(f"  {one_line(remark)}")
-    terminal.say(contract_line(network.contract))
+    terminal.say(contract_line(network.input))
     emit(
         terminal,
         {
@@ -73,7 +74,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
             "nodes": [str(n) for n in network.graph.nodes],
             "batch_norms": total,
             "usable_batch_norms": usable,
-            "contract": dataclasses.asdict(network.contract),
+            **inputs_to_json(network.inputs),
             "notes": [*loaded.notes, *remarks],
         },
     )

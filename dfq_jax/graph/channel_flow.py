@@ -7,7 +7,7 @@ pooling), beside others (concat), a part of them (slice), several times (flatten
 it mixes positions in a way that a missing one would change (softmax, layer norm).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from dfq_jax.graph.channel_moves import beside, cut, padded, regrouped, spread
@@ -70,6 +70,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{slot: shape}"""
@@ -100,7 +101,7 @@ def channel_flow(  # noqa: C901 - one case per family
             return standardised(xs[0], slots)
         case GroupNorm(groups):
             return normed(groups, xs[0], slots, shape)
-        case LayerNorm() | LocalNorm():
+        case LayerNorm() | RmsNorm() | LocalNorm():
             return whole(xs[0], (-1,), shape)
         case Softmax(axis) | LogSoftmax(axis):
             return whole(xs[0], (axis,), shape)
@@ -128,6 +129,8 @@ def channel_flow(  # noqa: C901 - one case per family
             return spread(xs[0], shape, first)
         case Pad():
             return padded(op, xs[0], first)
+        case Embed() | Present() | Rotary():
+            return Flow(tuple(map(stay, shape)), ties=fixed(*xs[0].axes))
         case Constant():
             axes = own(shape, first)
             return Flow(axes, slots={"value": axes})
@@ -135,7 +138,7 @@ def channel_flow(  # noqa: C901 - one case per family
             assert_never(op)
 
 
-def whole(x: Read, axes: tuple[int, ...], shape: tuple[int, ...]) -> Flow:
+def whole(x: Read, axes: Iterable[int], shape: tuple[int, ...]) -> Flow:
     """An operator that mixes positions along some axes, and treats those of others alike."""
     mixed = {axis % len(shape) for axis in axes}
     made = [stay(shape[a]) if a in mixed else labels for a, labels in enumerate(x.axes)]

@@ -109,6 +109,20 @@ class Model:
             raise GraphError(f"inputs {self.graph.inputs} are stated by {in_words(self.inputs)}.")
 
     @property
+    def input(self) -> Input:
+        """What the one input must be that the network reads.
+
+        Raises:
+          UnsupportedModelError: naming what it reads, where that is not one input.
+        """
+        if len(self.inputs) == 1:
+            return self.inputs[0]
+        raise UnsupportedModelError(
+            f"this works with networks of one input; inputs {self.graph.inputs} are "
+            f"{in_words(self.inputs)}. Import a network that reads one."
+        )
+
+    @property
     def contract(self) -> InputContract:
         """What the image must be that the network reads, and that is all it reads.
 

@@ -9,6 +9,8 @@ An operator has a class here, its meaning in `graph/semantics.py` and its ONNX f
 import dataclasses
 from typing import Literal
 
+from dfq_jax.graph.token_ops import OfTokens, RmsNorm
+
 Pair = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -371,7 +373,7 @@ class Constant:
 
 
 Weighted = Conv2d | ConvTranspose2d | Linear
-Norm = BatchNorm | LayerNorm | GroupNorm | LocalNorm
+Norm = BatchNorm | LayerNorm | RmsNorm | GroupNorm | LocalNorm
 Pointwise = Relu | LeakyRelu | PRelu | Clip | Elu | Activation | Scale | Power
 Combine = Add | Sub | Mul | Div | Maximum | Minimum | Compare
 Pool = MaxPool | AvgPool | AdaptiveAvgPool | GlobalAvgPool
@@ -390,6 +392,7 @@ Op = (
     | Reduce
     | Arrange
     | Resize
+    | OfTokens
     | Constant
 )
 

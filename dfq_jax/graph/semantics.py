@@ -61,6 +61,7 @@ from dfq_jax.graph.ops import (
     Weighted,
 )
 from dfq_jax.graph.recurrent import recurrent
+from dfq_jax.graph.token_ops import Embed, OfTokens, Present, RmsNorm, Rotary
 from dfq_jax.graph.windows import pooled, resized
 
 Tensor = Shaped[Array, "..."]
@@ -83,7 +84,7 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return weighted(op, p, xs[0])
         case MatMul(transposed):
             return xs[0] @ (jnp.swapaxes(xs[1], -1, -2) if transposed else xs[1])
-        case BatchNorm() | LayerNorm() | GroupNorm() | LocalNorm():
+        case BatchNorm() | LayerNorm() | RmsNorm() | GroupNorm() | LocalNorm():
             return normalised(op, p, xs[0])
         case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             return pointwise(op, p, xs[0])
@@ -105,6 +106,8 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return arranged(op, *xs)
         case Resize():
             return resized(op, xs[0])
+        case Embed() | Present() | Rotary():
+            return of_tokens(op, p, xs[0])
         case Constant():
             return p["value"]
         case _:
@@ -137,6 +140,9 @@ def normalised(op: Norm, p: Slots, x: Tensor) -> Tensor:
             return x * gain + (shift + p["bias"] if "bias" in p else shift)
         case LayerNorm(eps):
             return scaled(p, standardised(x, (-1,), eps))
+        case RmsNorm(eps):
+            power = jnp.mean(x * x, axis=-1, keepdims=True)
+            return scaled(p, x * lax.rsqrt(power + eps))
         case GroupNorm(groups, eps):
             split = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
             return scaled(p, standardised(split, (1, 3), eps).reshape(x.shape))
@@ -298,5 +304,24 @@ def arranged(op: Arrange, *xs: Tensor) -> Tensor:
             return jnp.pad(x, widths, constant_values=value)
         case Pad(widths, _, mode):
             return jnp.pad(x, widths, mode=mode)
+        case _:
+            assert_never(op)
+
+
+def of_tokens(op: OfTokens, p: Slots, x: Tensor) -> Tensor:
+    """What ids stand for, which of them count, and what their places do to them.
+
+    An id that is none has the last row of its table; `data/text.py` refuses those.
+    """
+    match op:
+        case Embed():
+            return jnp.take(p["table"], x.astype(jnp.int32), axis=0, mode="clip")
+        case Present(absent):
+            return (x != absent).astype(jnp.float32)
+        case Rotary():
+            half = x.shape[-1] // 2
+            cos, sin = p["cos"][:, None], p["sin"][:, None]
+            a, b = x[..., :half], x[..., half:]
+            return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
         case _:
             assert_never(op)

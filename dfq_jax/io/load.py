@@ -17,6 +17,7 @@ from dfq_jax.io.artifacts.output_folder import FLOAT
 from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_graph
 from dfq_jax.io.frontends.parity import check_import
+from dfq_jax.io.language.files import TokenReader, reader_of
 from dfq_jax.io.readers.checkpoint import read_checkpoint
 from dfq_jax.io.readers.foreign import told_by_folder
 from dfq_jax.io.readers.pickle_policy import show
@@ -141,13 +142,14 @@ def load(
     installed, an ONNX file runs once on noise beside what was imported from it.
 
     Args:
-      path_or_name: a network with its graph (`.pt2`, `.onnx`), a checkpoint (`.pth`, `.th`, `.pt`,
+      path_or_name: a network with its graph (`.pt2`, `.onnx`), a Llama of llama2.c (`.bin`), the
+        `model.safetensors` of a BERT beside its `config.json`, a checkpoint (`.pth`, `.th`, `.pt`,
         `.safetensors`), or the name of a built-in architecture whose weights an installed package
         carries.
       arch: the architecture of a checkpoint, one of `zoo.known.names()`; None where its graph
         comes with it or its tensors tell.
       size: pixels the network reads, (height, width) or both at once; None for the published ones
-        or those of the graph.
+        or those of the graph; tokens of a row, where it reads tokens.
       layout: `nchw` or `nhwc`, where a file with its graph has the channels of images; None to find
         it. Exported files keep it.
       mean: per channel (or one for all) of pixels in [0, 1], where the file does not say how its
@@ -166,6 +168,9 @@ def load(
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
+    if (reader := reader_of(Path(path_or_name))) is not None:
+        said = {"arch": arch, "layout": layout, "mean": mean, "std": std}
+        return load_tokens(Path(path_or_name), reader, size, said)
     told = ToldInput(
         as_pair(size), as_layout(layout), normalised=mean is not None and std is not None
     )
@@ -179,6 +184,34 @@ def load(
     told_of = (*contradiction(before, contract), *checked, *assumptions(contract))
     notes = (*loaded.notes, *told_of)
     return dataclasses.replace(loaded, model=model, notes=notes)
+
+
+def load_tokens(
+    path: Path, reader: TokenReader, size: Size | None, said: Mapping[str, object]
+) -> Loaded:
+    """Reads a network of tokens.
+
+    Args:
+      path: the file.
+      reader: what reads it.
+      size: tokens of a row, None for the usual number.
+      said: of images, by name; it must be nothing.
+
+    Raises:
+      UsageError: for options of images, or rows of another length than there are positions for.
+      DfqError: as the reader does.
+    """
+    if wrong := [name for name, value in said.items() if value is not None]:
+        raise UsageError(f"{show(path.name)} reads tokens, no images: leave out `{wrong[0]}=`.")
+    found = reader(path, size)
+    return Loaded(
+        found.model,
+        found.architecture,
+        found.notes,
+        path.name,
+        found.sha256,
+        path.stat().st_size,
+    )
 
 
 def as_pair(size: Size | None) -> tuple[int, int] | None:

@@ -14,38 +14,44 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dfq_jax.numerics.affine import Affine, Grid
+from dfq_jax.numerics.affine import Affine, Grid, spread
 
 Gram = Float[Array, "k k"]
 Weights = Float[Array, "k o"]
 PerOutput = Float[Array, "1 o"]
+OfRows = Float[Array, "r o"]
+"""A number for each output, or for each of its weights (r is 1, or k)."""
 DAMPING = 0.01
 """Added to the diagonal of a Gram matrix, in units of its mean."""
 
 
 class Lattice(NamedTuple):
-    """The values that the weights of each output may take: `scale * [low, high]`, whole numbers.
+    """The values that weights may take: `scale * [low, high]`, whole numbers.
 
     Attributes:
-      scale: positive.
+      scale: positive; of each output, or of each weight where inputs are in groups.
       low: smallest code less the zero point.
       high: largest.
     """
 
-    scale: PerOutput
-    low: PerOutput
-    high: PerOutput
+    scale: OfRows
+    low: OfRows
+    high: OfRows
 
     def nearest(self, w: Float[Array, "... o"]) -> Float[Array, "... o"]:
         """Codes of weights, rounded to nearest."""
         return jnp.clip(jnp.round(w / self.scale), self.low, self.high)
 
 
-def lattice(affine: Affine, grid: Grid, outputs: int) -> Lattice:
-    """The lattice of a kernel's grid, whatever the rank of its scales."""
-    row = lambda v: jnp.broadcast_to(v.astype(jnp.float32).reshape(1, -1), (1, outputs))
-    zero_point = row(affine.zero_point)
-    return Lattice(row(affine.scale), grid.qmin - zero_point, grid.qmax - zero_point)
+def lattice(affine: Affine, grid: Grid, kernel: tuple[int, ...]) -> Lattice:
+    """The lattice of a grid for a kernel of this shape, whatever the rank of its scales."""
+    if grid.group is None:
+        rows = lambda v: jnp.broadcast_to(v.astype(jnp.float32).reshape(1, -1), (1, kernel[-1]))
+    else:
+        affine = spread(affine, kernel, grid)
+        rows = lambda v: jnp.broadcast_to(v.astype(jnp.float32), kernel).reshape(-1, kernel[-1])
+    zero_point = rows(affine.zero_point)
+    return Lattice(rows(affine.scale), grid.qmin - zero_point, grid.qmax - zero_point)
 
 
 def damped(gram: Gram, damping: float = DAMPING) -> Gram:
@@ -94,10 +100,12 @@ def rounded_in_order(w: Weights, gram: Gram, grid: Lattice) -> Weights:
     order = jnp.argsort(-jnp.diag(gram))
     gram = damped(gram)[order][:, order]
     factor = jnp.linalg.cholesky(jnp.linalg.inv(gram), upper=True)
+    rows = Lattice(*(jnp.broadcast_to(v, w.shape)[order] for v in grid))
 
     def step(left: Weights, i: Int[Array, ""]) -> tuple[Weights, Float[Array, " o"]]:
-        codes = grid.nearest(left[i][None])[0]
-        error = (left[i] - codes * grid.scale[0]) / factor[i, i]
+        own = Lattice(*(v[i] for v in rows))
+        codes = own.nearest(left[i])
+        error = (left[i] - codes * own.scale) / factor[i, i]
         later = jnp.where(jnp.arange(len(factor)) > i, factor[i], 0.0)
         return left - later[:, None] * error, codes
 
@@ -119,10 +127,11 @@ def best_scale(codes: Weights, w: Weights, gram: Gram) -> PerOutput:
 @partial(jax.jit, static_argnames="sweeps")
 def polished(
     codes: Weights, w: Weights, gram: Gram, grid: Lattice, sweeps: int = 2
-) -> tuple[Weights, PerOutput]:
+) -> tuple[Weights, OfRows]:
     """Codes moved by one wherever that lowers the error most, and scales refitted, in turns.
 
-    Neither can raise the error: a code moves only if it lowers it, and scales are optimal.
+    Neither can raise the error: a code moves only if it lowers it, and scales are optimal. Scales
+    of groups stay as they are.
 
     Args:
       codes: whole numbers.
@@ -134,9 +143,9 @@ def polished(
     Returns:
       Codes and scales.
     """
-    diagonal = jnp.diag(gram)[:, None]
+    diagonal, refits = jnp.diag(gram)[:, None], grid.scale.shape[0] == 1
 
-    def move(carry: tuple[Weights, Weights, PerOutput], _):
+    def move(carry: tuple[Weights, Weights, OfRows], _):
         codes, slope, scale = carry
         gains = lambda d: jnp.where(
             (codes + d < grid.low) | (codes + d > grid.high),
@@ -150,13 +159,16 @@ def polished(
         worth = change[chosen, outputs] < 0
         rises = up[chosen, outputs] <= down[chosen, outputs]
         step = jnp.where(worth, jnp.where(rises, 1.0, -1.0), 0.0)
-        slope = slope + gram[:, chosen] * (step * scale[0])
+        own = scale[0] if refits else scale[chosen, outputs]
+        slope = slope + gram[:, chosen] * (step * own)
         return (codes.at[chosen, outputs].add(step), slope, scale), None
 
-    def sweep(carry: tuple[Weights, PerOutput], _):
+    def sweep(carry: tuple[Weights, OfRows], _):
         codes, scale = carry
         slope = gram @ (scale * codes - w)
         (codes, _, scale), _ = lax.scan(move, (codes, slope, scale), length=codes.shape[0])
+        if not refits:
+            return (codes, scale), None
         fitted = best_scale(codes, w, gram)
         return (codes, jnp.where(fitted > 0, fitted, scale)), None
 

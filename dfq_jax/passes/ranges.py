@@ -58,7 +58,7 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     """
     graph, known = model.graph, expected_moments(model)
     rectified, tame = nonnegative(graph), constants(graph) | gates(graph)
-    low, high = (jnp.asarray(end, jnp.float32) for end in model.contract.value_range)
+    low, high = (jnp.asarray(end, jnp.float32) for end in model.input.value_range)
     ranges: dict[str, Range] = dict.fromkeys(graph.inputs, (low, high))
     for node in graph.nodes:
         read = [ranges.get(i) for i in node.inputs]

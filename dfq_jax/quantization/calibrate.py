@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Tensor, evaluate
@@ -47,7 +47,7 @@ Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 def calibrate(
     model: Model,
     plan: Plan,
-    images: Float[Array, "n h w c"] | None,
+    images: Shaped[Array, "n ..."] | None,
     *,
     expected: Ranges | None = None,
     settled: Ranges | None = None,
@@ -82,7 +82,7 @@ def calibrate(
 
 
 def histograms_of(
-    model: Model, plan: Plan, images: Float[Array, "n h w c"], batch: int
+    model: Model, plan: Plan, images: Shaped[Array, "n ..."], batch: int
 ) -> Mapping[str, Histogram]:
     """{tensor: histogram of its values over all images}."""
     if images.shape[0] == 0:
@@ -99,7 +99,7 @@ def histograms_of(
     return histograms
 
 
-def batches(images: Float[Array, "n h w c"], size: int):
+def batches(images: Shaped[Array, "n ..."], size: int):
     """Consecutive batches of one static size; the last one overlaps its predecessor if need be."""
     count = images.shape[0]
     for start in range(0, count, size):
@@ -176,7 +176,7 @@ def fit_edges(
     for tensor, sites in plan.groups:
         spec = table[sites[0]]
         if tensor in model.graph.inputs:
-            lo, hi = model.contract.value_range
+            lo, hi = model.input.value_range
             affine = from_range(jnp.asarray(lo), jnp.asarray(hi), spec.grid)
         elif tensor in constants:
             values = model.params[tensor]["value"]

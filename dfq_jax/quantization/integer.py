@@ -9,7 +9,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.lowering import convolve, convolve_transposed
@@ -53,7 +53,7 @@ def integer_product(
     quantized: QuantizedModel,
     node: Node,
     slots: Mapping[str, Float[NumpyOrJax, "..."]],
-    args: tuple[Float[NumpyOrJax, "..."], ...],
+    args: tuple[Shaped[NumpyOrJax, "..."], ...],
     multiply: Multiply,
 ) -> Float[NumpyOrJax, "..."] | None:
     """The output of a node that sums products of codes; None for any other.

@@ -9,7 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.evaluate import Tensor, evaluate
 from dfq_jax.graph.graph import Model
@@ -33,7 +33,7 @@ IMAGES = 16
 
 
 def narrowed(
-    quantized: QuantizedModel, expected: Ranges, images: Float[Array, "n h w c"]
+    quantized: QuantizedModel, expected: Ranges, images: Shaped[Array, "n ..."]
 ) -> QuantizedModel:
     """The network with 8-bit grids of activations narrowed to what is predicted, where that pays.
 
@@ -95,7 +95,7 @@ def squared_gap(
 
 
 def output_gap(
-    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"]
+    quantized: QuantizedModel, reference: Model, images: Shaped[Array, "n ..."]
 ) -> float:
     """Squared error of a quantized network's outputs in units of their power, summed over outputs.
 
@@ -109,7 +109,7 @@ def output_gap(
 
 
 def activation_gap(
-    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"]
+    quantized: QuantizedModel, reference: Model, images: Shaped[Array, "n ..."]
 ) -> float:
     """`output_gap` with kernels as they are: what grids of activations cost by themselves.
 
@@ -120,7 +120,7 @@ def activation_gap(
 
 
 def gap_between(
-    exact: NodeWalk, rough: NodeWalk, outputs: tuple[str, ...], images: Float[Array, "n h w c"]
+    exact: NodeWalk, rough: NodeWalk, outputs: tuple[str, ...], images: Shaped[Array, "n ..."]
 ) -> float:
     """Squared error of the outputs of one way to run a network, in units of another's power."""
     wanted, found = (outputs_of(run, outputs, images) for run in (exact, rough))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.evaluate import Apply, Tensor, applied, walked
 from dfq_jax.graph.graph import Model, Node
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
       valid: how many count.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Shaped[Array, "n ..."]
     valid: int
 
     def counting(self, x: Any) -> np.ndarray:
@@ -54,12 +54,18 @@ class Batch(NamedTuple):
 
 def in_batches(images: Any, size: int = BATCH) -> Iterator[Batch]:
     """All images in batches of one size, no larger than there are images."""
-    images = np.asarray(images, np.float32)
+    images = as_read(images)
     size = min(size, len(images))
     for start in range(0, len(images), size):
         part = images[start : start + size]
         fill = np.repeat(part[-1:], size - len(part), axis=0)
         yield Batch(jax.device_put(np.concatenate([part, fill])), len(part))
+
+
+def as_read(examples: Any) -> np.ndarray:
+    """Examples as networks read them: whole numbers as int32, all others as float32."""
+    found = np.asarray(examples)
+    return found.astype(np.int32 if found.dtype.kind in "iu" else np.float32, copy=False)
 
 
 def outputs_of(

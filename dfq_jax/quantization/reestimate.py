@@ -9,7 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model, Node
@@ -29,7 +29,7 @@ of the channel to be amplified."""
 def reestimate_norms(
     quantized: QuantizedModel,
     reference: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     target: NormTarget = "reference",
     significance: float = 3.0,
@@ -71,7 +71,7 @@ def reestimate_norms(
 def norm_changes(
     quantized: QuantizedModel,
     reference: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     target: NormTarget,
     significance: float | Float[Array, ""],
 ) -> dict[str, Change]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model, Node
@@ -80,7 +80,7 @@ class SharedGrid(NamedTuple):
 
 
 def shared_grids(
-    quantized: QuantizedModel, images: Float[Array, "n h w c"], *, least: float = COSTLY
+    quantized: QuantizedModel, images: Shaped[Array, "n ..."], *, least: float = COSTLY
 ) -> tuple[SharedGrid, ...]:
     """The parts that lose much on a grid that they share.
 
@@ -156,7 +156,7 @@ def energies_of(
     parts: tuple[GridPart, ...],
     specs: tuple[Spec, ...],
     shared: list[Affine],
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
 ) -> Float[Array, "parts 3"]:
     """Mean square of each part, and of its errors on a grid of its own and on the shared one."""
     _, values = evaluate(model, images, taps={part.source for part in parts})

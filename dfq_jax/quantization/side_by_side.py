@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.evaluate import apply_node, evaluate
 from dfq_jax.graph.graph import Model, Node
@@ -39,7 +39,7 @@ ChangeRule = Callable[[Node, Tensor, Tensor], Change | None]
 def correct_biases(
     quantized: QuantizedModel,
     reference: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     significance: float = 3.0,
 ) -> QuantizedModel:
@@ -72,7 +72,7 @@ def correct_biases(
 def mean_shifts(
     quantized: QuantizedModel,
     reference: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     significance: float | Float[Array, ""],
 ) -> dict[str, Float[Array, " chan"]]:
@@ -83,7 +83,7 @@ def mean_shifts(
 
 
 def side_by_side(
-    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"], rule: ChangeRule
+    quantized: QuantizedModel, reference: Model, images: Shaped[Array, "n ..."], rule: ChangeRule
 ) -> dict[str, Change]:
     """{layer: what a rule makes of its output}, later layers seeing what became of earlier ones."""
     model, plan = quantized.model, quantized.plan

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, chained, evaluate
@@ -104,7 +104,7 @@ def argument_hook(plan: Plan, qparams: QParams) -> Hook:
     """Fake-quantizes edges only."""
     table = plan.table
 
-    def snap(site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def snap(site: Site, x: Tensor) -> Tensor:
         if site not in table:
             return x
         return on_levels(x, table[site].levels, qparams[site])
@@ -124,7 +124,7 @@ def snap_bias(
     return dequantize(codes, Affine(scale, codes[:1] * 0))
 
 
-def simulate(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
+def simulate(quantized: QuantizedModel, images: Shaped[Array, "n ..."]) -> Tensor:
     """First output of the quantized network, computed in float with fake quantization.
 
     Args:

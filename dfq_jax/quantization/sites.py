@@ -33,6 +33,7 @@ from dfq_jax.graph.ops import (
     Sub,
 )
 from dfq_jax.graph.query import consumers, keeps_values
+from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
 
 ABSORBED = (Relu, Clip, BatchNorm)
 """Operators that the one before them absorbs: nothing is stored between the two."""
@@ -50,6 +51,7 @@ FLOAT_CURVES: frozenset[Curve] = frozenset(
 
 NO_FORM = "no 8-bit form"
 RECURRENT = "recurrent"
+OF_IDS = "reads ids"
 LONE_NORM = "not behind a convolution"
 STREAM = "residual stream"
 
@@ -71,7 +73,11 @@ def float_reason(op: Op) -> str | None:
     match op:
         case Recurrent():
             return RECURRENT
-        case LayerNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax() | Elu() | Power():
+        case Embed() | Present():
+            return OF_IDS
+        case LayerNorm() | RmsNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax():
+            return NO_FORM
+        case Elu() | Power() | Rotary():
             return NO_FORM
         case Compare() | Select():
             return NO_FORM
@@ -97,7 +103,7 @@ def residual_stream(graph: Graph) -> frozenset[str]:
     others; on one 8-bit grid the others would vanish, and the norm would show it.
     """
     origin = origins(graph)
-    normed = {origin[n.inputs[0]] for n in graph.nodes if isinstance(n.op, LayerNorm)}
+    normed = {origin[n.inputs[0]] for n in graph.nodes if isinstance(n.op, LayerNorm | RmsNorm)}
     return frozenset(
         n.name for n in graph.nodes if n.name in normed and isinstance(n.op, Add | Sub | Mul)
     )

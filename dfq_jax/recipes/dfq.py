@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.base.words import BiasCorrection
 from dfq_jax.errors import UsageError, check_choice
@@ -67,7 +67,7 @@ class Quantized(NamedTuple):
 
 def dfq(
     model: Model,
-    images: Float[Array, "n h w c"] | None,
+    images: Shaped[Array, "n ..."] | None,
     scheme: Scheme,
     *,
     layers: LayerPreset = "qdrop_8bit_ends",
@@ -76,7 +76,7 @@ def dfq(
     level: float | None = None,
     bias: BiasCorrection = "analytic",
     reestimate: bool = False,
-    peaks: Float[Array, "n h w c"] | None = None,
+    peaks: Shaped[Array, "n ..."] | None = None,
     sigmas: float = 6.0,
     statistics_suffice: bool = False,
     noise: bool = False,
@@ -155,7 +155,7 @@ def prepared(
 
 
 def at_one_width(
-    made: Quantized, images: Float[Array, "n h w c"], make: Callable[..., Quantized]
+    made: Quantized, images: Shaped[Array, "n ..."], make: Callable[..., Quantized]
 ) -> tuple[Quantized, Callable[..., Quantized]]:
     """The network with all channels of a tensor at one width, if its outputs are nearer so.
 
@@ -179,7 +179,7 @@ def at_one_width(
 
 def mended(
     begun: QuantizedModel,
-    images: Float[Array, "n h w c"] | None,
+    images: Shaped[Array, "n ..."] | None,
     bias: BiasCorrection,
     watch: Watcher,
     *,
@@ -193,7 +193,7 @@ def mended(
     return reestimated(quantized, begun.model, images) if reestimate else quantized
 
 
-def with_biases_corrected(made: Quantized, images: Float[Array, "n h w c"]) -> Quantized:
+def with_biases_corrected(made: Quantized, images: Shaped[Array, "n ..."]) -> Quantized:
     """A network that was made to learn from, biases as in float, as it is without learning."""
     quantized = corrected(made.quantized, made.reference, images, "analytic")
     return made._replace(quantized=guard_biases(quantized))
@@ -209,7 +209,7 @@ class RangeEvidence(NamedTuple):
       settled: ranges that are taken as they are.
     """
 
-    images: Float[Array, "n h w c"] | None
+    images: Shaped[Array, "n ..."] | None
     sigmas: float | None
     spare: bool
     settled: Ranges
@@ -273,7 +273,7 @@ def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> Quantized
 def corrected(
     quantized: QuantizedModel,
     reference: Model,
-    images: Float[Array, "n h w c"] | None,
+    images: Shaped[Array, "n ..."] | None,
     bias: BiasCorrection,
 ) -> QuantizedModel:
     """The network with its biases corrected; without moments by images, if there are some."""
@@ -285,7 +285,7 @@ def corrected(
 
 
 def reestimated(
-    quantized: QuantizedModel, reference: Model, images: Float[Array, "n h w c"] | None
+    quantized: QuantizedModel, reference: Model, images: Shaped[Array, "n ..."] | None
 ) -> QuantizedModel:
     """The network with its norms re-estimated.
 

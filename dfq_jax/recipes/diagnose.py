@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.allocation.candidates import Judge, candidates, without_fine
 from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, costs_alone, outcomes, worst_first
@@ -51,7 +51,7 @@ def loses_much(report: Report) -> bool:
 def blamed(
     reference: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     so_far: Mapping[str, float],
     task: Task | None = None,
 ) -> tuple[LayerCost, ...]:
@@ -65,7 +65,7 @@ def blamed(
 def diagnose(
     reference: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     so_far: Mapping[str, float],
     *,
     judge: Judge | None = None,
@@ -96,7 +96,7 @@ def diagnose(
 
 
 def reference_of(
-    float_model: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]
+    float_model: Model, quantized: QuantizedModel, images: Shaped[Array, "n ..."]
 ) -> Model:
     """The folded float network that a quantized one was made from.
 
@@ -123,7 +123,7 @@ def reference_of(
     raise DataError(f"{APART}: {told}.")
 
 
-def on_graph_of(model: Model, whole: Model, images: Float[Array, "n h w c"]) -> Model | None:
+def on_graph_of(model: Model, whole: Model, images: Shaped[Array, "n ..."]) -> Model | None:
     """A float network on the graph of a quantized one; None if that computes something else there.
 
     Args:
@@ -168,7 +168,7 @@ APART = "the float network saved beside this integer network is not the one it w
 
 
 @jax.jit
-def all_of(model: Model, images: Float[Array, "n h w c"]) -> tuple[Float[Array, "..."], ...]:
+def all_of(model: Model, images: Shaped[Array, "n ..."]) -> tuple[Float[Array, "..."], ...]:
     """The outputs of a float network."""
     return evaluate(model, images)[0]
 

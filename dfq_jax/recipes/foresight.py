@@ -12,6 +12,7 @@ from dfq_jax.optim.progress import RunPhase
 from dfq_jax.recipes import probes
 from dfq_jax.recipes.expense import SHARE, expected_seconds, speed
 from dfq_jax.recipes.presets import ImageBudget, choice_for
+from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.effort import PASSING, STEP
 from dfq_jax.reconstruction.footprint import Method
@@ -98,8 +99,9 @@ def passes(method: Method, model: Model, images: int) -> float:
     """
     if isinstance(method, ClosedForm):
         return LOOKS["learning"] * images
-    height, width, _ = model.contract.shape
-    batch = batch_of(method, (1, height // INWARDS, width // INWARDS, 1))
+    read = model.input.shape
+    inside = tuple(max(size // INWARDS, 1) for size in read[:-1] or read)
+    batch = batch_of(method, (1, *inside, 1))
     solving = LOOKS["learning"] if method.start else float(PASSING)
     return solving * images + STEP * batch * sum(phase.steps for phase in method.phases)
 
@@ -118,6 +120,8 @@ def training_foreseen(model: Model, shown: int) -> dict[RunPart, float]:
 
 def stages_of(model: Model, budget: ImageBudget) -> int:
     """How many programs make images: one a stage, since each has its own size; none noise."""
+    if makes_rows(model):
+        return 1
     return len(choice_for(model, budget.method).recipe.stages)
 
 

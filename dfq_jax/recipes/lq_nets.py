@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Graph, Model
@@ -40,7 +40,7 @@ class Levelled(NamedTuple):
 
 def lq_nets(
     made: Quantized,
-    images: Float[Array, "n h w c"] | None,
+    images: Shaped[Array, "n ..."] | None,
     *,
     turns: int = TURNS,
     correct: bool = True,

@@ -10,7 +10,7 @@ import dataclasses
 from functools import partial
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, Shaped
 
 from dfq_jax.allocation.allocate import (
     POINTS,
@@ -55,7 +55,7 @@ class Mixed(NamedTuple):
 
 def mixed(
     reference: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     how: Pipeline,
     *,
     points: int = POINTS,

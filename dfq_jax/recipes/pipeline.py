@@ -157,11 +157,11 @@ def pipeline_for(
     Raises:
       UsageError: for an unknown name.
     """
-    bits, contract = parse_scheme(scheme), model.contract
-    chosen = reconstruction or reconstruction_of(preset, contract, bits)
+    bits, read = parse_scheme(scheme), model.input
+    chosen = reconstruction or reconstruction_of(preset, read, bits)
     methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
     named = any(name is not None for name in (method, reconstruction, observer, weight_observer))
-    few = (bits.activation_bits or WIDE) < FEW_BITS and not is_small(contract)
+    few = (bits.activation_bits or WIDE) < FEW_BITS and not is_small(read)
     return Pipeline(
         scheme=bits,
         layers=layers,
@@ -174,7 +174,7 @@ def pipeline_for(
         reestimate=reestimate,
         placed=(PLACED[chosen],) if chosen in PLACED else (),
         methods=methods,
-        enlarge=enlarges(chosen, contract),
+        enlarge=enlarges(chosen, read),
         store=store,
         spare=preset == "fast",
         even=few and (learns_in_stages(methods) or not (named or methods)),

@@ -25,7 +25,7 @@ from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Offer, Recipe, batch_size
 from dfq_jax.synthesis.terms.targets import recorded_statistics
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input
 
 OFFERS: Mapping[str, Offer] = {
     "best": BEST,
@@ -78,19 +78,19 @@ class ImageBudget:
     named: bool = False
 
 
-def image_budget(preset: str, contract: InputContract, *, learned: bool) -> ImageBudget:
+def image_budget(preset: str, read: Input, *, learned: bool) -> ImageBudget:
     """The images of a preset for networks that read such images.
 
     Args:
       preset: its name.
-      contract: what the network reads.
+      read: what the network reads.
       learned: whether rounding is learned from them, rather than ranges alone.
 
     Raises:
       UsageError: for an unknown preset.
     """
     check_choice("preset", preset, PRESETS)
-    n, steps = (SMALL if is_small(contract) else LARGE)[preset]
+    n, steps = (SMALL if is_small(read) else LARGE)[preset]
     return ImageBudget("best_unlabelled" if learned else "best", n, steps)
 
 
@@ -117,20 +117,20 @@ def budget_of_stages(budget: ImageBudget) -> ImageBudget:
     return dataclasses.replace(budget, n=2 * budget.n)
 
 
-def reconstruction_of(preset: str, contract: InputContract, scheme: Scheme) -> str:
+def reconstruction_of(preset: str, read: Input, scheme: Scheme) -> str:
     """How a preset rounds kernels, by its name in `recipes.reconstructions`.
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
     in closed form, or the network learns in stages where weights or activations have few bits.
-    Kernels in groups are rounded to nearest: their scales are fine enough.
+    Kernels in groups are solved in closed form as well (GPTQ's order of rounding), or to nearest.
 
     Raises:
       UsageError: for an unknown preset.
     """
     check_choice("preset", preset, PRESETS)
     if isinstance(scheme.sharing, int):
-        return "nearest"
-    if is_small(contract):
+        return "nearest" if preset == "fast" else "closed_form"
+    if is_small(read):
         return {"fast": "nearest", "balanced": "closed_form", "best": "best"}[preset]
     few = scheme.fewest_bits < FEW_BITS
     learned = "stages" if few else "closed_form"

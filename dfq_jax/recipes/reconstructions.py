@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, Shaped
 
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
@@ -36,7 +36,7 @@ from dfq_jax.reconstruction.method import Reconstruction
 from dfq_jax.synthesis.sources.augment import compose, flip, resized_crop
 from dfq_jax.synthesis.sources.collages import collage
 from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input, InputContract
 
 LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
     "adaround": adaround,
@@ -72,7 +72,7 @@ class Enlarge(NamedTuple):
       times: so many of each.
     """
 
-    make: Callable[[Float[Array, "n h w c"], Key[Array, ""]], Float[Array, "m h w c"]]
+    make: Callable[[Shaped[Array, "n ..."], Key[Array, ""]], Shaped[Array, "m ..."]]
     times: int
 
 
@@ -102,7 +102,7 @@ def learns_in_stages(methods: Sequence[Method]) -> bool:
     return any(isinstance(method, Reconstruction) and method.guided for method in methods)
 
 
-def enlarges(name: str, contract: InputContract) -> Enlarge | None:
+def enlarges(name: str, read: Input) -> Enlarge | None:
     """What a reconstruction makes of its images first, for a network that reads such images.
 
     Papers say how many images theirs take. Of large images a few have all the positions that layers
@@ -110,12 +110,14 @@ def enlarges(name: str, contract: InputContract) -> Enlarge | None:
     one: on EfficientNet-lite0 at 4 bits it costs six points (`docs/RESULTS.md`). Late stages that
     learn by gradient need more: `surfaces`.
     """
-    if name in OURS and is_small(contract):
+    if not isinstance(read, InputContract):
+        return None  # means of ids are none
+    if name in OURS and is_small(read):
         return ENLARGED
-    return Enlarge(partial(surfaces, contract), 2 * (1 + VIEWS)) if name == "stages" else None
+    return Enlarge(partial(surfaces, read), 2 * (1 + VIEWS)) if name == "stages" else None
 
 
-def enlarged(images: Float[Array, "n h w c"], key: Key[Array, ""]) -> Float[Array, "m h w c"]:
+def enlarged(images: Shaped[Array, "n ..."], key: Key[Array, ""]) -> Shaped[Array, "m ..."]:
     """The images, their mirror images, and as many means of pairs of both: four times as many.
 
     What a network says of these is known as well, and they show it more than a few images do: on
@@ -131,8 +133,8 @@ ENLARGED = Enlarge(enlarged, 4)
 
 
 def surfaces(
-    contract: InputContract, images: Float[Array, "n h w c"], key: Key[Array, ""]
-) -> Float[Array, "m h w c"]:
+    contract: InputContract, images: Shaped[Array, "n ..."], key: Key[Array, ""]
+) -> Shaped[Array, "m ..."]:
     """The images, parts of each, and collages of all these: eight times as many.
 
     Parts show at least `LEAST_SEEN` of an image, mirrored or not, and are as smooth as photographs;
@@ -161,7 +163,7 @@ def foretold(made: Quantized, count: int, methods: Sequence[Method], memory: int
 
 def reconstructed(
     made: Quantized,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     methods: Sequence[Method],
     key: Key[Array, ""],
     *,

@@ -2,14 +2,14 @@
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import refusal_of_half
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input, InputContract
 
 SMALL_IMAGE = 64 * 64
 
 
-def is_small(contract: InputContract) -> bool:
-    """Whether images are of the size of CIFAR's rather than of ImageNet's."""
-    return contract.height * contract.width <= SMALL_IMAGE
+def is_small(read: Input) -> bool:
+    """Whether images are of the size of CIFAR's rather than of ImageNet's; all else is small."""
+    return not isinstance(read, InputContract) or read.height * read.width <= SMALL_IMAGE
 
 
 def gains_from_halves(model: Model) -> bool:

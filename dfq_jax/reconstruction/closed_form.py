@@ -136,7 +136,7 @@ def solve(
 
     Args:
       kernel: HWIO, or (in, out) of a linear layer.
-      affine: its scales; one for all outputs stays as it is.
+      affine: its scales; one for all outputs, and those of groups, stay as they are.
       moments: of its inputs.
       grid: its codes.
       groups: of channels.
@@ -145,23 +145,25 @@ def solve(
     Returns:
       Kernel and scales.
     """
-    weights, cells = by_group(kernel, groups), lattice(affine, grid, kernel.shape[-1])
+    weights, cells = by_group(kernel, groups), lattice(affine, grid, kernel.shape)
     cells = Lattice(*(by_group(v, groups) for v in cells))
     shared = affine.scale.size < kernel.shape[-1]
+    stays = shared or grid.group is not None
     if shared:
         method = method._replace(sweeps=0)  # the polish goes on to scales of each output's own
     codes, scale, target = jax.vmap(partial(one_group, method=method))(weights, moments, cells)
-    if shared:
+    if stays:
         scale = cells.scale
     near = jnp.clip(target / scale, codes - INSIDE, codes + INSIDE) * scale
-    whole = jnp.moveaxis(scale, 0, 1).reshape(1, -1)
-    fitted = affine.scale if shared else whole.reshape(affine.scale.shape)
+    fitted = affine.scale
+    if not stays:
+        fitted = jnp.moveaxis(scale, 0, 1).reshape(affine.scale.shape)
     return jnp.moveaxis(near, 0, 1).reshape(kernel.shape), Affine(fitted, affine.zero_point)
 
 
 def one_group(
     w: Float[Array, "k o"], moments: Grams, cells: Lattice, *, method: ClosedForm
-) -> tuple[Float[Array, "k o"], Float[Array, "1 o"], Float[Array, "k o"]]:
+) -> tuple[Float[Array, "k o"], Float[Array, "r o"], Float[Array, "k o"]]:
     """Codes and scales of one group, and the weights they stand for."""
     target = w
     if method.damping is not None:
@@ -169,5 +171,7 @@ def one_group(
     codes = rounded_in_order(target, moments.gram, cells)
     if method.sweeps:
         return *polished(codes, target, moments.gram, cells, method.sweeps), target
+    if cells.scale.shape[0] > 1:
+        return codes, cells.scale, target
     fitted = best_scale(codes, target, moments.gram)
     return codes, jnp.where(fitted > 0, fitted, cells.scale), target

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
@@ -66,7 +66,7 @@ from dfq_jax.values import described
 def reconstruct(
     quantized: QuantizedModel,
     reference: Model,
-    images: Host | Float[Array, "n h w c"],
+    images: Host | Shaped[Array, "n ..."],
     method: Method,
     key: Key[Array, ""],
     *,
@@ -98,7 +98,7 @@ def reconstruct(
     """
     if len(images) == 0:
         raise PlanError("reconstruct() needs at least one image.")
-    check_kernels(quantized.plan)
+    check_kernels(quantized.plan, method)
     if isinstance(method, Reconstruction) and method.layers:
         method = layered(method)
     split = layers_instead(quantized.plan, reference, method, memory)
@@ -113,7 +113,7 @@ def reconstruct(
 def in_walks(
     quantized: QuantizedModel,
     reference: Model,
-    images: Host | Float[Array, "n h w c"],
+    images: Host | Shaped[Array, "n ..."],
     method: Method,
     key: Key[Array, ""],
     memory: int,
@@ -134,25 +134,27 @@ def in_walks(
     return quantized, reports
 
 
-def check_kernels(plan: Plan) -> None:
-    """Refuses kernels on levels that no method learns to round to.
+def check_kernels(plan: Plan, method: Method) -> None:
+    """Refuses kernels on levels that a method does not learn to round to.
 
     Raises:
       PlanError: naming the first.
     """
+    if isinstance(method, ClosedForm):
+        return
     for site, spec in plan.entries:
         if site.argument is None and spec.grid.group is not None:
             raise PlanError(
                 f"the kernel of {site.node!r} has scales of {spec.grid.group} input channels each, "
-                "which only rounding to nearest takes: reconstruct 'nearest', or give each output "
-                "channel one scale."
+                "which no method learns by gradients: reconstruct 'nearest' or 'closed_form', or "
+                "give each output channel one scale."
             )
 
 
 def unit_by_unit(
     quantized: QuantizedModel,
     reference: Model,
-    images: Host | Float[Array, "n h w c"],
+    images: Host | Shaped[Array, "n ..."],
     method: Method,
     key: Key[Array, ""],
     memory: int,

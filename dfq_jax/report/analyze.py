@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.graph.graph import Graph, Model, Node
@@ -215,7 +215,7 @@ def share(layers: tuple[LayerReport, ...], what: str) -> float:
 def analyze(
     reference: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     task: Task | None = None,
     original: Model | None = None,

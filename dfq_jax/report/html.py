@@ -17,7 +17,7 @@ from dfq_jax.report.plots import costs_png
 from dfq_jax.report.shapes import pruned_line, zeros_line
 from dfq_jax.report.summary import worst_layers
 from dfq_jax.report.trust import trust_words
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input, InputContract
 
 MOST_SHOWN = 64
 PIXELS_SHOWN = 1 << 20
@@ -147,12 +147,11 @@ def report_html(
     Returns:
       UTF-8 HTML with everything inside.
     """
-    facts = [*about.items(), *facts_of(report, images.contract, settings, verification)]
+    facts = [*about.items(), *facts_of(report, images.input, settings, verification)]
     shown = lambda value: one_line(value) if isinstance(value, str) else value
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
-    few = max(1, min(MOST_SHOWN, PIXELS_SHOWN // (images.contract.height * images.contract.width)))
     costs = costs_png(report.costs) if report.costs else b""
-    drawn = {"grid": grid_png(images, most=few), "costs": costs, **pictures}
+    drawn = {"grid": shown_images(images), "costs": costs, **pictures}
     told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
     return page.render(
         report=report,
@@ -170,16 +169,34 @@ def report_html(
     ).encode()
 
 
+def shown_images(images: Examples) -> bytes:
+    """A PNG of a few images; empty for examples of anything else."""
+    read = images.input
+    if not isinstance(read, InputContract):
+        return b""
+    few = max(1, min(MOST_SHOWN, PIXELS_SHOWN // (read.height * read.width)))
+    return grid_png(images, most=few)
+
+
+def facts_of_input(read: Input) -> list[tuple[str, object]]:
+    """What the network reads, for the table at the top."""
+    if not isinstance(read, InputContract):
+        return [("input", str(read))]
+    return [
+        ("input", f"{read.height} x {read.width}, {read.colours}"),
+        ("normalisation", f"(pixel / 255 - {read.mean}) / {read.std}"),
+    ]
+
+
 def facts_of(
     report: Report,
-    contract: InputContract,
+    read: Input,
     settings: Mapping[str, Any],
     verification: Mapping[str, Any] | None,
 ) -> list[tuple[str, object]]:
     """Names and values of the table at the top."""
     facts: list[tuple[str, object]] = [
-        ("input", f"{contract.height} x {contract.width}, {contract.colours}"),
-        ("normalisation", f"(pixel / 255 - {contract.mean}) / {contract.std}"),
+        *facts_of_input(read),
         ("integer share of multiply-accumulates", f"{100 * report.coverage:.1f} %"),
         ("average bits a weight", f"{report.average_bits:.2f}"),
         ("SQNR of the output", f"{report.sqnr:.1f} dB"),

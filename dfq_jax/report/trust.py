@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
@@ -139,7 +139,7 @@ def judges_classes(model: Model, task: Task | None = None) -> bool:
 def estimate(
     reference: Model,
     quantized: QuantizedModel,
-    probes: Float[Array, "n h w c"],
+    probes: Shaped[Array, "n ..."],
     accuracy: float | None = None,
     *,
     confidence: Confidence = "usual",

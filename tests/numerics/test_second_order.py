@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.affine import Grid, fake_quantize
 from dfq_jax.numerics.ranges import Lp, weight_affine
 from dfq_jax.numerics.second_order import (
     DAMPING,
@@ -28,7 +28,7 @@ def problem(inputs=24, outputs=10, bits=3, seed=0):
     w = rng.normal(size=(inputs, outputs)) / np.sqrt(inputs)
     w, gram = (jnp.asarray(v, jnp.float32) for v in (w, x.T @ x / len(x)))
     grid = Grid(bits, axis=-1)
-    return w, gram, lattice(weight_affine(w, grid, Lp(2.4)), grid, outputs), x
+    return w, gram, lattice(weight_affine(w, grid, Lp(2.4)), grid, w.shape), x
 
 
 def quadratic_error(codes, w, gram, scale):
@@ -130,3 +130,27 @@ def test_dead_inputs_do_no_harm():
     assert jnp.isfinite(scale).all()
     assert jnp.isfinite(jnp.linalg.inv(damped(jnp.zeros((4, 4))))).all()
     assert jax.device_get(scale).min() > 0
+
+
+@pytest.mark.parametrize("shape", [(24, 10), (2, 2, 6, 10)])
+def test_scales_of_groups_are_those_of_their_rows(shape):
+    """A weight has the scale of its input channel's group, whatever the rank of the kernel."""
+    w, _, _, _ = problem()
+    grid, kernel = Grid(3, axis=-1, group=3), w.reshape(shape)
+    affine = weight_affine(kernel, grid, Lp(2.4))
+    found = lattice(affine, grid, shape)
+    assert found.scale.shape == w.shape
+    want = fake_quantize(kernel, affine, grid).reshape(w.shape)
+    np.testing.assert_allclose(found.nearest(w) * found.scale, want, rtol=1e-6)
+
+
+def test_rounding_in_groups_makes_up_for_errors():
+    w, gram, _, _ = problem()
+    grid = Grid(3, axis=-1, group=6)
+    cells = lattice(weight_affine(w, grid, Lp(2.4)), grid, w.shape)
+    error = lambda codes: float(jnp.sum(quadratic_error(codes, w, gram, cells.scale)))
+    ordered = rounded_in_order(w, gram, cells)
+    codes, scale = polished(ordered, w, gram, cells, 2)
+    np.testing.assert_array_equal(scale, cells.scale)
+    assert error(codes) <= error(ordered) < 0.8 * error(cells.nearest(w))
+    assert jnp.all((codes >= cells.low) & (codes <= cells.high))

@@ -44,6 +44,7 @@ from dfq_jax.io.artifacts.quantized_tensors import codes, pack, unpack
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.types import InputContract
 
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
 
@@ -164,7 +165,9 @@ def networks(
     name = FAILED if failed else MODEL
     content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
     content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts))}
-    return content | ({RUN: run_py(name)} if float_model.contract.channels in CHANNELS else {})
+    read = float_model.input
+    pictures = isinstance(read, InputContract) and read.channels in CHANNELS
+    return content | ({RUN: run_py(name)} if pictures else {})
 
 
 def written(pages: Mapping[str, Page], content: Mapping[str, bytes]) -> dict[str, bytes]:

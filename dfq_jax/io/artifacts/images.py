@@ -68,8 +68,12 @@ def holds_shards(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or any(folder.glob("shard-*.npz"))
 
 
-def load_bare(path: Path) -> Bare | None:
-    """The images of an `.npy` file, or of an `.npz` that says nothing else about them.
+def load_bare(path: Path, key: str = "images") -> Bare | None:
+    """The array of an `.npy` file, or of an `.npz` that says nothing else about its images.
+
+    Args:
+      path: the file.
+      key: of the array in an `.npz`.
 
     Returns:
       None for an `.npz` with an input contract, which `load_images` reads.
@@ -83,8 +87,8 @@ def load_bare(path: Path) -> Bare | None:
         names = npz_names(path)
         if "contract" in names:
             return None
-        if "images" in names:
-            return Bare(read_npz(path, ("images",))["images"], str(path))
+        if key in names:
+            return Bare(read_npz(path, (key,))[key], str(path))
     except UnsafeInputError as error:
         raise UnsafeInputError(f"{path}: {error}") from None
     except (*NOT_AN_NPZ, OSError) as error:
@@ -93,7 +97,7 @@ def load_bare(path: Path) -> Bare | None:
             "one with `dfq synthesize`."
         ) from None
     held = listing(names) if names else "nothing"
-    raise DataError(f"{path} holds {held}; images lie under the key `images`.")
+    raise DataError(f"{path} holds {held}; {key} lie under the key `{key}`.")
 
 
 def is_image_set(path: Path) -> bool:

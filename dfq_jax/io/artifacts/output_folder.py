@@ -190,8 +190,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema version {manifest.get('schema_version')!r}, this version reads "
             f"{SCHEMA_VERSION}. Quantize again, or install the version that wrote it."
         )
-    needed = {"files": dict, "contract": dict, "graph": dict, "plan": dict, "report": dict}
+    needed = {"files": dict, "graph": dict, "plan": dict, "report": dict}
     needed |= {"status": str, "scheme": str}
+    needed |= {"inputs": list} if "inputs" in manifest else {"contract": dict}
     if wrong := [k for k, kind in needed.items() if not isinstance(manifest.get(k), kind)]:
         raise DataError(f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type.")
     return manifest

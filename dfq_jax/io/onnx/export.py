@@ -16,19 +16,22 @@ from dfq_jax.base.words import Store
 from dfq_jax.errors import DfqError, ExportError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
+from dfq_jax.io.artifacts.graph_json import inputs_to_json
 from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode, tensor
 from dfq_jax.io.onnx.layout import FIRST, Shape, as_filed, filed, in_layout, turned
 from dfq_jax.io.onnx.nodes import add_operator
 from dfq_jax.io.onnx.qdq import add_pairs, add_slots, without_idle_ceiling
-from dfq_jax.io.onnx.values import INPUT, Draft, draft, quantized_edges
+from dfq_jax.io.onnx.values import Draft, draft, input_name, quantized_edges
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.basis import LearnedLevels
 from dfq_jax.numerics.levels import Levels
 from dfq_jax.numerics.signs import Signs
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import InputContract
+from dfq_jax.types import Input, InputContract, Tokens
 
+CONTRACT, INPUTS = "dfq.contract", "dfq.inputs"
+"""Under which keys a file says what it reads: one image, or anything else."""
 OPSET, OPSET_NEW = 17, 21
 IR_VERSION = {OPSET: 8, OPSET_NEW: 10}
 SPARE = 2**24
@@ -48,8 +51,8 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
 
     Returns:
       A checked model: input `images` float32 [N, c, h, w], or [N, h, w, c] if the contract's
-      layout says so, normalised; output `logits`, and further ones under their own names. Outputs
-      of rank 4 have the layout of the input.
+      layout says so, normalised, or `input_ids` int64 [N, length]; output `logits`, further ones
+      under their own names. Outputs of rank 4 have the layout of the input.
 
     Raises:
       ExportError: if ONNX cannot express the network.
@@ -129,11 +132,10 @@ def export(
     """Writes the network node by node, quantized where `quantized` says so."""
     b, drafted = written(model, quantized)
     larger = shapes_of_larger(model, quantized, b)
-    if larger is None:
-        names = (model.contract.names[0], "", "")
-        model = dataclasses.replace(
-            model, inputs=(dataclasses.replace(model.contract, names=names),)
-        )
+    if larger is None and isinstance(model.input, InputContract):
+        names = (model.input.names[0], "", "")
+        fixed = dataclasses.replace(model.input, names=names)
+        model = dataclasses.replace(model, inputs=(fixed,))
     return assemble(b, model, drafted, larger or drafted.shapes, metadata)
 
 
@@ -141,7 +143,7 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
     """All nodes of the file, and what was settled before."""
     graph, edges = model.graph, () if quantized is None else quantized_edges(quantized)
     drafted = draft(model, edges)
-    b = OnnxBuilder(INPUT, drafted.names, opset_of(quantized))
+    b = OnnxBuilder(input_name(model.input), drafted.names, opset_of(quantized))
     add_image(b, model, drafted)
     add_pairs(b, edges, drafted, graph.inputs[0], None)
     for node in graph.nodes:
@@ -154,7 +156,7 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
             add_operator(b, as_step(b, model, quantized, computed, drafted))
         add_pairs(b, edges, drafted, node.name, node)
     for output, value in drafted.outputs.items():
-        add_copy(b, drafted, output, value, model.contract.layout)
+        add_copy(b, drafted, output, value, model.input.layout)
     return b, drafted
 
 
@@ -165,7 +167,9 @@ def shapes_of_larger(
 
     They may if the very same file is written for larger images; else the answer is None.
     """
-    contract = model.contract
+    contract = model.input
+    if not isinstance(contract, InputContract):
+        return None
     _, height, width = contract.names
     if not (height or width):
         return None
@@ -233,11 +237,11 @@ def as_step(
 
 def add_image(b: OnnxBuilder, model: Model, drafted: Draft) -> None:
     """Turns images channels first where the file is fed channels last."""
-    source = model.graph.inputs[0]
-    if (held := drafted.held[source]) != INPUT:
-        have, want = filed(len(drafted.shapes[source]), model.contract.layout), FIRST
+    source, read = model.graph.inputs[0], input_name(model.input)
+    if (held := drafted.held[source]) != read:
+        have, want = filed(len(drafted.shapes[source]), model.input.layout), FIRST
         perm = turned(tuple(range(len(drafted.shapes[source]))), have, want)
-        b.add("Transpose", held, (INPUT,), held, perm=perm)
+        b.add("Transpose", held, (read,), held, perm=perm)
 
 
 def add_copy(b: OnnxBuilder, drafted: Draft, output: str, value: str, layout: str) -> None:
@@ -263,18 +267,17 @@ def assemble(
     Raises:
       ExportError: if the ONNX checker finds fault with it.
     """
-    tensors = {model.graph.inputs[0]: INPUT, **drafted.outputs}
-    image, *outputs = (
-        value_info(name, drafted.shapes[t], larger[t], model.contract)
-        for t, name in tensors.items()
+    tensors = {model.graph.inputs[0]: input_name(model.input), **drafted.outputs}
+    read, *outputs = (
+        value_info(name, drafted.shapes[t], larger[t], model.input) for t, name in tensors.items()
     )
     proto = onnx.helper.make_model(
-        onnx.helper.make_graph(b.nodes, "dfq_jax", [image], outputs, b.initializers),
+        onnx.helper.make_graph(b.nodes, "dfq_jax", [read], outputs, b.initializers),
         opset_imports=[onnx.helper.make_opsetid("", b.opset)],
         ir_version=IR_VERSION[b.opset],
         producer_name="dfq_jax",
     )
-    facts = {"dfq.contract": json.dumps(described(model.contract)), **metadata}
+    facts = {**stated(model.input), **metadata}
     onnx.helper.set_model_props(proto, facts)
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -283,29 +286,37 @@ def assemble(
     return proto
 
 
-def value_info(
-    name: str, shape: Shape, larger: Shape, contract: InputContract
-) -> onnx.ValueInfoProto:
-    """A float32 tensor in the file's layout, with a free batch size if it has several rows.
+def value_info(name: str, shape: Shape, larger: Shape, read: Input) -> onnx.ValueInfoProto:
+    """A tensor in the file's layout, with a free batch size if it has several rows.
+
+    Ids are int64, all else float32.
 
     Args:
       name: of the tensor.
       shape: of it, as stored.
       larger: for larger images; a size that differs gets a name.
-      contract: of the network.
+      read: what the network reads.
     """
-    layout = filed(len(shape), contract.layout)
-    batch, *names = contract.names
-    known = dict(
-        zip(zip((contract.height, contract.width), LARGER, strict=True), names, strict=True)
-    )
+    layout, batch, known = filed(len(shape), read.layout), "N", {}
+    if isinstance(read, InputContract):
+        batch, *names = read.names
+        sizes = zip((read.height, read.width), LARGER, strict=True)
+        known = dict(zip(sizes, names, strict=True))
     rows, *sizes = zip(in_layout(shape, layout), in_layout(larger, layout), strict=True)
     dims = [
         a if a == b else known.get((a, b - a)) or f"{name}_{axis}"
         for axis, (a, b) in enumerate(sizes, 1)
     ]
-    kind = onnx.TensorProto.FLOAT
+    ids = isinstance(read, Tokens) and name == input_name(read)
+    kind = onnx.TensorProto.INT64 if ids else onnx.TensorProto.FLOAT
     return onnx.helper.make_tensor_value_info(name, kind, [1 if rows[0] == 1 else batch, *dims])
+
+
+def stated(read: Input) -> dict[str, str]:
+    """{property of the file: what it reads}: a contract of images, any other input by its kind."""
+    if isinstance(read, InputContract):
+        return {CONTRACT: json.dumps(described(read))}
+    return {INPUTS: json.dumps(inputs_to_json((read,)))}
 
 
 def described(contract: InputContract) -> dict:

@@ -59,16 +59,16 @@ from dfq_jax.graph.ops import (
     Transpose,
     Weighted,
 )
+from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
 from dfq_jax.io.onnx.arrange import add_arranged
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.curves import add_pointwise
 from dfq_jax.io.onnx.layout import FIRST, file_axis, in_layout
 from dfq_jax.io.onnx.recurrent import add_recurrent
 from dfq_jax.io.onnx.slots import kernel_form
-from dfq_jax.io.onnx.windows import add_pooled, add_resized, as_pads
+from dfq_jax.io.onnx.tokens import add_of_tokens, add_rms_norm
+from dfq_jax.io.onnx.windows import AXES_AS_INPUT, add_pooled, add_resized, as_pads
 
-AXES_AS_INPUT = 18
-"""First opset in which the axes of every reduction are an input."""
 RELATIONS: Mapping[Relation, str] = {
     "equal": "Equal",
     "greater": "Greater",
@@ -91,7 +91,7 @@ def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one
             add_weighted(b, op, step)
         case MatMul(transposed):
             add_matmul(b, transposed, step)
-        case BatchNorm() | LayerNorm() | GroupNorm() | LocalNorm():
+        case BatchNorm() | LayerNorm() | RmsNorm() | GroupNorm() | LocalNorm():
             add_norm(b, op, step)
         case Relu() | LeakyRelu() | PRelu() | Clip() | Elu() | Activation() | Scale() | Power():
             add_pointwise(b, op, step)
@@ -116,6 +116,8 @@ def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one
             add_arranged(b, op, step)
         case Resize():
             add_resized(b, op, step)
+        case Embed() | Present() | Rotary():
+            add_of_tokens(b, op, step)
         case Constant():
             pass  # its value is a parameter
         case _:
@@ -231,6 +233,8 @@ def add_norm(b: OnnxBuilder, op: Norm, step: WrittenNode) -> None:
             )
             inputs = [x, scale, *([slots["bias"]] if "bias" in slots else [])]
             b.add("LayerNormalization", name, inputs, output, axis=-1, epsilon=eps)
+        case RmsNorm(eps):
+            add_rms_norm(b, eps, step)
         case GroupNorm():
             add_group_norm(b, op, step)
         case LocalNorm(size, alpha, beta, offset):

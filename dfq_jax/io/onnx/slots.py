@@ -16,6 +16,7 @@ from dfq_jax.graph.ops import (
     Recurrent,
     Weighted,
 )
+from dfq_jax.graph.token_ops import Rotary
 from dfq_jax.io.onnx.layout import FIRST, Layout
 from dfq_jax.io.onnx.recurrent import filed_recurrent
 
@@ -98,6 +99,8 @@ def filed_slots(
             return {"gain": gain, "shift": bias - slots["mean"] * gain}
         case Recurrent():
             return filed_recurrent(slots)
+        case Rotary():
+            return {k: np.concatenate([v, v], axis=-1)[:, None] for k, v in slots.items()}
         case GroupNorm() | PRelu():
             return {slot: per_channel(v) for slot, v in slots.items()}
         case _:

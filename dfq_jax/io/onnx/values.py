@@ -5,9 +5,10 @@ All of it is settled before anything is written, so that `io/verification` finds
 
 import dataclasses
 import functools
+from typing import assert_never
 
 from dfq_jax.errors import ExportError
-from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant, Transpose
 from dfq_jax.graph.query import consumers, output_shapes
 from dfq_jax.io.onnx.builder import first_free, printable
@@ -16,8 +17,9 @@ from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.types import Input, InputContract, Tokens, Values
 
-INPUT, OUTPUT = "images", "logits"
+OUTPUT = "logits"
 ROWS = 2
 """Batch size with which shapes are found: tensors of one row do not depend on the images."""
 
@@ -113,12 +115,12 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
       ExportError: unless there is one input, and every output is the result of a node.
     """
     graph, shapes = model.graph, output_shapes(model, batch=ROWS)
-    layouts, names, readers = find_layouts(graph, shapes), value_names(graph), consumers(graph)
+    layouts, names, readers = find_layouts(graph, shapes), value_names(model), consumers(graph)
     taken, shared = set(names.values()), {}
     outputs = {name: names[name] for name in graph.outputs}
     drafted = Draft(shapes, layouts, outputs, {}, {}, {})
     nodes = {node.name: node for node in graph.nodes}
-    wanted = lambda name: filed(len(shapes[name]), model.contract.layout)
+    wanted = lambda name: filed(len(shapes[name]), model.input.layout)
     for tensor, stem in names.items():
         node = nodes.get(tensor)
         if node is None and layouts.held[tensor] != wanted(tensor):
@@ -142,7 +144,20 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
     return drafted
 
 
-def value_names(graph: Graph) -> dict[str, str]:
+def input_name(read: Input) -> str:
+    """What files call their input."""
+    match read:
+        case InputContract():
+            return "images"
+        case Tokens():
+            return "input_ids"
+        case Values():
+            return "values"
+        case _:
+            assert_never(read)
+
+
+def value_names(model: Model) -> dict[str, str]:
     """{tensor: a name for its value}: `images`, `logits`, and the graph's own names between.
 
     Characters that could disturb a terminal are escaped; names that meet are numbered.
@@ -150,11 +165,13 @@ def value_names(graph: Graph) -> dict[str, str]:
     Raises:
       ExportError: unless there is one input, and every output is the result of a node.
     """
+    graph = model.graph
     if len(graph.inputs) != 1:
         raise ExportError(f"ONNX export writes networks with one input, got {graph.inputs}.")
     if unchanged := set(graph.outputs) & set(graph.inputs):
         raise ExportError(f"network returns its own input {unchanged}; ONNX export cannot.")
-    names, taken = {graph.inputs[0]: INPUT}, {INPUT, OUTPUT}
+    read = input_name(model.input)
+    names, taken = {graph.inputs[0]: read}, {read, OUTPUT}
     for node in graph.nodes:
         if node.name == graph.outputs[0]:
             names[node.name] = OUTPUT

@@ -129,9 +129,9 @@ def bench(
 
 
 def random_feed(session: Any, batch: int, contract: InputContract | None) -> dict[str, np.ndarray]:
-    """Normal noise in the shape of the session's input, free sizes as the contract has them.
+    """Normal noise, or rows of the first id, in the shape of the session's input.
 
-    A file of a fixed batch gets that many.
+    Free sizes are as the contract has them. A file of a fixed batch gets that many.
 
     Raises:
       UnsupportedModelError: if neither says how large its images are.
@@ -145,6 +145,8 @@ def random_feed(session: Any, batch: int, contract: InputContract | None) -> dic
         raise UnsupportedModelError(
             f"cannot time a file that reads images of size {source.shape}: export it with a size."
         )
+    if source.type == "tensor(int64)":
+        return {source.name: np.zeros(shape, np.int64)}  # the id that every network has
     return {source.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from dfq_jax.errors import DataError, UnsupportedModelError
 from dfq_jax.io.frontends.contracts import contract_in
@@ -103,7 +103,7 @@ def opset_of(proto: onnx.ModelProto) -> int:
 
 
 def run(
-    session: Any, images: Float[Any, "n h w c"], layout: str = NCHW
+    session: Any, images: Shaped[Any, "n ..."], layout: str = NCHW
 ) -> Float[np.ndarray, "n ..."]:
     """First output of a session for NHWC images; one of rank 4 comes back as NHWC too.
 
@@ -115,7 +115,7 @@ def run(
     size, name = fixed_batch(session) or len(images), session.get_outputs()[0].name
     parts = []
     for start in range(0, len(images), size):
-        part = np.asarray(images[start : start + size], np.float32)
+        part = np.asarray(images[start : start + size])
         filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (part.ndim - 1)))
         with told_as_data():
             found = session.run([name], feed(session, filled, layout))[0]
@@ -142,11 +142,14 @@ def told_as_data() -> Iterator[None]:
         raise DataError(f"ONNX Runtime stopped in the file: {told}") from error
 
 
-def feed(session: Any, images: Float[Any, "n h w c"], layout: str = NCHW) -> dict[str, np.ndarray]:
-    """{input name: images in the layout that the file reads}."""
-    nhwc = np.asarray(images, np.float32)
-    read = nhwc.transpose(0, 3, 1, 2) if layout == NCHW else nhwc
-    return {session.get_inputs()[0].name: np.ascontiguousarray(read)}
+def feed(session: Any, images: Shaped[Any, "n ..."], layout: str = NCHW) -> dict[str, np.ndarray]:
+    """{input name: what it reads}: images in the layout of the file, ids as int64."""
+    name, found = session.get_inputs()[0].name, np.asarray(images)
+    if found.dtype.kind in "iu":
+        return {name: found.astype(np.int64)}
+    read = found.astype(np.float32, copy=False)
+    read = read.transpose(0, 3, 1, 2) if layout == NCHW else read
+    return {name: np.ascontiguousarray(read)}
 
 
 def predictor(

@@ -11,7 +11,7 @@ from dfq_jax.io.onnx.builder import printable
 from dfq_jax.io.onnx.export import quantized_onnx
 from dfq_jax.quantization.simulate import QuantizedModel
 
-METADATA = ("dfq.contract", "dfq.scheme", "dfq.layers")
+METADATA = ("dfq.contract", "dfq.inputs", "dfq.scheme", "dfq.layers")
 LATER = ("crop",)
 """Keys of the contract that older files lack."""
 

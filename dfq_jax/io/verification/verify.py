@@ -19,11 +19,12 @@ moves the outputs on this machine is told as a warning.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.heads import Part
@@ -165,7 +166,7 @@ class Told(NamedTuple):
 def verify(
     quantized: QuantizedModel,
     file: File,
-    images: Float[Any, "n h w c"],
+    images: Shaped[Any, "n ..."],
     *,
     task: Task | None = None,
     batch: int | None = None,
@@ -203,7 +204,7 @@ def verify(
     try:
         ways = ways_of(quantized, file, proto, threads)
         size = batch or images_at_a_time(images.shape)
-        seen = [*all_batches(ways, parts, np.asarray(images, np.float32), size, on_batch)]
+        seen = [*all_batches(ways, parts, np.asarray(images), size, on_batch)]
     except Exception as error:
         if not damage:
             raise
@@ -213,11 +214,11 @@ def verify(
 
 
 def images_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many images of this shape, (n, height, width, channels), are held at a time.
+    """How many examples of this shape, batch first, are held at a time.
 
-    Of large ones, so many that hardly any place is left over in the last batch.
+    Of large images, so many that hardly any place is left over in the last batch.
     """
-    most = PIXELS // (shape[1] * shape[2])
+    most = PIXELS // prod(shape[1:3])
     if most >= BATCH:
         return BATCH
     return -(-shape[0] // -(-shape[0] // max(most, 1)))
@@ -245,7 +246,7 @@ def ways_of(quantized: QuantizedModel, file: File, proto: onnx.ModelProto, threa
 def all_batches(
     ways: Ways,
     parts: Sequence[Part],
-    images: Float[np.ndarray, "n h w c"],
+    images: Shaped[np.ndarray, "n ..."],
     size: int,
     on_batch: Callable[[int, int], object] | None,
 ) -> Iterator[Told]:
@@ -284,7 +285,7 @@ def compared(ways: Ways, parts: Sequence[Part], batch: Batch) -> Told:
     x, valid = np.asarray(batch.images), batch.valid
     names, (_, revealing), *others = ways.drafted.outputs.values(), *ways.runners.ways
     names = list(names)
-    layout = ways.quantized.model.contract.layout
+    layout = ways.quantized.model.input.layout
     values = revealing.run([*names, *ways.watched], feed(revealing, x, layout))
     found = dict(zip(ways.watched, values[len(names) :], strict=True))
     codes = [edge_codes(found, edge, ways.drafted) for edge in ways.edges]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.evaluate import Tensor
 from dfq_jax.quantization.node_by_node import in_integers, rounding_kernels, simulating
@@ -15,7 +15,7 @@ WAYS: tuple[Way, ...] = ("plain", "simulator", "integer")
 
 
 def outputs(
-    quantized: QuantizedModel, images: Float[Array, "n h w c"], *, way: Way
+    quantized: QuantizedModel, images: Shaped[Array, "n ..."], *, way: Way
 ) -> tuple[Tensor, ...]:
     """Every output of the quantized network once, computed in one of `WAYS`."""
     ways = {"plain": rounding_kernels, "simulator": simulating, "integer": in_integers}
@@ -24,7 +24,7 @@ def outputs(
     return tuple(made[name] for name in names)
 
 
-def simulated(quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> Tensor:
+def simulated(quantized: QuantizedModel, images: Shaped[Array, "n ..."]) -> Tensor:
     """First output of the simulator."""
     return outputs(quantized, images, way="simulator")[0]
 
