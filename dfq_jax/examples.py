@@ -14,7 +14,8 @@ Evidence = Literal["statistics", "estimates", "noise", "peaks", "given"]
 
 `statistics`: those that it recorded, what its weights respond to, or text that it samples.
 `estimates`: statistics that nobody recorded, estimated from its weights. `noise`: nothing. `peaks`:
-how large each activation gets, at which ranges end. `given`: a user brought them, as a camera took them.
+how large each activation gets, at which ranges end. `given`: a user brought them, as a camera took
+them.
 """
 METHODS: Mapping[str, Evidence] = {
     "gzsq": "estimates",
