@@ -204,12 +204,12 @@ def test_hostile_names_are_escaped_and_kept_apart():
         nodes.append(Node(name, Relu(), (x,)))
         x = name
     graph = Graph(tuple(nodes), ("images",), (x,))
-    found = value_names(graph)
+    model = Model(graph, {}, (InputContract(4, 4),))
+    found = value_names(model)
     assert len(set(found.values())) == len(found)
     assert found["a\nb"] == "a\\nb"
     assert found["logits"] == "logits_2"
     assert all(v.isprintable() for v in found.values())
-    model = Model(graph, {}, (InputContract(4, 4),))
     edge = Site("a\nb", "input0")
     plan = Plan(((edge, Spec(Grid(8))),), (), Scheme(8, 8), "zsq_all_low")
     q = QuantizedModel(model, plan, {edge: Affine(jnp.float32(1), jnp.uint8(0))})
