@@ -8,8 +8,8 @@ import jax
 
 from dfq_jax.api.delivered import split_probes
 from dfq_jax.api.given import GivenImages
-from dfq_jax.api.quantize import check_synthesis, making_for, quantized_on, seen_for
-from dfq_jax.api.request import Asked, Follow, Settings, following, resolved
+from dfq_jax.api.quantize import making_for, quantized_on, seen_for
+from dfq_jax.api.request import Asked, Follow, Settings, check_synthesis, following, resolved
 from dfq_jax.api.result import Result
 from dfq_jax.api.shrinking import (
     Shrinking,

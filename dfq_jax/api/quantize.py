@@ -14,17 +14,18 @@ from dfq_jax.api.delivered import deliverable, split_probes
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.request import (
-    NAMES,
     Asked,
     Configured,
     Follow,
     Settings,
+    check_synthesis,
     configured,
     following,
+    named,
     resolved,
 )
 from dfq_jax.api.result import Result
-from dfq_jax.api.synthesize import check_seed, synthesize
+from dfq_jax.api.synthesize import synthesize
 from dfq_jax.api.verdict import (
     expected,
     judged,
@@ -34,7 +35,7 @@ from dfq_jax.api.verdict import (
     with_costs,
 )
 from dfq_jax.base.words import Preset
-from dfq_jax.errors import ResourceError, UsageError, check_choice
+from dfq_jax.errors import ResourceError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import name_of
@@ -55,7 +56,6 @@ from dfq_jax.recipes.presets import (
     makes_noise,
     mixed_budget,
     noise_budget,
-    recipe_for,
 )
 from dfq_jax.recipes.reconstructions import (
     foretold,
@@ -143,32 +143,6 @@ def quantize(
     asked = resolved(model, cast(Settings, chosen), pipeline)
     follow = following(watch, state_folder)
     return carried_out(model, images, asked, follow)
-
-
-def check_synthesis(model: Model, settings: Mapping[str, Any], *, given: bool) -> None:
-    """Refuses settings, methods and seeds that are none, and a method beside images given."""
-    for name in settings:
-        check_choice("setting", name, NAMES)
-    check_seed(settings.get("seed", 0))
-    method = settings.get("method")
-    if method is not None and makes_rows(model):
-        method_of(model, named(method))
-    elif method is not None:
-        recipe_for(method, settings.get("steps"))
-    made = [name for name in ("n", "steps") if settings.get(name) is not None]
-    if given and method is not None:
-        raise UsageError(
-            f"method {named(method)!r} makes images, and some were given: leave one out."
-        )
-    if given and made:
-        raise UsageError(
-            f"{made[0]} is of images that are made, and some were given: leave it out."
-        )
-
-
-def named(method: str | Recipe) -> str:
-    """What a method is called."""
-    return method.name if isinstance(method, Recipe) else method
 
 
 def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: Follow) -> Result:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dfq_jax.api.synthesize import check_seed
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.settings import PLACES, VERBS, content_of, listed, tables
 from dfq_jax.base.words import Preset
@@ -17,6 +18,8 @@ from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.rules import parse_rule
 from dfq_jax.recipes.foresight import RunPart, phase_of
 from dfq_jax.recipes.pipeline import Names, Pipeline, pipeline_for
+from dfq_jax.recipes.presets import recipe_for
+from dfq_jax.recipes.rows import makes_rows, method_of
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.memory import bytes_from
@@ -128,6 +131,32 @@ def resolved(model: Model, settings: Settings, pipeline: Pipeline | None = None)
         settings.get("seed", 0),
         settings.get("memory"),
     )
+
+
+def check_synthesis(model: Model, settings: Mapping[str, Any], *, given: bool) -> None:
+    """Refuses settings, methods and seeds that are none, and a method beside images given."""
+    for name in settings:
+        check_choice("setting", name, NAMES)
+    check_seed(settings.get("seed", 0))
+    method = settings.get("method")
+    if method is not None and makes_rows(model):
+        method_of(model, named(method))
+    elif method is not None:
+        recipe_for(method, settings.get("steps"))
+    made = [name for name in ("n", "steps") if settings.get(name) is not None]
+    if given and method is not None:
+        raise UsageError(
+            f"method {named(method)!r} makes images, and some were given: leave one out."
+        )
+    if given and made:
+        raise UsageError(
+            f"{made[0]} is of images that are made, and some were given: leave it out."
+        )
+
+
+def named(method: str | Recipe) -> str:
+    """What a method is called."""
+    return method.name if isinstance(method, Recipe) else method
 
 
 @dataclasses.dataclass(frozen=True)
