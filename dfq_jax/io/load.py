@@ -24,7 +24,7 @@ from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import BoundNetwork, bind
 from dfq_jax.io.zoo.catalog import Size, unknown
 from dfq_jax.io.zoo.known import Network, names, network
-from dfq_jax.io.zoo.recognise import fit, named, suggestion
+from dfq_jax.io.zoo.recognise import fit, named, suggestion, with_usual_head
 from dfq_jax.io.zoo.stored import Stored
 from dfq_jax.io.zoo.stored_weights import bind_stored, modern_names
 from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
@@ -308,7 +308,11 @@ def load_checkpoint(
         network(arch, size=told.size)  # a wrong name or size is told before a long read
     checkpoint = read_checkpoint(path)
     tensors, renamed = modern_names(checkpoint.tensors)
-    name = arch or named(tensors, checkpoint.source, normalised=told.normalised)
+    if arch is not None:
+        found = with_usual_head(arch, tensors)
+    else:
+        found = named(tensors, checkpoint.source, normalised=told.normalised)
+    name, tensors, moved = found
     fitted = fit(name, tensors, told.size)
     try:
         model, notes = bound(fitted, tensors)
@@ -320,7 +324,7 @@ def load_checkpoint(
     return Loaded(
         model=dataclasses.replace(model, inputs=(contract,)),
         architecture=name,
-        notes=(*checkpoint.notes, *renamed, *told_by, *notes),
+        notes=(*checkpoint.notes, *renamed, *told_by, *moved, *notes),
         source=checkpoint.source,
         sha256=checkpoint.sha256,
         bytes=path.stat().st_size,

@@ -10,6 +10,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.io.zoo import catalog
 from dfq_jax.io.zoo.bind import COUNTER
 from dfq_jax.io.zoo.catalog import Size
+from dfq_jax.io.zoo.heads import head_of
 from dfq_jax.io.zoo.known import Network, ends, fitted, names, network
 from dfq_jax.io.zoo.stored import Stored
 
@@ -49,6 +50,34 @@ def closest(tensors: Tensors) -> Likeness:
     return max(scores, key=lambda each: each.share)
 
 
+class Recognised(NamedTuple):
+    """A network that tensors are the weights of.
+
+    Attributes:
+      name: of the network.
+      tensors: under the names that it has.
+      notes: what was called otherwise, in sentences.
+    """
+
+    name: str
+    tensors: Tensors
+    notes: tuple[str, ...] = ()
+
+
+def with_usual_head(name: str, tensors: Tensors) -> Recognised:
+    """A network by name, its last layer under the name it was published with, if that can be told.
+
+    Args:
+      name: one of `known.names()`.
+      tensors: {PyTorch name: array}.
+    """
+    head = head_of(fit(name, tensors), tensors)
+    if head is None or head.renamed is None:
+        return Recognised(name, tensors)
+    note = f"took {head.layers[0]} as its last layer {head.usual}"
+    return Recognised(name, head.renamed, (note,))
+
+
 def likeness(candidate: Network, tensors: Tensors) -> float:
     """Shared (name, shape) pairs over all pairs of either: 1 means a perfect fit."""
     unread = candidate.unread if isinstance(candidate, Stored) else ()
@@ -61,8 +90,8 @@ def likeness(candidate: Network, tensors: Tensors) -> float:
     return len(wanted & found) / max(len(wanted | found), 1)
 
 
-def named(tensors: Tensors, where: str, *, normalised: bool) -> str:
-    """The network that these tensors are the weights of.
+def named(tensors: Tensors, where: str, *, normalised: bool) -> Recognised:
+    """The network that these tensors are the weights of, but for a last layer of somebody's own.
 
     Args:
       tensors: {PyTorch name: array}.
@@ -74,8 +103,11 @@ def named(tensors: Tensors, where: str, *, normalised: bool) -> str:
         those for small images, which are normalised as everyone likes, and the user does not say.
     """
     best = closest(tensors)
+    found = with_usual_head(best.name, tensors)
+    if found.tensors is not tensors:
+        best = Likeness(best.name, likeness(fit(best.name, found.tensors), found.tensors))
     if best.share == PERFECT and (normalised or has_usual_images(best.name)):
-        return best.name
+        return found
     holds = f"{where} holds weights but not the network. "
     if best.share == PERFECT:
         raise UsageError(
@@ -84,7 +116,7 @@ def named(tensors: Tensors, where: str, *, normalised: bool) -> str:
         )
     raise UsageError(
         f"{holds}Known by the names of their tensors, or by `arch=`, are {families()} networks "
-        f'(`arch="list"` names all).{hint(best)}{export_lines(tensors)}'
+        f'(`arch="list"` names all).{own_head(best, tensors) or hint(best)}{export_lines(tensors)}'
     )
 
 
@@ -121,6 +153,12 @@ def hint(best: Likeness) -> str:
     if best.share <= GOOD_MATCH:
         return ""
     return f" Its tensors fit {best.name} best ({best.share:.0%}): try `arch={best.name!r}`."
+
+
+def own_head(best: Likeness, tensors: Tensors) -> str:
+    """A sentence on a checkpoint that is a known network but for its last layers."""
+    head = head_of(fit(best.name, tensors), tensors)
+    return "" if head is None else f" Its tensors are those of {best.name}, {head.told}."
 
 
 def export_lines(tensors: Tensors) -> str:
