@@ -10,8 +10,8 @@ from dfq_jax.errors import UsageError
 from dfq_jax.io.zoo import catalog
 from dfq_jax.io.zoo.bind import COUNTER
 from dfq_jax.io.zoo.catalog import Size
-from dfq_jax.io.zoo.heads import head_of
 from dfq_jax.io.zoo.known import Network, ends, fitted, names, network
+from dfq_jax.io.zoo.last_layers import own_layers_of
 from dfq_jax.io.zoo.stored import Stored
 
 Tensors = Mapping[str, np.ndarray]
@@ -71,7 +71,7 @@ def with_usual_head(name: str, tensors: Tensors) -> Recognised:
       name: one of `known.names()`.
       tensors: {PyTorch name: array}.
     """
-    head = head_of(fit(name, tensors), tensors)
+    head = own_layers_of(fit(name, tensors), tensors)
     if head is None or head.renamed is None:
         return Recognised(name, tensors)
     note = f"took {head.layers[0]} as its last layer {head.usual}"
@@ -157,7 +157,7 @@ def hint(best: Likeness) -> str:
 
 def own_head(best: Likeness, tensors: Tensors) -> str:
     """A sentence on a checkpoint that is a known network but for its last layers."""
-    head = head_of(fit(best.name, tensors), tensors)
+    head = own_layers_of(fit(best.name, tensors), tensors)
     return "" if head is None else f" Its tensors are those of {best.name}, {head.told}."
 
 

@@ -21,7 +21,7 @@ MOST_LAYERS = 4
 """That a sentence names."""
 
 
-class Head(NamedTuple):
+class OwnLayers(NamedTuple):
     """What a checkpoint has in place of a network's last layer, everything else being there.
 
     Attributes:
@@ -47,7 +47,7 @@ class Head(NamedTuple):
         )
 
 
-def head_of(published: Network, tensors: Tensors) -> Head | None:
+def own_layers_of(published: Network, tensors: Tensors) -> OwnLayers | None:
     """The head of a checkpoint whose other tensors are all a network's; None of any other.
 
     Args:
@@ -66,7 +66,7 @@ def head_of(published: Network, tensors: Tensors) -> Head | None:
     if not usual or not fits or weight in found or not all(n.startswith(root) for n in own):
         return None
     layers = tuple(dict.fromkeys(n.rpartition(".")[0] for n in tensors if n in own))
-    return Head(usual, layers, renamed(usual, layers, shapes, tensors))
+    return OwnLayers(usual, layers, renamed(usual, layers, shapes, tensors))
 
 
 def renamed(
