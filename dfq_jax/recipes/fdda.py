@@ -1,17 +1,20 @@
 """FDDA: images whose deep statistics are those of a real image of their class.
 
 Zhong et al. 2022, "Fine-grained Data Distribution Alignment for Post-Training Quantization", and
-its released code. The paper trains a generator with these terms; here they are those of pixels.
-Not free of data: `class_centres` needs an image of some classes. With the mean and variance `c` of
-that image behind a deep layer, and those `s` of a batch of its class:
+its released code. The paper trains a generator with these terms (`recipes.fdda_qat`); here they are
+those of pixels. Not free of data: `class_centres` needs an image of some classes. With the mean and
+variance `c` of that image behind a deep layer, and those `s` of images of its class:
 
     C_BNS = mean_l mean((s - c)^2)
     D_BNS = mean_l mean((s - c - noise)^2),  noise ~ N(0, 0.5^2) for means, N(0, 1) for variances
 
-    loss  = 0.5 CE + 0.2 BNS + 0.9 D_BNS + 0.01 C_BNS
+    loss  = 0.5 CE_A + 0.5 CE_B + 0.2 BNS_A + 0.9 D_BNS_B + 0.01 C_BNS_B
+
+where `A` is half of a batch, of random classes, and `B` the other, of one class.
 """
 
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage
+from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels
 from dfq_jax.synthesis.sources.pixels import gaussian
 from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy
 from dfq_jax.synthesis.terms.centres import (
@@ -32,7 +35,7 @@ from dfq_jax.synthesis.terms.centres import (
     of_class,
 )
 from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
-from dfq_jax.synthesis.terms.targets import Targets
+from dfq_jax.synthesis.terms.targets import Stats, Targets
 from dfq_jax.values import bound
 
 
@@ -40,7 +43,7 @@ def fdda(
     centres: ClassCentres,
     *,
     steps: int = 500,
-    batch: int = 16,
+    batch: int = 32,
     learning_rate: float = 0.5,
     statistics: float = 0.2,
     distort: float = 0.9,
@@ -48,13 +51,14 @@ def fdda(
     noise: tuple[float, float] = (0.5, 1.0),
     positive: bool = False,
     reliable: bool = True,
+    mixed: bool = True,
 ) -> Recipe:
-    """FDDA's terms on pixels; all images of a batch are of one class.
+    """FDDA's terms on pixels.
 
     Args:
       centres: of the classes, from a few real images.
       steps: Adam steps.
-      batch: images optimised together.
+      batch: images optimised together, those of both halves.
       learning_rate: of Adam, in natural units; cut to a tenth on plateaus of 100 steps (ours).
       statistics: weight of the recorded statistics.
       distort: weight of the distance to a point drawn around the centre.
@@ -62,6 +66,8 @@ def fdda(
       noise: deviations of that draw, of means and of variances, absolute.
       positive: raise negative variances that were drawn to 0 (ours); this makes variances larger.
       reliable: only classes whose images the network gets right.
+      mixed: half of the images are of random classes, and matched to recorded statistics; else all
+        are of one class, and matched to both, with half the weight of labels (ours).
 
     Returns:
       The recipe.
@@ -81,21 +87,54 @@ def fdda(
             "noise": list(noise),
             "positive": positive,
             "reliable": reliable,
+            "mixed": mixed,
             "classes": int(usable.size),
             "centres": digest(centres),
         },
         batch=batch,
         source=Source(gaussian),
         stages=(Stage(steps, optimizer),),
-        terms=(
-            Term("CE", 0.5, label_entropy, True),
-            Term("BNS", statistics, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("D_BNS", distort, bound(distortion, noise=noise, positive=positive), True),
-            Term("C_BNS", align, centred, True),
-        ),
+        terms=terms_of((statistics, distort, align), noise, positive=positive, mixed=mixed),
         prepare=bound(centres_for, centres),
-        condition=bound(one_class, usable),
+        condition=bound(half_of_one_class if mixed else one_class, usable),
     )
+
+
+def terms_of(
+    weights: tuple[float, float, float], noise: tuple[float, float], *, positive: bool, mixed: bool
+) -> tuple[Term, ...]:
+    """The objective: of recorded statistics, of the noisy centre, of the centre."""
+    statistics, distort, align = weights
+    recorded = matched(batch_var_gap, squared_mean, mean=True)
+    drawn = bound(distortion, noise=noise, positive=positive)
+    first = bound(of_half, False, recorded) if mixed else recorded
+    around, at = (bound(of_half, True, fn) if mixed else fn for fn in (drawn, centred))
+    return (
+        Term("CE", 1.0 if mixed else 0.5, label_entropy, True),
+        Term("BNS", statistics, first),
+        Term("D_BNS", distort, around, True),
+        Term("C_BNS", align, at, True),
+    )
+
+
+def of_half(
+    second: bool, fn: Callable[[Observed], Float[Array, ""]], observed: Observed
+) -> Float[Array, ""]:
+    """A term of one half of a batch."""
+    middle = len(observed.images) // 2
+    part = slice(middle, None) if second else slice(0, middle)
+    stats = {k: Stats(s.mean[part], s.var[part], s.positions) for k, s in observed.stats.items()}
+    seen = {k: getattr(observed, k)[part] for k in ("images", "natural", "logits", "labels")}
+    return fn(observed._replace(**seen, stats=stats))
+
+
+def half_of_one_class(
+    usable: np.ndarray, key: Key[Array, ""], size: int, classes: int
+) -> Float[Array, "b classes"]:
+    """One-hot labels: random ones, then as many or one more of a single class."""
+    mixed_key, own_key = jax.random.split(key)
+    mixed = random_labels(mixed_key, size // 2, classes)
+    return jnp.concatenate([mixed, one_class(usable, own_key, size - size // 2, classes)])
 
 
 def usable_classes(centres: ClassCentres, *, reliable: bool) -> np.ndarray:

@@ -4,10 +4,11 @@ Haroush et al. 2020, "The Knowledge Within: Methods for Data-Free Model Compress
 statistics of a batch and recorded ones at every batch norm:
 
     BNS  = mean KL( N(mu, sigma^2) || N(m, s^2) )
-    loss = BNS + 0.1 CE     or either alone
+    loss = BNS + 0.1 CE
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import optax
 from jaxtyping import Array, Key
@@ -16,7 +17,15 @@ from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import rated
-from dfq_jax.synthesis.recipe import Recipe, Source, Stage, nothing, random_labels, recorded
+from dfq_jax.synthesis.recipe import (
+    Offer,
+    Recipe,
+    Source,
+    Stage,
+    nothing,
+    random_labels,
+    recorded,
+)
 from dfq_jax.synthesis.sources.augment import jitter, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
 from dfq_jax.synthesis.terms.base import Term, label_entropy
@@ -29,7 +38,7 @@ ImageScheme = Literal["bns", "inception", "both"]
 @recorded
 def knowledge_within(
     *,
-    scheme: ImageScheme = "bns",
+    scheme: ImageScheme = "both",
     steps: int = 1000,
     batch: int = 128,
     learning_rate: float = 0.1,
@@ -37,14 +46,14 @@ def knowledge_within(
     reach: int = 2,
     limit: float = 1e3,
 ) -> Recipe:
-    """Images by batch-norm statistics, by classes, or by both.
+    """Images by batch-norm statistics and by classes, the paper's whole objective, or by either.
 
     The paper names no steps, batches or rates: these are ours, for images of CIFAR's size. For
     ImageNet twice the steps, and 64 to 128 images.
 
     Args:
-      scheme: `bns`: only statistics, to calibrate with; `inception`: only random labels, with
-        jitter as the prior that makes images smooth; `both`.
+      scheme: `both`; `bns`: only statistics, for networks that tell no classes apart; `inception`:
+        only random labels. Labels come with jitter as the prior that makes images smooth.
       steps: Adam steps.
       batch: images whose statistics are taken together.
       learning_rate: of Adam, in natural units.
@@ -70,6 +79,15 @@ def knowledge_within(
         condition=random_labels,
         statistics=scheme != "inception",
     )
+
+
+def suited(model: Model, given: Mapping[str, Any]) -> Recipe:
+    """The whole objective; of statistics alone where a network tells no classes apart."""
+    scheme: ImageScheme = "both" if classes_of(model) else "bns"
+    return knowledge_within(scheme=scheme, **given)
+
+
+KNOWLEDGE_WITHIN = Offer(knowledge_within, suited)
 
 
 def terms_of(scheme: ImageScheme, labels: float, limit: float) -> tuple[Term, ...]:

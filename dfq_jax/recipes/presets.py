@@ -17,7 +17,7 @@ from dfq_jax.recipes.genie import GENIE
 from dfq_jax.recipes.gzsq import gzsq
 from dfq_jax.recipes.hard_samples import HARD_SAMPLES
 from dfq_jax.recipes.intraq import INTRAQ
-from dfq_jax.recipes.knowledge_within import knowledge_within
+from dfq_jax.recipes.knowledge_within import KNOWLEDGE_WITHIN
 from dfq_jax.recipes.mct import MCT
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE
 from dfq_jax.recipes.psaq_vit import psaq_vit
@@ -34,7 +34,7 @@ OFFERS: Mapping[str, Offer] = {
     "dsg_journal": Offer(dsg_journal),
     "zeroq": Offer(zeroq),
     "deepinversion": DEEPINVERSION,
-    "knowledge_within": Offer(knowledge_within),
+    "knowledge_within": KNOWLEDGE_WITHIN,
     "intraq": INTRAQ,
     "hard_samples": HARD_SAMPLES,
     "clusterq": Offer(clusterq),

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from dfq_jax.synthesis.terms.targets import Stats, batch_norm_targets
 
 KEY = jax.random.key(0)
 LAYERS = ("bn1", "bn2")
+alone = partial(fdda, mixed=False)
+"""All images of one class."""
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +54,28 @@ def labels_of(recipe, classes=5, batch=6):
 
 
 def test_a_batch_is_of_one_reliable_class(centres):
-    assert labels_of(fdda(centres)) == set(np.flatnonzero(centres.right).tolist())
-    assert labels_of(fdda(centres, reliable=False)) == set(np.flatnonzero(centres.seen).tolist())
+    assert labels_of(alone(centres)) == set(np.flatnonzero(centres.right).tolist())
+    assert labels_of(alone(centres, reliable=False)) == set(np.flatnonzero(centres.seen).tolist())
 
 
 def test_classes_to_choose_from_are_needed(centres):
     nothing = centres._replace(right=jnp.zeros(5, bool))
     with pytest.raises(ValueError, match=r"fdda\(\) needs .* an image the network gets right, got"):
-        fdda(nothing)
-    fdda(nothing, reliable=False)
+        alone(nothing)
+    alone(nothing, reliable=False)
     with pytest.raises(ValueError, match=r"class with an image, got none"):
-        fdda(nothing._replace(seen=jnp.zeros(5, bool)), reliable=False)
+        alone(nothing._replace(seen=jnp.zeros(5, bool)), reliable=False)
 
 
 def test_centres_of_another_network_are_refused(model, centres, nets):
     targets, _ = batch_norm_targets(model)
-    assert fdda(centres).prepare(model, targets, KEY) is centres.centres
+    assert alone(centres).prepare(model, targets, KEY) is centres.centres
     other = nets.tiny()
     with pytest.raises(ValueError, match=r"centres of 4 channels in the batch norm 'bn1'.* has 6"):
-        fdda(centres).prepare(other, batch_norm_targets(other)[0], KEY)
+        alone(centres).prepare(other, batch_norm_targets(other)[0], KEY)
     renamed = centres._replace(centres={"bn7": centres.centres["bn1"]})
     with pytest.raises(ValueError, match=r"'bn7', where this network of .* has 0"):
-        fdda(renamed).prepare(model, targets, KEY)
+        alone(renamed).prepare(model, targets, KEY)
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +104,21 @@ def test_parts_against_numpy(at, model, centres, nets):
         for moment, centre in zip((flat.mean(0), flat.var(0)), centres.centres[name], strict=True):
             centred += ((moment - np.asarray(centre[label], float)) ** 2).mean() / 2
     scores = seen["fc"] - np.log(np.exp(seen["fc"]).sum(1, keepdims=True))
-    loss, parts = at(fdda(centres), x, label)
+    loss, parts = at(alone(centres), x, label)
     assert parts["CE"] == pytest.approx(-scores[:, label].mean(), rel=1e-4)
     assert parts["BNS"] == pytest.approx(match, rel=1e-4)
     assert parts["C_BNS"] == pytest.approx(centred, rel=1e-4)
     weights = {"CE": 0.5, "BNS": 0.2, "D_BNS": 0.9, "C_BNS": 0.01}
     assert loss == pytest.approx(sum(w * parts[k] for k, w in weights.items()), rel=1e-5)
-    silent = at(fdda(centres, noise=(0.0, 0.0)), x, label)[1]
+    silent = at(alone(centres, noise=(0.0, 0.0)), x, label)[1]
     assert silent["D_BNS"] == pytest.approx(silent["C_BNS"], rel=1e-6)
-    plain = at(fdda(centres, distort=0.0, align=0.0), x, label)[0]
+    plain = at(alone(centres, distort=0.0, align=0.0), x, label)[0]
     assert plain == pytest.approx(0.5 * parts["CE"] + 0.2 * match, rel=1e-4)
 
 
 def mean_terms(observed, centres, **how):
     """Both distances to the centre, averaged over the noise."""
-    terms = {t.name: t.fn for t in fdda(centres, **how).terms}
+    terms = {t.name: t.fn for t in alone(centres, **how).terms}
     at = lambda key: terms["D_BNS"](observed._replace(key=key))
     values = jax.jit(jax.vmap(at))(jax.random.split(KEY, 20000))
     return float(values.mean()), float(terms["C_BNS"](observed))
@@ -159,7 +162,7 @@ def test_images_come_closer_to_the_centre_of_their_class(model, centres):
     """The statistics of the batch, which labels and recorded statistics alone leave elsewhere."""
     ends = {}
     for weight in (0.9, 0.0):
-        recipe = fdda(centres, steps=60, batch=4, learning_rate=0.1, distort=weight)
+        recipe = alone(centres, steps=60, batch=4, learning_rate=0.1, distort=weight)
         seen = []
         made = synthesize_images(
             model, recipe, 4, KEY, chunk=1, watch=Watcher(progress=seen.append)
@@ -172,8 +175,35 @@ def test_images_come_closer_to_the_centre_of_their_class(model, centres):
     assert ends[0.0] > 0.4
 
 
+def test_half_of_a_batch_is_mixed_and_half_of_one_class(model, centres, nets):
+    """Labels of both, recorded statistics of the first, the centre of the second."""
+    recipe = fdda(centres)
+    labels = np.asarray(recipe.condition(KEY, 32, 5))
+    assert len(set(labels[:16].argmax(1))) > 1
+    (label,) = set(labels[16:].argmax(1))
+    assert centres.right[label]
+    x = nets.images(model, 6)
+    labels = jax.nn.one_hot(jnp.array([0, 1, 2, label, label, label]), 5)
+    context = Context(model, batch_norm_targets(model)[0], centres.centres, labels)
+    now = Now(KEY, jnp.zeros((), jnp.int32))
+    parts = jax.jit(build_objective(recipe))(x, context, now)[1][0]
+    half = lambda part, own: {
+        k: float(v)
+        for k, v in jax.jit(build_objective(alone(centres)))(
+            x[part], context._replace(labels=own), now
+        )[1][0].items()
+    }
+    first, second = half(slice(0, 3), labels[:3]), half(slice(3, 6), labels[3:])
+    assert float(parts["BNS"]) == pytest.approx(first["BNS"], rel=1e-4)
+    assert float(parts["C_BNS"]) == pytest.approx(second["C_BNS"], rel=1e-4)
+    assert float(parts["D_BNS"]) == pytest.approx(second["D_BNS"], rel=1e-4)
+    assert float(parts["CE"]) == pytest.approx((first["CE"] + second["CE"]) / 2, rel=1e-4)
+    weights = {t.name: t.weight for t in recipe.terms}
+    assert weights == {"CE": 1.0, "BNS": 0.2, "D_BNS": 0.9, "C_BNS": 0.01}
+
+
 def test_settings(centres):
-    recipe = fdda(centres, steps=9, batch=6)
+    recipe = alone(centres, steps=9, batch=6)
     assert (recipe.name, recipe.steps, recipe.batch) == ("fdda", 9, 6)
     weights = {t.name: t.weight for t in recipe.terms}
     assert weights == {"CE": 0.5, "BNS": 0.2, "D_BNS": 0.9, "C_BNS": 0.01}
@@ -181,5 +211,5 @@ def test_settings(centres):
     assert recipe.settings["classes"] == int(centres.right.sum())
     assert recipe.settings["noise"] == [0.5, 1.0]
     moved = centres._replace(centres=jax.tree.map(lambda v: v + 1, centres.centres))
-    assert fdda(moved).settings["centres"] != recipe.settings["centres"]
-    assert fdda(centres).settings["centres"] == recipe.settings["centres"]
+    assert alone(moved).settings["centres"] != recipe.settings["centres"]
+    assert alone(centres).settings["centres"] == recipe.settings["centres"]
