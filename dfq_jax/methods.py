@@ -8,6 +8,8 @@ kernels are rounded: `parts.reconstruct`, or `methods=` of a `Pipeline`. Trainin
 from dfq_jax.quantization.reestimate import reestimate_norms
 from dfq_jax.quantization.side_by_side import correct_biases
 from dfq_jax.recipes.aac import aac
+from dfq_jax.recipes.aac_abn import aac_abn
+from dfq_jax.recipes.adadfq import adadfq
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.aquant import aquant
@@ -17,9 +19,11 @@ from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
+from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dfq import Quantized, dfq
 from dfq_jax.recipes.dsg import dsg, dsg_journal
+from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import centres_for, fdda
 from dfq_jax.recipes.flexround import flexround
@@ -51,6 +55,8 @@ from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
 __all__ = [
     "Quantized",
     "aac",
+    "aac_abn",
+    "adadfq",
     "adaround",
     "ait",
     "aquant",
@@ -63,12 +69,14 @@ __all__ = [
     "choi",
     "closed_form",
     "clusterq",
+    "clusterq_qat",
     "correct_biases",
     "deepinversion",
     "deepinversion_cifar",
     "dfq",
     "dsg",
     "dsg_journal",
+    "dsg_qat",
     "end_to_end",
     "estimated",
     "fdda",

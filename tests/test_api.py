@@ -107,8 +107,9 @@ def test_synthesis_tells_where_images_come_from(model):
     assert set(facts) == {
         *("method", "settings", "steps", "batch", "n", "seed", "weights_sha256", "size"),
         *("versions", "device", "dtype", "together", "final_losses", "excluded", "seconds"),
-        "compile_seconds",
+        *("compile_seconds", "natural"),
     }
+    assert facts["natural"] == [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
     assert [facts[k] for k in ("method", "steps", "batch", "n", "seed")] == ["zeroq", 2, 2, 3, 7]
     assert facts["size"] == [8, 8, 3]
     assert [(p.batch, p.batches, p.step, p.steps) for p in seen] == [(0, 2, 2, 2), (1, 2, 2, 2)]

@@ -254,11 +254,12 @@ def lessons_of(method: Training) -> int:
 def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:
     """How many images are made, and how; noise for a network without statistics."""
     found = image_budget("best", model.contract, learned=True)
-    if isinstance(method.images, GeneratedImages):
+    generated, ours = isinstance(method.images, GeneratedImages), offer_of(method.recipe).ours
+    if generated and ours:
         found = image_budget("fast", model.contract, learned=False)
     elif makes_noise(model, method.recipe):
         found = noise_budget(found)
-    elif offer_of(method.recipe).ours:
+    elif ours:
         found = dataclasses.replace(found, method=method.recipe)
     else:
         found = budget_of_method(method.recipe, model)

@@ -51,7 +51,21 @@ ReconstructionName = Literal[
     "stages",
     "best",
 ]
-TrainingName = Literal["best", "gdfq", "qimera", "choi", "zaq", "intraq_qat", "hast", "synq", "ait"]
+TrainingName = Literal[
+    "best",
+    "gdfq",
+    "qimera",
+    "dsg_qat",
+    "clusterq_qat",
+    "aac_abn",
+    "adadfq",
+    "choi",
+    "zaq",
+    "intraq_qat",
+    "hast",
+    "synq",
+    "ait",
+]
 """How a network is trained without data."""
 ObserverName = Literal[
     "min_max",

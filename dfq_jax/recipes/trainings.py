@@ -9,9 +9,13 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.observers import Observers
+from dfq_jax.recipes.aac_abn import aac_abn
+from dfq_jax.recipes.adadfq import adadfq
 from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.choi import choi
+from dfq_jax.recipes.clusterq_qat import clusterq_qat
+from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
@@ -51,6 +55,10 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "best": TrainingOffer(best_training, suited=by_outputs),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "qimera": TrainingOffer(qimera, {**GENERATED, "mixed": 500, "length": 100, "by_class": True}),
+    "dsg_qat": TrainingOffer(dsg_qat, {**GENERATED, "kind": GDFQ_BY_CLASS}),
+    "clusterq_qat": TrainingOffer(clusterq_qat, {**GENERATED, "kind": GDFQ_BY_CLASS}),
+    "aac_abn": TrainingOffer(aac_abn, {**GENERATED, "kind": GDFQ_BY_CLASS}),
+    "adadfq": TrainingOffer(adadfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "choi": TrainingOffer(choi),
     "zaq": TrainingOffer(zaq),
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
@@ -130,4 +138,5 @@ def pipeline_of_start(method: Training, model: Model, **names: Any) -> Pipeline:
         return pipeline_for(model, preset="best", **names)
     extremes = Observers(MinMax(), MinMax())
     bare = {"surgery": Surgery(reach=None), "observers": extremes, "bias": "none", "spare": False}
+    bare["reestimate"] = method.reestimate
     return dataclasses.replace(pipeline_for(model, **names), **bare)

@@ -119,7 +119,7 @@ def trained(
     check_classes(method, teacher)
     began = time.perf_counter()
     start = student_start(method.student, quantized, unfolded)
-    taught = taught_of(method, teacher, unfolded, start, images)
+    taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
     learned = learned_by(method, quantized.plan, taught, key, place, watch)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
     before, after = (distance(teacher, each, images=held_out) for each in (quantized, made))
@@ -233,6 +233,7 @@ def taught_of(
     unfolded: Model | None,
     start: StudentStart,
     images: Float[Array, "n h w c"],
+    key: Key[Array, ""],
 ) -> Taught:
     """What all players are given."""
     contract = teacher.contract
@@ -243,7 +244,17 @@ def taught_of(
         raise ValueError("a generator needs the network with its batch norms: `unfolded`.")
     check_shape(method.images, teacher)
     targets, _ = batch_norm_targets(unfolded)
-    return Taught(teacher, unfolded, targets, start, jnp.zeros((0,), jnp.uint8))
+    shared = method.images.prepare(unfolded, targets, key)
+    pixels = jnp.zeros((0,), jnp.uint8)
+    return Taught(teacher, unfolded, targets, start, pixels, shared=shared)
+
+
+def remembered_at_first(method: Training, taught: Taught) -> dict[str, PyTree]:
+    """What the generator's terms remember before the first step, if there is one."""
+    if not isinstance(method.images, GeneratedImages):
+        return {}
+    classes = classes_of(taught.teacher)
+    return {GENERATOR: method.images.memory.start(taught.targets, 1, classes, {})}
 
 
 def generators(method: Training, taught: Taught, key: Key[Array, ""]) -> dict[str, PyTree]:
@@ -297,7 +308,7 @@ def attempted(
         taught,
         steps=method.rounds,
         key=jax.random.fold_in(key, 1),
-        memory={STUDENT: heard, **({GENERATOR: ()} if GENERATOR in x else {})},
+        memory={STUDENT: heard, **remembered_at_first(method, taught)},
         chunk=CHUNK,
         on_chunk=partial(report, method, watch),
         store=(place / f"attempt_{number}").store(),

@@ -43,6 +43,7 @@ class Taught(NamedTuple):
       start: what of the student is not trained.
       pixels: of a fixed set, on the device as bytes; empty where images are generated.
       stays: {tensor: positions along its last axis that the student has}, where it has fewer.
+      shared: what a generator's terms share, found once.
     """
 
     teacher: Model
@@ -51,6 +52,7 @@ class Taught(NamedTuple):
     start: StudentStart
     pixels: UInt8[Array, "..."]
     stays: Mapping[str, Int[Array, " c"]] = {}
+    shared: Any = ()
 
 
 class ShownImages(NamedTuple):
@@ -121,7 +123,7 @@ def normalised(pixels: UInt8[Array, "b h w c"], contract: InputContract) -> Floa
 
 def generator_loss(
     method: Training, plan: Plan, x: PyTree, context: Among, now: Now
-) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], tuple[()]]]:
+) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
     """What a generator is told: terms of synthesis, of the teacher's view of its images.
 
     Terms of an adversary find a `Lesson` where others find what a recipe shares.
@@ -135,15 +137,16 @@ def generator_loss(
     images = from_natural(natural, model.contract)
     seen = observe(model, taught.targets, images)
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
-    lesson: Any = ()
+    shared: Any = taught.shared
     if source.against:
         student = context.others[STUDENT]
-        lesson = lesson_of(method, plan, taught, student, images, labels, own_key)
-    told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
-    observed = Observed(*told, lesson, labels, (), jnp.zeros((), jnp.int32), now.step, own_key)
+        shared = lesson_of(method, plan, taught, student, images, labels, own_key)
+    turn = jnp.zeros((), jnp.int32)
+    observed = Observed(*told, shared, labels, now.memory, turn, now.step, own_key)
     loss, parts = weighted(source.terms, observed)
     alike = similarity(jax.lax.stop_gradient(natural))
-    return loss, ({**parts, "alike": alike}, ())
+    memory = source.memory.step(jax.lax.stop_gradient(observed))
+    return loss, ({**parts, "alike": alike}, memory)
 
 
 def lesson_of(

@@ -82,7 +82,7 @@ def trained_in_float(
     check_images(method, len(images))
     check_classes(method, whole)
     start = StudentStart(model, {}, jax.tree.map(jnp.asarray, dict(masks or {})))
-    taught = taught_of(method, whole, None, start, images)
+    taught = taught_of(method, whole, None, start, images, key)
     taught = taught._replace(stays=jax.tree.map(jnp.asarray, dict(stays or {})))
     learned = learned_by(method, NO_LEVELS, taught, key, place, watch)
     made = unfolded_student(learned.x, start)

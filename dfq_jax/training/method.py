@@ -5,11 +5,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Key, PyTree
 
+from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import Make, in_own_units
+from dfq_jax.synthesis.recipe import Memory, nothing
 from dfq_jax.synthesis.sources.augment import Augment, unchanged
 from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.training.generator import GeneratorKind
 from dfq_jax.training.losses import Watch, nothing_watched
 from dfq_jax.training.student import StudentKind, on_learned_levels
@@ -42,6 +45,9 @@ class GeneratedImages(NamedTuple):
       lessons: steps of the student in a round.
       against: its terms look at the student's answers too: a `Lesson`, which they find in
         `Observed.shared`; the student's ranges are not tracked then.
+      prepare: (network, statistics, key) -> what its terms find in `Observed.shared` otherwise,
+        e.g. tolerances; run once.
+      memory: what its terms remember from step to step.
     """
 
     kind: GeneratorKind
@@ -51,6 +57,8 @@ class GeneratedImages(NamedTuple):
     times: int = 1
     lessons: int = 1
     against: bool = False
+    prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = nothing
+    memory: Memory = Memory()
 
 
 class Training(NamedTuple):
@@ -72,8 +80,9 @@ class Training(NamedTuple):
       start: where the student begins: `float`, rounded to nearest; `post_training`, as our own
         learned rounding leaves it.
       recipe: how fixed images are made where none are given, by its name, and how many; for a
-        generator those that judge.
+        generator those that ranges begin at, and that judge.
       n: how many; None for as many as its paper makes, or a preset.
+      reestimate: the student begins with norms estimated anew behind rounding (`recipes.aac_abn`).
       inflation: round -> share of each kernel's codes that updates are made large enough to change
         (`training.inflation`); None for updates as they are.
     """
@@ -92,6 +101,7 @@ class Training(NamedTuple):
     start: Literal["float", "post_training"] = "float"
     recipe: str = "best"
     n: int | None = None
+    reestimate: bool = False
     inflation: Bound[Array] | None = None
 
     def __hash__(self) -> int:
@@ -110,6 +120,17 @@ class Training(NamedTuple):
         if not isinstance(self.images, GeneratedImages):
             return self.steps
         return self.images.warmup + -(-self.steps // self.images.lessons)
+
+
+def generating(method: Training, name: str, **changes: Any) -> Training:
+    """A method under another name whose generator differs in some fields of `GeneratedImages`.
+
+    Raises:
+      ValueError: if it has no generator.
+    """
+    if not isinstance(method.images, GeneratedImages):
+        raise ValueError(f"{method.name} has no generator that could be told otherwise.")
+    return method._replace(name=name, images=method.images._replace(**changes))
 
 
 def begun_on_levels(method: Training) -> tuple[Training, tuple[str, ...]]:

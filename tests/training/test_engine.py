@@ -243,7 +243,7 @@ def test_labels_are_of_images_before_they_are_moved(school):
     method = lesson()._replace(terms=terms, wrappers=(all_black,), batch=24)
     start = student_start(method.student, student, None)
     x = trained_at_first(method.student, student.plan, start)
-    taught = taught_of(method, teacher, None, start, images)
+    taught = taught_of(method, teacher, None, start, images, KEY)
     memory = {"ranges": {}, "codes": kernel_codes(method.student, student.plan, x, start)}
     fed = Fed(taught, jnp.int32(0), jnp.arange(24)[None])
     now = Now(KEY, jnp.int32(0), memory)

@@ -20,6 +20,7 @@ def slack_margins(
     quantile: float = 0.9,
     count: int = 1024,
     batch: int = 32,
+    variances: bool = False,
 ) -> Slack:
     """One tolerance for means and one for deviations per layer.
 
@@ -30,6 +31,7 @@ def slack_margins(
       quantile: epsilon of the paper, in (0, 1]; 0.9 is its best.
       count: noise images N(0, 1) in natural units; statistics are averaged over them.
       batch: images per forward pass.
+      variances: the second tolerance is of variances instead of deviations.
 
     Returns:
       {batch norm: (delta, gamma)}: the `quantile` over channels of the gaps of the noise.
@@ -44,21 +46,23 @@ def slack_margins(
         raise ValueError(f"slack_margins() needs 0 < quantile <= 1, got {quantile}.")
     batch = min(batch, count)
     keys = jax.random.split(key, -(-count // batch))
-    gaps = noise_gaps(model, targets, keys, batch)
+    gaps = noise_gaps(model, targets, keys, batch, variances=variances)
     tolerance = lambda gap: jnp.quantile(jnp.abs(gap), quantile)
     return {name: (tolerance(gap.mean), tolerance(gap.spread)) for name, gap in gaps.items()}
 
 
-@partial(jax.jit, static_argnames="batch")
+@partial(jax.jit, static_argnames=("batch", "variances"))
 def noise_gaps(
-    model: Model, targets: Targets, keys: Key[Array, " chunks"], batch: int
+    model: Model, targets: Targets, keys: Key[Array, " chunks"], batch: int, *, variances: bool
 ) -> dict[str, Gap]:
     """{batch norm: gap per channel} of statistics averaged over noise images."""
+    of = (lambda s: s.var) if variances else unbiased_std
+    recorded = (lambda t: t.var) if variances else recorded_std
 
     def chunk(total, key):
         noise = gaussian(key, (batch, *model.contract.shape))
         stats = observe(model, targets, from_natural(noise, model.contract)).stats
-        sums = {k: (s.mean.mean(0), unbiased_std(s).mean(0)) for k, s in stats.items()}
+        sums = {k: (s.mean.mean(0), of(s).mean(0)) for k, s in stats.items()}
         return jax.tree.map(jnp.add, total, sums), None
 
     zeros = {k: (jnp.zeros_like(t.mean), jnp.zeros_like(t.mean)) for k, t in targets.items()}
@@ -66,6 +70,6 @@ def noise_gaps(
     found = {}
     for name, (mean, std) in sums.items():
         target = targets[name]
-        off = mean / len(keys) - target.mean, std / len(keys) - recorded_std(target)
+        off = mean / len(keys) - target.mean, std / len(keys) - recorded(target)
         found[name] = usable_gap(*off, target)
     return found
