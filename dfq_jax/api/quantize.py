@@ -108,20 +108,14 @@ def quantize(
         layers: which layers stay at 8 bits.
         method: how to synthesize, instead of the preset's choice: a recipe or its name; a published
           one makes as many images in as many steps as its paper has; ranges end at images of `aac`.
-        n: how many images to make, instead.
-        steps: of a batch of them, instead.
-        reconstruction: how kernels are rounded, one of `recipes.reconstructions.RECONSTRUCTIONS`.
-        reconstruction_steps: of a unit, instead of the paper's.
-        observer: how ranges are found (`quantization.observers.NAMED`), instead of BRECQ's search.
-        weight_observer: how those of kernels are, likewise.
-        equalize: which layers are equalized first: `pairs`, `groups` (across sums too) or `none`.
-        relu6: `replace` makes ReLUs of those ReLU6 that keep layers from equalization.
-        absorb: whether high biases move on behind ReLUs.
-        split: share of channels that are split where weights stand out (OCS).
-        value_aware: share of weights, the largest, that keep 8 bits in layers of their own.
-        bias_correction: `analytic`, `empirical`, `both` or `none`, where no method learns.
-        reestimate: whether images correct means and variances of layers that had a batch norm.
-        raw_images: calibrate with all images as they are (`Pipeline.raw`).
+        n, steps: how many images to make, and of a batch of them, instead.
+        reconstruction: how kernels are rounded, one of `recipes.reconstructions.RECONSTRUCTIONS`;
+          `reconstruction_steps` are of a unit, instead of the paper's.
+        observer, weight_observer: how ranges of activations and of kernels are found
+          (`quantization.observers.NAMED`), instead of BRECQ's search.
+        equalize, relu6, absorb, split, value_aware: what is done to the float network first
+          (`edits.Surgery`; `equalize` is its reach, or `none`).
+        bias_correction, reestimate, raw_images: `bias`, `reestimate` and `raw` of `Pipeline`.
         budget: of bits by layer: `4.5bits` a weight, `600KB`, `2GBOPs`; makes 43 images or more.
         sensitivity: how that predicts what bits are worth: `kl` (ZeroQ), `fisher` or `trace`.
         rules: bits of particular layers, which a budget leaves as they are.
