@@ -1,4 +1,6 @@
-"""Stores the graphs of torchvision's networks without their weights, for `dfq --arch NAME`.
+"""Stores the graphs of known networks without their weights, for `dfq --arch NAME`.
+
+They are torchvision's and those of `task_networks.py`.
 
 Run again after a change of `io/zoo/stored.py`; needs PyTorch and torchvision, downloads nothing.
 A network is built without memory for its weights. One graph serves images of any size if the
@@ -14,6 +16,7 @@ from typing import Any
 
 import common
 import zoo_networks
+from task_networks import NETWORKS
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.frontends.program import Program, ProgramInput, Ref
@@ -30,6 +33,10 @@ LEFT_OUT = {"maxvit_t", "regnet_y_128gf", "vit_h_14"}
 ALREADY_NORMALISED = {"googlenet", "inception_v3"}
 """Published weights map ImageNet's normalisation to this one inside the network."""
 HALVES = (0.5, 0.5, 0.5)
+TRANSFORM_INPUT = (
+    "weights that come from torchvision's published ones have transform_input=True, which is mean "
+    "0.5 and std 0.5 here, whatever numbers their images were normalised with"
+)
 OTHER_CLASSES = 7
 MORE = 64
 """Pixels added to find out whether a network reads images of other sizes."""
@@ -48,9 +55,10 @@ def main() -> None:
 
 
 def wanted() -> Iterator[str]:
-    """Networks of torchvision that nobody wrote down by hand."""
+    """Networks that nobody wrote down by hand."""
     known = {*ENTRIES, *LEFT_OUT}
-    return (n for n in zoo_networks.TORCHVISION.split() if n not in known and "swin" not in n)
+    yield from NETWORKS
+    yield from (n for n in zoo_networks.TORCHVISION.split() if n not in known and "swin" not in n)
 
 
 def network(name: str) -> Stored:
@@ -61,7 +69,7 @@ def network(name: str) -> Stored:
     state = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     read = set(names_in(*(v for c in program.calls for v in (*c.args, *c.kwargs.values()))))
     expected = tuple(Weight(key, shape) for key, shape in state.items() if key in read)
-    others = shapes_of(name)
+    remarks = (TRANSFORM_INPUT,) if name in ALREADY_NORMALISED else ()
     return Stored(
         name=name,
         contract=contract,
@@ -70,8 +78,9 @@ def network(name: str) -> Stored:
         output=program.outputs[0],
         expected=expected,
         stem=next(key for key, shape in expected if len(shape) == 4),
-        heads=tuple(key for key, shape in expected if others[key] != shape),
+        heads=heads(name, expected),
         unread=unread(key for key in state if key not in read),
+        remarks=NETWORKS[name].remarks if name in NETWORKS else remarks,
     )
 
 
@@ -79,6 +88,9 @@ def without_memory(name: str, **options: Any) -> Any:
     """The network, its weights without values."""
     import torch
 
+    if name in NETWORKS:
+        with torch.device("meta"):
+            return NETWORKS[name].build()
     if name in ALREADY_NORMALISED:
         options |= {"init_weights": False, "transform_input": False}
     models = zoo_networks.torchvision_models()
@@ -86,14 +98,18 @@ def without_memory(name: str, **options: Any) -> Any:
         return models.get_model(name, weights=None, **options).eval().to("meta")
 
 
-def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of its weights with another number of classes."""
+def heads(name: str, expected: Iterable[Weight]) -> tuple[str, ...]:
+    """Weights that have another shape with another number of classes."""
+    if name in NETWORKS:
+        return NETWORKS[name].heads
     state = without_memory(name, num_classes=OTHER_CLASSES).state_dict()
-    return {key: tuple(value.shape) for key, value in state.items()}
+    return tuple(key for key, shape in expected if tuple(state[key].shape) != shape)
 
 
 def published(name: str) -> InputContract:
     """What its published weights expect of an image."""
+    if name in NETWORKS:
+        return NETWORKS[name].contract
     weights = zoo_networks.torchvision_models().get_model_weights(name)
     told = weights["IMAGENET1K_V1"].transforms.keywords
     side = told["crop_size"]

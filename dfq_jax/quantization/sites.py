@@ -3,7 +3,7 @@
 The rules are those of `dfq_jax.quantization.plan`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from dfq_jax.graph.graph import Graph, Node
@@ -15,6 +15,7 @@ from dfq_jax.graph.ops import (
     Clip,
     Compare,
     Concat,
+    Constant,
     Curve,
     Elu,
     GroupNorm,
@@ -54,6 +55,7 @@ RECURRENT = "recurrent"
 OF_IDS = "reads ids"
 LONE_NORM = "not behind a convolution"
 STREAM = "residual stream"
+STATISTIC = "statistic of positions"
 
 
 class Site(NamedTuple):
@@ -93,7 +95,39 @@ def float_operators(graph: Graph) -> dict[str, str]:
     """{node: reason} of the operators that compute in float under every plan, in order."""
     stream = residual_stream(graph)
     reasons = {n.name: STREAM if n.name in stream else float_reason(n.op) for n in graph.nodes}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    own = {name: reason for name, reason in reasons.items() if reason is not None}
+    among = statistics(graph, own)
+    return {n.name: own.get(n.name, STATISTIC) for n in graph.nodes if n.name in {*own, *among}}
+
+
+def statistics(graph: Graph, floats: Collection[str]) -> frozenset[str]:
+    """What computes deviations beside powers, as a norm does: in float, like a norm.
+
+    A difference that only powers read, and what stands between float operators without a kernel,
+    as the mean of squares does. On a grid the squares of small deviations would vanish beside those
+    of large ones.
+
+    Args:
+      graph: the network.
+      floats: operators that compute in float anyway.
+    """
+    readers = {n: [r.name for r, _ in found] for n, found in consumers(graph).items()}
+    nodes, ends = graph.by_name, {*graph.inputs, *graph.outputs}
+    powers = {n.name for n in graph.nodes if isinstance(n.op, Power)}
+    read = lambda name: readers[name] and name not in ends
+    own = {n.name for n in graph.nodes if isinstance(n.op, Sub) and read(n.name)}
+    squared = {name for name in own if powers.issuperset(readers[name])}
+    fixed = {n.name for n in graph.nodes if isinstance(n.op, Constant)}
+    around = {*floats, *squared}
+    kept = {n.name for n in graph.nodes if not isinstance(n.op, PRODUCTS) and read(n.name)}
+    kept -= {*around, *fixed}
+    settled = False
+    while not settled:
+        inside = {*kept, *around}
+        sources = {name: [s for s in nodes[name].inputs if s not in fixed] for name in kept}
+        left = {n for n in kept if sources[n] and inside.issuperset([*sources[n], *readers[n]])}
+        kept, settled = left, left == kept
+    return frozenset(squared | {name for name in kept if not keeps_values(nodes[name].op)})
 
 
 def residual_stream(graph: Graph) -> frozenset[str]:
@@ -175,7 +209,18 @@ def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[
             continue
         for index, source in enumerate(node.inputs):
             groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
+    groups = {t: sites for t, sites in groups.items() if not rounded_twice(graph, t, sites)}
     return behind_relu(graph, groups) if only_rectified else groups
+
+
+def rounded_twice(graph: Graph, tensor: str, sites: Iterable[Site]) -> bool:
+    """Whether what has grids is joined, and read by no layer that needs one grid for all of it.
+
+    A grid as wide as the widest part would only round the others again, and more coarsely.
+    """
+    nodes = graph.by_name
+    joined = tensor in nodes and isinstance(nodes[tensor].op, Concat)
+    return joined and not any(isinstance(nodes[s.node].op, (*PRODUCTS, Concat)) for s in sites)
 
 
 def behind_relu(graph: Graph, groups: dict[str, list[Site]]) -> dict[str, list[Site]]:

@@ -10,6 +10,7 @@ from dfq_jax.graph.ops import (
     Clip,
     Concat,
     Flatten,
+    GlobalAvgPool,
     LayerNorm,
     LeakyRelu,
     Linear,
@@ -32,6 +33,7 @@ from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.sites import (
     LONE_NORM,
     NO_FORM,
+    STATISTIC,
     float_operators,
     leading_to,
     origins,
@@ -219,8 +221,68 @@ def test_an_output_that_a_layer_reads_too_is_quantized_for_the_layer_alone():
 
 
 def test_joins_inside_a_network_are_quantized():
-    """What is computed with before it leaves has a grid, as have its parts."""
+    """Parts of what is computed with before it leaves have grids; they are not rounded again."""
     nodes = (*HEADS, Node("scaled", Scale(2.0), ("join",)), Node("out", Flatten(), ("scaled",)))
-    assert sites_of(nodes, "out") == [*READ, "join.0", "join.1", "scaled.0"]
+    assert sites_of(nodes, "out") == [*READ, "join.0", "join.1"]
     fed = (*HEADS, Node("turned", Reshape((3,)), ("join",)), Node("next", Linear(), ("turned",)))
     assert sites_of(fed, "next") == [*READ, "join.0", "join.1", "turned.0", "next.0"]
+
+
+def contrast(*, kernel: bool = False) -> Graph:
+    """Mean and deviation of positions, as attention by contrast spells them."""
+    gate = Node("gate", Linear() if kernel else Activation("sigmoid"), ("sum",))
+    nodes = (
+        Node("layer", Linear(), ("images",)),
+        Node("mean", GlobalAvgPool(keepdims=True), ("layer",)),
+        Node("off", Sub(), ("layer", "mean")),
+        Node("squares", Power(2.0), ("off",)),
+        Node("variance", GlobalAvgPool(keepdims=True), ("squares",)),
+        Node("deviation", Power(0.5), ("variance",)),
+        Node("sum", Add(), ("mean", "deviation")),
+        gate,
+        Node("scaled", Mul(), ("layer", "gate")),
+        Node("last", Linear(), ("scaled",)),
+    )
+    return Graph(nodes, ("images",), ("last",))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_deviations_spelled_out_are_computed_in_float(kernel):
+    graph = contrast(kernel=kernel)
+    floats = float_operators(graph)
+    assert floats == {
+        "off": STATISTIC,
+        "squares": NO_FORM,
+        "variance": STATISTIC,
+        "deviation": NO_FORM,
+    }
+    groups = tensor_groups(graph)
+    assert {"mean", "deviation", "sum", "layer"} <= groups.keys()
+    assert not {"off", "squares", "variance"} & groups.keys()
+
+
+def test_a_mean_of_squares_that_a_layer_reads_has_a_grid():
+    nodes = (
+        Node("squares", Power(2.0), ("images",)),
+        Node("mean", GlobalAvgPool(), ("squares",)),
+        Node("layer", Linear(), ("mean",)),
+    )
+    graph = Graph(nodes, ("images",), ("layer",))
+    assert float_operators(graph) == {"squares": NO_FORM}
+    assert tensor_groups(graph).keys() == {"squares", "mean"}
+
+
+@pytest.mark.parametrize(("reader", "kept"), [(Linear(), True), (Mul(), False), (Add(), False)])
+def test_what_is_joined_is_rounded_once(reader, kept):
+    """Parts that have grids get a common one only where a layer reads them together."""
+    sources = ("both",) if isinstance(reader, Linear) else ("both", "images")
+    nodes = (
+        Node("a", Linear(), ("images",)),
+        Node("b", Linear(), ("images",)),
+        Node("both", Concat(-1), ("a", "b")),
+        Node("reader", reader, sources),
+        Node("last", Linear(), ("reader",)),
+    )
+    groups = tensor_groups(Graph(nodes, ("images",), ("last",)))
+    assert {"a", "b"} <= groups.keys()
+    assert ("both" in groups) == kept

@@ -11,7 +11,8 @@ from dfq_jax.io.readers.torch_checkpoint import RECIPE
 from dfq_jax.io.readers.torch_tensors import describe
 
 NAMED = (
-    *("state_dict", "model_state_dict", "model_state", "model_weights", "model", "net", "network"),
+    *("state_dict", "model_state_dict", "net_state_dict", "model_state", "model_weights"),
+    *("model", "net", "network"),
     *("module", "weights", "params"),
 )
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema")

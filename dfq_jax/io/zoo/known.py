@@ -24,7 +24,7 @@ def network(
     Args:
       name: one of `names()`.
       size: pixels it reads, None for those it was published with.
-      classes: number of logits, None for the published one.
+      classes: to tell apart, None for the published number.
       channels: of an image.
 
     Returns:
@@ -65,10 +65,13 @@ def fitted(found: Stored, size: Size | None, classes: int | None, channels: int)
     return dataclasses.replace(found, contract=contract, image=image, expected=tuple(expected))
 
 
-def ends(found: Network) -> tuple[str, str]:
-    """Keys of the kernel that reads the images, and of the weight that makes the logits."""
+def ends(found: Network) -> tuple[str, str | None]:
+    """Keys of the kernel that reads the images, and of the weight that makes the class scores.
+
+    The latter is None where there are no classes.
+    """
     if isinstance(found, Stored):
-        return found.stem, found.heads[0]
+        return found.stem, found.heads[0] if found.heads else None
     stem = next(p for p in found.expected if p.layout == "conv")
     head = next(p for p in reversed(found.expected) if p.layout == "linear")
     return stem.torch_name, head.torch_name

@@ -31,11 +31,11 @@ def fit(name: str, tensors: Tensors, size: Size | None = None) -> Network:
     published = network(name, size=size)
     stem, head = ends(published)
     shapes = {p.torch_name: p.torch_shape for p in published.expected}
-    usual = channels, classes = shapes[stem][1], shapes[head][0]
-    first, last = tensors.get(stem), tensors.get(head)
+    usual = channels, classes = shapes[stem][1], shapes[head][0] if head else None
+    first, last = tensors.get(stem), tensors.get(head) if head else None
     if first is not None and first.ndim == 4 and first.shape[1] > 0:
         channels = first.shape[1]
-    if last is not None and last.ndim == len(shapes[head]) and last.shape[0] > 0:
+    if last is not None and head and last.ndim == len(shapes[head]) and last.shape[0] > 0:
         classes = last.shape[0]
     if (channels, classes) == usual:
         return published

@@ -36,15 +36,16 @@ class Stored:
     """A network without its weights, as PyTorch traced it.
 
     Attributes:
-      name: as in torchvision.
+      name: as in torchvision, or as its authors call it.
       contract: what an input image must be.
       image: what the program is fed; height and width are free if it takes any.
       calls: those of the program as text, which is read for the one network that is wanted.
-      output: the name of the logits.
+      output: the name of what it returns.
       expected: every weight that is read.
       stem: the kernel whose second axis counts the channels of images.
-      heads: weights whose first axis counts the classes.
+      heads: weights whose first axis counts the classes; none where there are no classes.
       unread: how names of weights begin that only training reads.
+      remarks: what everybody who uses it should know, in sentences.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stored:
     stem: str
     heads: tuple[str, ...]
     unread: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def program(self, weights: Mapping[str, np.ndarray]) -> Program:
         """Its program with these weights, by their keys."""
@@ -85,6 +87,7 @@ def packed(network: Stored) -> bytes:
         "stem": network.stem,
         "heads": network.heads,
         "unread": network.unread,
+        "remarks": network.remarks,
     }
     text = json.dumps(as_lists(data), separators=(",", ":"))
     return gzip.compress(text.encode(), mtime=0)
@@ -104,6 +107,7 @@ def unpacked(name: str, data: bytes) -> Stored:
         stem=found["stem"],
         heads=tuple(found["heads"]),
         unread=tuple(found["unread"]),
+        remarks=tuple(found.get("remarks", ())),
     )
 
 

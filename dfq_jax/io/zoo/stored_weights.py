@@ -28,11 +28,6 @@ OLDER_NAMES = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
 """How torchvision called weights of DenseNets and vision transformers, and calls them now."""
-TRANSFORM_INPUT = (
-    "weights that come from torchvision's published ones have transform_input=True, which is mean "
-    "0.5 and std 0.5 here, whatever numbers their images were normalised with"
-)
-TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 
 
 def bind_stored(network: Stored, tensors: Tensors) -> BoundNetwork:
@@ -49,8 +44,7 @@ def bind_stored(network: Stored, tensors: Tensors) -> BoundNetwork:
     check_finite(arrays)
     notes = statistics_notes(*statistics(arrays))
     raised = {n: np.maximum(a, 0.0) if n.endswith(VARIANCE) else a for n, a in arrays.items()}
-    option = (TRANSFORM_INPUT,) if network.name in TRANSFORMS_INPUT else ()
-    return BoundNetwork(imported(network, raised), (*left_out(unread), *option, *notes))
+    return BoundNetwork(imported(network, raised), (*left_out(unread), *network.remarks, *notes))
 
 
 def left_out(unread: Sequence[str]) -> tuple[str, ...]:
