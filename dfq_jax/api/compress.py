@@ -6,6 +6,7 @@ from typing import Unpack
 
 import jax
 
+from dfq_jax.api.deadline import in_time
 from dfq_jax.api.delivered import split_probes
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import making_for, quantized_on, seen_for
@@ -17,7 +18,6 @@ from dfq_jax.api.shrinking import (
     check_shrinking,
     demanded,
     price_of,
-    refuse_float,
     shrunk,
 )
 from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
@@ -26,6 +26,7 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
 from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.pruning.budget import Deadline
 from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruning, check_pruning
@@ -44,6 +45,8 @@ ORIGINAL = "original weights"
 """In reports, the name of the hash of what was pruned."""
 OFFSET = 1
 """Training draws from another key than what follows."""
+UNKNOWN = 0.5
+"""A share of channels that nobody looks at."""
 IMAGES = 128
 """Images from which layers are fitted anew; those of `fast` would say too little."""
 
@@ -88,7 +91,7 @@ def compress(
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
       **settings: of `quantize`; a `budget` may be what the smaller network takes, instead of a
-        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`.
+        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`, `3ms`.
 
     Returns:
       What `quantize` does, with how it got smaller; losses are those against `model`.
@@ -98,15 +101,15 @@ def compress(
       UnsupportedModelError: if no channel may go.
       DivergedError: if training diverged at every rate.
     """
-    scheme = settings.get("scheme", "w8a8")
-    refuse_float(scheme)
+    price = price_of(settings.get("scheme", "w8a8"))
     share, zeros, settings["budget"] = demanded(prune, settings.get("budget"), sparsity)
-    floor, price = Floor(least, round_to), price_of(scheme)
+    floor = Floor(least, round_to)
     criterion = criterion or ("reconstruction" if looks(restore) else "energy")
-    how = Pruning(share or 0.0, criterion, restore, among, channels, floor, untouched, price)
+    share, deadline = (UNKNOWN, share) if isinstance(share, Deadline) else (share, None)
+    how = Pruning(share or UNKNOWN, criterion, restore, among, channels, floor, untouched, price)
     check_pruning(how)
     taught = None if train is None else retraining_for(model, train)
-    shrinking = Shrinking(None if share is None else how, zeros, untouched, taught)
+    shrinking = Shrinking(None if share is None else how, zeros, untouched, taught, deadline)
     return carried_out(model, images, shrinking, settings, following(watch, state_folder))
 
 
@@ -119,6 +122,7 @@ def carried_out(
     check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
+    how = timed(model, how, asked, follow.watch)
     making = making_for(model, asked)
     making = enough(model, making, how) if how.looks and asked.n is None else making
     if how.training is not None and images is None:
@@ -136,6 +140,14 @@ def carried_out(
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
     more = {"pruned": made.pruned, "zeros": zeros, "settings": told, "report": told_in}
     return dataclasses.replace(result, **more)
+
+
+def timed(model: Model, how: Shrinking, asked: Asked, watch: Watcher) -> Shrinking:
+    """The same with a budget of work in place of one of time, which is measured here."""
+    if how.deadline is None or how.channels is None:
+        return how
+    watch.says(f"timing smaller networks in ONNX Runtime, for {how.deadline} an image")
+    return how.within(in_time(Subject(model), how.channels, how.deadline, asked, watch))
 
 
 def require_zeros_kept(how: Shrinking, asked: Asked) -> None:

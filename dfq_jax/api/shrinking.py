@@ -10,7 +10,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.sparsity import Pattern
 from dfq_jax.passes.select import standing
-from dfq_jax.pruning.budget import Ceiling, Price, parse_ceiling
+from dfq_jax.pruning.budget import Ceiling, Deadline, Price, parse_structure
 from dfq_jax.pruning.choose import share_from
 from dfq_jax.pruning.groups import Subject, left_alone
 from dfq_jax.pruning.prune import Pruned, Pruning, prune, what_may_go
@@ -28,12 +28,12 @@ class Demand(NamedTuple):
     """How much is to go.
 
     Attributes:
-      channels: share of the channels that may go, or what is left may take; None for all stay.
+      channels: share of the channels that may go, or what is left may take; None if all stay.
       zeros: which weights become zero; None for none.
       bits: a budget of bits by layer, if that was meant.
     """
 
-    channels: float | Ceiling | None
+    channels: float | Ceiling | Deadline | None
     zeros: Pattern | None = None
     bits: str | None = None
 
@@ -50,7 +50,7 @@ def demanded(prune: str | float | None, budget: str | None, sparsity: str | None
             raise UsageError(
                 f"prune={prune!r} and budget={budget!r} both say how much is to go: leave one out."
             )
-        return Demand(parse_ceiling(budget), zeros)
+        return Demand(parse_structure(budget), zeros)
     stays = prune is None or re.fullmatch(NO_CHANNELS, str(prune).strip()) is not None
     if zeros is not None and stays:
         return Demand(None, zeros, budget)
@@ -78,7 +78,12 @@ def refuse_float(scheme: str) -> None:
 
 
 def price_of(scheme: str) -> Price:
-    """Bytes of what a layer stores under a scheme: codes; scale, zero point and bias a channel."""
+    """Bytes of what a layer stores under a scheme: codes; scale, zero point and bias a channel.
+
+    Raises:
+      UsageError: for `float`, which is none.
+    """
+    refuse_float(scheme)
     found = parse_scheme(scheme)
     integer = found.activation_bits is not None and found.activation_bits <= 8
     return Price(found.weight_bits, INTEGER_CHANNEL if integer else FLOAT_CHANNEL)
@@ -92,12 +97,20 @@ class Shrinking(NamedTuple):
       zeros: which weights become zero after that, if some do.
       untouched: patterns of layers that keep all.
       training: how what is left learns from the whole network; None where it does not.
+      deadline: what an image may take; then the share of channels is still to be found.
     """
 
     channels: Pruning | None
     zeros: Pattern | None = None
     untouched: tuple[str, ...] = ()
     training: Training | None = None
+    deadline: Deadline | None = None
+
+    def within(self, ceiling: Ceiling) -> "Shrinking":
+        """The same with a budget of work for channels."""
+        if self.channels is None:
+            return self
+        return self._replace(channels=self.channels._replace(share=ceiling))
 
     @property
     def looks(self) -> bool:
@@ -112,6 +125,8 @@ class Shrinking(NamedTuple):
         spared = "".join(f", not {pattern}" for pattern in self.untouched)
         if self.zeros is not None:
             found["sparse"] = f"{self.zeros}{spared}"
+        if self.deadline is not None and "pruned" in found:
+            found["pruned"] += f", for {self.deadline}"
         if self.training is not None:
             found["trained"] = f"{self.training.steps} steps of {self.training.batch} images"
         return found

@@ -57,6 +57,34 @@ class Ceiling(NamedTuple):
         return f"{self.amount / 1000**power:.4g}{('', 'K', 'M', 'G')[power]}{NAMES[self.unit]}"
 
 
+class Deadline(NamedTuple):
+    """What an image may take on this machine, batch 1.
+
+    Attributes:
+      ms: milliseconds.
+    """
+
+    ms: float
+
+    def __str__(self) -> str:
+        """As `parse_structure` reads it."""
+        return f"{self.ms:g}ms"
+
+
+def parse_structure(text: str) -> Ceiling | Deadline:
+    """Reads `3ms` or `2.5 ms`, or what `parse_ceiling` does.
+
+    Raises:
+      BudgetError: on anything else, and on no time.
+    """
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*ms", text.strip().lower())
+    if match is None:
+        return parse_ceiling(text)
+    if float(match[1]) <= 0:
+        raise BudgetError(f"budget {text!r} must be above 0.")
+    return Deadline(float(match[1]))
+
+
 def parse_ceiling(text: str) -> Ceiling:
     """Reads `50% MACs`, `20MMACs`, `40% params`, `300KParams`, `2MB` or `1.5MiB`.
 
@@ -73,7 +101,7 @@ def parse_ceiling(text: str) -> Ceiling:
     ):
         raise BudgetError(
             f'budget {text!r} is none of a pruned network: write "50% MACs", "20MMACs", '
-            '"40% params", "300Kparams" or "2MB".'
+            '"40% params", "300Kparams", "2MB" or "3ms".'
         )
     unit, factor = SUFFIXES[suffix]
     amount = float(match[1]) * (0.01 if relative else factor)
@@ -230,6 +258,14 @@ def require_reach(
     sets = len(subject.coupled)
     work = work_of(subject, ceiling.unit, price)
     limit_of(work, ladders_of(groups, np.ones(sets), floor), ceiling, sets)
+
+
+def least_share(subject: Subject, groups: tuple[Removable, ...], *, floor: Floor) -> float:
+    """The share of multiply-accumulates that the fewest channels take that may stay."""
+    work, sets = work_of(subject, "macs", IN_FLOAT), len(subject.coupled)
+    ladders = ladders_of(groups, np.ones(sets), floor)
+    least = cost_of(work, at_levels(ladders, np.zeros(len(ladders), np.int64), sets))
+    return min(least / cost_of(work, np.ones(sets, bool)) * (1 + 1e-9), 1.0)
 
 
 def limit_of(work: list[Work], ladders: tuple[Ladder, ...], ceiling: Ceiling, sets: int) -> int:

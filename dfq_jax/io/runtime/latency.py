@@ -4,6 +4,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,37 @@ def bench(
         random_feed(session, batch, contract_of(file))
         for session, file in zip(sessions, (float_onnx, int_onnx), strict=True)
     ]
-    times: tuple[list[float], list[float]] = ([], [])
+    times = timed_in_turn(sessions, feeds, runs=runs, warmup=warmup, seconds=seconds)
+    float_ms, int_ms = map(statistics.median, times)
+    features = cpu_features()
+    stored = read_onnx(int_onnx).graph.initializer
+    four_bits = any(t.data_type in FOUR_BITS for t in stored)
+    notes = warnings(float_ms, int_ms, features, four_bits)
+    version = onnxruntime().__version__
+    return Latency(float_ms, int_ms, batch, threads, len(times[1]), version, features, notes)
+
+
+def median_ms(file: File, *, runs: int = 30, warmup: int = 3, seconds: float = 2.0) -> float:
+    """Milliseconds of an image, batch 1, on 2 threads; other arguments as of `bench`."""
+    session = open_session(file, optimize=True)
+    inputs = random_feed(session, 1, contract_of(file))
+    (times,) = timed_in_turn([session], [inputs], runs=runs, warmup=warmup, seconds=seconds)
+    return statistics.median(times)
+
+
+def timed_in_turn(
+    sessions: Sequence[Any],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    runs: int,
+    warmup: int,
+    seconds: float,
+) -> list[list[float]]:
+    """Milliseconds of every run of every session, which take turns; see `bench`."""
+    times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
     for index in range(warmup + runs):
-        if len(times[1]) >= LEAST and time.perf_counter() > end:
+        if len(times[-1]) >= LEAST and time.perf_counter() > end:
             break
         for session, inputs, spent in zip(sessions, feeds, times, strict=True):
             start = time.perf_counter()
@@ -118,14 +146,7 @@ def bench(
                 session.run(None, inputs)
             if index >= warmup:
                 spent.append(1000 * (time.perf_counter() - start))
-    float_ms, int_ms = map(statistics.median, times)
-    features = cpu_features()
-    stored = read_onnx(int_onnx).graph.initializer
-    four_bits = any(t.data_type in FOUR_BITS for t in stored)
-    notes = warnings(float_ms, int_ms, features, four_bits)
-    version = onnxruntime().__version__
-    timed = len(times[1])
-    return Latency(float_ms, int_ms, batch, threads, timed, version, features, notes)
+    return times
 
 
 def random_feed(session: Any, batch: int, contract: InputContract | None) -> dict[str, np.ndarray]:
