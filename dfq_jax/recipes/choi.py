@@ -2,8 +2,9 @@
 
 Choi et al. 2020, "Data-Free Network Quantization With Adversarial Knowledge Distillation". No
 official code exists: values are those of an independent implementation, of CIFAR, and how weights
-and activations are quantized is ours (`learned_steps`). One generator and one student; the paper's
-several of each are left out. Batch norms of the student keep their statistics, where that
+and activations are quantized is not known: as in GDFQ here, kernels end at their extremes at every
+step, ranges of activations are those of images made beforehand. One generator and one student; the
+paper's several of each are left out. Batch norms of the student keep their statistics, where that
 implementation takes those of each batch.
 
     generator:  -KL(t, s) + alpha (L_bn + L_ins + L_bal)
@@ -18,7 +19,6 @@ from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.match import matched_kl
 from dfq_jax.training.adversary import imbalance, opposed, own_entropy
 from dfq_jax.training.generator import PLAIN_EPSILON, GeneratorKind, plain_noise
-from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import GeneratedImages, Training, to_zero
 from dfq_jax.training.student import StudentKind
@@ -66,7 +66,7 @@ def choi(
         name="choi",
         steps=steps,
         batch=batch,
-        student=StudentKind(learned_steps(), learned_steps(images=True), live=True),
+        student=StudentKind(live=True),
         images=GeneratedImages(kind, terms, adam, warmup, lessons=lessons, against=True),
         terms=(Term("KL", 1.0, distillation(), True),),
         optimizer=to_zero(optax.sgd, learning_rate, steps, momentum=0.9, nesterov=True),
