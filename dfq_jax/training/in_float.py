@@ -5,6 +5,7 @@ it learns, and are given new ones afterwards that leave its function as it is, s
 which reads them (ranges, equalization, synthesis) sees the network that there is.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def trained_in_float(
 
     Returns:
       The trained network, or the one it began as where that is nearer to the teacher; and how it
-      went: distances as of `trained`, no codes.
+      went: distances as of `trained`, no codes. Moments of layers without norms are forgotten.
 
     Raises:
       UsageError: as of `trained`.
@@ -85,7 +86,7 @@ def trained_in_float(
     taught = taught_of(method, whole, None, start, images, key)
     taught = taught._replace(stays=jax.tree.map(jnp.asarray, dict(stays or {})))
     learned = learned_by(method, NO_LEVELS, taught, key, place, watch)
-    made = unfolded_student(learned.x, start)
+    made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
     apart = lambda m: distance(whole, QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}), held_out)
     before, after = apart(model), apart(made)
     kept = math.isfinite(after) and after <= before
