@@ -1,8 +1,8 @@
 """What can be done to a float network: `Model -> Model`, and what such edits ask it.
 
-Folding, equalization, absorption and splitting keep what it computes; `select` takes channels away
-that hang together, and `masked` puts zeros in their place; `prune` chooses them, and has what is
-left make up for them; `sparsified` puts zeros among weights.
+Folding, equalization, absorption, splitting and smoothing keep what it computes; `select` takes
+channels away that hang together, and `masked` puts zeros in their place; `prune` chooses them, and
+has what is left make up for them; `sparsified` puts zeros among weights.
 """
 
 from dfq_jax.graph.channels import ChannelGroup, channel_groups
@@ -19,6 +19,7 @@ from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically, expected_moments
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.select import masked, select
+from dfq_jax.passes.smooth import smooth
 from dfq_jax.passes.value_split import split_values
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruned, Pruning, prune
@@ -48,6 +49,7 @@ __all__ = [
     "parameter_count",
     "prune",
     "select",
+    "smooth",
     "sparsified",
     "split_channels",
     "split_values",

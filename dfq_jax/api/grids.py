@@ -12,6 +12,7 @@ from dfq_jax.base.words import Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.passes.smooth import smooth
 from dfq_jax.quantization.plan import Rule, stored_as
 from dfq_jax.quantization.sums import LongSum, overflowing, smaller, told
 from dfq_jax.recipes.dfq import Quantized, at_one_width, dfq
@@ -28,6 +29,8 @@ def calibrated(
     """
     follow.begins("calibrating")
     how, rules = asked.pipeline, asked.pipeline.rules
+    if how.smooth is not None:
+        model = smooth(model, seen.array, how.smooth)
     make = partial(on_grids, model, seen, how, watch=follow.watch)
     stored = partial(in_form, store=how.store)
     made = make(rules=rules)

@@ -34,11 +34,14 @@ from dfq_jax.recipes.reconstructions import (
     learns_in_stages,
     methods_of,
 )
+from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.reconstruction.footprint import Method
 from dfq_jax.synthesis.recipe import Recipe
 
 BYTES = Scheme(8, 8)
+SMOOTHED = 0.9
+"""Strength for networks of tokens at 8 bits, a few of whose channels are far larger than others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Pipeline:
       methods: that learn or solve how kernels are rounded, in order; none for rounding to nearest.
       enlarge: what is made of the images before these learn from them.
       store: form of kernels below 8 bits in the file.
+      smooth: how strongly outliers of activations move into kernels (`passes/smooth.py`), if at all.
       spare: leave images aside where statistics predict all ranges, of 8 bits each.
       even: try whether channels of one width do better (`passes/level.py`).
       doubt: keep what was learned only where that was worth it, and learn nothing from noise.
@@ -80,6 +84,7 @@ class Pipeline:
     methods: tuple[Method, ...] = ()
     enlarge: Enlarge | None = None
     store: Store = "packed"
+    smooth: float | None = None
     spare: bool = False
     even: bool = False
     doubt: bool = False
@@ -176,6 +181,7 @@ def pipeline_for(
         methods=methods,
         enlarge=enlarges(chosen, read),
         store=store,
+        smooth=SMOOTHED if makes_rows(model) and bits == BYTES else None,
         spare=preset == "fast",
         even=few and (learns_in_stages(methods) or not (named or methods)),
         doubt=reconstruction is None,
