@@ -86,7 +86,7 @@ def quantized(
     row |= {"failed": ran.data is None, "seconds": ran.seconds}
     if ran.data is None:
         return Made(folder, row)
-    verified = ran.data.get("verification") or {}
+    verified = ran.data["report"].get("verification") or {}
     layers = verified.get("layers") or [{}]
     steps = [layer.get("simulator_steps") for layer in layers]
     row["verified"] = "yes" if ran.code == 0 and verified.get("passed") else "no"

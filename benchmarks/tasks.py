@@ -1,14 +1,16 @@
 """Networks beyond classifiers, quantized without data and judged on labels in ONNX Runtime.
 
 Every task first reproduces the float figure; then `dfq quantize` writes a file, which is judged as
-it runs. Scores are computed here: PSNR of luma, SSIM, mean average precision by COCO's rule and
-cosine.
+it runs. Scores are computed here: PSNR of luma, SSIM, mean average precision by COCO's rule,
+cosine, perplexity and right answers of a probe.
 """
 
 import common
 import tasks_detection
+import tasks_encoder
 import tasks_faces
 import tasks_images
+import tasks_language
 from common import Column, Row
 from task_runs import FIRST, LAST, Asked, Task
 
@@ -16,6 +18,8 @@ TASKS: dict[str, Task] = {
     "images": tasks_images.TASK,
     "detection": tasks_detection.TASK,
     "faces": tasks_faces.TASK,
+    "language": tasks_language.TASK,
+    "encoder": tasks_encoder.TASK,
 }
 TABLES: dict[str, tuple[Column, ...]] = {
     f"tasks_{name}": (*FIRST, *task.columns, *LAST) for name, task in TASKS.items()

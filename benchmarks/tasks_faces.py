@@ -43,11 +43,11 @@ def read(folder: Path, count: int) -> np.ndarray:
 
 def judged(folder: Path, photographs: np.ndarray) -> dict[str, float]:
     """Mean and worst cosine on photographs, and the mean on the probes kept with the result."""
-    from dfq_jax.api.result import probe_images
+    from dfq_jax.api.delivered import probe_array
     from dfq_jax.io.artifacts.artifact import load_artifact
 
     contract = load_artifact(folder).quantized.model.contract
-    probes = np.asarray(probe_images((folder / "probe.npz").read_bytes(), contract))
+    probes = np.asarray(probe_array((folder / "probe.npz").read_bytes(), contract))
     found = {}
     for name, images in (("real", photographs), ("made", probes.transpose(0, 3, 1, 2))):
         exact, rough = (embedded(folder / f, images) for f in ("float.onnx", "model.onnx"))

@@ -63,7 +63,7 @@ class Pipeline:
       methods: that learn or solve how kernels are rounded, in order; none for rounding to nearest.
       enlarge: what is made of the images before these learn from them.
       store: form of kernels below 8 bits in the file.
-      smooth: how strongly outliers of activations move into kernels (`passes/smooth.py`), if at all.
+      smooth: how strongly outliers of activations move into kernels (`passes/smooth.py`), if so.
       spare: leave images aside where statistics predict all ranges, of 8 bits each.
       even: try whether channels of one width do better (`passes/level.py`).
       doubt: keep what was learned only where that was worth it, and learn nothing from noise.
