@@ -37,6 +37,7 @@ from dfq_jax.recipes.intraq import intraq
 from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.knowledge_within import knowledge_within
 from dfq_jax.recipes.lq_nets import lq_nets
+from dfq_jax.recipes.lq_nets_qat import lq_nets_qat
 from dfq_jax.recipes.mct import mct
 from dfq_jax.recipes.mixed import mixed
 from dfq_jax.recipes.noise import noise
@@ -91,6 +92,7 @@ __all__ = [
     "intraq_qat",
     "knowledge_within",
     "lq_nets",
+    "lq_nets_qat",
     "mct",
     "mixed",
     "noise",

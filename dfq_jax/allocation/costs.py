@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from dfq_jax.base.words import Store
+from dfq_jax.base.words import DEFAULT_STORE, Store
 from dfq_jax.errors import BudgetError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import WEIGHTED
@@ -153,7 +153,7 @@ def with_biases_of(model: Model, corrected: Model) -> Model:
 
 
 def cost(
-    work: LayerWork, first: int, second: int, unit: BudgetUnit, store: Store = "packed"
+    work: LayerWork, first: int, second: int, unit: BudgetUnit, store: Store = DEFAULT_STORE
 ) -> int:
     """What a layer costs with so many bits of its operands, in whole units.
 

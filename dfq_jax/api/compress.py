@@ -41,7 +41,6 @@ from dfq_jax.training.engine import TrainingReport, check_images
 from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
 
-ORIGINAL = "original weights"
 """In reports, the name of the hash of what was pruned."""
 OFFSET = 1
 """Training draws from another key than what follows."""
@@ -134,11 +133,12 @@ def carried_out(
     made, report = taught_again(model, made, looked_at.images, how.training, asked.seed, follow)
     looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
-    told = {**result.settings, **how.told, ORIGINAL: fingerprint(model)}
+    told = {**result.settings, **how.told}
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)
     notes = () if report is None else (*report.notes, told_of(report))
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
     more = {"pruned": made.pruned, "zeros": zeros, "settings": told, "report": told_in}
+    more["original"] = fingerprint(model)
     return dataclasses.replace(result, **more)
 
 

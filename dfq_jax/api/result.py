@@ -27,6 +27,8 @@ from dfq_jax.report.summary import in_short, summary, worst_layers
 from dfq_jax.types import Input, InputContract, finite_data
 
 PROBE = "probe.npz"
+ORIGINAL = "original_weights"
+"""In manifests: the fingerprint of what was cut down."""
 TIMED = 1.0
 """Seconds to time both networks for."""
 
@@ -48,6 +50,7 @@ class Result:
         network then, and the report judges what is lost against the original.
       zeros: which weights were made zero before it was quantized, if some were; the original
         judges likewise.
+      original: fingerprint of the weights of the network that it was cut down from, if it was.
     """
 
     quantized: QuantizedModel
@@ -60,6 +63,7 @@ class Result:
     judges: Examples | None = None
     pruned: Pruned | None = None
     zeros: Zeros | None = None
+    original: str = ""
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
@@ -119,7 +123,8 @@ class Result:
     def lost(self) -> dict[str, Any]:
         """What the network lost before it was quantized, as plain data; empty if nothing."""
         found = {"pruning": self.pruned, "sparsity": self.zeros}
-        return {name: told.to_dict() for name, told in found.items() if told is not None}
+        told = {name: each.to_dict() for name, each in found.items() if each is not None}
+        return told | ({ORIGINAL: self.original} if self.original else {})
 
     def save(
         self,

@@ -16,7 +16,7 @@ from dfq_jax.api.result import Result
 from dfq_jax.api.start import begun_in
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs
-from dfq_jax.base.words import LayerPreset, Store
+from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
@@ -147,7 +147,7 @@ class Given:
 def asked_of(model: Model, method: Training, given: Given) -> Asked:
     """What comes before and after training, as `quantize` has it."""
     names = {"scheme": given.scheme or SCHEME, "layers": given.layers or LAYERS}
-    store = given.store or "packed"
+    store = given.store or DEFAULT_STORE
     how = pipeline_of_start(method, model, **names, rules=tuple(given.rules), store=store)
     task = task_named(given.task) if isinstance(given.task, str) else given.task
     told = (given.n, None, given.accuracy, given.probes, task, given.seed, given.memory)

@@ -18,6 +18,8 @@ Store = Literal["packed", "int8", "int4"]
 `packed`: as many bits as they have, unpacked to int8 when a runtime loads the file. `int8`: a byte
 each. `int4`: up to 4 bits in ONNX's own 4-bit integers, which ONNX Runtime multiplies as floats.
 """
+DEFAULT_STORE: Store = "packed"
+"""Small files that run as integers."""
 MethodName = Literal[
     "best",
     "best_unlabelled",

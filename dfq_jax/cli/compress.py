@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dfq_jax.api.compress import ORIGINAL, compress
-from dfq_jax.api.result import Result
+from dfq_jax.api.compress import compress
+from dfq_jax.api.result import ORIGINAL, Result
 from dfq_jax.api.shrinking import demanded, refuse_float
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
@@ -52,8 +52,7 @@ def check_original(model: Model, folder: Path) -> None:
     """
     if not (folder / MANIFEST).is_file():
         return
-    settings = read_manifest(folder)["report"].get("settings", {})
-    known = settings.get(ORIGINAL)
+    known = read_manifest(folder)["report"].get(ORIGINAL)
     if known not in (None, fingerprint(model)):
         raise UsageError(
             f"{folder} holds a network pruned from another one (weights {known[:12]}...): choose "

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from dfq_jax.base.machine import MachineOptions
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.words import (
+    DEFAULT_STORE,
     BiasCorrection,
     Channels,
     CriterionName,
@@ -132,7 +133,7 @@ class QuantizeOptions:
     accuracy: float | None = None
     memory: str | None = None
     task: TaskName | None = None
-    store: Store = "packed"
+    store: Store = DEFAULT_STORE
     force: bool = False
     config: Path | None = None
 

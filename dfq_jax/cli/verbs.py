@@ -7,6 +7,7 @@ from pathlib import Path
 from dfq_jax.api import functions as api
 from dfq_jax.api.quantize import quantize
 from dfq_jax.api.result import Result
+from dfq_jax.base.words import DEFAULT_STORE
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.claims import check_apart, claimed, state_folder
 from dfq_jax.cli.config import CONFIG, other_model, settings_toml
@@ -116,7 +117,7 @@ def make_to(
                 terminal.note(f"  {one_line(other)}")
             check_size(4 * parameter_count(loaded.model))
             if scheme is not None:
-                foretell(parse_scheme(scheme), options.store or "packed", terminal)
+                foretell(parse_scheme(scheme), options.store or DEFAULT_STORE, terminal)
             result = work(loaded.model, options.images, watch=terminal.watcher, state_folder=state)
             verified = checked_and_timed(result, terminal)
         source = source_of(loaded)

@@ -33,7 +33,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
-from dfq_jax.base.words import LayerPreset, Store
+from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.errors import PlanError, check_choice
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import WEIGHTED, ConvTranspose2d, Weighted
@@ -152,7 +152,7 @@ class Plan:
     groups: tuple[tuple[str, tuple[Site, ...]], ...]
     scheme: Scheme
     layers: LayerPreset
-    store: Store = "packed"
+    store: Store = DEFAULT_STORE
 
     def spec(self, site: Site) -> Spec | None:
         """The spec of a site, None where it stays float."""

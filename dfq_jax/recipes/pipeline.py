@@ -6,6 +6,7 @@ from typing import TypedDict, get_args
 
 from dfq_jax.allocation.costs import Budget, parse_budget
 from dfq_jax.base.words import (
+    DEFAULT_STORE,
     BiasCorrection,
     Equalization,
     LayerPreset,
@@ -83,7 +84,7 @@ class Pipeline:
     placed: tuple[Callable[[Quantized], Quantized], ...] = ()
     methods: tuple[Method, ...] = ()
     enlarge: Enlarge | None = None
-    store: Store = "packed"
+    store: Store = DEFAULT_STORE
     smooth: float | None = None
     spare: bool = False
     even: bool = False
@@ -152,7 +153,7 @@ def pipeline_for(
     budget: str | None = None,
     sensitivity: Sensitivity = "kl",
     rules: Iterable[Rule] = (),
-    store: Store = "packed",
+    store: Store = DEFAULT_STORE,
 ) -> Pipeline:
     """What settings by name come to for a network; `dfq.quantize` says what each means.
 

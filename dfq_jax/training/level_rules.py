@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.semantics import Tensor
 from dfq_jax.numerics.affine import SMALLEST_SCALE, Affine, Grid
+from dfq_jax.numerics.basis import Basis, LearnedLevels, assign, refit
 from dfq_jax.numerics.levels import Levels, Parameters, on_levels, scales_of, with_scales
 from dfq_jax.numerics.ranges import MinMax, weight_affine
 from dfq_jax.numerics.signs import Signs, best_alpha
@@ -57,6 +58,40 @@ def straight_through(x: Tensor, levels: Levels, parameters: Parameters) -> Tenso
 def as_calibrated() -> LevelRule:
     """Levels stay as calibrated; the slope is 1 everywhere."""
     return LevelRule(nothing_trained, as_given, straight_through)
+
+
+def within_levels() -> LevelRule:
+    """Levels stay as calibrated; the slope is 1 between the outer ones, else 0."""
+    return LevelRule(nothing_trained, as_given, on_levels)
+
+
+def solved_anew(*, turns: int = 2) -> LevelRule:
+    """LQ-Nets' QEM: the basis of a kernel is solved for its values at every step; the slope is 1.
+
+    The paper goes on from the last step's basis by one turn, and averages over steps; this begins
+    at the calibrated basis and takes some turns, so a step depends on the kernel alone.
+
+    Args:
+      turns: of assigning codes and solving for the basis.
+
+    Reference:
+      Zhang et al. 2018, "LQ-Nets", section 3.2.
+    """
+    return LevelRule(nothing_trained, bound(basis_anew, turns), straight_through)
+
+
+def basis_anew(
+    turns: int, x: Tensor | None, levels: Levels, trained: None, given: Parameters
+) -> Parameters:
+    """What `solved_anew` finds; levels that are no basis, and what images make, stay as given."""
+    del trained
+    if x is None or not isinstance(levels, LearnedLevels) or not isinstance(given, Basis):
+        return given
+    rows = levels.rows(jax.lax.stop_gradient(x))
+    share = jnp.full_like(rows, 1 / rows.shape[1])
+    for _ in range(turns):
+        given = refit(rows, share, assign(rows, given), given)
+    return given
 
 
 def min_max() -> LevelRule:

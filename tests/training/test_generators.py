@@ -124,9 +124,9 @@ def test_terms_of_adaptability():
     rng = np.random.default_rng(0)
     t, s = rng.normal(size=(2, 6, 5)).astype(np.float32) * 2
     nothing: Any = ()
-    answers = (Answers(jnp.asarray(v), {}, nothing) for v in (t, s))
+    teacher, student = (Answers(jnp.asarray(v), {}, nothing) for v in (t, s))
     labels = np.eye(5, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]
-    lesson = Lesson(nothing, jnp.asarray(labels), *answers, KEY)
+    lesson = Lesson(nothing, jnp.asarray(labels), teacher, student, KEY)
     zero = jnp.zeros((), jnp.int32)
     told = (nothing, nothing, jnp.asarray(t), {}, {}, {}, lesson, jnp.asarray(labels), ())
     observed = Observed(*told, zero, zero, KEY)
