@@ -7,6 +7,8 @@ import dfq_jax as dfq
 from dfq_jax.errors import PlanError, UsageError
 from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.numerics.affine import Grid
+from dfq_jax.numerics.signs import Signs
+from dfq_jax.quantization.plan import parse_scheme
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +56,23 @@ def test_weights_alone_lose_less_than_with_activations(tiny_net, images, probes)
 def test_groups_are_not_learned_by_gradients(tiny_net, images):
     with pytest.raises((PlanError, UsageError), match="which no method learns by gradients"):
         dfq.quantize(tiny_net, images, scheme="w4g4", reconstruction="adaround")
+
+
+@pytest.mark.onnx
+def test_kernels_of_signs(tiny_net, images, probes):
+    """Two values a channel but in the ends, in the file as in the simulator; presets learn none."""
+    assert str(parse_scheme("w1a8")) == "w1a8"
+    result = dfq.quantize(tiny_net, images, scheme="w1a8", preset="balanced", probes=probes)
+    assert result.settings["reconstruction"] == "nearest"
+    kernel = result.quantized.kernel("conv2")
+    assert isinstance(kernel.levels, Signs)
+    found, wanted = np.asarray(kernel.dequantize()), tiny_net.params["conv2"]["kernel"]
+    for channel in range(found.shape[-1]):
+        assert len(np.unique(np.abs(found[..., channel]))) == 1
+    assert found.shape == wanted.shape
+    assert isinstance(result.quantized.kernel("conv1").levels, Grid)
+    assert result.verify().passed
+    with pytest.raises(PlanError, match="signs have a scale for each output channel"):
+        dfq.quantize(tiny_net, images, scheme="w1g4")
+    with pytest.raises(PlanError, match="no uniform grid, which this method needs"):
+        dfq.quantize(tiny_net, images, scheme="w1a8", reconstruction="qdrop")

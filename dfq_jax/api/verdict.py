@@ -10,6 +10,7 @@ from dfq_jax.api.request import Asked, Follow
 from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.affine import Grid
 from dfq_jax.quantization.narrowing import output_gap
 from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.diagnose import blamed, loses_much
@@ -107,8 +108,9 @@ def judged(report: Report, judges: Judges, found: Estimate | None) -> Report:
 def with_costs(
     report: Report, made: Quantized, images: Examples, asked: Asked, follow: Follow
 ) -> Report:
-    """The report with what each layer costs, where the network lost much."""
-    if not (report.finite and loses_much(report)):
+    """The report with what each layer costs, where the network lost much, on grids."""
+    grids = all(isinstance(spec.levels, Grid) for _, spec in made.quantized.plan.entries)
+    if not (grids and report.finite and loses_much(report)):
         return report
     follow.watch.says("finding the layers that cost most")
     so_far = {layer.name: layer.sqnr for layer in report.layers}

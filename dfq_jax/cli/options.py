@@ -73,7 +73,7 @@ class QuantizeOptions:
 
     Attributes:
       output: Folder of the result.
-      scheme: w{bits}a{bits}, bits 2..8; a16; w4 or w4g64 (groups of 64) for weights alone.
+      scheme: w{bits}a{bits}, bits 2..8; w1 (signs); a16; w4 or w4g64 (groups) for weights alone.
       preset: Rounding to nearest, in closed form, or learned from there where images are small.
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.

@@ -41,6 +41,7 @@ from dfq_jax.graph.query import last_weighted, weighted_nodes
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.levels import Levels, in_integers
 from dfq_jax.numerics.ranges import Observer
+from dfq_jax.numerics.signs import Signs
 from dfq_jax.quantization.observers import (
     DEFAULT_OBSERVER,
     DEFAULT_OBSERVERS,
@@ -51,8 +52,6 @@ from dfq_jax.quantization.sites import Site, leading_to, operands, products, ten
 
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
 STORES: tuple[Store, ...] = get_args(Store)
-
-
 Sharing = Literal["channel", "tensor"] | int
 """Which weights share a scale: an output channel's, all, or groups of so many of its inputs."""
 WIDE = 16
@@ -169,7 +168,7 @@ class Plan:
         return all(spec is not None and in_integers(spec.levels) for spec in specs)
 
 
-SCHEME = r"w(?P<w>[2-8])(?P<share>t|g[1-9]\d{0,4})?(?:a(?P<a>[2-8]|16))?"
+SCHEME = r"w(?P<w>[1-8])(?P<share>t|g[1-9]\d{0,4})?(?:a(?P<a>[2-8]|16))?"
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -178,7 +177,7 @@ def parse_scheme(text: str) -> Scheme:
     Args:
       text: `w4a8`; `w4` for weights alone, activations staying in float; `w8a16` for activations
         on a 16-bit grid. After the bits of weights, `g64` for scales of groups of 64 input channels
-        (`w4g64`), `t` for one scale a kernel (`w8ta8`), else each output channel has one.
+        (`w4g64`), `t` for one scale a kernel (`w8ta8`). `w1a8`: kernels of signs.
 
     Raises:
       PlanError: on anything else.
@@ -188,7 +187,7 @@ def parse_scheme(text: str) -> Scheme:
         raise PlanError(
             f"scheme {text!r} is not w{{2..8}}a{{2..8}}; w8a8 and w4a8 are common. w8a16 has "
             "activations of 16 bits; w8 and w4g64 quantize weights alone, g64 with a scale for "
-            "every 64 input channels; w8ta8 has one scale a kernel."
+            "every 64 input channels; w8ta8 has one scale a kernel; w1a8 has kernels of signs."
         )
     bits = None if found["a"] is None else int(found["a"])
     return Scheme(int(found["w"]), bits, sharing_of(found["share"]) or "channel")
@@ -209,7 +208,7 @@ def sharing_in(grid: Grid) -> Sharing:
 
 
 def weight_spec(op: Weighted, bits: int, observer: Observer, sharing: Sharing = "channel") -> Spec:
-    """Weights: symmetric int8 at 8 bits and 7, with a zero point below.
+    """Weights: symmetric int8 at 8 bits and 7, with a zero point below, of 1 bit signs.
 
     Pairs of products of kernels below 8 bits with bytes then fit in 16 bits, to which processors
     with AVX2 and without VNNI saturate them: 2 * 255 * 63 < 2**15.
@@ -220,7 +219,10 @@ def weight_spec(op: Weighted, bits: int, observer: Observer, sharing: Sharing = 
     transposed = isinstance(op, ConvTranspose2d)
     axis = None if sharing == "tensor" or (transposed and op.groups > 1) else -1
     group = sharing if isinstance(sharing, int) and not transposed else None
-    return Spec(Grid(bits, symmetric=bits >= 7, axis=axis, group=group), observer)
+    if bits == 1 and group is not None:
+        raise PlanError("signs have a scale for each output channel or kernel, not for groups.")
+    levels = Signs(axis) if bits == 1 else Grid(bits, bits >= 7, axis, group)
+    return Spec(levels, observer)
 
 
 def resolve(
@@ -386,8 +388,9 @@ def check_rule(rule: Rule) -> None:
     asked = {"weight_bits": rule.weight_bits, "input_bits": rule.input_bits}
     for name, bits in asked.items():
         wide = name == "input_bits" and bits == WIDE
-        if bits is not None and not (2 <= bits <= 8 or wide):
-            raise PlanError(f"rule {rule.pattern!r} has {name} {bits}; a grid has 2 to 8 bits.")
+        least = 1 if name == "weight_bits" else 2
+        if bits is not None and not (least <= bits <= 8 or wide):
+            raise PlanError(f"rule {rule.pattern!r} has {name} {bits}; there are {least} to 8.")
     if isinstance(rule.sharing, int) and rule.sharing < 1:
         raise PlanError(f"rule {rule.pattern!r} has groups of {rule.sharing}; write 1 or more.")
     if not rule.keep_float and not any(asked.values()) and rule.sharing is None:

@@ -27,7 +27,7 @@ def parse_rule(text: str) -> Rule:
         groups of 64 input channels a scale each, `t` the whole kernel one, `c` each output channel.
 
     Raises:
-      PlanError: if it is none, or asks for other than 2 to 8 bits.
+      PlanError: if it is none, or asks for bits that there are none of.
     """
     pattern, _, asked = text.rpartition("=")
     pattern, asked = pattern.strip(), asked.strip().lower()

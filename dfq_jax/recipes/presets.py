@@ -122,12 +122,15 @@ def reconstruction_of(preset: str, read: Input, scheme: Scheme) -> str:
 
     Blocks learned one after the other at large images take hours on a CPU: there layers are solved
     in closed form, or the network learns in stages where weights or activations have few bits.
-    Kernels in groups are solved in closed form as well (GPTQ's order of rounding), or to nearest.
+    Kernels in groups are solved in closed form as well (GPTQ's order of rounding), or to nearest;
+    signs are what weights have.
 
     Raises:
       UsageError: for an unknown preset.
     """
     check_choice("preset", preset, PRESETS)
+    if scheme.weight_bits == 1:
+        return "nearest"
     if isinstance(scheme.sharing, int):
         return "nearest" if preset == "fast" else "closed_form"
     if is_small(read):

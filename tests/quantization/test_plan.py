@@ -165,9 +165,9 @@ def test_a_shared_tensor_takes_the_largest_bits(graph):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (Rule("fc", weight_bits=9), r"^rule 'fc' has weight_bits 9; a grid has 2 to 8 bits\.$"),
-        (Rule("fc", weight_bits=0), r"^rule 'fc' has weight_bits 0; a grid has 2 to 8 bits\.$"),
-        (Rule("fc", input_bits=1), r"^rule 'fc' has input_bits 1; a grid has 2 to 8 bits\.$"),
+        (Rule("fc", weight_bits=9), r"^rule 'fc' has weight_bits 9; there are [12] to 8\.$"),
+        (Rule("fc", weight_bits=0), r"^rule 'fc' has weight_bits 0; there are [12] to 8\.$"),
+        (Rule("fc", input_bits=1), r"^rule 'fc' has input_bits 1; there are [12] to 8\.$"),
         (Rule("fc"), r"^rule 'fc' asks for nothing: give weight_bits, input_bits or keep_float\.$"),
     ],
 )
