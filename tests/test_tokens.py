@@ -31,6 +31,7 @@ def test_a_language_model_is_judged_by_its_own_text(made):
     assert (output.measure, output.classes) == ("divergence_nats", 32)
     assert 0 < output.fidelity < 0.1
     assert made.report.coverage == 1.0
+    assert "of the tokens of 2 held-out rows of text" in made.summary()
     assert (len(made.images), len(made.probes), made.images.evidence) == (8, 2, "statistics")
 
 

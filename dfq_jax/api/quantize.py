@@ -349,7 +349,8 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     follow.begins("making images")
     chosen = asked.method or budget.method
     shown = named(chosen if budget.steps else budget.method)
-    follow.watch.says(f"synthesizing {budget.n} images ({shown})")
+    what = "rows" if makes_rows(model) else "images"
+    follow.watch.says(f"synthesizing {budget.n} {what} ({shown})")
     if budget.steps and (asked.method or asked.n or asked.steps):
         how = manner(model, chosen, budget, asked.preset or OWN)
         follow.watch.says(f"  {how}{length(model, budget)}")

@@ -13,7 +13,7 @@ from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
-from dfq_jax.graph.tasks import Task, parts_of, task_of, task_to_json
+from dfq_jax.graph.tasks import LanguageModel, Task, parts_of, task_of, task_to_json
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.in_float import float_layers
 from dfq_jax.quantization.node_by_node import BATCH, Batch, in_batches, in_float, simulating
@@ -128,7 +128,15 @@ class Report:
     @property
     def held_out(self) -> str:
         """What the numbers were measured on, in words that follow their count."""
+        if isinstance(self.task, LanguageModel):
+            return "of your rows, held out" if self.given else "held-out rows of text"
         return "of your images, held out" if self.given else "held-out synthetic images"
+
+    @property
+    def whose(self) -> str:
+        """Whose classes are compared, in words that come before their count; empty for images'."""
+        parts = "tokens" if isinstance(self.task, LanguageModel) else "pixels"
+        return f"the {parts} of " if self.dense else ""
 
     @property
     def coverage(self) -> float:

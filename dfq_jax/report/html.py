@@ -157,7 +157,7 @@ def report_html(
         report=report,
         facts=facts,
         title=about.get("model", ""),
-        judged=f"the pixels of {report.images}" if report.dense else report.images,
+        judged=f"{report.whose}{report.images}",
         expected="; ".join(told).capitalize(),
         layers=worst_layers(report),
         pruned=pruned,

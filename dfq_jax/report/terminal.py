@@ -123,9 +123,10 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
 
 def trust_lines(report: Report) -> list[str]:
     """How far to trust the result: expected loss, agreement, and what limits what they say."""
-    whose = "the pixels of " if report.dense else ""
     what = "the sign of the output" if report.classes == 1 else "the float network"
-    agreement = f"agreement with {what} {100 * report.agreement:.1f} % of {whose}{report.images} "
+    agreement = (
+        f"agreement with {what} {100 * report.agreement:.1f} % of {report.whose}{report.images} "
+    )
     lines = [] if report.estimate is None else trust_words(report.estimate)
     lines += [
         f"{agreement if report.classes else f'on {report.images} '}"
