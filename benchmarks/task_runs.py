@@ -62,7 +62,13 @@ class Made(NamedTuple):
     @property
     def there(self) -> bool:
         """Whether it wrote one."""
-        return (self.folder / "model.onnx").exists() and not self.row["failed"]
+        return not self.row["failed"]
+
+    @property
+    def file(self) -> Path:
+        """The integer network, that of a run that calls it collapsed too."""
+        whole = self.folder / "model.onnx"
+        return whole if whole.exists() else self.folder / "model.failed.onnx"
 
 
 def quantized(
@@ -90,5 +96,7 @@ def quantized(
     layers = verified.get("layers") or [{}]
     steps = [layer.get("simulator_steps") for layer in layers]
     row["verified"] = "yes" if ran.code == 0 and verified.get("passed") else "no"
+    if ran.code == artifacts.COLLAPSED:
+        row["note"] = "called collapsed"
     row["steps"] = max((s for s in steps if s is not None), default=None)
     return Made(folder, row)

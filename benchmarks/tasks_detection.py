@@ -40,7 +40,7 @@ def rows(asked: Asked) -> Iterable[Row]:
         for scheme in asked.schemes or TASK.schemes:
             for name, (file, options) in FILES.items():
                 made = quantized(name, asked.shared / file, scheme, preset, asked, *options)
-                found = judged(made.folder / "model.onnx", images) if made.there else {}
+                found = judged(made.file, images) if made.there else {}
                 yield made.row | found
 
 

@@ -31,8 +31,11 @@ from dfq_jax.graph.query import constants, keeps_values
 from dfq_jax.graph.semantics import Slots, pointwise
 from dfq_jax.numerics.gaussian import normal_range
 from dfq_jax.passes.moments import expected_moments
+from dfq_jax.types import Moments
 
 Range = tuple[Float[Array, ""], Float[Array, ""]]
+Ends = tuple[Float[Array, "..."], Float[Array, "..."]]
+"""A range, or one of each channel."""
 
 SAMPLES = 1025
 """Points at which a curve is looked at to bound it."""
@@ -41,7 +44,8 @@ SAMPLES = 1025
 def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     """{tensor: (lo, hi)} that batch-norm statistics predict, `mean -/+ sigmas * std` at the widest.
 
-    A function of each element alone takes the range of its input through its curve; operators that
+    A function of each element alone takes the range of its input through its curve, channel by
+    channel where slopes differ by channel; operators that
     make no new values keep it; sums and means use the moments of their results, means without
     moments the range of what they average; joined tensors have the union; a tensor times a gate in
     [0, 1] has the range of the tensor. Softmax, sigmoids, tanh and constants need no statistics.
@@ -63,7 +67,11 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     for node in graph.nodes:
         read = [ranges.get(i) for i in node.inputs]
         slots = model.params.get(node.name, {})
-        found = bounds(node.op, read, slots, any(i in tame for i in node.inputs))
+        if isinstance(node.op, PRelu) and node.inputs[0] in known and read[0] is not None:
+            each = channel_ranges(known[node.inputs[0]], sigmas, read[0])
+            found = curve_range(node.op, slots, each)
+        else:
+            found = bounds(node.op, read, slots, any(i in tame for i in node.inputs))
         if found is None and node.name in known:
             found = normal_range(known[node.name], sigmas, rectified=node.name in rectified)
         if found is None and averages(node.op):
@@ -103,12 +111,22 @@ def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range 
             return source if keeps_values(op) else None
 
 
-def curve_range(op: Pointwise, slots: Slots, source: Range) -> Range | None:
-    """Smallest and largest value of a curve over a range."""
+def channel_ranges(moments: Moments, sigmas: float, whole: Range) -> Ends:
+    """The range of each channel, within that of the tensor.
+
+    Slopes differ by channel: the steepest one seldom meets the widest channel.
+    """
+    deviations = sigmas * jnp.sqrt(moments.var)
+    ends = moments.mean - deviations, moments.mean + deviations
+    return jnp.clip(ends[0], *whole), jnp.clip(ends[1], *whole)
+
+
+def curve_range(op: Pointwise, slots: Slots, source: Ends) -> Range | None:
+    """Smallest and largest value of a curve over a range, or over one of each channel."""
     if isinstance(op, Activation) and op.curve in ("exp", "sqrt", "log"):
         return None
-    points = jnp.linspace(*source, SAMPLES)
-    values = pointwise(op, slots, points[:, None])
+    points = jnp.linspace(*source, SAMPLES).reshape(SAMPLES, -1)
+    values = pointwise(op, slots, points)
     return jnp.min(values), jnp.max(values)
 
 

@@ -22,7 +22,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.levels import on_levels, scales_of
-from dfq_jax.numerics.ranges import MinMax
+from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.before_quantization import Surgery, operated, replaced_relu6
 from dfq_jax.passes.channel_split import runs, split_channels, unsplit
@@ -43,6 +43,8 @@ Kernel = Float[Array, "..."]
 DEFAULT_SURGERY = Surgery()
 LARGE_IN_BYTES = (Rule(f"*{LARGE}", weight_bits=8),)
 """Of weights that are apart because they are large."""
+BLIND = (MinMax(), Percentile())
+"""How 8-bit ranges are found where images are noise and nothing else tells: as outputs like it."""
 SIGNED = 3.0
 """Deviations by which 16 levels end: at 2.6 they err least on a normal distribution."""
 
@@ -98,7 +100,8 @@ def dfq(
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover beyond what images show.
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
-      noise: they are noise: without statistics ranges cover all they show, and biases stay.
+      noise: they are noise: without statistics ranges cover all they show, or all but outliers
+        where outputs are nearer so, and biases stay.
       observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
       watch: told what is being done.
 
@@ -113,13 +116,16 @@ def dfq(
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments
     plan = resolve(reference.graph, *how)
-    if peaks is not None or (blind and observers is None):
-        plan = observing(plan, MinMax())
+    plan = plan if peaks is None else observing(plan, MinMax())
     watch.says("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     shown, spread = (images, sigmas) if peaks is None else (peaks, None)
     seen = RangeEvidence(shown, spread, spare, settled)
-    begun, used = ranged(whole, reference, plan, seen, surgery.split, widen=observers is None)
+    begin = lambda plan: ranged(whole, reference, plan, seen, surgery.split, widen=not observers)
+    if blind and observers is None and peaks is None and images is not None:
+        begun, used = nearest([begin(observing(plan, o)) for o in BLIND], reference, images)
+    else:
+        begun, used = begin(plan)
     bias = "none" if blind else bias
     quantized = mended(begun, images if used else None, bias, watch, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
@@ -237,6 +243,13 @@ def ranged(
     if images is not None and widen and seen.sigmas is not None:
         quantized = narrowed(quantized, expected, images)
     return on_grids(quantized, whole, split), images is not None
+
+
+def nearest(
+    tried: Iterable[tuple[QuantizedModel, bool]], reference: Model, images: Shaped[Array, "n ..."]
+) -> tuple[QuantizedModel, bool]:
+    """Of networks on several grids the one whose outputs are nearest to the float network's."""
+    return min(tried, key=lambda one: activation_gap(one[0], reference, images))
 
 
 expectations = jax.jit(expected_ranges, static_argnames="sigmas")

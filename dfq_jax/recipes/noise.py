@@ -1,18 +1,18 @@
 """Images for networks that recorded no statistics: noise that looks a little like photographs.
 
-VGG, ConvNeXt and vision transformers have no batch norm to say what they were trained on. Ranges
-from pink noise and dead leaves are far better than none: both have the spectrum of photographs,
-dead leaves their edges too. They are no evidence of what the network sees, so no bias is corrected
-by them, and reports say how little they prove.
+VGG, ConvNeXt, vision transformers and networks of super-resolution have no batch norm to say what
+they were trained on. Ranges from pink noise, and from discs of it that cover one another, are far
+better than none: both have the spectrum of photographs, discs their surfaces and edges too. They
+are no evidence of what the network sees, so no bias is corrected by them, and reports say how
+little they prove.
 """
 
 from dfq_jax.synthesis.recipe import Offer, Recipe, Source
-from dfq_jax.synthesis.sources.noise import DISCS
-from dfq_jax.synthesis.sources.noise import noise as noise_images
+from dfq_jax.synthesis.sources.collages import DISCS, scenes
 
 NO_STATISTICS = (
     "this network has no usable batch-norm statistics to make images from: its ranges come from "
-    "noise images (pink noise and dead leaves). Expect less accuracy than from statistics or real "
+    "noise images (pink noise, and discs of it). Expect less accuracy than from statistics or real "
     "images, and try the result on data of your own"
 )
 
@@ -22,7 +22,7 @@ NOISE_CHOSEN = (
 
 
 def noise(*, batch: int = 32) -> Recipe:
-    """Pink noise and dead leaves in turn; nothing is optimised.
+    """Pink noise and discs of it that cover one another, in turn; nothing is optimised.
 
     Args:
       batch: images made at a time.
@@ -34,7 +34,7 @@ def noise(*, batch: int = 32) -> Recipe:
         name="noise",
         settings={"discs": DISCS},
         batch=batch,
-        source=Source(noise_images),
+        source=Source(scenes),
         bounded=True,
         evidence="noise",
     )

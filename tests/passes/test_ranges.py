@@ -26,7 +26,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.ranges import bounds, expected_ranges, gates, nonnegative
-from dfq_jax.types import InputContract
+from dfq_jax.types import InputContract, Moments
 
 MODERN = ("dense", "inception", "shuffle", "excite", "vit", "convnext", "unet", "two_heads")
 compiled = jax.jit(expected_ranges, static_argnames="sigmas")
@@ -172,3 +172,26 @@ def test_signs_and_gates():
     graph = Graph(nodes, ("x",), ("sum",))
     assert gates(graph) == {"s", "pool"}
     assert nonnegative(graph) == {"r", "s", "sum", "least", "pool", "limited", "soft"}
+
+
+def test_a_steep_slope_counts_for_its_own_channel():
+    """Channels of deviation 1 and 10, slopes -4 and 0.5: the steep one is the narrow one."""
+    graph = Graph(
+        (
+            Node("layer", Linear(), ("images",)),
+            Node("bent", PRelu(), ("layer",)),
+            Node("last", Linear(), ("bent",)),
+        ),
+        ("images",),
+        ("last",),
+    )
+    params = {
+        "layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)},
+        "bent": {"slope": jnp.array([-4.0, 0.5])},
+        "last": {"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)},
+    }
+    moments = {"layer": Moments(jnp.array([1.0, 0.0]), jnp.array([1.0, 100.0]))}
+    model = Model(graph, params, (InputContract(1, 1, (0.0,) * 2, (1.0,) * 2),), moments)
+    found = ends(expected_ranges(model, sigmas=6.0))
+    assert found["layer"] == pytest.approx((-60, 60), rel=1e-5)
+    assert found["bent"] == pytest.approx((-30, 60), rel=1e-5)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.synthesis.sources.collages import collage, drawn
-from dfq_jax.synthesis.sources.pixels import imagenet_moments
+from dfq_jax.synthesis.sources.collages import collage, drawn, scenes
+from dfq_jax.synthesis.sources.pixels import imagenet_moments, pink
 
 KEY = jax.random.key(3)
 
@@ -50,3 +50,13 @@ def test_images_differ_and_a_key_repeats():
     first, again = collage()(KEY, images), collage()(KEY, images)
     np.testing.assert_array_equal(first, again)
     assert float(jnp.abs(first[0] - first[1]).max()) > 0.5
+
+
+def test_scenes_are_noise_and_collages_of_it_in_turn():
+    shape = (5, 24, 16, 3)
+    found = np.asarray(scenes(KEY, shape))
+    smooth, falling = jax.random.split(KEY)
+    noise = pink(smooth, shape)
+    np.testing.assert_allclose(found[::2], noise[::2], atol=1e-5)
+    covered = collage()(falling, noise)
+    np.testing.assert_allclose(found[1::2], covered[1::2], atol=1e-5)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dfq_jax.synthesis.sources.noise import disc_radii, squared_distances
-from dfq_jax.synthesis.sources.pixels import Images, imagenet_moments
+from dfq_jax.synthesis.sources.pixels import Images, imagenet_moments, pink
 from dfq_jax.values import Bound, bound
 
 DISCS = 25
@@ -63,6 +63,20 @@ def covered_by_discs(key: Key[Array, ""], images: Images, *, discs: int) -> Imag
     mean, std = imagenet_moments(channels)
     pixels, _ = jax.lax.scan(fall, images, falling)
     return jnp.clip(pixels, -mean / std, (1 - mean) / std)
+
+
+def scenes(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
+    """Pink noise, and collages of pink noise, in turn, in natural units: a Recipe's `init`.
+
+    Both have the spectrum of photographs, collages their surfaces and edges too. Edges are as
+    strong as those of photographs; leaves of all colours (`noise.dead_leaves`) have far stronger
+    ones, and make ranges several times as wide.
+    """
+    smooth, falling = jax.random.split(key)
+    noise = pink(smooth, shape)
+    covered = collage()(falling, noise)
+    second = jnp.arange(shape[0])[:, None, None, None] % 2 == 1
+    return jnp.where(second, covered, noise)
 
 
 def drawn(
