@@ -93,10 +93,8 @@ def quantized(
     if ran.data is None:
         return Made(folder, row)
     verified = ran.data["report"].get("verification") or {}
-    layers = verified.get("layers") or [{}]
-    steps = [layer.get("simulator_steps") for layer in layers]
-    row["verified"] = "yes" if ran.code == 0 and verified.get("passed") else "no"
+    row["verified"] = "yes" if verified.get("passed") else "no"
+    row["steps"] = verified.get("most_steps")
     if ran.code == artifacts.COLLAPSED:
         row["note"] = "called collapsed"
-    row["steps"] = max((s for s in steps if s is not None), default=None)
     return Made(folder, row)
