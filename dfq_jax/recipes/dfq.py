@@ -116,16 +116,13 @@ def dfq(
     reference = splitting(whole, surgery.split) if surgery.split else whole
     blind = noise and not reference.moments
     plan = resolve(reference.graph, *how)
-    plan = plan if peaks is None else observing(plan, MinMax())
     watch.says("calibrating ranges")
     spare = statistics_suffice and observers is None and not reestimate
     shown, spread = (images, sigmas) if peaks is None else (peaks, None)
     seen = RangeEvidence(shown, spread, spare, settled)
     begin = lambda plan: ranged(whole, reference, plan, seen, surgery.split, widen=not observers)
-    if blind and observers is None and peaks is None and images is not None:
-        begun, used = nearest([begin(observing(plan, o)) for o in BLIND], reference, images)
-    else:
-        begun, used = begin(plan)
+    tried = observed(plan, observers, peaks is not None, blind)
+    begun, used = nearest(map(begin, tried), reference, images)
     bias = "none" if blind else bias
     quantized = mended(begun, images if used else None, bias, watch, reestimate=reestimate)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
@@ -245,11 +242,25 @@ def ranged(
     return on_grids(quantized, whole, split), images is not None
 
 
+def observed(plan: Plan, observers: Observers | None, peaks: bool, blind: bool) -> list[Plan]:
+    """The plan with what its 8-bit ranges are found by; several where outputs are to choose."""
+    if peaks:
+        return [observing(plan, MinMax())]
+    if blind and observers is None:
+        return [observing(plan, each) for each in BLIND]
+    return [plan]
+
+
 def nearest(
-    tried: Iterable[tuple[QuantizedModel, bool]], reference: Model, images: Shaped[Array, "n ..."]
+    tried: Iterable[tuple[QuantizedModel, bool]],
+    reference: Model,
+    images: Shaped[Array, "n ..."] | None,
 ) -> tuple[QuantizedModel, bool]:
     """Of networks on several grids the one whose outputs are nearest to the float network's."""
-    return min(tried, key=lambda one: activation_gap(one[0], reference, images))
+    first, *others = tried
+    if images is None or not others:
+        return first
+    return min([first, *others], key=lambda one: activation_gap(one[0], reference, images))
 
 
 expectations = jax.jit(expected_ranges, static_argnames="sigmas")
