@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dfq_jax.graph.heads import Kind, Part
-from dfq_jax.graph.tasks import LanguageModel, Task
+from dfq_jax.graph.tasks import Detector, LanguageModel, Task
 from dfq_jax.quantization.outputs import MEASURES, Fidelity, fidelity
 from dfq_jax.types import finite_or_none
 
@@ -38,7 +38,8 @@ class OutputReport:
       kind: `classes`, `signs` (one decision for each value) or `values`.
       sqnr: signal to quantization noise in dB, before a final softmax or sigmoid.
       shown: the same of what leaves the network, behind it.
-      agreement: share of classes or signs that are the float network's; None for values.
+      agreement: share of classes or signs that are the float network's; None for values. Of a
+        detector's classes only those count that lead by more than `FELT` in the float network.
       classes: to choose from; 1 for signs, 0 for values.
       dense: whether an image has more than one decision.
       certain: whether the network says itself what this is, by a softmax, a sigmoid or its shape.
@@ -136,9 +137,27 @@ def tally(part: Part, tensors: Mapping[str, FloatAndInteger], task: Task) -> Tal
     before = [part.of_tensor(x) for x in tensors[part.tensor]]
     behind = [part.of_output(x) for x in tensors[part.output]]
     exact, rough = (decisions(part, x) for x in (behind if part.curve == "softmax" else before))
+    if isinstance(task, Detector) and part.axis is not None and part.curve == "softmax":
+        clear = ahead(part.axis, behind[0]) > FELT
+        exact, rough = exact[clear], rough[clear]
     same, largest = int((exact == rough).sum()), largest_error(*behind)
     own = fidelity(task, *(before if isinstance(task, LanguageModel) else behind))
     return Tally(energies(*before), energies(*behind), same, exact.size, largest, own)
+
+
+def ahead(axis: int, probabilities: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
+    """By how much the likeliest class leads, at every position.
+
+    A detector has classes where nothing is, too, and any will do there.
+    """
+    count = probabilities.shape[axis + 1]
+    if count == 1:
+        return np.ones_like(np.take(probabilities, 0, axis + 1))
+    second, first = (
+        np.take(np.partition(probabilities, (-2, -1), axis + 1), count - n, axis + 1)
+        for n in (2, 1)
+    )
+    return first - second
 
 
 def decisions(part: Part, values: np.ndarray) -> np.ndarray:

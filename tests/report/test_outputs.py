@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.graph.heads import Kind, Part
-from dfq_jax.graph.tasks import Classifier, Embedding, ImageToImage, LanguageModel, Task
+from dfq_jax.graph.tasks import Classifier, Detector, Embedding, ImageToImage, LanguageModel, Task
 from dfq_jax.report import outputs
 from dfq_jax.report.outputs import OutputReport, decibels, leading
 
@@ -153,3 +153,26 @@ def test_images_directions_and_next_tokens_have_measures_of_their_own():
     divergence = np.sum(p * np.log(p / q), axis=-1).mean()
     assert words.to_dict()["divergence_nats"] == pytest.approx(divergence)
     assert "psnr_db" not in by_task(Classifier(), part(6, 5, 3, axis=2), exact, rough).to_dict()
+
+
+def test_classes_of_a_detector_count_where_one_leads():
+    """Three cells of two classes: one is sure and kept, one is sure and lost, one is a tie."""
+    exact = np.array([[[0.9, 0.1], [0.2, 0.8], [0.55, 0.45]]])
+    rough = np.array([[[0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]])
+    how = part(3, 2, curve="softmax", axis=1)
+    tensors = {"before": (np.log(exact), np.log(rough)), "out": (exact, rough)}
+    of = lambda task: outputs.output_report(how, outputs.tally(how, tensors, task), task).agreement
+    assert of(Classifier()) == pytest.approx(1 / 3)
+    assert of(Detector()) == pytest.approx(1 / 2)
+    nothing = {**tensors, "out": (np.full_like(exact, 0.5), rough)}
+    found = outputs.output_report(how, outputs.tally(how, nothing, Detector()), Detector())
+    assert (found.agreement, found.fault) == (None, "")
+
+
+def test_the_lead_of_a_class():
+    probabilities = RNG.dirichlet(np.ones(5), size=(2, 3))
+    ranked = np.sort(probabilities, axis=-1)
+    np.testing.assert_allclose(outputs.ahead(1, probabilities), ranked[..., -1] - ranked[..., -2])
+    moved = np.moveaxis(probabilities, 2, 1)
+    np.testing.assert_allclose(outputs.ahead(0, moved), ranked[..., -1] - ranked[..., -2])
+    assert (outputs.ahead(1, probabilities[..., :1]) == 1).all()
