@@ -163,13 +163,10 @@ def rms_norm(
     b: Builder, x: Value, normalized_shape: Ints, weight: Any = None, eps: Number | None = None
 ) -> Value:
     """x / sqrt(mean(x^2) + eps) over the last axes, times a weight."""
-    rank = len(x.dims)
-    axes = range(rank - len(normalized_shape), rank)
-    mean = pools.reduced(b, aten.power(b, x, 2.0), "mean", axes, keepdims=True)
-    least = float(np.finfo(np.float32).eps) if eps is None else eps
-    inverse = aten.power(b, pointwise.affine(b, mean, offset=least), -0.5)
-    y = pointwise.combined(b, Mul(), x, inverse)
-    return y if weight is None else pointwise.combined(b, Mul(), y, weight)
+    least = float(np.finfo(np.float32).eps) if eps is None else float(eps)
+    known = weight is None or isinstance(weight, np.ndarray)
+    y = layers.rms_norm(b, x, len(normalized_shape), weight if known else None, least)
+    return y if known else pointwise.combined(b, Mul(), y, weight)
 
 
 def variance(

@@ -55,6 +55,7 @@ CORE: dict[str, Lower] = {
     "glu": aten_core.gated,
     "index": gathers.indexed,
     "index_select": gathers.index_select,
+    "repeat_interleave": gathers.repeat_interleave,
 }
 """What is left of a network after `run_decompositions()`, beside operators that keep their name."""
 NAMED: dict[str, Lower] = {

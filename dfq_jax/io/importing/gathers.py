@@ -10,6 +10,7 @@ import numpy as np
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.importing import arrange
 from dfq_jax.io.importing.builder import Builder
+from dfq_jax.io.importing.limits import affordable
 from dfq_jax.io.importing.values import Value
 
 MOST_RUNS = 512
@@ -76,6 +77,17 @@ def repeated(b: Builder, x: Value, axis: int, times: int) -> Value:
     grown = (*shape[: axis + 1], times, *shape[axis + 1 :])
     y = arrange.expanded(b, y, grown)
     return arrange.viewed(b, y, (*shape[:axis], shape[axis] * times, *shape[axis + 1 :]))
+
+
+def repeat_interleave(
+    b: Builder, x: Value, repeats: int, dim: int | None = None, output_size: int | None = None
+) -> Value:
+    """Every value of an axis so many times in a row; of all of them, where no axis is named."""
+    del output_size  # what follows from the others
+    if dim is None:
+        x, dim = arrange.viewed(b, x, (math.prod(x.shape),)), 0
+    affordable(math.prod(x.shape) * repeats)
+    return repeated(b, x, dim % len(x.dims), repeats)
 
 
 def runs(wanted: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -1,6 +1,6 @@
 """Layers with parameters, on values in the axis order of their source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dfq_jax.graph.ops import (
     Pads,
     Pair,
 )
+from dfq_jax.graph.token_ops import RmsNorm
 from dfq_jax.io.importing.arrange import laid_out, swapped, unsqueezed
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import aligned, channels_last
@@ -210,11 +211,22 @@ def layer_norm(
     eps: float,
 ) -> Value:
     """Normalisation over the last `count` source axes."""
+    return over_last(b, x, count, LayerNorm(eps), optional(scale=scale, bias=bias))
+
+
+def rms_norm(b: Builder, x: Value, count: int, scale: np.ndarray | None, eps: float) -> Value:
+    """Division by the root mean square over the last `count` source axes."""
+    return over_last(b, x, count, RmsNorm(eps), optional(scale=scale))
+
+
+def over_last(
+    b: Builder, x: Value, count: int, op: LayerNorm | RmsNorm, given: Mapping[str, np.ndarray]
+) -> Value:
+    """A norm over the last `count` source axes, its parameters in the order of the stored ones."""
     logical = atoms(x.dims[len(x.dims) - count :])
     x, tail = trailing(b, x, count)
-    given = optional(scale=scale, bias=bias)
     slots = {k: reordered(v.reshape(-1), logical, tail, 0) for k, v in given.items()}
-    return Value(b.add(LayerNorm(eps), (x.name,), slots), x.axes, x.dims)
+    return Value(b.add(op, (x.name,), slots), x.axes, x.dims)
 
 
 def group_norm(

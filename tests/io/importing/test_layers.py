@@ -242,3 +242,52 @@ class Tokens(nn.Module):
 @given(st.sampled_from(["repeat", "expand", "mean"]), ROUTES)
 def test_class_tokens(kit, how, route):
     kit.agree(Tokens(how), (3, 4, 6), route, 1e-4)  # layer norm of six values
+
+
+class LlamaBlock(nn.Module):
+    """Norms by root mean square, rotary places, heads that share keys, a causal mask, SwiGLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = lambda read, made: nn.Linear(read, made, bias=False)
+        self.q, self.k, self.v, self.o = layer(16, 16), layer(16, 8), layer(16, 8), layer(16, 16)
+        self.w1, self.w3, self.w2 = layer(16, 24), layer(16, 24), layer(24, 16)
+        self.first, self.second = nn.RMSNorm(16, eps=1e-5), nn.RMSNorm(16, eps=1e-5)
+        angles = torch.arange(6)[:, None] * 10_000 ** (-torch.arange(4) / 4)
+        self.register_buffer("cos", torch.cat([angles, angles], -1).cos())
+        self.register_buffer("sin", torch.cat([angles, angles], -1).sin())
+
+    def turned(self, x: Any) -> Any:
+        a, b = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-b, a], -1) * self.sin
+
+    def forward(self, x: Any) -> Any:
+        y = self.first(x)
+        heads = lambda z: z.view(x.shape[0], 6, -1, 8).transpose(1, 2)
+        q, k, v = self.turned(heads(self.q(y))), self.turned(heads(self.k(y))), heads(self.v(y))
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, dim=1)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(z.transpose(1, 2).reshape(x.shape))
+        y = self.second(x)
+        return x + self.w2(F.silu(self.w1(y)) * self.w3(y))
+
+
+def test_a_llama_block(kit):
+    graph = kit.agree(randomised(LlamaBlock()), (6, 16), tolerance=1e-5)
+    kinds = [type(node.op).__name__ for node in graph.nodes]
+    assert kinds.count("RmsNorm") == 2
+
+
+@examples(8)
+@given(st.data())
+def test_norms_by_root_mean_square(kit, data):
+    shape = (4, 6, 3)[: data.draw(st.integers(2, 3))]
+    over = shape[-data.draw(st.integers(1, len(shape) - 1)) :]
+    eps = data.draw(st.sampled_from([None, 1e-3]))
+    kit.agree(randomised(nn.RMSNorm(over, eps=eps, elementwise_affine=data.draw(FLAG))), shape)
+
+
+@examples(6)
+@given(st.integers(1, 3), st.integers(-3, 3).filter(bool))
+def test_values_several_times_in_a_row(kit, times, axis):
+    kit.agree(lambda x: F.relu(x).repeat_interleave(times, axis), (2, 3, 4))
