@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.basis import LearnedLevels, fit
+from dfq_jax.numerics.basis import Basis, LearnedLevels, fit
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.plan import Scheme, Site
 from dfq_jax.recipes.dfq import dfq
@@ -27,6 +27,7 @@ def test_a_basis_is_solved_for_the_kernel_of_a_step():
     rule = solved_anew(turns=1)
     assert rule == solved_anew(turns=1)
     found = rule.parameters(moved, levels, None, given)
+    assert isinstance(found, Basis)
     for channel, row in enumerate(np.asarray(levels.rows(moved), np.float64)):
         codes = np.asarray(given.codes, np.float64)
         values = codes @ np.asarray(given.vectors[channel], np.float64)
