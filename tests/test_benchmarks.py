@@ -62,7 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_every_script_is_listed():
     helpers = {"common", "artifacts", "torch_reference", "zoo_networks", "file_mutations"}
     helpers |= {"store_networks", "task_modules", "task_networks", "task_runs"}
-    helpers |= {"tasks_images", "tasks_detection", "tasks_faces"}
+    helpers |= {"tasks_images", "tasks_detection", "tasks_faces", "tasks_language", "tasks_encoder"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     helpers |= {"fault_children", "fault_disks", "fault_inputs", "fault_pictures"}
@@ -183,7 +183,7 @@ def test_results_page_has_a_place_for_every_table():
     rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
     rounding += ("reconstruction_memory", "rounding_ablation", "stages_ablation")
     rounding += ("mixed_precision", "mixed_precision_all")
-    tasks = ("tasks_images", "tasks_detection", "tasks_faces")
+    tasks = ("tasks_images", "tasks_detection", "tasks_faces", "tasks_language", "tasks_encoder")
     for name in (*tables, *zoo, *images, *rounding, *tasks):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
