@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfq_jax.errors import DataError
-from dfq_jax.graph import ops
+from dfq_jax.graph import ops, token_ops
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import (
     Add,
@@ -131,7 +131,8 @@ def test_contracts_survive_a_round_trip(height, width, resize, assumed):
 
 
 def test_every_operator_is_known():
-    defined = {n: k for n, k in vars(ops).items() if dataclasses.is_dataclass(k)}
+    named = {**vars(ops), **vars(token_ops)}
+    defined = {n: k for n, k in named.items() if dataclasses.is_dataclass(k)}
     assert defined == OPS
     for made in (
         ops.Resize((4, 6), (2.0, 1.5), "bilinear", "align_corners"),
