@@ -1,5 +1,7 @@
 """Networks of tokens from file to file: read, sampled, quantized, verified, kept, read again."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,12 +60,12 @@ def test_its_file_computes_what_was_simulated_and_is_read_again(made, tmp_path):
 @pytest.mark.slow
 def test_groups_are_solved_in_closed_form(llama):
     rows = dfq.synthesize(llama, n=16, seed=3)
-    how = {"scheme": "w3g8", "layers": "zsq_all_low"}
+    make = partial(dfq.quantize, llama, rows, scheme="w3g8", layers="zsq_all_low")
     nearest, solved = (
-        dfq.quantize(llama, rows, reconstruction=name, **how).report.outputs[0].fidelity
+        make(reconstruction=name).report.outputs[0].fidelity or 0.0
         for name in ("nearest", "closed_form")
     )
-    assert solved < nearest
+    assert 0 < solved < nearest
 
 
 def test_an_encoder_is_judged_by_its_directions(tmp_path):
@@ -71,7 +73,7 @@ def test_an_encoder_is_judged_by_its_directions(tmp_path):
     found = dfq.quantize(model, n=8, task="embedding")
     (output,) = found.report.outputs
     assert output.measure == "cosine"
-    assert output.fidelity > 0.99
+    assert (output.fidelity or 0.0) > 0.99
     assert found.report.confidence == "low"  # nothing is known of what it reads
     checked = found.verify()
     assert checked.passed, checked.failures

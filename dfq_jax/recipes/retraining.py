@@ -21,7 +21,7 @@ def retraining(
     batch: int = 64,
     learning_rate: float = 1e-3,
     temperature: float = 2.0,
-    features: float = 1.0,
+    features: float = 20.0,
     classes: bool = True,
 ) -> Training:
     """The training behind `dfq compress --train`.

@@ -164,9 +164,10 @@ def rms_norm(
 ) -> Value:
     """x / sqrt(mean(x^2) + eps) over the last axes, times a weight."""
     least = float(np.finfo(np.float32).eps) if eps is None else float(eps)
-    known = weight is None or isinstance(weight, np.ndarray)
-    y = layers.rms_norm(b, x, len(normalized_shape), weight if known else None, least)
-    return y if known else pointwise.combined(b, Mul(), y, weight)
+    if weight is None or isinstance(weight, np.ndarray):
+        return layers.rms_norm(b, x, len(normalized_shape), weight, least)
+    y = layers.rms_norm(b, x, len(normalized_shape), None, least)
+    return pointwise.combined(b, Mul(), y, weight)
 
 
 def variance(

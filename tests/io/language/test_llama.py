@@ -65,7 +65,7 @@ def damaged(data: bytes, what: str) -> bytes:
             head[2] = -3
         case "heads":
             head[3] = 3
-        case "nan":
+        case _:  # nan
             return data[:40] + b"\xff\xff\xff\x7f" + data[44:]
     return struct.pack("<7i", *head) + data[28:]
 
