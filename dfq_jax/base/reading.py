@@ -10,7 +10,7 @@ class ReadOptions:
 
     Attributes:
       arch: Architecture of a checkpoint, e.g. resnet18; default: told by its tensors.
-      size: Pixels along each side, or 48x192 (height x width); default as published or exported.
+      size: Pixels along each side, 48x192 (height x width), or tokens of a row; default: as made.
       layout: Whether images have their channels first (nchw) or last (nhwc); default: found.
       mean: Mean of each channel of pixels in [0, 1], e.g. 0.485,0.456,0.406.
       std: Deviation images are divided by, e.g. 0.229,0.224,0.225.
