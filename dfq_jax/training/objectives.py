@@ -73,7 +73,8 @@ def student_loss(
     if (share := method.average) is not None:
         mean = lambda old, new: share * old + (1 - share) * new
         memory["average"] = jax.tree.map(mean, now.memory["average"], jax.lax.stop_gradient(x))
-    return loss, ({**heard.parts, "changed": share_changed(counted, codes)}, memory)
+    moved = {"changed": share_changed(counted, codes)} if codes else {}  # none in float
+    return loss, ({**heard.parts, **moved}, memory)
 
 
 def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
