@@ -136,6 +136,11 @@ class InputContract:
         pixels = jax.random.randint(key, (n, *self.shape), 0, 256).astype(jnp.float32)
         return (pixels / jnp.float32(255) - mean) / std
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, without the usual prior of photographs, as files keep them."""
+        told = dataclasses.asdict(self)
+        return {k: v for k, v in told.items() if k != "natural" or v is not None}
+
     def __str__(self) -> str:
         """What people call it."""
         return f"an image of {self.height}x{self.width} {self.colours}"

@@ -157,7 +157,7 @@ class Shrunk(NamedTuple):
     pruned: Pruned | None = None
     sparse: Sparse | None = None
 
-    def stays(self, subject: Subject) -> dict[str, Int[np.ndarray, " c"]]:
+    def stays(self, subject: Subject) -> dict[str, Int[np.ndarray, " _"]]:
         """{tensor: positions along its last axis that are left}, where some are gone."""
         if self.pruned is None:
             return {}

@@ -51,7 +51,7 @@ class Taught(NamedTuple):
     targets: Targets
     start: StudentStart
     pixels: UInt8[Array, "..."]
-    stays: Mapping[str, Int[Array, " c"]] = {}
+    stays: Mapping[str, Int[Array, " _"]] = {}
     shared: Any = ()
 
 

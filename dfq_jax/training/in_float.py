@@ -50,7 +50,7 @@ def trained_in_float(
     method: Training,
     key: Key[Array, ""],
     *,
-    stays: Mapping[str, Int[np.ndarray, " c"]] | None = None,
+    stays: Mapping[str, Int[np.ndarray, " _"]] | None = None,
     masks: Mapping[str, Bool[np.ndarray, "..."]] | None = None,
     place: Place = NOWHERE,
     watch: Watcher = SILENT,

@@ -244,7 +244,9 @@ def test_ranges_end_at_peaks(tiny_net, images):
     found = dfq(tiny_net, None, parse_scheme("w8a8"), peaks=images * 0.5)
     assert found.used_images
     plan, reference = found.quantized.plan, found.reference
-    most = observe_ranges(reference, plan, images * 0.5, unseen_ranges(plan), BatchShown(1, 1, 1))
+    most = observe_ranges(
+        reference, plan, images * 0.5, unseen_ranges(plan), BatchShown(1, 8, 8).traced()
+    )
     for tensor, sites in plan.groups:
         if tensor not in reference.graph.inputs:
             low, high = covers(found.quantized.affines[sites[0]], Grid(8))

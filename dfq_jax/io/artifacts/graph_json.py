@@ -121,8 +121,7 @@ def known_site(node: str, slot: str) -> Site:
 
 def contract_to_json(contract: InputContract) -> dict[str, Any]:
     """An input contract as a dict of its fields; without the usual prior of photographs."""
-    told = dataclasses.asdict(contract)
-    return as_lists({k: v for k, v in told.items() if k != "natural" or v is not None})
+    return as_lists(contract.to_dict())
 
 
 def contract_from_json(data: Mapping[str, Any]) -> InputContract:

@@ -173,7 +173,7 @@ def sealed(path: Path, rows: int, shards: ShardSet) -> dict[str, Any]:
 def description(shards: ShardSet) -> dict[str, Any]:
     """What a manifest says but for its shards."""
     about = {"format": FORMAT, "version": VERSION, "n": shards.n, "size": shards.size}
-    about |= {"contract": dataclasses.asdict(shards.contract), "provenance": shards.provenance}
+    about |= {"contract": shards.contract.to_dict(), "provenance": shards.provenance}
     if shards.recipe is not None:
         about["recipe"] = fingerprint(shards.recipe)
     return json.loads(json.dumps(about))
