@@ -4,13 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Unpack
 
-import jax
-
 from dfq_jax.api.deadline import in_time
-from dfq_jax.api.delivered import split_probes
+from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.quantize import making_for, quantized_on, seen_for
-from dfq_jax.api.request import Asked, Follow, Settings, check_synthesis, following, resolved
+from dfq_jax.api.request import (
+    Asked,
+    Follow,
+    Settings,
+    check_synthesis,
+    following,
+    resolved,
+    training_key,
+)
 from dfq_jax.api.result import Result
 from dfq_jax.api.shrinking import (
     Shrinking,
@@ -42,8 +48,6 @@ from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
 
 """In reports, the name of the hash of what was pruned."""
-OFFSET = 1
-"""Training draws from another key than what follows."""
 UNKNOWN = 0.5
 """A share of channels that nobody looks at."""
 IMAGES = 128
@@ -125,10 +129,11 @@ def carried_out(
     making = making_for(model, asked)
     making = enough(model, making, how) if how.looks and asked.n is None else making
     if how.training is not None and images is None:
-        check_images(how.training, learned_from(making.n))
+        check_images(how.training, calibrating(making.n))
     looked_at, follow = seen_for(model, images, making, asked, follow)
     if how.training is not None:
-        check_images(how.training, learned_from(len(looked_at.images)))
+        check_images(how.training, calibrating(len(looked_at.images)))
+    follow = with_foresight(model, looked_at.images, how, follow)
     made = cut_down(model, looked_at.images, how, follow)
     made, report = taught_again(model, made, looked_at.images, how.training, asked.seed, follow)
     looked_at = looked_at._replace(fitted=how.looks)
@@ -170,13 +175,18 @@ def zeros_after(sparse: Sparse, result: Result) -> Zeros:
     return zeros_of(sparse.model, on_grids(result.quantized), sparse.pattern)
 
 
+def with_foresight(model: Model, images: Examples, how: Shrinking, follow: Follow) -> Follow:
+    """Those who follow, with how long it is foreseen to take to make the network smaller."""
+    expected = pruning_foreseen(model, calibrating(len(images)) if how.looks else 0)
+    if how.training is not None:
+        expected |= training_foreseen(model, how.training.steps * how.training.batch)
+    return dataclasses.replace(follow, foreseen={**follow.foreseen, **expected})
+
+
 def cut_down(model: Model, images: Examples, how: Shrinking, follow: Follow) -> Shrunk:
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
-    expected = pruning_foreseen(model, len(seen.images) if how.looks else 0)
-    if how.training is not None:
-        expected |= training_foreseen(model, how.training.steps * how.training.batch)
-    dataclasses.replace(follow, foreseen={**follow.foreseen, **expected}).begins("pruning")
+    follow.begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
     made = shrunk(Subject(model, seen.images if how.looks else None), how)
@@ -205,7 +215,7 @@ def taught_again(
         seen.images,
         held_out.images,
         method,
-        jax.random.fold_in(jax.random.key(seed), OFFSET),
+        training_key(seed),
         stays=made.stays(Subject(model)),
         masks=made.masks,
         place=follow.place,
@@ -234,11 +244,6 @@ def enough(model: Model, budget: ImageBudget, how: Shrinking) -> ImageBudget:
         budget = image_budget("best", model.contract, learned=True)
         return dataclasses.replace(budget, n=how.training.n or budget.n)
     return dataclasses.replace(budget, n=max(budget.n, IMAGES))
-
-
-def learned_from(images: int) -> int:
-    """How many of so many images do not judge."""
-    return images - images // 4 if images >= 4 else images
 
 
 def looks(restore: str) -> bool:

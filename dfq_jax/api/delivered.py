@@ -73,7 +73,13 @@ def deliverable(examples: Examples, read: Input) -> Examples:
 
 def split_probes(images: Examples) -> tuple[Examples, Examples]:
     """Three quarters to calibrate with, one to judge by; fewer than 4 images do both."""
-    return images.split(len(images) // 4) if len(images) >= 4 else (images, images)
+    kept = calibrating(len(images))
+    return images.split(len(images) - kept) if kept < len(images) else (images, images)
+
+
+def calibrating(count: int) -> int:
+    """How many of so many images do not only judge."""
+    return count - count // 4
 
 
 def check_rows(examples: Examples, read: Input) -> None:

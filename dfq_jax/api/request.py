@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from jaxtyping import Array, Key
+
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.settings import PLACES, VERBS, content_of, listed, tables
@@ -211,6 +214,11 @@ class Follow:
         """Tells of a part of the run that begins."""
         if self.watch.phase is not None:
             self.watch.phase(phase_of(part, self.foreseen))
+
+
+def training_key(seed: int) -> Key[Array, ""]:
+    """The key of training, which draws from another than what comes before and after it."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def following(watch: Watcher, folder: str | Path | None) -> Follow:

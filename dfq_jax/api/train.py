@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-import jax
-
 from dfq_jax.api.delivered import deliverable
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
 from dfq_jax.api.quantize import learned, made_images, settings_of
-from dfq_jax.api.request import Asked, Follow, following
+from dfq_jax.api.request import Asked, Follow, following, training_key
 from dfq_jax.api.result import Result
 from dfq_jax.api.start import begun_in
 from dfq_jax.api.synthesize import check_seed
@@ -45,8 +43,6 @@ HELD_OUT, MOST_HELD_OUT = 4, 256
 """One image in so many judges, and no more than that."""
 STARTED_FROM = 192
 """Images that a start is learned from: a preset's."""
-OFFSET = 1
-"""Training draws from another key than the start."""
 
 
 class TrainSettings(TypedDict, total=False):
@@ -199,7 +195,7 @@ def carried_out(
         seen.images,
         held_out.images,
         method,
-        jax.random.fold_in(jax.random.key(asked.seed), OFFSET),
+        training_key(asked.seed),
         unfolded=model,
         place=follow.place,
         watch=follow.watch,

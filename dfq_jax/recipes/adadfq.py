@@ -11,8 +11,6 @@ the networks disagree by and `A = t + s` that they agree on,
 and 1 here.
 """
 
-from typing import Any
-
 from dfq_jax.recipes.gdfq import GDFQ_GENERATOR, gdfq
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
@@ -56,7 +54,6 @@ def adadfq(
         Term("balance", 1.0, imbalance, True),
         Term("BNS", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
     )
-    schedule: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
-    made = gdfq(**schedule, warmup=warmup, kind=kind)
+    made = gdfq(steps=steps, batch=batch, learning_rate=learning_rate, warmup=warmup, kind=kind)
     student = made._replace(terms=(Term("gap", weight, even_gap(temperature=temperature), True),))
     return generating(student, "adadfq", terms=terms, against=True)

@@ -9,8 +9,6 @@ classes share a batch.
     student:    CE(s, y) + KL,   KL = T^2 / b sum p log p / q,  T = 20
 """
 
-from typing import Any
-
 from dfq_jax.recipes.clusterq import after, alignment, followers, variation
 from dfq_jax.recipes.gdfq import GDFQ_GENERATOR, GENERATOR_TERMS, gdfq
 from dfq_jax.synthesis.terms.base import Term
@@ -55,8 +53,7 @@ def clusterq_qat(
         Term("SFDA", align, bound(after, warmup, alignment), True),
         Term("ICV", diversify, bound(after, warmup, varied), True),
     )
-    schedule: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
-    made = gdfq(**schedule, warmup=warmup, kind=kind)
+    made = gdfq(steps=steps, batch=batch, learning_rate=learning_rate, warmup=warmup, kind=kind)
     kl = Term("KL", 1.0, distillation(temperature=temperature), True)
     student = made._replace(terms=(Term("CE", 1.0, label_loss, True), kl))
     return generating(student, "clusterq_qat", terms=terms, memory=followers(warmup, rate))

@@ -10,8 +10,6 @@ a layer that counts more for each sample is a factor of all, so there is no enha
     student:    as GDFQ's
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,8 +48,7 @@ def dsg_qat(
       correlation: weight of the correlation of samples, which is over the number of batch norms.
       kind: of generator.
     """
-    schedule: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
-    made = gdfq(**schedule, warmup=warmup, kind=kind)
+    made = gdfq(steps=steps, batch=batch, learning_rate=learning_rate, warmup=warmup, kind=kind)
     terms = (
         Term("CE", 1.0, label_entropy, True),
         Term("BNS", statistics, slack_batch_match),
