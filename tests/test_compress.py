@@ -301,3 +301,11 @@ def test_what_is_left_learns_from_the_whole(tiny_net, images, monkeypatch):
     assert "training what is left: 8 steps of 4 images" in heard
     assert found.pruned is not None
     assert found.pruned.model is found.float_model
+
+
+def test_training_that_is_dropped_is_told_so(tiny_net, images, monkeypatch):
+    ruin = lambda model, steps: retraining(steps=steps, batch=4, learning_rate=30.0)
+    monkeypatch.setattr("dfq_jax.api.compress.retraining_for", ruin)
+    found = dfq.compress(tiny_net, images, channels="all", restore="norms", train=4)
+    assert found.settings["trained"] == "4 steps of 4 images, not kept"
+    assert any("stays as it was before training" in note for note in found.report.notes)

@@ -139,6 +139,8 @@ def carried_out(
     looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
     told = {**result.settings, **how.told}
+    if report is not None and not report.kept:
+        told["trained"] += ", not kept"
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)
     notes = () if report is None else (*report.notes, told_of(report))
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
