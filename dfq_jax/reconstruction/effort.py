@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.query import macs, output_shapes
+from dfq_jax.optim.progress import Metrics, Progress, Watcher
 from dfq_jax.quantization.second_moments import groups_of
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
@@ -45,6 +46,34 @@ class EffortShare(NamedTuple):
     def learned(self, part: float) -> float:
         """What is done when a part of its steps is."""
         return self.before + self.solving + part * self.learning
+
+
+class UnitProgress(NamedTuple):
+    """Tells how far a unit is, as a part of all the work.
+
+    Attributes:
+      watch: who is told.
+      share: of the unit.
+      unit: its number, from 0.
+      units: how many there are.
+    """
+
+    watch: Watcher
+    share: EffortShare
+    unit: int
+    units: int
+
+    def learned(self, step: int, steps: int, parts: Metrics) -> None:
+        """Tells how far its steps are."""
+        done = self.share.learned(step / max(steps, 1))
+        at = Progress(self.unit, self.units, step, steps, parts, "learning", done)
+        self.watch.advances(at)
+
+    def solved(self, layer: int, layers: int) -> None:
+        """Tells how many of its layers are solved."""
+        done = self.share.solved(layer / max(layers, 1))
+        at = Progress(self.unit, self.units, layer, layers, {}, "solving", done)
+        self.watch.advances(at)
 
 
 def shares(

@@ -21,13 +21,13 @@ from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.optim.fit import Metrics
-from dfq_jax.optim.progress import SILENT, Progress, UnitReport, Watcher
+from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.reconstruction.closed_form import ClosedForm, solved
 from dfq_jax.reconstruction.corrected_inputs import corrected_inputs
-from dfq_jax.reconstruction.effort import EffortShare, closed_form_of, positions, shares
+from dfq_jax.reconstruction.effort import UnitProgress, closed_form_of, positions, shares
 from dfq_jax.reconstruction.footprint import (
     FED,
     Method,
@@ -59,7 +59,7 @@ from dfq_jax.reconstruction.units import (
     units_of,
     with_unit,
 )
-from dfq_jax.reconstruction.walks import as_walked, walks_of, watched
+from dfq_jax.reconstruction.walks import UnitsRun, as_walked, walks_of
 from dfq_jax.values import described
 
 
@@ -102,33 +102,21 @@ def reconstruct(
     if isinstance(method, Reconstruction) and method.layers:
         method = layered(method)
     split = layers_instead(quantized.plan, reference, method, memory)
-    given = (method, key, memory or FED, split)
+    run = UnitsRun(reference, images, method, key, memory or FED, split, place, watch)
     with place.owned():
         if place.folder is not None:
             facts = facts_of(quantized, np.asarray(images), method, key)
             place.knowing(facts | {"units layer by layer": sorted(split)}).store()
-        return in_walks(quantized, reference, images, *given, place, watch)
+        return in_walks(quantized, run)
 
 
 def in_walks(
-    quantized: QuantizedModel,
-    reference: Model,
-    images: Host | Shaped[Array, "n ..."],
-    method: Method,
-    key: Key[Array, ""],
-    memory: int,
-    split: frozenset[int],
-    place: Place,
-    watch: Watcher,
+    quantized: QuantizedModel, run: UnitsRun
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """`reconstruct` in a folder that is ours, walk by walk."""
     reports: tuple[UnitReport, ...] = ()
-    for walk in walks_of(method):
-        again = walk.number > 0
-        own = jax.random.fold_in(key, walk.number) if again else key
-        inside = place / f"walk-{walk.number}" if again else place
-        given = (walk.method, own, memory, split, inside, watched(watch, walk))
-        found, told = unit_by_unit(as_walked(quantized, walk), reference, images, *given)
+    for walk in walks_of(run.method):
+        found, told = unit_by_unit(as_walked(quantized, walk), run.within(walk))
         quantized = dataclasses.replace(found, plan=quantized.plan)
         reports += told
     return quantized, reports
@@ -152,34 +140,28 @@ def check_kernels(plan: Plan, method: Method) -> None:
 
 
 def unit_by_unit(
-    quantized: QuantizedModel,
-    reference: Model,
-    images: Host | Shaped[Array, "n ..."],
-    method: Method,
-    key: Key[Array, ""],
-    memory: int,
-    split: frozenset[int],
-    place: Place,
-    watch: Watcher,
+    quantized: QuantizedModel, run: UnitsRun
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
-    """One walk through the network, units of these numbers layer by layer."""
+    """One walk through the network."""
+    reference, method, watch = run.reference, run.method, run.watch
     units = cut(reference, quantized.plan, method)
-    exact = rough = np.asarray(images)
+    exact = rough = np.asarray(run.images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
     reports, spread = [], shares(units, reference, method, len(exact))
     for index, unit in enumerate(units):
         float_unit = unit_model(unit, reference)
         targets = passed(float_unit, None, None, exact)
         plain, qparams = unit_model(unit, quantized.model), unit_qparams(unit, quantized.qparams)
-        at = (watch, spread[index], index, len(units))
-        tell = partial(stepped, *at), partial(solving, *at)
-        work = UnitAtWork(unit, float_unit, plain, qparams, exact, rough, targets, memory, *tell)
+        at = UnitProgress(watch, spread[index], index, len(units))
+        work = UnitAtWork(unit, float_unit, plain, qparams, exact, rough, targets, run.memory)
+        work = work._replace(on_step=at.learned, on_layer=at.solved)
         work = work._replace(still=still_in(unit, reference, method))
-        own = layered(method) if index in split else method
+        own = layered(method) if index in run.split else method
         if logits is not None and looks_ahead(own):
             work = work._replace(beyond=Beyond(rest_of(reference, units[index + 1 :]), logits))
         if unit.plan.entries:
-            found = finished(work, own, jax.random.fold_in(key, index), place / f"unit-{index}")
+            key, place = jax.random.fold_in(run.key, index), run.place / f"unit-{index}"
+            found = finished(work, own, key, place)
             quantized = with_unit(quantized, unit, found.model, found.qparams)
             reports.append(found.report)
             watch.ends_unit(index, len(units), found.report)
@@ -194,22 +176,6 @@ def still_in(unit: Unit, reference: Model, method: Method) -> frozenset[str]:
         return frozenset()
     first = weighted_nodes(reference.graph)[0].name
     return frozenset(new for old, new in unit.names.items() if old == first)
-
-
-def stepped(
-    watch: Watcher, share: EffortShare, unit: int, units: int, step: int, steps: int, parts: Metrics
-) -> None:
-    """Tells how far the steps of a unit are."""
-    done = share.learned(step / max(steps, 1))
-    watch.advances(Progress(unit, units, step, steps, parts, "learning", done))
-
-
-def solving(
-    watch: Watcher, share: EffortShare, unit: int, units: int, layer: int, layers: int
-) -> None:
-    """Tells how many layers of a unit are solved."""
-    done = share.solved(layer / max(layers, 1))
-    watch.advances(Progress(unit, units, layer, layers, {}, "solving", done))
 
 
 def facts_of(

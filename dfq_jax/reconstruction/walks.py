@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+import jax
+from jaxtyping import Array, Key, Shaped
+
+from dfq_jax.graph.graph import Model
 from dfq_jax.optim.progress import Progress, UnitReport, Watcher
+from dfq_jax.optim.state import Place
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
+from dfq_jax.reconstruction.units import Host
 
 
 class UnitsWalk(NamedTuple):
@@ -39,6 +45,38 @@ class UnitsWalk(NamedTuple):
         if isinstance(self.method, ClosedForm):
             return False
         return any(phase.weights_alone for phase in self.method.phases)
+
+
+class UnitsRun(NamedTuple):
+    """What one walk through all units is given beside the network on its levels.
+
+    Attributes:
+      reference: the float network.
+      images: normalised.
+      method: what is learned, and how.
+      key: the only source of randomness.
+      memory: bytes of images' data that the device may hold.
+      split: numbers of the units that learn layer by layer.
+      place: where finished units and unfinished states are kept.
+      watch: told how far it is.
+    """
+
+    reference: Model
+    images: Host | Shaped[Array, "n ..."]
+    method: Method
+    key: Key[Array, ""]
+    memory: int
+    split: frozenset[int]
+    place: Place
+    watch: Watcher
+
+    def within(self, walk: UnitsWalk) -> "UnitsRun":
+        """What a walk of this run is given: the first walk has its key and its place."""
+        own = self._replace(method=walk.method, watch=watched(self.watch, walk))
+        if walk.number == 0:
+            return own
+        key = jax.random.fold_in(self.key, walk.number)
+        return own._replace(key=key, place=self.place / f"walk-{walk.number}")
 
 
 def walks_of(method: Method) -> Iterator[UnitsWalk]:
