@@ -26,6 +26,7 @@ from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.fdda import centres_for, fdda
+from dfq_jax.recipes.fdda_qat import fdda_qat
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.genie import genie
@@ -81,6 +82,7 @@ __all__ = [
     "end_to_end",
     "estimated",
     "fdda",
+    "fdda_qat",
     "flexround",
     "gdfq",
     "genie",

@@ -73,6 +73,7 @@ from dfq_jax.synthesis.terms.base import (
     label_entropy,
     total_variation,
 )
+from dfq_jax.synthesis.terms.centres import ClassCentres, class_centres
 from dfq_jax.synthesis.terms.match import batch_std_gap, batch_var_gap, kl_match, matched
 from dfq_jax.synthesis.terms.patches import patch_entropy
 from dfq_jax.synthesis.terms.targets import Forward, recorded_statistics
@@ -99,6 +100,7 @@ from dfq_jax.training.losses import (
 from dfq_jax.training.method import (
     FixedImages,
     GeneratedImages,
+    cosine_sgd,
     milestones,
     nesterov,
     rates_apart,
@@ -114,6 +116,7 @@ __all__ = [
     "Allocation",
     "Answers",
     "Budget",
+    "ClassCentres",
     "Classifier",
     "ClosedForm",
     "DenseClassifier",
@@ -178,8 +181,10 @@ __all__ = [
     "calibrate",
     "chained",
     "channel_attention",
+    "class_centres",
     "clipped",
     "collage",
+    "cosine_sgd",
     "cost",
     "cross_entropy",
     "descent",

@@ -163,9 +163,10 @@ def test_what_cannot_be_trained_is_refused_before_images_are_made(nets, monkeypa
 def test_methods_have_names_and_values():
     assert typing.get_args(TrainingName) == tuple(TRAININGS)
     for name, offer in TRAININGS.items():
-        made = training_for(name, 40, 3)
-        assert made == offer.make(steps=40, batch=3)
-        assert made.name == name
+        if offer.shown is None:  # else it takes real images too
+            made = training_for(name, 40, 3)
+            assert made == offer.make(steps=40, batch=3)
+            assert made.name == name
         assert offer.make is getattr(dfq_jax.methods, {"best": "best_training"}.get(name, name))
     with pytest.raises(UsageError, match="nearest: gdfq"):
         training_for("gdfg")

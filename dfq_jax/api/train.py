@@ -105,20 +105,22 @@ def train(
 
     Raises:
       UsageError: for a bad argument; a start of another network or plan, naming the difference; a
-        method that needs classes of a network that has none; a batch larger than there are images.
+        method that needs classes of a network that has none; a batch larger than there are images;
+        no images, for a method that begins with real ones.
       UnsupportedModelError: if the network has not what a method looks at.
       DivergedError: if training diverged at every rate.
     """
     given = Given(**settings)
     check_seed(given.seed)
-    how = training_for(method, given.steps, given.batch, model=model)
+    brought = None if images is None else image_set(images, model.contract, watch.says)
+    how = training_for(method, given.steps, given.batch, model=model, images=brought)
     check_suits(how, model)
     follow = following(watch, state_folder)
     begun = None
     if given.start is not None:
         asked = (given.scheme, given.layers, tuple(given.rules))
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
-    return carried_out(model, images, how, begun, asked_of(model, how, given), follow)
+    return carried_out(model, brought, how, begun, asked_of(model, how, given), follow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +169,13 @@ class ImagesApart(NamedTuple):
 
 def carried_out(
     model: Model,
-    given: GivenImages | None,
+    brought: Examples | None,
     method: Training,
     begun: Quantized | None,
     asked: Asked,
     follow: Follow,
 ) -> Result:
     """The network as asked for."""
-    brought = None if given is None else image_set(given, model.contract, follow.watch.says)
     making = making_for(model, method, asked)
     if brought is None:
         check_images(method, kept_of(making.n))

@@ -61,6 +61,7 @@ TrainingName = Literal[
     "clusterq_qat",
     "aac_abn",
     "adadfq",
+    "fdda_qat",
     "choi",
     "zaq",
     "intraq_qat",

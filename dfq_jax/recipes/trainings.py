@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
@@ -16,6 +17,7 @@ from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.dsg_qat import dsg_qat
+from dfq_jax.recipes.fdda_qat import centres_said, fdda_qat
 from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
@@ -36,11 +38,13 @@ class TrainingOffer(NamedTuple):
       make: the factory, with the paper's values for small images.
       large: its arguments for large ones.
       suited: network -> arguments that it decides.
+      shown: (network, real images) -> what the factory is given first; None where it needs none.
     """
 
     make: Callable[..., Training]
     large: Mapping[str, Any] = {}
     suited: Callable[[Model], Mapping[str, Any]] | None = None
+    shown: Callable[[Model, Examples], Any] | None = None
 
 
 def by_outputs(model: Model) -> Mapping[str, Any]:
@@ -59,6 +63,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "clusterq_qat": TrainingOffer(clusterq_qat, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "aac_abn": TrainingOffer(aac_abn, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "adadfq": TrainingOffer(adadfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
+    "fdda_qat": TrainingOffer(fdda_qat, {**GENERATED, "by_class": True}, shown=centres_said),
     "choi": TrainingOffer(choi),
     "zaq": TrainingOffer(zaq),
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
@@ -74,6 +79,7 @@ def training_for(
     batch: int | None = None,
     *,
     model: Model | None = None,
+    images: Examples | None = None,
 ) -> Training:
     """A method of training, with its steps and batch replaced where given.
 
@@ -82,9 +88,11 @@ def training_for(
       steps: of the student.
       batch: images of a step.
       model: the network, where a method has other values for large images.
+      images: real ones, for methods that begin by looking at some.
 
     Raises:
-      UsageError: for an unknown method, steps or batch below 1, or either beside a `Training`.
+      UsageError: for an unknown method, steps or batch below 1, or either beside a `Training`; for
+        a method that looks at real images, where there are none.
     """
     for name, value in (("steps", steps), ("batch", batch)):
         check_positive(name, value)
@@ -100,6 +108,13 @@ def training_for(
     if model is not None:
         large = {} if is_small(model.contract) else offer.large
         given = {**large, **(offer.suited(model) if offer.suited else {}), **given}
+    if offer.shown is not None:
+        if model is None or images is None:
+            raise UsageError(
+                f"{method} learns from a few real images, one of each class at least: give some by "
+                "`images=`."
+            )
+        return offer.make(offer.shown(model, images), **given)
     return offer.make(**given)
 
 

@@ -168,12 +168,18 @@ def learned_by(
 
 
 def check_images(method: Training, count: int) -> None:
-    """Refuses fewer images than a step takes.
+    """Refuses fewer images than a step takes, and none where some are shown beside those made.
 
     Raises:
       UsageError: with both numbers.
     """
-    if not isinstance(method.images, GeneratedImages) and count < method.batch:
+    if isinstance(method.images, GeneratedImages):
+        if method.images.real and (not count or method.images.lessons > 1):
+            raise UsageError(
+                f"{method.name} shows {method.images.real} real images in every round: there must "
+                f"be some, and one lesson a round; got {count} and {method.images.lessons}."
+            )
+    elif count < method.batch:
         raise UsageError(
             f"{method.name} takes {method.batch} images a step and there are {count} to learn "
             f"from: give more, or `batch={max(count, 1)}`."
@@ -246,6 +252,8 @@ def taught_of(
     targets, _ = batch_norm_targets(unfolded)
     shared = method.images.prepare(unfolded, targets, key)
     pixels = jnp.zeros((0,), jnp.uint8)
+    if method.images.real:
+        pixels = jnp.asarray(to_pixels(images, contract))
     return Taught(teacher, unfolded, targets, start, pixels, shared=shared)
 
 
@@ -322,10 +330,12 @@ def seed_of(key: Key[Array, ""]) -> tuple[int, ...]:
 
 
 def fed(method: Training, count: int, seed: tuple[int, ...], first: int, steps: int) -> PyTree:
-    """What some steps read: rows of a fixed set; nothing where images are generated."""
-    if isinstance(method.images, GeneratedImages):
+    """What some rounds read: rows of a fixed set; nothing where all images are generated."""
+    source = method.images
+    batch = min(source.real, count) if isinstance(source, GeneratedImages) else method.batch
+    if not batch:
         return ()
-    return jnp.asarray(rows_of(seed, count, method.batch, first, steps))
+    return jnp.asarray(rows_of(seed, count, batch, first, steps))
 
 
 def report(method: Training, watch: Watcher, step: int, metrics: Metrics) -> None:

@@ -26,6 +26,8 @@ SAME = Conv2d(padding=((1, 1), (1, 1)))
 DAMPED = 0.8
 """Epsilon of the hidden norms: features that vary little stay small. As released."""
 PLAIN_EPSILON = 1e-5
+LabelDraw = Callable[[Key[Array, ""], int, int], Float[Array, "b classes"]]
+"""(key, images, classes) -> one-hot labels of a batch."""
 
 
 class Drawn(NamedTuple):
@@ -68,9 +70,16 @@ class GeneratorKind(NamedTuple):
         return 2 ** (len(self.channels) - 1)
 
 
-def labelled_noise(*, length: int = 100) -> tuple[Callable[..., PyTree], Callable[..., Drawn]]:
-    """Codes `E_y * z`: normal noise times a learned vector of the label (GDFQ for CIFAR)."""
-    return bound(class_vectors, length), noise_by_class
+def labelled_noise(
+    *, length: int = 100, labels: LabelDraw = random_labels
+) -> tuple[Callable[..., PyTree], Callable[..., Drawn]]:
+    """Codes `E_y * z`: normal noise times a learned vector of the label (GDFQ for CIFAR).
+
+    Args:
+      length: of a code.
+      labels: how those of a batch are drawn.
+    """
+    return bound(class_vectors, length), bound(noise_by_class, labels)
 
 
 def class_vectors(length: int, key: Key[Array, ""], classes: int, rows: Array | None) -> Array:
@@ -79,18 +88,20 @@ def class_vectors(length: int, key: Key[Array, ""], classes: int, rows: Array | 
     return jax.random.normal(key, (classes, length))
 
 
-def noise_by_class(vectors: Array, key: Key[Array, ""], size: int, classes: int) -> Drawn:
+def noise_by_class(
+    labels: LabelDraw, vectors: Array, key: Key[Array, ""], size: int, classes: int
+) -> Drawn:
     """What `labelled_noise` draws."""
     noise_key, label_key = jax.random.split(key)
-    labels = random_labels(label_key, size, classes)
-    return Drawn(
-        (labels @ vectors) * jax.random.normal(noise_key, (size, vectors.shape[1])), labels
-    )
+    named = labels(label_key, size, classes)
+    return Drawn((named @ vectors) * jax.random.normal(noise_key, (size, vectors.shape[1])), named)
 
 
-def plain_noise(*, length: int = 100) -> tuple[Callable[..., PyTree], Callable[..., Drawn]]:
+def plain_noise(
+    *, length: int = 100, labels: LabelDraw = random_labels
+) -> tuple[Callable[..., PyTree], Callable[..., Drawn]]:
     """Codes of noise alone; the label is told by norms (GDFQ for ImageNet)."""
-    return nothing_learned, bound(noise_alone, length)
+    return nothing_learned, bound(noise_alone, length, labels)
 
 
 def nothing_learned(key: Key[Array, ""], classes: int, rows: Array | None) -> tuple[()]:
@@ -99,12 +110,14 @@ def nothing_learned(key: Key[Array, ""], classes: int, rows: Array | None) -> tu
     return ()
 
 
-def noise_alone(length: int, made_of: Any, key: Key[Array, ""], size: int, classes: int) -> Drawn:
+def noise_alone(
+    length: int, labels: LabelDraw, made_of: Any, key: Key[Array, ""], size: int, classes: int
+) -> Drawn:
     """What `plain_noise` draws."""
     del made_of
     noise_key, label_key = jax.random.split(key)
-    labels = random_labels(label_key, size, classes)
-    return Drawn(jax.random.normal(noise_key, (size, length)), labels)
+    codes = jax.random.normal(noise_key, (size, length))
+    return Drawn(codes, labels(label_key, size, classes))
 
 
 def begun_generator(

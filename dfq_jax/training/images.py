@@ -87,8 +87,19 @@ def shown_images(
         case GeneratedImages(kind):
             classes = classes_of(taught.teacher)
             images, labels = generated_images(kind, generator, key, method.batch, classes)
+            if source.real:
+                given = normalised(taught.pixels[rows], contract)
+                images = jnp.concatenate([to_natural(given, contract), images])
+                labels = jnp.concatenate([said(taught, given), labels])
+            images = source.augment(jax.random.fold_in(key, 1), images)
     images = from_natural(images, contract)
     return jax.lax.stop_gradient(ShownImages(images, labels))
+
+
+def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
+    """The classes that the teacher says, of images as they are before anything moves them."""
+    (exact, *_), _ = evaluate(taught.teacher, images, apply=apply_tiled)
+    return jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
 
 
 def rows_of(
@@ -134,6 +145,12 @@ def generator_loss(
     image_key, own_key = jax.random.split(now.key)
     size, classes = method.batch, classes_of(taught.teacher)
     natural, labels = generated_images(source.kind, x, image_key, size, classes)
+    if source.second is not None:
+        other = source.kind._replace(draw=source.second)
+        more = generated_images(other, x, jax.random.fold_in(image_key, 1), size, classes)
+        natural, labels = (
+            jnp.concatenate(each) for each in zip((natural, labels), more, strict=True)
+        )
     images = from_natural(natural, model.contract)
     seen = observe(model, taught.targets, images)
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)

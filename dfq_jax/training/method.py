@@ -13,7 +13,7 @@ from dfq_jax.synthesis.recipe import Memory, nothing
 from dfq_jax.synthesis.sources.augment import Augment, unchanged
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.targets import Targets
-from dfq_jax.training.generator import GeneratorKind
+from dfq_jax.training.generator import Drawn, GeneratorKind
 from dfq_jax.training.losses import Watch, nothing_watched
 from dfq_jax.training.student import StudentKind, on_learned_levels
 from dfq_jax.training.wrappers import Wrapper
@@ -48,6 +48,12 @@ class GeneratedImages(NamedTuple):
       prepare: (network, statistics, key) -> what its terms find in `Observed.shared` otherwise,
         e.g. tolerances; run once.
       memory: what its terms remember from step to step.
+      second: draws the codes of a second batch of its images, which its terms find behind the
+        first and the student is never shown; each is normalised by its own statistics. None for
+        one batch.
+      real: images of a fixed set that every step of the student is shown before those made: at most
+        so many, all if there are fewer; with one lesson a round.
+      augment: what becomes of all that the student is shown, in natural units.
     """
 
     kind: GeneratorKind
@@ -59,6 +65,9 @@ class GeneratedImages(NamedTuple):
     against: bool = False
     prepare: Callable[[Model, Targets, Key[Array, ""]], PyTree] = nothing
     memory: Memory = Memory()
+    second: Callable[[PyTree, Key[Array, ""], int, int], Drawn] | None = None
+    real: int = 0
+    augment: Augment = unchanged
 
 
 class Training(NamedTuple):
@@ -219,6 +228,29 @@ def sgd_at(
     """What `nesterov` and `momentum` give for a factor."""
     moving = optax.sgd(falling(rate * factor, drops, drop), momentum=0.9, nesterov=nesterov)
     return optax.chain(optax.add_decayed_weights(decay), moving) if decay else moving
+
+
+def cosine_sgd(
+    rate: float, steps: int, *, decay: float = 0.0, nesterov: bool = True
+) -> Bound[optax.GradientTransformation]:
+    """factor -> SGD with a momentum of 0.9 whose rate falls to 0 along a cosine.
+
+    Args:
+      rate: the first.
+      steps: after which it is 0.
+      decay: weight decay, added to slopes as in PyTorch.
+      nesterov: whether the momentum is Nesterov's.
+    """
+    return bound(cosine_sgd_at, rate, steps, decay, nesterov)
+
+
+def cosine_sgd_at(
+    rate: float, steps: int, decay: float, nesterov: bool, factor: float
+) -> optax.GradientTransformation:
+    """What `cosine_sgd` gives for a factor."""
+    falling_rate = optax.cosine_decay_schedule(rate * factor, steps)
+    moving = optax.sgd(falling_rate, momentum=0.9, nesterov=nesterov)
+    return optax.chain(optax.add_decayed_weights(decay), moving)
 
 
 def milestones(make: Make, rate: float, drops: tuple[int, ...], **settings: Any) -> AtFactor:

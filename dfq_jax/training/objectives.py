@@ -18,6 +18,7 @@ from dfq_jax.training.images import (
     STUDENT,
     Taught,
     generator_loss,
+    said,
     shown_images,
 )
 from dfq_jax.training.inflation import inflated
@@ -75,12 +76,6 @@ def student_loss(
         memory["average"] = jax.tree.map(mean, now.memory["average"], jax.lax.stop_gradient(x))
     moved = {"changed": share_changed(counted, codes)} if codes else {}  # none in float
     return loss, ({**heard.parts, **moved}, memory)
-
-
-def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
-    """The classes that the teacher says, of images as they are before anything moves them."""
-    (exact, *_), _ = evaluate(taught.teacher, images, apply=apply_tiled)
-    return jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
 
 
 def lesson_loss(
