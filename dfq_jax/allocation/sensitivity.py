@@ -56,6 +56,42 @@ class Aim(NamedTuple):
     task: Task | None
 
 
+class SensitivityQuestion(NamedTuple):
+    """What is asked of every batch of images; hashable.
+
+    Attributes:
+      owners: sites with the index of their choice.
+      names: sites with what they hold.
+      aim: what the outputs are judged by.
+    """
+
+    owners: Owners
+    names: NamedSites
+    aim: Aim
+
+    @property
+    def choices(self) -> int:
+        """How many there are."""
+        return max(choice for _, choice in self.owners) + 1
+
+
+class OnLattices(NamedTuple):
+    """A network with the grids that its sites could have.
+
+    Attributes:
+      model: folded float network.
+      lattices: of every site that can be chosen.
+    """
+
+    model: Model
+    lattices: Lattices
+
+    @property
+    def levels(self) -> int:
+        """Candidates of each site."""
+        return len(next(iter(self.lattices.values())).scale)
+
+
 def sensitivities(
     model: Model,
     space: Space,
@@ -99,10 +135,11 @@ def sensitivities(
     check_choice("sensitivity", method, SENSITIVITIES, PlanError)
     lattices = lattices_of(model, space, images, batch, expected=expected, widen=widen)
     measure = measured if method == "kl" else partial(curved, key=key, mean=method == "trace")
-    aim, tables = Aim(parts_of(model, task), task), []
+    asked = question_of(space, Aim(parts_of(model, task), task))
+    subject, tables = OnLattices(model, lattices), []
     for number, x in enumerate(batches(images, min(batch, len(images)))):
         watch.says(f"sensitivities ({method}), batch {number + 1}")
-        tables.append(measure(model, space, lattices, x, number, aim))
+        tables.append(measure(asked, subject, x, number))
     table = np.mean(np.stack(tables), axis=0)
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
@@ -111,6 +148,14 @@ def sensitivities(
             "finite: the network or the images hold values that are not, or far too large ones."
         )
     return np.minimum.accumulate(np.maximum(table, 0.0), axis=1)
+
+
+def question_of(space: Space, aim: Aim) -> SensitivityQuestion:
+    """What is asked about the choices of a space."""
+    owners = tuple(space.owners.items())
+    tensors = {site: tensor for tensor, sites in space.plans[0].groups for site in sites}
+    names = tuple((site, tensors.get(site, f"kernel of {site.node}")) for site, _ in owners)
+    return SensitivityQuestion(owners, names, aim)
 
 
 def lattices_of(
@@ -134,22 +179,21 @@ def lattices_of(
 
 
 def measured(
-    model: Model, space: Space, lattices: Lattices, x: Tensor, number: int, aim: Aim
+    asked: SensitivityQuestion, subject: OnLattices, x: Tensor, number: int
 ) -> Float[np.ndarray, "choices bits"]:
     """How far each candidate moves the outputs on a batch; one program for all of them."""
     del number
-    about = tuple(space.owners.items()), aim
-    exact = outputs_of(model, x, aim.parts)
+    exact = outputs_of(subject.model, x, asked.aim.parts)
     table = [
-        [moved(model, *about, lattices, x, exact, choice, level) for level in whole(space.bits)]
-        for choice in whole(space.choices)
+        [moved(asked, subject, x, exact, choice, level) for level in indices(subject.levels)]
+        for choice in indices(asked.choices)
     ]
     return np.asarray(table, np.float64)
 
 
-def whole(items: tuple) -> list[Array]:
-    """The indices of items as arrays, so that programs are not compiled for each."""
-    return [jnp.asarray(i, jnp.int32) for i in range(len(items))]
+def indices(count: int) -> list[Array]:
+    """The first whole numbers as arrays, so that programs are not compiled for each."""
+    return [jnp.asarray(i, jnp.int32) for i in range(count)]
 
 
 @partial(jax.jit, static_argnames="parts")
@@ -158,27 +202,25 @@ def outputs_of(model: Model, x: Tensor, parts: tuple[Part, ...]) -> PartValues:
     return parts_outputs(model, x, parts)
 
 
-@partial(jax.jit, static_argnames=("owners", "aim"))
+@partial(jax.jit, static_argnames="asked")
 def moved(
-    model: Model,
-    owners: Owners,
-    aim: Aim,
-    lattices: Lattices,
+    asked: SensitivityQuestion,
+    subject: OnLattices,
     x: Tensor,
     exact: PartValues,
     choice: Array,
     level: Array,
 ) -> Float[Array, ""]:
     """How far the outputs move if only one choice is quantized, at one candidate."""
-    indices = dict(owners)
+    owners, aim = dict(asked.owners), asked.aim
 
     def one(site: Site, value: Tensor) -> Tensor:
-        if site not in indices:
+        if site not in owners:
             return value
-        steps = jax.tree.map(lambda part: part[level], lattices[site])
-        return jnp.where(indices[site] == choice, snapped(value, steps), value)
+        steps = jax.tree.map(lambda part: part[level], subject.lattices[site])
+        return jnp.where(owners[site] == choice, snapped(value, steps), value)
 
-    rough = parts_outputs(model, x, aim.parts, editing(one))
+    rough = parts_outputs(subject.model, x, aim.parts, editing(one))
     return cost(aim.parts, exact, rough, aim.task)
 
 
@@ -194,62 +236,46 @@ def editing(edit: Callable[[Site, Tensor], Tensor]) -> Hook:
 
 
 def curved(
-    model: Model,
-    space: Space,
-    lattices: Lattices,
+    asked: SensitivityQuestion,
+    subject: OnLattices,
     x: Tensor,
     number: int,
-    aim: Aim,
     *,
     key: Key[Array, ""],
     mean: bool,
 ) -> Float[np.ndarray, "choices bits"]:
     """The second-order prediction of what each candidate costs on a batch."""
-    owners = tuple(space.owners.items())
-    tensors = {site: tensor for tensor, sites in space.plans[0].groups for site in sites}
-    names = tuple((site, tensors.get(site, f"kernel of {site.node}")) for site, _ in owners)
     keys = jax.random.split(jax.random.fold_in(key, number), DRAWS)
-    draws = [weighed(model, owners, names, lattices, x, k, aim, mean=mean) for k in keys]
+    draws = [weighed(asked, subject, x, k, mean=mean) for k in keys]
     return np.mean(np.asarray(draws, np.float64), axis=0)
 
 
-@partial(jax.jit, static_argnames=("owners", "names", "aim", "mean"))
+@partial(jax.jit, static_argnames=("asked", "mean"))
 def weighed(
-    model: Model,
-    owners: Owners,
-    names: NamedSites,
-    lattices: Lattices,
-    x: Tensor,
-    key: Key[Array, ""],
-    aim: Aim,
-    *,
-    mean: bool,
+    asked: SensitivityQuestion, subject: OnLattices, x: Tensor, key: Key[Array, ""], *, mean: bool
 ) -> Float[Array, "choices bits"]:
     """One draw of half the squared rounding error, weighted by the curvature.
 
     Args:
-      model: folded float network.
-      owners: sites with the index of their choice.
-      names: sites with what they hold.
-      lattices: grids.
+      asked: what of which sites.
+      subject: the network with their grids.
       x: images.
       key: for the probe.
-      aim: what the outputs are judged by.
       mean: weigh every element of a kernel or tensor by their mean.
 
     Returns:
       `1/2 sum_i g_i^2 d_i^2` for the slopes `g` and the rounding errors `d` of each candidate.
     """
-    seen, slopes = slopes_of(model, names, x, key, aim)
-    indices = dict(owners)
-    levels = len(next(iter(lattices.values())).scale)
-    table = jnp.zeros((max(indices.values()) + 1, levels), jnp.float32)
+    seen, slopes = slopes_of(subject.model, asked.names, x, key, asked.aim)
+    owners, levels = dict(asked.owners), subject.levels
+    table = jnp.zeros((asked.choices, levels), jnp.float32)
     for name, (site, value) in seen.items():
         power = slopes[name] ** 2
         weight = jnp.mean(power) if mean else power
-        error = jax.vmap(lambda steps, v=value: (snapped(v, steps) - v) ** 2)(lattices[site])
+        steps = subject.lattices[site]
+        error = jax.vmap(lambda steps, v=value: (snapped(v, steps) - v) ** 2)(steps)
         losses = jnp.sum((weight * error).reshape(levels, -1), axis=1)
-        table = table.at[indices[site]].add(losses / 2)
+        table = table.at[owners[site]].add(losses / 2)
     return table
 
 

@@ -9,7 +9,7 @@ from dfq_jax.api.result import ORIGINAL, Result
 from dfq_jax.api.shrinking import demanded, refuse_float
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
-from dfq_jax.cli.verbs import make_to
+from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import fingerprint
@@ -41,7 +41,7 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
             check_original(network, options.output)
         return work(network, *given, **how)
 
-    make_to("compress", model, options, make, terminal, options.scheme)
+    make_to(MakingVerb("compress", options, make, options.scheme), model, terminal)
 
 
 def check_original(model: Model, folder: Path) -> None:

@@ -66,29 +66,35 @@ def checked_and_timed(result: Result, terminal: Terminal) -> Verified:
     return Verified(checked(result, terminal), timed(result.time, terminal))
 
 
-def deliver(
-    result: Result,
-    verified: Verified,
-    output: Path,
-    force: bool,
-    source: Mapping[str, str],
-    config: bytes,
-    terminal: Terminal,
-) -> None:
+class Delivery(NamedTuple):
+    """Where a result goes.
+
+    Attributes:
+      output: folder.
+      force: also write beside files of others.
+      source: of the weights.
+      config: what repeats the run.
+    """
+
+    output: Path
+    force: bool
+    source: Mapping[str, str]
+    config: bytes
+
+
+def deliver(result: Result, verified: Verified, to: Delivery, terminal: Terminal) -> None:
     """Writes a result, says what it is, and fails where it must not be called a success.
 
     Args:
       result: of `quantize` or `train`.
       verified: what was found out about its file.
-      output: folder.
-      force: also write beside files of others.
-      source: of the weights.
-      config: what repeats the run.
+      to: where it goes.
       terminal: told.
 
     Raises:
       QualityError: if the network failed, or its file does.
     """
+    output, source = to.output, to.source
     terminal.stage(f"writing {output}")
     found, latency = verified
     manifest = result.save(
@@ -98,8 +104,8 @@ def deliver(
         latency=latency,
         unverified=found.reason,
         failed=bool(found.fault),
-        files={CONFIG: config},
-        force=force,
+        files={CONFIG: to.config},
+        force=to.force,
     )
     remove_state(state_folder(output))
     if result.images.given:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dfq_jax.api.train import SCHEME, train
 from dfq_jax.cli.options import TrainOptions
-from dfq_jax.cli.verbs import make_to
+from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.quantization.rules import parse_rule
 from dfq_jax.report.console import Terminal
@@ -17,7 +17,7 @@ def train_to(model: str, options: TrainOptions, terminal: Terminal) -> None:
     """`dfq train`."""
     scheme = None if options.start else options.scheme or SCHEME
     work = partial(train, **settings_of(options))
-    make_to("train", model, options, work, terminal, scheme, options.start)
+    make_to(MakingVerb("train", options, work, scheme, options.start), model, terminal)
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:

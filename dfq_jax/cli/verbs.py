@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from dfq_jax.api import functions as api
 from dfq_jax.api.quantize import quantize
@@ -11,7 +12,14 @@ from dfq_jax.base.words import DEFAULT_STORE
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.claims import check_apart, claimed, state_folder
 from dfq_jax.cli.config import CONFIG, other_model, settings_toml
-from dfq_jax.cli.delivery import checked_and_timed, contract_line, deliver, emit, verification_lines
+from dfq_jax.cli.delivery import (
+    Delivery,
+    checked_and_timed,
+    contract_line,
+    deliver,
+    emit,
+    verification_lines,
+)
 from dfq_jax.cli.options import QuantizeOptions, TrainOptions
 from dfq_jax.cli.sizes import foretell
 from dfq_jax.errors import QualityError
@@ -84,45 +92,53 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
     work = partial(quantize, **settings_of(options))
-    make_to("quantize", model, options, work, terminal, options.scheme)
+    make_to(MakingVerb("quantize", options, work, options.scheme), model, terminal)
 
 
-def make_to(
-    verb: str,
-    model: str,
-    options: QuantizeOptions | TrainOptions,
-    work: Callable[..., Result],
-    terminal: Terminal,
-    scheme: str | None,
-    start: Path | None = None,
-) -> None:
-    """Has something made of a network, and delivers it.
+class MakingVerb(NamedTuple):
+    """A verb that makes something of a network.
 
-    Args:
-      verb: of the command line.
-      model: where the network is.
+    Attributes:
+      name: on the command line.
       options: of the verb.
       work: given the network, images, who watches and where state lies, makes the result.
-      terminal: where it is told.
       scheme: bits, of which is told what they do to bytes and speed; None where a start has them.
       start: a folder that is begun from.
     """
-    check_apart(MODEL=model, images=options.images, start=start, output=options.output)
-    with claimed(options.output):
-        check_output_folder(options.output, options.force, names=(CONFIG,))
-        state = state_folder(options.output)
+
+    name: str
+    options: QuantizeOptions | TrainOptions
+    work: Callable[..., Result]
+    scheme: str | None
+    start: Path | None = None
+
+
+def make_to(verb: MakingVerb, model: str, terminal: Terminal) -> None:
+    """Has something made of a network, and delivers it.
+
+    Args:
+      verb: what is made.
+      model: where the network is.
+      terminal: where it is told.
+    """
+    options, output = verb.options, verb.options.output
+    check_apart(MODEL=model, images=options.images, start=verb.start, output=output)
+    with claimed(output):
+        check_output_folder(output, options.force, names=(CONFIG,))
+        state = state_folder(output)
         with terminal.progress():
             loaded = read_model(model, options.reading, terminal)
             if other := other_model(options.config, loaded.sha256):
                 terminal.note(f"  {one_line(other)}")
             check_size(4 * parameter_count(loaded.model))
-            if scheme is not None:
-                foretell(parse_scheme(scheme), options.store or DEFAULT_STORE, terminal)
-            result = work(loaded.model, options.images, watch=terminal.watcher, state_folder=state)
+            if verb.scheme is not None:
+                foretell(parse_scheme(verb.scheme), options.store or DEFAULT_STORE, terminal)
+            follow = {"watch": terminal.watcher, "state_folder": state}
+            result = verb.work(loaded.model, options.images, **follow)
             verified = checked_and_timed(result, terminal)
         source = source_of(loaded)
-        config = settings_toml(verb, options, source)
-        deliver(result, verified, options.output, options.force, source, config, terminal)
+        config = settings_toml(verb.name, options, source)
+        deliver(result, verified, Delivery(output, options.force, source, config), terminal)
 
 
 def output_rows(found: Verification) -> list[list[str]]:

@@ -60,9 +60,9 @@ def footprint(
     """
     values, units = values_of(reference), cut(reference, plan, method)
     split = layers_instead(plan, reference, method, memory)
-    given, fed = (values, reference, count), memory or FED
+    given = Passing(reference, values, count, memory or FED)
     found = [
-        unit_footprint(unit, *given, layered(method) if index in split else method, fed, after)
+        unit_footprint(unit, given, layered(method) if index in split else method, after)
         for index, (unit, after) in enumerate(zip(units, behind(units, values), strict=True))
     ]
     return max(found, key=lambda footprint: footprint.total)
@@ -76,33 +76,39 @@ def cut(reference: Model, plan: Plan, method: Method) -> tuple[Unit, ...]:
     )
 
 
-def unit_footprint(
-    unit: Unit,
-    values: Mapping[str, int],
-    reference: Model,
-    count: int,
-    method: Method,
-    fed: int,
-    after: int = 0,
-) -> Footprint:
+class Passing(NamedTuple):
+    """What passes through a network while it is reconstructed.
+
+    Attributes:
+      reference: the float network.
+      values: of its tensors, as of `values_of`.
+      images: how many.
+      fed: bytes of images' data that steps may have on the device.
+    """
+
+    reference: Model
+    values: Mapping[str, int]
+    images: int
+    fed: int
+
+
+def unit_footprint(unit: Unit, passing: Passing, method: Method, after: int = 0) -> Footprint:
     """What one unit takes.
 
     Args:
       unit: which.
-      values: as of `values_of`.
-      reference: the float network.
-      count: images.
+      passing: what passes through the network.
       method: what is learned.
-      fed: bytes of images' data that steps may have on the device.
       after: values of all tensors behind the unit, for methods that look ahead.
     """
+    reference, values, count, fed = passing
     graph = unit.block.graph
     enters, leaves = values[graph.inputs[0]], values[graph.outputs[0]]
     kept = 2 * (enters + leaves) * count * FLOAT
-    passing = PASSES * BATCH * largest_step(graph, values) * FLOAT
+    batch = PASSES * BATCH * largest_step(graph, values) * FLOAT
     if isinstance(method, ClosedForm):
         windows = 3 * min(MOST_VALUES, count * most_unfolded(graph, values, reference)) * FLOAT
-        return Footprint(kept, passing + windows)
+        return Footprint(kept, batch + windows)
     ahead, corrected = looks_ahead(method), method.correction is not None
     logits = values[reference.graph.outputs[0]] if ahead else 0
     slopes = leaves if ahead and method.fisher else 0
@@ -111,7 +117,7 @@ def unit_footprint(
     if method.lines:
         method = method._replace(batch=batch_of(method, entering(unit, reference)))
     held = min((2 * enters + leaves + slopes + logits) * count * FLOAT, fed)
-    return Footprint(kept + held, max(passing, step_bytes(unit, values, method, after)))
+    return Footprint(kept + held, max(batch, step_bytes(unit, values, method, after)))
 
 
 def entering(unit: Unit, reference: Model) -> tuple[int, ...]:

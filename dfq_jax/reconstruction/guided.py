@@ -24,7 +24,7 @@ from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.second_moments import pieces
 from dfq_jax.reconstruction.batches import read
 from dfq_jax.reconstruction.method import Phase, Reconstruction
-from dfq_jax.reconstruction.objective import Losses, UnitContext, blended, training_hook
+from dfq_jax.reconstruction.objective import DrawnShare, Losses, UnitContext, blended, training_hook
 from dfq_jax.reconstruction.unit_at_work import BATCH
 from dfq_jax.reconstruction.units import Host
 from dfq_jax.values import Bound, bound
@@ -93,7 +93,7 @@ def guided_loss(
     rows = read(given.rows, context.at(now.step))
     input_key, edge_key = jax.random.split(now.key)
     shown = blended(input_key, rows.rough, rows.exact, phase.rough)
-    hook = training_hook(plan, method.rounding, phase, x, given, edge_key)
+    hook = training_hook(plan, method.rounding, phase, x, given, DrawnShare(edge_key))
     parts = guided(given, rows.exact, shown, hook)
     return sum(parts.values(), jnp.zeros(())), (parts, ())
 

@@ -102,8 +102,8 @@ def unit_loss(
     if ahead:
         shown = jnp.concatenate([shown, rows.rough])
         came = jnp.concatenate([came, jnp.ones_like(came)])
-    entering = (shown, came) if phase.input_once else None
-    hook = training_hook(plan, method.rounding, phase, x, given, edge_key, entering)
+    share = DrawnShare(edge_key, (shown, came) if phase.input_once else None)
+    hook = training_hook(plan, method.rounding, phase, x, given, share)
     outputs = evaluate(given.model, shown, hook=hook, apply=apply_tiled)[0][0]
     outputs, last = outputs[: len(rows.exact)], outputs[len(rows.exact) :]
     parts = {"reconstruction": method.loss(seen(outputs, rows, given))}
@@ -130,18 +130,21 @@ def undecided(
     return sum((rounding.undecided(t, exponent) for t in kernels.values()), jnp.zeros(()))
 
 
-Entering = tuple[Tensor, Bool[Array, "..."]]
-"""What a unit reads, and which of its elements come from the quantized network."""
+class DrawnShare(NamedTuple):
+    """Which elements of activations are quantized in a step, where not all are.
+
+    Attributes:
+      key: of the draws.
+      entering: what the unit reads, with which of its elements come from the quantized network;
+        None to draw these too.
+    """
+
+    key: Key[Array, ""]
+    entering: tuple[Tensor, Bool[Array, "..."]] | None = None
 
 
 def training_hook(
-    plan: Plan,
-    rounding: Rounding,
-    phase: Phase,
-    x: PyTree,
-    given: UnitContext,
-    key: Key[Array, ""],
-    entering: Entering | None = None,
+    plan: Plan, rounding: Rounding, phase: Phase, x: PyTree, given: UnitContext, share: DrawnShare
 ) -> Hook:
     """Soft kernels, and activations of which a drawn share is quantized.
 
@@ -151,10 +154,9 @@ def training_hook(
       phase: what learns, and how much is quantized.
       x: what is trained.
       given: what is not.
-      key: of the draws.
-      entering: elements of the input that are quantized; None to draw them too.
+      share: which elements are quantized.
     """
-    table, snap = plan.table, activations_snapped(plan, phase, x, given, key, entering)
+    table, snap = plan.table, activations_snapped(plan, phase, x, given, share)
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
         args = tuple(snap(Site(node.name, f"input{i}"), v) for i, v in enumerate(args))
@@ -174,12 +176,7 @@ def training_hook(
 
 
 def activations_snapped(
-    plan: Plan,
-    phase: Phase,
-    x: PyTree,
-    given: UnitContext,
-    key: Key[Array, ""],
-    entering: Entering | None,
+    plan: Plan, phase: Phase, x: PyTree, given: UnitContext, share: DrawnShare
 ) -> Callable[[Site, Tensor], Tensor]:
     """(site, tensor) -> the tensor, a share of it quantized; see `training_hook`."""
     table = plan.table
@@ -202,9 +199,11 @@ def activations_snapped(
         if tensor in x["borders"]:
             value = bordered(value, border_of(x["borders"][tensor]), affine.scale)
         rounded = fake_quantize(value, affine, table[site].grid)
-        if entering is not None and value is entering[0]:
-            return jnp.where(entering[1], rounded, value)
-        return blended(jax.random.fold_in(key, numbers[tensor]), rounded, value, phase.quantized)
+        if share.entering is not None and value is share.entering[0]:
+            return jnp.where(share.entering[1], rounded, value)
+        return blended(
+            jax.random.fold_in(share.key, numbers[tensor]), rounded, value, phase.quantized
+        )
 
     return snap
 

@@ -20,21 +20,19 @@ from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, last_weighted
-from dfq_jax.numerics.softmax import divergence
 from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, rate_of, retold
 from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.pieces import Piece, save_piece
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantization.narrowing import gap_of
-from dfq_jax.quantization.plan import Plan
-from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.run.diversity import ALIKE
 from dfq_jax.synthesis.sources.pixels import to_pixels
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
+from dfq_jax.training.distance import distance
 from dfq_jax.training.generator import begun_generator
-from dfq_jax.training.images import GENERATOR, STUDENT, Taught, generator_refusal, rows_of
+from dfq_jax.training.images import GENERATOR, STUDENT, Course, Taught, generator_refusal, rows_of
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.objectives import step_of
 from dfq_jax.training.student import (
@@ -49,8 +47,6 @@ from dfq_jax.training.student import (
 from dfq_jax.values import described, fingerprint
 
 CHUNK = 20
-JUDGED = 64
-"""Images that are judged together."""
 LAST_GOOD = "last_good.npz"
 
 
@@ -120,7 +116,7 @@ def trained(
     began = time.perf_counter()
     start = student_start(method.student, quantized, unfolded)
     taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(method, quantized.plan, taught, key, place, watch)
+    learned = learned_by(Course(method, quantized.plan), taught, key, place, watch)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
     before, after = (distance(teacher, each, images=held_out) for each in (quantized, made))
     kept = math.isfinite(after) and after <= before
@@ -148,18 +144,19 @@ class RunOutcome(NamedTuple):
 
 
 def learned_by(
-    method: Training, plan: Plan, taught: Taught, key: Key[Array, ""], place: Place, watch: Watcher
+    course: Course, taught: Taught, key: Key[Array, ""], place: Place, watch: Watcher
 ) -> RunOutcome:
     """Takes all steps, at lower rates where they diverge.
 
     Raises:
       DivergedError: if every attempt diverged; the last state before that is kept in `place`.
     """
+    method, plan = course
     x = {STUDENT: trained_at_first(method.student, plan, taught.start)}
     x |= generators(method, taught, jax.random.fold_in(key, 0))
     inside = (place / "training").knowing(facts_of(method, x, taught, key))
     with inside.owned():
-        attempt = partial(attempted, method, plan, x, taught, key, inside, watch)
+        attempt = partial(attempted, TrainingRun(course, x, taught, key, inside, watch))
         result, failed = at_lower_rates(attempt)
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
@@ -293,17 +290,30 @@ def facts_of(method: Training, x: PyTree, taught: Taught, key: Key[Array, ""]) -
     }
 
 
-def attempted(
-    method: Training,
-    plan: Plan,
-    x: Mapping[str, PyTree],
-    taught: Taught,
-    key: Key[Array, ""],
-    place: Place,
-    watch: Watcher,
-    number: int,
-) -> FitResult:
+class TrainingRun(NamedTuple):
+    """What every attempt at a training begins with.
+
+    Attributes:
+      course: what is taught.
+      x: what all players train, before the first step.
+      taught: what they are given.
+      key: the only source of randomness.
+      place: keeps the state.
+      watch: told how far it is.
+    """
+
+    course: Course
+    x: Mapping[str, PyTree]
+    taught: Taught
+    key: Key[Array, ""]
+    place: Place
+    watch: Watcher
+
+
+def attempted(run: TrainingRun, number: int) -> FitResult:
     """One attempt, at so much of the learning rate."""
+    course, x, taught, key, place, watch = run
+    method, plan = course
     if number:
         watch.says(f"training diverged; again at 1/{2**number} of the learning rate")
     heard: dict[str, PyTree] = {"ranges": tracked_at_first(method.student, plan, taught.start)}
@@ -311,7 +321,7 @@ def attempted(
     if method.average is not None:
         heard["average"] = x[STUDENT]
     return fit(
-        step_of(method, plan, rate_of(number)),
+        step_of(course, rate_of(number)),
         x,
         taught,
         steps=method.rounds,
@@ -377,23 +387,3 @@ def given_up(method: Training, failed: tuple[int, ...], place: Place, result: Fi
         f"at 1/{2**RESTARTS} of its learning rate.{kept} Use more bits, or begin from a network "
         "that has learned its rounding (`start=`)."
     )
-
-
-def distance(teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> float:
-    """How far a network's outputs are from the teacher's: as in `TrainingReport.before`."""
-    rows = [images[i : i + JUDGED] for i in range(0, len(images), JUDGED)]
-    return sum(float(gap(teacher, quantized, x)) * len(x) for x in rows) / len(images)
-
-
-@jax.jit
-def gap(
-    teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]
-) -> Float[Array, ""]:
-    """`distance` on a batch."""
-    exact = evaluate(teacher, images)[0]
-    rough = evaluate(
-        quantized.model, images, hook=simulation_hook(quantized.plan, quantized.qparams)
-    )[0]
-    if exact[0].ndim == 2 and exact[0].shape[1] > 1:
-        return divergence(exact[0], rough[0])
-    return gap_of(rough, exact)

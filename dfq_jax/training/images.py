@@ -24,12 +24,25 @@ from dfq_jax.training.student import (
     StudentStart,
     float_student,
     student_hook,
+    tensors_of,
     with_rounded_kernels,
 )
 from dfq_jax.types import InputContract
 
 STUDENT, GENERATOR = "student", "generator"
 """Names of the players."""
+
+
+class Course(NamedTuple):
+    """What is taught, and on which levels; hashable.
+
+    Attributes:
+      method: who learns what from whom.
+      plan: what of the student is quantized.
+    """
+
+    method: Training
+    plan: Plan
 
 
 class Taught(NamedTuple):
@@ -133,13 +146,14 @@ def normalised(pixels: UInt8[Array, "b h w c"], contract: InputContract) -> Floa
 
 
 def generator_loss(
-    method: Training, plan: Plan, x: PyTree, context: Among, now: Now
+    course: Course, x: PyTree, context: Among, now: Now
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
     """What a generator is told: terms of synthesis, of the teacher's view of its images.
 
     Terms of an adversary find a `Lesson` where others find what a recipe shares.
     """
     taught: Taught = context.context.context
+    method = course.method
     source: Any = method.images
     model: Any = taught.unfolded
     image_key, own_key = jax.random.split(now.key)
@@ -156,8 +170,8 @@ def generator_loss(
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
     shared: Any = taught.shared
     if source.against:
-        student = context.others[STUDENT]
-        shared = lesson_of(method, plan, taught, student, images, labels, own_key)
+        both = both_answers(course, taught, context.others[STUDENT], images, {})
+        shared = Lesson(images, labels, both.teacher, both.student, own_key)
     turn = jnp.zeros((), jnp.int32)
     observed = Observed(*told, shared, labels, now.memory, turn, now.step, own_key)
     loss, parts = weighted(source.terms, observed)
@@ -166,27 +180,44 @@ def generator_loss(
     return loss, ({**parts, "alike": alike}, memory)
 
 
-def lesson_of(
-    method: Training,
-    plan: Plan,
-    taught: Taught,
-    x: PyTree,
-    images: Float[Array, "b h w c"],
-    labels: Float[Array, "b classes"],
-    key: Key[Array, ""],
-) -> Lesson:
-    """What both networks make of a batch, for a generator that plays against the student.
+class BothAnswers(NamedTuple):
+    """What both networks make of a batch.
 
-    Levels are those of the start where a student tracks them.
+    Attributes:
+      teacher: of the float network; of tensors where the student has fewer channels, these alone.
+      student: of the network that learns.
+      found: all tensors of the student that were asked for.
     """
-    watched = method.watch(taught.teacher.graph)
+
+    teacher: Answers
+    student: Answers
+    found: Mapping[str, Float[Array, "..."]]
+
+
+def both_answers(
+    course: Course, taught: Taught, x: PyTree, images: Float[Array, "b h w c"], ranges: Any
+) -> BothAnswers:
+    """What both networks make of a batch.
+
+    Args:
+      course: who learns, on which levels.
+      taught: what all players are given.
+      x: what the student trains.
+      images: normalised.
+      ranges: of activations that are tracked; where there are none, levels are those of the start.
+    """
+    kind, plan = course.method.student, course.plan
+    watched, followed = course.method.watch(taught.teacher.graph), tensors_of(ranges)
     (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply_tiled)
-    model = float_student(method.student, x, taught.start)
-    hook = student_hook(method.student, plan, x, taught.start, {})
-    (rough, *_), found = evaluate(model, images, taps=watched, hook=hook, apply=apply_tiled)
-    rounded = with_rounded_kernels(method.student, plan, x, taught.start, model)
-    answers = Answers(exact, hints, taught.teacher), Answers(rough, found, rounded)
-    return Lesson(images, labels, *answers, key)
+    hook = student_hook(kind, plan, x, taught.start, ranges)
+    model = float_student(kind, x, taught.start)
+    taps = tuple(dict.fromkeys((*watched, *followed)))
+    (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
+    hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
+    seen = {name: found[name] for name in watched}
+    rounded = with_rounded_kernels(kind, plan, x, taught.start, model)
+    teacher, student = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)
+    return BothAnswers(teacher, student, found)
 
 
 def generator_refusal(kind: GeneratorKind, shape: tuple[int, int, int]) -> str:

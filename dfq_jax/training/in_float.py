@@ -27,14 +27,15 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.pruning.refit import HostMoments, in_whole_batches, moved_as
 from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.training.distance import distance
 from dfq_jax.training.engine import (
     TrainingReport,
     check_classes,
     check_images,
-    distance,
     learned_by,
     taught_of,
 )
+from dfq_jax.training.images import Course
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
 
@@ -85,7 +86,7 @@ def trained_in_float(
     start = StudentStart(model, {}, jax.tree.map(jnp.asarray, dict(masks or {})))
     taught = taught_of(method, whole, None, start, images, key)
     taught = taught._replace(stays=jax.tree.map(jnp.asarray, dict(stays or {})))
-    learned = learned_by(method, NO_LEVELS, taught, key, place, watch)
+    learned = learned_by(Course(method, NO_LEVELS), taught, key, place, watch)
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
     apart = lambda m: distance(whole, QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}), held_out)
     before, after = apart(model), apart(made)

@@ -11,7 +11,7 @@ Reference:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,28 +41,35 @@ def share_at(share: float, drops: tuple[int, ...], factor: float, step: Array) -
     return jnp.asarray(falling(share, drops, factor)(step))
 
 
-def inflated(kind: StudentKind, plan: Plan, share: Bound[Array], step: Step) -> Step:
-    """A student's step with larger updates of its kernels.
+class Inflation(NamedTuple):
+    """How updates are made larger; hashable.
 
-    Args:
+    Attributes:
       kind: of student.
       plan: what is quantized.
       share: of `falling_share`.
+    """
+
+    kind: StudentKind
+    plan: Plan
+    share: Bound[Array]
+
+
+def inflated(inflation: Inflation, step: Step) -> Step:
+    """A student's step with larger updates of its kernels.
+
+    Args:
+      inflation: how much larger.
       step: how it moves otherwise.
     """
-    return Step(step.begin, bound(inflated_take, kind, plan, share, step))
+    return Step(step.begin, bound(inflated_take, inflation, step))
 
 
 def inflated_take(
-    kind: StudentKind,
-    plan: Plan,
-    share: Bound[Array],
-    step: Step,
-    state: Moving,
-    context: Among,
-    now: Now,
+    inflation: Inflation, step: Step, state: Moving, context: Among, now: Now
 ) -> tuple[Moving, Float[Array, ""], Mapping[str, Any]]:
     """One step of `inflated`."""
+    kind, plan, share = inflation
     after, loss, parts = step.take(state, context, now)
     start = context.context.context.start
     with jax.numpy_dtype_promotion("standard"):

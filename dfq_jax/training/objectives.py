@@ -2,51 +2,48 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from dfq_jax.graph.evaluate import apply_tiled, evaluate
 from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Among, Now, Player, Step, descent, in_turn
-from dfq_jax.quantization.plan import Plan
 from dfq_jax.synthesis.terms.base import weighted
 from dfq_jax.training.images import (
     GENERATOR,
     STUDENT,
+    Course,
     Taught,
+    both_answers,
     generator_loss,
     said,
     shown_images,
 )
-from dfq_jax.training.inflation import inflated
-from dfq_jax.training.losses import Answers, Lesson
-from dfq_jax.training.method import GeneratedImages, Training
+from dfq_jax.training.inflation import Inflation, inflated
+from dfq_jax.training.losses import Lesson
+from dfq_jax.training.method import GeneratedImages
 from dfq_jax.training.student import (
-    float_student,
     kernel_codes,
     share_changed,
-    student_hook,
     tensors_of,
     tracked,
-    with_rounded_kernels,
 )
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
 
 
-def step_of(method: Training, plan: Plan, factor: float) -> Step:
+def step_of(course: Course, factor: float) -> Step:
     """A round of all players at so much of their learning rates."""
-    objective = bound(student_loss, method, plan)
-    student = descent(objective, bound(method.optimizer, factor))
+    method = course.method
+    student = descent(bound(student_loss, course), bound(method.optimizer, factor))
     if method.inflation is not None:
-        student = inflated(method.student, plan, method.inflation, student)
+        student = inflated(Inflation(method.student, course.plan, method.inflation), student)
     source = method.images
     if not isinstance(source, GeneratedImages):
         return in_turn(Player(STUDENT, student))
-    generator = descent(bound(generator_loss, method, plan), bound(source.optimizer, factor))
+    generator = descent(bound(generator_loss, course), bound(source.optimizer, factor))
     return in_turn(
         Player(GENERATOR, generator, source.times),
         Player(STUDENT, student, source.lessons, source.warmup),
@@ -54,9 +51,10 @@ def step_of(method: Training, plan: Plan, factor: float) -> Step:
 
 
 def student_loss(
-    method: Training, plan: Plan, x: PyTree, context: Among, now: Now
+    course: Course, x: PyTree, context: Among, now: Now
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
     """The loss of a student at a step, and what it remembers."""
+    method, plan = course
     fed: Fed = context.context
     taught: Taught = fed.context
     image_key, own_key = jax.random.split(now.key)
@@ -64,7 +62,8 @@ def student_loss(
     shown = shown_images(method, taught, fed.at(now.step), generator, image_key)
     ranges = now.memory["ranges"]
     labels = said(taught, shown.images) if shown.labels is None else shown.labels
-    lesson = partial(lesson_loss, method, plan, taught, ranges, labels, own_key)
+    told = ToldBeside(labels, ranges, own_key)
+    lesson = partial(lesson_loss, course, taught, told)
     loss, heard = wrapped(method.wrappers, lesson)(x, shown.images)
     ranges = tracked(method.student, ranges, heard.extremes, now.step)
     codes = kernel_codes(method.student, plan, x, taught.start)
@@ -78,29 +77,27 @@ def student_loss(
     return loss, ({**heard.parts, **moved}, memory)
 
 
+class ToldBeside(NamedTuple):
+    """What a lesson is told beside its images.
+
+    Attributes:
+      labels: what the images show.
+      ranges: of activations that are tracked.
+      key: of draws.
+    """
+
+    labels: Float[Array, "b ..."]
+    ranges: Any
+    key: Key[Array, ""]
+
+
 def lesson_loss(
-    method: Training,
-    plan: Plan,
-    taught: Taught,
-    ranges: Any,
-    labels: Float[Array, "b ..."],
-    key: Key[Array, ""],
-    x: PyTree,
-    images: Float[Array, "b h w c"],
+    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
 ) -> LossParts:
     """The weighted terms of one lesson."""
-    watched = method.watch(taught.teacher.graph)
-    followed = tensors_of(ranges)
-    (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply_tiled)
-    hook = student_hook(method.student, plan, x, taught.start, ranges)
-    model = float_student(method.student, x, taught.start)
-    taps = tuple(dict.fromkeys((*watched, *followed)))
-    (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
-    hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
-    seen = {name: found[name] for name in watched}
-    rounded = with_rounded_kernels(method.student, plan, x, taught.start, model)
-    answers = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)
-    lesson = Lesson(images, labels, *answers, key)
-    loss, parts = weighted(method.terms, lesson)
-    extremes = {name: (jnp.min(found[name]), jnp.max(found[name])) for name in followed}
+    both = both_answers(course, taught, x, images, told.ranges)
+    lesson = Lesson(images, told.labels, both.teacher, both.student, told.key)
+    loss, parts = weighted(course.method.terms, lesson)
+    least_and_most = lambda v: (jnp.min(v), jnp.max(v))
+    extremes = {name: least_and_most(both.found[name]) for name in tensors_of(told.ranges)}
     return loss, Heard(parts, jax.lax.stop_gradient(extremes))

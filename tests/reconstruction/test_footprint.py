@@ -20,6 +20,7 @@ from dfq_jax.recipes.reconstructions import foretold
 from dfq_jax.reconstruction.batches import Rows
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import (
+    Passing,
     behind,
     footprint,
     largest_step,
@@ -50,7 +51,7 @@ def test_what_is_kept_are_the_ends_of_a_unit(reference, plan, nets):
     every = []
     for unit in units_of(reference.graph, plan):
         after = passed(unit_model(unit, reference), None, None, data)
-        found = unit_footprint(unit, values, reference, 6, ClosedForm(), 2**30)
+        found = unit_footprint(unit, Passing(reference, values, 6, 2**30), ClosedForm())
         assert found.kept == 2 * (data.nbytes + after.nbytes)
         every.append(found.total)
         data = after
@@ -89,8 +90,8 @@ def test_looking_ahead_takes_more(reference, plan):
     after = behind(units, values)
     assert after[-1] == 0
     assert after[0] == sum(values[n.name] for u in units[1:] for n in u.block.graph.nodes)
-    given = (units[0], values, reference, 64)
-    take = lambda method: unit_footprint(*given, method, 2**30, after[0])
+    given = Passing(reference, values, 64, 2**30)
+    take = lambda method: unit_footprint(units[0], given, method, after[0])
     graph = units[0].block.graph
     enters, leaves = values[graph.inputs[0]], values[graph.outputs[0]]
     plain, predicting = take(qdrop()), take(pd_quant(closeness=None))

@@ -23,7 +23,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.reconstruction.method import Phase, Rates
-from dfq_jax.reconstruction.objective import UnitContext, optimizer_of, training_hook
+from dfq_jax.reconstruction.objective import DrawnShare, UnitContext, optimizer_of, training_hook
 from dfq_jax.reconstruction.phases import begun, biases_of, coarse_edges
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.sources.generator import codes_and_generator, generated
@@ -59,7 +59,7 @@ def images_of(teacher, generator, codes):
 
 
 def scores(plan, student, given, images):
-    hook = training_hook(plan, straight_through(), PHASE, student, given, KEY)
+    hook = training_hook(plan, straight_through(), PHASE, student, given, DrawnShare(KEY))
     return evaluate(given.model, images, hook=hook)[0][0]
 
 

@@ -20,7 +20,7 @@ from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.engine import reconstruct
 from dfq_jax.reconstruction.method import Phase
-from dfq_jax.reconstruction.objective import UnitContext, drawn, training_hook
+from dfq_jax.reconstruction.objective import DrawnShare, UnitContext, drawn, training_hook
 from dfq_jax.reconstruction.walks import walks_of
 
 KEY = jax.random.key(0)
@@ -89,9 +89,8 @@ def test_the_input_of_a_unit_is_rounded_once_or_as_any_activation(given, once):
     trained = {"kernels": {}, "edges": {}, "biases": {}, "borders": {}}
     context = UnitContext(reference, quantized.affines, {}, jnp.ones(()))
     entering = (shown, came) if once else None
-    hook = training_hook(
-        quantized.plan, straight_through(), phase, trained, context, jax.random.key(2), entering
-    )
+    share = DrawnShare(jax.random.key(2), entering)
+    hook = training_hook(quantized.plan, straight_through(), phase, trained, context, share)
     _, (seen,) = hook(layer, reference.params[layer.name], (shown,))
     spec = quantized.plan.table[site]
     rounded = np.asarray(fake_quantize(shown, quantized.affines[site], spec.grid))

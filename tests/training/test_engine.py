@@ -26,7 +26,7 @@ from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.engine import LAST_GOOD, check_suits, collapsed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
-from dfq_jax.training.images import normalised, rows_of
+from dfq_jax.training.images import Course, normalised, rows_of
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import FixedImages, Training, nesterov, to_zero
@@ -247,7 +247,8 @@ def test_labels_are_of_images_before_they_are_moved(school):
     memory = {"ranges": {}, "codes": kernel_codes(method.student, student.plan, x, start)}
     fed = Fed(taught, jnp.int32(0), jnp.arange(24)[None])
     now = Now(KEY, jnp.int32(0), memory)
-    loss = jax.jit(lambda x: student_loss(method, student.plan, x, Among(fed, {}), now)[0])(x)
+    course = Course(method, student.plan)
+    loss = jax.jit(lambda x: student_loss(course, x, Among(fed, {}), now)[0])(x)
     mean = lambda v: np.mean(np.argmax(evaluate(teacher, v)[0][0], -1) ** 2)
     shown = normalised(taught.pixels, teacher.contract)
     assert mean(shown) != mean(0 * shown)

@@ -21,7 +21,7 @@ from dfq_jax.synthesis.sources.pixels import from_natural, to_pixels
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.engine import check_images, fed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
-from dfq_jax.training.images import generator_loss, normalised, shown_images
+from dfq_jax.training.images import Course, generator_loss, normalised, shown_images
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import student_start
 
@@ -95,7 +95,7 @@ def test_the_second_batch_is_of_one_class_and_has_norms_of_its_own(method, schoo
     probe = method._replace(images=source._replace(terms=(Term("probe", 1.0, sized),)))
     fed_now: Any = type("Fed", (), {"context": taught})
     now = Now(KEY, jnp.int32(0), ())
-    loss, _ = generator_loss(probe, student.plan, x, Among(fed_now, {}), now)
+    loss, _ = generator_loss(Course(probe, student.plan), x, Among(fed_now, {}), now)
     assert float(loss) == pytest.approx(6, abs=1e-3)
 
 

@@ -15,6 +15,7 @@ from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.training.inflation import (
     DOUBLED,
+    Inflation,
     factors,
     falling_share,
     further,
@@ -74,7 +75,7 @@ def halves(state: Moving, context, now):
 def test_a_step_is_otherwise_what_it_was(begun):
     plan, start, x = begun
     nothing: Any = None
-    step = inflated(KIND, plan, falling_share(0.5, drops=(4,)), Step(nothing, halves))
+    step = inflated(Inflation(KIND, plan, falling_share(0.5, drops=(4,))), Step(nothing, halves))
     given: Any = type("", (), {"context": type("", (), {"start": start})})
     take = jax.jit(
         lambda x, n: step.take(Moving(x, (), ()), Among(given, {}), Now(KEY, jnp.int32(n)))
