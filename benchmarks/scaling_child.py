@@ -227,7 +227,7 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     from dfq_jax.base.parallel import Machine, settled
     from dfq_jax.optim.fit import run_chunk, start_state
     from dfq_jax.recipes.best import best
-    from dfq_jax.synthesis.run.attempts import begin
+    from dfq_jax.synthesis.run.attempts import BatchStart, begin
     from dfq_jax.synthesis.run.engine import measured, ready, spread_of
     from dfq_jax.synthesis.terms.targets import Forward
 
@@ -236,7 +236,7 @@ def compiled(model: Any, args: argparse.Namespace, devices: int) -> tuple[Any, l
     run = ready(
         model, jax.random.key(0), work, spread_of(work, Machine(devices, together=True)), how
     )
-    batch = begin(run.job, run.shared, run.memory, jax.random.key(1))
+    batch = begin(run.job, BatchStart(run.shared, run.memory, jax.random.key(1)))
     plan = run.job.plans[0]
     step = plan.step(run.job.parts[-1])
     begun = start_state(*settled((batch.x, batch.memory)), step)

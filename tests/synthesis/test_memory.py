@@ -12,7 +12,7 @@ from dfq_jax.optim.fit import run_chunk, start_state
 from dfq_jax.recipes.best import best
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.zeroq import zeroq
-from dfq_jax.synthesis.run.attempts import begin
+from dfq_jax.synthesis.run.attempts import BatchStart, begin
 from dfq_jax.synthesis.run.engine import Spread, measured, ready, spread_of
 from dfq_jax.synthesis.run.memory import (
     Need,
@@ -36,7 +36,7 @@ def allocated(model, recipe, how=PLAIN, spread=None):
     """Bytes that XLA sets aside for a chunk, (arguments and results, in between); and the work."""
     work = measured(model, recipe, recipe.batch)
     run = ready(model, KEY, work, spread or Spread(), how)
-    batch, plan = begin(run.job, run.shared, run.memory, KEY), run.job.plans[0]
+    batch, plan = begin(run.job, BatchStart(run.shared, run.memory, KEY)), run.job.plans[0]
     step = plan.step(run.job.parts[-1])
     begun = start_state(*settled((batch.x, batch.memory)), step)
     leaves, tree = jax.tree.flatten(settled((begun, batch.context, batch.key)))

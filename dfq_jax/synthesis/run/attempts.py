@@ -49,8 +49,39 @@ class Underway(NamedTuple):
         return self._replace(**fields, notes=self.notes + notes)
 
 
-def begin(job: Job, shared: PyTree, memory: PyTree, key: Key[Array, ""]) -> Underway:
+class BatchStart(NamedTuple):
+    """What one optimisation begins with.
+
+    Attributes:
+      shared: what the recipe prepared.
+      memory: from the batch before.
+      key: of this batch.
+    """
+
+    shared: PyTree
+    memory: PyTree
+    key: Key[Array, ""]
+
+
+class Visits(NamedTuple):
+    """When the host looks at an optimisation, and what it does then.
+
+    Attributes:
+      chunk: most steps between two visits.
+      on_chunk: told the steps done, and the last metrics.
+    """
+
+    chunk: int
+    on_chunk: Callable[[int, Metrics], None]
+
+    def behind(self, done: int) -> "Visits":
+        """The same for a stage behind so many steps of earlier ones."""
+        return self._replace(on_chunk=lambda step, parts: self.on_chunk(done + step, parts))
+
+
+def begin(job: Job, given: BatchStart) -> Underway:
     """A batch before its first step, where it is going to be made."""
+    shared, memory, key = given
     init_key, label_key, step_key = jax.random.split(key, 3)
     labels = job.recipe.condition(label_key, job.size, job.classes)
     x, context = start(job, init_key), Context(job.model, job.targets, shared, labels)
@@ -65,9 +96,8 @@ def fit_stage(
     job: Job,
     index: int,
     batch: Underway,
-    on_chunk: Callable[[int, Metrics], None],
+    visits: Visits,
     store: StateStore | None,
-    chunk: int,
     failed: FitResult | None = None,
 ) -> Underway:
     """Optimises one stage of one batch, restarting at half the learning rate when it diverges.
@@ -76,9 +106,8 @@ def fit_stage(
       job: the static side.
       index: of the stage.
       batch: before it.
-      on_chunk: told the steps done in this stage, and the last metrics.
+      visits: of the host, told the steps done in this stage.
       store: where the first attempt is kept.
-      chunk: most steps between two visits of the host.
       failed: what became of the first attempt, if it has been made.
 
     Returns:
@@ -88,7 +117,7 @@ def fit_stage(
       DivergedError: after four attempts.
     """
     done, before = sum(plan.steps for plan in job.plans[:index]), job.parts[-1]
-    attempt = partial(fit_once, job, index, batch, on_chunk, store, chunk)
+    attempt = partial(fit_once, job, index, batch, visits, store)
     result, steps = at_lower_rates(attempt, failed)
     steps = tuple(done + step for step in steps)
     if result.status != "diverged":
@@ -101,13 +130,7 @@ def fit_stage(
 
 
 def fit_once(
-    job: Job,
-    index: int,
-    batch: Underway,
-    on_chunk: Callable[[int, Metrics], None],
-    store: StateStore | None,
-    chunk: int,
-    attempt: int,
+    job: Job, index: int, batch: Underway, visits: Visits, store: StateStore | None, attempt: int
 ) -> FitResult:
     """One attempt at `fit_stage`, whatever comes of it; the first is kept."""
     stage = job.plans[index]
@@ -118,8 +141,8 @@ def fit_once(
         steps=stage.steps,
         key=jax.random.fold_in(batch.key, index),
         memory=batch.memory,
-        chunk=chunk,
-        on_chunk=on_chunk,
+        chunk=visits.chunk,
+        on_chunk=visits.on_chunk,
         store=store if attempt == 0 else None,
         lighter=partial(lighter, job, index, attempt),
     )
@@ -136,21 +159,22 @@ def fit_stage_apart(
     index: int,
     batches: Sequence[Underway],
     mesh: Mesh,
-    on_chunk: Callable[[int, Metrics], None],
+    visits: Visits,
     stores: Sequence[StateStore | None],
-    chunk: int,
-    wanted: int,
 ) -> list[Underway]:
     """Optimises one stage of several batches, one a device.
 
-    A batch that diverges is made again alone, on one device; the others keep what they have, and
-    those not wanted what they had.
+    As many are wanted as there are stores; devices beyond them make the last once more. A batch
+    that diverges is made again alone, on one device; the others keep what they have, and those not
+    wanted what they had.
 
     Raises:
       DivergedError: if one of those wanted diverges in four attempts.
     """
     stage, contexts = job.plans[index], [batch.context for batch in batches]
     context, before = everywhere(contexts[0]._replace(labels=()), mesh), job.parts[-1]
+    wanted = len(stores)
+    stores = [*stores, *[stores[-1]] * (mesh.size - wanted)]
     results = fit_apart(
         stage.step(before),
         [batch.x for batch in batches],
@@ -160,13 +184,13 @@ def fit_stage_apart(
         keys=[jax.random.fold_in(batch.key, index) for batch in batches],
         memory=[batch.memory for batch in batches],
         mesh=mesh,
-        chunk=chunk,
-        on_chunk=on_chunk,
+        chunk=visits.chunk,
+        on_chunk=visits.on_chunk,
         stores=stores,
         lighter=partial(lighter, job, index, 0),
     )
     batches = [batch._replace(notes=batch.notes + parted(job, before)) for batch in batches]
-    again = partial(fit_stage, job, index, on_chunk=on_chunk, store=None, chunk=chunk)
+    again = partial(fit_stage, job, index, visits=visits, store=None)
     return [
         again(batch, failed=r) if r.status == "diverged" and i < wanted else batch.after(r)
         for i, (batch, r) in enumerate(zip(batches, results, strict=True))
@@ -193,48 +217,27 @@ Stores = Callable[[int, int], StateStore | None]
 """(stage, attempt) -> where the state of a batch is kept."""
 
 
-def make(
-    job: Job,
-    shared: PyTree,
-    memory: PyTree,
-    key: Key[Array, ""],
-    on_chunk: Callable[[int, Metrics], None],
-    stores: Stores,
-    chunk: int,
-) -> Made:
+def make(job: Job, given: BatchStart, visits: Visits, stores: Stores) -> Made:
     """All stages of one optimisation; another time where its images are all alike or blank.
 
     Args:
       job: the static side.
-      shared: what the recipe prepared.
-      memory: from the batch before.
-      key: of this batch.
-      on_chunk: told the steps done in all stages, and the last metrics.
+      given: what it begins with.
+      visits: of the host, told the steps done in all stages.
       stores: (stage, attempt) -> where its state is kept.
-      chunk: most steps between two visits of the host.
 
     Returns:
       Finished images.
     """
-    attempt = partial(make_once, job, shared, memory, key, on_chunk, stores, chunk)
+    attempt = partial(make_once, job, given, visits, stores)
     return sound(job, attempt(0), attempt)
 
 
-def make_once(
-    job: Job,
-    shared: PyTree,
-    memory: PyTree,
-    key: Key[Array, ""],
-    on_chunk: Callable[[int, Metrics], None],
-    stores: Stores,
-    chunk: int,
-    attempt: int,
-) -> Made:
+def make_once(job: Job, given: BatchStart, visits: Visits, stores: Stores, attempt: int) -> Made:
     """One attempt at `make`, whatever comes of it."""
-    batch, done = begin(job, shared, memory, key_of(key, attempt)), 0
+    batch, done = begin(job, given._replace(key=key_of(given.key, attempt))), 0
     for index, stage in enumerate(job.plans):
-        report = lambda step, parts, done=done: on_chunk(done + step, parts)
-        batch = fit_stage(job, index, batch, report, stores(index, attempt), chunk)
+        batch = fit_stage(job, index, batch, visits.behind(done), stores(index, attempt))
         done += stage.steps
     return finish(job, batch)
 
@@ -274,42 +277,30 @@ def first_fault(job: Job, images: Float[Array, "n h w c"]) -> str | None:
 
 
 def make_apart(
-    job: Job,
-    shared: PyTree,
-    memory: PyTree,
-    keys: Sequence[Key[Array, ""]],
-    mesh: Mesh,
-    on_chunk: Callable[[int, Metrics], None],
-    stores: Sequence[Stores],
-    chunk: int,
+    job: Job, given: Sequence[BatchStart], mesh: Mesh, visits: Visits, stores: Sequence[Stores]
 ) -> list[Made]:
     """All stages of several optimisations at the same time, one a device.
 
     Args:
       job: the static side; of one turn.
-      shared: what the recipe prepared.
-      memory: before the first step of each.
-      keys: of each; where there are fewer than devices, the last is made several times.
+      given: what each begins with; where there are fewer than devices, the last is made several
+        times.
       mesh: the devices.
-      on_chunk: told the steps done in all stages, and the last metrics averaged over the batches.
+      visits: of the host, told the steps done in all stages, and metrics averaged over the batches.
       stores: for each batch: (stage, attempt) -> where its state is kept.
-      chunk: most steps between two visits of the host.
 
     Returns:
-      What `make` would return for each key.
+      What `make` would return for each.
     """
-    idle = mesh.size - len(keys)
-    batches, done = [begin(job, shared, memory, key) for key in keys], 0
-    batches += [batches[-1]] * idle
+    batches, done = [begin(job, each) for each in given], 0
+    batches += [batches[-1]] * (mesh.size - len(given))
     for index, stage in enumerate(job.plans):
-        report = lambda step, parts, done=done: on_chunk(done + step, parts)
         kept = [of(index, 0) for of in stores]
-        kept += [kept[-1]] * idle
-        batches = fit_stage_apart(job, index, batches, mesh, report, kept, chunk, len(keys))
+        batches = fit_stage_apart(job, index, batches, mesh, visits.behind(done), kept)
         done += stage.steps
-    made = [finish(job, batch) for batch in batches[: len(keys)]]
-    once = partial(make_once, job, shared, memory)
-    again = [partial(once, key, on_chunk, of, chunk) for key, of in zip(keys, stores, strict=True)]
+    made = [finish(job, batch) for batch in batches[: len(given)]]
+    pairs = zip(given, stores, strict=True)
+    again = [partial(make_once, job, each, visits, of) for each, of in pairs]
     return [sound(job, each, attempt) for each, attempt in zip(made, again, strict=True)]
 
 

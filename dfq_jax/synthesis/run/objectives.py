@@ -157,9 +157,8 @@ def remembered(
         return memory
     natural, key = to_natural(images, context.model.contract), jax.random.key(0)
     none = jnp.zeros((), jnp.int32)
-    return recipe.memory.batch(
-        looked_at(recipe, context, how, natural, memory, none, none, key, None)
-    )
+    at = SynthesisStep(memory, none, none, key)
+    return recipe.memory.batch(looked_at(recipe, how, context, natural, at))
 
 
 def lighter(job: Job, index: int, attempt: int) -> Step:
@@ -183,46 +182,72 @@ def build_objective(
     recipe: Recipe, stage: Stage | None = None, turns: int = 1, how: Forward = PLAIN
 ) -> Bound[tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]]:
     """The objective of a recipe's stage (by default the first), as a value."""
-    return bound(recipe_loss, traced(recipe), (stage or recipe.stages[0]).augment, turns, how)
+    augment = (stage or recipe.stages[0]).augment
+    return bound(recipe_loss, StageObjective(traced(recipe), augment, turns, how))
+
+
+class StageObjective(NamedTuple):
+    """The static side of the objective of a stage; hashable.
+
+    Attributes:
+      recipe: the method, as of `traced`.
+      augment: what becomes of images before the network sees them.
+      turns: batches that take turns.
+      how: the forward pass.
+    """
+
+    recipe: Recipe
+    augment: Augment
+    turns: int
+    how: Forward
 
 
 def recipe_loss(
-    recipe: Recipe,
-    augment: Augment,
-    turns: int,
-    how: Forward,
-    x: PyTree,
-    context: Context,
-    now: Now,
+    objective: StageObjective, x: PyTree, context: Context, now: Now
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Any], PyTree]]:
     """The weighted terms of a recipe, and what it remembers."""
-    look = partial(looked_at, recipe, context, how)
+    recipe, augment, turns, how = objective
+    look = partial(looked_at, recipe, how, context)
     contract = context.model.contract
     shown_key, network_key, term_key = jax.random.split(now.key, 3)
-    turn, memory = whose_turn(now.step, turns), now.memory
+    at = SynthesisStep(now.memory, whose_turn(now.step, turns), now.step, term_key)
     if recipe.memory.finished:
         last = whose_turn(jnp.maximum(now.step - 1, 0), turns)
         images = finished(recipe, jax.lax.stop_gradient(own(x, last, turns)), contract)
-        memory = recipe.memory.step(look(images, memory, last, now.step, term_key, None))
-    natural = augment(shown_key, recipe.source.render(own(x, turn, turns)))
+        at = at._replace(memory=recipe.memory.step(look(images, at._replace(turn=last))))
+    natural = augment(shown_key, recipe.source.render(own(x, at.turn, turns)))
     natural = clipped(recipe, natural, contract)
-    observed = look(natural, memory, turn, now.step, term_key, network_key)
+    observed = look(natural, at, network_key)
     loss, parts = weighted(recipe.terms, observed)
+    memory = at.memory
     if not recipe.memory.finished:
         memory = recipe.memory.step(jax.lax.stop_gradient(observed))
     return loss, (parts, memory)
 
 
+class SynthesisStep(NamedTuple):
+    """Where a run is when images are looked at.
+
+    Attributes:
+      memory: of the recipe.
+      turn: whose it is.
+      step: number, from 0.
+      key: for the terms.
+    """
+
+    memory: PyTree
+    turn: Int[Array, ""]
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+
+
 def looked_at(
     recipe: Recipe,
-    context: Context,
     how: Forward,
+    context: Context,
     natural: Images,
-    memory: PyTree,
-    turn: Int[Array, ""],
-    step: Int[Array, ""],
-    key: Key[Array, ""],
-    distortion: Key[Array, ""] | None,
+    at: SynthesisStep,
+    distortion: Key[Array, ""] | None = None,
 ) -> Observed:
     """One forward pass of images in natural units, distorted if there is a key for it."""
     model, watch = context.model, dict(recipe.watch(context.model.graph))
@@ -241,10 +266,10 @@ def looked_at(
         targets=context.targets,
         shared=context.shared,
         labels=context.labels,
-        memory=memory,
-        turn=turn,
-        step=step,
-        key=key,
+        memory=at.memory,
+        turn=at.turn,
+        step=at.step,
+        key=at.key,
     )
 
 

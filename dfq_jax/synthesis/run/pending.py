@@ -15,7 +15,7 @@ from dfq_jax.optim.fit import Metrics
 from dfq_jax.optim.pieces import Piece, load_piece, save_piece
 from dfq_jax.optim.state import NOWHERE, Place, StateStore
 from dfq_jax.synthesis.recipe import Memory, Recipe
-from dfq_jax.synthesis.run.attempts import Made, make, make_apart
+from dfq_jax.synthesis.run.attempts import BatchStart, Made, Visits, make, make_apart
 from dfq_jax.synthesis.run.objectives import Job
 
 
@@ -89,12 +89,13 @@ def make_missing(
         report = partial(tell, number, before + len(rounds))
         places = [place / f"batch_{i}" for i in indices]
         stores = [partial(store_of, each) for each in places]
+        memory, visits = memory_before(run, indices[0], shelf), Visits(chunk, report)
         keys = [jax.random.fold_in(run.key, index) for index in indices]
-        given = (run.job, run.shared, memory_before(run, indices[0], shelf))
+        given = [BatchStart(run.shared, memory, key) for key in keys]
         if run.apart is None:
-            finished = [make(*given, keys[0], report, stores[0], chunk)]
+            finished = [make(run.job, given[0], visits, stores[0])]
         else:
-            finished = make_apart(*given, keys, run.apart, report, stores, chunk)
+            finished = make_apart(run.job, given, run.apart, visits, stores)
         for index, each, made in zip(indices, places, finished, strict=True):
             shelf.put(index, made)
             notes += notes_on(run.job, index, made)
