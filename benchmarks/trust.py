@@ -183,7 +183,7 @@ def spoiled(quantized: Any, how: str) -> Any:
 
 def rescaled(quantized: Any, kind: str, factor: float) -> Any:
     """The network with ranges of activations scaled; of `clip` but for the first eighth."""
-    sites = [site for site in quantized.qparams if site.slot.startswith("input")]
+    sites = [site for site in quantized.qparams if site.argument is not None]
     first = {"clip": len(sites) // 8, "lateclip": 3 * len(sites) // 4, "wide": 0}[kind]
     scaled = {
         site: quantized.qparams[site]._replace(scale=quantized.qparams[site].scale * factor)

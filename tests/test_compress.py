@@ -12,9 +12,11 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
-from dfq_jax.io.artifacts.artifact import codes, load_artifact
+from dfq_jax.io.artifacts.artifact import load_artifact
+from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.quantization.sites import Site
 from dfq_jax.recipes.retraining import retraining
 
 
@@ -136,7 +138,7 @@ def test_zeros_stay_zeros_in_the_file(nets, tmp_path):
     manifest = found.save(tmp_path / "out", verification=found.verify())
     assert manifest["status"] == "ok"
     stored = load_artifact(tmp_path / "out").quantized
-    kernels = {site: found for site, found in codes(stored).items() if site.slot == "kernel"}
+    kernels = {Site(layer): found["kernel"] for layer, found in stored_codes(stored).items()}
     bits = {stored.plan.table[site].levels.bits for site in kernels}
     assert bits == {4, 8}
     for site, integers in kernels.items():

@@ -42,7 +42,7 @@ def test_what_norms_and_softmax_read_stays_in_float(made):
     kinds = {n.name: type(n.op).__name__ for n in graph.nodes}
     read = {kinds[site.node] for site in table if site.argument is not None}
     assert not read & {"RmsNorm", "Rotary", "Softmax", "Select", "Compare", "Embed"}
-    assert Site("layers.0.attention.add", "input0") not in table  # the residual stream
+    assert Site("layers.0.attention.add", 0) not in table  # the residual stream
     assert {"MatMul", "Linear", "Mul"} <= read
 
 

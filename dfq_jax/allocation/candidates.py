@@ -179,9 +179,9 @@ def levelled(made: Candidates, levels: Int[Array, " sites"]) -> Hook:
     level = {site: levels[i] for i, site in enumerate(made.sites)}
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        if Site(node.name, "kernel") in level:
+        if Site(node.name) in level:
             slots = {**slots, **parameters(made, level, node.name, slots)}
-        sites = [Site(node.name, f"input{i}") for i in range(len(args))]
+        sites = [Site(node.name, i) for i in range(len(args))]
         edges = zip(sites, args, strict=True)
         return slots, tuple(at_level(made, level, s, x, x) if s in level else x for s, x in edges)
 
@@ -196,7 +196,7 @@ def parameters(
     As in the deployed file, a bias is rounded to the product of both scales where the layer sums
     products of integers.
     """
-    kernel, data = Site(layer, "kernel"), Site(layer, "input0")
+    kernel, data = Site(layer), Site(layer, 0)
     ours = made.model.params[layer]
     found = {"kernel": at_level(made, level, kernel, slots["kernel"], ours["kernel"])}
     if "bias" not in slots:

@@ -229,8 +229,8 @@ def editing(edit: Callable[[Site, Tensor], Tensor]) -> Hook:
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
         if "kernel" in slots:
-            slots = {**slots, "kernel": edit(Site(node.name, "kernel"), slots["kernel"])}
-        return slots, tuple(edit(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
+            slots = {**slots, "kernel": edit(Site(node.name), slots["kernel"])}
+        return slots, tuple(edit(Site(node.name, i), x) for i, x in enumerate(args))
 
     return hook
 

@@ -226,13 +226,13 @@ def fit_kernel(kernel: Tensor, spec: Spec) -> Parameters:
 
 def fit_kernels(model: Model, plan: Plan, edges: QParams) -> dict[Site, Parameters]:
     """Scales of every kernel, raised where a bias would overflow int32."""
-    layers = {Site(node.name, "kernel"): node for node in weighted_nodes(model.graph)}
+    layers = {Site(node.name): node for node in weighted_nodes(model.graph)}
     table, params = plan.table, model.params
     kernels = {s: (params[s.node][s.slot], table[s]) for s in layers if s in table}
     together = fit_side_by_side({s: each for s, each in kernels.items() if in_columns(*each)})
     fitted: dict[Site, Parameters] = {}
     for site, each in kernels.items():
-        slots, data = params[site.node], Site(site.node, "input0")
+        slots, data = params[site.node], Site(site.node, 0)
         parameters = together[site] if site in together else fit_kernel(*each)
         if "bias" in slots and plan.multiplies(layers[site]):
             parameters = guarded(parameters, scales_of(edges[data]), slots["bias"])
@@ -265,7 +265,7 @@ def guard_biases(quantized: QuantizedModel) -> QuantizedModel:
     """The same network with kernel scales raised where a new bias would overflow int32."""
     qparams = dict(quantized.qparams)
     for node in weighted_nodes(quantized.model.graph):
-        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        kernel, data = Site(node.name), Site(node.name, 0)
         slots = quantized.model.params[node.name]
         if "bias" in slots and quantized.plan.multiplies(node):
             scale = scales_of(qparams[data])

@@ -14,9 +14,9 @@ def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:
     for node in products(graph):
         if plan.multiplies(node):
             continue
-        kernel = table.get(Site(node.name, "kernel"))
+        kernel = table.get(Site(node.name))
         stored = kernel is not None or not isinstance(node.op, WEIGHTED)
-        edges = [table.get(Site(node.name, f"input{i}")) for i in range(len(node.inputs))]
+        edges = [table.get(Site(node.name, i)) for i in range(len(node.inputs))]
         if stored and None not in edges:
             reasons[node.name] = wider_than_integers(kernel)
         elif plan.layers == "zsq_all_low" and plan.scheme.activation_bits and stored:

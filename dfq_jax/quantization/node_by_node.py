@@ -118,7 +118,7 @@ def on_grids(quantized: QuantizedModel) -> Model:
     plan, qparams = quantized.plan, jax.device_get(quantized.qparams)
     table, params = plan.table, {k: dict(v) for k, v in quantized.model.params.items()}
     for node in quantized.model.graph.nodes:
-        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        kernel, data = Site(node.name), Site(node.name, 0)
         if kernel not in table:
             continue
         slots = params[node.name]
@@ -148,13 +148,13 @@ def simulation(quantized: QuantizedModel) -> Apply:
     table, qparams = quantized.plan.table, jax.device_get(quantized.qparams)
 
     def grid(node: Node, index: int) -> Steps:
-        site = Site(node.name, f"input{index}")
+        site = Site(node.name, index)
         if site not in table or not isinstance(table[site].levels, Grid):
             return AS_IS
         return steps_of(qparams[site], table[site].grid)
 
     def placed(node: Node, index: int, x: Tensor) -> Tensor:
-        site = Site(node.name, f"input{index}")
+        site = Site(node.name, index)
         if site not in table or isinstance(table[site].levels, Grid):
             return x
         return on_any(x, qparams[site], levels=table[site].levels)

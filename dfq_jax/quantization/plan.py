@@ -1,6 +1,6 @@
 """What is quantized, and how: a frozen table resolved once from a scheme, a preset and rules.
 
-A *site* is an edge `(node, "input0")` or a parameter slot `(node, "kernel")`.
+A *site* is what a node reads, `Site(node, 0)`, or its kernel, `Site(node)`.
 
 - Kernels of convolutions, transposed convolutions and linear layers are sites, with one scale per
   output channel, for the whole kernel, or for groups of input channels of each output channel;
@@ -265,7 +265,7 @@ def resolve(
         op, wanted.weight, observers.weights, wanted.sharing
     )
     kernels = [
-        (Site(n.name, "kernel"), spec_of_kernel(n.op, bits[n.name]))
+        (Site(n.name), spec_of_kernel(n.op, bits[n.name]))
         for n in graph.nodes
         if isinstance(n.op, WEIGHTED) and n.name in bits
     ]

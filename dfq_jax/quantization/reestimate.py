@@ -82,7 +82,7 @@ def norm_changes(
             return None
         axes, recorded = tuple(range(out.ndim - 1)), reference.moments[node.name]
         wanted = jnp.var(exact, axes) if target == "reference" else recorded.var
-        kernel = quantized.qparams.get(Site(node.name, "kernel"))
+        kernel = quantized.qparams.get(Site(node.name))
         scalable = kernel is None or scales_of(kernel).size == out.shape[-1]
         gain = matching_gain(wanted, jnp.var(out, axes)) if scalable else None
         scaled = out if gain is None else gain * out

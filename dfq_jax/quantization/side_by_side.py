@@ -124,7 +124,7 @@ def changed_layer(
     if change.gain is None:
         return {**slots, "bias": bias + change.shift}, qparams
     moved = {"kernel": slots["kernel"] * change.gain, "bias": bias * change.gain + change.shift}
-    site = Site(name, "kernel")
+    site = Site(name)
     if site not in qparams:
         return {**slots, **moved}, qparams
     scaled = with_scales(qparams[site], scales_of(qparams[site]) * change.gain)

@@ -67,7 +67,7 @@ class QuantizedModel:
         Raises:
           PlanError: if it stays in float.
         """
-        site = Site(layer, "kernel")
+        site = Site(layer)
         spec = self.plan.spec(site)
         if spec is None:
             raise PlanError(f"the kernel of {layer!r} is not quantized; it is in `model.params`.")
@@ -88,7 +88,7 @@ def weight_hook(plan: Plan, qparams: QParams) -> Hook:
     table = plan.table
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        kernel, data = Site(node.name), Site(node.name, 0)
         if kernel in table:
             snapped = on_levels(slots["kernel"], table[kernel].levels, qparams[kernel])
             slots = {**slots, "kernel": snapped}
@@ -110,7 +110,7 @@ def argument_hook(plan: Plan, qparams: QParams) -> Hook:
         return on_levels(x, table[site].levels, qparams[site])
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        return slots, tuple(snap(Site(node.name, f"input{i}"), x) for i, x in enumerate(args))
+        return slots, tuple(snap(Site(node.name, i), x) for i, x in enumerate(args))
 
     return hook
 

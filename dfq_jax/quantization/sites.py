@@ -3,8 +3,8 @@
 The rules are those of `dfq_jax.quantization.plan`.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import (
@@ -58,16 +58,31 @@ STREAM = "residual stream"
 STATISTIC = "statistic of positions"
 
 
-class Site(NamedTuple):
-    """Where a quantizer sits: `slot` is `kernel` or `input{i}`."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """Where a quantizer sits: on what a node reads, or on its kernel.
+
+    Attributes:
+      node: its name.
+      argument: which of its arguments, from 0; None for its kernel.
+    """
 
     node: str
-    slot: str
+    argument: int | None = None
 
     @property
-    def argument(self) -> int | None:
-        """Argument index of an edge, None for a parameter slot."""
-        return int(self.slot[5:]) if self.slot.startswith("input") else None
+    def slot(self) -> str:
+        """What it is called beside the node, in files: `kernel` or `input0`, `input1`, ..."""
+        return "kernel" if self.argument is None else f"input{self.argument}"
+
+    @property
+    def path(self) -> str:
+        """What it is called in files: the node and the slot."""
+        return f"{self.node}.{self.slot}"
+
+    def __lt__(self, other: "Site") -> bool:
+        """The order of saved arrays: by node, then by slot."""
+        return (self.node, self.slot) < (other.node, other.slot)
 
 
 def float_reason(op: Op) -> str | None:
@@ -208,7 +223,7 @@ def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[
         if isinstance(node.op, ABSORBED) or node.name in skipped:
             continue
         for index, source in enumerate(node.inputs):
-            groups.setdefault(origin[source], []).append(Site(node.name, f"input{index}"))
+            groups.setdefault(origin[source], []).append(Site(node.name, index))
     groups = {t: sites for t, sites in groups.items() if not rounded_twice(graph, t, sites)}
     return behind_relu(graph, groups) if only_rectified else groups
 
@@ -241,5 +256,5 @@ def products(graph: Graph) -> tuple[Node, ...]:
 
 def operands(node: Node) -> tuple[Site, Site]:
     """The two sites that a layer, or product of two tensors, multiplies."""
-    second = "input1" if isinstance(node.op, MatMul) else "kernel"
-    return Site(node.name, "input0"), Site(node.name, second)
+    second = 1 if isinstance(node.op, MatMul) else None
+    return Site(node.name, 0), Site(node.name, second)

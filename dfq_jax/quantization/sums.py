@@ -99,7 +99,7 @@ def farthest(quantized: QuantizedModel, site: Site) -> int:
 
 def smaller(plan: Plan, found: LongSum) -> Rule:
     """The rule that gives a kernel one bit less; the last resort is float."""
-    spec = plan.spec(Site(found.layer, "kernel"))
+    spec = plan.spec(Site(found.layer))
     pattern = glob.escape(found.layer)
     if spec is None or spec.levels.bits <= FEWEST_BITS:  # a product of two tensors has no kernel
         return Rule(pattern, keep_float=True)
@@ -110,7 +110,7 @@ def told(found: Mapping[str, LongSum], plan: Plan) -> tuple[str, ...]:
     """What became of layers whose sums were too large, a sentence each."""
     notes = []
     for layer, sum_ in found.items():
-        spec = plan.spec(Site(layer, "kernel"))
+        spec = plan.spec(Site(layer))
         what = "it stays in float" if spec is None else f"its kernel has {spec.levels.bits} bits"
         notes.append(f"{sum_}: {what}")
     return tuple(notes)

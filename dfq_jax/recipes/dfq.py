@@ -286,7 +286,7 @@ def on_grids(quantized: QuantizedModel, whole: Model, ratio: float) -> Quantized
     if ratio == 0:
         return quantized
     scales = {
-        site.node: scales_of(a) for site, a in quantized.qparams.items() if site.slot == "kernel"
+        site.node: scales_of(a) for site, a in quantized.qparams.items() if site.argument is None
     }
     nothing = jnp.zeros(())
     steps = {run.layer: scales.get(run.layer, nothing) for run in runs(whole)}
@@ -345,7 +345,7 @@ def rounded_kernels(quantized: QuantizedModel) -> dict[str, Kernel]:
     """{layer: kernel on its levels}, for every layer with a quantized kernel."""
     plan, rounded = quantized.plan, {}
     for node in weighted_nodes(quantized.model.graph):
-        site = Site(node.name, "kernel")
+        site = Site(node.name)
         spec = plan.spec(site)
         if spec is not None:
             kernel = quantized.model.params[node.name]["kernel"]

@@ -176,7 +176,7 @@ def all_of(model: Model, images: Shaped[Array, "n ..."]) -> tuple[Float[Array, "
 def kernels(quantized: QuantizedModel) -> list[tuple[Node, np.ndarray]]:
     """Every layer whose kernel is quantized, with that kernel."""
     nodes, params = quantized.model.graph.nodes, quantized.model.params
-    stored = [n for n in nodes if quantized.plan.spec(Site(n.name, "kernel")) is not None]
+    stored = [n for n in nodes if quantized.plan.spec(Site(n.name)) is not None]
     return [(n, np.asarray(params[n.name]["kernel"], np.float64)) for n in stored]
 
 

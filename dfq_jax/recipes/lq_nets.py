@@ -95,7 +95,7 @@ def fit_kernels(reference: Model, plan: Plan, turns: int) -> dict[Site, Fitted]:
     """The bases of all kernels of few bits."""
     fitted = {}
     for node in weighted_nodes(reference.graph):
-        site = Site(node.name, "kernel")
+        site = Site(node.name)
         spec = plan.spec(site)
         if spec is not None and spec.levels.bits <= MOST_BITS:
             levels = LearnedLevels(spec.levels.bits, "signs", axis=-1)

@@ -69,7 +69,7 @@ def makers(graph: Graph, plan: Plan) -> dict[str, str]:
             continue
         read = {(n.name, i) for n, i in readers[source]} <= {(s.node, s.argument) for s in sites}
         alone = all(len(readers[name]) == 1 for name in chain[1:])
-        spec = plan.spec(Site(maker, "kernel"))
+        spec = plan.spec(Site(maker))
         apart = spec is None or spec.grid.axis is not None  # one scale has no room for gains
         if read and alone and apart and not set(chain) & set(graph.outputs):
             found[tensor] = maker
@@ -107,7 +107,7 @@ def absorbed(
     params, scales = {}, dict(qparams)
     for tensor, trained in borders.items():
         layer, border = made[tensor], border_of(trained)
-        slots, site = model.params[layer], Site(layer, "kernel")
+        slots, site = model.params[layer], Site(layer)
         shift = border.shift * scales[groups[tensor][0]].scale
         params[layer] = {
             "kernel": slots["kernel"] * border.gain,

@@ -88,11 +88,11 @@ def solved(
       they stand for as rounding to nearest lets them, for methods that go on from here.
     """
     node = model.graph.nodes[0]
-    site = Site(node.name, "kernel")
+    site = Site(node.name)
     spec = plan.spec(site)
     if spec is None or not isinstance(node.op, Conv2d | Linear):
         return model, qparams
-    data = Site(node.name, "input0")
+    data = Site(node.name, 0)
     edge = plan.spec(data)
     inputs = None if edge is None else (qparams[data], edge.grid)
     slots = model.params[node.name]

@@ -159,8 +159,8 @@ def training_hook(
     table, snap = plan.table, activations_snapped(plan, phase, x, given, share)
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        args = tuple(snap(Site(node.name, f"input{i}"), v) for i, v in enumerate(args))
-        kernel = Site(node.name, "kernel")
+        args = tuple(snap(Site(node.name, i), v) for i, v in enumerate(args))
+        kernel = Site(node.name)
         if node.name in x["kernels"]:
             fixed = given.fixed[node.name]
             soft = rounding.soft(x["kernels"][node.name], fixed, table[kernel].grid)

@@ -153,7 +153,7 @@ def hardened(
     """The unit with what was learned, rounded for good."""
     scales, kernels = dict(qparams), {}
     for node, trained in found.x["kernels"].items():
-        site = Site(node, "kernel")
+        site = Site(node)
         scales[site], kernel = rounding.hard(trained, fixed[node], plan.table[site].grid)
         kernels[node] = {"kernel": kernel}
     groups = dict(plan.groups)

@@ -90,7 +90,7 @@ def layers_of(unit: Unit) -> tuple[Unit, ...]:
     readers = consumers(graph)
     found = []
     for node in weighted_nodes(graph):
-        if Site(node.name, "kernel") not in unit.plan.table:
+        if Site(node.name) not in unit.plan.table:
             continue
         chain = [node]
         while (after := only_consumer(graph, readers, chain[-1].name)) is not None:
@@ -125,7 +125,7 @@ def share(plan: Plan, block: Block, groups: Collection[int]) -> Plan:
     """
     names = canonical_names(block)
     inside = set(block.names)
-    moved = lambda site: Site(names[site.node], site.slot)
+    moved = lambda site: Site(names[site.node], site.argument)
     kept = [
         tuple(site for site in plan.groups[i][1] if site.node in inside) for i in sorted(groups)
     ]
@@ -154,7 +154,7 @@ def unit_model(unit: Unit, model: Model) -> Model:
 def unit_qparams(unit: Unit, qparams: QParams) -> dict[Site, Affine]:
     """{canonical site: scales} of what a unit quantizes."""
     original = {new: old for old, new in unit.names.items()}
-    scales = lambda site: affine_of(qparams[Site(original[site.node], site.slot)])
+    scales = lambda site: affine_of(qparams[Site(original[site.node], site.argument)])
     return {site: scales(site) for site, _ in unit.plan.entries}
 
 
@@ -173,7 +173,7 @@ def with_unit(
       The network; edges elsewhere that share a grid with one of the unit share its new scale too.
     """
     original = {new: old for old, new in unit.names.items()}
-    back = {Site(original[s.node], s.slot): affine for s, affine in qparams.items()}
+    back = {Site(original[s.node], s.argument): affine for s, affine in qparams.items()}
     for _, sites in quantized.plan.groups:
         changed = [back[site] for site in sites if site in back]
         if changed:

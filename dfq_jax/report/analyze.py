@@ -309,8 +309,8 @@ def layer_report(
 ) -> LayerReport:
     """The line of one layer."""
     slots = model.params.get(node.name, {})
-    second = "kernel" if "kernel" in slots else "input1"
-    kernel, data = plan.spec(Site(node.name, second)), plan.spec(Site(node.name, "input0"))
+    second = None if "kernel" in slots else 1
+    kernel, data = plan.spec(Site(node.name, second)), plan.spec(Site(node.name, 0))
     return LayerReport(
         name=node.name,
         kind=type(node.op).__name__,

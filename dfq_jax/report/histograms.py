@@ -34,7 +34,7 @@ class Codes(NamedTuple):
 
 def codes_of(quantized: QuantizedModel, layers: Sequence[str]) -> list[Codes]:
     """The codes of the first few of these layers that have a quantized kernel."""
-    sites = {layer: Site(layer, "kernel") for layer in layers}
+    sites = {layer: Site(layer) for layer in layers}
     table = dict(quantized.plan.entries)
     known = [layer for layer in layers if sites[layer] in table]
     found = []

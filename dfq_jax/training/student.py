@@ -182,14 +182,14 @@ def student_hook(
         return done[known][1]
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
-        site, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        site, data = Site(node.name), Site(node.name, 0)
         if site in table:
             levels, trained = table[site].levels, x["steps"].get(node.name)
             now = kind.kernels.parameters(slots["kernel"], levels, trained, start.qparams[site])
             slots = {**slots, "kernel": kind.kernels.snap(slots["kernel"], levels, now)}
             if "bias" in slots and plan.multiplies(node):
                 slots |= {"bias": rounded_bias(slots["bias"], edge(data, args[0]), now)}
-        args = tuple(snap(Site(node.name, f"input{i}"), v) for i, v in enumerate(args))
+        args = tuple(snap(Site(node.name, i), v) for i, v in enumerate(args))
         return slots, args
 
     return hook

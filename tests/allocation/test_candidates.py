@@ -76,15 +76,15 @@ def test_one_operator_alone_against_numpy(layer, made, quantized, reference, ima
     snap = lambda site, x: np.asarray(fake_quantize(x, qparams[site], table[site].grid))
 
     def edge(node, index, x):
-        site = Site(node.name, f"input{index}")
+        site = Site(node.name, index)
         return snap(site, jnp.float32(x)) if node.name == layer and site in table else x
 
     def slots(node, p):
         if node.name != layer or "kernel" not in p:
             return p
         ours = quantized.model.params[layer]
-        kernel = Site(layer, "kernel")
-        scales = [np.asarray(qparams[s].scale, np.float64) for s in (Site(layer, "input0"), kernel)]
+        kernel = Site(layer)
+        scales = [np.asarray(qparams[s].scale, np.float64) for s in (Site(layer, 0), kernel)]
         step = (scales[0] * scales[1]).ravel()
         bias = np.round(np.asarray(ours["bias"], np.float64) / step) * step
         return {"kernel": snap(kernel, ours["kernel"]), "bias": bias}
@@ -110,9 +110,9 @@ def test_the_last_batch_is_not_counted_twice(made, images):
 
 def test_raising_bits_raises_them_for_all_who_share_a_grid(reference, quantized):
     plan = quantized.plan
-    finer = raised(reference, plan, [Site("depthwise", "input0")])
+    finer = raised(reference, plan, [Site("depthwise", 0)])
     assert finer == resolve(reference.graph, Scheme(3, 4), rules=[Rule("depthwise", None, 8)])
-    assert finer.table[Site("add", "input1")].grid.bits == 8
+    assert finer.table[Site("add", 1)].grid.bits == 8
     assert at_fine(reference, plan).table == resolve(reference.graph, Scheme(8, 8)).table
 
 
@@ -120,8 +120,8 @@ def test_levels_between_plans(reference, quantized):
     plan = quantized.plan
     rules = [Rule("conv2", 8, 8), Rule("project", keep_float=True)]
     found = levels_between(plan, resolve(reference.graph, Scheme(3, 4), rules=rules))
-    fine = {Site("conv2", "kernel"), Site("conv2", "input0"), Site("maxpool", "input0")}
-    floats = {Site("project", "kernel"), Site("project", "input0")}
+    fine = {Site("conv2"), Site("conv2", 0), Site("maxpool", 0)}
+    floats = {Site("project"), Site("project", 0)}
     assert {site for site, level in found.items() if level == FINE} == fine
     assert {site for site, level in found.items() if level == 0} == floats
     assert set(found) == {site for site, _ in plan.entries}

@@ -51,8 +51,8 @@ def test_rules_give_every_choice_its_bits_and_nothing_else(net, nets):
 def test_both_tensors_of_a_product_are_one_choice(nets):
     graph = fold_batch_norm(nets.vit()).graph
     space = space_of(graph, scheme=W4A4, tensors=True)
-    (choice,) = [c for c in space.choices if Site("attention0.scores", "input0") in c.sites]
-    assert Site("attention0.scores", "input1") in choice.sites
+    (choice,) = [c for c in space.choices if Site("attention0.scores", 0) in c.sites]
+    assert Site("attention0.scores", 1) in choice.sites
     assert "attention0.scores" in choice.layers
 
 
@@ -61,7 +61,7 @@ def test_a_layer_kept_in_float_does_not_come_back(graph):
     rules = [Rule("depthwise", keep_float=True)]
     space = space_of(graph, rules=rules, scheme=W4A4, tensors=True)
     table = resolve(graph, W4A4, rules=space.rules_for([4] * len(space.choices))).table
-    assert Site("depthwise", "kernel") not in table
+    assert Site("depthwise") not in table
 
 
 def test_names_with_wildcards_mean_themselves(nets):
@@ -74,8 +74,8 @@ def test_names_with_wildcards_mean_themselves(nets):
     graph = builder.done(builder.conv("last", x, 2, bias=True)).graph
     space = space_of(graph, scheme=W4A8)
     table = resolve(graph, W4A8, rules=space.rules_for((2, 6))).table
-    assert table[Site("a[0]", "kernel")].grid.bits == 2
-    assert table[Site("a0", "kernel")].grid.bits == 6
+    assert table[Site("a[0]")].grid.bits == 2
+    assert table[Site("a0")].grid.bits == 6
 
 
 def test_nothing_to_choose_is_an_error(graph):

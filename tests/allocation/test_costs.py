@@ -128,7 +128,7 @@ def test_of_onnx_integers_two_bits_save_no_bytes_over_four(nets):
 
 def test_packed_kernels_take_as_many_bits_as_they_have(nets):
     fc = nets.tiny().graph["fc"].name
-    work = LayerWork((Site(fc, "kernel"), Site(fc, "input0")), 0, elements=80_000, scales=100)
+    work = LayerWork((Site(fc), Site(fc, 0)), 0, elements=80_000, scales=100)
     found = {b: cost(work, b, 8, "bytes") for b in range(2, 9)}
     assert {b: n - 600 for b, n in found.items() if b < 8} == {b: 10_000 * b for b in range(2, 8)}
     assert found[8] == 80_500

@@ -52,9 +52,7 @@ def test_each_layer_alone_against_numpy(costs, quantized, reference, images, net
     exact = nets.forward(reference, images)["fc"]
 
     def rounded(bias, layer):
-        scales = [
-            np.asarray(qparams[Site(layer, s)].scale, np.float64) for s in ("input0", "kernel")
-        ]
+        scales = [np.asarray(qparams[Site(layer, i)].scale, np.float64) for i in (0, None)]
         step = (scales[0] * scales[1]).ravel()
         return np.round(bias / step) * step
 
@@ -62,12 +60,12 @@ def test_each_layer_alone_against_numpy(costs, quantized, reference, images, net
         *("conv1", "depthwise", "project", "add", "conv2", "pool", "fc")  # maxpool only moves
     ]
     for cost in costs:
-        mine = lambda node, slot, x, n=cost.name: (
-            snap(Site(node.name, slot), x) if n == node.name and Site(n, slot) in table else x
+        mine = lambda node, i, x, n=cost.name: (
+            snap(Site(node.name, i), x) if n == node.name and Site(n, i) in table else x
         )
-        edge = lambda node, i, x, mine=mine: mine(node, f"input{i}", x)
+        edge = lambda node, i, x, mine=mine: mine(node, i, x)
         slots = lambda node, p, mine=mine, n=cost.name: {
-            k: mine(node, k, v) if k == "kernel" else rounded(v, n) if n == node.name else v
+            k: mine(node, None, v) if k == "kernel" else rounded(v, n) if n == node.name else v
             for k, v in p.items()
         }
         rough = nets.forward(reference, images, edge, slots)["fc"]

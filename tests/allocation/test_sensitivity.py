@@ -76,8 +76,10 @@ def moved(nets, model, space, images, fitted):
             scale, z = (np.asarray(v, np.float64) for v in (affine.scale, affine.zero_point))
             return (np.clip(np.round(x / scale) + z, grid.qmin, grid.qmax) - z) * scale
 
-        edge = lambda node, i, x: snap(Site(node.name, f"input{i}"), x)
-        kernel = lambda node, p: {k: snap(Site(node.name, k), v) for k, v in p.items()}
+        edge = lambda node, i, x: snap(Site(node.name, i), x)
+        kernel = lambda node, p: {
+            k: snap(Site(node.name), v) if k == "kernel" else v for k, v in p.items()
+        }
         return softmax(nets.forward(model, images, edge, kernel)["fc"], axis=-1)
 
     exact = forward([None] * len(space.choices))
@@ -146,7 +148,7 @@ def curvature(nets):
     model = fold_batch_norm(nets.stem())
     x = nets.images(model, 5)
     layers = ("conv2", "fc")
-    names = tuple((Site(layer, "kernel"), layer) for layer in layers)
+    names = tuple((Site(layer), layer) for layer in layers)
     keys = jax.random.split(jax.random.key(3), 2000)
     aim = Aim(parts_of(model), None)
     slopes = jax.jit(jax.vmap(lambda k: slopes_of(model, names, x, k, aim)[1]))(keys)
@@ -186,7 +188,7 @@ def test_predictions_are_half_the_weighted_squared_rounding_error(nets):
     fisher = np.einsum("ni,nc->ic", env["pool"] ** 2, p * (1 - p)) / len(p)
     kernel, truth = model.params["fc"]["kernel"], {"fisher": [], "trace": []}
     for plan in space.plans:
-        site = Site("fc", "kernel")
+        site = Site("fc")
         affine = calibrate(model, plan, images).affines[site]
         error = np.asarray(fake_quantize(kernel, affine, plan.table[site].grid) - kernel) ** 2
         truth["fisher"].append(np.sum(fisher * error) / 2)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,12 +13,11 @@ from dfq_jax.base.files import owned
 from dfq_jax.errors import DataError, ExportError, ResourceError, UsageError
 from dfq_jax.io.artifacts.artifact import (
     check_output_folder,
-    codes,
     load_artifact,
     save_artifact,
 )
 from dfq_jax.io.artifacts.output_folder import replace_all, settle
-from dfq_jax.io.artifacts.quantized_tensors import value_of_bias
+from dfq_jax.io.artifacts.quantized_tensors import stored_codes, value_of_bias
 from dfq_jax.io.verification.verify import simulated
 from dfq_jax.numerics.affine import Affine, quantize_bias
 
@@ -66,11 +66,9 @@ def test_loading_gives_the_same_network_bit_by_bit(onnx_nets, tmp_path, net, sch
     assert found.quantized.plan == q.plan
     assert found.quantized.model.graph == q.model.graph
     assert found.quantized.model.contract == q.model.contract
-    before, after = codes(q), codes(found.quantized)
-    assert before.keys() == after.keys()
-    for site in before:
-        assert before[site].dtype == after[site].dtype
-        np.testing.assert_array_equal(before[site], after[site])
+    before, after = stored_codes(q), stored_codes(found.quantized)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert jax.tree.map(lambda v: v.dtype, before) == jax.tree.map(lambda v: v.dtype, after)
     x = onnx_nets.images(q.model, 4)
     np.testing.assert_array_equal(simulated(found.quantized, x), simulated(q, x))
     again = save_artifact(

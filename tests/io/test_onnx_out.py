@@ -12,7 +12,7 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, Clip, Conv2d, Linear, MatMul, Relu, Reshape, Slice, Transpose
-from dfq_jax.io.artifacts.quantized_tensors import codes
+from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.io.onnx import export as onnx_out
 from dfq_jax.io.onnx.builder import pack_nibbles, printable, tensor
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
@@ -152,9 +152,9 @@ def test_bias_scale_is_the_float32_product(onnx_nets):
 
 def test_dead_channels_and_huge_biases_stay_in_range(onnx_nets):
     q = onnx_nets.quantized("extreme")
-    bias = codes(q)[Site("conv1", "bias")].astype(np.int64)
+    bias = stored_codes(q)["conv1"]["bias"].astype(np.int64)
     assert np.abs(bias).max() <= 2**30
-    assert np.isfinite(np.asarray(q.qparams[Site("conv1", "kernel")].scale)).all()
+    assert np.isfinite(np.asarray(q.qparams[Site("conv1")].scale)).all()
     x = onnx_nets.images(q.model, 8)
     want = np.asarray(simulated(q, x))
     for optimize in (False, True):
@@ -168,8 +168,8 @@ def test_the_integer_file_is_small(onnx_nets):
     n = onnx_nets.Net(7)
     x = n.op("relu", Relu(), n.conv("wide", "images", 3, 128))
     model = n.finish(n.conv("wider", x, 128, 512))
-    edges = [(Site(s, "input0"), Spec(Grid(8))) for s in ("wide", "wider")]
-    kernels = [(Site(s, "kernel"), Spec(Grid(8, True, -1))) for s in ("wide", "wider")]
+    edges = [(Site(s, 0), Spec(Grid(8))) for s in ("wide", "wider")]
+    kernels = [(Site(s), Spec(Grid(8, True, -1))) for s in ("wide", "wider")]
     plan = Plan(tuple(kernels + edges), (), Scheme(8, 8), "qdrop_8bit_ends")
     one = Affine(jnp.float32(0.1), jnp.uint8(3))
     per = lambda s: Affine(jnp.full((1, 1, 1, s), 0.01), jnp.zeros((1, 1, 1, s), jnp.int8))
@@ -210,7 +210,7 @@ def test_hostile_names_are_escaped_and_kept_apart():
     assert found["a\nb"] == "a\\nb"
     assert found["logits"] == "logits_2"
     assert all(v.isprintable() for v in found.values())
-    edge = Site("a\nb", "input0")
+    edge = Site("a\nb", 0)
     plan = Plan(((edge, Spec(Grid(8))),), (), Scheme(8, 8), "zsq_all_low")
     q = QuantizedModel(model, plan, {edge: Affine(jnp.float32(1), jnp.uint8(0))})
     proto = quantized_onnx(q)
@@ -227,7 +227,7 @@ def test_what_onnx_cannot_express_is_an_export_error():
     with pytest.raises(ExportError, match="its own input"):
         float_onnx(Model(Graph((), ("x",), ("x",)), {}, (contract,)))
     model = Model(flat, {"fc": {"kernel": jnp.ones((3, 2))}}, (contract,))
-    edge, kernel = Site("fc", "input0"), Site("fc", "kernel")
+    edge, kernel = Site("fc", 0), Site("fc")
     plan = Plan(((edge, Spec(Grid(8, symmetric=True))),), (), Scheme(8, 8), "zsq_all_low")
     affine = Affine(jnp.float32(1), jnp.int8(0))
     with pytest.raises(ExportError, match="input0 of 'fc'"):
@@ -263,7 +263,7 @@ def test_per_tensor_kernels_are_exported(onnx_nets):
     graph = Graph((Node("conv", Conv2d(), ("x",)),), ("x",), ("conv",))
     params = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
     model = Model(graph, params, (InputContract(5, 5),))
-    edge, slot = Site("conv", "input0"), Site("conv", "kernel")
+    edge, slot = Site("conv", 0), Site("conv")
     plan = Plan(
         ((slot, Spec(Grid(8, True))), (edge, Spec(Grid(8)))), (), Scheme(8, 8), "zsq_all_low"
     )
@@ -326,7 +326,7 @@ def test_a_renamed_tensor_on_a_grid_of_its_own_has_a_pair_of_its_own(onnx_nets):
     x = n.conv("conv", "images", 3, 4)
     y = n.op("turned", Transpose((0, 3, 1, 2)), x)
     model = n.finish(n.op("scores", MatMul(transposed=True), y, y))
-    edges = {Site("turned", "input0"): affine(0.05, 100), Site("scores", "input0"): affine(0.1, 7)}
+    edges = {Site("turned", 0): affine(0.05, 100), Site("scores", 0): affine(0.1, 7)}
     plan = Plan(tuple((s, Spec(Grid(8))) for s in edges), (), Scheme(8, 8), "zsq_all_low")
     q = QuantizedModel(model, plan, edges)
     proto = quantized_onnx(q)
@@ -346,8 +346,8 @@ def test_linear_layers_over_tokens_compute_the_simulation(onnx_nets, bits, quant
     x = n.linear("fc1", n.op("tokens", Reshape((9, 12)), "images"), 12, 16)
     x = n.op("cut", Reshape((3, 3, 16)), x)
     model = n.finish(n.linear("fc2", x, 16, 5, bias=False))
-    kernels = [Site(name, "kernel") for name in ("fc1", "fc2")]
-    edges = [Site(name, "input0") for name in ("fc1", "fc2")] if quantized_input else []
+    kernels = [Site(name) for name in ("fc1", "fc2")]
+    edges = [Site(name, 0) for name in ("fc1", "fc2")] if quantized_input else []
     grid = Grid(bits, bits == 8, -1)
     entries = [(s, Spec(grid)) for s in kernels] + [(s, Spec(Grid(8))) for s in edges]
     plan = Plan(tuple(entries), (), Scheme(bits, 8), "zsq_all_low")
@@ -370,7 +370,7 @@ def test_a_clip_that_quantizing_repeats_becomes_a_relu(onnx_nets):
     x = n.op("clip", Clip(0.0, 6.0), n.conv("conv1", "images", 3, 4))
     y = n.op("other", Clip(0.0, 3.0), n.conv("conv2", x, 4, 4))
     model = n.finish(n.conv("conv3", y, 4, 4))
-    edges = {Site(s, "input0"): affine(6 / 255, 0) for s in ("conv2", "conv3")}
+    edges = {Site(s, 0): affine(6 / 255, 0) for s in ("conv2", "conv3")}
     plan = Plan(tuple((s, Spec(Grid(8))) for s in edges), (), Scheme(8, 8), "zsq_all_low")
     found = onnx_nets.kinds(quantized_onnx(QuantizedModel(model, plan, edges)))
     assert (found["Relu"], found["Clip"]) == (1, 1)

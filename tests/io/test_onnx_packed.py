@@ -57,13 +57,13 @@ def two_layers(bits, symmetric, per_channel):
     for name, shape in shapes.items():
         count = (1,) * (len(shape) - 1) + ((shape[-1],) if per_channel else (1,))
         zeros = rng.integers(0, 2**bits, count) if not symmetric else np.zeros(count)
-        qparams[Site(name, "kernel")] = Affine(
+        qparams[Site(name)] = Affine(
             jnp.asarray(rng.uniform(0.1, 0.9, count), jnp.float32), jnp.asarray(zeros, grid.dtype)
         )
-        entries.append((Site(name, "kernel"), Spec(grid)))
-        entries.append((Site(name, "input0"), Spec(Grid(8))))
-    qparams[Site("conv", "input0")] = Affine(jnp.float32(0.03), jnp.uint8(128))
-    qparams[Site("fc", "input0")] = Affine(jnp.float32(0.1), jnp.uint8(0))
+        entries.append((Site(name), Spec(grid)))
+        entries.append((Site(name, 0), Spec(Grid(8))))
+    qparams[Site("conv", 0)] = Affine(jnp.float32(0.03), jnp.uint8(128))
+    qparams[Site("fc", 0)] = Affine(jnp.float32(0.1), jnp.uint8(0))
     model = Model(Graph(nodes, ("x",), ("fc",)), params, (InputContract(4, 4),))
     return QuantizedModel(
         model, Plan(tuple(entries), (), Scheme(bits, 8), "qdrop_8bit_ends"), qparams

@@ -212,7 +212,7 @@ def test_sums_too_long_for_integers_leave_the_rest_to_compare(onnx_nets, monkeyp
 def test_a_wrong_scale_shows_in_its_layer_only(onnx_nets):
     """The same codes, read with another scale."""
     q = onnx_nets.quantized("residual")
-    site = Site("conv3", "kernel")
+    site = Site("conv3")
     params = {**q.model.params, "conv3": dict(q.model.params["conv3"])}
     params["conv3"]["kernel"] = params["conv3"]["kernel"] * 1.1
     model = dataclasses.replace(q.model, params=params)

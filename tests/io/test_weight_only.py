@@ -88,8 +88,8 @@ def in_numpy(quantized):
     """The network in float64 with its kernels on their grids, by hand."""
     x, found = photos().astype(np.float64), {}
     for name, slots in quantized.model.params.items():
-        levels = quantized.plan.table[Site(name, "kernel")].levels
-        affine = quantized.qparams[Site(name, "kernel")]
+        levels = quantized.plan.table[Site(name)].levels
+        affine = quantized.qparams[Site(name)]
         w = np.asarray(slots["kernel"], np.float64)
         which = np.arange(w.shape[-2]) // (levels.group or w.shape[-2])
         pick = lambda v, which=which: np.asarray(v, np.float64)[..., which, :]
@@ -224,7 +224,7 @@ def test_bytes_are_those_of_the_file(networks, scheme, store, packs_all):
 def test_signs_multiply_integers_in_the_file(packs_all):
     model = network()
     plan = resolve(model.graph, parse_scheme("w8a8"))
-    levels = {Site(name, "kernel"): Signs() for name in ("deep", "fc")}
+    levels = {Site(name): Signs() for name in ("deep", "fc")}
     q = calibrate(model, on_other_levels(plan, levels), jnp.asarray(photos(8)))
     kernel = np.asarray(model.params["fc"]["kernel"])
     truth = np.where(kernel < 0, -1, 1) * np.abs(kernel).mean(0)
@@ -232,7 +232,7 @@ def test_signs_multiply_integers_in_the_file(packs_all):
     assert float_layers(model.graph, q.plan) == {}
     found = verify(q, serialize(quantized_onnx(q)), photos())
     assert found.passed, found.failures
-    signed = on_other_levels(plan, {Site("fc", "input0"): Signs(axis=None)})
+    signed = on_other_levels(plan, {Site("fc", 0): Signs(axis=None)})
     with pytest.raises(ExportError, match=r"input0 of 'fc' lies on signs.*2 bits or more"):
         quantized_onnx(dataclasses.replace(q, plan=signed))
 
@@ -253,5 +253,5 @@ def test_scales_of_a_network_have_gradients_without_tricks(networks):
 def test_transposed_convolutions_keep_scales_of_channels():
     node = Node("up", ConvTranspose2d(), ("x",))
     plan = resolve(Graph((node,), ("x",), ("up",)), parse_scheme("w4g4"), layers="zsq_all_low")
-    levels = plan.table[Site("up", "kernel")].grid
+    levels = plan.table[Site("up")].grid
     assert (levels.axis, levels.group) == (-1, None)

@@ -61,8 +61,8 @@ def test_few_bits_for_the_others_and_bytes_for_the_large(model, nets):
     plain = dfq(model, images, scheme, surgery=Surgery(reach=None), **how)
     split = dfq(model, images, scheme, surgery=Surgery(reach=None, value_aware=0.05), **how)
     table = split.quantized.plan.table
-    assert table[Site("conv2", "kernel")].levels.bits == 3
-    assert table[Site("conv2.large", "kernel")].levels.bits == 8
+    assert table[Site("conv2")].levels.bits == 3
+    assert table[Site("conv2.large")].levels.bits == 8
     wanted = np.asarray(evaluate(plain.reference, images)[0][0])
     gap = lambda made: np.mean((np.asarray(simulate(made.quantized, images)) - wanted) ** 2)
     assert gap(split) < 0.8 * gap(plain)

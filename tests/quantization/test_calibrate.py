@@ -93,8 +93,8 @@ def test_edges_get_the_scales_a_search_over_all_values_finds(quantized, plan, im
 def test_images_have_the_range_of_their_pixels(quantized, model):
     contract = model.contract
     ends = [(p - m) / s for m, s in zip(contract.mean, contract.std, strict=True) for p in (0, 1)]
-    grid = quantized.plan.table[Site("conv1", "input0")].grid
-    affine = quantized.qparams[Site("conv1", "input0")]
+    grid = quantized.plan.table[Site("conv1", 0)].grid
+    affine = quantized.qparams[Site("conv1", 0)]
     assert float(affine.scale) == pytest.approx((max(ends) - min(ends)) / 255, rel=1e-5)
     lo, hi = covers(affine, grid)
     assert float(lo) == pytest.approx(min(ends), abs=float(affine.scale))
@@ -103,7 +103,7 @@ def test_images_have_the_range_of_their_pixels(quantized, model):
 
 def test_kernels_get_the_scales_a_search_per_channel_finds(quantized, model):
     kernel = np.asarray(model.params["conv2"]["kernel"], np.float64)
-    affine = quantized.qparams[Site("conv2", "kernel")]
+    affine = quantized.qparams[Site("conv2")]
     assert affine.scale.shape == (1, 1, 1, 8)
     for c in range(8):
         _, scale, z = numpy_search(kernel[..., c].ravel(), 4)
@@ -135,8 +135,8 @@ def test_expected_ranges_widen_8_bit_grids_only(model, plan, images, quantized):
 def test_ranges_without_images(model, plan):
     known = {t: (jnp.float32(-1.0), jnp.float32(2.0)) for t, _ in plan.groups}
     blind = calibrate(model, plan, None, expected=known)
-    assert float(blind.affines[Site("conv2", "input0")].scale) == pytest.approx(3 / 15)
-    assert float(blind.affines[Site("fc", "input0")].scale) == pytest.approx(3 / 255)
+    assert float(blind.affines[Site("conv2", 0)].scale) == pytest.approx(3 / 15)
+    assert float(blind.affines[Site("fc", 0)].scale) == pytest.approx(3 / 255)
     del known["relu2"]
     message = "no batch-norm statistics predict the range of 'relu2'; calibrate it with images"
     with pytest.raises(PlanError, match=message):
@@ -156,8 +156,8 @@ def test_dead_channels_and_huge_biases(model, images):
     model = with_params(model, {"conv2": hard})
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, images)
-    scale = quantized.affines[Site("conv2", "kernel")].scale
-    step = quantized.affines[Site("conv2", "input0")].scale
+    scale = quantized.affines[Site("conv2")].scale
+    step = quantized.affines[Site("conv2", 0)].scale
     assert float(scale[0, 0, 0, 1]) == np.float32(DEAD_SCALE)
     codes = np.asarray(quantize_bias(hard["bias"], step, scale), np.int64)
     assert np.abs(codes).max() <= 2**30
@@ -177,7 +177,7 @@ def test_guarding_new_biases(quantized):
     bias = quantized.model.params["conv2"]["bias"]
     moved = with_params(quantized.model, {"conv2": {"bias": bias.at[3].set(1e8)}})
     guarded = guard_biases(type(quantized)(moved, quantized.plan, quantized.qparams))
-    site, step = Site("conv2", "kernel"), quantized.qparams[Site("conv2", "input0")].scale
+    site, step = Site("conv2"), quantized.qparams[Site("conv2", 0)].scale
     for other, affine in quantized.qparams.items():
         if other != site:
             np.testing.assert_array_equal(guarded.affines[other].scale, affine.scale)
@@ -193,8 +193,8 @@ def test_constants_have_their_own_range(nets):
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, nets.images(model, 2))
     token = np.asarray(model.params["token"]["value"])
-    affine = quantized.affines[Site("joined", "input0")]
-    ends = [float(v) for v in covers(affine, plan.table[Site("joined", "input0")].grid)]
+    affine = quantized.affines[Site("joined", 0)]
+    ends = [float(v) for v in covers(affine, plan.table[Site("joined", 0)].grid)]
     step = float(affine.scale)
     assert step == pytest.approx((token.max() - token.min()) / 255, rel=1e-5)
     np.testing.assert_allclose(ends, [token.min(), token.max()], atol=step)
@@ -216,14 +216,14 @@ def test_the_largest_bias_decides_a_single_scale(nets):
     model = with_params(model, {"up3": hard})
     plan = resolve(model.graph, Scheme(8, 8))
     quantized = calibrate(model, plan, nets.images(model, 2))
-    scale = quantized.affines[Site("up3", "kernel")].scale
+    scale = quantized.affines[Site("up3")].scale
     assert scale.shape == (1, 1, 1, 1)
-    step = quantized.affines[Site("up3", "input0")].scale
+    step = quantized.affines[Site("up3", 0)].scale
     codes = np.asarray(quantize_bias(hard["bias"], step, scale), np.int64)
     assert np.abs(codes).max() == pytest.approx(2**30, rel=1e-6)
     moved = with_params(model, {"up3": {"bias": hard["bias"] * 2}})
     guarded = guard_biases(type(quantized)(moved, plan, quantized.qparams))
-    again = guarded.affines[Site("up3", "kernel")].scale
+    again = guarded.affines[Site("up3")].scale
     assert float(again.ravel()[0]) == pytest.approx(2 * float(scale.ravel()[0]), rel=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_several_batches_and_outputs(nets):
     plan = resolve(model.graph, Scheme(8, 8))
     found = calibrate(model, plan, nets.images(model, 5), batch=2)
     assert set(found.qparams) == set(plan.table)
-    shared = [found.qparams[Site(n, "input0")] for n in ("classes", "number")]
+    shared = [found.qparams[Site(n, 0)] for n in ("classes", "number")]
     assert shared[0] is shared[1]
 
 

@@ -22,7 +22,7 @@ def kernels():
     made = [rng.normal(size=s) * np.exp(rng.normal(size=s[-1])) for s in SHAPES]
     made[0][..., 2] = 0.0  # a dead channel
     made[3][:, 1] = abs(made[3][:, 1]) + 0.1  # one that never reaches zero
-    return {Site(f"layer{i}", "kernel"): k.astype(np.float32) for i, k in enumerate(made)}
+    return {Site(f"layer{i}"): k.astype(np.float32) for i, k in enumerate(made)}
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -26,7 +26,7 @@ def codes_of_layers(quantized, x, way):
 
     def recording(node, slots, args):
         for i, value in enumerate(args):
-            site = Site(node.name, f"input{i}")
+            site = Site(node.name, i)
             if site in edges:
                 affine = jax.device_get(qparams[site])
                 seen[site] = quantize(np.asarray(value), affine, table[site].grid).astype(int)
@@ -81,7 +81,7 @@ def test_one_layer_in_int64(bias, nets, calibrated):
     slots = dict(quantized.model.params["conv2"])
     if not bias:
         del slots["bias"]
-    data, kernel = (quantized.qparams[Site("conv2", s)] for s in ("input0", "kernel"))
+    data, kernel = (quantized.qparams[Site("conv2", i)] for i in (0, None))
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 64, (2, 4, 4, 6))
     x = jnp.asarray((codes - int(data.zero_point)) * np.float32(data.scale), jnp.float32)
@@ -123,7 +123,7 @@ def test_products_of_two_tensors_in_int64(transposed):
         (codes - int(q.zero_point)) * np.float32(q.scale)
         for codes, q in zip((a, b), affines, strict=True)
     ]
-    qparams = {Site("p", f"input{i}"): q for i, q in enumerate(affines)}
+    qparams = {Site("p", i): q for i, q in enumerate(affines)}
     model = Model(graph, {}, (InputContract(1, 1),) * 2)
     second = values[1].swapaxes(-1, -2) if transposed else values[1]
     args = (jnp.asarray(values[0], jnp.float32), jnp.asarray(second, jnp.float32))

@@ -44,7 +44,7 @@ def error(quantized, images):
 
 def test_outliers_that_nobody_reads_are_clipped():
     quantized, images = calibrated(network(0.0))
-    site = Site("second", "input0")
+    site = Site("second", 0)
     ratio = contested(quantized.plan, quantized.qparams, EXPECTED)["first"][0]
     assert ratio > 5 * CONTESTED
     better = narrowed(quantized, EXPECTED, images)
@@ -55,9 +55,7 @@ def test_outliers_that_nobody_reads_are_clipped():
 def test_outliers_that_matter_are_kept():
     quantized, images = calibrated(network(1.0))
     same = narrowed(quantized, EXPECTED, images)
-    assert same.affines[Site("second", "input0")].scale == (
-        quantized.affines[Site("second", "input0")].scale
-    )
+    assert same.affines[Site("second", 0)].scale == (quantized.affines[Site("second", 0)].scale)
 
 
 def test_what_nothing_predicts_is_left():

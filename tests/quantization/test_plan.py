@@ -63,8 +63,8 @@ def test_bad_schemes(text):
 
 
 def test_sites_know_their_argument():
-    assert Site("a", "input1").argument == 1
-    assert Site("a", "kernel").argument is None
+    assert Site("a", 1).argument == 1
+    assert Site("a").argument is None
 
 
 PAPERS = {
@@ -106,7 +106,7 @@ def test_shortcuts_have_a_grid_of_their_own(graph):
     groups = resolve(graph, W4A3, "qdrop_8bit_ends_shortcuts").groups
     shared = dict(resolve(graph, W4A3).groups)
     twice = [sites for tensor, sites in groups if tensor == "relu1"]
-    assert twice == [(Site("depthwise", "input0"),), (Site("add", "input1"),)]
+    assert twice == [(Site("depthwise", 0),), (Site("add", 1),)]
     assert {t: s for t, s in groups if t != "relu1"} == {
         t: s for t, s in shared.items() if t != "relu1"
     }
@@ -115,13 +115,13 @@ def test_shortcuts_have_a_grid_of_their_own(graph):
 def test_kinds_of_grids(graph):
     plan = resolve(graph, W4A3)
     table = plan.table
-    assert table[Site("conv1", "kernel")].grid == Grid(8, symmetric=True, axis=-1)
-    assert table[Site("conv2", "kernel")].grid == Grid(4, axis=-1)
-    assert table[Site("conv1", "input0")].grid == Grid(8)
-    assert table[Site("conv2", "input0")].grid == Grid(3)
+    assert table[Site("conv1")].grid == Grid(8, symmetric=True, axis=-1)
+    assert table[Site("conv2")].grid == Grid(4, axis=-1)
+    assert table[Site("conv1", 0)].grid == Grid(8)
+    assert table[Site("conv2", 0)].grid == Grid(3)
     assert {spec.observer for _, spec in plan.entries} == {Lp(2.4)}
-    assert plan.spec(Site("conv2", "kernel")) == table[Site("conv2", "kernel")]
-    assert plan.spec(Site("relu1", "input0")) is None  # its input is never stored
+    assert plan.spec(Site("conv2")) == table[Site("conv2")]
+    assert plan.spec(Site("relu1", 0)) is None  # its input is never stored
     assert hash(plan) == hash(resolve(graph, W4A3))
 
 
@@ -203,7 +203,7 @@ def test_a_float_layer_shares_the_grid_of_a_quantized_one(graph):
     nodes = (*graph.nodes, Node("aux", Linear(), ("pool",)))
     forked = Graph(nodes, graph.inputs, ("fc", "aux"))
     plan = resolve(forked, W4A3, rules=[Rule("aux", keep_float=True)])
-    assert dict(plan.groups)["pool"] == (Site("fc", "input0"), Site("aux", "input0"))
+    assert dict(plan.groups)["pool"] == (Site("fc", 0), Site("aux", 0))
 
 
 def test_a_later_rule_brings_a_layer_back(graph):
@@ -238,7 +238,7 @@ def test_unknown_preset(graph):
 def test_observers_of_8_bit_edges(graph):
     plan = observing(resolve(graph, W4A3), MinMax())
     for site, spec in plan.entries:
-        edge = site.slot != "kernel" and spec.grid.bits == 8
+        edge = site.argument is not None and spec.grid.bits == 8
         assert spec.observer == (MinMax() if edge else Lp(2.4))
     assert plan.groups == resolve(graph, W4A3).groups
 

@@ -142,10 +142,10 @@ def test_every_output_has_its_last_layer(nets):
 
 def test_transposed_convolutions(nets):
     table = resolve(fold_batch_norm(nets.unet()).graph, W4A3).table
-    assert table[Site("up1", "kernel")].grid == Grid(4, axis=-1)
-    assert table[Site("up3", "kernel")].grid == Grid(4, axis=None)  # grouped
+    assert table[Site("up1")].grid == Grid(4, axis=-1)
+    assert table[Site("up3")].grid == Grid(4, axis=None)  # grouped
     graph = Graph((Node("t", ConvTranspose2d(groups=2), ("x",)),), ("x",), ("t",))
-    kernel = resolve(graph, W4A3).table[Site("t", "kernel")]
+    kernel = resolve(graph, W4A3).table[Site("t")]
     assert kernel.grid == Grid(8, symmetric=True, axis=None)
 
 

@@ -58,7 +58,7 @@ def test_means_and_deviations_return(layer, quantized, model, nets):
 def test_codes_stay_and_the_last_layer_is_left_alone(quantized, model, nets):
     found = reestimate_norms(quantized, model, nets.images(model, 16))
     for layer in ("conv1", "depthwise", "conv2"):
-        site = Site(layer, "kernel")
+        site = Site(layer)
         ratio = found.affines[site].scale / quantized.affines[site].scale
         assert np.ptp(ratio) > 1e-4
         before, after = (
@@ -68,14 +68,14 @@ def test_codes_stay_and_the_last_layer_is_left_alone(quantized, model, nets):
         assert found.affines[site].zero_point is quantized.affines[site].zero_point
     assert found.model.params["fc"] == quantized.model.params["fc"]
     assert found.plan is quantized.plan
-    assert Site("project", "kernel") not in found.qparams
+    assert Site("project") not in found.qparams
     assert (found.model.params["project"]["kernel"] != model.params["project"]["kernel"]).any()
 
 
 def test_a_network_in_float_stays_what_it_is(model, nets):
     rules = [Rule(name, keep_float=True) for name in LAYERS]
     plan = dataclasses.replace(resolve(model.graph, Scheme(8, 8), rules=rules), groups=())
-    kernels = tuple((s, spec) for s, spec in plan.entries if s.slot == "kernel")
+    kernels = tuple((s, spec) for s, spec in plan.entries if s.argument is None)
     floats = calibrate(model, dataclasses.replace(plan, entries=kernels), nets.images(model, 4))
     found = reestimate_norms(floats, model, nets.images(model, 16), significance=0.0)
     for layer in LAYERS:
@@ -105,14 +105,12 @@ def test_a_single_scale_cannot_take_gains(nets):
     quantized = calibrate(model, plan, nets.images(model, 8))
     x = nets.images(model, 64)
     found = reestimate_norms(quantized, model, x, significance=0.0)
-    assert (
-        found.affines[Site("up", "kernel")].scale == quantized.affines[Site("up", "kernel")].scale
-    )
+    assert found.affines[Site("up")].scale == quantized.affines[Site("up")].scale
     assert (found.model.params["up"]["kernel"] == model.params["up"]["kernel"]).all()
     (before, _), (mean, _) = statistics(quantized, model, x, "up")
     (after, _), _ = statistics(found, model, x, "up")
     # biases lie on a grid before and after: half a step each
-    step = found.affines[Site("up", "kernel")].scale * found.affines[Site("up", "input0")].scale
+    step = found.affines[Site("up")].scale * found.affines[Site("up", 0)].scale
     assert np.abs(after - mean).max() < 1.02 * float(step.max()) < np.abs(before - mean).max() / 3
 
 

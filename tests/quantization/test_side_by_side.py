@@ -48,7 +48,7 @@ def test_every_layer_keeps_its_mean(quantized, nets):
         if name == "project":
             step = 1e-5  # a float layer has a float bias
         else:
-            data, kernel = (quantized.qparams[Site(name, s)] for s in ("input0", "kernel"))
+            data, kernel = (quantized.qparams[Site(name, i)] for i in (0, None))
             step = float(data.scale) * float(kernel.scale.max())
         assert np.abs(np.asarray(after[name])).max() <= 0.51 * step + 1e-5, name
     assert max(np.abs(np.asarray(v)).max() for v in before.values()) > 0.05

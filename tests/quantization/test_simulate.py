@@ -22,14 +22,14 @@ def numpy_simulation(quantized, x, nets):
         return (np.clip(np.round(x / scale) + z, grid.qmin, grid.qmax) - z) * scale
 
     def slots(node, p):
-        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        kernel, data = Site(node.name), Site(node.name, 0)
         p = {**p, **({"kernel": snap(kernel, p["kernel"])} if "kernel" in p else {})}
         if kernel in table and data in table and "bias" in p:
             step = np.float64(qparams[data].scale) * np.asarray(qparams[kernel].scale).ravel()
             p["bias"] = np.round(p["bias"] / step) * step
         return p
 
-    edge = lambda node, i, x: snap(Site(node.name, f"input{i}"), x)
+    edge = lambda node, i, x: snap(Site(node.name, i), x)
     return nets.forward(quantized.model, x, edge, slots)
 
 

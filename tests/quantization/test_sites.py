@@ -82,9 +82,9 @@ def test_padding_with_another_value_makes_a_tensor():
     )
     groups = tensor_groups(Graph(nodes, ("x",), ("both", "twice")))
     assert groups == {
-        "x": [Site("pad", "input0"), Site("twice", "input0"), Site("twice", "input1")],
-        "pad": [Site("both", "input0")],
-        "norm": [Site("both", "input1")],
+        "x": [Site("pad", 0), Site("twice", 0), Site("twice", 1)],
+        "pad": [Site("both", 0)],
+        "norm": [Site("both", 1)],
     }
 
 
@@ -117,7 +117,7 @@ def test_what_has_no_8_bit_form(op):
 )
 def test_activations_with_an_8_bit_form(op):
     graph = Graph((Node("w", Linear(), ("x",)), Node("n", op, ("w",))), ("x",), ("n",))
-    assert tensor_groups(graph)["w"] == [Site("n", "input0")]
+    assert tensor_groups(graph)["w"] == [Site("n", 0)]
     assert float_operators(graph) == {}
 
 
@@ -152,9 +152,9 @@ def test_values_moved_to_floats_and_integers_are_quantized_once():
     )
     graph = Graph(nodes, ("x", "y"), ("p", "w"))
     assert tensor_groups(graph) == {
-        "x": [Site("m", "input0"), Site("w", "input0")],
-        "y": [Site("grown", "input0"), Site("p", "input0")],
-        "soft": [Site("p", "input1")],
+        "x": [Site("m", 0), Site("w", 0)],
+        "y": [Site("grown", 0), Site("p", 0)],
+        "soft": [Site("p", 1)],
     }
 
 
@@ -217,7 +217,7 @@ def test_an_output_that_a_layer_reads_too_is_quantized_for_the_layer_alone():
         *("inside.0", "behind.0", "sum.0", "sum.1"),
     ]
     graph = Graph(nodes, ("x",), ("turned", "sum"))
-    assert tensor_groups(graph)["join"] == [Site("inside", "input0"), Site("behind", "input0")]
+    assert tensor_groups(graph)["join"] == [Site("inside", 0), Site("behind", 0)]
 
 
 def test_joins_inside_a_network_are_quantized():

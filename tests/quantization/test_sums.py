@@ -41,7 +41,7 @@ def on_unit_grids(model, zero_point=0, scheme=(8, 8)):
     plan = resolve(model.graph, Scheme(*scheme))
     affine = lambda site, spec: Affine(
         jnp.float32(1),
-        jnp.asarray(zero_point if site.slot == "input0" else 0, spec.grid.dtype),
+        jnp.asarray(zero_point if site.argument == 0 else 0, spec.grid.dtype),
     )
     return QuantizedModel(model, plan, {site: affine(site, spec) for site, spec in plan.entries})
 
@@ -78,7 +78,7 @@ def test_products_of_two_tensors_count_too():
     plan = resolve(Graph((*graph.nodes, Node("w", Linear(), ("p",))), ("a",), ("w",)), Scheme(8, 8))
     for zero_point, long in ((0, 1), (128, 0)):
         affine = Affine(jnp.float32(1), jnp.uint8(zero_point))
-        qparams = {Site("p", f"input{i}"): affine for i in range(2)}
+        qparams = {Site("p", i): affine for i in range(2)}
         entries = tuple(e for e in plan.entries if e[0] in qparams)
         q = QuantizedModel(model, dataclasses.replace(plan, entries=entries), qparams)
         assert len(overflowing(q)) == long
@@ -107,7 +107,7 @@ def test_codes_are_made_smaller_where_sums_would_leave_32_bits(hostile):
     first = on_grids(rules=())
     assert len(overflowing(first.quantized)) == hostile
     made, notes = within_sums(first, (), on_grids, Follow(Watcher(said.append)))
-    spec = made.quantized.plan.spec(Site("head[1]", "kernel"))
+    spec = made.quantized.plan.spec(Site("head[1]"))
     assert overflowing(made.quantized) == ()
     assert said == list(notes)
     if hostile:

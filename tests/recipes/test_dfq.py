@@ -158,7 +158,7 @@ def test_rules_presets_and_stages(tiny_net):
         watch=Watcher(said.append),
     )
     bits = {
-        s.node: spec.grid.bits for s, spec in found.quantized.plan.entries if s.slot == "kernel"
+        s.node: spec.grid.bits for s, spec in found.quantized.plan.entries if s.argument is None
     }
     assert bits == {"conv1": 8, "depthwise": 4, "conv2": 5, "fc": 8}
     assert [s.split()[0] for s in said] == ["folding", "calibrating", "correcting"]
@@ -177,7 +177,7 @@ def test_rounded_kernels_lie_on_their_grids(from_statistics):
     rounded = rounded_kernels(found)
     assert set(rounded) == {"conv1", "depthwise", "project", "conv2", "fc"}
     for name, kernel in rounded.items():
-        codes = np.asarray(kernel / found.qparams[Site(name, "kernel")].scale)
+        codes = np.asarray(kernel / found.qparams[Site(name)].scale)
         assert np.abs(codes - np.rint(codes)).max() < 1e-3
         assert np.abs(codes).max() <= 128
 
@@ -188,8 +188,8 @@ def test_large_biases_keep_their_codes_small(tiny_net, nets, images):
     params["fc"]["bias"] = params["fc"]["bias"].at[1].set(50.0)
     model = dataclasses.replace(tiny_net, params=params)
     found = dfq(model, None, parse_scheme("w8a8"))
-    scale = np.asarray(found.quantized.affines[Site("fc", "kernel")].scale)
-    data = np.asarray(found.quantized.affines[Site("fc", "input0")].scale)
+    scale = np.asarray(found.quantized.affines[Site("fc")].scale)
+    data = np.asarray(found.quantized.affines[Site("fc", 0)].scale)
     bias = np.asarray(found.quantized.model.params["fc"]["bias"])
     assert (np.abs(bias / (scale.reshape(-1) * data)) < 2**31).all()
     assert np.asarray(simulate(found.quantized, images))[:, 1] == pytest.approx(50, rel=1e-3)
@@ -220,7 +220,7 @@ def test_splitting_adds_no_rounding_error(nets):
     whole = operated(model, Surgery()).params["conv3"]["kernel"]
     found = dfq(model, None, scheme, surgery=Surgery(split=0.05))
     assert set(found.unsplit) == {"conv1", "conv2", "conv4"}
-    site = Site("conv3", "kernel")
+    site = Site("conv3")
     spec, affine = found.quantized.plan.spec(site), found.quantized.affines[site]
     kernel = found.quantized.model.params["conv3"]["kernel"]
     np.testing.assert_array_equal(kernel, found.reference.params["conv3"]["kernel"])
@@ -300,7 +300,7 @@ def test_channels_get_one_width_where_outputs_are_nearer_so(known, scheme, nets)
     both = (made, make(level=LEVEL))
     gaps = [activation_gap(m.quantized, made.reference, images) for m in both]
     assert (gaps[1] < gaps[0]) == known
-    site = Site("project", "input0")
+    site = Site("project", 0)
     np.testing.assert_array_equal(
         again().quantized.affines[site].scale, chosen.quantized.affines[site].scale
     )

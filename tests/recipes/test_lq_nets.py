@@ -44,7 +44,7 @@ def test_sites_of_few_bits_have_levels_and_the_rest_grids(made, found):
     assert set(found.quantized.qparams) == set(table) == set(found.quantized.plan.table)
     for site, spec in found.quantized.plan.entries:
         assert isinstance(spec.levels, LearnedLevels) == (site in bases)
-    assert {s.node for s in bases if s.slot == "kernel"} == {"depthwise", "project", "conv2"}
+    assert {s.node for s in bases if s.argument is None} == {"depthwise", "project", "conv2"}
     for site, basis in bases.items():
         assert basis.vectors.shape[1] == table[site].grid.bits == 3
     assert {s for s in bases if s.argument is not None} == {
@@ -54,7 +54,7 @@ def test_sites_of_few_bits_have_levels_and_the_rest_grids(made, found):
 
 def test_kernels_lie_on_the_nearest_levels(made, found):
     for name in ("depthwise", "project", "conv2"):
-        site = Site(name, "kernel")
+        site = Site(name)
         exact = made.reference.params[name]["kernel"]
         kernel = np.asarray(found.quantized.model.params[name]["kernel"])
         table = np.asarray(levels(found.quantized.qparams[site]))
@@ -69,7 +69,7 @@ def test_equals_a_numpy_forward(found, images, nets):
     qparams = {site: p for site, p in quantized.qparams.items() if site not in bases}
 
     def edge(node, index, x):
-        site = Site(node.name, f"input{index}")
+        site = Site(node.name, index)
         if site in bases:
             return near(x, np.asarray(levels(bases[site]))[0])
         return snap(site, x) if site in qparams else x
@@ -80,7 +80,7 @@ def test_equals_a_numpy_forward(found, images, nets):
         return (np.clip(np.round(x / scale) + z, grid.qmin, grid.qmax) - z) * scale
 
     def slots(node, p):
-        kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+        kernel, data = Site(node.name), Site(node.name, 0)
         if kernel in qparams:
             p = {**p, "kernel": snap(kernel, p["kernel"])}
             if data in qparams and "bias" in p:
@@ -133,7 +133,7 @@ def test_onnx_has_no_form_of_it_but_float(found):
 def test_kernels_of_uniform_layers_are_as_before(made, found):
     uniform = QuantizedModel(made.reference, made.quantized.plan, made.quantized.qparams)
     for name in ("conv1", "fc"):
-        site = Site(name, "kernel")
+        site = Site(name)
         spec, affine = uniform.plan.table[site], uniform.affines[site]
         wanted = fake_quantize(made.reference.params[name]["kernel"], affine, spec.grid)
         np.testing.assert_array_equal(found.quantized.model.params[name]["kernel"], wanted)

@@ -60,7 +60,7 @@ def test_images_of_ones_own_correct_biases(nets):
     bias = lambda m: np.asarray(m.params["wide0"]["bias"])
     assert not np.array_equal(bias(made.quantized.model), bias(made.reference))
     table = made.quantized.plan.table
-    assert table[Site("head", "input0")].observer != MinMax()
+    assert table[Site("head", 0)].observer != MinMax()
 
 
 def test_statistics_count_for_more_than_noise(tiny_net):

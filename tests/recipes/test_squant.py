@@ -31,12 +31,12 @@ def test_kernels_lie_on_the_grids_they_had(made, found):
     assert plan == made.quantized.plan
     moved = 0
     for name, slots in made.reference.params.items():
-        kernel, spec = found.quantized.model.params[name]["kernel"], plan.spec(Site(name, "kernel"))
+        kernel, spec = found.quantized.model.params[name]["kernel"], plan.spec(Site(name))
         if spec is None:
             np.testing.assert_array_equal(kernel, slots["kernel"])
             continue
-        affine = qparams[Site(name, "kernel")]
-        np.testing.assert_array_equal(affine.scale, made.quantized.qparams[Site(name, "kernel")][0])
+        affine = qparams[Site(name)]
+        np.testing.assert_array_equal(affine.scale, made.quantized.qparams[Site(name)][0])
         np.testing.assert_array_equal(fake_quantize(kernel, affine, spec.grid), kernel)
         nearest = fake_quantize(slots["kernel"], affine, spec.grid)
         moved += int((np.abs(nearest - kernel) > affine.scale / 2).sum())

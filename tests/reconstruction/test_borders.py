@@ -88,7 +88,7 @@ def test_layers_take_borders_over_exactly(given):
     )
     assert (codes != plain).mean() > 0.05
     assert (codes != took).mean() < 2e-3  # ties
-    kernel = Site("conv1", "kernel")
+    kernel = Site("conv1")
     old, new = (
         np.asarray(quantize(m.params["conv1"]["kernel"], q[kernel], plan.table[kernel].grid))
         for m, q in ((quantized.model, quantized.affines), (model, qparams))
@@ -108,7 +108,7 @@ def test_aquant_learns_borders(given, nets):
     assert jax.tree.structure(found.qparams) == jax.tree.structure(quantized.qparams)
 
     def ratio(layer: str) -> np.ndarray:
-        scales = [np.asarray(q.affines[Site(layer, "kernel")].scale) for q in (found, quantized)]
+        scales = [np.asarray(q.affines[Site(layer)].scale) for q in (found, quantized)]
         return scales[0] / scales[1]
 
     (block,) = (r for r in reports if r.name.startswith("conv1"))

@@ -115,7 +115,7 @@ def test_mean_outputs_are_the_exact_ones(name):
     kernel = jax.random.normal(jax.random.key(1), shape)
     graph = Graph((Node("n0", op, ("x0",)),), ("x0",), ("n0",))
     model = Model(graph, {"n0": {"kernel": kernel, "bias": jnp.ones(4)}}, (CONTRACT,))
-    site, grid = Site("n0", "kernel"), Grid(2, axis=-1)
+    site, grid = Site("n0"), Grid(2, axis=-1)
     plan = Plan(((site, Spec(grid)),), (), Scheme(2, 8), "zsq_all_low")
     affine = weight_affine(kernel, grid, Lp(2.4))
     found, qparams = solved(model, {site: affine}, plan, [(rough, exact)], ClosedForm())

@@ -55,7 +55,7 @@ def test_every_site_is_in_one_unit_or_comes_again_later(quantized):
     seen = []
     for unit in units:
         original = {new: old for old, new in unit.names.items()}
-        seen += [Site(original[site.node], site.slot) for site, _ in unit.plan.entries]
+        seen += [Site(original[site.node], site.argument) for site, _ in unit.plan.entries]
     assert len(seen) == len(set(seen))
     table = quantized.plan.table
     assert {site for site in table if site.argument is None} <= set(seen)
@@ -82,7 +82,7 @@ def test_a_changed_unit_changes_the_network(quantized):
     for name in unit.names:
         for slot, value in quantized.model.params.get(name, {}).items():
             np.testing.assert_array_equal(new.model.params[name][slot], value + 1)
-    changed = {Site(original[s.node], s.slot) for s in halved}
+    changed = {Site(original[s.node], s.argument) for s in halved}
     for _, sites in quantized.plan.groups:
         if changed & set(sites):
             changed |= set(sites)  # one grid

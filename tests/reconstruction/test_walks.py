@@ -83,7 +83,7 @@ def test_both_walks_are_told_as_one(given):
 def test_the_input_of_a_unit_is_rounded_once_or_as_any_activation(given, once):
     quantized, reference, _ = given
     layer = weighted_nodes(reference.graph)[1]
-    site, phase = Site(layer.name, "input0"), Phase(1, input_once=once)
+    site, phase = Site(layer.name, 0), Phase(1, input_once=once)
     shown = jax.random.uniform(KEY, (2, 8, 8, 4))
     came = drawn(jax.random.key(1), shown.shape, 0.5)
     trained = {"kernels": {}, "edges": {}, "biases": {}, "borders": {}}

@@ -6,8 +6,7 @@ import numpy as np
 import PIL.Image
 
 import dfq_jax as dfq
-from dfq_jax.io.artifacts.quantized_tensors import codes as stored
-from dfq_jax.quantization.sites import Site
+from dfq_jax.io.artifacts.quantized_tensors import stored_codes as stored
 from dfq_jax.report.histograms import MOST, codes_of, histograms_png
 
 
@@ -18,7 +17,7 @@ def test_codes_are_those_of_the_file(tiny_net, nets):
     found = codes_of(made.quantized, ["images", *names])
     assert [x.layer for x in found] == names[:MOST]
     for x in found:
-        theirs = np.asarray(stored(made.quantized)[Site(x.layer, "kernel")])
+        theirs = np.asarray(stored(made.quantized)[x.layer]["kernel"])
         values, counts = np.unique(theirs, return_counts=True)
         assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
             x.lowest + i: int(n) for i, n in enumerate(x.counts) if n

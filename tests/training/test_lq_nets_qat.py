@@ -69,4 +69,4 @@ def test_a_student_on_learned_levels_learns(nets):
     found, report = trained(student, made.reference, images[:8], images[8:], method, KEY)
     assert report.steps == 6
     assert np.isfinite(report.after)
-    assert isinstance(found.plan.table[Site("conv1", "kernel")].levels, LearnedLevels)
+    assert isinstance(found.plan.table[Site("conv1")].levels, LearnedLevels)

@@ -40,7 +40,7 @@ from dfq_jax.io.artifacts.output_folder import (
     replace_all,
     settle,
 )
-from dfq_jax.io.artifacts.quantized_tensors import codes, pack, unpack
+from dfq_jax.io.artifacts.quantized_tensors import pack, unpack
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
@@ -48,7 +48,7 @@ from dfq_jax.types import InputContract
 
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
 
-__all__ = ["Artifact", "check_output_folder", "codes", "load_artifact", "save_artifact"]
+__all__ = ["Artifact", "check_output_folder", "load_artifact", "save_artifact"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +267,7 @@ def check_sites(graph: Graph, plan: Plan, path: Path) -> None:
         known = site.node in edges and (argument is None or argument < edges[site.node])
         if not known or site not in plan.table:
             raise DataError(
-                f"{path} is damaged: it quantizes {site.node}.{site.slot}, which the network has "
+                f"{path} is damaged: it quantizes {site.path}, which the network has "
                 "not. Quantize again."
             )
 

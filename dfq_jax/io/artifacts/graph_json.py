@@ -59,7 +59,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         }
         for site, spec in plan.entries
     ]
-    groups = [{"tensor": t, "sites": [list(s) for s in members]} for t, members in plan.groups]
+    groups = [
+        {"tensor": tensor, "sites": [[site.node, site.slot] for site in members]}
+        for tensor, members in plan.groups
+    ]
     scheme = dataclasses.asdict(plan.scheme)
     how = {"scheme": scheme, "layers": plan.layers, "store": plan.store}
     return {**how, "sites": sites, "groups": groups}
@@ -109,14 +112,14 @@ def levels_from_json(data: Mapping[str, Any]) -> Levels:
 
 
 def known_site(node: str, slot: str) -> Site:
-    """A site.
+    """The site that a file calls so.
 
     Raises:
       ValueError: if its slot is none.
     """
     if not re.fullmatch(r"kernel|input\d{1,6}", slot):
         raise ValueError(f"{slot!r} of {node!r} is no slot that is quantized")
-    return Site(node, slot)
+    return Site(node, None if slot == "kernel" else int(slot.removeprefix("input")))
 
 
 def contract_to_json(contract: InputContract) -> dict[str, Any]:

@@ -54,40 +54,38 @@ NEIGHBOURS = 2
 """How many float32 neighbours away from `code * scale` the value of a code may lie."""
 
 
-def codes(quantized: QuantizedModel) -> dict[Site, np.ndarray]:
-    """{site: integers} of every quantized kernel, and of every bias that is int32.
-
-    Biases appear under `Site(layer, "bias")`.
-    """
+def stored_codes(quantized: QuantizedModel) -> dict[str, dict[str, np.ndarray]]:
+    """{layer: integers of its kernel, and of its bias if that is int32} where one is quantized."""
     plan, qparams, params = quantized.plan, quantized.qparams, quantized.model.params
-    found = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for site, node in kernels_of(quantized.model.graph, plan):
         levels, slots = plan.table[site].levels, params[site.node]
-        found[site] = np.asarray(to_codes(slots[site.slot], qparams[site], levels=levels))
+        kernel = to_codes(slots["kernel"], qparams[site], levels=levels)
+        found[site.node] = {"kernel": np.asarray(kernel)}
         if plan.multiplies(node) and "bias" in slots:
-            scales = scales_of(qparams[Site(site.node, "input0")]), scales_of(qparams[site])
-            found[Site(site.node, "bias")] = np.asarray(to_bias_codes(slots["bias"], *scales))
+            scales = scales_of(qparams[Site(site.node, 0)]), scales_of(qparams[site])
+            found[site.node]["bias"] = np.asarray(to_bias_codes(slots["bias"], *scales))
     return found
 
 
 def kernels_of(graph: Graph, plan: Plan) -> list[tuple[Site, Node]]:
     """The quantized kernels of a network with their layers, in execution order."""
-    sites = [(Site(node.name, "kernel"), node) for node in graph.nodes]
+    sites = [(Site(node.name), node) for node in graph.nodes]
     table = plan.table
     return [(site, node) for site, node in sites if site in table]
 
 
 def pack(quantized: QuantizedModel) -> bytes:
     """The network's numbers as the bytes of a .safetensors file."""
-    integers = codes(quantized)
+    integers = stored_codes(quantized)
     tensors = {
-        f"{node}.{slot}": integers.get(Site(node, slot), np.asarray(value))
+        f"{node}.{slot}": np.asarray(value)
         for node, slots in quantized.model.params.items()
-        for slot, value in slots.items()
+        for slot, value in {**slots, **integers.get(node, {})}.items()
     }
     for site in quantized.plan.table:
         for part, value in quantized.qparams[site]._asdict().items():
-            tensors[f"{site.node}.{site.slot}_{part}"] = np.asarray(value)
+            tensors[f"{site.path}_{part}"] = np.asarray(value)
     return safetensors.numpy.save({k: np.array(v, order="C") for k, v in tensors.items()})
 
 
@@ -112,7 +110,7 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
     except Exception as error:  # NumPy knows fewer types than the format
         raise DataError(f"{path} is damaged: {error}") from error
     table = plan.table
-    kernels = {site: tensors.get(f"{site.node}.{site.slot}") for site in table}
+    kernels = {site: tensors.get(site.path) for site in table}
     qparams = {site: read_parameters(tensors, site, table[site].levels, path) for site in table}
     params: dict[str, dict[str, Array]] = {}
     nodes = {n.name for n in graph.nodes}
@@ -125,7 +123,7 @@ def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
         check_scales(site, parameters, kernels[site], table[site].levels, path)
     for site, node in kernels_of(graph, plan):
         slots = params.get(site.node, {})
-        read = qparams[Site(site.node, "input0")] if plan.multiplies(node) else None
+        read = qparams[Site(site.node, 0)] if plan.multiplies(node) else None
         dequantize_slots(slots, site, table[site].levels, qparams[site], read, path)
     return params, qparams
 
@@ -161,14 +159,13 @@ def check_scales(
     if not fits or len(set(shapes)) > 1:
         points = f" and zero points of shape {shapes[1]}" if len(shapes) > 1 else ""
         raise DataError(
-            f"{path}: {site.node}.{site.slot} has scales of shape {shapes[0]}{points}, which do "
-            "not fit it."
+            f"{path}: {site.path} has scales of shape {shapes[0]}{points}, which do not fit it."
         )
 
 
 def read_parameters(tensors: dict[str, Any], site: Site, levels: Levels, path: Path) -> Parameters:
     """Takes scale and zero point of a site, or what else its levels have, out of `tensors`."""
-    stem, kind = f"{site.node}.{site.slot}", PARAMETERS[type(levels)]
+    stem, kind = site.path, PARAMETERS[type(levels)]
     found = {part: tensors.pop(f"{stem}_{part}", None) for part in kind._fields}
     if missing := [part.replace("_", " ") for part, value in found.items() if value is None]:
         raise DataError(f"{path} is incomplete: no {' or '.join(missing)} for {stem}.")
@@ -202,17 +199,15 @@ def dequantize_slots(
     Raises:
       DataError: if codes are missing or of a wrong type or shape.
     """
-    kernel = slots.get(site.slot)
+    kernel = slots.get("kernel")
     if kernel is None or kernel.dtype != levels.dtype:
-        raise DataError(
-            f"{path} is incomplete: no {levels.dtype} codes for {site.node}.{site.slot}."
-        )
+        raise DataError(f"{path} is incomplete: no {levels.dtype} codes for {site.path}.")
     if "bias" in slots and slots["bias"].shape != kernel.shape[-1:]:
         raise DataError(
             f"{path}: the bias of {site.node} has shape {slots['bias'].shape}, its kernel "
             f"{kernel.shape}."
         )
-    slots[site.slot] = jax.device_put(from_codes(kernel, parameters, levels=levels))
+    slots["kernel"] = jax.device_put(from_codes(kernel, parameters, levels=levels))
     if "bias" in slots and data is not None:
         if slots["bias"].dtype != np.int32:
             raise DataError(f"{path}: the bias of {site.node} is not int32.")

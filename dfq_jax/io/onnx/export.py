@@ -219,7 +219,7 @@ def as_step(
     layouts, shapes = drafted.layouts, tuple(drafted.shapes[i] for i in node.inputs)
     layout, args = layouts.read[node.name], []
     for index, (source, shape) in enumerate(zip(node.inputs, shapes, strict=True)):
-        value = drafted.read[Site(node.name, f"input{index}")]
+        value = drafted.read[Site(node.name, index)]
         rank = len(shape)
         args.append(b.brought(value, rank, layouts.held[source], layout) if rank >= 4 else value)
     return WrittenNode(
@@ -231,7 +231,7 @@ def as_step(
         drafted.shapes[node.name],
         layout,
         layouts.held[node.name],
-        quantized is not None and Site(node.name, "kernel") in quantized.plan.table,
+        quantized is not None and Site(node.name) in quantized.plan.table,
     )
 
 

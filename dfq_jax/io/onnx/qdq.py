@@ -55,7 +55,7 @@ def moves_codes(
     """Whether the producer only moves values that lie on the edge's grid already."""
     if producer is None or len(producer.inputs) != 1 or not keeps_values(producer.op):
         return False
-    site = Site(producer.name, "input0")
+    site = Site(producer.name, 0)
     return any(site in e.sites and e.key[1:] == edge.key[1:] for e in edges)
 
 
@@ -72,7 +72,7 @@ def without_idle_ceiling(graph: Graph, node: Node, edges: tuple[QuantizedEdge, .
             return node
     mine = [e for e in edges if e.tensor == node.name]
     seen = {site for e in mine for site in e.sites}
-    readers = {Site(n.name, f"input{i}") for n, i in consumers(graph)[node.name]}
+    readers = {Site(n.name, i) for n, i in consumers(graph)[node.name]}
     idle = all(int(to_codes(top, e.affine, levels=e.grid)) == e.grid.qmax for e in mine)
     unseen = node.name in graph.outputs or not readers <= seen
     return node if unseen or not idle else dataclasses.replace(node, op=Relu())
@@ -181,7 +181,7 @@ def integer_slots(
     A bias is int32 where its layer sums products of integers.
     """
     plan, qparams, found = quantized.plan, quantized.qparams, {}
-    kernel, data = Site(node.name, "kernel"), Site(node.name, "input0")
+    kernel, data = Site(node.name), Site(node.name, 0)
     if kernel in plan.table:
         found["kernel"] = integer_kernel(quantized, kernel)
     if "bias" in slots and "kernel" in found and plan.multiplies(node):

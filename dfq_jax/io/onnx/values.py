@@ -93,7 +93,7 @@ def quantized_edges(quantized: QuantizedModel) -> tuple[QuantizedEdge, ...]:
     found: dict[Key, QuantizedEdge] = {}
     for node in quantized.model.graph.nodes:
         for index, tensor in enumerate(node.inputs):
-            site = Site(node.name, f"input{index}")
+            site = Site(node.name, index)
             if site not in table:
                 continue
             affine, grid = affine_of(qparams[site]), table[site].grid
@@ -126,7 +126,7 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
         if node is None and layouts.held[tensor] != wanted(tensor):
             value = free(f"{stem}.first", taken)
         elif node is not None and is_still(node, layouts):
-            value = drafted.read[Site(tensor, "input0")]
+            value = drafted.read[Site(tensor, 0)]
         elif node is not None and tensor in outputs and needs_copy(node, drafted, wanted(tensor)):
             value = free(f"{stem}.held", taken)
         else:
@@ -140,7 +140,7 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
             drafted.pairs[edge.key] = pair
             drafted.read.update(dict.fromkeys(edge.sites, pair.dequantized))
         for reader, index in readers[tensor]:
-            drafted.read.setdefault(Site(reader.name, f"input{index}"), value)
+            drafted.read.setdefault(Site(reader.name, index), value)
     return drafted
 
 

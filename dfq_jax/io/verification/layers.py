@@ -105,7 +105,7 @@ def layer_gaps(
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
         forced = list(args)
         for index, x in enumerate(args):
-            site = Site(node.name, f"input{index}")
+            site = Site(node.name, index)
             if (i := which.get(site)) is not None:
                 if i not in found:
                     ours, theirs = map(batch.counting, (x, codes[i]))
