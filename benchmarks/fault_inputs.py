@@ -134,11 +134,11 @@ def other_array(random: Any, value: np.ndarray) -> np.ndarray:
 
 def broken_options(random: Any, seeds: Seeds, place: Path) -> Callable[[], object]:
     """Changed options of a run."""
-    from dfq_jax.cli.config import read
+    from dfq_jax.cli.config import read_tables
 
     path = place.with_suffix(".toml")
     path.write_bytes(mangled(random, seeds.options))
-    return lambda: read(path)
+    return lambda: read_tables(path)
 
 
 def broken_contract(random: Any, seeds: Seeds, place: Path) -> Callable[[], object]:

@@ -100,7 +100,7 @@ def row(name: str, case: Case, args: argparse.Namespace) -> Row:
     import numpy as np
 
     from dfq_jax.api import functions as api
-    from dfq_jax.data.accuracy import evaluate
+    from dfq_jax.data.accuracy import measured_accuracy
     from dfq_jax.data.sources import open_source
 
     path = args.shared / case.model if case.arch else case.model
@@ -113,7 +113,9 @@ def row(name: str, case: Case, args: argparse.Namespace) -> Row:
         return scores
 
     start = time.perf_counter()
-    found = evaluate(predict, open_source(str(args.shared / case.data)), model.contract, batch=50)
+    found = measured_accuracy(
+        predict, open_source(str(args.shared / case.data)), model.contract, batch=50
+    )
     seconds = time.perf_counter() - start
     made: Row = {
         "table": "import_accuracy",

@@ -98,24 +98,24 @@ def timed(files: dict[str, Path], rounds: int) -> dict[str, float]:
 
 def judged(file: Path, data: Path, contract: Any, limit: int | None) -> Row:
     """Accuracy of a file in ONNX Runtime."""
-    from dfq_jax.data.accuracy import evaluate
+    from dfq_jax.data.accuracy import measured_accuracy
     from dfq_jax.data.sources import open_source
     from dfq_jax.io.runtime.session import predictor
 
     run = predictor(file, threads=THREADS)
-    found = evaluate(run, open_source(str(data)), contract, batch=50, limit=limit)
+    found = measured_accuracy(run, open_source(str(data)), contract, batch=50, limit=limit)
     common.log(f"{file.name}: top-1 {100 * found.top1:.2f} %")
     return {"top1": found.top1, "top5": found.top5, "n": found.n}
 
 
 def real_images(data: Path, contract: Any) -> Iterator[Any]:
     """Images evenly spaced over the classes, (1, height, width, channels)."""
-    from dfq_jax.data.accuracy import load, pick
+    from dfq_jax.data.accuracy import load_example, pick
     from dfq_jax.data.sources import open_source
 
     source = open_source(str(data))
     for index in pick(len(source), CALIBRATION):
-        yield load(source, index, contract)[0][None]
+        yield load_example(source, index, contract)[0][None]
 
 
 def gaussian_images(contract: Any) -> Iterator[Any]:

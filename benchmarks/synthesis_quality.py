@@ -145,11 +145,11 @@ def labelled(path: Path, contract: Any, limit: int | None) -> tuple[Any, Any]:
     """Images as the network wants them, and their classes."""
     import numpy as np
 
-    from dfq_jax.data.accuracy import load, pick
+    from dfq_jax.data.accuracy import load_example, pick
     from dfq_jax.data.sources import open_source
 
     source = open_source(str(path))
-    loaded = [load(source, i, contract) for i in pick(len(source), limit)]
+    loaded = [load_example(source, i, contract) for i in pick(len(source), limit)]
     return np.stack([x for x, _ in loaded]), np.array([y for _, y in loaded])
 
 
@@ -224,12 +224,12 @@ def real_images(subject: Subject, n: int, seed: int) -> Any:
     """Images of the training set, or of the sample the network is judged by."""
     import numpy as np
 
-    from dfq_jax.data.accuracy import load
+    from dfq_jax.data.accuracy import load_example
     from dfq_jax.data.sources import open_source
 
     source = open_source(str(subject.real_folder))
     chosen = np.random.default_rng(seed).choice(len(source), n, replace=False)
-    return np.stack([load(source, int(i), subject.model.contract)[0] for i in chosen])
+    return np.stack([load_example(source, int(i), subject.model.contract)[0] for i in chosen])
 
 
 def judged_with(subject: Subject, images: Any, scheme: str) -> Row:

@@ -100,12 +100,14 @@ def measured(quantized: Any, data: str, limit: int) -> float:
     """Top-1 of a quantized network on labelled images, by the simulator."""
     import jax
 
-    from dfq_jax.data.accuracy import evaluate
+    from dfq_jax.data.accuracy import measured_accuracy
     from dfq_jax.data.sources import open_source
     from dfq_jax.quantization.simulate import simulate
 
     run = partial(jax.jit(simulate), quantized)
-    return evaluate(run, open_source(data), quantized.model.contract, batch=50, limit=limit).top1
+    return measured_accuracy(
+        run, open_source(data), quantized.model.contract, batch=50, limit=limit
+    ).top1
 
 
 def row(

@@ -67,14 +67,14 @@ def on_real_images(folder: Path, data: Path, count: int) -> dict[str, Any]:
     """What `io/verification/verify.py` finds on real images, evenly spaced over the classes."""
     import numpy as np
 
-    from dfq_jax.data.accuracy import load, pick
+    from dfq_jax.data.accuracy import load_example, pick
     from dfq_jax.data.sources import open_source
     from dfq_jax.io.artifacts.artifact import load_artifact
     from dfq_jax.io.verification.verify import verify
 
     artifact, source = load_artifact(folder), open_source(str(data))
     contract = artifact.quantized.model.contract
-    images = np.stack([load(source, i, contract)[0] for i in pick(len(source), count)])
+    images = np.stack([load_example(source, i, contract)[0] for i in pick(len(source), count)])
     return verify(artifact.quantized, artifact.onnx_path, images).to_dict()
 
 

@@ -170,7 +170,7 @@ def test_a_folder_of_images_says_how_it_was_made(dfq, made, tmp_path):
     folder = tmp_path / "set"
     line = ("synthesize", made / "net.safetensors", "--arch", "small", "-n", 4, "--batch", 2)
     assert dfq(*line, "--steps", 2, "-o", folder).code == 0
-    found = config.read(folder / "config.toml")["synthesize"]
+    found = config.read_tables(folder / "config.toml")["synthesize"]
     assert (found["n"], found["batch"], found["steps"], found["arch"]) == (4, 2, 2, "small")
     assert not config.PLACES & set(found)
     assert len(load_images(folder)) == 4
@@ -197,7 +197,7 @@ def test_a_file_names_the_model_that_it_was_used_for(dfq, made, tmp_path):
         assert told["name"] == "net.safetensors"
         assert told["architecture"] == "small"
         assert told["sha256"] == digest
-    config.read(names[0])
+    config.read_tables(names[0])
     other = tmp_path / "run.toml"
     other.write_text(names[0].read_text().replace(digest, "ab"))
     line = ("quantize", net, "--images", made / "images.npz", "-o", tmp_path / "out")
@@ -224,7 +224,7 @@ def test_published_settings_are_those_of_their_methods(path):
 
 
 def test_there_is_one_for_every_published_reconstruction():
-    tables = [config.read(path).get("quantize", {}) for path in PUBLISHED]
+    tables = [config.read_tables(path).get("quantize", {}) for path in PUBLISHED]
     assert {t["reconstruction"] for t in tables if "reconstruction" in t} == (
         set(LEARNED) - set(OURS)
     )

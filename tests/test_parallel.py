@@ -14,10 +14,10 @@ from dfq_jax.base.parallel import (
     data_mesh,
     everywhere,
     no_mesh,
+    on_every_device,
     remembered,
     settled,
     share_rows,
-    side_by_side,
     stack,
     unstack,
 )
@@ -66,7 +66,7 @@ KEYS = [jax.random.fold_in(KEY, i) for i in range(4)]
 
 def test_side_by_side_does_what_each_device_would_do_alone():
     mesh = data_mesh(4)
-    many = jax.jit(side_by_side(program, mesh, (True, False, True)))
+    many = jax.jit(on_every_device(program, mesh, (True, False, True)))
     given = (stack(STATES, mesh), everywhere(FIXED, mesh), stack(KEYS, mesh))
     found = unstack(many(*given))
     for i, (state, losses) in enumerate(found):

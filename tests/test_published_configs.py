@@ -13,7 +13,7 @@ import pytest
 
 from dfq_jax.api.quantize import making_for
 from dfq_jax.api.request import Settings, configured, resolved
-from dfq_jax.cli.config import read
+from dfq_jax.cli.config import read_tables
 from dfq_jax.graph.ops import GlobalAvgPool
 from dfq_jax.graph.query import batch_norms
 from dfq_jax.numerics.ranges import ImageMinMax, Lp, LpShift, MinMax, Observer, Statistics
@@ -175,7 +175,7 @@ def numbers(method: Reconstruction) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", IMAGES_ALONE)
 def test_published_files_of_images_alone(name, nets):
-    table = read(FOLDER / f"{name}.toml")["synthesize"]
+    table = read_tables(FOLDER / f"{name}.toml")["synthesize"]
     recipe = recipe_for(table["method"])
     assert (table["method"], table["n"], table["steps"]) == IMAGES_ALONE[name]
     assert (recipe.steps, recipe.batch) == (table["steps"], table["batch"])
@@ -192,7 +192,7 @@ INTRAQ = {
 @pytest.mark.parametrize("data", INTRAQ)
 def test_intraq_of_cifar_and_of_imagenet(data, nets):
     """Images and student with the values of the released script for such a network."""
-    tables = read(FOLDER / "intraq_w4a4.toml")
+    tables = read_tables(FOLDER / "intraq_w4a4.toml")
     size, classes = SIZES[data]
     b = nets.Builder(InputContract(size, size))
     pooled = b.op("pool", GlobalAvgPool(), b.unit("conv", "images", 4, stride=4))

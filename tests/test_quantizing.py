@@ -172,7 +172,7 @@ def test_stages_by_a_preset_and_by_name(small, monkeypatch):
     monkeypatch.setattr(grids, "dfq", keep)
     model, images = small
     for scheme, tried in (("w3a3", [None, LEVEL]), ("w3a8", [None])):
-        monkeypatch.setattr(asking, "steps_of", lambda *_: 2)
+        monkeypatch.setattr(asking, "steps_of_preset", lambda *_: 2)
         found = dfq.quantize(model, images, scheme=scheme, preset="balanced")
         assert found.settings["reconstruction"] == "stages"
         assert {unit.method for unit in found.report.units} == {"stages"}

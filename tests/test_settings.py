@@ -15,7 +15,7 @@ def said(tmp_path):
     def read(text, verb="quantize"):
         path = tmp_path / "run.toml"
         path.write_text(VERSION + text)
-        return settings.read(path)[verb]
+        return settings.read_tables(path)[verb]
 
     return read
 
@@ -102,4 +102,4 @@ def test_values_that_no_flag_has(said, text):
 def test_what_the_settings_were_used_for_is_no_setting(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(VERSION + '[model]\nname = "net.pth"\nsha256 = "ab"\n[quantize]\nseed = 1\n')
-    assert settings.read(path) == {"quantize": {"seed": 1}}
+    assert settings.read_tables(path) == {"quantize": {"seed": 1}}

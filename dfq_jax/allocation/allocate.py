@@ -16,9 +16,9 @@ from dfq_jax.numerics.knapsack import (
     Knapsack,
     Picks,
     SharedCost,
-    best,
-    extremes,
+    best_choice,
     lost,
+    spending,
     spent,
 )
 from dfq_jax.quantization.plan import Rule
@@ -79,7 +79,7 @@ def limit_of(model: Model, space: Space, budget: Budget) -> int:
     nothing = np.zeros((len(space.choices), len(space.bits)), np.float32)
     whole = per_unit(work_of(model, space.rest), budget.unit)
     limit = math.floor(budget.amount * whole + 1e-6)
-    least = extremes(problem_of(model, space, nothing, budget.unit))[0]
+    least = spending(problem_of(model, space, nothing, budget.unit))[0]
     if limit < least:
         smallest = Budget(least / whole, budget.unit)
         raise BudgetError(
@@ -113,7 +113,7 @@ def pareto(
       Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.2.
     """
     problem = problem_of(model, space, losses, unit)
-    least, most = extremes(problem)
+    least, most = spending(problem)
     front: list[Allocation] = []
     for limit in dict.fromkeys(
         least + (most - least) * i // max(points - 1, 1) for i in range(points)
@@ -129,7 +129,7 @@ def within(
 ) -> Allocation:
     """The best allocation that costs at most `limit` whole units."""
     try:
-        picks = best(problem, limit)
+        picks = best_choice(problem, limit)
     except TimeoutError:
         raise ResourceError(
             f"no proven best choice of bits for {len(space.choices)} kernels and tensors within "

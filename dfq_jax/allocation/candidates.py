@@ -155,7 +155,7 @@ def levels_between(plan: Plan, other: Plan) -> LevelNumbers:
     return {site: level(site, spec) for site, spec in plan.entries}
 
 
-def outputs_of(
+def outputs_at(
     made: Candidates, images: Shaped[Array, "n ..."], levels: LevelNumbers, batch: int = BATCH
 ) -> Outputs:
     """The outputs of the network at these levels; sites that are not named stay float."""

@@ -18,7 +18,7 @@ from dfq_jax.allocation.candidates import (
     Judge,
     Judged,
     levels_between,
-    outputs_of,
+    outputs_at,
 )
 from dfq_jax.allocation.costs import cost_of
 from dfq_jax.allocation.remedies import Remedy
@@ -114,11 +114,11 @@ def costs_alone(
     Returns:
       One entry for each node that computes with something quantized.
     """
-    exact = outputs_of(made, images, {}, batch)
+    exact = outputs_at(made, images, {}, batch)
     owned, found = sites_by_node(plan), []
     nodes = [n for n in made.reference.graph.nodes if n.name in owned and not keeps_values(n.op)]
     for node in nodes:
-        rough = outputs_of(made, images, dict.fromkeys(owned[node.name], AS_IS), batch)
+        rough = outputs_at(made, images, dict.fromkeys(owned[node.name], AS_IS), batch)
         bits = bits_of_node(plan, owned[node.name])
         ends = judge(exact, rough).sqnr_db, (so_far or {}).get(node.name)
         found.append(LayerCost(node.name, type(node.op).__name__, *bits, *ends))
@@ -165,11 +165,11 @@ def outcomes(
       judge: see `levels.Judge`.
       batch: images per forward pass.
     """
-    exact = outputs_of(made, images, {}, batch)
+    exact = outputs_at(made, images, {}, batch)
     model, before = made.reference, cost_of(made.reference, plan, "bytes").amount
 
     def tried(other: Plan) -> Judged:
-        return judge(exact, outputs_of(made, images, levels_between(plan, other), batch))
+        return judge(exact, outputs_at(made, images, levels_between(plan, other), batch))
 
     now, found = tried(plan), []
     for remedy in remedies:

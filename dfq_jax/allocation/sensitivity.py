@@ -31,7 +31,7 @@ from dfq_jax.quantization.calibrate import (
     histograms_of,
     steps_by_site,
 )
-from dfq_jax.quantization.outputs import PartValues, cost, cost_probe, parts_outputs
+from dfq_jax.quantization.outputs import PartValues, cost_probe, output_cost, parts_outputs
 from dfq_jax.quantization.sites import Site
 
 SENSITIVITIES: tuple[Sensitivity, ...] = get_args(Sensitivity)
@@ -221,7 +221,7 @@ def moved(
         return jnp.where(owners[site] == choice, snapped(value, steps), value)
 
     rough = parts_outputs(subject.model, x, aim.parts, editing(one))
-    return cost(aim.parts, exact, rough, aim.task)
+    return output_cost(aim.parts, exact, rough, aim.task)
 
 
 def editing(edit: Callable[[Site, Tensor], Tensor]) -> Hook:

@@ -30,7 +30,7 @@ from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts.artifact import fingerprint
+from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.pruning.budget import Deadline
 from dfq_jax.pruning.choose import Floor
@@ -145,7 +145,7 @@ def carried_out(
     notes = () if report is None else (*report.notes, told_of(report))
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
     more = {"pruned": made.pruned, "zeros": zeros, "settings": told, "report": told_in}
-    more["original"] = fingerprint(model)
+    more["original"] = weights_sha256(model)
     return dataclasses.replace(result, **more)
 
 

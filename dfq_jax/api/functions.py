@@ -13,7 +13,7 @@ from dfq_jax.api.delivered import probe_array
 from dfq_jax.api.result import PROBE
 from dfq_jax.base.files import npz_fault, write_atomically
 from dfq_jax.data.accuracy import Accuracy
-from dfq_jax.data.accuracy import evaluate as measure
+from dfq_jax.data.accuracy import measured_accuracy as measure
 from dfq_jax.data.sources import open_source
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.evaluate import evaluate as run_graph
@@ -24,7 +24,7 @@ from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_module
 from dfq_jax.io.frontends.jax_live import is_torch
 from dfq_jax.io.frontends.jax_networks import load_network
-from dfq_jax.io.load import as_layout, normalised
+from dfq_jax.io.load import as_layout, with_normalisation
 from dfq_jax.io.load import load as load_file
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime.latency import Latency
@@ -95,7 +95,7 @@ def load(
         raise UsageError("a module has its own graph and size; leave out arch and size.")
     told = ToldInput(layout=as_layout(layout))
     model = load_live(source, params, example, told, unchecked, batch_norms)
-    return dataclasses.replace(model, inputs=(normalised(model.contract, mean, std),))
+    return dataclasses.replace(model, inputs=(with_normalisation(model.contract, mean, std),))
 
 
 def load_live(

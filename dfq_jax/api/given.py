@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dfq_jax.api.delivered import check_rows
-from dfq_jax.data.accuracy import load as load_example
+from dfq_jax.data.accuracy import load_example as load_example
 from dfq_jax.data.accuracy import pick
 from dfq_jax.data.folders import is_image, open_folder, open_zip, unsorted
 from dfq_jax.data.source import LabelledImages

@@ -21,7 +21,7 @@ from dfq_jax.api.request import (
     check_synthesis,
     configured,
     following,
-    named,
+    name_of_method,
     resolved,
 )
 from dfq_jax.api.result import Result
@@ -217,7 +217,7 @@ def quantized_on(
     more = (unlooked_at(images, asked), *cut) if unseen else cut
     more = (JUDGED_BY_ITS_OWN, *more) if raw and used else more
     report = dataclasses.replace(report, notes=(*report.notes, *more))
-    settings = settings_of(asked, mix)
+    settings = resolved_settings(asked, mix)
     settings["images"] = f"{len(images)} ({images.provenance.get('method', 'given')})"
     if making is not None and making.steps:
         method = asked.method or making.method
@@ -273,7 +273,7 @@ def learned(
     )
 
 
-def settings_of(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
+def resolved_settings(asked: Asked, mix: Mixed | None) -> dict[str, Any]:
     """What was resolved, for reports."""
     how = asked.pipeline
     settings = {"scheme": str(how.scheme), "preset": asked.preset or OWN, "layers": how.layers}
@@ -320,7 +320,7 @@ def making_for(model: Model, asked: Asked) -> ImageBudget:
     """
     methods = asked.pipeline.methods
     if makes_rows(model):
-        chosen = method_of(model, named(asked.method or "best"), asked.task)
+        chosen = method_of(model, name_of_method(asked.method or "best"), asked.task)
         return ImageBudget(chosen, asked.n or ROWS[asked.preset or "fast"], 0)
     found = image_budget(preset_of_images(asked), model.input, learned=bool(methods))
     found = budget_of_stages(found) if learns_in_stages(methods) else found
@@ -348,7 +348,7 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     """The images to calibrate with."""
     follow.begins("making images")
     chosen = asked.method or budget.method
-    shown = named(chosen if budget.steps else budget.method)
+    shown = name_of_method(chosen if budget.steps else budget.method)
     what = "rows" if makes_rows(model) else "images"
     follow.watch.says(f"synthesizing {budget.n} {what} ({shown})")
     if budget.steps and (asked.method or asked.n or asked.steps):

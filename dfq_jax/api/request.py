@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.base.reading import ReadOptions
-from dfq_jax.base.settings import PLACES, VERBS, content_of, listed, tables
+from dfq_jax.base.settings import PLACES, VERBS, content_of, flags_listed, tables
 from dfq_jax.base.words import Preset
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.examples import Examples
@@ -99,7 +99,7 @@ def configured(config: str | Path | Mapping[str, Any]) -> Configured:
             raise UsageError(f"{where}: {flag} = {value!r} is no value of that setting.")
         found[name] = value
     if "rules" in found:
-        found["rules"] = tuple(map(parse_rule, listed(found["rules"])))
+        found["rules"] = tuple(map(parse_rule, flags_listed(found["rules"])))
     if isinstance(found.get("memory"), str):
         found["memory"] = bytes_from(found["memory"])
     images = found.pop("images", None)
@@ -143,13 +143,13 @@ def check_synthesis(model: Model, settings: Mapping[str, Any], *, given: bool) -
     check_seed(settings.get("seed", 0))
     method = settings.get("method")
     if method is not None and makes_rows(model):
-        method_of(model, named(method))
+        method_of(model, name_of_method(method))
     elif method is not None:
         recipe_for(method, settings.get("steps"))
     made = [name for name in ("n", "steps") if settings.get(name) is not None]
     if given and method is not None:
         raise UsageError(
-            f"method {named(method)!r} makes images, and some were given: leave one out."
+            f"method {name_of_method(method)!r} makes images, and some were given: leave one out."
         )
     if given and made:
         raise UsageError(
@@ -157,7 +157,7 @@ def check_synthesis(model: Model, settings: Mapping[str, Any], *, given: bool) -
         )
 
 
-def named(method: str | Recipe) -> str:
+def name_of_method(method: str | Recipe) -> str:
     """What a method is called."""
     return method.name if isinstance(method, Recipe) else method
 

@@ -19,7 +19,7 @@ from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
-from dfq_jax.report.histograms import codes_of, histograms_png
+from dfq_jax.report.histograms import codes_of_layers, histograms_png
 from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.report.shapes import lost_lines
@@ -116,7 +116,7 @@ class Result:
     @property
     def histograms(self) -> bytes:
         """A PNG of the codes of the worst layers' kernels; empty where none is quantized."""
-        found = codes_of(self.quantized, [x.name for _, x in worst_layers(self.report)])
+        found = codes_of_layers(self.quantized, [x.name for _, x in worst_layers(self.report)])
         return histograms_png(found) if found else b""
 
     @property

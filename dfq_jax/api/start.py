@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.io.artifacts.artifact import fingerprint, load_artifact
+from dfq_jax.io.artifacts.artifact import load_artifact, weights_sha256
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.plan import Plan, Rule, parse_scheme
@@ -43,11 +43,11 @@ def begun_in(
             f"{folder} has its bits already, and `rules=` would change them: leave one of the two "
             "out."
         )
-    if (saved := found.manifest.get("weights_sha256")) != fingerprint(model):
+    if (saved := found.manifest.get("weights_sha256")) != weights_sha256(model):
         name = found.manifest.get("source", {}).get("name") or "weights"
         raise UsageError(
             f"{folder} was made from another network ({name}, SHA-256 of its weights {saved}, of "
-            f"this one {fingerprint(model)}): start from a folder made from this one."
+            f"this one {weights_sha256(model)}): start from a folder made from this one."
         )
     check_plan(folder, found.quantized.plan, scheme, layers)
     return Quantized(found.quantized, reference_of(folder, found.quantized, model), True)

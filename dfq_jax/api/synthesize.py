@@ -14,7 +14,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task
-from dfq_jax.io.artifacts.artifact import fingerprint
+from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.compiling import compile_clock
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import Place
@@ -253,7 +253,7 @@ def run_facts(model: Model, n: int, seed: int) -> dict[str, Any]:
     return {
         "n": n,
         "seed": seed,
-        "weights_sha256": fingerprint(model),
+        "weights_sha256": weights_sha256(model),
         "versions": {name: importlib.metadata.version(name) for name in ("dfq-jax", "jax")},
         "device": jax.devices()[0].platform,
     }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from dfq_jax.api.delivered import deliverable
 from dfq_jax.api.given import GivenImages, image_set
 from dfq_jax.api.grids import calibrated
-from dfq_jax.api.quantize import learned, made_images, settings_of
+from dfq_jax.api.quantize import learned, made_images, resolved_settings
 from dfq_jax.api.request import Asked, Follow, following, training_key
 from dfq_jax.api.result import Result
 from dfq_jax.api.start import begun_in
@@ -314,7 +314,7 @@ def verdict(
     report = dataclasses.replace(report, notes=(*report.notes, *notes))
     follow.begins("verifying")
     plan = made.quantized.plan
-    settings = settings_of(asked, None)
+    settings = resolved_settings(asked, None)
     settings |= {"scheme": str(plan.scheme), "layers": plan.layers, "store": plan.store}
     return Result(made.quantized, model, images, probes, report, settings, None, judges.images)
 

@@ -187,7 +187,7 @@ def settled(tree: Tree) -> Tree:
     return jax.tree.map(place, tree)
 
 
-def side_by_side(program: Callable[..., Any], mesh: Mesh, stacked: PyTree) -> Callable[..., Any]:
+def on_every_device(program: Callable[..., Any], mesh: Mesh, stacked: PyTree) -> Callable[..., Any]:
     """Runs `program` on every device at the same time, each on arguments of its own.
 
     Args:

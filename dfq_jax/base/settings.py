@@ -29,7 +29,7 @@ NUMBERS = {"mean": ",", "std": ",", "size": "x"}
 """Options that may be a list of numbers, and what stands between them on the command line."""
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
+def read_tables(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a file, by verb; flags and values as the command line has them.
 
     Raises:
@@ -79,7 +79,7 @@ def tables(content: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
             found[name] = flat(name, table, where)
     if RULES in content:
         given = found.setdefault("quantize", {})
-        given[RULE] = [*listed(given.get(RULE, [])), *rules_of(content[RULES], where)]
+        given[RULE] = [*flags_listed(given.get(RULE, [])), *rules_of(content[RULES], where)]
     return found
 
 
@@ -96,11 +96,11 @@ def flat(verb: str, table: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif (verb, key) != ("quantize", RULES):
             found[key] = flag_value(verb, key, value, where)
     if verb == "quantize" and RULES in table:
-        found[RULE] = [*listed(found.get(RULE, [])), *rules_of(table[RULES], where)]
+        found[RULE] = [*flags_listed(found.get(RULE, [])), *rules_of(table[RULES], where)]
     return found
 
 
-def listed(value: Any) -> list[Any]:
+def flags_listed(value: Any) -> list[Any]:
     """A flag that may be repeated, as a list."""
     return value if isinstance(value, list) else [value]
 
@@ -113,7 +113,7 @@ def flag_value(verb: str, key: str, value: Any, where: str) -> Any:
     """
     plain = key.replace("_", "-")
     if plain in NUMBERS and (isinstance(value, float) or is_list_of(value, (int, float))):
-        return NUMBERS[plain].join(map(repr, listed(value)))
+        return NUMBERS[plain].join(map(repr, flags_listed(value)))
     known = str | int | (float if plain in FRACTIONS else int)
     if isinstance(value, known) or is_list_of(value, (str,)):
         return value

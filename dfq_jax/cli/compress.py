@@ -12,7 +12,7 @@ from dfq_jax.cli.options import CompressOptions
 from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts.artifact import fingerprint
+from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.io.artifacts.output_folder import MANIFEST, read_manifest
 from dfq_jax.report.console import Terminal
 
@@ -53,7 +53,7 @@ def check_original(model: Model, folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         return
     known = read_manifest(folder)["report"].get(ORIGINAL)
-    if known not in (None, fingerprint(model)):
+    if known not in (None, weights_sha256(model)):
         raise UsageError(
             f"{folder} holds a network pruned from another one (weights {known[:12]}...): choose "
             "another output, or replace it with --force."

@@ -13,10 +13,18 @@ import tomli_w
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from dfq_jax.base.settings import LARGEST, MODEL, PLACES, SCHEMA_VERSION, VERBS, content_of, read
+from dfq_jax.base.settings import (
+    LARGEST,
+    MODEL,
+    PLACES,
+    SCHEMA_VERSION,
+    VERBS,
+    content_of,
+    read_tables,
+)
 from dfq_jax.errors import UsageError
 
-__all__ = ["CONFIG", "LARGEST", "PLACES", "SCHEMA_VERSION", "VERBS", "read"]
+__all__ = ["CONFIG", "LARGEST", "PLACES", "SCHEMA_VERSION", "VERBS", "read_tables"]
 
 CONFIG = "config.toml"
 """Beside the result: what `--config` needs to make it again."""
@@ -26,14 +34,14 @@ def from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     """Fills in what the `--config` file says and the command line does not; for `App.config`.
 
     Raises:
-      UsageError: as `read` does, or for a file that says nothing about this verb.
+      UsageError: as `read_tables` does, or for a file that says nothing about this verb.
       CycloptsError: naming a key that is no option, or a value of another type.
     """
     given = next((a for a in arguments if "--config" in a.names and a.tokens), None)
     if given is None:
         return
     path = Path(given.tokens[-1].value)
-    tables, verb = read(path), commands[-1]
+    tables, verb = read_tables(path), commands[-1]
     if verb not in tables:
         others = f", only {', '.join(f'[{name}]' for name in tables)}" if tables else ""
         raise UsageError(f"--config {path} has no table [{verb}]{others}.")

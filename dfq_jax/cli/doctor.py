@@ -38,11 +38,11 @@ from dfq_jax.report.diagnosis import (
     columns,
     command_lines,
     cost_rows,
+    in_lines,
     options_of,
     recommended,
     remedy_rows,
     to_dict,
-    wrapped,
 )
 from dfq_jax.report.plots import costs_png
 
@@ -220,9 +220,9 @@ def show(
     of: Patient, found: Diagnosis, rest: Sequence[Untried], top: int, terminal: Terminal
 ) -> None:
     """What a person reads."""
-    for line in [*wrapped(of.title), ""]:
+    for line in [*in_lines(of.title), ""]:
         terminal.say(line)
-    for line in wrapped(
+    for line in in_lines(
         "What each layer costs, the worst first: the SQNR of the network's output with only this "
         "layer quantized, and of the layer's own output with all before it quantized too."
     ):
@@ -239,7 +239,7 @@ def show(
         terminal.say(line)
     terminal.say("")
     best = recommended(found, of.bytes)
-    for line in [*wrapped(advice(found.now, best)), *typed(of, found, best), *untried_lines(rest)]:
+    for line in [*in_lines(advice(found.now, best)), *typed(of, found, best), *untried_lines(rest)]:
         terminal.say(line)
 
 
@@ -247,7 +247,7 @@ def untried_lines(rest: Sequence[Untried]) -> list[str]:
     """What was not computed, and what it takes."""
     lines = ["", "Not computed, since more has to be made first:"] if rest else []
     for x in rest:
-        lines += wrapped(f"{' '.join(x.options)}: {x.takes}", hanging=INDENT)
+        lines += in_lines(f"{' '.join(x.options)}: {x.takes}", hanging=INDENT)
     return lines
 
 

@@ -27,7 +27,7 @@ from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts.artifact import check_output_folder, load_artifact
 from dfq_jax.io.artifacts.graph_json import inputs_to_json
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
-from dfq_jax.io.onnx.export import check_size
+from dfq_jax.io.onnx.export import check_file_size
 from dfq_jax.io.runtime.session import (
     PRECISE,
     SATURATES,
@@ -130,7 +130,7 @@ def make_to(verb: MakingVerb, model: str, terminal: Terminal) -> None:
             loaded = read_model(model, options.reading, terminal)
             if other := other_model(options.config, loaded.sha256):
                 terminal.note(f"  {one_line(other)}")
-            check_size(4 * parameter_count(loaded.model))
+            check_file_size(4 * parameter_count(loaded.model))
             if verb.scheme is not None:
                 foretell(parse_scheme(verb.scheme), options.store or DEFAULT_STORE, terminal)
             follow = {"watch": terminal.watcher, "state_folder": state}

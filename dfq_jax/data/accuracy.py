@@ -36,7 +36,7 @@ class Accuracy:
         return dataclasses.asdict(self)
 
 
-def evaluate(
+def measured_accuracy(
     predict: Callable[..., Any],
     source: LabelledImages,
     contract: InputContract,
@@ -80,10 +80,10 @@ def evaluate(
     done = 0
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
     try:
-        pending = [pool.submit(load, source, i, contract) for i in chunks[0]]
+        pending = [pool.submit(load_example, source, i, contract) for i in chunks[0]]
         for following in (*chunks[1:], []):
             images, labels = stack(pending, batch, contract)
-            pending = [pool.submit(load, source, i, contract) for i in following]
+            pending = [pool.submit(load_example, source, i, contract) for i in following]
             scores = checked_scores(predict(images), batch)
             targets = class_indices(source, scores.shape[1])[labels]
             hits += count_hits(scores[: len(labels)], targets)
@@ -95,7 +95,7 @@ def evaluate(
     return Accuracy(float(hits[0] / done), float(hits[1] / done), done)
 
 
-def load(source: LabelledImages, index: int, contract: InputContract) -> Decoded:
+def load_example(source: LabelledImages, index: int, contract: InputContract) -> Decoded:
     """One preprocessed example; errors name its file, or its number where there is no file."""
     image, label = source[index]
     try:

@@ -10,18 +10,18 @@ it mixes positions in a way that a missing one would change (softmax, layer norm
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from dfq_jax.graph.channel_moves import beside, cut, padded, regrouped, spread
+from dfq_jax.graph.channel_moves import beside, cut, padded_labels, regrouped, repeated_labels
 from dfq_jax.graph.labels import (
     Axes,
     Flow,
     Labels,
     Read,
-    aligned,
     alike,
     alone,
+    broadcast_labels,
     fixed,
     labelled,
-    own,
+    own_labels,
     stay,
 )
 from dfq_jax.graph.ops import (
@@ -126,13 +126,13 @@ def channel_flow(  # noqa: C901 - one case per family
         case Concat(axis):
             return beside(axis % len(shape), xs)
         case Broadcast():
-            return spread(xs[0], shape, first)
+            return repeated_labels(xs[0], shape, first)
         case Pad():
-            return padded(op, xs[0], first)
+            return padded_labels(op, xs[0], first)
         case Embed() | Present() | Rotary():
             return Flow(tuple(map(stay, shape)), ties=fixed(*xs[0].axes))
         case Constant():
-            axes = own(shape, first)
+            axes = own_labels(shape, first)
             return Flow(axes, slots={"value": axes})
         case _:
             assert_never(op)
@@ -154,7 +154,7 @@ def convolved(groups: int, x: Read, slots: Shapes, shape: tuple[int, ...], first
     Of both it is what leaves more to choose from: whole groups where there are many, as in a
     depthwise convolution.
     """
-    made = own((1, shape[-1]), first)[-1]
+    made = own_labels((1, shape[-1]), first)[-1]
     channels, ties = x.axes[-1], fixed(*x.axes[1:-1])
     kernel = (*map(stay, slots["kernel"][:2]), channels, made)
     if groups > 1:
@@ -176,7 +176,7 @@ def bias(slots: Shapes, made: Labels) -> dict[str, Axes]:
 
 def multiplied(x: Read, slots: Shapes, shape: tuple[int, ...], first: int) -> Flow:
     """A linear layer makes channels, and passes on all axes but the last."""
-    made = own((1, shape[-1]), first)[-1]
+    made = own_labels((1, shape[-1]), first)[-1]
     silent = alone(x.axes) or (x.silent and "bias" not in slots)
     kernel = (x.axes[-1], made)
     return Flow((*x.axes[:-1], made), silent, slots={"kernel": kernel, **bias(slots, made)})
@@ -187,7 +187,7 @@ def product_of(x: Read, y: Read, transposed: bool) -> Flow:
     columns, summed = (-2, -1) if transposed else (-1, -2)
     inner = (x.axes[-1], y.axes[summed])
     ties = (inner,) if x.silent or y.silent else fixed(*inner)
-    axes, more = aligned(x.axes[:-2], y.axes[:-2])
+    axes, more = broadcast_labels(x.axes[:-2], y.axes[:-2])
     made = (*axes, x.axes[-2], y.axes[columns])
     silent = (x.silent or not x.axes[-2].any()) and (y.silent or not y.axes[columns].any())
     return Flow(made, silent and (x.silent or y.silent or not labelled(axes)), ties + more)
@@ -255,7 +255,7 @@ def at_zero(op: Pointwise) -> float | None:
 
 def combined(op: Combine, x: Read, y: Read) -> Flow:
     """Two tensors, element by element; what one of them broadcasts is not removed from it."""
-    axes, ties = aligned(x.axes, y.axes)
+    axes, ties = broadcast_labels(x.axes, y.axes)
     zeros = [silent_along(axes, part) for part in (x, y)]
     match op:
         case Add() | Sub() | Maximum() | Minimum():
@@ -273,8 +273,8 @@ def combined(op: Combine, x: Read, y: Read) -> Flow:
 
 def chosen(xs: tuple[Read, ...]) -> Flow:
     """One of two tensors, element by element, as a third says."""
-    axes, ties = aligned(xs[1].axes, xs[2].axes)
-    axes, more = aligned(axes, xs[0].axes)
+    axes, ties = broadcast_labels(xs[1].axes, xs[2].axes)
+    axes, more = broadcast_labels(axes, xs[0].axes)
     return Flow(axes, all(silent_along(axes, part) for part in xs[1:]), ties + more)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Int
 
-from dfq_jax.graph.labels import Flow, Labels, Read, Tie, Tied, fixed, labelled, own, stay
+from dfq_jax.graph.labels import Flow, Labels, Read, Tie, Tied, fixed, labelled, own_labels, stay
 from dfq_jax.graph.ops import Pad
 
 
@@ -85,10 +85,10 @@ def beside(axis: int, xs: tuple[Read, ...]) -> Flow:
     return Flow(made, all(x.silent for x in xs), ties)
 
 
-def spread(x: Read, shape: tuple[int, ...], first: int) -> Flow:
+def repeated_labels(x: Read, shape: tuple[int, ...], first: int) -> Flow:
     """Axes of one repeated: any number of copies may go of what has no other channels."""
     axes = (x.axes[0],) + (stay(1),) * (len(shape) - len(x.axes)) + x.axes[1:]
-    copies = tuple(map(stay, shape)) if labelled(x.axes) else own(shape, first)
+    copies = tuple(map(stay, shape)) if labelled(x.axes) else own_labels(shape, first)
     made, ties = [], ()
     for read, copied in zip(axes, copies, strict=True):
         made.append(read if len(read) == len(copied) else copied)
@@ -96,7 +96,7 @@ def spread(x: Read, shape: tuple[int, ...], first: int) -> Flow:
     return Flow(tuple(made), x.silent and labelled(x.axes), ties)
 
 
-def padded(op: Pad, x: Read, first: int) -> Flow:
+def padded_labels(op: Pad, x: Read, first: int) -> Flow:
     """Padding along channels can be removed like them if it is a constant."""
     made, ties = [], ()
     for labels, (before, after) in zip(x.axes, op.widths, strict=True):

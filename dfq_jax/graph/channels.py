@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dfq_jax.graph.coupling import channel_flows
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d
+from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, Op
 from dfq_jax.graph.query import consumers, only_consumer, output_shapes, weighted_nodes
 
 
@@ -101,12 +101,12 @@ def joints(graph: Graph) -> tuple[Joint, ...]:
     return tuple(found)
 
 
-def groups_of(node: Node) -> int:
-    """Groups of a convolution, 1 for a linear layer."""
-    return node.op.groups if isinstance(node.op, Conv2d | ConvTranspose2d) else 1
+def groups_of(op: Op) -> int:
+    """Groups of channels that do not mix: those of a convolution, 1 for a linear layer."""
+    return op.groups if isinstance(op, Conv2d | ConvTranspose2d) else 1
 
 
 def is_depthwise(node: Node, kernel: tuple[int, ...]) -> bool:
     """Whether each output channel of a layer reads the input channel of the same number alone."""
-    groups = groups_of(node)
+    groups = groups_of(node.op)
     return groups > 1 and kernel[-2] == 1 and kernel[-1] == groups

@@ -9,7 +9,7 @@ from dfq_jax.errors import GraphError
 from dfq_jax.graph.graph import Edge, Model, Node
 from dfq_jax.graph.lowering import convolve_tiled
 from dfq_jax.graph.ops import Conv2d
-from dfq_jax.graph.semantics import Slots, Tensor, apply_op, weighted
+from dfq_jax.graph.semantics import Slots, Tensor, apply_op, weighted_layer
 
 Hook = Callable[[Node, Slots, tuple[Tensor, ...]], tuple[Slots, tuple[Tensor, ...]]]
 """Rewrites the (parameters, arguments) of a node before it is applied."""
@@ -46,7 +46,7 @@ def apply_tiled(node: Node, slots: Slots, args: tuple[Tensor, ...]) -> Tensor:
     return apply_node(node, slots, args)
 
 
-applied_tiled = jax.jit(weighted, static_argnums=(0, 3), inline=True)
+applied_tiled = jax.jit(weighted_layer, static_argnums=(0, 3), inline=True)
 
 
 def evaluate(

@@ -88,7 +88,7 @@ def fixed(*axes: Labels) -> tuple[Tie, ...]:
     return tuple((labels, stay(len(labels))) for labels in axes if labels.any())
 
 
-def own(shape: tuple[int, ...], first: int) -> Axes:
+def own_labels(shape: tuple[int, ...], first: int) -> Axes:
     """Labels of their own for all positions but those of the batch and of axes of one."""
     axes = [stay(shape[0])] if shape else []
     for size in shape[1:]:
@@ -112,7 +112,7 @@ def labelled(axes: Axes) -> bool:
     return any(labels.any() for labels in axes)
 
 
-def aligned(x: Axes, y: Axes) -> tuple[Axes, tuple[Tie, ...]]:
+def broadcast_labels(x: Axes, y: Axes) -> tuple[Axes, tuple[Tie, ...]]:
     """Labels of two arrays that broadcast against each other, from their last axes."""
     rank = max(len(x), len(y))
     one = [(stay(1),) * (rank - len(axes)) + axes for axes in (x, y)]

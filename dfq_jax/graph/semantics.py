@@ -81,7 +81,7 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
     """
     match op:
         case Conv2d() | ConvTranspose2d() | Linear():
-            return weighted(op, p, xs[0])
+            return weighted_layer(op, p, xs[0])
         case MatMul(transposed):
             return xs[0] @ (jnp.swapaxes(xs[1], -1, -2) if transposed else xs[1])
         case BatchNorm() | LayerNorm() | RmsNorm() | GroupNorm() | LocalNorm():
@@ -114,7 +114,7 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             assert_never(op)
 
 
-def weighted(
+def weighted_layer(
     op: Weighted, p: Slots, x: Tensor, convolve: Callable[..., Tensor] = convolve
 ) -> Tensor:
     """A layer with a kernel, and its bias where it has one."""

@@ -114,7 +114,7 @@ def resized(op: Resize, x: Images) -> Smaller:
     for axis in (1, 2):
         size, out, scale = x.shape[axis], op.size[axis - 1], op.scale[axis - 1]
         if op.method == "nearest":
-            x = jnp.take(x, nearest(op, size, out, scale), axis=axis)
+            x = jnp.take(x, nearest_pixels(op, size, out, scale), axis=axis)
             continue
         if op.method == "bicubic" or op.smooth:
             mixed = jnp.asarray(interpolation(op, size, out, scale), x.dtype)
@@ -128,7 +128,7 @@ def resized(op: Resize, x: Images) -> Smaller:
     return x
 
 
-def nearest(op: Resize, size: int, out: int, scale: float) -> Int[np.ndarray, " out"]:
+def nearest_pixels(op: Resize, size: int, out: int, scale: float) -> Int[np.ndarray, " out"]:
     """The input pixel each output pixel copies."""
     at = coordinates(op, size, out, scale)
     index = np.floor(at if op.coordinates == "asymmetric" else at + np.float32(0.5))

@@ -24,7 +24,7 @@ from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import BoundNetwork, bind
 from dfq_jax.io.zoo.catalog import Size, unknown
 from dfq_jax.io.zoo.known import Network, names, network
-from dfq_jax.io.zoo.recognise import fit, named, suggestion, with_usual_head
+from dfq_jax.io.zoo.recognise import fitted_network, named_network, suggestion, with_usual_head
 from dfq_jax.io.zoo.stored import Stored
 from dfq_jax.io.zoo.stored_weights import bind_stored, modern_names
 from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
@@ -176,7 +176,7 @@ def load(
     )
     loaded = located(path_or_name, arch, told, no_bn_fallback)
     before = loaded.model.contract
-    contract = normalised(before, mean, std)
+    contract = with_normalisation(before, mean, std)
     model = dataclasses.replace(loaded.model, inputs=(contract,))
     path = Path(path_or_name)
     comparable = path.suffix.lower() == ".onnx" and not unchecked
@@ -266,7 +266,9 @@ def contradiction(before: InputContract, after: InputContract) -> tuple[str, ...
     return ("the network says {}; what you give is used: {}".format(*said),)
 
 
-def normalised(contract: InputContract, mean: Numbers | None, std: Numbers | None) -> InputContract:
+def with_normalisation(
+    contract: InputContract, mean: Numbers | None, std: Numbers | None
+) -> InputContract:
     """The contract with the normalisation the user states.
 
     Raises:
@@ -311,9 +313,9 @@ def load_checkpoint(
     if arch is not None:
         found = with_usual_head(arch, tensors)
     else:
-        found = named(tensors, checkpoint.source, normalised=told.normalised)
+        found = named_network(tensors, checkpoint.source, normalised=told.normalised)
     name, tensors, moved = found
-    fitted = fit(name, tensors, told.size)
+    fitted = fitted_network(name, tensors, told.size)
     try:
         model, notes = bound(fitted, tensors)
     except CheckpointError as error:

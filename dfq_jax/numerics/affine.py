@@ -204,7 +204,7 @@ def steps_of(affine: Affine, grid: Grid) -> Steps:
 @jax.custom_vjp
 def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
     """`fake_quantize` for a traced grid; differentiable in reverse mode, in few passes over `x`."""
-    return nearest(x, steps)
+    return nearest_values(x, steps)
 
 
 def over(x: Float[NumpyOrJax, "..."], scale: Float[NumpyOrJax, "..."]) -> Float[NumpyOrJax, "..."]:
@@ -214,7 +214,7 @@ def over(x: Float[NumpyOrJax, "..."], scale: Float[NumpyOrJax, "..."]) -> Float[
     return x / scale
 
 
-def nearest(x: Float[NumpyOrJax, "..."], steps: Steps) -> Float[NumpyOrJax, "..."]:
+def nearest_values(x: Float[NumpyOrJax, "..."], steps: Steps) -> Float[NumpyOrJax, "..."]:
     """The values of a grid nearest to `x`."""
     return over(x, steps.scale).round().clip(steps.low, steps.high) * steps.scale
 

@@ -178,7 +178,7 @@ def error(
     return jnp.sum(weight * (x - snap(x, basis)) ** 2, axis=1)
 
 
-def refit(
+def refit_basis(
     x: Float[Array, "chan m"],
     weight: Float[Array, "chan m"],
     assigned: Int[Array, "chan m"],
@@ -210,7 +210,7 @@ def refit(
     return basis._replace(vectors=jax.vmap(one)(x, weight, assigned, basis.vectors))
 
 
-def fit(
+def fit_basis(
     x: Float[Array, "chan m"],
     n: int,
     kind: LevelKind,
@@ -238,6 +238,6 @@ def fit(
     weight = weight / jnp.maximum(jnp.sum(weight, 1, keepdims=True), 1e-30)
 
     def turn(basis: Basis, _: None) -> tuple[Basis, Float[Array, " chan"]]:
-        return refit(x, weight, assign(x, basis), basis), error(x, weight, basis)
+        return refit_basis(x, weight, assign(x, basis), basis), error(x, weight, basis)
 
     return Fit(*lax.scan(turn, best_start(x, weight, n, kind), length=turns))

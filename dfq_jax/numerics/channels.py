@@ -6,7 +6,14 @@ Kernels have outputs last and inputs (of one group) second to last; outputs of a
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfq_jax.numerics.affine import NumpyOrJax
+
 Kernel = Float[Array, "... k o"]
+
+
+def by_group(v: Float[NumpyOrJax, "... o"], groups: int) -> Float[NumpyOrJax, "g k n"]:
+    """A kernel, or one number for each of its outputs, as one matrix a group."""
+    return v.reshape(-1, groups, v.shape[-1] // groups).swapaxes(0, 1)
 
 
 def output_ranges(kernel: Kernel) -> Float[Array, " o"]:

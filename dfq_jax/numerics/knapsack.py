@@ -67,13 +67,13 @@ def lost(problem: Knapsack, picks: Picks) -> float:
     return float(np.sum(problem.loss[np.arange(len(picks)), picks]))
 
 
-def extremes(problem: Knapsack) -> tuple[int, int]:
+def spending(problem: Knapsack) -> tuple[int, int]:
     """The least and the most that can be spent."""
     items, levels = problem.loss.shape
     return spent(problem, np.zeros(items, int)), spent(problem, np.full(items, levels - 1))
 
 
-def best(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> Picks:
+def best_choice(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> Picks:
     """The choice of least loss within a limit.
 
     Equal losses (within `EQUAL`) are decided by lower cost, and equal costs by higher levels, those
@@ -95,7 +95,7 @@ def best(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> Picks:
       Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quantization" (the integer linear
       program); products of binary variables as in McCormick 1976.
     """
-    least = extremes(problem)[0]
+    least = spending(problem)[0]
     if limit < least:
         raise ValueError(f"best() can spend no less than {least}, got the limit {limit}.")
     losses, costs, unit = loss_row(problem), cost_row(problem), cost_unit(problem)

@@ -99,7 +99,7 @@ def unlike(levels: Levels, parameters: Parameters) -> NoReturn:
     )
 
 
-def in_integers(levels: Levels) -> bool:
+def multiplied_as_integers(levels: Levels) -> bool:
     """Whether integer kernels multiply these codes: of a byte at most, one scale an output."""
     match levels:
         case Grid(bits=bits, group=group):

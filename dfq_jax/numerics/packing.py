@@ -33,7 +33,7 @@ def planes_of(bits: int) -> Planes:
     return tuple(found)
 
 
-def padded(count: int, bits: int) -> int:
+def codes_held(count: int, bits: int) -> int:
     """How many codes lie in the bytes of `count` codes: those of the narrowest plane end last."""
     together = 8 // planes_of(bits)[-1][0]
     return math.ceil(count / together) * together
@@ -41,7 +41,7 @@ def padded(count: int, bits: int) -> int:
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of so many codes."""
-    return padded(count, bits) * bits // 8
+    return codes_held(count, bits) * bits // 8
 
 
 def pack(codes: UInt8[np.ndarray, "..."], bits: int) -> tuple[UInt8[np.ndarray, " bytes"], ...]:
@@ -57,7 +57,7 @@ def pack(codes: UInt8[np.ndarray, "..."], bits: int) -> tuple[UInt8[np.ndarray, 
     flat = codes.reshape(-1)
     if flat.size and int(flat.max()) >> bits:
         raise ValueError(f"a code of {bits} bits is at most {2**bits - 1}, got {flat.max()}.")
-    flat = np.pad(flat, (0, padded(flat.size, bits) - flat.size))
+    flat = np.pad(flat, (0, codes_held(flat.size, bits) - flat.size))
     found = []
     for width, below in planes_of(bits):
         parts = (flat >> below & (1 << width) - 1).reshape(-1, 8 // width)
@@ -74,7 +74,7 @@ def table(width: int, below: int) -> Int[np.ndarray, "256 parts"]:
 
 def unpack(planes: tuple[np.ndarray, ...], bits: int, count: int) -> UInt8[np.ndarray, " codes"]:
     """The first `count` codes that `pack` packed."""
-    codes = np.zeros(padded(count, bits), np.uint8)
+    codes = np.zeros(codes_held(count, bits), np.uint8)
     for data, plane in zip(planes, planes_of(bits), strict=True):
         codes += table(*plane)[data].reshape(-1).astype(np.uint8)
     return codes[:count]

@@ -231,7 +231,7 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
 
 
 def unseen(observer: Observer) -> Range:
-    """The range of no batch, for `merged` to begin from."""
+    """The range of no batch, for `merged_ranges` to begin from."""
     if isinstance(observer, EmaMinMax | ImageMinMax):
         return jnp.float32(0.0), jnp.float32(0.0)
     return jnp.float32(jnp.inf), jnp.float32(-jnp.inf)
@@ -252,7 +252,7 @@ def extremes(x: Float[Array, "b ..."], fresh: Float[Array, ""], observer: Observ
     return jnp.sum(weight * each.min(1)), jnp.sum(weight * each.max(1))
 
 
-def merged(
+def merged_ranges(
     before: Range,
     new: Range,
     seen: Float[Array, ""],

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dfq_jax.base.parallel import no_mesh, remembered, settled, side_by_side, stack, unstack
+from dfq_jax.base.parallel import no_mesh, on_every_device, remembered, settled, stack, unstack
 from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.out_of_memory import sparing
 from dfq_jax.optim.progress import Metrics
@@ -330,7 +330,7 @@ def run_chunks(
 ) -> tuple[FitState, Mapping[str, Array]]:
     """`run_chunk` on every device, with a state and a key of its own."""
     one = lambda s, c, k: run_chunk(s, c, k, step, length)
-    return side_by_side(one, mesh, (True, own, True))(state, context, key)
+    return on_every_device(one, mesh, (True, own, True))(state, context, key)
 
 
 def all_finite(x: PyTree) -> Bool[Array, ""]:

@@ -100,7 +100,7 @@ def run_before(model: Model, layer: Node) -> tuple[str, ...] | str:
     """Names of the nodes to repeat channels of for a layer, or why that cannot be done."""
     graph = model.graph
     readers, names = consumers(graph), []
-    if groups_of(layer) > 1:
+    if groups_of(layer.op) > 1:
         return "it has groups"
     source = layer.inputs[0]
     while True:
@@ -110,7 +110,7 @@ def run_before(model: Model, layer: Node) -> tuple[str, ...] | str:
             return f"{source} is read or returned elsewhere too"
         node = graph[source]
         names.append(source)
-        if isinstance(node.op, WEIGHTED) and groups_of(node) == 1:
+        if isinstance(node.op, WEIGHTED) and groups_of(node.op) == 1:
             return tuple(reversed(names))
         if not by_channel(node.op) and not repeatable(model, node):
             return f"channels of {source} cannot be repeated"

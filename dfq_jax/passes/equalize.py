@@ -82,7 +82,7 @@ def equalizable(model: Model, reach: Reach) -> tuple[ChannelGroup, ...]:
 def joins(model: Model, consumer: Node) -> bool:
     """Whether a pair may end in this layer: it is ungrouped or depthwise."""
     shape = model.params[consumer.name]["kernel"].shape
-    return groups_of(consumer) == 1 or is_depthwise(consumer, shape)
+    return groups_of(consumer.op) == 1 or is_depthwise(consumer, shape)
 
 
 def equalize_group(model: Model, group: ChannelGroup) -> tuple[Model, Float[Array, ""]]:
@@ -90,19 +90,19 @@ def equalize_group(model: Model, group: ChannelGroup) -> tuple[Model, Float[Arra
     graph, params = model.graph, model.params
     made = [output_ranges(params[name]["kernel"]) for name in group.producers]
     read = [
-        input_ranges(params[name]["kernel"], groups_of(graph[name])) for name in group.consumers
+        input_ranges(params[name]["kernel"], groups_of(graph[name].op)) for name in group.consumers
     ]
     s = balancing(reduce(jnp.maximum, made), reduce(jnp.maximum, read))
-    return rescaled(model, group, s), jnp.max(jnp.abs(jnp.log(s)))
+    return with_tensors_divided(model, group, s), jnp.max(jnp.abs(jnp.log(s)))
 
 
-def rescaled(model: Model, group: ChannelGroup, s: Float[Array, " c"]) -> Model:
+def with_tensors_divided(model: Model, group: ChannelGroup, s: Float[Array, " c"]) -> Model:
     """The same function with all tensors of a group divided by `s`."""
     for name in group.producers:  # one may be a consumer as well: it reads what it adds to
         model = with_params(model, {name: {k: v / s for k, v in model.params[name].items()}})
     for name in group.consumers:
         kernel = model.params[name]["kernel"]
-        kernel = scaled_inputs(kernel, s, groups_of(model.graph[name]))
+        kernel = scaled_inputs(kernel, s, groups_of(model.graph[name].op))
         model = with_params(model, {name: {"kernel": kernel}})
     moments = {
         name: Moments(mean / s, var / s**2) if name in group.tensors else Moments(mean, var)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from dfq_jax.graph.channels import ChannelGroup, channel_groups
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Clip, Relu
-from dfq_jax.passes.equalize import capped, rescaled, uncapped
+from dfq_jax.passes.equalize import capped, uncapped, with_tensors_divided
 from dfq_jax.passes.moments import expected_moments
 from dfq_jax.types import Moments
 
@@ -55,7 +55,7 @@ def level_channels(
         width = width_of(model, group, known, sigmas)
         if width is not None:
             widest = jnp.max(width)
-            levelled = rescaled(levelled, group, jnp.maximum(width / widest, LEAST))
+            levelled = with_tensors_divided(levelled, group, jnp.maximum(width / widest, LEAST))
             ends |= {t: widest for t in group.tensors if t in ceilings}
     return levelled, ends
 

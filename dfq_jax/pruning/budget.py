@@ -17,7 +17,7 @@ from dfq_jax.errors import BudgetError, ResourceError
 from dfq_jax.graph.labels import Labels
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.graph.query import macs
-from dfq_jax.numerics.knapsack import SECONDS, Knapsack, SharedCost, best, extremes
+from dfq_jax.numerics.knapsack import SECONDS, Knapsack, SharedCost, best_choice, spending
 from dfq_jax.passes.select import Kept
 from dfq_jax.pruning.choose import MOST, Chosen, Floor
 from dfq_jax.pruning.criteria import SetScores
@@ -233,7 +233,7 @@ def by_budget(
     limit = limit_of(work, ladders, ceiling, len(scores))
     problem = problem_of(work, ladders, scores)
     try:
-        picks = best(problem, min(limit, extremes(problem)[1]))
+        picks = best_choice(problem, min(limit, spending(problem)[1]))
     except TimeoutError:
         raise ResourceError(
             f"no proven best choice of channels for {len(groups)} groups within {SECONDS:.0f} s: "

@@ -17,6 +17,7 @@ from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots
+from dfq_jax.numerics.channels import by_group
 from dfq_jax.numerics.regression import refitted, too_wide
 from dfq_jax.passes.select import Kept, standing
 from dfq_jax.pruning.groups import Subject
@@ -191,11 +192,6 @@ def fitted(layer: Layer, *, damping: float) -> Float[np.ndarray, "..."]:
         inner, outer = gram[g][np.ix_(rows, rows)], cross[g][rows]
         made[g, rows] = refitted(inner, outer, kernel, begun[rows], pull)
     return np.moveaxis(made, 0, 1).reshape(layer.whole.shape)
-
-
-def by_group(v: Float[np.ndarray, "... o"], groups: int) -> Float[np.ndarray, "g k n"]:
-    """A kernel as one matrix a group."""
-    return np.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
 
 
 class HostMoments(NamedTuple):

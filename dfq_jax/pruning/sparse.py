@@ -11,10 +11,11 @@ from jaxtyping import Float
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
+from dfq_jax.numerics.channels import by_group
 from dfq_jax.numerics.regression import too_wide
 from dfq_jax.numerics.sparsity import Pattern, sparse, surviving
 from dfq_jax.pruning.groups import Subject, left_alone
-from dfq_jax.pruning.refit import Layer, by_group, moments_read, refit
+from dfq_jax.pruning.refit import Layer, moments_read, refit
 
 
 class Sparse(NamedTuple):

@@ -25,14 +25,14 @@ from dfq_jax.numerics.affine import (
     steps_of,
 )
 from dfq_jax.numerics.basis import LearnedLevels
-from dfq_jax.numerics.basis import fit as fit_basis
+from dfq_jax.numerics.basis import fit_basis as fit_basis
 from dfq_jax.numerics.histogram import Histogram, empty, extend
 from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
 from dfq_jax.numerics.ranges import (
     Statistics,
     activation_affine,
     extremes,
-    merged,
+    merged_ranges,
     unseen,
     weight_affine,
 )
@@ -146,7 +146,7 @@ def observe_ranges(
     found = capture(model, plan, x)
     new = {t: extremes(v, shown.fresh, observers[t]) for t, v in found.items()}
     share = shown.fresh / shown.so_far
-    return {t: merged(before[t], new[t], shown.number, observers[t], share) for t in new}
+    return {t: merged_ranges(before[t], new[t], shown.number, observers[t], share) for t in new}
 
 
 @partial(jax.jit, static_argnames="plan")

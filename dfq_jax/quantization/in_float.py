@@ -3,7 +3,7 @@
 from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.numerics.levels import in_integers
+from dfq_jax.numerics.levels import multiplied_as_integers
 from dfq_jax.quantization.plan import WIDE, Plan, Spec
 from dfq_jax.quantization.sites import Site, products
 
@@ -30,7 +30,7 @@ def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:
 
 def wider_than_integers(kernel: Spec | None) -> str:
     """Why a layer on grids on both sides computes in float all the same."""
-    if kernel is not None and not in_integers(kernel.levels):
+    if kernel is not None and not multiplied_as_integers(kernel.levels):
         grid = kernel.levels
         if isinstance(grid, Grid):
             return f"scales of {grid.group} input channels each: it computes in float"

@@ -19,7 +19,7 @@ from dfq_jax.graph.evaluate import Apply, Tensor, applied, walked
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Op
 from dfq_jax.graph.semantics import Slots
-from dfq_jax.numerics.affine import Affine, Grid, Steps, nearest, snapped, spread, steps_of
+from dfq_jax.numerics.affine import Affine, Grid, Steps, nearest_values, snapped, spread, steps_of
 from dfq_jax.numerics.levels import Levels, Parameters, on_levels
 from dfq_jax.quantization.integer import integer_product
 from dfq_jax.quantization.plan import Site
@@ -133,7 +133,7 @@ def on_level(x: Tensor, levels: Levels, parameters: Parameters) -> Tensor:
     """`numerics.levels.on_levels`, in NumPy for grids."""
     if isinstance(levels, Grid) and isinstance(parameters, Affine):
         steps = steps_of(spread(parameters, x.shape, levels), levels)
-        return jax.device_put(nearest(np.asarray(x), steps))
+        return jax.device_put(nearest_values(np.asarray(x), steps))
     return on_any(x, parameters, levels=levels)
 
 

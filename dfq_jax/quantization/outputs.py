@@ -1,8 +1,8 @@
 """A task in numbers: what is measured of an output, and what a change of it costs.
 
-`fidelity` tells people, in the measure of the task; `cost` is differentiable and in nats (for
-directions in units of the cosine), so that bits can be chosen by it; `cost_probe` draws from its
-curvature.
+`fidelity` tells people, in the measure of the task; `output_cost` is differentiable and in nats
+(for directions in units of the cosine), so that bits can be chosen by it; `cost_probe` draws from
+its curvature.
 """
 
 from collections.abc import Callable, Mapping
@@ -131,7 +131,7 @@ def classes_back(part: Part, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(shape) if part.axis is None else jnp.moveaxis(values, -1, part.axis + 1)
 
 
-def cost(
+def output_cost(
     parts: tuple[Part, ...], exact: PartValues, rough: PartValues, task: Task | None
 ) -> Float[Array, ""]:
     """What all parts have moved, summed."""
@@ -145,7 +145,7 @@ def cost(
 def cost_probe(
     parts: tuple[Part, ...], key: Key[Array, ""], outputs: PartValues, task: Task | None
 ) -> PartValues:
-    """A draw `r` of each part with `E[r r^T]` the Hessian of `cost` at no change."""
+    """A draw `r` of each part with `E[r r^T]` the Hessian of `output_cost` at no change."""
     keys = jax.random.split(key, len(outputs))
     found = []
     for part, k, values in zip(parts, keys, outputs, strict=True):

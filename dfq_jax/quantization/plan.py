@@ -39,7 +39,7 @@ from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import WEIGHTED, ConvTranspose2d, Weighted
 from dfq_jax.graph.query import last_weighted, weighted_nodes
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.numerics.levels import Levels, in_integers
+from dfq_jax.numerics.levels import Levels, multiplied_as_integers
 from dfq_jax.numerics.ranges import Observer
 from dfq_jax.numerics.signs import Signs
 from dfq_jax.quantization.observers import (
@@ -165,7 +165,7 @@ class Plan:
     def multiplies(self, node: Node) -> bool:
         """Whether a layer, or product of two tensors, sums products of codes."""
         specs = [self.spec(site) for site in operands(node)]
-        return all(spec is not None and in_integers(spec.levels) for spec in specs)
+        return all(spec is not None and multiplied_as_integers(spec.levels) for spec in specs)
 
 
 SCHEME = r"w(?P<w>[1-8])(?P<share>t|g[1-9]\d{0,4})?(?:a(?P<a>[2-8]|16))?"

@@ -56,16 +56,6 @@ class Grams(NamedTuple):
         return self._replace(gram=gram, cross=self.cross - outer(self.mean, self.wanted))
 
 
-def by_group(v: Float[Array, "... o"], groups: int) -> Float[Array, "g k n"]:
-    """A kernel, or one number for each of its outputs, as one matrix a group."""
-    return jnp.moveaxis(v.reshape(-1, groups, v.shape[-1] // groups), 1, 0)
-
-
-def groups_of(op: Conv2d | Linear) -> int:
-    """Groups of channels that do not mix."""
-    return op.groups if isinstance(op, Conv2d) else 1
-
-
 def moments_of(
     op: Conv2d | Linear,
     kernel: tuple[int, ...],

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import weighted_nodes
-from dfq_jax.numerics.basis import TURNS, Basis, LearnedLevels, fit
+from dfq_jax.numerics.basis import TURNS, Basis, LearnedLevels, fit_basis
 from dfq_jax.numerics.histogram import Histogram
 from dfq_jax.passes.ranges import nonnegative
 from dfq_jax.quantization.calibrate import histograms_of
@@ -28,7 +28,7 @@ MOST_BITS = 4
 """Longest basis; wider sites keep their uniform grids."""
 
 
-fit_basis = jax.jit(fit, static_argnames=("n", "kind", "turns"))
+fit_at_once = jax.jit(fit_basis, static_argnames=("n", "kind", "turns"))
 
 
 class Levelled(NamedTuple):
@@ -100,7 +100,7 @@ def fit_kernels(reference: Model, plan: Plan, turns: int) -> dict[Site, Fitted]:
         if spec is not None and spec.levels.bits <= MOST_BITS:
             levels = LearnedLevels(spec.levels.bits, "signs", axis=-1)
             rows = levels.rows(reference.params[node.name]["kernel"])
-            basis = fit_basis(rows, levels.bits, "signs", turns=turns).basis
+            basis = fit_at_once(rows, levels.bits, "signs", turns=turns).basis
             fitted[site] = Fitted(levels, basis)
     return fitted
 
@@ -115,7 +115,7 @@ def fit_edges(
         if bits > MOST_BITS or tensor not in positive:
             continue
         values, counts = histograms[tensor].centres[None], histograms[tensor].counts[None]
-        basis = fit_basis(values, bits, "bits", weight=counts, turns=turns).basis
+        basis = fit_at_once(values, bits, "bits", weight=counts, turns=turns).basis
         fitted |= dict.fromkeys(sites, Fitted(LearnedLevels(bits, "bits"), basis))
     return fitted
 

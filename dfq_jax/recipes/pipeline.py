@@ -27,7 +27,7 @@ from dfq_jax.quantization.observers import (
 )
 from dfq_jax.quantization.plan import STORES, WIDE, Rule, Scheme, parse_scheme
 from dfq_jax.recipes.dfq import DEFAULT_SURGERY, Quantized
-from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of
+from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of_preset
 from dfq_jax.recipes.reconstructions import (
     PLACED,
     Enlarge,
@@ -165,7 +165,7 @@ def pipeline_for(
     """
     bits, read = parse_scheme(scheme), model.input
     chosen = reconstruction or reconstruction_of(preset, read, bits)
-    methods = methods_of(chosen, steps_of(preset, chosen, reconstruction_steps))
+    methods = methods_of(chosen, steps_of_preset(preset, chosen, reconstruction_steps))
     named = any(name is not None for name in (method, reconstruction, observer, weight_observer))
     few = (bits.activation_bits or WIDE) < FEW_BITS and not is_small(read)
     return Pipeline(

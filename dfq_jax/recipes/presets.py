@@ -140,7 +140,7 @@ def reconstruction_of(preset: str, read: Input, scheme: Scheme) -> str:
     return "nearest" if preset == "fast" else learned
 
 
-def steps_of(preset: str, reconstruction: str, asked: int | None = None) -> int | None:
+def steps_of_preset(preset: str, reconstruction: str, asked: int | None = None) -> int | None:
     """The steps asked for, or those a preset takes; None for as many as a method has by itself."""
     if asked is None and (preset, reconstruction) == ("best", "stages"):
         return LONG_STEPS

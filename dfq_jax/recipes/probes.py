@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from dfq_jax.base.parallel import Machine
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts.artifact import fingerprint
+from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.recipes.best import half_labelled
@@ -81,7 +81,9 @@ def probes_of(
         jax.random.key(SEED),
         machine=Machine(memory=memory),
         watch=watch,
-        place=place.knowing(facts | {"steps": recipe.steps, "weights_sha256": fingerprint(model)}),
+        place=place.knowing(
+            facts | {"steps": recipe.steps, "weights_sha256": weights_sha256(model)}
+        ),
     )
     return probes_from(to_pixels(made.images, model.contract), model.contract, facts)
 

@@ -109,7 +109,7 @@ def gathered(
     return jax.tree.map(copied, rows, room(length))
 
 
-def read(resident: Rows | None, entry: Rows | Chosen) -> Rows:
+def read_rows(resident: Rows | None, entry: Rows | Chosen) -> Rows:
     """What one step reads, from what it was fed."""
     if isinstance(entry, Rows):
         return entry

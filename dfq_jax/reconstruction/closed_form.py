@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
+from dfq_jax.numerics.channels import by_group
 from dfq_jax.numerics.second_order import (
     Lattice,
     best_scale,
@@ -30,8 +32,6 @@ from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.second_moments import (
     ExactAndRough,
     Grams,
-    by_group,
-    groups_of,
     moments_of,
 )
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.query import macs, output_shapes
 from dfq_jax.optim.progress import Metrics, Progress, Watcher
-from dfq_jax.quantization.second_moments import groups_of
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
 from dfq_jax.reconstruction.method import batch_of

@@ -31,9 +31,9 @@ from dfq_jax.reconstruction.effort import UnitProgress, closed_form_of, position
 from dfq_jax.reconstruction.footprint import (
     FED,
     Method,
-    cut,
     layered,
     layers_instead,
+    learned_units,
     looks_ahead,
 )
 from dfq_jax.reconstruction.method import Reconstruction, relative_gap
@@ -144,7 +144,7 @@ def unit_by_unit(
 ) -> tuple[QuantizedModel, tuple[UnitReport, ...]]:
     """One walk through the network."""
     reference, method, watch = run.reference, run.method, run.watch
-    units = cut(reference, quantized.plan, method)
+    units = learned_units(reference, quantized.plan, method)
     exact = rough = np.asarray(run.images)
     logits = passed(reference, None, None, exact) if looks_ahead(method) else None
     reports, spread = [], shares(units, reference, method, len(exact))

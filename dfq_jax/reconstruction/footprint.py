@@ -58,7 +58,7 @@ def footprint(
       method: what is learned.
       memory: bytes that a step may take, as `reconstruct` takes them.
     """
-    values, units = values_of(reference), cut(reference, plan, method)
+    values, units = values_of(reference), learned_units(reference, plan, method)
     split = layers_instead(plan, reference, method, memory)
     given = Passing(reference, values, count, memory or FED)
     found = [
@@ -68,7 +68,7 @@ def footprint(
     return max(found, key=lambda footprint: footprint.total)
 
 
-def cut(reference: Model, plan: Plan, method: Method) -> tuple[Unit, ...]:
+def learned_units(reference: Model, plan: Plan, method: Method) -> tuple[Unit, ...]:
     """The units that a method learns."""
     merge = 1 if isinstance(method, ClosedForm) else method.merge
     return units_of(
@@ -176,7 +176,7 @@ def layers_instead(
     """Numbers of the units that are too large to learn as a whole; what is guided has to."""
     if memory is None or isinstance(method, ClosedForm) or method.layers or method.guided:
         return frozenset()
-    return by_layers(cut(reference, plan, method), reference, method, memory)
+    return by_layers(learned_units(reference, plan, method), reference, method, memory)
 
 
 def layered(method: Method) -> Method:

@@ -22,7 +22,7 @@ from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.second_moments import pieces
-from dfq_jax.reconstruction.batches import read
+from dfq_jax.reconstruction.batches import read_rows
 from dfq_jax.reconstruction.method import Phase, Reconstruction
 from dfq_jax.reconstruction.objective import DrawnShare, Losses, UnitContext, blended, training_hook
 from dfq_jax.reconstruction.unit_at_work import BATCH
@@ -90,7 +90,7 @@ def guided_loss(
 ) -> Losses:
     """The gaps of all blocks of a unit."""
     given: UnitContext = context.context
-    rows = read(given.rows, context.at(now.step))
+    rows = read_rows(given.rows, context.at(now.step))
     input_key, edge_key = jax.random.split(now.key)
     shown = blended(input_key, rows.rough, rows.exact, phase.rough)
     hook = training_hook(plan, method.rounding, phase, x, given, DrawnShare(edge_key))

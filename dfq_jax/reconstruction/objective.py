@@ -18,7 +18,7 @@ from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.schedules import in_own_units
 from dfq_jax.optim.steps import Now
 from dfq_jax.quantization.plan import Plan, Site
-from dfq_jax.reconstruction.batches import Rows, read
+from dfq_jax.reconstruction.batches import Rows, read_rows
 from dfq_jax.reconstruction.borders import border_of, bordered
 from dfq_jax.reconstruction.method import Penalty, Phase, Rates, Reconstruction, UnitSeen, predicted
 from dfq_jax.values import Bound, bound
@@ -94,7 +94,7 @@ def unit_loss(
 ) -> Losses:
     """The loss between a unit at work and in float, with what a method adds to it."""
     given: UnitContext = context.context
-    rows = read(given.rows, context.at(now.step))
+    rows = read_rows(given.rows, context.at(now.step))
     input_key, edge_key = jax.random.split(now.key)
     came = drawn(input_key, rows.rough.shape, phase.rough)
     shown = jnp.where(came, rows.rough, rows.exact)

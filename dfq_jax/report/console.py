@@ -150,7 +150,7 @@ class Terminal:
             return
         if title:
             self.say(title)
-        for line in aligned([header, *rows]):
+        for line in column_lines([header, *rows]):
             self.say(line)
 
     @contextlib.contextmanager
@@ -270,7 +270,7 @@ def within(width: int, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [[shortened(row[0], room), *row[1:]] for row in rows]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def column_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with columns of equal width, the first to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

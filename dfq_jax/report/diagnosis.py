@@ -138,7 +138,7 @@ def command_lines(words: Sequence[str]) -> list[str]:
     return lines
 
 
-def wrapped(text: str, hanging: str = "") -> list[str]:
+def in_lines(text: str, hanging: str = "") -> list[str]:
     """A sentence in lines of at most `WIDTH`, `hanging` before the first, twice before others."""
     return textwrap.wrap(
         text,

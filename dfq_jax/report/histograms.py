@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
 from dfq_jax.report.grid import MADE_BY
-from dfq_jax.report.plots import shortened
+from dfq_jax.report.plots import name_in_chart
 
 MOST = 6
 """Layers that are drawn."""
@@ -32,7 +32,7 @@ class Codes(NamedTuple):
     counts: Integer[np.ndarray, " codes"]
 
 
-def codes_of(quantized: QuantizedModel, layers: Sequence[str]) -> list[Codes]:
+def codes_of_layers(quantized: QuantizedModel, layers: Sequence[str]) -> list[Codes]:
     """The codes of the first few of these layers that have a quantized kernel."""
     sites = {layer: Site(layer) for layer in layers}
     table = dict(quantized.plan.entries)
@@ -64,7 +64,7 @@ def histograms_png(found: Sequence[Codes]) -> bytes:
         places = codes.lowest + np.arange(len(codes.counts))
         panel.bar(places, codes.counts, width=1.0, color="#7a8ba8")
         panel.set_yscale("symlog")
-        panel.set_title(f"{shortened(codes.layer)} ({codes.bits} bits)", fontsize=7)
+        panel.set_title(f"{name_in_chart(codes.layer)} ({codes.bits} bits)", fontsize=7)
         panel.tick_params(labelsize=6)
     for panel in panels[len(found) :]:
         panel.set_axis_off()

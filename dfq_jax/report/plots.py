@@ -86,7 +86,7 @@ def costs_png(costs: Sequence[LayerCost]) -> bytes:
     known = [(i, c.so_far_db) for i, c in enumerate(drawn) if c.so_far_db is not None]
     share = [min(100 * 10 ** (-db / 10), MOST_PERCENT) for _, db in known]
     gathered.barh([i for i, _ in known], share, color="#7a8ba8")
-    alone.set_yticks(rows, [shortened(cost.name) for cost in drawn], fontsize=7)
+    alone.set_yticks(rows, [name_in_chart(cost.name) for cost in drawn], fontsize=7)
     alone.set_ylim(len(drawn) - 0.4, -0.6)
     alone.set_title("only this layer quantized", fontsize=9)
     alone.set_xlabel("error of the network's output, % of its energy", fontsize=8)
@@ -97,7 +97,7 @@ def costs_png(costs: Sequence[LayerCost]) -> bytes:
     return buffer.getvalue()
 
 
-def shortened(name: str) -> str:
+def name_in_chart(name: str) -> str:
     """A name for a chart: its end, if it is long, without what a font cannot draw."""
     plain = "".join(c if c.isascii() and c.isprintable() and c != "$" else "?" for c in name)
     return plain if len(plain) <= MOST_LETTERS else f"...{plain[-MOST_LETTERS + 3 :]}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfq_jax.report.analyze import LayerReport, Report
-from dfq_jax.report.console import aligned, one_line, shortened
+from dfq_jax.report.console import column_lines, one_line, shortened
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     coverage_line,
@@ -64,6 +64,6 @@ def summary(report: Report, settings: Mapping[str, Any]) -> str:
         *units_lines(report),
         *trust_lines(report),
         f"the worst layers{f' of {len(rows)}' if more else ''}:",
-        *aligned([LAYER_HEADER, *table]),
+        *column_lines([LAYER_HEADER, *table]),
     ]
     return "\n".join(filter(None, lines))

@@ -32,7 +32,14 @@ from dfq_jax.synthesis.sources.pixels import to_pixels
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
 from dfq_jax.training.distance import distance
 from dfq_jax.training.generator import begun_generator
-from dfq_jax.training.images import GENERATOR, STUDENT, Course, Taught, generator_refusal, rows_of
+from dfq_jax.training.images import (
+    GENERATOR,
+    STUDENT,
+    Course,
+    Taught,
+    generator_refusal,
+    rows_at_steps,
+)
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.objectives import step_of
 from dfq_jax.training.student import (
@@ -345,7 +352,7 @@ def fed(method: Training, count: int, seed: tuple[int, ...], first: int, steps: 
     batch = min(source.real, count) if isinstance(source, GeneratedImages) else method.batch
     if not batch:
         return ()
-    return jnp.asarray(rows_of(seed, count, batch, first, steps))
+    return jnp.asarray(rows_at_steps(seed, count, batch, first, steps))
 
 
 def report(method: Training, watch: Watcher, step: int, metrics: Metrics) -> None:

@@ -115,7 +115,7 @@ def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ...
     return jax.nn.one_hot(jnp.argmax(exact, -1), exact.shape[-1])
 
 
-def rows_of(
+def rows_at_steps(
     order: tuple[int, ...], count: int, batch: int, first: int, steps: int
 ) -> Int[np.ndarray, "steps batch"]:
     """Which images some steps show: in every epoch all once, but for a last incomplete batch.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.semantics import Tensor
 from dfq_jax.numerics.affine import SMALLEST_SCALE, Affine, Grid
-from dfq_jax.numerics.basis import Basis, LearnedLevels, assign, refit
+from dfq_jax.numerics.basis import Basis, LearnedLevels, assign, refit_basis
 from dfq_jax.numerics.levels import Levels, Parameters, on_levels, scales_of, with_scales
 from dfq_jax.numerics.ranges import MinMax, weight_affine
 from dfq_jax.numerics.signs import Signs, best_alpha
@@ -90,7 +90,7 @@ def basis_anew(
     rows = levels.rows(jax.lax.stop_gradient(x))
     share = jnp.full_like(rows, 1 / rows.shape[1])
     for _ in range(turns):
-        given = refit(rows, share, assign(rows, given), given)
+        given = refit_basis(rows, share, assign(rows, given), given)
     return given
 
 

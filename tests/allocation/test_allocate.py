@@ -127,7 +127,7 @@ def test_no_proof_in_time_is_an_error(model, monkeypatch):
     def slow(problem, limit):
         raise TimeoutError
 
-    monkeypatch.setattr(module, "best", slow)
+    monkeypatch.setattr(module, "best_choice", slow)
     space = space_of(model.graph, scheme=W4A4)
     with pytest.raises(ResourceError, match="3 kernels and tensors within 60 s"):
         allocate(model, space, losses_of(space), parse_budget("6bits"))

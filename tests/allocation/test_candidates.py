@@ -13,7 +13,7 @@ from dfq_jax.allocation.candidates import (
     at_fine,
     candidates,
     levels_between,
-    outputs_of,
+    outputs_at,
     raised,
     run,
     without_fine,
@@ -54,17 +54,17 @@ def near(found, wanted):
 
 
 def test_sites_in_float_leave_the_float_network(made, reference, images, nets):
-    (found,) = outputs_of(made, images, {}, batch=4)
+    (found,) = outputs_at(made, images, {}, batch=4)
     near(found, np.asarray(nets.run(reference, images)))
 
 
 def test_all_sites_as_they_are_make_the_quantized_network(made, quantized, images):
-    (found,) = outputs_of(made, images, dict.fromkeys(made.sites, AS_IS), batch=4)
+    (found,) = outputs_at(made, images, dict.fromkeys(made.sites, AS_IS), batch=4)
     near(found, np.asarray(simulate(quantized, images)))
 
 
 def test_all_sites_at_8_bits_make_the_network_of_that_scheme(made, reference, images):
-    (found,) = outputs_of(made, images, dict.fromkeys(made.sites, FINE), batch=4)
+    (found,) = outputs_at(made, images, dict.fromkeys(made.sites, FINE), batch=4)
     plan = resolve(reference.graph, Scheme(8, 8))
     whole = calibrate(reference, plan, images, batch=4)
     near(found, np.asarray(simulate(whole, images)))
@@ -90,7 +90,7 @@ def test_one_operator_alone_against_numpy(layer, made, quantized, reference, ima
         return {"kernel": snap(kernel, ours["kernel"]), "bias": bias}
 
     sites = [site for site in made.sites if site.node == layer]
-    (found,) = outputs_of(made, images, dict.fromkeys(sites, AS_IS), batch=4)
+    (found,) = outputs_at(made, images, dict.fromkeys(sites, AS_IS), batch=4)
     near(found, nets.forward(reference, images, edge, slots)["fc"])
 
 
@@ -98,12 +98,12 @@ def test_every_question_is_a_run_of_one_program(made, images):
     jitted: Any = run
     before = jitted._cache_size()
     for site in made.sites:
-        outputs_of(made, images, {site: AS_IS}, batch=4)
+        outputs_at(made, images, {site: AS_IS}, batch=4)
     assert jitted._cache_size() - before <= 1
 
 
 def test_the_last_batch_is_not_counted_twice(made, images):
-    whole, parts = (outputs_of(made, images, {}, batch=n)[0] for n in (6, 4))
+    whole, parts = (outputs_at(made, images, {}, batch=n)[0] for n in (6, 4))
     assert parts.shape == whole.shape
     near(parts, whole)
 
@@ -130,5 +130,5 @@ def test_levels_between_plans(reference, quantized):
 def test_without_ranges_of_8_bits_nothing_is_calibrated(reference, quantized, images, made):
     bare = without_fine(reference, quantized)
     levels = dict.fromkeys(made.sites, AS_IS)
-    near(outputs_of(bare, images, levels)[0], outputs_of(made, images, levels)[0])
+    near(outputs_at(bare, images, levels)[0], outputs_at(made, images, levels)[0])
     assert isinstance(quantized, QuantizedModel)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfq_jax.data.accuracy import Accuracy, class_indices, count_hits, evaluate, pick
+from dfq_jax.data.accuracy import Accuracy, class_indices, count_hits, measured_accuracy, pick
 from dfq_jax.data.source import LabelledImages
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.types import InputContract
@@ -49,7 +49,7 @@ def test_equals_a_plain_count(batch, dtype):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 12, 50)
     scores = (rng.normal(size=(50, 12)) * 3).astype(dtype)  # integers: many ties
-    got = evaluate(table(scores), indexed(labels, 12), CONTRACT, batch=batch)
+    got = measured_accuracy(table(scores), indexed(labels, 12), CONTRACT, batch=batch)
     assert (got.top1, got.top5) == pytest.approx(reference(scores.astype(float), labels))
     assert got.n == 50
     assert got.to_dict() == {"top1": got.top1, "top5": got.top5, "n": 50}
@@ -75,13 +75,13 @@ def test_counting_agrees_with_argmax_and_stable_sort(rows, data):
 
 def test_nan_scores_are_wrong_and_ties_go_to_the_first_class():
     scores = np.array([[np.nan, 0, 0], [0, np.nan, 9], [1, 1, 1], [1, 1, 1.0]])
-    got = evaluate(table(scores), indexed([0, 2, 0, 1], 3), CONTRACT)
+    got = measured_accuracy(table(scores), indexed([0, 2, 0, 1], 3), CONTRACT)
     assert got == Accuracy(0.25, 0.5, 4)
 
 
 def test_fewer_than_five_classes_are_all_in_the_top_five():
     scores = np.array([[3.0, 2, 1], [3, 2, 1]])
-    assert evaluate(table(scores), indexed([2, 1], 3), CONTRACT) == Accuracy(0.0, 1.0, 2)
+    assert measured_accuracy(table(scores), indexed([2, 1], 3), CONTRACT) == Accuracy(0.0, 1.0, 2)
 
 
 def test_a_jitted_network_compiles_once():
@@ -93,7 +93,7 @@ def test_a_jitted_network_compiles_once():
         return jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32) % 5, 5)
 
     source = indexed(np.arange(23) % 5, 5)
-    assert evaluate(predict, source, CONTRACT, batch=10) == Accuracy(1.0, 1.0, 23)
+    assert measured_accuracy(predict, source, CONTRACT, batch=10) == Accuracy(1.0, 1.0, 23)
     assert traces == [(10, 2, 2, 3)]
 
 
@@ -104,7 +104,7 @@ def test_padding_rows_are_zero_and_ignored():
         seen.append(images.copy())
         return np.eye(2)[np.zeros(len(images), int)]
 
-    assert evaluate(predict, indexed([0, 0, 0], 2), CONTRACT, batch=2).n == 3
+    assert measured_accuracy(predict, indexed([0, 0, 0], 2), CONTRACT, batch=2).n == 3
     assert [len(images) for images in seen] == [2, 2]
     assert not seen[1][1].any()
 
@@ -124,7 +124,7 @@ def test_the_next_batch_is_decoded_while_the_current_one_is_computed():
         return np.eye(2)[np.zeros(len(images), int)]
 
     source = LabelledImages("memory", inner.classes, 4, read)
-    assert evaluate(predict, source, CONTRACT, batch=2).top1 == 1.0
+    assert measured_accuracy(predict, source, CONTRACT, batch=2).top1 == 1.0
 
 
 def test_progress_reports_running_top1():
@@ -132,7 +132,7 @@ def test_progress_reports_running_top1():
     scores = np.eye(2)[[0, 0, 1]]
     source = indexed([0, 1, 1], 2)
     report = lambda *args: calls.append(args)
-    evaluate(table(scores), source, CONTRACT, batch=2, on_batch=report)
+    measured_accuracy(table(scores), source, CONTRACT, batch=2, on_batch=report)
     assert calls == [(2, 3, 0.5), (3, 3, pytest.approx(2 / 3))]
 
 
@@ -152,10 +152,10 @@ def test_a_limit_keeps_every_class():
     seen = []
     source = indexed(labels, 10)
     spied = LabelledImages("m", source.classes, 200, lambda i: (seen.append(i), source.read(i))[1])
-    result = evaluate(table(np.eye(10)[labels]), spied, CONTRACT, limit=10)
+    result = measured_accuracy(table(np.eye(10)[labels]), spied, CONTRACT, limit=10)
     assert result == Accuracy(1.0, 1.0, 10)
     assert sorted(labels[i] for i in seen) == list(range(10))
-    assert evaluate(table(np.eye(10)[labels]), source, CONTRACT, limit=999).n == 200
+    assert measured_accuracy(table(np.eye(10)[labels]), source, CONTRACT, limit=999).n == 200
 
 
 def folder(classes) -> LabelledImages:
@@ -168,7 +168,7 @@ def test_class_counts_must_agree(classes, outputs):
     message = f"network has {outputs} outputs, folder has {classes} classes: here"
     source = folder(f"n{i}" for i in range(classes))
     with pytest.raises(DataError, match=message):
-        evaluate(lambda images: np.zeros((len(images), outputs)), source, CONTRACT)
+        measured_accuracy(lambda images: np.zeros((len(images), outputs)), source, CONTRACT)
 
 
 @pytest.mark.parametrize(
@@ -195,24 +195,24 @@ def test_class_names_out_of_range_do_not_excuse_a_wrong_count(names):
 def test_integer_folders_score_against_their_own_output():
     inner = indexed([0, 1], 2)
     source = LabelledImages("here", ("7", "9"), 2, inner.read, "folder")
-    assert evaluate(table(np.eye(10)[[7, 9]]), source, CONTRACT).top1 == 1.0
+    assert measured_accuracy(table(np.eye(10)[[7, 9]]), source, CONTRACT).top1 == 1.0
 
 
 @pytest.mark.parametrize("options", [{"limit": 0}, {"limit": -3}, {"batch": 0}])
 def test_senseless_numbers_are_refused(options):
     with pytest.raises(UsageError, match="batch and limit >= 1"):
-        evaluate(table(np.eye(2)), indexed([0, 1], 2), CONTRACT, **options)
+        measured_accuracy(table(np.eye(2)), indexed([0, 1], 2), CONTRACT, **options)
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 2), (4, 2, 1), (4, 0)])
 def test_scores_of_another_shape_are_refused(shape):
     with pytest.raises(UsageError, match=r"scores of shape \(4, classes\)"):
-        evaluate(lambda _: np.zeros(shape), indexed([0, 1], 2), CONTRACT, batch=4)
+        measured_accuracy(lambda _: np.zeros(shape), indexed([0, 1], 2), CONTRACT, batch=4)
 
 
 def test_an_empty_source_is_refused():
     with pytest.raises(DataError, match="dataset memory is empty"):
-        evaluate(table(np.eye(2)), indexed([], 2), CONTRACT)
+        measured_accuracy(table(np.eye(2)), indexed([], 2), CONTRACT)
 
 
 def test_reading_errors_arrive_and_name_the_image():
@@ -222,7 +222,7 @@ def test_reading_errors_arrive_and_name_the_image():
 
     source = LabelledImages("memory", ("a", "b"), 6, read)
     with pytest.raises(DataError, match=r"example 3 of memory: .*float pixels"):
-        evaluate(lambda images: np.zeros((len(images), 2)), source, CONTRACT, batch=2)
+        measured_accuracy(lambda images: np.zeros((len(images), 2)), source, CONTRACT, batch=2)
 
 
 def test_errors_of_the_network_pass_through():
@@ -230,4 +230,4 @@ def test_errors_of_the_network_pass_through():
         raise FloatingPointError("overflow")
 
     with pytest.raises(FloatingPointError, match="overflow"):
-        evaluate(predict, indexed([0] * 9, 2), CONTRACT, batch=2)
+        measured_accuracy(predict, indexed([0] * 9, 2), CONTRACT, batch=2)

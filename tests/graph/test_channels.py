@@ -2,7 +2,7 @@ import pytest
 
 from dfq_jax.graph.channel_flow import channel_flow
 from dfq_jax.graph.channels import channel_groups, joints
-from dfq_jax.graph.labels import Read, own
+from dfq_jax.graph.labels import Read, own_labels
 from dfq_jax.graph.ops import (
     Activation,
     AvgPool,
@@ -74,7 +74,7 @@ def test_norms_ends_and_strangers_keep_tensors_out(tiny_net, nets):
     ],
 )
 def test_what_commutes_with_factors(op, wanted):
-    x = Read(own((1, 4, 4, 4), 1), True)
+    x = Read(own_labels((1, 4, 4, 4), 1), True)
     made = {"mean": (1, 4, 4, 1)}.get(getattr(op, "kind", ""), (1, 4, 4, 4))
     assert channel_flow(op, (x,), {}, made, 13).factors is wanted
 

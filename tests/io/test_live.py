@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
-from dfq_jax.io.frontends.live import program_of
+from dfq_jax.io.frontends.live import exported_program
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
 
@@ -46,14 +46,14 @@ def assert_equal(got: Program, expected: Program) -> None:
 )
 def test_same_as_the_file(example):
     expected = saved(net(), torch.zeros(1, 3, 8, 8))
-    assert_equal(program_of(net(), example, where="net"), expected)
+    assert_equal(exported_program(net(), example, where="net"), expected)
 
 
 def test_exported_program():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(net().eval(), (torch.zeros(2, 3, 8, 8),))
-    program = program_of(exported, None, where="net")
+    program = exported_program(exported, None, where="net")
     assert_equal(program, saved(net(), torch.zeros(2, 3, 8, 8)))
 
 
@@ -62,7 +62,7 @@ def test_module_is_left_as_it_was(training):
     module = net().train(training)
     module[1].eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    program_of(module, (3, 8, 8), where="net")
+    exported_program(module, (3, 8, 8), where="net")
     assert [part.training for part in module] == [training, False, training, training]
     assert module.training is training
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
@@ -70,7 +70,7 @@ def test_module_is_left_as_it_was(training):
 
 def test_weights_are_copies():
     module = net()
-    program = program_of(module, (3, 8, 8), where="net")
+    program = exported_program(module, (3, 8, 8), where="net")
     before = program.arrays["p_0_weight"].copy()
     with torch.no_grad():
         for weight in module.parameters():
@@ -80,12 +80,12 @@ def test_weights_are_copies():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_example_has_the_type_of_the_weights(dtype):
-    program = program_of(net().to(dtype), (3, 8, 8), where="net")
+    program = exported_program(net().to(dtype), (3, 8, 8), where="net")
     assert program.arrays["p_0_weight"].dtype.name == str(dtype).removeprefix("torch.")
 
 
 def test_network_without_weights():
-    assert program_of(nn.ReLU(), (3,), where="net").calls[0].target == "aten.relu.default"
+    assert exported_program(nn.ReLU(), (3,), where="net").calls[0].target == "aten.relu.default"
 
 
 class Undecided(nn.Module):
@@ -99,7 +99,7 @@ class Undecided(nn.Module):
 
 def test_refusal_names_reason_and_place():
     with pytest.raises(UnsupportedModelError) as caught:
-        program_of(nn.Sequential(Undecided()), (3,), where="the network")
+        exported_program(nn.Sequential(Undecided()), (3,), where="the network")
     text = str(caught.value)
     assert text.startswith("the network cannot be exported by torch.export at test_live.py:")
     assert "in forward" in text
@@ -113,13 +113,13 @@ def test_failing_network_is_restored():
 
     module = Failing().train()
     with pytest.raises(UnsupportedModelError, match=r"no such thing as 3 \\x1b"):
-        program_of(module, (3,), where="net")
+        exported_program(module, (3,), where="net")
     assert module.training
 
 
 def test_wrong_shape_is_the_networks_own_error():
     with pytest.raises(UnsupportedModelError, match=r"cannot be exported .*channels"):
-        program_of(net(), (4, 8, 8), where="net")
+        exported_program(net(), (4, 8, 8), where="net")
 
 
 class Noisy(nn.Module):
@@ -131,27 +131,27 @@ class Noisy(nn.Module):
 
 
 def test_warnings_do_not_escape():
-    assert program_of(Noisy(), (3,), where="net").calls
+    assert exported_program(Noisy(), (3,), where="net").calls
 
 
 @pytest.mark.parametrize("example", [None, "3,8,8", (3, 8.0, 8), (0, 8, 8), (3, True), 3])
 def test_bad_examples(example: Any):
     with pytest.raises(UsageError, match="expected an input tensor or the shape"):
-        program_of(net(), example, where="net")
+        exported_program(net(), example, where="net")
 
 
 def test_no_module():
     with pytest.raises(UsageError, match="net is dict; expected a torch"):
-        program_of({}, (3, 8, 8), where="net")
+        exported_program({}, (3, 8, 8), where="net")
 
 
 def test_missing_and_old_pytorch(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
     with pytest.raises(ImportError, match=r"needs PyTorch 2\.9 or newer, not 2\.8\.0\+cpu"):
-        program_of(net(), (3, 8, 8), where="net")
+        exported_program(net(), (3, 8, 8), where="net")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"pip install dfq-jax\[torch\]"):
-        program_of(object(), (3, 8, 8), where="net")
+        exported_program(object(), (3, 8, 8), where="net")
 
 
 def test_pytorch_is_not_imported_by_the_reader():

@@ -381,4 +381,4 @@ def test_weights_beyond_a_file_are_refused(nets, monkeypatch):
     with pytest.raises(ExportError, match=r"take 0\.0 GiB in float, .* at most 2 GiB"):
         serialize(float_onnx(nets.stem()))
     with pytest.raises(ExportError, match=r"take 2\.4 GiB"):
-        onnx_out.check_size(int(2.4 * 2**30))
+        onnx_out.check_file_size(int(2.4 * 2**30))

@@ -6,7 +6,7 @@ import pytest
 from dfq_jax.errors import DataError
 from dfq_jax.io.artifacts.quantized_arrays import load_arrays, save_arrays
 from dfq_jax.numerics.affine import Grid
-from dfq_jax.numerics.basis import LearnedLevels, fit
+from dfq_jax.numerics.basis import LearnedLevels, fit_basis
 from dfq_jax.numerics.levels import quantized
 from dfq_jax.numerics.ranges import MinMax, weight_affine
 from dfq_jax.numerics.signs import Signs, best_alpha
@@ -16,7 +16,7 @@ KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(10, 4)), jnp.float32)
 
 def some():
     grid, learned = Grid(4, axis=-1, group=4), LearnedLevels(2, "signs", axis=-1)
-    basis = fit(learned.rows(KERNEL), 2, "signs").basis
+    basis = fit_basis(learned.rows(KERNEL), 2, "signs").basis
     return {
         "grouped": quantized(KERNEL, grid, weight_affine(KERNEL, grid, MinMax())),
         "signs": quantized(KERNEL, Signs(), best_alpha(KERNEL, Signs())),

@@ -15,7 +15,7 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear, Relu, Reshape
 from dfq_jax.io.artifacts.graph_json import plan_from_json, plan_to_json
-from dfq_jax.io.artifacts.quantized_tensors import pack, unpack
+from dfq_jax.io.artifacts.quantized_tensors import pack_network, unpack_network
 from dfq_jax.io.onnx.export import quantized_onnx, serialize
 from dfq_jax.io.runtime.session import open_session, run
 from dfq_jax.io.verification.verify import verify
@@ -155,7 +155,7 @@ def test_numbers_come_back_from_their_file(networks, scheme, tmp_path):
     q = networks[scheme]
     plan = plan_from_json(plan_to_json(q.plan))
     assert plan == q.plan
-    params, qparams = unpack(pack(q), q.model.graph, plan, tmp_path)
+    params, qparams = unpack_network(pack_network(q), q.model.graph, plan, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, dict(q.qparams), qparams)
     again = dataclasses.replace(q, model=dataclasses.replace(q.model, params=params))
     for layer in SHAPES:

@@ -21,7 +21,7 @@ from dfq_jax.numerics.affine import (
     fake_quantize,
     from_range,
     guard_bias_overflow,
-    nearest,
+    nearest_values,
     quantize,
     quantize_bias,
     round_ste,
@@ -249,7 +249,7 @@ def test_numpy_gives_the_bits_of_xla(shape, symmetric, axis):
     bias, data = rng.normal(size=shape[-1]).astype(np.float32) * 100, np.asarray(np.float32(0.013))
     cases: list[tuple[Any, tuple[Any, ...]]] = [
         (lambda x, a: quantize(x, a, grid), (x,)),
-        (lambda x, a: nearest(x, steps_of(a, grid)), (x,)),
+        (lambda x, a: nearest_values(x, steps_of(a, grid)), (x,)),
         (lambda b, x, a: quantize_bias(b, x, a.scale), (bias, data)),
         (lambda b, x, a: guard_bias_overflow(a.scale, x, b), (bias * np.float32(1e8), data)),
     ]

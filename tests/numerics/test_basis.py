@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.basis import Basis, assign, codes, fit, levels, refit, snap, start
+from dfq_jax.numerics.basis import Basis, assign, codes, fit_basis, levels, refit_basis, snap, start
 
-learn = jax.jit(fit, static_argnames=("n", "kind", "turns"))
+learn = jax.jit(fit_basis, static_argnames=("n", "kind", "turns"))
 
 
 def f32(x):
@@ -48,7 +48,7 @@ def test_refitting_is_least_squares(kind):
     weight = counts / counts.sum(1, keepdims=True)
     basis = start(f32(x), f32(weight), 2, kind)
     assigned = assign(f32(x), basis)
-    found = refit(f32(x), f32(weight), assigned, basis).vectors
+    found = refit_basis(f32(x), f32(weight), assigned, basis).vectors
     for c in range(3):
         rows = codes(2, kind)[np.asarray(assigned[c])] * np.sqrt(counts[c])[:, None]
         wanted, *_ = np.linalg.lstsq(rows, x[c] * np.sqrt(counts[c]), rcond=None)
@@ -58,7 +58,7 @@ def test_refitting_is_least_squares(kind):
 def test_unused_codes_leave_the_basis_where_it_was():
     basis = Basis(f32([[0.5, 100.0]]), f32(codes(2, "bits")))
     x = f32([[0.4, 0.6, 0.8]])
-    found = refit(x, jnp.full((1, 3), 1 / 3), assign(x, basis), basis).vectors
+    found = refit_basis(x, jnp.full((1, 3), 1 / 3), assign(x, basis), basis).vectors
     np.testing.assert_allclose(found, [[0.6, 100.0]], rtol=1e-4)
 
 
@@ -152,4 +152,4 @@ def test_bit_planes_multiply_like_the_values():
 @pytest.mark.parametrize("n", [0, 5])
 def test_a_basis_is_short(n):
     with pytest.raises(ValueError, match=f"1 to 4 vectors, got {n}"):
-        fit(jnp.ones((1, 3)), n, "signs")
+        fit_basis(jnp.ones((1, 3)), n, "signs")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dfq_jax.numerics.knapsack import Knapsack, SharedCost, best, extremes, lost, spent
+from dfq_jax.numerics.knapsack import Knapsack, SharedCost, best_choice, lost, spending, spent
 
 
 def drawn(seed, items=5, levels=4, size=1000, pairs=False, rounded=False):
@@ -44,35 +44,35 @@ def test_equals_brute_force(size, pairs, rounded):
             least = min(loss for _, cost, loss in rows if cost <= limit)
             equal = [r for r in rows if r[1] <= limit and r[2] <= least + 1e-9]
             cheapest = min(cost for _, cost, _ in equal)
-            picks = best(problem, limit)
+            picks = best_choice(problem, limit)
             assert (spent(problem, picks), lost(problem, picks)) in [
                 (cost, pytest.approx(loss)) for _, cost, loss in equal if cost == cheapest
             ]
-            assert extremes(problem) == (costs[0], costs[-1])
+            assert spending(problem) == (costs[0], costs[-1])
 
 
 def test_costs_that_floats_hardly_tell_apart():
     cost = np.array([[0, 10**12], [0, 10**12 + 1]])
     problem = Knapsack(np.array([[1.0, 0.0], [1.0, 0.1]]), cost)
-    assert best(problem, 10**12).tolist() == [1, 0]
-    assert best(problem, 2 * 10**12).tolist() == [1, 0]
-    assert best(problem, 2 * 10**12 + 1).tolist() == [1, 1]
+    assert best_choice(problem, 10**12).tolist() == [1, 0]
+    assert best_choice(problem, 2 * 10**12).tolist() == [1, 0]
+    assert best_choice(problem, 2 * 10**12 + 1).tolist() == [1, 1]
 
 
 def test_ties_favour_low_cost_then_high_levels_then_early_items():
     loss = np.array([[1.0, 0.0, 0.0]] * 3)
     cost = np.array([[0, 5, 9]] * 3)
-    assert best(Knapsack(loss, cost), 100).tolist() == [1, 1, 1]
-    assert best(Knapsack(loss, cost), 10).tolist() == [1, 1, 0]
+    assert best_choice(Knapsack(loss, cost), 100).tolist() == [1, 1, 1]
+    assert best_choice(Knapsack(loss, cost), 10).tolist() == [1, 1, 0]
     level = Knapsack(loss, np.array([[0, 5, 5]] * 3))
-    assert best(level, 5).tolist() == [2, 0, 0]
+    assert best_choice(level, 5).tolist() == [2, 0, 0]
 
 
 def test_same_problem_same_answer():
     problem = drawn(4, items=8, rounded=True, pairs=True)
-    limit = sum(extremes(problem)) // 2
-    first = best(problem, limit)
-    assert all(best(problem, limit).tolist() == first.tolist() for _ in range(3))
+    limit = sum(spending(problem)) // 2
+    first = best_choice(problem, limit)
+    assert all(best_choice(problem, limit).tolist() == first.tolist() for _ in range(3))
 
 
 def test_an_answer_that_costs_too_much_is_excluded(monkeypatch):
@@ -87,14 +87,14 @@ def test_an_answer_that_costs_too_much_is_excluded(monkeypatch):
         return honest(*args, **kwargs)
 
     monkeypatch.setattr(scipy.optimize, "milp", lenient)
-    assert best(problem, 7).tolist() == [1, 0]
+    assert best_choice(problem, 7).tolist() == [1, 0]
     assert calls[:2] == [2, 3]
 
 
 def test_refusals():
     problem = drawn(0, items=12, levels=6, pairs=True)
-    least, most = extremes(problem)
+    least, most = spending(problem)
     with pytest.raises(ValueError, match=f"no less than {least}, got the limit {least - 1}"):
-        best(problem, least - 1)
+        best_choice(problem, least - 1)
     with pytest.raises(TimeoutError, match="no proven optimum within 0 s"):
-        best(problem, (least + most) // 2, seconds=0.0)
+        best_choice(problem, (least + most) // 2, seconds=0.0)

@@ -7,10 +7,10 @@ import pytest
 
 from dfq_jax.errors import PlanError
 from dfq_jax.numerics.affine import Affine, Grid, from_range
-from dfq_jax.numerics.basis import LearnedLevels, fit
+from dfq_jax.numerics.basis import LearnedLevels, fit_basis
 from dfq_jax.numerics.levels import (
     QuantizedArray,
-    in_integers,
+    multiplied_as_integers,
     on_levels,
     quantized,
     scales_of,
@@ -42,7 +42,7 @@ def fitted(x, levels) -> Any:
         case Signs():
             return best_alpha(x, levels)
         case LearnedLevels(bits, kind):
-            return fit(levels.rows(x), bits, kind).basis
+            return fit_basis(levels.rows(x), bits, kind).basis
         case _:
             raise AssertionError(levels)
 
@@ -139,7 +139,7 @@ def test_the_best_alpha_leaves_the_least_error():
 
 
 def test_integers_multiply_grids_of_a_byte_and_signs():
-    assert [in_integers(levels) for levels in EVERY] == [
+    assert [multiplied_as_integers(levels) for levels in EVERY] == [
         *(True, True, False, False, False),
         *(True, True, False, False),
     ]

@@ -17,7 +17,7 @@ from dfq_jax.numerics.ranges import (
     Percentile,
     Statistics,
     activation_affine,
-    merged,
+    merged_ranges,
     unseen,
     weight_affine,
 )
@@ -295,16 +295,16 @@ def test_averages_over_batches_weigh_the_last_most():
     ends = np.random.default_rng(24).normal([-3.0, 3.0], size=(7, 2))
     found, raw = unseen(EmaMinMax()), np.zeros(2)
     for index, new in enumerate(ends):
-        found = merged(found, (f32(new[0]), f32(new[1])), f32(index + 1), EmaMinMax())
+        found = merged_ranges(found, (f32(new[0]), f32(new[1])), f32(index + 1), EmaMinMax())
         raw = 0.9 * raw + 0.1 * new
     np.testing.assert_allclose(np.array(found), raw / (1 - 0.9**7), rtol=1e-5)
-    lo, hi = merged((f32(-1), f32(2)), (f32(-3), f32(1)), f32(2), Lp())
+    lo, hi = merged_ranges((f32(-1), f32(2)), (f32(-3), f32(1)), f32(2), Lp())
     assert (float(lo), float(hi)) == (-3, 2)
 
 
 @pytest.mark.parametrize("observer", [EmaMinMax(), ImageMinMax(), Lp(), MinMax()])
 def test_one_batch_is_its_own_range(observer):
-    found = merged(unseen(observer), (f32(0.3), f32(0.7)), f32(1), observer)
+    found = merged_ranges(unseen(observer), (f32(0.3), f32(0.7)), f32(1), observer)
     assert (float(found[0]), float(found[1])) == (float(f32(0.3)), float(f32(0.7)))
 
 

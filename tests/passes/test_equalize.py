@@ -21,8 +21,8 @@ from dfq_jax.passes.equalize import (
     capped_between,
     equalizable,
     equalize_cross_layer,
-    rescaled,
     uncapped,
+    with_tensors_divided,
 )
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.types import InputContract
@@ -249,7 +249,7 @@ def test_groups_keep_the_function_and_meet_in_the_middle(name, nets):
     assert any(len(group.producers) > 1 and len(group.consumers) > 1 for group in groups)
     for group in groups:
         made = np.max([output_ranges(kernels[n]) for n in group.producers], 0)
-        count = {n: groups_of(model.graph[n]) for n in group.consumers}
+        count = {n: groups_of(model.graph[n].op) for n in group.consumers}
         read = np.max([input_ranges(kernels[n], c) for n, c in count.items()], 0)
         np.testing.assert_allclose(made, read, rtol=1e-3)
 
@@ -285,7 +285,7 @@ def test_groups_rescue_per_tensor_quantization_of_a_residual_network(nets):
     model = folded(nets, "wide")
     group = equalizable(model, "groups")[0]
     factors = jnp.asarray(10 ** np.random.default_rng(0).uniform(-1, 1, 32), jnp.float32)
-    model = rescaled(model, group, factors)
+    model = with_tensors_divided(model, group, factors)
     x = nets.images(model, 4)
     truth = np.asarray(nets.run(model, x))
     error = lambda m: np.abs(np.asarray(nets.run(per_tensor(m), x)) - truth).mean()

@@ -25,7 +25,7 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     recipe_for,
     reconstruction_of,
-    steps_of,
+    steps_of_preset,
 )
 from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, methods_of
 from dfq_jax.synthesis.recipe import Recipe
@@ -110,10 +110,10 @@ def test_reconstructions_of_presets():
         "balanced": ["closed_form", *large],
         "best": ["best", *large],
     }
-    assert steps_of("balanced", "stages") is None
-    assert steps_of("best", "stages", 0) == 0  # to be refused by who counts them
-    assert steps_of("best", "closed_form") is None
-    (longer,) = methods_of("stages", steps_of("best", "stages"))
+    assert steps_of_preset("balanced", "stages") is None
+    assert steps_of_preset("best", "stages", 0) == 0  # to be refused by who counts them
+    assert steps_of_preset("best", "closed_form") is None
+    (longer,) = methods_of("stages", steps_of_preset("best", "stages"))
     (usual,) = methods_of("stages")
     steps = lambda method: sum(phase.steps for phase in method.phases)
     assert steps(longer) > steps(usual)

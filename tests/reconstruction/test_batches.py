@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.reconstruction.batches import MOST_STEPS, Rows, drawn, read, supply
+from dfq_jax.reconstruction.batches import MOST_STEPS, Rows, drawn, read_rows, supply
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def read_of(given, step, length):
     """What some steps read."""
     fed = given.feed(step, length)
     at = lambda i: jax.tree.map(lambda v: jnp.asarray(v)[i], fed)
-    return [read(given.resident, at(i)) for i in range(length)]
+    return [read_rows(given.resident, at(i)) for i in range(length)]
 
 
 def test_both_ways_read_the_same(rows):
@@ -62,4 +62,4 @@ def test_chunks_fit_into_memory(rows):
 
 def test_numbers_without_images_are_refused():
     with pytest.raises(ValueError, match="no images lie on the device"):
-        read(None, jnp.zeros(3, jnp.int32))
+        read_rows(None, jnp.zeros(3, jnp.int32))

@@ -17,11 +17,11 @@ from dfq_jax.report.diagnosis import (
     columns,
     command_lines,
     cost_rows,
+    in_lines,
     options_of,
     recommended,
     remedy_rows,
     to_dict,
-    wrapped,
 )
 
 PLAN = Plan((), (), Scheme(4, 4), "qdrop_8bit_ends")
@@ -127,7 +127,7 @@ def test_json_has_everything():
 
 
 def test_sentences_are_wrapped():
-    lines = wrapped("word " * 40, hanging="  ")
+    lines = in_lines("word " * 40, hanging="  ")
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("  word")
     assert lines[1].startswith("    word")

@@ -7,14 +7,14 @@ import PIL.Image
 
 import dfq_jax as dfq
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes as stored
-from dfq_jax.report.histograms import MOST, codes_of, histograms_png
+from dfq_jax.report.histograms import MOST, codes_of_layers, histograms_png
 
 
 def test_codes_are_those_of_the_file(tiny_net, nets):
     images = dfq.Examples((nets.images(tiny_net, 8),), tiny_net.inputs)
     made = dfq.quantize(tiny_net, images, scheme="w4a8")
     names = [layer.name for layer in made.report.layers]
-    found = codes_of(made.quantized, ["images", *names])
+    found = codes_of_layers(made.quantized, ["images", *names])
     assert [x.layer for x in found] == names[:MOST]
     for x in found:
         theirs = np.asarray(stored(made.quantized)[x.layer]["kernel"])

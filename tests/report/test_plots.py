@@ -16,7 +16,7 @@ from dfq_jax.report.plots import (
     costs_png,
     front_png,
     front_rows,
-    shortened,
+    name_in_chart,
 )
 
 
@@ -86,9 +86,9 @@ def test_the_layer_that_costs_most_is_red():
 
 
 def test_names_for_a_chart():
-    assert shortened("layer1.conv") == "layer1.conv"
-    assert shortened("a$b\nc\u00e9") == "a?b?c?"
-    long = shortened("x" * 30 + ".features.17.conv")
+    assert name_in_chart("layer1.conv") == "layer1.conv"
+    assert name_in_chart("a$b\nc\u00e9") == "a?b?c?"
+    long = name_in_chart("x" * 30 + ".features.17.conv")
     assert len(long) == 36
     assert long.startswith("...")
     assert long.endswith(".features.17.conv")

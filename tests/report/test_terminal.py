@@ -10,7 +10,15 @@ from dfq_jax.optim.progress import Progress, RunPhase, UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.report import console as module
 from dfq_jax.report.analyze import FloatKind, LayerReport, Report
-from dfq_jax.report.console import Log, Results, Terminal, aligned, one_line, printable, shortened
+from dfq_jax.report.console import (
+    Log,
+    Results,
+    Terminal,
+    column_lines,
+    one_line,
+    printable,
+    shortened,
+)
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
@@ -113,7 +121,7 @@ def test_tables_on_a_screen_show_names_as_they_are(monkeypatch):
 
 
 def test_columns():
-    assert aligned([("a", "b"), ("long", "1"), ("x", "100")]) == [
+    assert column_lines([("a", "b"), ("long", "1"), ("x", "100")]) == [
         "a       b",
         "long    1",
         "x     100",

@@ -26,7 +26,7 @@ from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.engine import LAST_GOOD, check_suits, collapsed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
-from dfq_jax.training.images import Course, normalised, rows_of
+from dfq_jax.training.images import Course, normalised, rows_at_steps
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import FixedImages, Training, nesterov, to_zero
@@ -154,12 +154,12 @@ def test_terms_of_classes_need_a_classifier(nets):
 
 
 def test_every_image_is_shown_once_an_epoch():
-    whole = rows_of((1, 2), 10, 3, 0, 9)
+    whole = rows_at_steps((1, 2), 10, 3, 0, 9)
     assert whole.shape == (9, 3)
     for epoch in range(3):
         assert len(set(whole[3 * epoch : 3 * epoch + 3].ravel().tolist())) == 9
     assert whole[:3].tolist() != whole[3:6].tolist()
-    np.testing.assert_array_equal(rows_of((1, 2), 10, 3, 4, 4), whole[4:8])  # as when resumed
+    np.testing.assert_array_equal(rows_at_steps((1, 2), 10, 3, 4, 4), whole[4:8])  # as when resumed
 
 
 def test_equal_methods_are_equal():

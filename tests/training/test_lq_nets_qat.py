@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.basis import Basis, LearnedLevels, fit
+from dfq_jax.numerics.basis import Basis, LearnedLevels, fit_basis
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.plan import Scheme, Site
 from dfq_jax.recipes.dfq import dfq
@@ -22,7 +22,7 @@ def test_a_basis_is_solved_for_the_kernel_of_a_step():
     rng = np.random.default_rng(0)
     levels = LearnedLevels(2, "signs", axis=-1)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 2)), jnp.float32)
-    given = fit(levels.rows(kernel), 2, "signs").basis
+    given = fit_basis(levels.rows(kernel), 2, "signs").basis
     moved = kernel * 1.3 + 0.02
     rule = solved_anew(turns=1)
     assert rule == solved_anew(turns=1)
@@ -42,7 +42,7 @@ def test_a_basis_is_solved_for_the_kernel_of_a_step():
 def test_slopes_of_activations_end_at_the_outer_level():
     levels = LearnedLevels(2, "bits")
     x = jnp.linspace(0.05, 3.0, 31)
-    basis = fit(levels.rows(x), 2, "bits").basis
+    basis = fit_basis(levels.rows(x), 2, "bits").basis
     rule = within_levels()
     assert rule.parameters(x, levels, None, basis) is basis
     top = float(jnp.sum(jnp.abs(basis.vectors)))

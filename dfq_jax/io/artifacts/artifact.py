@@ -40,7 +40,7 @@ from dfq_jax.io.artifacts.output_folder import (
     replace_all,
     settle,
 )
-from dfq_jax.io.artifacts.quantized_tensors import pack, unpack
+from dfq_jax.io.artifacts.quantized_tensors import pack_network, unpack_network
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
@@ -137,7 +137,7 @@ def save_artifact(
     """
     folder, extra = Path(folder), dict(files or {})
     check_output_folder(folder, force, names=(*extra, *(pages or {})))
-    facts = {"dfq.version": versions()["dfq-jax"], "dfq.weights_sha256": fingerprint(float_model)}
+    facts = metadata_of(float_model)
     content = {**networks(quantized, float_model, facts, failed=failed), **extra}
     content |= written(pages or {}, content)
     manifest = {
@@ -158,12 +158,21 @@ def save_artifact(
     return manifest
 
 
+def metadata_of(float_model: Model) -> dict[str, str]:
+    """What every file says of itself."""
+    digest = weights_sha256(float_model)
+    return {"dfq.version": versions()["dfq-jax"], "dfq.weights_sha256": digest}
+
+
 def networks(
     quantized: QuantizedModel, float_model: Model, facts: Mapping[str, str], *, failed: bool
 ) -> dict[str, bytes]:
     """{file: content} of the integer network, its tensors, the float one, and how to run it."""
     name = FAILED if failed else MODEL
-    content = {name: serialize(quantized_onnx(quantized, metadata=facts)), TENSORS: pack(quantized)}
+    content = {
+        name: serialize(quantized_onnx(quantized, metadata=facts)),
+        TENSORS: pack_network(quantized),
+    }
     content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts))}
     read = float_model.input
     pictures = isinstance(read, InputContract) and read.channels in CHANNELS
@@ -215,7 +224,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(model: Model) -> str:
+def weights_sha256(model: Model) -> str:
     """SHA-256 over names, shapes and values of all parameters."""
     digest = hashlib.sha256()
     for name in sorted(model.params):
@@ -248,7 +257,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     graph, plan = graph_from_json(manifest["graph"]), plan_from_json(manifest["plan"])
     check_sites(graph, plan, folder / MANIFEST)
     data = (folder / TENSORS).read_bytes()
-    params, qparams = unpack(data, graph, plan, folder / TENSORS)
+    params, qparams = unpack_network(data, graph, plan, folder / TENSORS)
     model = Model(graph, params, inputs)
     check_runs(model, folder)
     return Artifact(QuantizedModel(model, plan, qparams), manifest, folder)

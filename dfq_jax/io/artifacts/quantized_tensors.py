@@ -75,7 +75,7 @@ def kernels_of(graph: Graph, plan: Plan) -> list[tuple[Site, Node]]:
     return [(site, node) for site, node in sites if site in table]
 
 
-def pack(quantized: QuantizedModel) -> bytes:
+def pack_network(quantized: QuantizedModel) -> bytes:
     """The network's numbers as the bytes of a .safetensors file."""
     integers = stored_codes(quantized)
     tensors = {
@@ -89,8 +89,8 @@ def pack(quantized: QuantizedModel) -> bytes:
     return safetensors.numpy.save({k: np.array(v, order="C") for k, v in tensors.items()})
 
 
-def unpack(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
-    """Parameters and scales that `pack` wrote; kernels and biases are dequantized.
+def unpack_network(data: bytes, graph: Graph, plan: Plan, path: Path) -> Tables:
+    """Parameters and scales that `pack_network` wrote; kernels and biases are dequantized.
 
     Args:
       data: content of the file.

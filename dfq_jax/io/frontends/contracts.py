@@ -12,7 +12,7 @@ from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import Op, Reshape
 from dfq_jax.io.artifacts.graph_json import contract_from_json
 from dfq_jax.io.frontends.program import Program
-from dfq_jax.io.importing.engine import Imported, OperatorTable, import_program, space_of
+from dfq_jax.io.importing.engine import Imported, OperatorTable, import_program, pixel_axes
 from dfq_jax.io.importing.layout import layout_of
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.catalog import with_size
@@ -130,9 +130,9 @@ def settled_layout(
 def missing_size(program: Program, stated: InputContract | None, layout: str) -> Sides | None:
     """(height, width) that the file's contract says where its graph leaves them free."""
     shape = program.inputs[0].shape if program.inputs else ()
-    if stated is None or len(shape) != 4 or None not in shape[space_of(layout)]:
+    if stated is None or len(shape) != 4 or None not in shape[pixel_axes(layout)]:
         return None
-    height, width = shape[space_of(layout)]
+    height, width = shape[pixel_axes(layout)]
     return height or stated.height, width or stated.width
 
 
@@ -153,7 +153,7 @@ def of_shape(
 def is_free(program: Program, layout: str) -> bool:
     """Whether height or width of the input is free."""
     shape = program.inputs[0].shape
-    return len(shape) == 4 and None in shape[space_of(layout)]
+    return len(shape) == 4 and None in shape[pixel_axes(layout)]
 
 
 def names_of(
@@ -175,7 +175,7 @@ def names_of(
     if not free:
         note = f"exported files read {shape[0]}x{shape[1]} only: at other sizes the network's "
         return (batch, "", ""), (f"{note}operators are others",)
-    sizes = zip(image.shape[space_of(layout)], names[space_of(layout)], strict=True)
+    sizes = zip(image.shape[pixel_axes(layout)], names[pixel_axes(layout)], strict=True)
     height, width = (
         (name or usual) if size is None else ""
         for (size, name), usual in zip(sizes, ("height", "width"), strict=True)
@@ -191,7 +191,7 @@ def of_any_size(
     The network is imported for other sizes, and has to come out the same. Only a reshape may keep
     one axis open.
     """
-    fixed, graph = program.inputs[0].shape[space_of(layout)], found.graph
+    fixed, graph = program.inputs[0].shape[pixel_axes(layout)], found.graph
     for index, more in enumerate(OTHERS):
         height, width = (
             size if size is not None else have + extra

@@ -16,7 +16,7 @@ from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.io.frontends.contracts import ToldInput, imported, refuse_integers
 from dfq_jax.io.frontends.ends import without_choices
-from dfq_jax.io.frontends.live import program_of
+from dfq_jax.io.frontends.live import exported_program
 from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
 from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
@@ -105,7 +105,7 @@ def load_module(
       UnsupportedModelError: if it cannot be exported or imported.
     """
     where = type(module).__name__
-    program = without_choices(program_of(module, example, where=where))
+    program = without_choices(exported_program(module, example, where=where))
     model, notes = model_of(program, ATEN, where, told)
     return model, (*program.notes, *notes)
 

@@ -12,7 +12,7 @@ from dfq_jax.io.frontends.jax_live import image_shape, network_of
 from dfq_jax.io.frontends.jax_trace import Traced, program_of, without_dead
 from dfq_jax.io.frontends.parity import check_function
 from dfq_jax.io.frontends.program import Program
-from dfq_jax.io.importing.jax_named_norms import NormNames, groups_of, with_named_norms
+from dfq_jax.io.importing.jax_named_norms import NormNames, groups_of_names, with_named_norms
 from dfq_jax.io.importing.jax_norms import with_batch_norms
 from dfq_jax.io.importing.jax_patterns import with_patterns
 from dfq_jax.io.importing.jax_table import JAX
@@ -68,7 +68,7 @@ def recognised(traced: Traced, batch_norms: NormNames | None = None) -> Program:
     """The program with batch norms and other operators that JAX spells out, and nothing unread."""
     program = traced.program
     if batch_norms is not None:
-        groups = groups_of(program.paths, batch_norms)
+        groups = groups_of_names(program.paths, batch_norms)
         program = without_dead(with_named_norms(program, groups))
     program = without_dead(with_batch_norms(program, traced.shapes))
     return without_dead(with_patterns(program, traced.shapes))

@@ -18,7 +18,7 @@ OLDEST = (2, 9)  # PyTorch; older ones pickle the weights of exported programs
 REASON_LINES = 3
 
 
-def program_of(module: Any, example: Any, *, where: str) -> Program:
+def exported_program(module: Any, example: Any, *, where: str) -> Program:
     """The program of a live module, as if it had been exported to a file.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.frontends.pt2_archive import SCALAR_TYPES
-from dfq_jax.io.frontends.pt2_json import check, fail, get, name_of, tagged
+from dfq_jax.io.frontends.pt2_json import check, fail, get, name_of_reference, tagged
 from dfq_jax.io.readers.pickle_policy import show
 
 Lookup = Callable[[str, str], Any]
@@ -69,9 +69,12 @@ def defined(record: Any, where: str) -> list[str | None]:
     tag, value = tagged(record, where)
     match tag:
         case "as_tensor":
-            return [name_of(value, where)]
+            return [name_of_reference(value, where)]
         case "as_tensors":
-            return [name_of(each, where) for each in check(value, list, where, "a tensor list")]
+            return [
+                name_of_reference(each, where)
+                for each in check(value, list, where, "a tensor list")
+            ]
         case "as_sym_int" | "as_sym_float" | "as_sym_bool":
             kind, name = tagged(value, where)
             return [check(name, str, where, "a name")] if kind == "as_name" else [None]
@@ -105,7 +108,7 @@ def _float(value: Any, lookup: Lookup, where: str) -> float:
 
 
 def _tensor(value: Any, lookup: Lookup, where: str) -> Any:
-    return lookup(name_of(value, where), where)
+    return lookup(name_of_reference(value, where), where)
 
 
 def _each(one: Decode) -> Decode:
@@ -199,7 +202,7 @@ DECODERS: dict[str, Decode] = {
     "as_memory_format": _coded(MEMORY_FORMATS),
     "as_layout": _coded(LAYOUTS),
     "as_device": _device,
-    "as_graph": lambda value, _, where: name_of(value, where),
+    "as_graph": lambda value, _, where: name_of_reference(value, where),
     "as_string_to_argument": _mapping,
     "as_custom_obj": _custom,
 }

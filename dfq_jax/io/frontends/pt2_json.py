@@ -121,7 +121,7 @@ def tagged(record: Any, where: str) -> tuple[str, Any]:
     return next(iter(fields.items()))
 
 
-def name_of(record: Any, where: str) -> str:
+def name_of_reference(record: Any, where: str) -> str:
     """The `name` of a reference record.
 
     Args:

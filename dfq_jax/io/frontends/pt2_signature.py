@@ -8,7 +8,7 @@ import numpy as np
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.frontends.program import ProgramInput
 from dfq_jax.io.frontends.pt2_archive import RESAVE, Pt2Archive
-from dfq_jax.io.frontends.pt2_json import check, damaged, get, name_of, tagged
+from dfq_jax.io.frontends.pt2_json import check, damaged, get, name_of_reference, tagged
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.readers.torch_tensors import is_count
 
@@ -95,7 +95,7 @@ def _add_note(given: Preamble, name: str, value: Any) -> None:
 
 
 def _new(given: Preamble, record: Any, where: str) -> str:
-    name = name_of(record, where)
+    name = name_of_reference(record, where)
     if name in given.names:
         raise damaged(where, f"{show(name)} is defined twice")
     given.names.add(name)

@@ -17,9 +17,9 @@ from dfq_jax.io.importing.values import (
     apart_from,
     atoms,
     extent,
-    matched,
+    matching_atoms,
     new_dim,
-    regrouped,
+    regrouped_axes,
     sizes,
     split_all,
 )
@@ -31,14 +31,14 @@ def viewed(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     """The same values in row-major order with another shape; one size may be -1."""
     shape = full_shape(shape, math.prod(x.shape))
     try:
-        dims, splits = regrouped(atoms(x.dims), shape, b.batch)
+        dims, splits = regrouped_axes(atoms(x.dims), shape, b.batch)
     except Irregular:
         try:
             x = fused(x)
-            dims, splits = regrouped(atoms(x.dims), shape, b.batch)
+            dims, splits = regrouped_axes(atoms(x.dims), shape, b.batch)
         except Irregular:
             x = in_one_axis(b, x)
-            dims, splits = regrouped(atoms(x.dims), shape, b.batch)
+            dims, splits = regrouped_axes(atoms(x.dims), shape, b.batch)
     return Value(x.name, split_all(x, splits).axes, dims)
 
 
@@ -272,10 +272,10 @@ def beside(b: Builder, base: Value, part: Value, axis: int, at: int) -> str:
     same = [a for i in others if base.dims[i] == part.dims[i] for a in base.dims[i]]
     part = apart_from(part, base, same)
     try:
-        mine, theirs = matched(base, part, [(base.dims[i], part.dims[i]) for i in others])
+        mine, theirs = matching_atoms(base, part, [(base.dims[i], part.dims[i]) for i in others])
     except Irregular:
         part = b.remade(part)
-        mine, theirs = matched(base, part, [(base.dims[i], part.dims[i]) for i in others])
+        mine, theirs = matching_atoms(base, part, [(base.dims[i], part.dims[i]) for i in others])
     layout = (*mine.axes[: at - 1], theirs.dims[axis], *mine.axes[at:])
     return b.stored(theirs, layout)
 
@@ -358,7 +358,7 @@ def expanded(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     return Value(name, axes, tuple(dims))
 
 
-def padded(
+def padded_value(
     b: Builder,
     x: Value,
     widths: dict[int, tuple[int, int]],

@@ -171,7 +171,7 @@ def pad(
     rank = len(x.dims)
     widths = {rank - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)}
     kind = {"replicate": "edge", "circular": "wrap"}.get(mode, mode)
-    return arrange.padded(b, x, widths, float(value or 0.0), kind)
+    return arrange.padded_value(b, x, widths, float(value or 0.0), kind)
 
 
 def reflection_pad(b: Builder, x: Value, padding: Ints) -> Value:

@@ -172,7 +172,7 @@ def by(sizes: Sequence[int | None]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def space_of(layout: str) -> slice:
+def pixel_axes(layout: str) -> slice:
     """Where height and width of images are."""
     return slice(1, 3) if layout == NHWC else slice(2, 4)
 

@@ -17,7 +17,7 @@ MOST_RUNS = 512
 """Slices that one gather may become."""
 
 
-def taken(b: Builder, x: Value, axis: int, places: np.ndarray) -> Value:
+def taken_at(b: Builder, x: Value, axis: int, places: np.ndarray) -> Value:
     """`x` at some places of one axis, which keeps its place.
 
     Args:
@@ -38,9 +38,9 @@ def taken(b: Builder, x: Value, axis: int, places: np.ndarray) -> Value:
     wanted = [int(p) % size for p in places]
     if (edges := as_padding(wanted, size)) is not None:
         before, after, mode = edges
-        return arrange.padded(b, x, {axis: (before, after)}, 0.0, mode)
+        return arrange.padded_value(b, x, {axis: (before, after)}, 0.0, mode)
     if (times := repetition(wanted)) > 1:
-        return repeated(b, taken(b, x, axis, np.array(wanted[::times])), axis, times)
+        return repeated(b, taken_at(b, x, axis, np.array(wanted[::times])), axis, times)
     found = runs(wanted)
     if len(found) > MOST_RUNS:
         raise UnsupportedModelError(f"{len(wanted)} values gathered in no order.")
@@ -107,7 +107,7 @@ def runs(wanted: Sequence[int]) -> list[tuple[int, int, int]]:
 
 def index_select(b: Builder, x: Value, dim: int, index: Any) -> Value:
     """index_select: constant places along one axis."""
-    return taken(b, x, dim, constant(index).reshape(-1))
+    return taken_at(b, x, dim, constant(index).reshape(-1))
 
 
 def constant(index: Any) -> np.ndarray:
@@ -142,7 +142,7 @@ def indexed(b: Builder, x: Value, indices: Sequence[Any]) -> Value:
         raise UnsupportedModelError("indices that are pairs of places.")
     shape = list(x.shape)
     for axis, places in zip(axes, spread, strict=True):
-        x = taken(b, x, axis, places.reshape(-1))
+        x = taken_at(b, x, axis, places.reshape(-1))
     split = [s.shape[i] for s, own in zip(spread, varies, strict=True) for i in own]
     y = arrange.viewed(b, x, (*shape[: axes[0]], *split, *shape[axes[-1] + 1 :]))
     lead, tail = axes[0], len(shape) - axes[-1] - 1

@@ -27,7 +27,7 @@ SHOWN = 6
 """Parameters that an error lists."""
 
 NormNames = Mapping[str, str]
-"""{role: how parameters of this role are called}; see `groups_of`."""
+"""{role: how parameters of this role are called}; see `groups_of_names`."""
 
 
 class Group(NamedTuple):
@@ -79,7 +79,7 @@ class NormChain(NamedTuple):
     whole: bool = False
 
 
-def groups_of(paths: Mapping[str, str], names: NormNames) -> tuple[Group, ...]:
+def groups_of_names(paths: Mapping[str, str], names: NormNames) -> tuple[Group, ...]:
     """The batch norms of a network, by the names of their parameters.
 
     Args:

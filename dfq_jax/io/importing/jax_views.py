@@ -9,7 +9,7 @@ import numpy as np
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.io.importing import arrange, aten_views
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.gathers import taken
+from dfq_jax.io.importing.gathers import taken_at
 from dfq_jax.io.importing.jax_ops import number_of
 from dfq_jax.io.importing.values import Value
 
@@ -63,7 +63,7 @@ def pad(b: Builder, x: Value, value: Any, padding_config: Sequence[Ints]) -> Val
     if any(inner for _, _, inner in padding_config):
         raise UnsupportedModelError("padding between values; use a transposed convolution.")
     widths = {i: (int(lo), int(hi)) for i, (lo, hi, _) in enumerate(padding_config) if lo or hi}
-    return arrange.padded(b, x, widths, number_of(value, "a padding value"))
+    return arrange.padded_value(b, x, widths, number_of(value, "a padding value"))
 
 
 def sliced(
@@ -113,7 +113,7 @@ def gather(b: Builder, x: Value, indices: Any, dimension_numbers: Any, slice_siz
     axis, shape, found = axes[0], x.shape, places[..., 0]
     if found.min() < 0 or found.max() >= shape[axis]:
         raise UnsupportedModelError(f"indices outside an axis of {shape[axis]} values.")
-    y = taken(b, x, axis, found.reshape(-1))
+    y = taken_at(b, x, axis, found.reshape(-1))
     y = arrange.viewed(b, y, (*shape[:axis], *found.shape, *shape[axis + 1 :]))
     chosen = list(range(axis, axis + found.ndim))
     others = iter([i for i in range(len(y.dims)) if i not in chosen])

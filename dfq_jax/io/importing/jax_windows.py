@@ -105,7 +105,7 @@ def lines(widths: Widths, rank: int) -> Pads:
 def cropped(b: Builder, x: Value, padding: Widths) -> tuple[Value, Pads]:
     """(n, c, ...) less what negative padding cuts off, and the padding that is left."""
     cuts = {2 + i: (min(lo, 0), min(hi, 0)) for i, (lo, hi) in enumerate(padding)}
-    x = arrange.padded(b, x, {i: w for i, w in cuts.items() if any(w)})
+    x = arrange.padded_value(b, x, {i: w for i, w in cuts.items() if any(w)})
     return x, lines([(max(lo, 0), max(hi, 0)) for lo, hi in padding], len(x.dims))
 
 

@@ -87,7 +87,7 @@ def convolution(
             (0, 1), padding, dilation, kernel.shape[2:], strides, strict=True
         )
     ]
-    check_size(size)
+    check_pixels(size)
     return from_image(x, b.add(op, (source,), slots), size, new_dim(kernel.shape[0]))
 
 
@@ -110,7 +110,7 @@ def transposed_convolution(
             (0, 1), op.strides, op.padding, op.dilation, (kh, kw), op.extra, strict=True
         )
     ]
-    check_size(size)
+    check_pixels(size)
     slots = {"kernel": hwio, **optional(bias=bias)}
     return from_image(x, b.add(op, (source,), slots), size, new_dim(hwio.shape[3]))
 
@@ -121,7 +121,7 @@ def extent_of(x: Value, axis: int) -> int:
     return space[axis]
 
 
-def check_size(size: Ints) -> None:
+def check_pixels(size: Ints) -> None:
     """Refuses an operator whose result would have no pixels, or more than any image."""
     if min(size) < 1:
         raise UnsupportedModelError(

@@ -52,7 +52,9 @@ def handled(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def told(kind: str, function: Callable[..., Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+def told_attributes(
+    kind: str, function: Callable[..., Any], attributes: Mapping[str, Any]
+) -> dict[str, Any]:
     """The attributes of one node that its lowering function is to be told.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Activation, Power, Reduction
 from dfq_jax.io.importing import pointwise, pools
-from dfq_jax.io.importing.arrange import padded
+from dfq_jax.io.importing.arrange import padded_value
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.onnx_ops import constant, window
 from dfq_jax.io.importing.values import Value
@@ -125,7 +125,7 @@ def pad(
     rank = len(x.dims)
     widths = {a % rank: (amounts[i], amounts[half + i]) for i, a in enumerate(over)}
     fill = 0.0 if value is None or np.size(value) == 0 else number(value)
-    return padded(b, x, {a: w for a, w in widths.items() if w != (0, 0)}, fill, mode)
+    return padded_value(b, x, {a: w for a, w in widths.items() if w != (0, 0)}, fill, mode)
 
 
 def number(given: Any) -> float:

@@ -24,7 +24,7 @@ from dfq_jax.io.importing import (
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import Fold, Lower, OperatorTable
 from dfq_jax.io.importing.limits import affordable, affordable_broadcast, affordable_shape
-from dfq_jax.io.importing.onnx_attributes import told
+from dfq_jax.io.importing.onnx_attributes import told_attributes
 from dfq_jax.io.importing.onnx_ops import constant
 from dfq_jax.io.importing.values import Value
 
@@ -298,7 +298,7 @@ def lowered(kind: str, b: Builder, *inputs: Any, **attributes: Any) -> Any:
       UnsupportedModelError: if it cannot be, or has an attribute that nobody here handles.
     """
     function = LOWER[kind]
-    return function(b, *inputs, **told(kind, function, attributes))
+    return function(b, *inputs, **told_attributes(kind, function, attributes))
 
 
 def fold(target: str) -> Fold | None:

@@ -38,7 +38,7 @@ from dfq_jax.io.importing.values import (
     apart_from,
     atoms,
     extent,
-    matched,
+    matching_atoms,
     new_dim,
 )
 
@@ -238,10 +238,10 @@ def aligned(b: Builder, x: Value, y: Value, axes: Sequence[int]) -> tuple[Value,
     same = [a for i in both if x.dims[i] == y.dims[i] for a in x.dims[i]]
     y = apart_from(y, x, same)
     try:
-        return matched(x, y, [(x.dims[i], y.dims[i]) for i in both])
+        return matching_atoms(x, y, [(x.dims[i], y.dims[i]) for i in both])
     except Irregular:
         x, y = b.remade(x), b.remade(y)
-        return matched(x, y, [(x.dims[i], y.dims[i]) for i in both])
+        return matching_atoms(x, y, [(x.dims[i], y.dims[i]) for i in both])
 
 
 def whole(axes: Sequence[Dim], some: set) -> tuple[Dim, ...]:

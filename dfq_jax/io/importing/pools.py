@@ -20,9 +20,9 @@ from dfq_jax.graph.ops import (
     Reduction,
     Resize,
 )
-from dfq_jax.io.importing.arrange import apart, padded
+from dfq_jax.io.importing.arrange import apart, padded_value
 from dfq_jax.io.importing.builder import Builder
-from dfq_jax.io.importing.layers import check_size, extent_of, from_image, image
+from dfq_jax.io.importing.layers import check_pixels, extent_of, from_image, image
 from dfq_jax.io.importing.pointwise import affine, mapped
 from dfq_jax.io.importing.values import Value
 
@@ -31,7 +31,7 @@ NO_PADS: Pads = ((0, 0), (0, 0))
 
 def window_op(b: Builder, op: Op, x: Value, size: Sequence[int]) -> Value:
     """An image operator that keeps channels and makes `size` pixels."""
-    check_size(size)
+    check_pixels(size)
     return from_image(x, b.add(op, (image(b, x),)), size, x.dims[1])
 
 
@@ -96,7 +96,7 @@ def avg_pool(
     if count_padding and padding != NO_PADS:
         beyond = [(0, w[1] - p[1]) for w, p in zip(wide, padding, strict=True)]
         first = 4 - len(x.dims)  # lines have no height
-        x = padded(b, x, {2 + i - first: padding[i] for i in range(first, 2)})
+        x = padded_value(b, x, {2 + i - first: padding[i] for i in range(first, 2)})
         wide = beyond[0], beyond[1]
     return window_op(b, AvgPool(window, strides, wide, count_padding=False), x, size)
 

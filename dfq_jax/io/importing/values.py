@@ -100,7 +100,7 @@ class Irregular(Exception):
     """Axes that cannot be regrouped without moving values into a common axis first."""
 
 
-def regrouped(
+def regrouped_axes(
     source: Sequence[Atom], shape: Sequence[int], batch: Atom | None
 ) -> tuple[tuple[Dim, ...], dict[Atom, Dim]]:
     """The axes of a row-major view.
@@ -150,7 +150,7 @@ def split_all(value: Value, splits: Mapping[Atom, Dim]) -> Value:
     return value
 
 
-def matched(x: Value, y: Value, pairs: Iterable[tuple[Dim, Dim]]) -> tuple[Value, Value]:
+def matching_atoms(x: Value, y: Value, pairs: Iterable[tuple[Dim, Dim]]) -> tuple[Value, Value]:
     """Two values whose paired axes, of equal sizes, consist of the very same atoms.
 
     Args:

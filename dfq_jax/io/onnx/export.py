@@ -103,7 +103,7 @@ def check_levels(plan: Plan) -> None:
             )
 
 
-def check_size(stored: int) -> None:
+def check_file_size(stored: int) -> None:
     """Refuses weights of so many bytes that no ONNX file can hold them.
 
     Raises:
@@ -122,7 +122,7 @@ def serialize(proto: onnx.ModelProto) -> bytes:
     Raises:
       ExportError: if they exceed the 2 GiB of one protobuf file.
     """
-    check_size(sum(len(t.raw_data) for t in proto.graph.initializer))
+    check_file_size(sum(len(t.raw_data) for t in proto.graph.initializer))
     return proto.SerializeToString(deterministic=True)
 
 

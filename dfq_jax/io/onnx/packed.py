@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from dfq_jax.io.onnx.builder import OnnxBuilder
-from dfq_jax.numerics.packing import pack, padded, planes_of, table
+from dfq_jax.numerics.packing import codes_held, pack, planes_of, table
 
 INT8, INT32 = onnx.TensorProto.INT8, onnx.TensorProto.INT32
 
@@ -32,7 +32,7 @@ def add_unpacked(
     """
     planes = zip(pack(codes, bits), planes_of(bits), strict=True)
     parts = [looked_up(b, f"{stem}.plane{i}", *plane) for i, plane in enumerate(planes)]
-    filled = padded(codes.size, bits) != codes.size
+    filled = codes_held(codes.size, bits) != codes.size
     if len(parts) > 1 or filled:  # else rows are whole, and one Reshape does
         row = shared_integers(b, (-1,))
         parts = [b.part("Reshape", f"{part}.flat", (part, row)) for part in parts]

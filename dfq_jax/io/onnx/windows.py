@@ -14,7 +14,7 @@ from dfq_jax.graph.ops import (
     Pool,
     Resize,
 )
-from dfq_jax.graph.windows import even_windows, interpolation, nearest
+from dfq_jax.graph.windows import even_windows, interpolation, nearest_pixels
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.layout import FIRST
 
@@ -95,7 +95,7 @@ def add_resized(b: OnnxBuilder, op: Resize, step: WrittenNode) -> None:
     if form is None and op.method == "nearest":
         links = []
         for axis, size, out, scale in zip((2, 3), sizes, op.size, op.scale, strict=True):
-            index = b.integers(f"{name}.pixels", nearest(op, size, out, scale).tolist())
+            index = b.integers(f"{name}.pixels", nearest_pixels(op, size, out, scale).tolist())
             links.append(Link("Gather", (index,), {"axis": axis}))
         b.chain(name, step.args[0], links, step.output)
         return

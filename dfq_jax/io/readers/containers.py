@@ -8,7 +8,7 @@ from dfq_jax.errors import CheckpointError, UnsupportedModelError
 from dfq_jax.io.readers.pickle_policy import listing, show
 from dfq_jax.io.readers.pickle_values import Boxed, Object, TensorRef
 from dfq_jax.io.readers.torch_checkpoint import RECIPE
-from dfq_jax.io.readers.torch_tensors import describe
+from dfq_jax.io.readers.torch_tensors import kind_shown
 
 NAMED = (
     *("state_dict", "model_state_dict", "net_state_dict", "model_state", "model_weights"),
@@ -71,7 +71,7 @@ def find_weights(root: Any, where: str) -> FoundWeights:
     for step in (*found, None):
         items = _items(level)
         ignored += [
-            f"{_key(key)} ({describe(value)})"
+            f"{_key(key)} ({kind_shown(value)})"
             for key, value in items.items()
             if key != step and (step is not None or not _is_tensor(key, value))
         ]
@@ -206,5 +206,5 @@ def _key(key: Any) -> str:
 def _summary(root: Any) -> str:
     items = _items(root)
     if not items:
-        return f"it is one {describe(root)}" + (", empty" if root in ({}, []) else "")
-    return "it holds " + listing([f"{_key(k)} ({describe(v)})" for k, v in items.items()])
+        return f"it is one {kind_shown(root)}" + (", empty" if root in ({}, []) else "")
+    return "it holds " + listing([f"{_key(k)} ({kind_shown(v)})" for k, v in items.items()])

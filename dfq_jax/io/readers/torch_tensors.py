@@ -90,7 +90,7 @@ def parse_storage(reference: Any, where: str) -> Storage:
         raise CheckpointError(f"{where} is damaged: a tensor refers to no storage.")
     kind, key, numel = value[1], value[2], value[4]
     if type(kind) is not Global or kind.name not in ITEM_BYTES or not kind.name:
-        raise CheckpointError(f"{where}: storage of an unknown kind {describe(kind)}.")
+        raise CheckpointError(f"{where}: storage of an unknown kind {kind_shown(kind)}.")
     if type(key) is not str or len(key) > MAX_KEY or not is_count(numel):
         raise CheckpointError(f"{where} is damaged: a storage with a bad key or size.")
     return Storage(key, kind.name, numel, _view(value[5] if len(value) == 6 else None, where))
@@ -104,7 +104,7 @@ def _view(value: Any, where: str) -> tuple[int, int] | None:
     raise CheckpointError(f"{where} is damaged: a storage view with a bad offset or size.")
 
 
-def describe(value: Any) -> str:
+def kind_shown(value: Any) -> str:
     """A short name for an unpickled value's kind, safe to print."""
     cls = getattr(value, "cls", value)
     if type(cls) is Global:

@@ -19,7 +19,7 @@ from dfq_jax.io.runtime.session import (
     onnxruntime,
     open_session,
     read_onnx,
-    told_as_data,
+    unreadable_as_data,
 )
 from dfq_jax.types import NCHW, InputContract
 
@@ -142,7 +142,7 @@ def timed_in_turn(
             break
         for session, inputs, spent in zip(sessions, feeds, times, strict=True):
             start = time.perf_counter()
-            with told_as_data():
+            with unreadable_as_data():
                 session.run(None, inputs)
             if index >= warmup:
                 spent.append(1000 * (time.perf_counter() - start))

@@ -117,7 +117,7 @@ def run(
     for start in range(0, len(images), size):
         part = np.asarray(images[start : start + size])
         filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (part.ndim - 1)))
-        with told_as_data():
+        with unreadable_as_data():
             found = session.run([name], feed(session, filled, layout))[0]
         parts.append(found[: len(part)])
     first = np.concatenate(parts)
@@ -131,7 +131,7 @@ def fixed_batch(session: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def told_as_data() -> Iterator[None]:
+def unreadable_as_data() -> Iterator[None]:
     """Turns what ONNX Runtime says of images that a file cannot read into DataError."""
     try:
         yield

@@ -38,10 +38,10 @@ def network(
         return catalog.architecture(name, size=size, classes=classes, channels=channels)
     if name not in stored.names():
         raise UnsupportedModelError(catalog.unknown(name, names()))
-    return fitted(stored.read(name), size, classes, channels)
+    return stored_at_size(stored.read(name), size, classes, channels)
 
 
-def fitted(found: Stored, size: Size | None, classes: int | None, channels: int) -> Stored:
+def stored_at_size(found: Stored, size: Size | None, classes: int | None, channels: int) -> Stored:
     """A stored network for other images or classes.
 
     Raises:

@@ -10,7 +10,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.io.zoo import catalog
 from dfq_jax.io.zoo.bind import COUNTER
 from dfq_jax.io.zoo.catalog import Size
-from dfq_jax.io.zoo.known import Network, ends, fitted, names, network
+from dfq_jax.io.zoo.known import Network, ends, names, network, stored_at_size
 from dfq_jax.io.zoo.last_layers import own_layers_of
 from dfq_jax.io.zoo.stored import Stored
 
@@ -26,7 +26,7 @@ class Likeness(NamedTuple):
     share: float
 
 
-def fit(name: str, tensors: Tensors, size: Size | None = None) -> Network:
+def fitted_network(name: str, tensors: Tensors, size: Size | None = None) -> Network:
     """The network with the classes and input channels the checkpoint's own layers have."""
     published = network(name, size=size)
     stem, head = ends(published)
@@ -40,13 +40,13 @@ def fit(name: str, tensors: Tensors, size: Size | None = None) -> Network:
     if (channels, classes) == usual:
         return published
     if isinstance(published, Stored):
-        return fitted(published, size, classes, channels)
+        return stored_at_size(published, size, classes, channels)
     return network(name, size=size, classes=classes, channels=channels)
 
 
 def closest(tensors: Tensors) -> Likeness:
     """The known network whose names and shapes these tensors share most; the first of equals."""
-    scores = (Likeness(name, likeness(fit(name, tensors), tensors)) for name in names())
+    scores = (Likeness(name, likeness(fitted_network(name, tensors), tensors)) for name in names())
     return max(scores, key=lambda each: each.share)
 
 
@@ -71,7 +71,7 @@ def with_usual_head(name: str, tensors: Tensors) -> Recognised:
       name: one of `known.names()`.
       tensors: {PyTorch name: array}.
     """
-    head = own_layers_of(fit(name, tensors), tensors)
+    head = own_layers_of(fitted_network(name, tensors), tensors)
     if head is None or head.renamed is None:
         return Recognised(name, tensors)
     note = f"took {head.layers[0]} as its last layer {head.usual}"
@@ -90,7 +90,7 @@ def likeness(candidate: Network, tensors: Tensors) -> float:
     return len(wanted & found) / max(len(wanted | found), 1)
 
 
-def named(tensors: Tensors, where: str, *, normalised: bool) -> Recognised:
+def named_network(tensors: Tensors, where: str, *, normalised: bool) -> Recognised:
     """The network that these tensors are the weights of, but for a last layer of somebody's own.
 
     Args:
@@ -105,7 +105,9 @@ def named(tensors: Tensors, where: str, *, normalised: bool) -> Recognised:
     best = closest(tensors)
     found = with_usual_head(best.name, tensors)
     if found.tensors is not tensors:
-        best = Likeness(best.name, likeness(fit(best.name, found.tensors), found.tensors))
+        best = Likeness(
+            best.name, likeness(fitted_network(best.name, found.tensors), found.tensors)
+        )
     if best.share == PERFECT and (normalised or has_usual_images(best.name)):
         return found
     holds = f"{where} holds weights but not the network. "
@@ -157,7 +159,7 @@ def hint(best: Likeness) -> str:
 
 def own_head(best: Likeness, tensors: Tensors) -> str:
     """A sentence on a checkpoint that is a known network but for its last layers."""
-    head = own_layers_of(fit(best.name, tensors), tensors)
+    head = own_layers_of(fitted_network(best.name, tensors), tensors)
     return "" if head is None else f" Its tensors are those of {best.name}, {head.told}."
 
 

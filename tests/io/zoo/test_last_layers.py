@@ -8,7 +8,7 @@ import dfq_jax as dfq
 from dfq_jax.errors import CheckpointError, UsageError
 from dfq_jax.io.zoo.known import network
 from dfq_jax.io.zoo.last_layers import own_layers_of
-from dfq_jax.io.zoo.recognise import fit
+from dfq_jax.io.zoo.recognise import fitted_network
 
 ARCH = "resnet20_cifar"
 HEAD = "linear"
@@ -84,12 +84,12 @@ def test_a_network_without_its_last_layer(load):
     ],
 )
 def test_others_have_no_head_of_their_own(tensors):
-    assert own_layers_of(fit(ARCH, tensors), tensors) is None
+    assert own_layers_of(fitted_network(ARCH, tensors), tensors) is None
 
 
 def test_a_layer_that_reads_other_features_stays_where_it_is():
     tensors = with_head({f"{HEAD}.1.weight": (7, 32)})
-    found = own_layers_of(fit(ARCH, tensors), tensors)
+    found = own_layers_of(fitted_network(ARCH, tensors), tensors)
     assert found is not None
     assert found.renamed is None
 
@@ -108,7 +108,7 @@ def test_whatever_the_last_layer_is_called(arch, usual, own):
     shapes = {p.torch_name: p.torch_shape for p in network(arch).expected}
     empty = {n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}
     mine = {n.replace(f"{usual}.", f"{own}."): x for n, x in empty.items()}
-    found = own_layers_of(fit(arch, mine), mine)
+    found = own_layers_of(fitted_network(arch, mine), mine)
     assert found is not None
     assert found.layers == (own,)
     assert found.renamed is not None
