@@ -180,6 +180,10 @@ class Tokens:
         """(length,) of one row."""
         return (self.length,)
 
+    def of_length(self, length: int) -> "Tokens":
+        """The same of so many tokens."""
+        return dataclasses.replace(self, length=length)
+
     @property
     def layout(self) -> str:
         """Files have rows as the library has them."""
@@ -203,8 +207,79 @@ class Tokens:
 
     def __str__(self) -> str:
         """What people call it."""
-        length = self.symbol or self.length
-        return f"a mask of {length}" if self.mask else f"{length} tokens of {self.vocabulary}"
+        free = f", any number ({self.symbol})" if self.symbol else ""
+        ids = f"{self.length} tokens of {self.vocabulary}"
+        return f"{f'a mask of {self.length}' if self.mask else ids}{free}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenColumns:
+    """Several numbers of every token side by side; files have an input for each.
+
+    Attributes:
+      names: of the columns, as files call them.
+      columns: what each holds; all of one length.
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[Tokens, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for columns that do not fit together, or names that are none."""
+        lengths = {(c.length, c.symbol) for c in self.columns}
+        if len(lengths) != 1 or not len(set(self.names)) == len(self.names) == len(self.columns):
+            raise ValueError(f"TokenColumns needs columns of one length, a name each, got {self}.")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.columns[0].length
+
+    @property
+    def symbol(self) -> str:
+        """Name of a free length in exported files."""
+        return self.columns[0].symbol
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(length, columns) of one row."""
+        return self.length, len(self.columns)
+
+    def of_length(self, length: int) -> "TokenColumns":
+        """The same of so many tokens."""
+        return TokenColumns(self.names, tuple(c.of_length(length) for c in self.columns))
+
+    @property
+    def layout(self) -> str:
+        """Files have rows as the library has them."""
+        return NHWC
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest number of any column."""
+        return 0.0, max(c.value_range[1] for c in self.columns)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of ids and masks."""
+        return np.dtype(np.int32)
+
+    def example(self, key: Key[Array, ""], n: int) -> Int[Array, "n length columns"]:
+        """So many rows of examples of each column; in half of them some of the last do not count.
+
+        Those rows have a length of their own, at least half of the whole.
+        """
+        first, *keys = jax.random.split(key, 1 + len(self.columns))
+        made = jnp.stack([c.example(k, n) for c, k in zip(self.columns, keys, strict=True)], -1)
+        counts = jax.random.randint(first, (n, 1), -(-self.length // 2), self.length + 1)
+        counts = jnp.where(jnp.arange(n)[:, None] % 2 == 0, self.length, counts)
+        left_out = jnp.arange(self.length) >= counts
+        masks = jnp.array([c.mask for c in self.columns])
+        return jnp.where(left_out[..., None] & masks, 0, made)
+
+    def __str__(self) -> str:
+        """What people call it."""
+        return ", ".join(f"{n} ({x})" for n, x in zip(self.names, self.columns, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +333,7 @@ class Values:
         return f"{size} values from {self.low:g} to {self.high:g}"
 
 
-Input = InputContract | Tokens | Values
+Input = InputContract | Tokens | TokenColumns | Values
 """What one input of a network reads. Each has the `shape`, `dtype` and `value_range` of one example
 without batch, the `layout` of files, and can make an `example`."""
 
@@ -322,21 +397,3 @@ def plain_contract(shape: tuple[int, int, int]) -> InputContract:
 def tree_bytes(tree: object) -> int:
     """Bytes held by all arrays of a pytree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def finite_or_none(x: float) -> float | None:
-    """For JSON, which has neither NaN nor infinity."""
-    return x if math.isfinite(x) else None
-
-
-def finite_data(data: Any) -> Any:
-    """Plain JSON data with None in place of every number that is not finite."""
-    match data:
-        case float():
-            return finite_or_none(data)
-        case dict():
-            return {key: finite_data(value) for key, value in data.items()}
-        case list() | tuple():
-            return [finite_data(value) for value in data]
-        case _:
-            return data

@@ -22,10 +22,10 @@ from dfq_jax.allocation.candidates import (
 )
 from dfq_jax.allocation.costs import cost_of
 from dfq_jax.allocation.remedies import Remedy
+from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.query import keeps_values
 from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.sites import Site
-from dfq_jax.types import finite_or_none
 
 
 class LayerCost(NamedTuple):

@@ -12,7 +12,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.recipes.probes import base_pixels
 from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
-from dfq_jax.types import Input, InputContract, Tokens
+from dfq_jax.types import Input, InputContract, TokenColumns, Tokens
 
 MOST_PROBES = 16
 MOST_OUTSIDE = 0.8
@@ -101,6 +101,9 @@ def check_rows(examples: Examples, read: Input) -> None:
 
 def stray(found: np.ndarray, read: Input) -> str:
     """Which value lies outside what the network reads, in words; empty if none does."""
+    if isinstance(read, TokenColumns):
+        told = (stray_in_column(found, read, at) for at in range(len(read.columns)))
+        return next(filter(None, told), "")
     low, high = read.value_range
     with np.errstate(invalid="ignore"):
         outside = (
@@ -113,6 +116,21 @@ def stray(found: np.ndarray, read: Input) -> str:
     place = tuple(map(int, np.argwhere(outside)[0]))
     what = f"ids are {low:g} to {high:g}" if isinstance(read, Tokens) else "values are finite"
     return f"row {place[0]} has {found[place]} at {place[1:]}; {what}."
+
+
+def stray_in_column(found: np.ndarray, read: TokenColumns, at: int) -> str:
+    """Which number of a column is none, or which row's mask leaves nothing; empty if neither."""
+    name, column, values = read.names[at], read.columns[at], found[..., at]
+    low, high = column.value_range
+    outside = np.argwhere((values < low) | (values > high))
+    if len(outside):
+        row, place = map(int, outside[0])
+        told = f"row {row} has {values[row, place]} in {name} at {place}"
+        return f"{told}; its numbers are {low:g} to {high:g}."
+    empty = np.flatnonzero(~values.any(axis=1))
+    if column.mask and len(empty):
+        return f"row {empty[0]} has an empty {name}: no token of it counts; leave the row out."
+    return ""
 
 
 def check_contract(images: Examples, contract: InputContract) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfq_jax.api.delivered import probe_array, probes_in_bytes
+from dfq_jax.base.finite import finite_data
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import save_artifact
@@ -24,7 +25,7 @@ from dfq_jax.report.html import report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.report.shapes import lost_lines
 from dfq_jax.report.summary import in_short, summary, worst_layers
-from dfq_jax.types import Input, InputContract, finite_data
+from dfq_jax.types import Input, InputContract
 
 PROBE = "probe.npz"
 ORIGINAL = "original_weights"

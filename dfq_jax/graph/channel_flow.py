@@ -70,7 +70,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
-from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
+from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{slot: shape}"""
@@ -129,7 +129,7 @@ def channel_flow(  # noqa: C901 - one case per family
             return repeated_labels(xs[0], shape, first)
         case Pad():
             return padded_labels(op, xs[0], first)
-        case Embed() | Present() | Rotary():
+        case Column() | Leading() | Embed() | Present() | Rotary():
             return Flow(tuple(map(stay, shape)), ties=fixed(*xs[0].axes))
         case Constant():
             axes = own_labels(shape, first)

@@ -332,7 +332,7 @@ class Concat:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Broadcast:
-    """Axes of size 1 repeated to (n, *shape)."""
+    """Axes of size 1 repeated to (n, *shape); -1 keeps a size."""
 
     shape: tuple[int, ...]
 

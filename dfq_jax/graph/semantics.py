@@ -61,7 +61,15 @@ from dfq_jax.graph.ops import (
     Weighted,
 )
 from dfq_jax.graph.recurrent import recurrent
-from dfq_jax.graph.token_ops import Embed, OfTokens, Present, RmsNorm, Rotary
+from dfq_jax.graph.token_ops import (
+    Column,
+    Embed,
+    Leading,
+    OfTokens,
+    Present,
+    RmsNorm,
+    Rotary,
+)
 from dfq_jax.graph.windows import pooled, resized
 
 Tensor = Shaped[Array, "..."]
@@ -106,7 +114,7 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
             return arranged(op, *xs)
         case Resize():
             return resized(op, xs[0])
-        case Embed() | Present() | Rotary():
+        case Column() | Leading() | Embed() | Present() | Rotary():
             return of_tokens(op, p, xs[0])
         case Constant():
             return p["value"]
@@ -299,7 +307,9 @@ def arranged(op: Arrange, *xs: Tensor) -> Tensor:
             parts = [jnp.broadcast_to(part, (rows, *part.shape[1:])) for part in xs]
             return jnp.concatenate(parts, axis=axis)
         case Broadcast(shape):
-            return jnp.broadcast_to(x, (x.shape[0], *shape))
+            have = (*(1,) * (len(shape) + 1 - x.ndim), *x.shape[1:])
+            full = (h if n == -1 else n for n, h in zip(shape, have, strict=True))
+            return jnp.broadcast_to(x, (x.shape[0], *full))
         case Pad(widths, value, "constant"):
             return jnp.pad(x, widths, constant_values=value)
         case Pad(widths, _, mode):
@@ -314,6 +324,11 @@ def of_tokens(op: OfTokens, p: Slots, x: Tensor) -> Tensor:
     An id that is none has the last row of its table; `data/text.py` refuses those.
     """
     match op:
+        case Column(index):
+            return x[..., index]
+        case Leading(axes):
+            ends = [x.shape[1] if a in axes else n for a, n in enumerate(p["value"].shape)]
+            return p["value"][tuple(map(slice, ends))]
         case Embed():
             return jnp.take(p["table"], x.astype(jnp.int32), axis=0, mode="clip")
         case Present(absent):

@@ -4,6 +4,24 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One of several numbers of every token: Int[n t k] -> Int[n t]; files have inputs for it."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leading:
+    """A table's first rows, as many as the ids that are read have tokens.
+
+    Int[n t] -> Float[1 ...], of which each of `axes` has t positions. Slot: value Float[1 ...],
+    with as many as there may be tokens along them.
+    """
+
+    axes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Embed:
     """Rows of a table by their numbers: Int[n ...] -> Float[n ... c]. Slot: table Float[ids c]."""
 
@@ -32,4 +50,4 @@ class Rotary:
     """
 
 
-OfTokens = Embed | Present | Rotary
+OfTokens = Column | Leading | Embed | Present | Rotary

@@ -168,22 +168,23 @@ def load(
       CheckpointError: if the file is damaged or does not fit the architecture.
       UnsafeInputError: if the file tries to run code or to exhaust the machine.
     """
-    if (reader := reader_of(Path(path_or_name))) is not None:
-        said = {"arch": arch, "layout": layout, "mean": mean, "std": std}
-        return load_tokens(Path(path_or_name), reader, size, said)
-    told = ToldInput(
-        as_pair(size), as_layout(layout), normalised=mean is not None and std is not None
-    )
-    loaded = located(path_or_name, arch, told, no_bn_fallback)
-    before = loaded.model.contract
-    contract = with_normalisation(before, mean, std)
-    model = dataclasses.replace(loaded.model, inputs=(contract,))
     path = Path(path_or_name)
+    if (reader := reader_of(path)) is not None:
+        said = {"arch": arch, "layout": layout, "mean": mean, "std": std}
+        return load_tokens(path, reader, size, said)
+    whole = mean is not None and std is not None
+    told = ToldInput(as_pair(size), as_layout(layout), normalised=whole)
+    loaded = located(path_or_name, arch, told, no_bn_fallback)
     comparable = path.suffix.lower() == ".onnx" and not unchecked
+    model, told_of = loaded.model, ()
+    if isinstance(model.input, InputContract):
+        contract = with_normalisation(model.contract, mean, std)
+        told_of = (*contradiction(model.contract, contract), *assumptions(contract))
+        model = dataclasses.replace(model, inputs=(contract,))
+    elif mean is not None or std is not None:
+        raise UsageError(f"{show(path.name)} reads no images: leave out `mean=` and `std=`.")
     checked = check_import(model, path) if comparable else ()
-    told_of = (*contradiction(before, contract), *checked, *assumptions(contract))
-    notes = (*loaded.notes, *told_of)
-    return dataclasses.replace(loaded, model=model, notes=notes)
+    return dataclasses.replace(loaded, model=model, notes=(*loaded.notes, *checked, *told_of))
 
 
 def load_tokens(

@@ -34,7 +34,7 @@ from dfq_jax.graph.ops import (
     Sub,
 )
 from dfq_jax.graph.query import consumers, keeps_values
-from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
+from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 
 ABSORBED = (Relu, Clip, BatchNorm)
 """Operators that the one before them absorbs: nothing is stored between the two."""
@@ -90,7 +90,7 @@ def float_reason(op: Op) -> str | None:
     match op:
         case Recurrent():
             return RECURRENT
-        case Embed() | Present():
+        case Column() | Leading() | Embed() | Present():
             return OF_IDS
         case LayerNorm() | RmsNorm() | GroupNorm() | LocalNorm() | Softmax() | LogSoftmax():
             return NO_FORM

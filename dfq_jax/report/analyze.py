@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
+from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
@@ -32,7 +33,6 @@ from dfq_jax.report.outputs import (
     tally,
 )
 from dfq_jax.report.trust import Confidence, Estimate, told_as_data
-from dfq_jax.types import finite_or_none
 
 MOST_TOLD = 5
 """Tensors that a message names."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from dfq_jax.allocation.candidates import Judged
 from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
+from dfq_jax.base.finite import finite_or_none
 from dfq_jax.report.console import one_line
-from dfq_jax.types import finite_or_none
 
 WIDTH = 80
 INDENT = "  "

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.graph.tasks import Detector, LanguageModel, Task
 from dfq_jax.quantization.outputs import MEASURES, Fidelity, fidelity
-from dfq_jax.types import finite_or_none
 
 COLLAPSED = 0.5
 """Agreement with the float network below which a result is never called a success."""

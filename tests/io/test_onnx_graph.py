@@ -138,8 +138,8 @@ def test_initialisers_that_are_also_inputs_are_weights():
     ("value", "message", "error"),
     [
         (
-            helper.make_tensor_value_info("x", TensorProto.INT64, [1]),
-            "input 'x' has type INT64; supported are FLOAT, FLOAT16, DOUBLE",
+            helper.make_tensor_value_info("x", TensorProto.UINT8, [1]),
+            "input 'x' has type UINT8; supported are FLOAT, FLOAT16, DOUBLE, INT64, INT32, BOOL",
             UnsupportedModelError,
         ),
         (

@@ -16,7 +16,7 @@ from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.levels import Levels
 from dfq_jax.numerics.ranges import Observer
 from dfq_jax.quantization.plan import LAYER_PRESETS, STORES, Plan, Scheme, Site, Spec
-from dfq_jax.types import Input, InputContract, Tokens, Values
+from dfq_jax.types import Input, InputContract, TokenColumns, Tokens, Values
 
 OPS = {kind.__name__: kind for kind in get_args(Op)}
 LEVELS = {kind.__name__: kind for kind in get_args(Levels)}
@@ -141,7 +141,7 @@ def contract_from_json(data: Mapping[str, Any]) -> InputContract:
     return checked("input contract", read)
 
 
-KINDS = {"tokens": Tokens, "values": Values}
+KINDS = {"tokens": Tokens, "columns": TokenColumns, "values": Values}
 """{what a file calls it: an input that is no image}."""
 
 
@@ -169,8 +169,12 @@ def input_from_json(data: Mapping[str, Any]) -> Input:
     """One input of several, or one that is no image."""
     if data["kind"] == "image":
         return contract_from_json(data)
+    if data["kind"] == "columns":
+        columns = tuple(Tokens(**column) for column in data["columns"])
+        return TokenColumns(as_tuples(data["names"]), columns)
     if data["kind"] not in KINDS:
-        raise ValueError(f"{data['kind']!r} is no kind of input; known are image, tokens, values")
+        told = ", ".join(KINDS)
+        raise ValueError(f"{data['kind']!r} is no kind of input; known are image, {told}")
     return KINDS[data["kind"]](**{k: as_tuples(v) for k, v in data.items() if k != "kind"})
 
 

@@ -5,21 +5,20 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from dfq_jax.errors import DataError, DfqError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Graph
-from dfq_jax.graph.ops import Op, Reshape
-from dfq_jax.io.artifacts.graph_json import contract_from_json
+from dfq_jax.io.artifacts.graph_json import contract_from_json, inputs_from_json
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import Imported, OperatorTable, import_program, pixel_axes
+from dfq_jax.io.importing.free_sizes import loosened, same
 from dfq_jax.io.importing.layout import layout_of
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.catalog import with_size
-from dfq_jax.types import NHWC, InputContract, listed, plain_contract
+from dfq_jax.types import NHWC, Input, InputContract, listed, plain_contract
 
-CONTRACT, SCHEME = "dfq.contract", "dfq.scheme"
-"""Under which keys our own files say what they read, and that their weights are integers."""
+CONTRACT, INPUTS, SCHEME = "dfq.contract", "dfq.inputs", "dfq.scheme"
+"""Under which keys our own files say what they read, one image or anything else, and that their
+weights are integers."""
 INTEGERS = frozenset(
     f"onnx.{kind}"
     for kind in (
@@ -31,7 +30,6 @@ OTHERS = ((64, 96), (33, 47))
 """Pixels added to find out whether a network takes images of any size; the first keep it even."""
 
 Sides = tuple[int, int]
-ArraysByNode = Mapping[str, Mapping[str, np.ndarray]]
 
 
 class ToldInput(NamedTuple):
@@ -96,6 +94,22 @@ def contract_in(facts: Mapping[str, str], where: str) -> InputContract | None:
         raise DataError(
             f"{where} carries an unusable `{CONTRACT}`: {error} State `mean=` and `std=` instead."
         ) from error
+
+
+def input_in(facts: Mapping[str, str], where: str) -> Input | None:
+    """What a file says that it reads, None if it says nothing.
+
+    Raises:
+      DataError: if that is damaged.
+    """
+    if INPUTS not in facts:
+        return contract_in(facts, where)
+    try:
+        data = json.loads(facts[INPUTS])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} has a damaged `{INPUTS}`: {show(error)}") from error
+    (read,) = inputs_from_json(data)
+    return read
 
 
 def settled_layout(
@@ -208,35 +222,6 @@ def of_any_size(
             return None
         graph = loose
     return graph
-
-
-def loosened(a: Graph, b: Graph) -> Graph | None:
-    """The graph with an open axis in reshapes that differ in one; None if more is different."""
-    if (a.inputs, a.outputs, len(a.nodes)) != (b.inputs, b.outputs, len(b.nodes)):
-        return None
-    nodes = []
-    for mine, other in zip(a.nodes, b.nodes, strict=True):
-        op = opened(mine.op, other.op)
-        if op is None or (mine.name, mine.inputs) != (other.name, other.inputs):
-            return None
-        nodes.append(dataclasses.replace(mine, op=op))
-    return dataclasses.replace(a, nodes=tuple(nodes))
-
-
-def opened(a: Op, b: Op) -> Op | None:
-    """The operator both are, a reshape with an open axis among them; None if there is none."""
-    if a == b:
-        return a
-    if not (isinstance(a, Reshape) and isinstance(b, Reshape) and len(a.shape) == len(b.shape)):
-        return None
-    kept = tuple(n if n == m else -1 for n, m in zip(a.shape, b.shape, strict=True))
-    return Reshape(kept) if kept.count(-1) == 1 else None
-
-
-def same(a: ArraysByNode, b: ArraysByNode) -> bool:
-    """Whether two sets of parameters are equal."""
-    mine, other = ({(n, s): x[n][s] for n in x for s in x[n]} for x in (a, b))
-    return mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)
 
 
 def refuse_integers(program: Program, where: str) -> None:

@@ -21,9 +21,11 @@ from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
 from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
+from dfq_jax.io.frontends.token_inputs import TokenProgram, imported_tokens
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, OperatorTable
 from dfq_jax.io.importing.onnx_table import ONNX
+from dfq_jax.io.importing.token_rows import reads_tokens
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import check_finite
 
@@ -114,12 +116,17 @@ def model_of(
     program: Program, table: OperatorTable, where: str, told: ToldInput = UNTOLD
 ) -> tuple[Model, tuple[str, ...]]:
     """The network a program describes, its shapes checked, and notes on its statistics."""
+    found: Imported | TokenProgram
     try:
-        found, contract, notes = imported(program, table, where, told)
+        if reads_tokens(program):
+            found = imported_tokens(program, table, told)
+            read, notes = found.read, found.notes
+        else:
+            found, read, notes = imported(program, table, where, told)
     except UnsupportedModelError as error:
         raise type(error)(f"{where}: {error}") from None
     check_weights(found, where)
-    model = Model(found.graph, on_device(found.params), (contract,))
+    model = Model(found.graph, on_device(found.params), (read,))
     check_shapes(model, where)
     return model, (*notes, *statistics(model))
 
@@ -147,7 +154,7 @@ def check_shapes(model: Model, where: str) -> None:
         raise UnsupportedModelError(f"{where}: {show(error, 300)}") from error
 
 
-def check_weights(imported: Imported, where: str) -> None:
+def check_weights(imported: Imported | TokenProgram, where: str) -> None:
     """Refuses NaN and infinite weights, by name."""
     arrays = {f"{n}.{k}": v for n, slots in imported.params.items() for k, v in slots.items()}
     try:

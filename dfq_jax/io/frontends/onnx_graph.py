@@ -19,6 +19,8 @@ from dfq_jax.io.readers.pickle_policy import listing, show
 OLDEST_OPSET = 9
 DEFAULT = ("", "ai.onnx")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+"""Of ids and masks."""
 MAX_INLINED = 16 << 20  # bytes of a model once its functions are written out, less tensors
 MAX_NODES = 100_000  # of a model once its functions are written out
 MAX_CALLS = 50  # of functions within functions
@@ -268,10 +270,10 @@ def _input(value: ValueInfoProto, where: str) -> ProgramInput:
     if value.type.WhichOneof("value") != "tensor_type":
         raise UnsupportedModelError(f"{label} is no tensor; only tensors are supported.")
     tensor = value.type.tensor_type
-    if tensor.elem_type not in FLOATS:
+    if tensor.elem_type not in (*FLOATS, *WHOLE):
         raise UnsupportedModelError(
             f"{label} has type {type_name(tensor.elem_type)}; supported are "
-            f"{', '.join(map(type_name, FLOATS))}."
+            f"{', '.join(map(type_name, (*FLOATS, *WHOLE)))}."
         )
     if not tensor.HasField("shape"):
         raise UnsupportedModelError(f"{label} does not say its shape. Export it with one.")
@@ -280,7 +282,8 @@ def _input(value: ValueInfoProto, where: str) -> ProgramInput:
         raise CheckpointError(f"{label} claims shape {list(shape)}. {AGAIN}")
     batch = tuple(n or 1 for n in shape[:1])  # a free batch size
     names = tuple(d.dim_param if _printable(d.dim_param) else "" for d in tensor.shape.dim)
-    return ProgramInput(value.name, batch + shape[1:], names if any(names) else ())
+    known = names if any(names) else ()
+    return ProgramInput(value.name, batch + shape[1:], known, tensor.elem_type in WHOLE)
 
 
 def _printable(text: str) -> bool:

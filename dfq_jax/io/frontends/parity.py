@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Shaped
 
 from dfq_jax.errors import ImportParityError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.readers.pickle_policy import show
-from dfq_jax.io.runtime.session import open_session, read_onnx
-from dfq_jax.types import NHWC
+from dfq_jax.io.runtime.session import feed, open_session, read_onnx
+from dfq_jax.types import NHWC, InputContract
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """One image is run once: compiling is what takes the time."""
@@ -73,15 +73,15 @@ def check_import(model: Model, path: Path) -> tuple[str, ...]:
       ImportParityError: naming the output that differs.
     """
     try:
-        images, theirs = run_file(path, model)
+        given, theirs = run_file(path, model)
     except Exception as error:  # whatever a runtime raises says nothing about the import
         kind = "" if str(error) else type(error).__name__
         return (f"the import is not checked against its source: {show(str(error) or kind, 600)}",)
     run = jax.jit(lambda m, x: evaluate(m, x)[0], compiler_options=QUICK)
     with jax.default_matmul_precision("highest"):
-        ours = run(model, images)
+        ours = run(model, given)
     for name, mine, *pair in zip(theirs.names, ours, theirs.outputs, theirs.answers, strict=True):
-        found = as_filed(np.asarray(mine), model.contract.layout)
+        found = as_filed(np.asarray(mine), model.input.layout)
         reason = difference(found, pair[0], pair[1], theirs.rounding)
         if reason:
             raise ImportParityError(
@@ -152,19 +152,23 @@ def takes_batches(function: Callable[..., Sequence[Any]], shape: tuple[int, ...]
     return all(output.shape[:1] == (2,) for output in outputs)
 
 
-def run_file(path: Path, model: Model) -> tuple[Float[jax.Array, "n h w c"], FileRun]:
-    """The file on noise, and on noise a little changed."""
+def run_file(path: Path, model: Model) -> tuple[Shaped[jax.Array, "n ..."], FileRun]:
+    """The file on noise, and on noise a little changed; on rows of ids, which cannot be."""
     session = open_session(path, optimize=False)
-    (source,) = session.get_inputs()
+    source = session.get_inputs()[0]
     rounding = HALF_ROUNDING if computes_in_halves(path, source.type) else ROUNDING
-    rng = np.random.default_rng(0)
     batch = source.shape[0] if isinstance(source.shape[0], int) else 1
+    names = tuple(o.name for o in session.get_outputs())
+    if not isinstance(model.input, InputContract):
+        rows = np.asarray(model.input.example(jax.random.key(0), batch))
+        outputs = session.run(None, feed(session, rows, model.input.layout))
+        return jax.device_put(rows), FileRun(names, outputs, outputs, rounding)
+    rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, *model.contract.shape)).astype(np.float32)
     kind, layout = TYPES.get(source.type, np.float32), model.contract.layout
     given = lambda x: {source.name: as_fed(x, source.shape, kind, layout)}
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
     outputs, answers = (session.run(None, given(x)) for x in (images, nudged))
-    names = tuple(o.name for o in session.get_outputs())
     return jax.device_put(images), FileRun(names, outputs, answers, rounding)
 
 

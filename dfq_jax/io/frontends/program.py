@@ -26,11 +26,13 @@ class ProgramInput:
       name: of the tensor.
       shape: in the source's axis order; None where the size is free and has no hint.
       names: of the axes whose size is free, empty text elsewhere; none if no axis has one.
+      whole: whether it holds whole numbers or truths, as ids and masks are.
     """
 
     name: str
     shape: tuple[int | None, ...]
     names: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,10 @@ from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.readers.torch_tensors import is_count
 
 NO_TENSOR = ("as_none", "as_int", "as_float", "as_bool", "as_string")
+WHOLE = (1, 2, 3, 4, 5, 12)
+"""Whole numbers and truths among the types of the schema of torch.export."""
+SEQUENCE = "sequence"
+"""What an axis of free size is called; its own symbol says nothing."""
 EVAL = f"Call model.eval() before exporting: {RESAVE}."
 
 
@@ -85,9 +89,12 @@ def _add_input(given: Preamble, argument: Any, values: Mapping[str, Any], where:
             "a constant of the network."
         )
     name = _new(given, value, where)
-    sizes = get(get(values, name, dict, where), "sizes", list, where)
+    record = get(values, name, dict, where)
+    sizes = get(record, "sizes", list, where)
     shape = tuple(_size(size, at, where) for at, size in enumerate(sizes))
-    given.inputs.append(ProgramInput(name, shape))
+    free = tuple(SEQUENCE if at and "as_expr" in size else "" for at, size in enumerate(sizes))
+    whole = record.get("dtype") in WHOLE
+    given.inputs.append(ProgramInput(name, shape, free if any(free) else (), whole))
 
 
 def _add_note(given: Preamble, name: str, value: Any) -> None:

@@ -323,7 +323,8 @@ def converted(b: Builder, x: Value, *given: Any, **named: Any) -> Value | Array:
     wanted = str(named.get("dtype", next((g for g in given if isinstance(g, str)), "float")))
     if "bool" in wanted:
         return choices.truth(b, x)
-    needs("int" not in wanted or choices.is_truth(b, x.name), f"a cast to {wanted}.")
+    whole = x.name in b.ids or choices.is_truth(b, x.name)
+    needs(whole or not any(n in wanted for n in ("int", "long")), f"a cast to {wanted}.")
     return x
 
 

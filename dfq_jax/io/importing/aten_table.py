@@ -54,6 +54,7 @@ CORE: dict[str, Lower] = {
     "lerp": aten_core.interpolated,
     "glu": aten_core.gated,
     "index": gathers.indexed,
+    "embedding": gathers.embedding,
     "index_select": gathers.index_select,
     "repeat_interleave": gathers.repeat_interleave,
 }

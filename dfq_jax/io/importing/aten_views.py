@@ -8,7 +8,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add
-from dfq_jax.io.importing import arrange, layers, pointwise
+from dfq_jax.io.importing import arrange, choices, layers, pointwise
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.limits import affordable
 from dfq_jax.io.importing.pointwise import Number
@@ -280,18 +280,35 @@ def attention(
     enable_gqa: bool = False,
 ) -> Value:
     """Scaled dot-product attention, as its matrix products and softmax."""
-    if dropout_p or enable_gqa:
-        raise UnsupportedModelError("attention with dropout or grouped queries.")
+    if dropout_p:
+        raise UnsupportedModelError("attention with dropout; call model.eval() before exporting.")
+    if enable_gqa:
+        key, value = (as_many(b, x, query.shape[-3]) for x in (key, value))
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = layers.matmul(b, pointwise.affine(b, query, factor), arrange.swapped(key, -1, -2))
     if is_causal:
         rows, columns = scores.shape[-2:]
         attn_mask = np.tril(np.ones((rows, columns), np.bool_))
     if attn_mask is not None:
-        if isinstance(attn_mask, np.ndarray) and attn_mask.dtype == np.bool_:
-            attn_mask = np.where(attn_mask, np.float32(0), np.float32(-1e9))
-        scores = pointwise.combined(b, Add(), scores, attn_mask)
+        scores = masked(b, scores, attn_mask)
     return layers.matmul(b, pointwise.softmax(b, scores, -1), value)
+
+
+def as_many(b: Builder, x: Value, heads: int) -> Value:
+    """Keys or values of fewer heads, each for as many that ask as share it."""
+    *lead, have, length, size = x.shape
+    grown = arrange.unsqueezed(x, len(lead) + 1)
+    grown = arrange.expanded(b, grown, (*lead, have, heads // have, length, size))
+    return arrange.viewed(b, grown, (*lead, heads, length, size))
+
+
+def masked(b: Builder, scores: Value, mask: Any) -> Value:
+    """Scores where a mask holds, or plus what it says where it is no truth."""
+    if isinstance(mask, np.ndarray) and mask.dtype != np.bool_:
+        return pointwise.combined(b, Add(), scores, mask)
+    if isinstance(mask, Value) and not choices.is_truth(b, mask.name):
+        return pointwise.combined(b, Add(), scores, mask)
+    return choices.selected(b, mask, scores, float(pointwise.LOWEST))
 
 
 def einsum(b: Builder, equation: str, tensors: Sequence[Any], path: Any = None) -> Value:

@@ -9,9 +9,15 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Node
-from dfq_jax.graph.ops import Constant, Flatten, Op, Reshape, Transpose
+from dfq_jax.graph.ops import Broadcast, Constant, Flatten, Op, Reshape, Slice, Transpose
+from dfq_jax.graph.token_ops import Column, Embed, Leading, Present
 from dfq_jax.io.importing.values import Atom, Dim, Value, atoms, extent, new_dim, sizes
 
+MOVES_IDS = (Broadcast, Flatten, Reshape, Slice, Transpose)
+READS_IDS = (Leading, Column, Embed, Present)
+"""Operators that ids are moved by, and those that make something of them."""
+HostSlots = dict[str, np.ndarray]
+"""The parameters of a node while it is imported, in NumPy."""
 Arrays = Mapping[str, np.ndarray]
 LARGEST = float(np.finfo(np.float32).max)
 MOST_NODES = 100_000
@@ -26,6 +32,7 @@ class Builder:
       params: {node: {slot: array}}, float32.
       batch: the atom of the batch, None where the program was traced with a batch of one.
       path: what the node made next should be called: the module path of the call at work.
+      ids: stored tensors that hold ids of tokens, with which nothing is computed.
     """
 
     def __init__(self, batch: Atom | None = None) -> None:
@@ -34,6 +41,7 @@ class Builder:
         self.params: dict[str, dict[str, np.ndarray]] = {}
         self.batch = batch
         self.path = ""
+        self.ids: set[str] = set()
         self._made: dict[str, Node] = {}
         self._taken: set[str] = set()
         self._stored: dict[tuple[str, tuple[Dim, ...], tuple[Dim, ...]], str] = {}
@@ -59,13 +67,21 @@ class Builder:
           name: what to call it; by default the path of the call at work.
 
         Raises:
-          UnsupportedModelError: if there are too many nodes, or one has a number beyond float32.
+          UnsupportedModelError: if there are too many nodes, one has a number beyond float32, or
+            computes with ids of tokens.
         """
         if len(self.nodes) >= MOST_NODES:
             raise UnsupportedModelError(f"the network has more than {MOST_NODES:,} operations.")
         name = self.unique(name or self.path or type(op).__name__.lower())
         self._made[name] = Node(name, with_real_numbers(op), tuple(inputs))
         self.nodes.append(self._made[name])
+        if not self.ids.isdisjoint(inputs) and not isinstance(op, READS_IDS):
+            if not isinstance(op, MOVES_IDS):
+                raise UnsupportedModelError(
+                    f"{type(op).__name__} of ids of tokens: they only look up rows of tables, or "
+                    "are compared with one number. Let the network read such numbers apart."
+                )
+            self.ids.add(name)
         if slots:
             self.params[name] = {k: as_float(v) for k, v in slots.items()}
         return name

@@ -3,15 +3,21 @@
 A truth is 1 where it holds and 0 elsewhere.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import (
     Activation,
+    Broadcast,
     Clip,
     Compare,
+    Constant,
     Elu,
+    Flatten,
     LeakyRelu,
     Maximum,
     Mul,
@@ -19,14 +25,18 @@ from dfq_jax.graph.ops import (
     Relu,
     Reshape,
     Scale,
+    Slice,
     Sub,
     Transpose,
 )
+from dfq_jax.graph.token_ops import Present
 from dfq_jax.io.importing import pointwise
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number, Operand
 from dfq_jax.io.importing.values import Value, extent
 
+KEEPS_TRUTH = (Broadcast, Flatten, Maximum, Mul, Reshape, Slice, Transpose)
+"""Operators whose results are zeros and ones where all that they read is."""
 STRAIGHT = 15.0
 """Where log(1 + exp(x)) is x in float32."""
 
@@ -44,12 +54,29 @@ def compared(relation: Relation, b: Builder, x: Operand, other: Operand) -> Valu
 
     Masks of infinity are finite here, so nothing equals it, and nothing is no number.
     """
+    if (found := of_ids(relation, b, x, other)) is not None:
+        return found
     if isinstance(x, Value) and isinstance(other, Value) and same(x, other):
         return np.broadcast_to(np.bool_("equal" in relation), x.shape)
     for value, limit in ((x, other), (other, x)):
         if isinstance(value, Value) and relation == "equal" and endless(limit):
             return np.broadcast_to(np.False_, value.shape)
     return pointwise.combined(b, Compare(relation), x, other)
+
+
+def of_ids(relation: Relation, b: Builder, x: Operand, other: Operand) -> Value | np.ndarray | None:
+    """Where ids of tokens are, or differ from, one number; None if none are compared with one.
+
+    Raises:
+      UnsupportedModelError: for another comparison.
+    """
+    for ids, number in ((x, other), (other, x)):
+        if isinstance(ids, Value) and ids.name in b.ids:
+            number = pointwise.plain(number)
+            if relation != "equal" or isinstance(number, Value | np.ndarray):
+                raise UnsupportedModelError("ids of tokens compared with more than one number.")
+            return opposite(b, pointwise.mapped(b, Present(int(number)), ids))
+    return None
 
 
 def unequal(b: Builder, x: Operand, other: Operand) -> Value | np.ndarray:
@@ -64,7 +91,12 @@ def endless(x: Any) -> bool:
 
 def opposite(b: Builder, x: Value | np.ndarray) -> Value | np.ndarray:
     """Where something does not hold."""
-    return pointwise.affine(b, x, -1.0, 1.0) if isinstance(x, Value) else np.logical_not(x)
+    if not isinstance(x, Value):
+        return np.logical_not(x)
+    factor, offset, source = unscaled(b, x.name)
+    if (factor, offset) == (-1.0, 1.0):
+        return Value(source, x.axes, x.dims)
+    return pointwise.affine(b, x, -1.0, 1.0)
 
 
 def either(b: Builder, x: Operand, other: Operand) -> Value:
@@ -85,21 +117,42 @@ def sign(b: Builder, x: Value) -> Value:
 
 def truth(b: Builder, x: Value) -> Value | np.ndarray:
     """Where values are not 0."""
+    if x.name in b.ids:
+        return pointwise.mapped(b, Present(), x)
     return x if is_truth(b, x.name) else unequal(b, x, 0.0)
 
 
 def is_truth(b: Builder, name: str) -> bool:
     """Whether a tensor is known to hold zeros and ones."""
-    node = b.maker(name)
-    if node is None:
+    return holds_truths(b.maker, b.params, name)
+
+
+def holds_truths(
+    maker: Callable[[str], Node | None], params: Mapping[str, Mapping[str, np.ndarray]], name: str
+) -> bool:
+    """Whether a tensor is known to hold zeros and ones.
+
+    Args:
+      maker: of a tensor's name its node, None for what the network is fed.
+      params: by node and slot.
+      name: of the tensor.
+    """
+    factor, offset, name = before_scales(maker, name)
+    node = maker(name)
+    if node is None or (factor, offset) not in ((1.0, 0.0), (-1.0, 1.0)):
         return False
-    if isinstance(node.op, Mul | Maximum | Reshape | Transpose) or node.op == Scale(-1.0, 1.0):
-        return all(is_truth(b, source) for source in node.inputs)
-    return isinstance(node.op, Compare)
+    if isinstance(node.op, KEEPS_TRUTH):
+        return all(holds_truths(maker, params, source) for source in node.inputs)
+    if isinstance(node.op, Constant):
+        return bool(np.isin(params[name]["value"], (0, 1)).all())
+    return isinstance(node.op, Compare | Present)
 
 
 def selected(b: Builder, which: Operand, x: Operand, y: Operand) -> Value:
     """`x` where a truth holds, `y` elsewhere: an activation if it is one, else a choice."""
+    if not isinstance(which, Value) and hides(x, y):
+        which = pointwise.as_value(b, np.asarray(which).astype(np.float32))
+        return pointwise.selected(b, which, x, y)
     if not isinstance(which, Value):
         return pointwise.chosen(b, np.asarray(which).astype(np.bool_), x, y)
     test = tested(b, which)
@@ -109,6 +162,12 @@ def selected(b: Builder, which: Operand, x: Operand, y: Operand) -> Value:
         if found is not None:
             return found
     return pointwise.selected(b, which, x, y)
+
+
+def hides(x: Operand, y: Operand) -> bool:
+    """Whether one of two operands is a number that stands for what is not attended to."""
+    found = [pointwise.plain(v) for v in (x, y)]
+    return any(not isinstance(v, Value | np.ndarray) and v <= pointwise.HIDES for v in found)
 
 
 def tested(b: Builder, which: Value) -> Test | None:
@@ -214,8 +273,13 @@ def softplus(b: Builder, x: Value, small: Value, large: Value) -> Value | None:
 
 def unscaled(b: Builder, x: str) -> tuple[float, float, str]:
     """(factor, offset, tensor) of a tensor that is a multiple of another with an offset."""
+    return before_scales(b.maker, x)
+
+
+def before_scales(maker: Callable[[str], Node | None], x: str) -> tuple[float, float, str]:
+    """The same, where `maker` knows the node of every tensor."""
     factor, offset = 1.0, 0.0
-    while (node := b.maker(x)) is not None and isinstance(node.op, Scale):
+    while (node := maker(x)) is not None and isinstance(node.op, Scale):
         offset += factor * node.op.offset
         factor, x = factor * node.op.factor, node.inputs[0]
     return factor, offset, x

@@ -8,13 +8,37 @@ from typing import Any
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
+from dfq_jax.graph.token_ops import Embed
 from dfq_jax.io.importing import arrange
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.limits import affordable
-from dfq_jax.io.importing.values import Value
+from dfq_jax.io.importing.values import Value, new_dim
 
 MOST_RUNS = 512
 """Slices that one gather may become."""
+
+
+def looked_up(b: Builder, table: np.ndarray, ids: Value) -> Value:
+    """Rows of a table by the ids of tokens, whose values are a new last axis.
+
+    Raises:
+      UnsupportedModelError: if the network computes the places, or the table has no rows of values.
+    """
+    if ids.name not in b.ids:
+        raise UnsupportedModelError("rows of a table at places that the network computes.")
+    if table.ndim != 2:
+        raise UnsupportedModelError(f"ids look up a table of shape {table.shape}, not (ids, size).")
+    row = new_dim(table.shape[1])
+    name = b.add(Embed(), (ids.name,), {"table": table})
+    return Value(name, (*ids.axes, row), (*ids.dims, row))
+
+
+def embedding(b: Builder, weight: Any, indices: Value, *given: Any, **named: Any) -> Value:
+    """embedding: rows of a constant table."""
+    del given, named  # what matters in training
+    if isinstance(weight, Value):
+        raise UnsupportedModelError("rows of a table that the network computes.")
+    return looked_up(b, weight, indices)
 
 
 def taken_at(b: Builder, x: Value, axis: int, places: np.ndarray) -> Value:

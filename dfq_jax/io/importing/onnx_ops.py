@@ -375,6 +375,6 @@ def cast(b: Builder, x: Value, to: int = 1) -> Value | Array:
     """Cast between float types, to truths and of them; everything here is float32."""
     if to == BOOL:
         return choices.truth(b, x)
-    if to not in (1, 10, 11, 16) and not choices.is_truth(b, x.name):
+    if to not in (1, 10, 11, 16) and x.name not in b.ids and not choices.is_truth(b, x.name):
         raise UnsupportedModelError(f"a cast to ONNX element type {to}, which is no float.")
     return x

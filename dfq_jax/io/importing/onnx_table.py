@@ -16,6 +16,7 @@ from dfq_jax.io.importing import (
     arrange,
     aten_views,
     choices,
+    gathers,
     onnx_ops,
     onnx_pools,
     onnx_resize,
@@ -121,8 +122,12 @@ def sliced(
     return x
 
 
-def gather(b: Builder, x: Value, indices: Any, axis: int = 0) -> Value:
-    """Gather with constant indices: one of them, or evenly spaced ones."""
+def gather(b: Builder, x: Any, indices: Any, axis: int = 0) -> Value:
+    """Gather by ids of tokens, or with constant indices: one of them, or evenly spaced ones."""
+    if not isinstance(x, Value):
+        if axis != 0:
+            raise UnsupportedModelError("columns of a table at places that the network computes.")
+        return gathers.looked_up(b, x, indices)
     at, size = constant(indices, "indices"), x.shape[axis]
     if at.ndim == 0:
         return arrange.selected(b, x, axis, int(at))

@@ -44,6 +44,8 @@ from dfq_jax.io.importing.values import (
 
 Number = int | float
 LOWEST = np.float32(-1e9)
+HIDES = -1e4
+"""Scores from here down leave nothing of what they stand for behind a softmax."""
 MIRRORED: Mapping[Relation, Relation] = {
     **{"equal": "equal", "greater": "less", "less": "greater"},
     **{"greater_equal": "less_equal", "less_equal": "greater_equal"},

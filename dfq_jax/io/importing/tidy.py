@@ -31,8 +31,10 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import bypass
+from dfq_jax.io.importing.builder import HostSlots
+from dfq_jax.io.importing.hidden import chosen_where_hidden
+from dfq_jax.io.importing.spelled_norms import spelled_norms
 
-HostSlots = dict[str, np.ndarray]
 HostParams = Mapping[str, HostSlots]
 Found = Mapping[str, Node]
 TidyRule = Callable[[Node, Found], Node | None]
@@ -52,6 +54,9 @@ def tidy(graph: Graph, params: HostParams) -> tuple[Graph, dict[str, HostSlots]]
     while graph != before:
         before = graph
         graph = without_dead(rewritten(graph))
+    graph, params = moved_constants(graph, dict(params))
+    graph, params = chosen_where_hidden(graph, params)
+    graph, params = spelled_norms(graph, params)
     graph = pads_into_convolutions(kept_dimensions(graph))
     graph, params = biases_into_layers(graph, params)
     graph = without_dead(graph)
@@ -228,10 +233,23 @@ def is_cubic(found: Found, name: str, x: str) -> bool:
     total = None if inner is None else made_by(found, inner, Add)
     for first, other in (total.inputs, total.inputs[::-1]) if total is not None else ():
         cube = is_scale(found, other, 0.044715, 0.0)
-        made = None if cube is None else made_by(found, cube, Power)
-        if first == x and made is not None and made.op == Power(3.0) and made.inputs[0] == x:
+        if first == x and cube is not None and is_cube(found, cube, x):
             return True
     return False
+
+
+def is_cube(found: Found, name: str, x: str) -> bool:
+    """Whether a tensor is x^3, or x multiplied with its square."""
+    node = found.get(name)
+    if node is None or node.op == Power(3.0):
+        return node is not None and node.inputs[0] == x
+    if not isinstance(node.op, Mul) or x not in node.inputs:
+        return False
+    square = found.get(node.inputs[1] if node.inputs[0] == x else node.inputs[0])
+    return square is not None and (
+        (square.op == Power(2.0) and square.inputs[0] == x)
+        or (isinstance(square.op, Mul) and square.inputs == (x, x))
+    )
 
 
 def softplus(node: Node, found: Found) -> Node | None:
@@ -276,6 +294,36 @@ def kept_dimensions(graph: Graph) -> Graph:
             gone |= wanted
     nodes = tuple(pools.get(n.name, n) for n in graph.nodes)
     return bypass(dataclasses.replace(graph, nodes=nodes), gone - set(graph.outputs))
+
+
+def moved_constants(
+    graph: Graph, params: dict[str, HostSlots]
+) -> tuple[Graph, dict[str, HostSlots]]:
+    """Constants in the order of axes and with the sizes in which they are read."""
+    fixed = {n.name for n in graph.nodes if isinstance(n.op, Constant)}
+    nodes = []
+    for node in graph.nodes:
+        known = bool(node.inputs) and node.inputs[0] in fixed
+        moved = moved_by(node.op, params[node.inputs[0]]["value"]) if known else None
+        if moved is not None:
+            fixed.add(node.name)
+            params[node.name] = {"value": moved}
+            node = Node(node.name, Constant(), ())
+        nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(nodes)), params
+
+
+def moved_by(op: Op, value: np.ndarray) -> np.ndarray | None:
+    """A constant as an operator leaves it that only names its axes anew; None for any other."""
+    match op:
+        case Reshape(shape):
+            return value.reshape(value.shape[0], *shape)
+        case Flatten():
+            return value.reshape(value.shape[0], -1)
+        case Transpose(order):
+            return np.ascontiguousarray(value.transpose(order))
+        case _:
+            return None
 
 
 def pads_into_convolutions(graph: Graph) -> Graph:

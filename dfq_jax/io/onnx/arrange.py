@@ -39,7 +39,7 @@ def add_arranged(b: OnnxBuilder, op: Arrange, step: WrittenNode) -> None:
         case Concat():
             add_concat(b, op, step)
         case Broadcast(shape):
-            sizes = (1, *shape)
+            sizes = (1, *(1 if n == -1 else n for n in shape))
             sizes = in_layout(sizes, step.layout) if len(sizes) == step.rank else list(sizes)
             b.add("Expand", name, (*step.args, b.integers(f"{name}.shape", sizes)), output)
         case Pad():

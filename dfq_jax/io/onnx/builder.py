@@ -65,13 +65,17 @@ class OnnxBuilder:
       nodes: so far, in execution order.
       initializers: constants so far.
       opset: of the graph.
+      any_length: whether rows of tokens have any length when the graph runs.
     """
 
-    def __init__(self, images: str, reserved: Iterable[str], opset: int) -> None:
+    def __init__(
+        self, images: str, reserved: Iterable[str], opset: int, *, any_length: bool = False
+    ) -> None:
         """Starts an empty graph that reads `images`; the names `reserved` are spoken for."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.opset = opset
+        self.any_length = any_length
         self._images = images
         self._values = {images, *reserved}
         self._names: set[str] = set()

@@ -17,7 +17,8 @@ from dfq_jax.errors import DfqError, ExportError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant
 from dfq_jax.io.artifacts.graph_json import inputs_to_json
-from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode, tensor
+from dfq_jax.io.frontends.contracts import CONTRACT, INPUTS
+from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode, printable, tensor
 from dfq_jax.io.onnx.layout import FIRST, Shape, as_filed, filed, in_layout, turned
 from dfq_jax.io.onnx.nodes import add_operator
 from dfq_jax.io.onnx.qdq import add_pairs, add_slots, without_idle_ceiling
@@ -28,10 +29,8 @@ from dfq_jax.numerics.levels import Levels
 from dfq_jax.numerics.signs import Signs
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import Input, InputContract, Tokens
+from dfq_jax.types import Input, InputContract, TokenColumns, Tokens, Values
 
-CONTRACT, INPUTS = "dfq.contract", "dfq.inputs"
-"""Under which keys a file says what it reads: one image, or anything else."""
 OPSET, OPSET_NEW = 17, 21
 IR_VERSION = {OPSET: 8, OPSET_NEW: 10}
 SPARE = 2**24
@@ -40,6 +39,8 @@ LARGEST = 2**31 - 1
 """Bytes a protobuf file can have."""
 LARGER = (64, 96)
 """Pixels added in height and width to see whether a file serves other sizes."""
+SHORTER = -1
+"""Tokens added to a row to see whether a file serves other lengths: a shorter one has places."""
 
 
 def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -143,7 +144,9 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
     """All nodes of the file, and what was settled before."""
     graph, edges = model.graph, () if quantized is None else quantized_edges(quantized)
     drafted = draft(model, edges)
-    b = OnnxBuilder(input_name(model.input), drafted.names, opset_of(quantized))
+    fed = fed_names(model.input)
+    reserved, free = {*fed, *drafted.names}, bool(getattr(model.input, "symbol", ""))
+    b = OnnxBuilder(fed[0], reserved, opset_of(quantized), any_length=free)
     add_image(b, model, drafted)
     add_pairs(b, edges, drafted, graph.inputs[0], None)
     for node in graph.nodes:
@@ -163,25 +166,17 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
 def shapes_of_larger(
     model: Model, quantized: QuantizedModel | None, b: OnnxBuilder
 ) -> dict[str, Shape] | None:
-    """The shapes of all tensors for larger images, where sizes may stay free in the file.
+    """The shapes of all tensors for another size of input, where sizes may stay free in the file.
 
-    They may if the very same file is written for larger images; else the answer is None.
+    They may if the very same file is written for that; else the answer is None.
     """
-    contract = model.input
-    if not isinstance(contract, InputContract):
+    read = resized(model.input)
+    if read is None:
         return None
-    _, height, width = contract.names
-    if not (height or width):
-        return None
-    contract = dataclasses.replace(
-        contract,
-        height=contract.height + (LARGER[0] if height else 0),
-        width=contract.width + (LARGER[1] if width else 0),
-    )
-    model = dataclasses.replace(model, inputs=(contract,))
+    model = dataclasses.replace(model, inputs=(read,))
     if quantized is not None:
         quantized = dataclasses.replace(
-            quantized, model=dataclasses.replace(quantized.model, inputs=(contract,))
+            quantized, model=dataclasses.replace(quantized.model, inputs=(read,))
         )
     try:
         other, drafted = written(model, quantized)
@@ -189,6 +184,22 @@ def shapes_of_larger(
         return None
     alike = other.nodes == b.nodes and other.initializers == b.initializers
     return drafted.shapes if alike else None
+
+
+def resized(read: Input) -> Input | None:
+    """An input of another size: images larger, rows shorter; None where no size is free."""
+    match read:
+        case InputContract():
+            _, height, width = read.names
+            if not (height or width):
+                return None
+            taller = read.height + (LARGER[0] if height else 0)
+            wider = read.width + (LARGER[1] if width else 0)
+            return dataclasses.replace(read, height=taller, width=wider)
+        case Tokens() | TokenColumns() if read.symbol and read.length > 2:
+            return read.of_length(read.length + SHORTER)
+        case _:
+            return None
 
 
 def opset_of(quantized: QuantizedModel | None) -> int:
@@ -267,12 +278,11 @@ def assemble(
     Raises:
       ExportError: if the ONNX checker finds fault with it.
     """
-    tensors = {model.graph.inputs[0]: input_name(model.input), **drafted.outputs}
-    read, *outputs = (
-        value_info(name, drafted.shapes[t], larger[t], model.input) for t, name in tensors.items()
-    )
+    info = lambda name, t: value_info(name, drafted.shapes[t], larger[t], model.input)
+    read = [info(name, model.graph.inputs[0]) for name in fed_names(model.input)]
+    outputs = [info(name, t) for t, name in drafted.outputs.items()]
     proto = onnx.helper.make_model(
-        onnx.helper.make_graph(b.nodes, "dfq_jax", [read], outputs, b.initializers),
+        onnx.helper.make_graph(b.nodes, "dfq_jax", read, outputs, b.initializers),
         opset_imports=[onnx.helper.make_opsetid("", b.opset)],
         ir_version=IR_VERSION[b.opset],
         producer_name="dfq_jax",
@@ -298,18 +308,29 @@ def value_info(name: str, shape: Shape, larger: Shape, read: Input) -> onnx.Valu
       read: what the network reads.
     """
     layout, batch, known = filed(len(shape), read.layout), "N", {}
+    ids = not isinstance(read, InputContract | Values) and name in fed_names(read)
     if isinstance(read, InputContract):
         batch, *names = read.names
         sizes = zip((read.height, read.width), LARGER, strict=True)
         known = dict(zip(sizes, names, strict=True))
+    elif not isinstance(read, Values):
+        known = {(read.length, SHORTER): read.symbol}
+    if ids:
+        shape, larger = shape[:2], larger[:2]
     rows, *sizes = zip(in_layout(shape, layout), in_layout(larger, layout), strict=True)
     dims = [
         a if a == b else known.get((a, b - a)) or f"{name}_{axis}"
         for axis, (a, b) in enumerate(sizes, 1)
     ]
-    ids = isinstance(read, Tokens) and name == input_name(read)
     kind = onnx.TensorProto.INT64 if ids else onnx.TensorProto.FLOAT
     return onnx.helper.make_tensor_value_info(name, kind, [1 if rows[0] == 1 else batch, *dims])
+
+
+def fed_names(read: Input) -> tuple[str, ...]:
+    """What files call their inputs."""
+    if isinstance(read, TokenColumns):
+        return tuple(map(printable, read.names))
+    return (input_name(read),)
 
 
 def stated(read: Input) -> dict[str, str]:

@@ -56,7 +56,7 @@ from dfq_jax.graph.ops import (
     Transpose,
 )
 from dfq_jax.graph.query import consumers
-from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
+from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 from dfq_jax.types import NCHW
 
 Shape = tuple[int, ...]
@@ -151,7 +151,7 @@ def placed(node: Node, site: LayoutSite) -> tuple[Layout, Layout]:  # noqa: C901
             return (x, STORED) if isinstance(x, tuple) else (pixels, pixels)
         case MatMul() | LayerNorm() | RmsNorm() | Constant() | Recurrent():
             return STORED, STORED
-        case Embed() | Present() | Rotary():
+        case Column() | Leading() | Embed() | Present() | Rotary():
             return STORED, STORED
         case BatchNorm():
             return pixels, pixels

@@ -59,7 +59,7 @@ from dfq_jax.graph.ops import (
     Transpose,
     Weighted,
 )
-from dfq_jax.graph.token_ops import Embed, Present, RmsNorm, Rotary
+from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 from dfq_jax.io.onnx.arrange import add_arranged
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.curves import add_pointwise
@@ -116,7 +116,7 @@ def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one
             add_arranged(b, op, step)
         case Resize():
             add_resized(b, op, step)
-        case Embed() | Present() | Rotary():
+        case Column() | Leading() | Embed() | Present() | Rotary():
             add_of_tokens(b, op, step)
         case Constant():
             pass  # its value is a parameter
@@ -201,9 +201,24 @@ def add_linear(b: OnnxBuilder, op: Linear, step: WrittenNode, parameters: list[s
             b.add("Gemm", name, (x, *parameters), output, transB=1)
         case _:
             rows = b.integers(f"{name}.rows", (-1, step.shapes[0][-1]))
-            shape = b.integers(f"{name}.shape", (-1, *step.result[1:]))
+            shape = shape_of_rows(b, x, step)
             gemm = Link("Gemm", tuple(parameters), {"transB": 1})
             b.chain(name, x, (Link("Reshape", (rows,)), gemm, Link("Reshape", (shape,))), output)
+
+
+def shape_of_rows(b: OnnxBuilder, x: str, step: WrittenNode) -> str:
+    """The shape of a linear layer's result; where rows have any length, found when it runs."""
+    if not b.any_length:
+        return b.integers(f"{step.name}.shape", (-1, *step.result[1:]))
+    end = step.rank - 1
+    find = lambda: b.part("Shape", f"{x}.lead", (x,), start=0, end=end)
+    lead = b.shared(("lead", x), find)
+    outputs = b.shared(
+        ("sizes", step.result[-1]),
+        lambda: b.integers(f"outputs.{step.result[-1]}", (step.result[-1],)),
+    )
+    whole = lambda: b.part("Concat", f"{x}.shape{step.result[-1]}", (lead, outputs), axis=0)
+    return b.shared(("shape", x, step.result[-1]), whole)
 
 
 def add_matmul(b: OnnxBuilder, transposed: bool, step: WrittenNode) -> None:

@@ -5,7 +5,7 @@ from typing import assert_never
 import numpy as np
 from onnx import TensorProto
 
-from dfq_jax.graph.token_ops import Embed, OfTokens, Present, Rotary
+from dfq_jax.graph.token_ops import Column, Embed, Leading, OfTokens, Present, Rotary
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.windows import AXES_AS_INPUT
 
@@ -14,6 +14,10 @@ def add_of_tokens(b: OnnxBuilder, op: OfTokens, step: WrittenNode) -> None:
     """Adds a look-up in a table, a test of ids, or a rotation by places."""
     name, output = step.name, step.output
     match op:
+        case Column():
+            pass  # an input of the file
+        case Leading(axes):
+            add_beginning(b, axes, step)
         case Embed():
             b.add("Gather", name, (step.slots["table"], *step.args), output, axis=0)
         case Present(absent):
@@ -25,6 +29,19 @@ def add_of_tokens(b: OnnxBuilder, op: OfTokens, step: WrittenNode) -> None:
             add_rotary(b, step)
         case _:
             assert_never(op)
+
+
+def add_beginning(b: OnnxBuilder, axes: tuple[int, ...], step: WrittenNode) -> None:
+    """Adds a slice of a table that ends where the ids do."""
+    (ids,), name = step.args, step.name
+    count = b.shared(("count", ids), lambda: b.part("Shape", f"{ids}.count", (ids,), start=1))
+    ends = count
+    if len(axes) > 1:
+        key = ("count", ids, len(axes))
+        several = [count] * len(axes)
+        ends = b.shared(key, lambda: b.part("Concat", f"{ids}.counts", several, axis=0))
+    starts, along = b.integers(f"{name}.starts", [0] * len(axes)), b.integers(f"{name}.axes", axes)
+    b.add("Slice", name, (step.slots["value"], starts, ends, along), step.output)
 
 
 def add_rotary(b: OnnxBuilder, step: WrittenNode) -> None:

@@ -11,13 +11,14 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import Constant, Transpose
 from dfq_jax.graph.query import consumers, output_shapes
+from dfq_jax.graph.token_ops import Column
 from dfq_jax.io.onnx.builder import first_free, printable
 from dfq_jax.io.onnx.layout import Layout, Layouts, Shape, filed, find_layouts, still
 from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import Input, InputContract, Tokens, Values
+from dfq_jax.types import Input, InputContract, TokenColumns, Tokens, Values
 
 OUTPUT = "logits"
 ROWS = 2
@@ -145,12 +146,14 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
 
 
 def input_name(read: Input) -> str:
-    """What files call their input."""
+    """What files call their input; of several columns what the graph calls them together."""
     match read:
         case InputContract():
             return "images"
         case Tokens():
             return "input_ids"
+        case TokenColumns():
+            return "rows"
         case Values():
             return "values"
         case _:
@@ -171,9 +174,13 @@ def value_names(model: Model) -> dict[str, str]:
     if unchanged := set(graph.outputs) & set(graph.inputs):
         raise ExportError(f"network returns its own input {unchanged}; ONNX export cannot.")
     read = input_name(model.input)
-    names, taken = {graph.inputs[0]: read}, {read, OUTPUT}
+    columns = model.input.names if isinstance(model.input, TokenColumns) else ()
+    columns = tuple(map(printable, columns))
+    names, taken = {graph.inputs[0]: read}, {read, OUTPUT, *columns}
     for node in graph.nodes:
-        if node.name == graph.outputs[0]:
+        if isinstance(node.op, Column):
+            names[node.name] = columns[node.op.index]
+        elif node.name == graph.outputs[0]:
             names[node.name] = OUTPUT
         else:
             names[node.name] = free(printable(node.name), taken)

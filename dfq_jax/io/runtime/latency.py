@@ -7,21 +7,23 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.io.onnx.builder import FOUR_BITS
 from dfq_jax.io.runtime.session import (
     File,
-    contract_of,
     cpu_features,
+    feed,
     fixed_batch,
+    input_of,
     onnxruntime,
     open_session,
     read_onnx,
     unreadable_as_data,
 )
-from dfq_jax.types import NCHW, InputContract
+from dfq_jax.types import NCHW, Input, InputContract, TokenColumns, Tokens
 
 LEAST = 3
 """Timed runs without which there is no median."""
@@ -105,7 +107,7 @@ def bench(
         )
     sessions = [open_session(f, optimize=True, threads=threads) for f in (float_onnx, int_onnx)]
     feeds = [
-        random_feed(session, batch, contract_of(file))
+        random_feed(session, batch, input_of(file))
         for session, file in zip(sessions, (float_onnx, int_onnx), strict=True)
     ]
     times = timed_in_turn(sessions, feeds, runs=runs, warmup=warmup, seconds=seconds)
@@ -121,7 +123,7 @@ def bench(
 def median_ms(file: File, *, runs: int = 30, warmup: int = 3, seconds: float = 2.0) -> float:
     """Milliseconds of an image, batch 1, on 2 threads; other arguments as of `bench`."""
     session = open_session(file, optimize=True)
-    inputs = random_feed(session, 1, contract_of(file))
+    inputs = random_feed(session, 1, input_of(file))
     (times,) = timed_in_turn([session], [inputs], runs=runs, warmup=warmup, seconds=seconds)
     return statistics.median(times)
 
@@ -149,15 +151,18 @@ def timed_in_turn(
     return times
 
 
-def random_feed(session: Any, batch: int, contract: InputContract | None) -> dict[str, np.ndarray]:
-    """Normal noise, or rows of the first id, in the shape of the session's input.
+def random_feed(session: Any, batch: int, read: Input | None) -> dict[str, np.ndarray]:
+    """Normal noise, or rows of tokens, in the shape of the session's inputs.
 
-    Free sizes are as the contract has them. A file of a fixed batch gets that many.
+    Free sizes are as the file says of what it reads. A file of a fixed batch gets that many.
 
     Raises:
-      UnsupportedModelError: if neither says how large its images are.
+      UnsupportedModelError: if nothing says how large its images are.
     """
     source = session.get_inputs()[0]
+    if isinstance(read, Tokens | TokenColumns):
+        return feed(session, read.example(jax.random.key(0), fixed_batch(session) or batch))
+    contract = read if isinstance(read, InputContract) else None
     shape = [fixed_batch(session) or batch, *source.shape[1:]]
     if contract is not None and len(shape) == 4:
         space = slice(2, 4) if contract.layout == NCHW else slice(1, 3)
@@ -166,8 +171,6 @@ def random_feed(session: Any, batch: int, contract: InputContract | None) -> dic
         raise UnsupportedModelError(
             f"cannot time a file that reads images of size {source.shape}: export it with a size."
         )
-    if source.type == "tensor(int64)":
-        return {source.name: np.zeros(shape, np.int64)}  # the id that every network has
     return {source.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
 
 

@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float, Shaped
 
 from dfq_jax.errors import DataError, UnsupportedModelError
-from dfq_jax.io.frontends.contracts import contract_in
-from dfq_jax.types import NCHW, InputContract
+from dfq_jax.io.frontends.contracts import contract_in, input_in
+from dfq_jax.types import NCHW, Input, InputContract
 
 NEEDED = ((21, (1, 18)), (19, (1, 15)), (17, (1, 12)), (0, (1, 10)))
 """(opset, first ONNX Runtime that runs it), newest first."""
@@ -23,6 +23,8 @@ FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp",
 PRECISE = "session.x64quantprecision"
 """ONNX Runtime's own name for it (`onnxruntime_session_options_config_keys.h`)."""
 
+WHOLE = {"tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+"""What files have whole numbers in where not in int64."""
 File = str | Path | bytes
 
 
@@ -143,13 +145,20 @@ def unreadable_as_data() -> Iterator[None]:
 
 
 def feed(session: Any, images: Shaped[Any, "n ..."], layout: str = NCHW) -> dict[str, np.ndarray]:
-    """{input name: what it reads}: images in the layout of the file, ids as int64."""
-    name, found = session.get_inputs()[0].name, np.asarray(images)
+    """{input name: what it reads}: images in the layout of the file, ids as int64.
+
+    Columns of numbers of tokens go to the inputs of the file, one each.
+    """
+    inputs, found = session.get_inputs(), np.asarray(images)
     if found.dtype.kind in "iu":
-        return {name: found.astype(np.int64)}
+        columns = [found] if len(inputs) == 1 else np.moveaxis(found, -1, 0)
+        return {
+            x.name: np.ascontiguousarray(column, WHOLE.get(getattr(x, "type", ""), np.int64))
+            for x, column in zip(inputs, columns, strict=True)
+        }
     read = found.astype(np.float32, copy=False)
     read = read.transpose(0, 3, 1, 2) if layout == NCHW else read
-    return {name: np.ascontiguousarray(read)}
+    return {inputs[0].name: np.ascontiguousarray(read)}
 
 
 def predictor(
@@ -188,6 +197,16 @@ def contract_of(file: File) -> InputContract | None:
     """
     facts = {p.key: p.value for p in read_onnx(file).metadata_props}
     return contract_in(facts, label(file))
+
+
+def input_of(file: File) -> Input | None:
+    """What an .onnx file says that it reads, None if it says nothing.
+
+    Raises:
+      DataError: if the file, or what it says, is damaged.
+    """
+    facts = {p.key: p.value for p in read_onnx(file).metadata_props}
+    return input_in(facts, label(file))
 
 
 def read_onnx(file: File) -> onnx.ModelProto:

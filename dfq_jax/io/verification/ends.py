@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.heads import Part
-from dfq_jax.types import finite_or_none
 
 CLEAR = 6.0
 """Deviations of a margin's error above which a decision counts."""
