@@ -22,6 +22,7 @@ from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.dir_net import dir_net
 from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.end_to_end import end_to_end
@@ -36,6 +37,7 @@ from dfq_jax.recipes.hard_samples import hard_samples
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq import intraq
 from dfq_jax.recipes.intraq_qat import intraq_qat
+from dfq_jax.recipes.ir_net import ir_net
 from dfq_jax.recipes.knowledge_within import knowledge_within
 from dfq_jax.recipes.lq_nets import lq_nets
 from dfq_jax.recipes.lq_nets_qat import lq_nets_qat
@@ -52,6 +54,7 @@ from dfq_jax.recipes.stochastic import stochastic
 from dfq_jax.recipes.synq import synq
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
+from dfq_jax.recipes.zhu import zhu
 from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
 
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "deepinversion",
     "deepinversion_cifar",
     "dfq",
+    "dir_net",
     "dsg",
     "dsg_journal",
     "dsg_qat",
@@ -92,6 +96,7 @@ __all__ = [
     "hast",
     "intraq",
     "intraq_qat",
+    "ir_net",
     "knowledge_within",
     "lq_nets",
     "lq_nets_qat",
@@ -109,4 +114,5 @@ __all__ = [
     "synq",
     "zaq",
     "zeroq",
+    "zhu",
 ]

@@ -77,6 +77,14 @@ from dfq_jax.synthesis.terms.centres import ClassCentres, class_centres
 from dfq_jax.synthesis.terms.match import batch_std_gap, batch_var_gap, kl_match, matched
 from dfq_jax.synthesis.terms.patches import patch_entropy
 from dfq_jax.synthesis.terms.targets import Forward, recorded_statistics
+from dfq_jax.training.binary import (
+    balanced_signs,
+    error_decay,
+    held_signs,
+    signed_activations,
+    within_delta,
+)
+from dfq_jax.training.binary_start import on_binary_activations, with_hard_tanh
 from dfq_jax.training.engine import TrainingReport, trained
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.in_float import trained_in_float
@@ -84,6 +92,7 @@ from dfq_jax.training.level_rules import LevelRule, as_calibrated, clipped, lear
 from dfq_jax.training.losses import (
     Answers,
     Lesson,
+    attention_transfer,
     block_outputs,
     branch_outputs,
     channel_attention,
@@ -96,6 +105,7 @@ from dfq_jax.training.losses import (
     relation_loss,
     score_gap,
     spatial_attention,
+    symmetric_divergence,
 )
 from dfq_jax.training.method import (
     FixedImages,
@@ -171,7 +181,9 @@ __all__ = [
     "allocate",
     "analyze",
     "as_calibrated",
+    "attention_transfer",
     "balanced_labels",
+    "balanced_signs",
     "batch_std_gap",
     "batch_var_gap",
     "block_outputs",
@@ -192,6 +204,7 @@ __all__ = [
     "distillation",
     "easy_label_loss",
     "enlarged",
+    "error_decay",
     "estimate",
     "fake_quantize",
     "feature_gap",
@@ -202,6 +215,7 @@ __all__ = [
     "from_pixels",
     "gaussian",
     "halve",
+    "held_signs",
     "image_statistics",
     "in_turn",
     "jitter",
@@ -220,6 +234,7 @@ __all__ = [
     "nearest",
     "nesterov",
     "observer_named",
+    "on_binary_activations",
     "pareto",
     "parse_budget",
     "parse_rule",
@@ -247,11 +262,13 @@ __all__ = [
     "score_gap",
     "sensitivities",
     "sharpness_aware",
+    "signed_activations",
     "space_of",
     "spatial_attention",
     "squared_gap",
     "surfaces",
     "swing",
+    "symmetric_divergence",
     "synthesize_images",
     "to_natural",
     "to_pixels",
@@ -261,4 +278,6 @@ __all__ = [
     "trained_in_float",
     "uniform",
     "warmup_cosine",
+    "with_hard_tanh",
+    "within_delta",
 ]

@@ -18,8 +18,9 @@ from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
+from dfq_jax.numerics.signs import Signs
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.quantization.plan import Rule
+from dfq_jax.quantization.plan import Plan, Rule
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.expense import manner
@@ -32,13 +33,13 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     offer_of,
 )
-from dfq_jax.recipes.trainings import pipeline_of_start, training_for
+from dfq_jax.recipes.trainings import check_binary, pipeline_of_start, scheme_for, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.engine import TrainingReport, check_images, check_suits, trained
 from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels
 
-SCHEME, LAYERS = "w4a4", "qdrop_8bit_ends"
+LAYERS = "qdrop_8bit_ends"
 HELD_OUT, MOST_HELD_OUT = 4, 256
 """One image in so many judges, and no more than that."""
 STARTED_FROM = 192
@@ -86,7 +87,8 @@ def train(
         start: output folder of `quantize` or `train` to begin from, instead of where the method
           begins. Scales that a method finds anew stay as they are there, and batch norms folded;
           the report says so.
-        scheme: `w{2..8}a{2..8}`; by default that of the start, or w4a4.
+        scheme: `w{1..8}a{2..8}`; by default that of the start, or the method's: w4a4, of binary
+          kernels w1a8.
         layers: which layers stay at 8 bits; likewise, or qdrop_8bit_ends.
         rules: bits of particular layers; those of a start stay.
         steps: of the student, instead of the method's.
@@ -104,9 +106,8 @@ def train(
       start, and the report says so.
 
     Raises:
-      UsageError: for a bad argument; a start of another network or plan, naming the difference; a
-        method that needs classes of a network that has none; a batch larger than there are images;
-        no images, for a method that begins with real ones.
+      UsageError: for a bad argument; a start of another network or plan; what a method needs and
+        there is not: classes, kernels of 1 bit, real images, as many images as a batch takes.
       UnsupportedModelError: if the network has not what a method looks at.
       DivergedError: if training diverged at every rate.
     """
@@ -120,7 +121,20 @@ def train(
     if given.start is not None:
         asked = (given.scheme, given.layers, tuple(given.rules))
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
-    return carried_out(model, brought, how, begun, asked_of(model, how, given), follow)
+    asked = asked_of(model, how, scheme_for(method), given)
+    check_binary(how, has_signs(asked) if begun is None else on_signs(begun.quantized.plan))
+    return carried_out(model, brought, how, begun, asked, follow)
+
+
+def has_signs(asked: Asked) -> bool:
+    """Whether scheme or rules ask for kernels of 1 bit."""
+    bits = [asked.pipeline.scheme.weight_bits, *(r.weight_bits for r in asked.pipeline.rules)]
+    return 1 in bits
+
+
+def on_signs(plan: Plan) -> bool:
+    """Whether any kernel of a plan is on signs."""
+    return any(isinstance(spec.levels, Signs) for _, spec in plan.entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +156,9 @@ class Given:
     memory: int | None = None
 
 
-def asked_of(model: Model, method: Training, given: Given) -> Asked:
+def asked_of(model: Model, method: Training, scheme: str, given: Given) -> Asked:
     """What comes before and after training, as `quantize` has it."""
-    names = {"scheme": given.scheme or SCHEME, "layers": given.layers or LAYERS}
+    names = {"scheme": given.scheme or scheme, "layers": given.layers or LAYERS}
     store = given.store or DEFAULT_STORE
     how = pipeline_of_start(method, model, **names, rules=tuple(given.rules), store=store)
     task = task_named(given.task) if isinstance(given.task, str) else given.task

@@ -146,7 +146,7 @@ class TrainOptions:
       output: Folder of the result.
       method: How the student learns; best is ours, the others are published.
       start: Output folder of quantize or train to begin from; its bits are those of the result.
-      scheme: w{bits}a{bits}, bits 2..8; that of --start, or w4a4.
+      scheme: w{bits}a{bits}, bits 2..8; w1 (signs); that of --start, or the method's.
       layers: What stays at 8 bits when the rest has fewer; likewise, or qdrop_8bit_ends.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.

@@ -3,11 +3,12 @@
 from functools import partial
 from typing import Any
 
-from dfq_jax.api.train import SCHEME, train
+from dfq_jax.api.train import train
 from dfq_jax.cli.options import TrainOptions
 from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.quantization.rules import parse_rule
+from dfq_jax.recipes.trainings import scheme_for
 from dfq_jax.report.console import Terminal
 from dfq_jax.report.trust import check_accuracy
 from dfq_jax.synthesis.run.memory import bytes_from
@@ -15,14 +16,14 @@ from dfq_jax.synthesis.run.memory import bytes_from
 
 def train_to(model: str, options: TrainOptions, terminal: Terminal) -> None:
     """`dfq train`."""
-    scheme = None if options.start else options.scheme or SCHEME
+    scheme = None if options.start else options.scheme or scheme_for(options.method)
     work = partial(train, **settings_of(options))
     make_to(MakingVerb("train", options, work, scheme, options.start), model, terminal)
 
 
 def settings_of(options: TrainOptions) -> dict[str, Any]:
     """What `train` is told, checked before a model is read."""
-    parse_scheme(options.scheme or SCHEME)
+    parse_scheme(options.scheme or scheme_for(options.method))
     check_accuracy(options.accuracy)
     return {
         "method": options.method,

@@ -16,17 +16,20 @@ from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
+from dfq_jax.recipes.dir_net import dir_net
 from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.fdda_qat import centres_said, fdda_qat
 from dfq_jax.recipes.gdfq import GDFQ_BY_CLASS, gdfq
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq_qat import intraq_qat
+from dfq_jax.recipes.ir_net import ir_net
 from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.retraining import retraining
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
 from dfq_jax.recipes.zaq import zaq
+from dfq_jax.recipes.zhu import zhu
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.method import Training
 
@@ -38,12 +41,14 @@ class TrainingOffer(NamedTuple):
       make: the factory, with the paper's values for small images.
       large: its arguments for large ones.
       suited: network -> arguments that it decides.
+      scheme: bits that it is for, where nobody says others.
       shown: (network, real images) -> what the factory is given first; None where it needs none.
     """
 
     make: Callable[..., Training]
     large: Mapping[str, Any] = {}
     suited: Callable[[Model], Mapping[str, Any]] | None = None
+    scheme: str = "w4a4"
     shown: Callable[[Model, Examples], Any] | None = None
 
 
@@ -55,6 +60,8 @@ def by_outputs(model: Model) -> Mapping[str, Any]:
 FIXED = {"batch": 16, "learning_rate": 1e-6}
 GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
 """What released code takes for ImageNet."""
+SIGNS = "w1a8"
+"""Kernels of signs."""
 TRAININGS: Mapping[str, TrainingOffer] = {
     "best": TrainingOffer(best_training, suited=by_outputs),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
@@ -66,6 +73,9 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "fdda_qat": TrainingOffer(fdda_qat, {**GENERATED, "by_class": True}, shown=centres_said),
     "choi": TrainingOffer(choi),
     "zaq": TrainingOffer(zaq),
+    "zhu": TrainingOffer(zhu, scheme=SIGNS),
+    "ir_net": TrainingOffer(ir_net, scheme=SIGNS),
+    "dir_net": TrainingOffer(dir_net, scheme=SIGNS),
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
@@ -136,6 +146,29 @@ def check_positive(name: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise UsageError(f"{name} must be at least 1, got {value}.")
+
+
+def scheme_for(method: str | Training) -> str:
+    """Bits that a method is for, where nobody says others."""
+    offer = TRAININGS.get(method) if isinstance(method, str) else None
+    return (offer or TrainingOffer(best_training)).scheme
+
+
+def check_binary(method: Training, signs: bool) -> None:
+    """Refuses a method of binary kernels for a plan that has none.
+
+    Args:
+      method: of training.
+      signs: whether any kernel is to be on signs.
+
+    Raises:
+      UsageError: naming the scheme that has.
+    """
+    if method.student.signs is not None and not signs:
+        raise UsageError(
+            f"{method.name} trains kernels of 1 bit, and there are none: take a scheme like "
+            f'`scheme="{SIGNS}"` or `scheme="w1"`.'
+        )
 
 
 def pipeline_of_start(method: Training, model: Model, **names: Any) -> Pipeline:

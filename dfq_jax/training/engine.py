@@ -42,12 +42,12 @@ from dfq_jax.training.images import (
 )
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.objectives import step_of
+from dfq_jax.training.own_norms import begun_student
 from dfq_jax.training.student import (
     StudentStart,
     finished,
     kernel_codes,
     share_changed,
-    student_start,
     tracked_at_first,
     trained_at_first,
 )
@@ -121,7 +121,7 @@ def trained(
     check_images(method, len(images))
     check_classes(method, teacher)
     began = time.perf_counter()
-    start = student_start(method.student, quantized, unfolded)
+    start = begun_student(method.student, quantized, unfolded, images)
     taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
     learned = learned_by(Course(method, quantized.plan), taught, key, place, watch)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)

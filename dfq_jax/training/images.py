@@ -18,6 +18,7 @@ from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
 from dfq_jax.synthesis.terms.base import Observed, weighted
 from dfq_jax.synthesis.terms.targets import Targets, observe
 from dfq_jax.training.generator import GeneratorKind, generated_images
+from dfq_jax.training.level_rules import DONE, Share
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import FixedImages, GeneratedImages, Training
 from dfq_jax.training.student import (
@@ -170,7 +171,8 @@ def generator_loss(
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
     shared: Any = taught.shared
     if source.against:
-        both = both_answers(course, taught, context.others[STUDENT], images, {})
+        now_at = StudentNow({}, share_taken(method, now.step, source.times))
+        both = both_answers(course, taught, context.others[STUDENT], images, now_at)
         shared = Lesson(images, labels, both.teacher, both.student, own_key)
     turn = jnp.zeros((), jnp.int32)
     observed = Observed(*told, shared, labels, now.memory, turn, now.step, own_key)
@@ -178,6 +180,18 @@ def generator_loss(
     alike = similarity(jax.lax.stop_gradient(natural))
     memory = source.memory.step(jax.lax.stop_gradient(observed))
     return loss, ({**parts, "alike": alike}, memory)
+
+
+class StudentNow(NamedTuple):
+    """Where a student is.
+
+    Attributes:
+      ranges: of activations that are tracked; where there are none, levels are those of the start.
+      taken: share of its steps.
+    """
+
+    ranges: Any
+    taken: Share = DONE
 
 
 class BothAnswers(NamedTuple):
@@ -195,7 +209,7 @@ class BothAnswers(NamedTuple):
 
 
 def both_answers(
-    course: Course, taught: Taught, x: PyTree, images: Float[Array, "b h w c"], ranges: Any
+    course: Course, taught: Taught, x: PyTree, images: Float[Array, "b h w c"], now: StudentNow
 ) -> BothAnswers:
     """What both networks make of a batch.
 
@@ -204,13 +218,13 @@ def both_answers(
       taught: what all players are given.
       x: what the student trains.
       images: normalised.
-      ranges: of activations that are tracked; where there are none, levels are those of the start.
+      now: where the student is.
     """
     kind, plan = course.method.student, course.plan
-    watched, followed = course.method.watch(taught.teacher.graph), tensors_of(ranges)
+    watched, followed = course.method.watch(taught.teacher.graph), tensors_of(now.ranges)
     (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply_tiled)
-    hook = student_hook(kind, plan, x, taught.start, ranges)
-    model = float_student(kind, x, taught.start)
+    hook = student_hook(kind, plan, x, taught.start, now.ranges, now.taken)
+    model = float_student(kind, x, taught.start, now.taken)
     taps = tuple(dict.fromkeys((*watched, *followed)))
     (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
     hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
@@ -218,6 +232,16 @@ def both_answers(
     rounded = with_rounded_kernels(kind, plan, x, taught.start, model)
     teacher, student = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)
     return BothAnswers(teacher, student, found)
+
+
+def share_taken(method: Training, step: Int[Array, ""], times: int) -> Float[Array, ""]:
+    """Which share of a student's steps is taken, by those of a player who takes `times` a round.
+
+    Rounds in which the student stands still count for nothing.
+    """
+    warmup = method.images.warmup if isinstance(method.images, GeneratedImages) else 0
+    done = step.astype(jnp.float32) / times - warmup
+    return jnp.clip(done / (method.rounds - warmup), 0.0, 1.0)
 
 
 def generator_refusal(kind: GeneratorKind, shape: tuple[int, int, int]) -> str:

@@ -19,6 +19,11 @@ from dfq_jax.numerics.ranges import MinMax, weight_affine
 from dfq_jax.numerics.signs import Signs, best_alpha
 from dfq_jax.values import bound
 
+DONE = 1.0
+"""All steps are taken: slopes do not matter any more."""
+Share = Tensor | float
+"""Of the steps that are taken, in [0, 1]: a traced number, or one that is known."""
+
 
 class LevelRule(NamedTuple):
     """How one kind of tensor meets its levels.
@@ -27,12 +32,13 @@ class LevelRule(NamedTuple):
       begin: (levels, parameters as calibrated) -> what of them is trained; None for nothing.
       parameters: (tensor, levels, what is trained, parameters as calibrated) -> those of a step;
         the tensor is None once training is over, where it is one that images make.
-      snap: (tensor, levels, parameters) -> the tensor on its levels, with a slope.
+      snap: (tensor, levels, parameters, share of the steps that are taken) -> the tensor on its
+        levels, with a slope, which may depend on the share.
     """
 
     begin: Callable[[Levels, Parameters], Tensor | None]
     parameters: Callable[[Tensor | None, Levels, Any, Parameters], Parameters]
-    snap: Callable[[Tensor, Levels, Parameters], Tensor]
+    snap: Callable[[Tensor, Levels, Parameters, Share], Tensor]
 
 
 def nothing_trained(levels: Levels, given: Parameters) -> None:
@@ -46,13 +52,24 @@ def as_given(x: Tensor | None, levels: Levels, trained: None, given: Parameters)
     return given
 
 
-def straight_through(x: Tensor, levels: Levels, parameters: Parameters) -> Tensor:
+def straight_through(
+    x: Tensor, levels: Levels, parameters: Parameters, taken: Share = DONE
+) -> Tensor:
     """`x` on its levels; the slope is 1 everywhere, also where values are clipped.
 
     Reference:
       Xu et al. 2020, "Generative Low-bitwidth Data Free Quantization", released code.
     """
+    del taken
     return x + jax.lax.stop_gradient(on_levels(x, levels, parameters) - x)
+
+
+def clipped_through(
+    x: Tensor, levels: Levels, parameters: Parameters, taken: Share = DONE
+) -> Tensor:
+    """`x` on its levels; the slope is 1 between the outer ones, else 0."""
+    del taken
+    return on_levels(x, levels, parameters)
 
 
 def as_calibrated() -> LevelRule:
@@ -62,7 +79,7 @@ def as_calibrated() -> LevelRule:
 
 def within_levels() -> LevelRule:
     """Levels stay as calibrated; the slope is 1 between the outer ones, else 0."""
-    return LevelRule(nothing_trained, as_given, on_levels)
+    return LevelRule(nothing_trained, as_given, clipped_through)
 
 
 def solved_anew(*, turns: int = 2) -> LevelRule:
@@ -140,7 +157,7 @@ def learned_steps(*, scaled: bool = True, images: bool = False) -> LevelRule:
     Reference:
       Esser et al. 2020, "Learned Step Size Quantization", sections 2.1 and 2.2.
     """
-    return LevelRule(begin_scales, bound(trained_scales, scaled, images), on_levels)
+    return LevelRule(begin_scales, bound(trained_scales, scaled, images), clipped_through)
 
 
 def begin_scales(levels: Levels, given: Parameters) -> Tensor:
@@ -188,8 +205,9 @@ def clipped() -> LevelRule:
     return LevelRule(begin_scales, bound(trained_scales, False, True), clip_through)
 
 
-def clip_through(x: Tensor, levels: Levels, parameters: Parameters) -> Tensor:
+def clip_through(x: Tensor, levels: Levels, parameters: Parameters, taken: Share = DONE) -> Tensor:
     """`x` on its levels; slopes are those of clipping alone."""
+    del taken
     if not isinstance(levels, Grid) or not isinstance(parameters, Affine):
         raise PlanError(f"clipping is trained on uniform grids only, not on {levels}.")
     zero = parameters.zero_point.astype(jnp.float32)

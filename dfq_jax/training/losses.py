@@ -83,6 +83,18 @@ def distilled(temperature: float, reduction: OverWhat, lesson: Lesson) -> Float[
     return temperature**2 * jnp.mean(gaps) / shared
 
 
+def symmetric_divergence(lesson: Lesson) -> Float[Array, ""]:
+    """Half of KL both ways, averaged over images: `KL(p, q) / 2 + KL(q, p) / 2`.
+
+    Reference:
+      Zhu et al. 2020, "Towards Accurate Quantization and Pruning via Data-free Knowledge Transfer",
+      which calls it Jensen-Shannon's.
+    """
+    exact, rough = lesson.teacher.logits, lesson.student.logits
+    ways = divergences(exact, rough, 1.0), divergences(rough, exact, 1.0)
+    return (jnp.mean(ways[0]) + jnp.mean(ways[1])) / 2
+
+
 def label_loss(lesson: Lesson) -> Float[Array, ""]:
     """CE: `-1/b sum_b sum_k y_k log softmax(s)_k`, of hard or soft labels."""
     scores = jax.nn.log_softmax(lesson.student.logits)
@@ -195,6 +207,29 @@ def spatial_attention(*, of: Watch | None = None) -> Bound[Array]:
       Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", Eq. 2 with p = 2.
     """
     return bound(energies_apart, of or block_outputs, place_energy)
+
+
+def attention_transfer(*, of: Watch | None = None) -> Bound[Array]:
+    """R_a: the distance of normalised energies of places, summed over tensors.
+
+        a = mean_c x^2 of every place,   sum_l 1/b sum_b | a_S / |a_S| - a_T / |a_T| |_2
+
+    A root where `spatial_attention` has squares: its slope does not vanish near the teacher.
+
+    Args:
+      of: which tensors; None for `block_outputs`.
+
+    Reference:
+      Zhu et al. 2020, "Towards Accurate Quantization and Pruning via Data-free Knowledge Transfer".
+    """
+    return bound(directions_apart, of or block_outputs)
+
+
+def directions_apart(of: Watch, lesson: Lesson) -> Float[Array, ""]:
+    """What `attention_transfer` computes."""
+    unit = lambda x: unit_rows(place_energy(x))
+    squares = [jnp.sum((unit(a) - unit(b)) ** 2, -1) for a, b in pairs(of, lesson)]
+    return sum((jnp.mean(jnp.sqrt(s + SMALLEST_NORM)) for s in squares), jnp.zeros(()))
 
 
 def energies_apart(

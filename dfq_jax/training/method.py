@@ -15,12 +15,16 @@ from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.training.generator import Drawn, GeneratorKind
 from dfq_jax.training.losses import Watch, nothing_watched
-from dfq_jax.training.student import StudentKind, on_learned_levels
+from dfq_jax.training.student import StudentKind, StudentStart, on_learned_levels
 from dfq_jax.training.wrappers import Wrapper
 from dfq_jax.values import Bound, bound, key_of
 
 AtFactor = Callable[[float], optax.GradientTransformation]
 """Factor of the learning rate, halved after divergence -> an optimizer."""
+
+
+Projection = Callable[[PyTree, StudentStart], PyTree]
+"""(what is trained, what is not) -> the nearest variables that are allowed."""
 
 
 class FixedImages(NamedTuple):
@@ -92,6 +96,7 @@ class Training(NamedTuple):
         generator those that ranges begin at, and that judge.
       n: how many; None for as many as its paper makes, or a preset.
       reestimate: the student begins with norms estimated anew behind rounding (`recipes.aac_abn`).
+      project: what becomes of variables after every step; None where all are allowed.
       inflation: round -> share of each kernel's codes that updates are made large enough to change
         (`training.inflation`); None for updates as they are.
     """
@@ -111,6 +116,7 @@ class Training(NamedTuple):
     recipe: str = "best"
     n: int | None = None
     reestimate: bool = False
+    project: Projection | None = None
     inflation: Bound[Array] | None = None
 
     def __hash__(self) -> int:

@@ -9,21 +9,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.optim.chunk_data import Fed
-from dfq_jax.optim.steps import Among, Now, Player, Step, descent, in_turn
+from dfq_jax.optim.steps import Among, Moving, Now, Player, Step, descent, in_turn
 from dfq_jax.synthesis.terms.base import weighted
 from dfq_jax.training.images import (
     GENERATOR,
     STUDENT,
     Course,
+    StudentNow,
     Taught,
     both_answers,
     generator_loss,
     said,
+    share_taken,
     shown_images,
 )
 from dfq_jax.training.inflation import Inflation, inflated
 from dfq_jax.training.losses import Lesson
-from dfq_jax.training.method import GeneratedImages
+from dfq_jax.training.method import GeneratedImages, Projection
 from dfq_jax.training.student import (
     kernel_codes,
     share_changed,
@@ -40,6 +42,8 @@ def step_of(course: Course, factor: float) -> Step:
     student = descent(bound(student_loss, course), bound(method.optimizer, factor))
     if method.inflation is not None:
         student = inflated(Inflation(method.student, course.plan, method.inflation), student)
+    if method.project is not None:
+        student = projected(method.project, student)
     source = method.images
     if not isinstance(source, GeneratedImages):
         return in_turn(Player(STUDENT, student))
@@ -48,6 +52,19 @@ def step_of(course: Course, factor: float) -> Step:
         Player(GENERATOR, generator, source.times),
         Player(STUDENT, student, source.lessons, source.warmup),
     )
+
+
+def projected(project: Projection, step: Step) -> Step:
+    """A student's step, after which its variables are brought back to those that are allowed."""
+    return Step(step.begin, bound(projected_take, project, step))
+
+
+def projected_take(
+    project: Projection, step: Step, state: Moving, context: Among, now: Now
+) -> tuple[Moving, Float[Array, ""], Mapping[str, Any]]:
+    """One step of `projected`."""
+    after, loss, parts = step.take(state, context, now)
+    return after._replace(x=project(after.x, context.context.context.start)), loss, parts
 
 
 def student_loss(
@@ -62,7 +79,9 @@ def student_loss(
     shown = shown_images(method, taught, fed.at(now.step), generator, image_key)
     ranges = now.memory["ranges"]
     labels = said(taught, shown.images) if shown.labels is None else shown.labels
-    told = ToldBeside(labels, ranges, own_key)
+    lessons = method.images.lessons if isinstance(method.images, GeneratedImages) else 1
+    at = StudentNow(ranges, share_taken(method, now.step, lessons))
+    told = ToldBeside(labels, at, own_key)
     lesson = partial(lesson_loss, course, taught, told)
     loss, heard = wrapped(method.wrappers, lesson)(x, shown.images)
     ranges = tracked(method.student, ranges, heard.extremes, now.step)
@@ -82,12 +101,12 @@ class ToldBeside(NamedTuple):
 
     Attributes:
       labels: what the images show.
-      ranges: of activations that are tracked.
+      now: where the student is.
       key: of draws.
     """
 
     labels: Float[Array, "b ..."]
-    ranges: Any
+    now: StudentNow
     key: Key[Array, ""]
 
 
@@ -95,9 +114,9 @@ def lesson_loss(
     course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
 ) -> LossParts:
     """The weighted terms of one lesson."""
-    both = both_answers(course, taught, x, images, told.ranges)
+    both = both_answers(course, taught, x, images, told.now)
     lesson = Lesson(images, told.labels, both.teacher, both.student, told.key)
     loss, parts = weighted(course.method.terms, lesson)
     least_and_most = lambda v: (jnp.min(v), jnp.max(v))
-    extremes = {name: least_and_most(both.found[name]) for name in tensors_of(told.ranges)}
+    extremes = {name: least_and_most(both.found[name]) for name in tensors_of(told.now.ranges)}
     return loss, Heard(parts, jax.lax.stop_gradient(extremes))

@@ -6,7 +6,7 @@ export, verification and reports know nothing of training.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor
 from dfq_jax.numerics.affine import covers, from_range
 from dfq_jax.numerics.levels import Parameters, affine_of, codes_of
+from dfq_jax.numerics.signs import Alpha
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.quantization.plan import Plan, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
 from dfq_jax.quantization.sites import Site
-from dfq_jax.training.level_rules import LevelRule, as_calibrated, min_max
+from dfq_jax.training.level_rules import DONE, LevelRule, Share, as_calibrated, min_max
 
 BYTE = 8
 """Grids of so many bits do not learn from images that are not real."""
@@ -35,6 +36,9 @@ TRAINED: Mapping[type, tuple[str, ...]] = {
     BatchNorm: ("scale", "bias"),
 }
 """{operator: its parameters that are trained}; statistics of batch norms never are."""
+KernelView = Callable[[Tensor, Tensor, Share], Tensor]
+"""(kernel, as it was at the start, share of the steps that are taken) -> what of it meets its
+levels."""
 TrackedRanges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """{tensor: its extremes, averaged over steps}."""
 
@@ -65,12 +69,18 @@ class StudentKind(NamedTuple):
       live: batch norms have scales and biases of their own that are trained, and frozen
         statistics; else they are part of the layers before them from the start.
       tracking: ranges of activations follow the first images; None for those of calibration.
+      own_norms: live norms begin with statistics of the student (`training.own_norms`) instead of
+        those of the float network.
+      signs: what of kernels on signs meets them, before batch norms become part of it where they
+        are live; None for kernels as they are.
     """
 
     kernels: LevelRule = min_max()
     edges: LevelRule = as_calibrated()
     live: bool = False
     tracking: Tracking | None = None
+    own_norms: bool = False
+    signs: KernelView | None = None
 
 
 class StudentStart(NamedTuple):
@@ -136,10 +146,32 @@ def spec_of(plan: Plan, sites: tuple[Site, ...]) -> Spec:
     return plan.table[sites[0]]
 
 
-def float_student(kind: StudentKind, x: PyTree, start: StudentStart) -> Model:
-    """The float network behind a student, node for node as its plan has it."""
-    model = unfolded_student(x, start)
+def float_student(kind: StudentKind, x: PyTree, start: StudentStart, taken: Share = DONE) -> Model:
+    """The float network behind a student, node for node as its plan has it.
+
+    Args:
+      kind: of student.
+      x: what is trained.
+      start: what is not.
+      taken: share of the steps, on which slopes of signs depend, and no value does.
+    """
+    model = viewed(kind, unfolded_student(x, start), start, taken)
     return fold_batch_norm(model) if kind.live else model
+
+
+def viewed(kind: StudentKind, model: Model, start: StudentStart, taken: Share = DONE) -> Model:
+    """A student with kernels on signs as what of them meets these (`StudentKind.signs`)."""
+    if (view := kind.signs) is None:
+        return model
+    kernel = lambda of, name: of.params[name]["kernel"]
+    seen = lambda name: view(kernel(model, name), kernel(start.model, name), taken)
+    return with_params(model, {name: {"kernel": seen(name)} for name in binary_layers(start)})
+
+
+def binary_layers(start: StudentStart) -> tuple[str, ...]:
+    """The layers whose kernels are on signs."""
+    kernels = ((site, q) for site, q in start.qparams.items() if site.argument is None)
+    return tuple(site.node for site, q in kernels if isinstance(q, Alpha))
 
 
 def unfolded_student(x: PyTree, start: StudentStart) -> Model:
@@ -152,7 +184,12 @@ def unfolded_student(x: PyTree, start: StudentStart) -> Model:
 
 
 def student_hook(
-    kind: StudentKind, plan: Plan, x: PyTree, start: StudentStart, ranges: TrackedRanges
+    kind: StudentKind,
+    plan: Plan,
+    x: PyTree,
+    start: StudentStart,
+    ranges: TrackedRanges,
+    taken: Share = DONE,
 ) -> Hook:
     """Puts kernels and activations on their levels. Build it inside the function that is traced.
 
@@ -162,6 +199,7 @@ def student_hook(
       x: what is trained.
       start: what is not.
       ranges: of activations where they are tracked, else empty.
+      taken: share of the steps.
     """
     table = plan.table
     names = {site: name for name, sites in grouped(plan).items() for site in sites}
@@ -178,7 +216,7 @@ def student_hook(
         known = (names[site], id(value))
         if known not in done:
             rule, spec = rule_of(kind, table[site]), table[site]
-            done[known] = value, rule.snap(value, spec.levels, edge(site, value))
+            done[known] = value, rule.snap(value, spec.levels, edge(site, value), taken)
         return done[known][1]
 
     def hook(node: Node, slots: Slots, args: tuple[Tensor, ...]):
@@ -186,7 +224,7 @@ def student_hook(
         if site in table:
             levels, trained = table[site].levels, x["steps"].get(node.name)
             now = kind.kernels.parameters(slots["kernel"], levels, trained, start.qparams[site])
-            slots = {**slots, "kernel": kind.kernels.snap(slots["kernel"], levels, now)}
+            slots = {**slots, "kernel": kind.kernels.snap(slots["kernel"], levels, now, taken)}
             if "bias" in slots and plan.multiplies(node):
                 slots |= {"bias": rounded_bias(slots["bias"], edge(data, args[0]), now)}
         args = tuple(snap(Site(node.name, i), v) for i, v in enumerate(args))
@@ -291,7 +329,7 @@ def with_rounded_kernels(
     table, params = plan.table, dict(model.params)
     for site, now in kernel_parameters(kind, plan, x, start, model).items():
         slots = params[site.node]
-        rounded = kind.kernels.snap(slots["kernel"], table[site].levels, now)
+        rounded = kind.kernels.snap(slots["kernel"], table[site].levels, now, DONE)
         params[site.node] = {**slots, "kernel": rounded}
     return dataclasses.replace(model, params=params)
 
