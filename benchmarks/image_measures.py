@@ -15,7 +15,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate, guard_biases
 from dfq_jax.quantization.plan import observing, parse_scheme, resolve
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import corrected
+from dfq_jax.recipes.dfq_biases import corrected
 from dfq_jax.synthesis.terms.classes import penultimate
 from dfq_jax.synthesis.terms.match import batch_moments, recorded_std
 from dfq_jax.synthesis.terms.targets import Targets, observe

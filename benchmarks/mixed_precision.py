@@ -111,7 +111,7 @@ def table(
 
     from dfq_jax.allocation.choices import space_of
     from dfq_jax.allocation.sensitivity import sensitivities
-    from dfq_jax.recipes.dfq import expectations
+    from dfq_jax.recipes.dfq_ranges import expectations
 
     start = time.perf_counter()
     space = space_of(reference.graph, layers, scheme=scheme, tensors=tensors)

@@ -21,18 +21,18 @@ from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
-from dfq_jax.recipes.dfq import Quantized, dfq
+from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.dir_net import dir_net
 from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.dsg_qat import dsg_qat
 from dfq_jax.recipes.end_to_end import end_to_end
-from dfq_jax.recipes.fdda import centres_for, fdda
+from dfq_jax.recipes.fdda import fdda
 from dfq_jax.recipes.fdda_qat import fdda_qat
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.genie import genie
 from dfq_jax.recipes.genie_m import genie_m
-from dfq_jax.recipes.gzsq import estimated, gzsq
+from dfq_jax.recipes.gzsq import gzsq
 from dfq_jax.recipes.hard_samples import hard_samples
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.intraq import intraq
@@ -48,6 +48,7 @@ from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.qimera import qimera
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.stochastic import stochastic
@@ -56,6 +57,8 @@ from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.recipes.zhu import zhu
 from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
+from dfq_jax.synthesis.terms.estimates import estimated
+from dfq_jax.synthesis.terms.one_class import centres_for
 
 __all__ = [
     "Quantized",

@@ -23,9 +23,9 @@ from dfq_jax.io.artifacts.images import load_images
 from dfq_jax.io.runtime.session import open_session, run
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.recipes import expense
-from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE_CHOSEN
 from dfq_jax.recipes.presets import METHODS, ImageBudget, image_budget
+from dfq_jax.synthesis.terms.estimates import ESTIMATED, ESTIMATED_ANEW
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,14 @@ ONLY_IN = {
     "orbax": ("optim/state.py",),
 }
 
+NO_METHODS = {
+    *("__init__", "diagnose", "expense", "foresight", "mixed", "pipeline", "presets", "probes"),
+    *("quantized", "reconstructions", "retraining", "rows", "sizes", "trainings", "untried"),
+}
+"""Files of `recipes/` that offer, compose or judge methods."""
+LONGEST_METHOD = {"deepinversion": 195, "dfq": 166}
+"""Two published settings and stages of two sizes; all arguments of the pipeline."""
+
 
 def imports(path: Path) -> list[str]:
     """Absolute names of all modules a file imports, at its top or inside functions."""
@@ -77,3 +85,11 @@ def test_sizes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 60, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_the_file_of_a_method_is_its_formula_and_its_settings():
+    """What others could use is a term, a source or a formula, and lies among these."""
+    lengths = {p.stem: len(p.read_text().splitlines()) for p in (PACKAGE / "recipes").glob("*.py")}
+    methods = {name: length for name, length in lengths.items() if name not in NO_METHODS}
+    assert len(methods) > 30
+    assert not {n: v for n, v in methods.items() if v > LONGEST_METHOD.get(n, 130)}

@@ -15,9 +15,10 @@ from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.smooth import smooth
 from dfq_jax.quantization.plan import Rule, stored_as
 from dfq_jax.quantization.sums import LongSum, overflowing, smaller, told
-from dfq_jax.recipes.dfq import Quantized, at_one_width, dfq
+from dfq_jax.recipes.dfq import at_one_width, dfq
 from dfq_jax.recipes.mixed import Mixed, mixed
 from dfq_jax.recipes.pipeline import Pipeline
+from dfq_jax.recipes.quantized import Quantized
 
 
 def calibrated(

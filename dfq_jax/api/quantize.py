@@ -43,7 +43,7 @@ from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.rules import written
 from dfq_jax.quantization.shared_grids import shared_grids
-from dfq_jax.recipes.dfq import Quantized, with_biases_corrected
+from dfq_jax.recipes.dfq_biases import with_biases_corrected
 from dfq_jax.recipes.expense import length, manner
 from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.mixed import Mixed, offered
@@ -57,6 +57,7 @@ from dfq_jax.recipes.presets import (
     mixed_budget,
     noise_budget,
 )
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.reconstructions import (
     foretold,
     learns_in_stages,

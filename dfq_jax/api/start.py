@@ -13,7 +13,9 @@ from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.plan import Plan, Rule, parse_scheme
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import DEFAULT_SURGERY, Quantized, coarse_tensors, levelling, operate
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY, levelling, operate
+from dfq_jax.recipes.dfq_ranges import coarse_tensors
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.synthesis.terms.targets import distrusted_norms
 
 FAR = 0.5

@@ -22,7 +22,6 @@ from dfq_jax.numerics.signs import Signs
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.quantization.plan import Plan, Rule
 from dfq_jax.quantization.shared_grids import shared_grids
-from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.expense import manner
 from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.presets import (
@@ -33,6 +32,7 @@ from dfq_jax.recipes.presets import (
     noise_budget,
     offer_of,
 )
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.trainings import check_binary, pipeline_of_start, scheme_for, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes

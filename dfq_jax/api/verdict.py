@@ -12,10 +12,10 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.quantization.narrowing import output_gap
-from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.diagnose import blamed, loses_much
 from dfq_jax.recipes.noise import NOISE_CHOSEN
 from dfq_jax.recipes.probes import PROBES, probes_of
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.trust import Estimate, estimate, judges_classes
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Parameter
 
+from dfq_jax.base.elsewhere import ELSEWHERE
 from dfq_jax.base.files import DISK_FULL
 from dfq_jax.base.interrupts import INTERRUPTED, heed_interrupts, leave_at_once
 from dfq_jax.base.machine import count_cpu_as, keep_programs
@@ -274,7 +275,12 @@ def carried_out(tokens: list[str], begin: Beginning) -> None:
     """Parses a command line and does what it says."""
     log = Terminal(quiet=True).log
     how = {"exit_on_error": False, "print_error": True, "error_console": log}
-    command, bound, unparsed = app.parse_args(tokens, **how)
+    try:
+        command, bound, unparsed = app.parse_args(tokens, **how)
+    except CoercionError as error:
+        if error.token is not None and error.token.value in ELSEWHERE:
+            Terminal(quiet=True).error(f"{error.token.value}: {ELSEWHERE[error.token.value]}.")
+        raise
     more = {"begin": begin} if "begin" in unparsed else {}
     command(*bound.args, **bound.kwargs, **more)
 

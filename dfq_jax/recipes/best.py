@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from jaxtyping import Array, Float, Key
-
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.recipes.sizes import gains_from_halves, is_small
@@ -109,9 +107,3 @@ def suited_unlabelled(model: Model, given: Mapping[str, Any]) -> Recipe:
 
 BEST = Offer(best, suited, images=IMAGES, ours=True)
 BEST_UNLABELLED = Offer(best_unlabelled, suited_unlabelled, images=IMAGES, ours=True)
-
-
-def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
-    """One-hot labels of every other image of a batch; zeros, which no loss looks at, between."""
-    labels = random_labels(key, size, classes)
-    return labels.at[1::2].set(0.0)

@@ -9,9 +9,9 @@ classes share a batch.
     student:    CE(s, y) + KL,   KL = T^2 / b sum p log p / q,  T = 20
 """
 
-from dfq_jax.recipes.clusterq import after, alignment, followers, variation
 from dfq_jax.recipes.gdfq import GDFQ_GENERATOR, GENERATOR_TERMS, gdfq
 from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.synthesis.terms.clusters import after, alignment, followers, variation
 from dfq_jax.training.generator import GeneratorKind
 from dfq_jax.training.losses import distillation, label_loss
 from dfq_jax.training.method import Training, generating

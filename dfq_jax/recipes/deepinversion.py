@@ -15,30 +15,23 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import optax
-from jaxtyping import Array, Key, PyTree
 
-from dfq_jax.errors import UsageError
-from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import classes_of, refusal_of_half
 from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.recipes.sizes import gains_from_halves, is_small
 from dfq_jax.synthesis.recipe import Offer, Recipe, Source, Stage, balanced_labels, random_labels
 from dfq_jax.synthesis.sources.augment import Augment, compose, flip, halve, jitter
-from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
+from dfq_jax.synthesis.sources.pixels import gaussian
 from dfq_jax.synthesis.terms.base import (
-    Observed,
     Term,
     label_entropy,
     natural_norm,
     natural_variation,
 )
-from dfq_jax.synthesis.terms.classes import competition
 from dfq_jax.synthesis.terms.match import batch_var_gap, matched, norms
-from dfq_jax.synthesis.terms.targets import Targets
+from dfq_jax.synthesis.terms.rival import Resolution, admitted, agreement
 from dfq_jax.values import Bound, bound
 
-Resolution = Literal["multi", "full"]
 Variant = Literal["paper", "code"]
 
 
@@ -199,44 +192,3 @@ def stages(
     if not small:
         return (full,)
     return Stage(small, adam(small), compose(halve, shown(reach // 2))), full
-
-
-def agreement(exchanged: bool, observed: Observed) -> Array:
-    """The competition with the student that the recipe shares."""
-    student = observed.shared
-    images = from_natural(observed.natural, student.contract)
-    logits = evaluate(student, images)[0][0]
-    return competition(logits, observed.logits, exchanged=exchanged)
-
-
-def admitted(
-    student: Model | None,
-    resolution: Resolution,
-    model: Model,
-    targets: Targets,
-    key: Key[Array, ""],
-) -> PyTree:
-    """The student, for the terms to see; nothing without one.
-
-    Raises:
-      UsageError: if student and network do not go together, or one cannot read half the size.
-    """
-    del targets, key
-    if resolution == "multi":
-        for network in (model, student):
-            reads_half_the_size(network)
-    if student is None:
-        return ()
-    kind = lambda m: (m.contract.shape, classes_of(m))
-    if kind(student) != kind(model):
-        raise UsageError(
-            "deepinversion: the student must read the images of the network and know its classes: "
-            f"it has (image, classes) = {kind(student)}, the network {kind(model)}."
-        )
-    return student
-
-
-def reads_half_the_size(model: Model | None) -> None:
-    """Raises UsageError for a network that only runs at its own image size."""
-    if model is not None and (reason := refusal_of_half(model)):
-        raise UsageError(f'deepinversion: {reason}. Use resolution="full".')

@@ -18,13 +18,8 @@ from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.level import LEVEL
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
-from dfq_jax.recipes.dfq import (
-    DEFAULT_SURGERY,
-    coarse_tensors,
-    expectations,
-    levelling,
-    operate,
-)
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY, levelling, operate
+from dfq_jax.recipes.dfq_ranges import coarse_tensors, expectations
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.judge import judge_of
 from dfq_jax.synthesis.terms.targets import distrusted_norms

@@ -16,14 +16,10 @@ image for one more layer, as in ZeroQ; `LSE'` doubles gaps before they are squar
 samples beyond the number of layers plain; `SCI` is `terms.spectrum`'s.
 """
 
-from jaxtyping import Array, Float, Key
-
-from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.sources.pixels import gaussian, uniform
 from dfq_jax.synthesis.terms.base import (
-    Observed,
     Term,
     image_statistics,
     label_entropy,
@@ -31,10 +27,8 @@ from dfq_jax.synthesis.terms.base import (
     natural_norm,
     natural_variation,
 )
-from dfq_jax.synthesis.terms.match import enhanced, layer_losses
-from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.slack import exactly, slack_margins, slack_match
 from dfq_jax.synthesis.terms.spectrum import spectral_correlation
-from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import bound
 
 
@@ -123,13 +117,3 @@ def dsg_journal(
 def stages_of(steps: int, learning_rate: float) -> tuple[Stage, ...]:
     """Adam, whose rate falls on plateaus."""
     return (Stage(steps, rated(adam_with_plateau, learning_rate, patience=260, floor=1e-4)),)
-
-
-def exactly(model: Model, targets: Targets, key: Key[Array, ""]) -> None:
-    """No tolerances."""
-    del model, targets, key
-
-
-def slack_match(factor: float, observed: Observed, *, once: bool) -> Float[Array, ""]:
-    """SDA, distances beyond the tolerances; LSE, a layer counts more in each sample."""
-    return enhanced(layer_losses(observed, observed.shared), factor, once=once)

@@ -19,11 +19,12 @@ import optax
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.recipes.fdda import centres_for, one_class, terms_of, usable_classes
+from dfq_jax.recipes.fdda import terms_of
 from dfq_jax.recipes.gdfq import EPOCH, TRACKED, quarters
 from dfq_jax.recipes.qat import CROPPED
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.centres import ClassCentres, class_centres, logits_and_stats
+from dfq_jax.synthesis.terms.one_class import centres_for, one_class, usable_classes
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.losses import distillation, label_loss
 from dfq_jax.training.method import GeneratedImages, Training, cosine_sgd, milestones

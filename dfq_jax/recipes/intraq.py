@@ -15,24 +15,21 @@ distance to earlier images of the class, and soft labels. With features `f` of a
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float, PyTree
-
-from dfq_jax.graph.graph import Graph, Model
+from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import adam_with_plateau, rated
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.synthesis.recipe import Memory, Offer, Recipe, Source, Stage, recorded
 from dfq_jax.synthesis.sources.augment import at_random, compose, flip, resized_crop, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
-from dfq_jax.synthesis.terms.base import Observed, Term
+from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.synthesis.terms.classes import (
-    FEATURES,
-    class_margin,
+    asked_confidence,
+    margin_of_classes,
     no_classes_yet,
-    penultimate,
-    soft_inception,
+    penultimate_features,
+    remember_classes,
     soft_labels,
-    with_images,
 )
 from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
 from dfq_jax.values import bound
@@ -77,7 +74,7 @@ def intraq(
         stages=(Stage(steps, optimizer, at_random(cropped, crops) if crops else unchanged),),
         terms=(
             Term("BNS", 1.0, matched(batch_var_gap, squared_mean, mean=True)),
-            Term("SIL", 1.0, confident, True),
+            Term("SIL", 1.0, asked_confidence, True),
         ),
         condition=soft_labels(target),
     )
@@ -104,26 +101,6 @@ def with_margin(recipe: Recipe, lower: float, upper: float) -> Recipe:
     margin = bound(margin_of_classes, lower, upper)
     return recipe._replace(
         terms=(*recipe.terms, Term("MDC", 1.0, margin, True)),
-        watch=features,
-        memory=Memory(start=no_classes_yet, batch=remember),
+        watch=penultimate_features,
+        memory=Memory(start=no_classes_yet, batch=remember_classes),
     )
-
-
-def confident(observed: Observed) -> Float[Array, ""]:
-    """SIL: how far each image is from the confidence it asks for."""
-    return soft_inception(observed.logits, observed.labels)
-
-
-def features(graph: Graph) -> dict[str, str]:
-    """What the last layer reads."""
-    return {FEATURES: penultimate(graph)}
-
-
-def margin_of_classes(lower: float, upper: float, o: Observed) -> Float[Array, ""]:
-    """MDC: how far features are beyond the margin around the means of their classes."""
-    return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
-
-
-def remember(o: Observed) -> PyTree:
-    """The means of classes with the features of a finished batch."""
-    return with_images(o.memory, o.taps[FEATURES], o.labels.labels)

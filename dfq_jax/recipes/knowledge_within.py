@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import optax
-from jaxtyping import Array, Key
 
-from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
 from dfq_jax.optim.schedules import rated
@@ -29,8 +27,8 @@ from dfq_jax.synthesis.recipe import (
 from dfq_jax.synthesis.sources.augment import jitter, unchanged
 from dfq_jax.synthesis.sources.pixels import gaussian
 from dfq_jax.synthesis.terms.base import Term, label_entropy
+from dfq_jax.synthesis.terms.classes import classes_needed
 from dfq_jax.synthesis.terms.match import matched_kl
-from dfq_jax.synthesis.terms.targets import Targets
 
 ImageScheme = Literal["bns", "inception", "both"]
 
@@ -96,14 +94,3 @@ def terms_of(scheme: ImageScheme, labels: float, limit: float) -> tuple[Term, ..
     weight = 1.0 if scheme == "inception" else labels
     classes = Term("CE", weight, label_entropy, True)
     return {"bns": (divergence,), "inception": (classes,), "both": (divergence, classes)}[scheme]
-
-
-def classes_needed(model: Model, targets: Targets, key: Key[Array, ""]) -> tuple[()]:
-    """Raises UnsupportedModelError for a network that is no classifier; shares nothing."""
-    del targets, key
-    if not classes_of(model):
-        raise UnsupportedModelError(
-            "knowledge_within: the network tells no classes apart, which is all that "
-            'scheme="inception" asks of images. Use scheme="bns".'
-        )
-    return ()

@@ -22,7 +22,8 @@ from dfq_jax.passes.ranges import nonnegative
 from dfq_jax.quantization.calibrate import histograms_of
 from dfq_jax.quantization.plan import Plan, Site, on_other_levels
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import Quantized, placed, rounded_kernels
+from dfq_jax.recipes.dfq_biases import placed, rounded_kernels
+from dfq_jax.recipes.quantized import Quantized
 
 MOST_BITS = 4
 """Longest basis; wider sites keep their uniform grids."""

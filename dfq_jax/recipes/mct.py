@@ -12,9 +12,6 @@ images, of which only one batch moves at a time, and the range of scores of an i
 
 from typing import Literal
 
-from jaxtyping import Array, Float, Key
-
-from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import radam_with_plateau, rated
 from dfq_jax.synthesis.recipe import Offer, Recipe, Stage
 from dfq_jax.synthesis.sources.augment import blur, compose, flip
@@ -22,12 +19,12 @@ from dfq_jax.synthesis.sources.canvas import canvas, crop_at_random
 from dfq_jax.synthesis.terms.aggregate import (
     aggregate_match,
     all_batches,
+    confidence,
     image_itself,
-    outlying,
-    output_range,
+    last_target,
+    typical_confidence,
 )
-from dfq_jax.synthesis.terms.base import Observed, Term
-from dfq_jax.synthesis.terms.targets import Target, Targets
+from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.values import bound
 
 Variant = Literal["paper", "code"]
@@ -62,7 +59,7 @@ def mct(
     paper = variant == "paper"
     weight = {"paper": 3e-7, "code": 1e-5}[variant] if output is None else output
     room = {"paper": 32, "code": 64}[variant] if margin is None else margin
-    confidence = confident_but_typical if paper else confident
+    wide = typical_confidence if paper else confidence
     optimizer = rated(radam_with_plateau, learning_rate, steps=steps)
     return Recipe(
         name="mct",
@@ -80,7 +77,7 @@ def mct(
         ),
         terms=(
             Term("BNS", 1.0, bound(aggregate_match, spread=10.0 if paper else 1.0)),
-            Term("output", weight, confidence),
+            Term("output", weight, wide),
         ),
         prepare=last_target,
         watch=image_itself,
@@ -91,20 +88,3 @@ def mct(
 
 
 MCT = Offer(mct, images=1024)
-
-
-def last_target(model: Model, targets: Targets, key: Key[Array, ""]) -> dict[str, Target]:
-    """The last batch norm with usable statistics; dictionaries lose their order under `jit`."""
-    del model, key
-    return {name: targets[name] for name in list(targets)[-1:]}
-
-
-def confident(observed: Observed) -> Float[Array, ""]:
-    """Less, the wider the range of outputs."""
-    return -output_range(observed.logits)
-
-
-def confident_but_typical(observed: Observed) -> Float[Array, ""]:
-    """The same, with a price on images far from the statistics of the last batch norm."""
-    ((name, target),) = observed.shared.items()
-    return confident(observed) + outlying(observed.stats[name], target)

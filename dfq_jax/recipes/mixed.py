@@ -29,7 +29,7 @@ from dfq_jax.graph.tasks import Task
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS
 from dfq_jax.quantization.plan import WIDE, Rule, stored_as
-from dfq_jax.recipes.dfq import expectations
+from dfq_jax.recipes.dfq_ranges import expectations
 from dfq_jax.recipes.pipeline import Pipeline
 
 

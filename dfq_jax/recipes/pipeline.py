@@ -26,8 +26,9 @@ from dfq_jax.quantization.observers import (
     observer_named,
 )
 from dfq_jax.quantization.plan import STORES, WIDE, Rule, Scheme, parse_scheme
-from dfq_jax.recipes.dfq import DEFAULT_SURGERY, Quantized
+from dfq_jax.recipes.dfq import DEFAULT_SURGERY
 from dfq_jax.recipes.presets import FEW_BITS, reconstruction_of, steps_of_preset
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.reconstructions import (
     PLACED,
     Enlarge,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
+from dfq_jax.base.elsewhere import check_method
 from dfq_jax.base.words import Preset
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.graph.graph import Model
@@ -163,7 +164,7 @@ def offer_of(method: str) -> Offer:
     Raises:
       UsageError: for an unknown one.
     """
-    check_choice("method", method, METHODS)
+    check_method("method", method, METHODS)
     return OFFERS[method]
 
 

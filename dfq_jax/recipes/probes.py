@@ -21,9 +21,9 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
-from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.presets import choice_for
 from dfq_jax.recipes.sizes import is_small
+from dfq_jax.synthesis.recipe import half_labelled
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.sources.pixels import from_pixels, to_pixels
 from dfq_jax.types import InputContract

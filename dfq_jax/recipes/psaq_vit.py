@@ -7,21 +7,17 @@ batch norm. With `p` the density of cosines between all pairs of patches of an a
     loss = -PSE + CE + 0.05 |TV - v|,  v ~ U(2500, 3000)
 """
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
-
-from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import adam_to_zero, rated
 from dfq_jax.synthesis.recipe import Recipe, Source, Stage, random_labels, recorded
 from dfq_jax.synthesis.sources.augment import compose, flip, jitter
 from dfq_jax.synthesis.sources.pixels import gaussian
-from dfq_jax.synthesis.terms.base import Observed, Term, label_entropy, total_variation
-from dfq_jax.synthesis.terms.patches import attention_outputs, patch_entropy
-from dfq_jax.synthesis.terms.targets import Targets
-
-PAPER_VALUES = 32 * 224 * 224 * 3
-"""Numbers in a batch of the paper, for which its range of variations is meant."""
+from dfq_jax.synthesis.terms.base import Term, label_entropy
+from dfq_jax.synthesis.terms.patches import (
+    attention_outputs,
+    drawn_variation,
+    patch_entropy,
+    variation_gap,
+)
 
 
 @recorded
@@ -71,23 +67,3 @@ def rolling_stage(steps: int, reach: int, learning_rate: float) -> Stage:
     """A stage with images rolled by the same offset along both axes, and mirrored or not."""
     optimizer = rated(adam_to_zero, learning_rate, steps=steps, b1=0.5, b2=0.9, warmup=100)
     return Stage(steps, optimizer, compose(jitter(reach, same=True), flip()))
-
-
-def drawn_variation(model: Model, targets: Targets, key: Key[Array, ""]) -> Float[Array, ""]:
-    """A variation that a batch of the paper's should have."""
-    del model, targets
-    return jax.random.uniform(key, minval=2500.0, maxval=3000.0)
-
-
-def variation_gap(observed: Observed) -> Float[Array, ""]:
-    """Distance of the total variation to the one drawn for the run.
-
-    The norms of a batch grow with the root of its size, and what was drawn is meant for 32 images
-    of 224x224 pixels; for others it is scaled accordingly (ours).
-
-    Reference:
-      Li et al. 2022, "Patch Similarity Aware Data-Free Quantization for Vision Transformers",
-      total variance, as released.
-    """
-    wanted = observed.shared * (observed.natural.size / PAPER_VALUES) ** 0.5
-    return jnp.abs(total_variation(observed.natural) - wanted)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, Shaped
 
-from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.base.elsewhere import check_method
+from dfq_jax.errors import UsageError
 from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.calibrate import guard_biases
@@ -20,11 +21,11 @@ from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.aquant import aquant
 from dfq_jax.recipes.best_rounding import best_rounding
 from dfq_jax.recipes.brecq import brecq
-from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.flexround import flexround
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
@@ -86,7 +87,7 @@ def methods_of(name: str, steps: int | None = None) -> tuple[Method, ...]:
     Raises:
       UsageError: for another name, or steps where there are none or below 1.
     """
-    check_choice("reconstruction", name, RECONSTRUCTIONS)
+    check_method("reconstruction", name, RECONSTRUCTIONS)
     if steps is not None and (steps < 1 or name not in LEARNED):
         able = f"takes steps >= 1, got {steps}" if name in LEARNED else "takes no steps"
         raise UsageError(f"reconstruction {name!r} {able}.")

@@ -11,7 +11,8 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.squant import squant_kernel
 from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import Quantized, placed
+from dfq_jax.recipes.dfq_biases import placed
+from dfq_jax.recipes.quantized import Quantized
 
 
 def squant(made: Quantized, *, correct: bool = False) -> Quantized:

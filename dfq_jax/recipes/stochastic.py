@@ -15,7 +15,8 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.rounding import rounded_at_random
 from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.recipes.dfq import Quantized, placed
+from dfq_jax.recipes.dfq_biases import placed
+from dfq_jax.recipes.quantized import Quantized
 
 
 def stochastic(made: Quantized, *, seed: int = 0) -> Quantized:

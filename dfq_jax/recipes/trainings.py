@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dfq_jax.errors import UsageError, check_choice
+from dfq_jax.base.elsewhere import check_method
+from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.ranges import MinMax
@@ -112,7 +113,7 @@ def training_for(
             )
     if isinstance(method, Training):
         return method
-    check_choice("method of training", method, TRAININGS)
+    check_method("method of training", method, TRAININGS)
     offer = TRAININGS[method]
     given = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
     if model is not None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -216,3 +217,17 @@ def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, 
 def balanced_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
     """One-hot labels in random order, every class as often as any other, give or take one."""
     return jax.nn.one_hot(jax.random.permutation(key, size) % classes, classes)
+
+
+def grouped_labels(
+    key: Key[Array, ""], size: int, classes: int, per_class: int
+) -> Float[Array, "b classes"]:
+    """One-hot labels of groups of one class each, the classes in random order."""
+    order = jax.random.permutation(key, classes)
+    return jax.nn.one_hot(order[jnp.arange(size) // per_class % classes], classes)
+
+
+def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
+    """One-hot labels of every other image of a batch; zeros, which no loss looks at, between."""
+    labels = random_labels(key, size, classes)
+    return labels.at[1::2].set(0.0)

@@ -24,7 +24,7 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Rule, Scheme, resolve
 from dfq_jax.quantization.simulate import QuantizedModel, simulate
 from dfq_jax.quantization.sites import Site
-from dfq_jax.recipes.dfq import corrected_analytically
+from dfq_jax.recipes.dfq_biases import corrected_analytically
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.clusterq import clusterq, grouped_labels
+from dfq_jax.recipes.clusterq import clusterq
+from dfq_jax.synthesis.recipe import grouped_labels
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.terms.centres import recorded_clusters

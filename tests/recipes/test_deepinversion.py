@@ -15,7 +15,6 @@ from dfq_jax.recipes.deepinversion import (
     TermWeights,
     deepinversion,
     deepinversion_cifar,
-    reads_half_the_size,
 )
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -23,6 +22,7 @@ from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import from_natural
 from dfq_jax.synthesis.terms.base import Term, total_variation
 from dfq_jax.synthesis.terms.match import batch_moments, batch_var_gap, matched, norms
+from dfq_jax.synthesis.terms.rival import reads_half_the_size
 from dfq_jax.synthesis.terms.targets import Target, batch_norm_targets, observe
 from dfq_jax.types import InputContract
 

@@ -29,7 +29,8 @@ from dfq_jax.quantization.observers import (
 )
 from dfq_jax.quantization.plan import Rule, Site, parse_scheme
 from dfq_jax.quantization.simulate import simulate
-from dfq_jax.recipes.dfq import SIGNED, at_one_width, dfq, rounded_kernels
+from dfq_jax.recipes.dfq import SIGNED, at_one_width, dfq
+from dfq_jax.recipes.dfq_biases import rounded_kernels
 from dfq_jax.report.analyze import analyze
 from dfq_jax.types import InputContract
 

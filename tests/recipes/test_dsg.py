@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.dsg import dsg, dsg_journal, exactly
+from dfq_jax.recipes.dsg import dsg, dsg_journal
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import batch_size
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import gaussian, uniform
-from dfq_jax.synthesis.terms.slack import slack_margins
+from dfq_jax.synthesis.terms.slack import exactly, slack_margins
 from dfq_jax.synthesis.terms.spectrum import spectral_distance, spectrum
 from dfq_jax.synthesis.terms.targets import batch_norm_targets, observe
 

@@ -11,12 +11,13 @@ from dfq_jax.optim.steps import Now
 from dfq_jax.passes.estimate import recursive_moments
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.recipes.best import best
-from dfq_jax.recipes.gzsq import estimated, gzsq, image_z_score, natural_inputs
+from dfq_jax.recipes.gzsq import gzsq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import gaussian, to_natural
-from dfq_jax.synthesis.terms.match import EPS
+from dfq_jax.synthesis.terms.estimates import estimated, natural_inputs
+from dfq_jax.synthesis.terms.match import EPS, image_z_score
 from dfq_jax.synthesis.terms.targets import batch_norm_targets, recorded_statistics
 from dfq_jax.types import InputContract
 

@@ -12,11 +12,11 @@ from dfq_jax.optim.alternating import whose_turn
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.schedules import radam_with_plateau
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.mct import Variant, last_target, mct
+from dfq_jax.recipes.mct import Variant, mct
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import imagenet_moments
-from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table, first_reader
+from dfq_jax.synthesis.terms.aggregate import IMAGE, empty_table, first_reader, last_target
 from dfq_jax.synthesis.terms.targets import batch_norm_targets
 
 KEY = jax.random.key(0)

@@ -8,7 +8,8 @@ from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.quantization.plan import Site, parse_scheme
-from dfq_jax.recipes.dfq import dfq, nearest
+from dfq_jax.recipes.dfq import dfq
+from dfq_jax.recipes.dfq_ranges import nearest_network
 from dfq_jax.recipes.noise import noise
 from dfq_jax.report.analyze import analyze
 from dfq_jax.synthesis.run.engine import synthesize_images
@@ -97,6 +98,6 @@ def test_of_several_grids_the_best_for_outputs_is_taken(turn, tiny_net):
         for observer in (MinMax(), Percentile(60.0))
     ]
     grids = [(one.quantized, True) for one in made]
-    found, used = nearest(grids[::turn], made[0].reference, images)
+    found, used = nearest_network(grids[::turn], made[0].reference, images)
     assert used
     assert found is made[0].quantized

@@ -10,7 +10,6 @@ from dfq_jax.graph.query import batch_norms
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.observers import NAMED
 from dfq_jax.quantization.plan import Scheme
-from dfq_jax.recipes.gzsq import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.presets import (
     METHODS,
@@ -29,6 +28,7 @@ from dfq_jax.recipes.presets import (
 )
 from dfq_jax.recipes.reconstructions import RECONSTRUCTIONS, methods_of
 from dfq_jax.synthesis.recipe import Recipe
+from dfq_jax.synthesis.terms.estimates import ESTIMATED, ESTIMATED_ANEW
 from dfq_jax.types import InputContract
 
 SMALL, LARGE = InputContract(32, 32), InputContract(224, 224)

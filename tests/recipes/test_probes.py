@@ -6,7 +6,6 @@ import pytest
 
 from dfq_jax.optim.state import Place
 from dfq_jax.recipes import probes
-from dfq_jax.recipes.best import half_labelled
 from dfq_jax.recipes.probes import (
     PROBES,
     base_pixels,
@@ -14,6 +13,7 @@ from dfq_jax.recipes.probes import (
     probes_of,
     varied,
 )
+from dfq_jax.synthesis.recipe import half_labelled
 from dfq_jax.synthesis.sources.pixels import to_pixels
 
 

@@ -8,12 +8,17 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.psaq_vit import PAPER_VALUES, psaq_vit, variation_gap
+from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.synthesis.recipe import random_labels
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective
 from dfq_jax.synthesis.sources.pixels import gaussian
-from dfq_jax.synthesis.terms.patches import attention_outputs, layer_entropy
+from dfq_jax.synthesis.terms.patches import (
+    PAPER_VALUES,
+    attention_outputs,
+    layer_entropy,
+    variation_gap,
+)
 from dfq_jax.synthesis.terms.targets import observe
 from dfq_jax.types import InputContract
 

@@ -18,11 +18,11 @@ from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes import reconstructions as recipe
 from dfq_jax.recipes.adaround import adaround
 from dfq_jax.recipes.brecq import brecq
-from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.end_to_end import end_to_end
 from dfq_jax.recipes.genie_m import genie_m
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.reconstructions import (
     ENLARGED,
     PLACED,

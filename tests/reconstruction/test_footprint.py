@@ -13,9 +13,9 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.brecq import brecq
-from dfq_jax.recipes.dfq import Quantized
 from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.qdrop import qdrop
+from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.reconstructions import foretold
 from dfq_jax.reconstruction.batches import Rows
 from dfq_jax.reconstruction.closed_form import ClosedForm

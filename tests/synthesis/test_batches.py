@@ -10,8 +10,8 @@ from dfq_jax.optim.alternating import whose_turn
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.optim.state import Place
 from dfq_jax.optim.steps import Now
-from dfq_jax.recipes.best import best, half_labelled
-from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage
+from dfq_jax.recipes.best import best
+from dfq_jax.synthesis.recipe import Memory, Recipe, Source, Stage, half_labelled
 from dfq_jax.synthesis.run.engine import synthesize_images
 from dfq_jax.synthesis.run.objectives import Context, build_objective, finished
 from dfq_jax.synthesis.sources.pixels import from_natural, gaussian

@@ -11,13 +11,13 @@ import pytest
 
 from dfq_jax.errors import ResourceError, UnsupportedModelError, UsageError
 from dfq_jax.graph.ops import Concat, GlobalAvgPool, MatMul, Reshape, Softmax
-from dfq_jax.recipes.gzsq import estimated
 from dfq_jax.recipes.mct import mct
 from dfq_jax.recipes.presets import METHODS, OFFERS, recipe_for
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.run import limits
 from dfq_jax.synthesis.run.engine import measured, synthesize_images
 from dfq_jax.synthesis.run.limits import least_bytes, refuse_hopeless
+from dfq_jax.synthesis.terms.estimates import estimated
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(3)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.synthesis.recipe import Memory
 from dfq_jax.synthesis.terms.base import EPS, Observed
 from dfq_jax.synthesis.terms.match import Gap, sample_std_gap, usable_gap
@@ -203,3 +203,20 @@ def first_reader(graph: Graph) -> str:
         if node.inputs[:1] == graph.inputs[:1]:
             return node.name
     raise UnsupportedModelError(f"no node of this network reads {graph.inputs[0]!r} first.")
+
+
+def last_target(model: Model, targets: Targets, key: Key[Array, ""]) -> dict[str, Target]:
+    """The last batch norm with usable statistics; dictionaries lose their order under `jit`."""
+    del model, key
+    return {name: targets[name] for name in list(targets)[-1:]}
+
+
+def confidence(observed: Observed) -> Float[Array, ""]:
+    """Less, the wider the range of outputs."""
+    return -output_range(observed.logits)
+
+
+def typical_confidence(observed: Observed) -> Float[Array, ""]:
+    """The same, with a price on images far from the statistics of the last batch norm."""
+    ((name, target),) = observed.shared.items()
+    return confidence(observed) + outlying(observed.stats[name], target)

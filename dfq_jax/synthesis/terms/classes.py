@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import Linear
-from dfq_jax.graph.query import last_weighted
+from dfq_jax.graph.query import classes_of, last_weighted
 from dfq_jax.synthesis.recipe import random_labels
+from dfq_jax.synthesis.terms.base import Observed
 from dfq_jax.synthesis.terms.targets import Targets
 from dfq_jax.values import Bound, bound
 
@@ -211,3 +212,34 @@ def penultimate(graph: Graph) -> str:
             "to 0..2."
         )
     return last[0]
+
+
+def asked_confidence(observed: Observed) -> Float[Array, ""]:
+    """SIL: how far each image is from the confidence it asks for."""
+    return soft_inception(observed.logits, observed.labels)
+
+
+def penultimate_features(graph: Graph) -> dict[str, str]:
+    """What the last layer reads."""
+    return {FEATURES: penultimate(graph)}
+
+
+def margin_of_classes(lower: float, upper: float, o: Observed) -> Float[Array, ""]:
+    """MDC: how far features are beyond the margin around the means of their classes."""
+    return class_margin(o.taps[FEATURES], o.labels.labels, o.memory, lower, upper)
+
+
+def remember_classes(o: Observed) -> PyTree:
+    """The means of classes with the features of a finished batch."""
+    return with_images(o.memory, o.taps[FEATURES], o.labels.labels)
+
+
+def classes_needed(model: Model, targets: Targets, key: Key[Array, ""]) -> tuple[()]:
+    """Raises UnsupportedModelError for a network that is no classifier; shares nothing."""
+    del targets, key
+    if not classes_of(model):
+        raise UnsupportedModelError(
+            "knowledge_within: the network tells no classes apart, which is all that "
+            'scheme="inception" asks of images. Use scheme="bns".'
+        )
+    return ()

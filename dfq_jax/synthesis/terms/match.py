@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfq_jax.synthesis.terms.base import Observed
-from dfq_jax.synthesis.terms.targets import Stats, Target
+from dfq_jax.synthesis.terms.targets import Stats, Target, sample_stats
 from dfq_jax.values import Bound, bound
 
 EPS = 1e-6
@@ -289,3 +289,10 @@ def batch_z_gap(stats: Stats, target: Target) -> Gap:
 
 z_match = matched(batch_z_gap, norms)
 """GZSQ's loss: norms over channels, layers summed."""
+
+
+def image_z_score(observed: Observed) -> Float[Array, ""]:
+    """Z-score distance of the batch to N(0, 1) per colour, natural units."""
+    none = jnp.zeros(observed.natural.shape[-1])
+    normal = Target(none, none + 1, none == 0)
+    return norms(batch_z_gap(sample_stats(observed.natural, none), normal))

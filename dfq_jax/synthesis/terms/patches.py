@@ -8,13 +8,14 @@ from math import pi, sqrt
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.graph.graph import Graph
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import MatMul, Softmax
 from dfq_jax.graph.query import consumers
-from dfq_jax.synthesis.terms.base import EPS, Observed
+from dfq_jax.synthesis.terms.base import EPS, Observed, total_variation
+from dfq_jax.synthesis.terms.targets import Targets
 
 BANDWIDTH = 0.01
 POINTS = 10
@@ -153,3 +154,27 @@ def patch_entropy(observed: Observed) -> Float[Array, ""]:
     if not layers:
         raise unreadable("it never sees two patches beside a first token")
     return sum((layer_entropy(x) for x in layers), jnp.zeros(()))
+
+
+PAPER_VALUES = 32 * 224 * 224 * 3
+"""Numbers in a batch of the paper, for which its range of variations is meant."""
+
+
+def drawn_variation(model: Model, targets: Targets, key: Key[Array, ""]) -> Float[Array, ""]:
+    """A variation that a batch of the paper's should have."""
+    del model, targets
+    return jax.random.uniform(key, minval=2500.0, maxval=3000.0)
+
+
+def variation_gap(observed: Observed) -> Float[Array, ""]:
+    """Distance of the total variation to the one drawn for the run.
+
+    The norms of a batch grow with the root of its size, and what was drawn is meant for 32 images
+    of 224x224 pixels; for others it is scaled accordingly (ours).
+
+    Reference:
+      Li et al. 2022, "Patch Similarity Aware Data-Free Quantization for Vision Transformers",
+      total variance, as released.
+    """
+    wanted = observed.shared * (observed.natural.size / PAPER_VALUES) ** 0.5
+    return jnp.abs(total_variation(observed.natural) - wanted)

@@ -4,11 +4,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.synthesis.sources.pixels import from_natural, gaussian
-from dfq_jax.synthesis.terms.match import Gap, Slack, recorded_std, unbiased_std, usable_gap
+from dfq_jax.synthesis.terms.base import Observed
+from dfq_jax.synthesis.terms.match import (
+    Gap,
+    Slack,
+    enhanced,
+    layer_losses,
+    recorded_std,
+    unbiased_std,
+    usable_gap,
+)
 from dfq_jax.synthesis.terms.targets import Targets, observe
 
 
@@ -73,3 +82,13 @@ def noise_gaps(
         off = mean / len(keys) - target.mean, std / len(keys) - recorded(target)
         found[name] = usable_gap(*off, target)
     return found
+
+
+def exactly(model: Model, targets: Targets, key: Key[Array, ""]) -> None:
+    """No tolerances."""
+    del model, targets, key
+
+
+def slack_match(factor: float, observed: Observed, *, once: bool) -> Float[Array, ""]:
+    """SDA, distances beyond the tolerances; LSE, a layer counts more in each sample."""
+    return enhanced(layer_losses(observed, observed.shared), factor, once=once)
