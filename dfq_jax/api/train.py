@@ -123,7 +123,7 @@ def train(
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
     asked = asked_of(model, how, scheme_for(method), given)
     check_binary(how, has_signs(asked) if begun is None else on_signs(begun.quantized.plan))
-    return carried_out(model, brought, how, begun, asked, follow)
+    return carried_out(TrainingJob(model, how, asked, follow), brought, begun)
 
 
 def has_signs(asked: Asked) -> bool:
@@ -181,20 +181,31 @@ class ImagesApart(NamedTuple):
     held_out: Examples
 
 
-def carried_out(
-    model: Model,
-    brought: Examples | None,
-    method: Training,
-    begun: Quantized | None,
-    asked: Asked,
-    follow: Follow,
-) -> Result:
+class TrainingJob(NamedTuple):
+    """What is trained, by what, with all that comes before and after.
+
+    Attributes:
+      model: the float network with its batch norms.
+      method: of training.
+      asked: what comes before and after.
+      follow: who is told, and where state lies.
+    """
+
+    model: Model
+    method: Training
+    asked: Asked
+    follow: Follow
+
+
+def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | None) -> Result:
     """The network as asked for."""
+    model, method, asked, _ = job
     making = making_for(model, method, asked)
     if brought is None:
         check_images(method, kept_of(making.n))
     there = None if brought is None else len(brought)
-    follow = with_foresight(follow, model, making, there, method, asked, learns=begun is None)
+    follow = with_foresight(job, making, there, learns=begun is None)
+    job = job._replace(follow=follow)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = deliverable(images, model.contract)
     seen, held_out = apart(images)
@@ -219,7 +230,7 @@ def carried_out(
     notes = (*otherwise, *report.notes, told_of(report))
     for note in notes:
         follow.watch.says(note)
-    result = verdict(model, made, images, held_out, asked, follow, (*cut, *notes))
+    result = verdict(job, made, images, held_out, (*cut, *notes))
     settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
     if brought is None and making.steps:
         settings["synthesis"] = manner(model, making.method, making, "best")
@@ -227,26 +238,17 @@ def carried_out(
 
 
 def with_foresight(
-    follow: Follow,
-    model: Model,
-    making: ImageBudget,
-    there: int | None,
-    method: Training,
-    asked: Asked,
-    *,
-    learns: bool,
+    job: TrainingJob, making: ImageBudget, there: int | None, *, learns: bool
 ) -> Follow:
     """Those who follow, with how long each part of the run is foreseen to take.
 
     Args:
-      follow: those who do.
-      model: the network.
+      job: what is trained.
       making: how images are made, unless there are some.
       there: how many there are.
-      method: of training.
-      asked: what comes before and after.
       learns: whether a start is learned, if the method begins at one.
     """
+    model, method, asked, follow = job
     if follow.watch.phase is None:
         return follow
     made, images = (making, making.n) if there is None else (None, there)
@@ -309,15 +311,14 @@ def told_of(report: TrainingReport) -> str:
 
 
 def verdict(
-    model: Model,
+    job: TrainingJob,
     made: Quantized,
     images: Examples,
     probes: Examples,
-    asked: Asked,
-    follow: Follow,
     notes: tuple[str, ...],
 ) -> Result:
     """The network with its report."""
+    model, _, asked, follow = job
     judges = judges_of(model, made, asked, follow)
     loss = expected(made, model, judges, asked.accuracy)
     found = analyze(made.reference, made.quantized, probes.images, task=asked.task)

@@ -1,34 +1,17 @@
 """Layers with parameters, products, norms and attention against PyTorch, over their attributes."""
 
-import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from drawn_networks import ROUTES, examples, space
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.torch
 
-ROUTES = st.tuples(
-    st.sampled_from([1, 4, None]), st.sampled_from([None, None, None, 11, 13, 17, 20])
-)
 ONE_TO_THREE, FLAG = st.integers(1, 3), st.booleans()
-
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-
-
-def examples(count: int) -> Any:
-    return settings(
-        max_examples=int(os.environ.get("DFQ_EXAMPLES", count)),
-        deadline=None,
-        derandomize="DFQ_EXAMPLES" not in os.environ,
-        database=None,
-        phases=(Phase.explicit, Phase.generate),  # each export is slow: no shrinking
-        report_multiple_bugs=False,
-        suppress_health_check=SLOW,
-    )
 
 
 def randomised(module: Any) -> Any:
@@ -38,10 +21,6 @@ def randomised(module: Any) -> Any:
         if name.endswith(("running_var", "running_mean")) or tensor.ndim == 1:
             tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return module
-
-
-def space(draw: Any, rank: int, least: int, most: int) -> tuple[int, ...]:
-    return tuple(draw(st.integers(least, most)) for _ in range(rank))
 
 
 @examples(30)

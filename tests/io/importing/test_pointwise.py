@@ -1,40 +1,19 @@
 """Activations, arithmetic with every kind of operand, joins and masks against PyTorch."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from drawn_networks import ROUTES, examples, space
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.torch
 
-ROUTES = st.tuples(
-    st.sampled_from([1, 4, None]), st.sampled_from([None, None, None, 11, 13, 17, 20])
-)
 FLAG = st.booleans()
-
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-
-
-def examples(count: int) -> Any:
-    return settings(
-        max_examples=int(os.environ.get("DFQ_EXAMPLES", count)),
-        deadline=None,
-        derandomize="DFQ_EXAMPLES" not in os.environ,
-        database=None,
-        phases=(Phase.explicit, Phase.generate),  # each export is slow: no shrinking
-        report_multiple_bugs=False,
-        suppress_health_check=SLOW,
-    )
-
-
-def space(draw: Any, rank: int, least: int, most: int) -> tuple[int, ...]:
-    return tuple(draw(st.integers(least, most)) for _ in range(rank))
 
 
 def numbers(shape: tuple[int, ...], seed: int = 1) -> Any:

@@ -1,11 +1,11 @@
 """Pooling, reductions and resampling against PyTorch, over their attributes."""
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from drawn_networks import ROUTES, examples, space
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dfq_jax.errors import UnsupportedModelError
@@ -14,28 +14,7 @@ torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.torch
 
-ROUTES = st.tuples(
-    st.sampled_from([1, 4, None]), st.sampled_from([None, None, None, 11, 13, 17, 20])
-)
 FLAG = st.booleans()
-
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-
-
-def examples(count: int) -> Any:
-    return settings(
-        max_examples=int(os.environ.get("DFQ_EXAMPLES", count)),
-        deadline=None,
-        derandomize="DFQ_EXAMPLES" not in os.environ,
-        database=None,
-        phases=(Phase.explicit, Phase.generate),  # each export is slow: no shrinking
-        report_multiple_bugs=False,
-        suppress_health_check=SLOW,
-    )
-
-
-def space(draw: Any, rank: int, least: int, most: int) -> tuple[int, ...]:
-    return tuple(draw(st.integers(least, most)) for _ in range(rank))
 
 
 def windows(draw: Any, rank: int) -> dict[str, Any]:

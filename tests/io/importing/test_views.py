@@ -1,13 +1,13 @@
 """Views: chains of them before a layer keep the function, and leave no transposes behind."""
 
-import os
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from drawn_networks import ROUTES, examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dfq_jax.errors import UnsupportedModelError
@@ -16,25 +16,8 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 pytestmark = pytest.mark.torch
 
-ROUTES = st.tuples(
-    st.sampled_from([1, 4, None]), st.sampled_from([None, None, None, 11, 13, 17, 20])
-)
 Step = Callable[[Any], Any]
 Sizes = list[int]
-
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-
-
-def examples(count: int) -> Any:
-    return settings(
-        max_examples=int(os.environ.get("DFQ_EXAMPLES", count)),
-        deadline=None,
-        derandomize="DFQ_EXAMPLES" not in os.environ,
-        database=None,
-        phases=(Phase.explicit, Phase.generate),  # each export is slow: no shrinking
-        report_multiple_bugs=False,
-        suppress_health_check=SLOW,
-    )
 
 
 def constant(*shape: int, seed: int = 1) -> Any:
