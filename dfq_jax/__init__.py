@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         load,
+        narrow,
         predict,
         verify,
     )
@@ -39,7 +40,7 @@ NAMESPACES = ("edits", "methods", "parts")
 """Modules of names that would be too many here: `dfq.methods.zeroq`."""
 PLACES = {
     "api.compress": ("compress",),
-    "api.functions": ("bench", "evaluate", "export", "load", "predict", "verify"),
+    "api.functions": ("bench", "evaluate", "export", "load", "narrow", "predict", "verify"),
     "api.quantize": ("quantize",),
     "api.result": ("Result",),
     "api.synthesize": ("synthesize", "synthesize_set"),
@@ -85,6 +86,7 @@ __all__ = [
     "export",
     "load",
     "methods",
+    "narrow",
     "parts",
     "pipeline_for",
     "predict",

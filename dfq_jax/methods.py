@@ -53,6 +53,7 @@ from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.stochastic import stochastic
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.recipes.zhu import zhu
@@ -115,6 +116,7 @@ __all__ = [
     "stages",
     "stochastic",
     "synq",
+    "vertical_layered",
     "zaq",
     "zeroq",
     "zhu",

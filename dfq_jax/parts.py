@@ -35,6 +35,7 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.observers import Observers, observer_named
 from dfq_jax.quantization.plan import Scheme, Site, Spec, parse_scheme, resolve
 from dfq_jax.quantization.rules import parse_rule
+from dfq_jax.quantization.vertical import VerticalNetwork, as_cut, narrowed
 from dfq_jax.recipes.probes import probes_of
 from dfq_jax.recipes.reconstructions import Enlarge, enlarged, reconstructed, surfaces
 from dfq_jax.reconstruction.closed_form import ClosedForm
@@ -117,6 +118,7 @@ from dfq_jax.training.method import (
     to_zero,
 )
 from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.vertical import trained_vertically
 from dfq_jax.training.wrappers import perturbed_images, sharpness_aware
 from dfq_jax.values import bound
 
@@ -176,11 +178,13 @@ __all__ = [
     "Tracking",
     "TrainingReport",
     "UnitReport",
+    "VerticalNetwork",
     "adam_to_zero",
     "adam_with_plateau",
     "allocate",
     "analyze",
     "as_calibrated",
+    "as_cut",
     "attention_transfer",
     "balanced_labels",
     "balanced_signs",
@@ -231,6 +235,7 @@ __all__ = [
     "matched",
     "milestones",
     "min_max",
+    "narrowed",
     "nearest",
     "nesterov",
     "observer_named",
@@ -276,6 +281,7 @@ __all__ = [
     "total_variation",
     "trained",
     "trained_in_float",
+    "trained_vertically",
     "uniform",
     "warmup_cosine",
     "with_hard_tanh",

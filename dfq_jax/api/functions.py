@@ -20,6 +20,7 @@ from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import Artifact, load_artifact
 from dfq_jax.io.artifacts.images import NOT_AN_NPZ
+from dfq_jax.io.artifacts.vertical_file import unpack_vertical
 from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_module
 from dfq_jax.io.frontends.jax_live import is_torch
@@ -34,6 +35,7 @@ from dfq_jax.io.verification.verify import Verification
 from dfq_jax.io.verification.verify import verify as compare_runtimes
 from dfq_jax.io.zoo.catalog import Size
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.quantization.vertical import narrowed
 from dfq_jax.types import InputContract
 
 
@@ -203,6 +205,27 @@ def verify(folder: str | Path) -> Verification:
     artifact = load_artifact(folder)
     told = probes_of(artifact)
     return compare_runtimes(artifact.quantized, artifact.onnx_path, told, task=artifact.task)
+
+
+def narrow(folder: str | Path, bits: int, path: str | Path) -> Verification:
+    """Writes the ONNX file of one width of a network that has many.
+
+    Args:
+      folder: output folder of `train` by `vertical_layered`.
+      bits: of the weights.
+      path: the `.onnx` file; replaced atomically.
+
+    Returns:
+      How it compares with the simulator, on the probes of the folder.
+
+    Raises:
+      UsageError: for a width or folder that has not so many.
+      DataError: if the folder is damaged.
+    """
+    artifact = load_artifact(folder)
+    found = narrowed(unpack_vertical(artifact), bits)
+    export(found, path)
+    return compare_runtimes(found, Path(path), probes_of(artifact), task=artifact.task)
 
 
 def probes_of(artifact: Artifact) -> Shaped[Array, "n ..."]:

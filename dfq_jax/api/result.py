@@ -11,6 +11,7 @@ from dfq_jax.base.finite import finite_data
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import save_artifact
+from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime.latency import Latency, bench
 from dfq_jax.io.verification.verify import Verification
@@ -18,6 +19,7 @@ from dfq_jax.io.verification.verify import verify as compare_runtimes
 from dfq_jax.pruning.prune import Pruned
 from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.quantization.vertical import VerticalNetwork
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of_layers, histograms_png
@@ -52,6 +54,7 @@ class Result:
       zeros: which weights were made zero before it was quantized, if some were; the original
         judges likewise.
       original: fingerprint of the weights of the network that it was cut down from, if it was.
+      vertical: the network of all widths, if it has many; `quantized` is that of 8 bits.
     """
 
     quantized: QuantizedModel
@@ -65,6 +68,7 @@ class Result:
     pruned: Pruned | None = None
     zeros: Zeros | None = None
     original: str = ""
+    vertical: VerticalNetwork | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
@@ -167,6 +171,8 @@ class Result:
             front = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
             files["front.png"] = pictures["front"] = front
             report["mixed"] = plain(self.mixed)
+        if self.vertical is not None:
+            files[VERTICAL] = pack_vertical(self.vertical)
         found = None if verification is None else verification.to_dict()
         told = (self.report, self.images, self.settings, found)
         shown = {"pictures": pictures, "pruned": self.pruned, "zeros": self.zeros}

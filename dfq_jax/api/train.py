@@ -18,10 +18,11 @@ from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.tasks import Task, task_named
-from dfq_jax.numerics.signs import Signs
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.quantization.plan import Plan, Rule
 from dfq_jax.quantization.shared_grids import shared_grids
+from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.quantization.vertical import VerticalNetwork
 from dfq_jax.recipes.expense import manner
 from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.presets import (
@@ -33,11 +34,12 @@ from dfq_jax.recipes.presets import (
     offer_of,
 )
 from dfq_jax.recipes.quantized import Quantized
-from dfq_jax.recipes.trainings import check_binary, pipeline_of_start, scheme_for, training_for
+from dfq_jax.recipes.trainings import check_kernels, pipeline_of_start, scheme_for, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.engine import TrainingReport, check_images, check_suits, trained
 from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels
+from dfq_jax.training.vertical import trained_vertically
 
 LAYERS = "qdrop_8bit_ends"
 HELD_OUT, MOST_HELD_OUT = 4, 256
@@ -122,19 +124,19 @@ def train(
         asked = (given.scheme, given.layers, tuple(given.rules))
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
     asked = asked_of(model, how, scheme_for(method), given)
-    check_binary(how, has_signs(asked) if begun is None else on_signs(begun.quantized.plan))
+    check_kernels(how, bits_asked(asked) if begun is None else bits_of(begun.quantized.plan))
     return carried_out(TrainingJob(model, how, asked, follow), brought, begun)
 
 
-def has_signs(asked: Asked) -> bool:
-    """Whether scheme or rules ask for kernels of 1 bit."""
-    bits = [asked.pipeline.scheme.weight_bits, *(r.weight_bits for r in asked.pipeline.rules)]
-    return 1 in bits
+def bits_asked(asked: Asked) -> set[int]:
+    """Bits of kernels by scheme and rules."""
+    ruled = {rule.weight_bits for rule in asked.pipeline.rules if rule.weight_bits}
+    return {asked.pipeline.scheme.weight_bits, *ruled}
 
 
-def on_signs(plan: Plan) -> bool:
-    """Whether any kernel of a plan is on signs."""
-    return any(isinstance(spec.levels, Signs) for _, spec in plan.entries)
+def bits_of(plan: Plan) -> set[int]:
+    """Bits of the kernels of a plan."""
+    return {spec.levels.bits for site, spec in plan.entries if site.argument is None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +217,10 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     follow.begins("training")
     learned_levels = begun is not None or method.start == "post_training"
     method, otherwise = begun_on_levels(method) if learned_levels else (method, ())
-    network, report = trained(
-        made.quantized,
-        made.reference,
-        seen.images,
-        held_out.images,
-        method,
-        training_key(asked.seed),
-        unfolded=model,
-        place=follow.place,
-        watch=follow.watch,
-    )
+    job = job._replace(method=method)
+    network, report = taught_by(job, made, ImagesApart(seen, held_out))
+    vertical = network if isinstance(network, VerticalNetwork) else None
+    network = network.top if isinstance(network, VerticalNetwork) else network
     made = made._replace(quantized=network, used_images=True)
     notes = (*otherwise, *report.notes, told_of(report))
     for note in notes:
@@ -234,7 +229,19 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
     if brought is None and making.steps:
         settings["synthesis"] = manner(model, making.method, making, "best")
-    return dataclasses.replace(result, settings=settings)
+    return dataclasses.replace(result, settings=settings, vertical=vertical)
+
+
+def taught_by(
+    job: TrainingJob, made: Quantized, images: ImagesApart
+) -> tuple[QuantizedModel | VerticalNetwork, TrainingReport]:
+    """The student, or all of them where a method teaches many widths; and how that went."""
+    shown = (made.quantized, made.reference, images.seen.images, images.held_out.images)
+    key, told = training_key(job.asked.seed), job.follow
+    kept = {"place": told.place, "watch": told.watch}
+    if job.method.student.widths:
+        return trained_vertically(*shown, job.method, key, **kept)
+    return trained(*shown, job.method, key, unfolded=job.model, **kept)
 
 
 def with_foresight(

@@ -67,6 +67,7 @@ TrainingName = Literal[
     "zhu",
     "ir_net",
     "dir_net",
+    "vertical_layered",
     "intraq_qat",
     "hast",
     "synq",

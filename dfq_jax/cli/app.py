@@ -202,6 +202,23 @@ def verify(out: Path, /, *, json: Json = False, begin: Begin = beginning) -> Non
 
 
 @app.command
+def narrow(
+    out: Path,
+    /,
+    *,
+    bits: Annotated[int, Parameter(help="Of the weights, e.g. 4.")],
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The .onnx file.")],
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
+    """Writes one width of an OUT folder of `dfq train --method vertical_layered` as ONNX."""
+    with begin(f"reading {out}", json) as terminal:
+        from dfq_jax.cli.narrow import narrow_to
+
+    narrow_to(out, bits, output, terminal)
+
+
+@app.command
 def doctor(
     model_or_out: str,
     /,

@@ -32,7 +32,7 @@ IMAGES = 16
 """How many images are asked."""
 
 
-def narrowed(
+def with_narrowed_ranges(
     quantized: QuantizedModel, expected: Ranges, images: Shaped[Array, "n ..."]
 ) -> QuantizedModel:
     """The network with 8-bit grids of activations narrowed to what is predicted, where that pays.

@@ -13,7 +13,7 @@ from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.passes.channel_split import runs, split_channels
 from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.quantization.calibrate import Ranges, calibrate
-from dfq_jax.quantization.narrowing import activation_gap, narrowed
+from dfq_jax.quantization.narrowing import activation_gap, with_narrowed_ranges
 from dfq_jax.quantization.observers import Observers
 from dfq_jax.quantization.plan import Plan, Site, observing
 from dfq_jax.quantization.simulate import QuantizedModel
@@ -58,7 +58,7 @@ def ranged(
         reference, plan, images, expected=expected, settled=seen.settled, widen=widen
     )
     if images is not None and widen and seen.sigmas is not None:
-        quantized = narrowed(quantized, expected, images)
+        quantized = with_narrowed_ranges(quantized, expected, images)
     return on_grids(quantized, whole, split), images is not None
 
 

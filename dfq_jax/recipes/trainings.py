@@ -1,13 +1,14 @@
 """What `dfq train --method` means: methods of training without data by name."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from dfq_jax.base.elsewhere import check_method
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.quantization.observers import Observers
@@ -29,6 +30,7 @@ from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.retraining import retraining
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zhu import zhu
 from dfq_jax.report.trust import judges_classes
@@ -61,8 +63,8 @@ def by_outputs(model: Model) -> Mapping[str, Any]:
 FIXED = {"batch": 16, "learning_rate": 1e-6}
 GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
 """What released code takes for ImageNet."""
-SIGNS = "w1a8"
-"""Kernels of signs."""
+SIGNS, WHOLE = "w1a8", "w8a8"
+"""Kernels of signs; of 8 bits, of which fewer can be read."""
 TRAININGS: Mapping[str, TrainingOffer] = {
     "best": TrainingOffer(best_training, suited=by_outputs),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
@@ -77,6 +79,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "zhu": TrainingOffer(zhu, scheme=SIGNS),
     "ir_net": TrainingOffer(ir_net, scheme=SIGNS),
     "dir_net": TrainingOffer(dir_net, scheme=SIGNS),
+    "vertical_layered": TrainingOffer(vertical_layered, suited=by_outputs, scheme=WHOLE),
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
@@ -155,20 +158,25 @@ def scheme_for(method: str | Training) -> str:
     return (offer or TrainingOffer(best_training)).scheme
 
 
-def check_binary(method: Training, signs: bool) -> None:
-    """Refuses a method of binary kernels for a plan that has none.
+def check_kernels(method: Training, bits: Collection[int]) -> None:
+    """Refuses a method for kernels of 1 bit, or that cuts those of 8, where there are none.
 
     Args:
       method: of training.
-      signs: whether any kernel is to be on signs.
+      bits: of kernels, those that will be.
 
     Raises:
       UsageError: naming the scheme that has.
     """
-    if method.student.signs is not None and not signs:
+    if method.student.signs is not None and 1 not in bits:
         raise UsageError(
             f"{method.name} trains kernels of 1 bit, and there are none: take a scheme like "
             f'`scheme="{SIGNS}"` or `scheme="w1"`.'
+        )
+    if method.student.widths and TOP not in bits:
+        raise UsageError(
+            f"{method.name} cuts kernels of {TOP} bits, and there are none: take a scheme like "
+            f'`scheme="{WHOLE}"`.'
         )
 
 

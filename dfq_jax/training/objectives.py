@@ -32,6 +32,7 @@ from dfq_jax.training.student import (
     tensors_of,
     tracked,
 )
+from dfq_jax.training.widths import at_width
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
 
@@ -113,7 +114,21 @@ class ToldBeside(NamedTuple):
 def lesson_loss(
     course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
 ) -> LossParts:
-    """The weighted terms of one lesson."""
+    """The weighted terms of one lesson; of students of many widths those of all, added up."""
+    loss, heard = one_lesson(course, taught, told, x, images)
+    start, parts = taught.start, dict(heard.parts)
+    for bits in course.method.student.widths:
+        plan, narrow = at_width(course.plan, start.model, start.qparams, x, bits)
+        own, more = one_lesson(course._replace(plan=plan), taught, told, narrow, images)
+        loss += own
+        parts |= {f"{name} of {bits} bits": value for name, value in more.parts.items()}
+    return loss, heard._replace(parts=parts)
+
+
+def one_lesson(
+    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
+) -> LossParts:
+    """The weighted terms of one lesson of one student."""
     both = both_answers(course, taught, x, images, told.now)
     lesson = Lesson(images, told.labels, both.teacher, both.student, told.key)
     loss, parts = weighted(course.method.terms, lesson)

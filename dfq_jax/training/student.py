@@ -28,6 +28,7 @@ from dfq_jax.quantization.plan import Plan, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
 from dfq_jax.quantization.sites import Site
 from dfq_jax.training.level_rules import DONE, LevelRule, Share, as_calibrated, min_max
+from dfq_jax.training.widths import widths_at_first
 
 BYTE = 8
 """Grids of so many bits do not learn from images that are not real."""
@@ -69,6 +70,8 @@ class StudentKind(NamedTuple):
       live: batch norms have scales and biases of their own that are trained, and frozen
         statistics; else they are part of the layers before them from the start.
       tracking: ranges of activations follow the first images; None for those of calibration.
+      widths: bits of further students, which read as many bits of the same kernels of 8 and have
+        steps and biases of their own (`training.widths`); none for one student.
       own_norms: live norms begin with statistics of the student (`training.own_norms`) instead of
         those of the float network.
       signs: what of kernels on signs meets them, before batch norms become part of it where they
@@ -79,6 +82,7 @@ class StudentKind(NamedTuple):
     edges: LevelRule = as_calibrated()
     live: bool = False
     tracking: Tracking | None = None
+    widths: tuple[int, ...] = ()
     own_norms: bool = False
     signs: KernelView | None = None
 
@@ -103,7 +107,7 @@ def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict
 
     Returns:
       `weights`: {node: {slot: array}}; `steps`: {layer: scales of its kernel}; `edges`: {tensor:
-      scale}, where the rules train any.
+      scale}, where the rules train any; `widths`: what is each width's own, if there are some.
     """
     weights = {
         node.name: {s: slots[s] for s in TRAINED[type(node.op)] if s in slots}
@@ -118,7 +122,10 @@ def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict
         if spec_of(plan, sites).levels.bits < BYTE:
             edges[name] = kind.edges.begin(spec_of(plan, sites).levels, start.qparams[sites[0]])
     some = lambda found: {k: v for k, v in found.items() if v is not None}
-    return {"weights": weights, "steps": some(steps), "edges": some(edges)}
+    x = {"weights": weights, "steps": some(steps), "edges": some(edges)}
+    if kind.widths:
+        x["widths"] = widths_at_first(plan, start.model, kind.widths)
+    return x
 
 
 def on_learned_levels(kind: StudentKind) -> tuple[StudentKind, tuple[str, ...]]:

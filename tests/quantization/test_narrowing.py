@@ -7,7 +7,7 @@ from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Conv2d
 from dfq_jax.quantization.calibrate import calibrate
-from dfq_jax.quantization.narrowing import CONTESTED, contested, narrowed
+from dfq_jax.quantization.narrowing import CONTESTED, contested, with_narrowed_ranges
 from dfq_jax.quantization.plan import Scheme, Site, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.types import InputContract
@@ -47,17 +47,17 @@ def test_outliers_that_nobody_reads_are_clipped():
     site = Site("second", 0)
     ratio = contested(quantized.plan, quantized.qparams, EXPECTED)["first"][0]
     assert ratio > 5 * CONTESTED
-    better = narrowed(quantized, EXPECTED, images)
+    better = with_narrowed_ranges(quantized, EXPECTED, images)
     np.testing.assert_allclose(float(better.affines[site].scale), 8 / 255, rtol=1e-5)
     assert error(better, images) < error(quantized, images) / 4
 
 
 def test_outliers_that_matter_are_kept():
     quantized, images = calibrated(network(1.0))
-    same = narrowed(quantized, EXPECTED, images)
+    same = with_narrowed_ranges(quantized, EXPECTED, images)
     assert same.affines[Site("second", 0)].scale == (quantized.affines[Site("second", 0)].scale)
 
 
 def test_what_nothing_predicts_is_left():
     quantized, images = calibrated(network(0.0))
-    assert narrowed(quantized, {}, images) is quantized
+    assert with_narrowed_ranges(quantized, {}, images) is quantized

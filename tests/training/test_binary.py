@@ -23,7 +23,7 @@ from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.dir_net import dir_net
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.ir_net import ir_net
-from dfq_jax.recipes.trainings import check_binary, scheme_for
+from dfq_jax.recipes.trainings import check_kernels, scheme_for
 from dfq_jax.recipes.zhu import zhu
 from dfq_jax.training.binary import (
     balanced_signs,
@@ -246,10 +246,10 @@ def test_shares_count_the_steps_of_the_student():
 def test_methods_of_signs_need_some():
     assert {scheme_for(name) for name in ("zhu", "ir_net", "dir_net")} == {"w1a8"}
     assert scheme_for("gdfq") == scheme_for(gdfq()) == "w4a4"
-    check_binary(zhu(), True)
-    check_binary(gdfq(), False)
+    check_kernels(zhu(), {1, 8})
+    check_kernels(gdfq(), {4})
     with pytest.raises(UsageError, match='scheme="w1a8"'):
-        check_binary(zhu(), False)
+        check_kernels(zhu(), {4})
 
 
 @pytest.mark.slow
