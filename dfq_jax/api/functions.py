@@ -25,7 +25,8 @@ from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_module
 from dfq_jax.io.frontends.jax_live import is_torch
 from dfq_jax.io.frontends.jax_networks import load_network
-from dfq_jax.io.load import as_layout, with_normalisation
+from dfq_jax.io.frontends.normalisation import with_normalisation
+from dfq_jax.io.load import as_layout
 from dfq_jax.io.load import load as load_file
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime.latency import Latency

@@ -179,17 +179,21 @@ def evaluate(
     model_or_out: str,
     /,
     *,
-    data: Annotated[str, Parameter(help="Folder of class folders, zip of one, or tfds:NAME.")],
-    limit: Annotated[int | None, Parameter(help="Judge only so many images.")] = None,
+    data: Annotated[str, Parameter(help="Class folders, a zip of them, tfds:NAME; a text; .npy.")],
+    tokenizer: Annotated[Path | None, Parameter(help="For a text: that of llama2.c.")] = None,
+    limit: Annotated[int | None, Parameter(help="Judge only so many images or rows.")] = None,
     reading: Reading = DEFAULTS,
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT)."""
+    """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT).
+
+    A language model is judged by the perplexity of a text, or of rows of ids (.npy).
+    """
     with begin(f"reading {model_or_out}", json) as terminal:
         from dfq_jax.cli.verbs import evaluate_on
 
-    evaluate_on(model_or_out, data, limit, reading, terminal)
+    evaluate_on(model_or_out, data, tokenizer, limit, reading, terminal)
 
 
 @app.command

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from dfq_jax.allocation.diagnosis import Diagnosis, Outcome
 from dfq_jax.api.functions import probes_of
@@ -45,6 +45,7 @@ from dfq_jax.report.diagnosis import (
     to_dict,
 )
 from dfq_jax.report.plots import costs_png
+from dfq_jax.types import InputContract
 
 
 class Patient(NamedTuple):
@@ -54,7 +55,7 @@ class Patient(NamedTuple):
       title: what it is, in words.
       quantized: the network.
       float_model: what it was made from, batch norms in place.
-      probes: normalised images to judge it by.
+      probes: images, normalised, or rows to judge it by.
       so_far: {layer: SQNR of its output in dB, errors before it included}.
       bytes: of its file.
       command: that makes it again, into another folder.
@@ -68,7 +69,7 @@ class Patient(NamedTuple):
     title: str
     quantized: QuantizedModel
     float_model: Model
-    probes: Float[Array, "n h w c"]
+    probes: Shaped[Array, "n ..."]
     so_far: dict[str, float]
     bytes: int
     command: tuple[str, ...]
@@ -102,8 +103,9 @@ def doctor(target: str, options: DoctorOptions, terminal: Terminal) -> None:
 
 def untried_for(of: Patient, reference: Model, found: Diagnosis) -> tuple[Untried, ...]:
     """What could help and is not computed."""
-    plan, contract = of.quantized.plan, of.quantized.model.contract
-    others = other_presets(of.preset, contract, plan.scheme, of.made)
+    plan, read = of.quantized.plan, of.quantized.model.input
+    image = isinstance(read, InputContract)
+    others = other_presets(of.preset, read, plan.scheme, of.made) if image else ()
     count = of.made.get("n", 0)
     images = count if isinstance(count, int) else 0
     budget = None if of.budgeted else within_budget(reference, plan, found, images)
@@ -114,8 +116,9 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
     """The network in an output folder, failed or not."""
     terminal.stage(f"reading {folder}")
     artifact = load_artifact(folder)
-    contract = artifact.quantized.model.contract
-    model = load(artifact.float_path, no_bn_fallback=True, unchecked=True).model
+    read = artifact.quantized.model.input
+    size = None if isinstance(read, InputContract) else read.shape[0]
+    model = load(artifact.float_path, size=size, no_bn_fallback=True, unchecked=True).model
     facts, report = artifact.manifest, artifact.manifest["report"]
     failed = ", FAILED" if artifact.failed else ""
     command, rules = command_of(artifact)
@@ -123,7 +126,7 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
         f"{folder}: {facts.get('scheme')}, preset {facts.get('preset')}, "
         f"layers {facts.get('layers')}{failed}",
         artifact.quantized,
-        dataclasses.replace(model, inputs=(contract,)),
+        dataclasses.replace(model, inputs=(read,)),
         probes_of(artifact),
         losses_in(report),
         artifact.onnx_path.stat().st_size,
@@ -194,7 +197,7 @@ def of_model(target: str, options: DoctorOptions, terminal: Terminal) -> Patient
         f"{loaded.architecture} {options.scheme}, preset fast, layers {options.layers}",
         result.quantized,
         result.float_model,
-        result.probes.images,
+        result.probes.array,
         {layer.name: layer.sqnr for layer in result.report.layers},
         len(serialize(quantized_onnx(result.quantized))),
         command_for(target, options),

@@ -1,11 +1,13 @@
 """What the verbs of the command line do, between parsed arguments and the Python API."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from dfq_jax.api import functions as api
+from dfq_jax.api.language import evaluate_text
 from dfq_jax.api.quantize import quantize
 from dfq_jax.api.result import Result
 from dfq_jax.base.words import DEFAULT_STORE
@@ -22,7 +24,8 @@ from dfq_jax.cli.delivery import (
 )
 from dfq_jax.cli.options import QuantizeOptions, TrainOptions
 from dfq_jax.cli.sizes import foretell
-from dfq_jax.errors import QualityError
+from dfq_jax.errors import QualityError, UsageError
+from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
 from dfq_jax.io.artifacts.artifact import check_output_folder, load_artifact
 from dfq_jax.io.artifacts.graph_json import inputs_to_json
@@ -31,8 +34,8 @@ from dfq_jax.io.onnx.export import check_file_size
 from dfq_jax.io.runtime.session import (
     PRECISE,
     SATURATES,
-    contract_of,
     cpu_features,
+    input_of,
     saturation_risk,
 )
 from dfq_jax.io.verification.verify import Verification
@@ -41,6 +44,7 @@ from dfq_jax.recipes.noise import NO_STATISTICS
 from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.report.console import Terminal, one_line
 from dfq_jax.synthesis.terms.targets import recorded_statistics
+from dfq_jax.types import Input, InputContract
 
 
 def read_model(model: str, reading: ReadOptions, terminal: Terminal) -> Loaded:
@@ -156,28 +160,51 @@ def output_rows(found: Verification) -> list[list[str]]:
 
 
 def evaluate_on(
-    model: str, data: str, limit: int | None, reading: ReadOptions, terminal: Terminal
+    model: str,
+    data: str,
+    tokenizer: Path | None,
+    limit: int | None,
+    reading: ReadOptions,
+    terminal: Terminal,
 ) -> None:
     """`dfq evaluate`."""
     path = Path(model)
-    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and carries_contract(path))
+    runs_in_onnx = path.is_dir() or (path.suffix == ".onnx" and says_what_it_reads(path))
     if runs_in_onnx and reading != ReadOptions():
         terminal.note(f"{model} says itself what it reads; options of reading change nothing here")
     target = path if runs_in_onnx else read_model(model, reading, terminal).model
+    read = read_by(target)
+    if read is not None and not isinstance(read, InputContract):
+        found = evaluate_text(target, data, tokenizer=tokenizer, limit=limit)
+        bits = found.bits_per_byte
+        told = "" if bits is None else f", {bits:.3f} bits a byte"
+        terminal.say(f"perplexity {found.perplexity:.3f}{told} of {found.tokens} tokens")
+        emit(terminal, dataclasses.asdict(found))
+        return
+    if tokenizer is not None:
+        raise UsageError("the network reads images: leave out `tokenizer=`.")
     progress = lambda done, total, top1: terminal.every(f"{done}/{total}: top-1 {100 * top1:.2f} %")
-    found = api.evaluate(target, data, limit=limit, on_batch=progress)
+    accuracy = api.evaluate(target, data, limit=limit, on_batch=progress)
     if runs_in_onnx and saturation_risk(cpu_features()):
         terminal.note(
             f"{SATURATES}Measured in its precise mode, as other processors compute; sessions here "
             f'do likewise with the option {PRECISE} = "1".'
         )
-    terminal.say(f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} % of {found.n}")
-    emit(terminal, found.to_dict())
+    shares = f"top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} %"
+    terminal.say(f"{shares} of {accuracy.n}")
+    emit(terminal, accuracy.to_dict())
 
 
-def carries_contract(path: Path) -> bool:
+def read_by(target: Model | Path) -> Input | None:
+    """What a network reads, a file or an output folder; None if nothing says."""
+    if isinstance(target, Model):
+        return target.input
+    return input_of(load_artifact(target).onnx_path if target.is_dir() else target)
+
+
+def says_what_it_reads(path: Path) -> bool:
     """Whether an ONNX file says what it reads, so that ONNX Runtime can be fed."""
-    return path.exists() and contract_of(path) is not None
+    return path.exists() and input_of(path) is not None
 
 
 def verify_folder(folder: Path, terminal: Terminal) -> None:

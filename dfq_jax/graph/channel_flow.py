@@ -71,6 +71,7 @@ from dfq_jax.graph.ops import (
     Transpose,
 )
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
+from dfq_jax.graph.volume_ops import Conv3d
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{slot: shape}"""
@@ -89,7 +90,7 @@ def channel_flow(  # noqa: C901 - one case per family
       first: the first label nobody has; those it makes count from there.
     """
     match op:
-        case Conv2d() | ConvTranspose2d():
+        case Conv2d() | ConvTranspose2d() | Conv3d():
             return convolved(op.groups, xs[0], slots, shape, first)
         case Linear():
             return multiplied(xs[0], slots, shape, first)
@@ -156,15 +157,15 @@ def convolved(groups: int, x: Read, slots: Shapes, shape: tuple[int, ...], first
     """
     made = own_labels((1, shape[-1]), first)[-1]
     channels, ties = x.axes[-1], fixed(*x.axes[1:-1])
-    kernel = (*map(stay, slots["kernel"][:2]), channels, made)
+    kernel = (*map(stay, slots["kernel"][:-2]), channels, made)
     if groups > 1:
         read, written = channels.reshape(groups, -1), made.reshape(groups, -1)
         if groups >= read.shape[1] + written.shape[1]:
             ties += (*alike(read.T), *alike(written.T), (read[:, 0], written[:, 0]))
-            kernel = (*kernel[:2], stay(read.shape[1]), made)
+            kernel = (*kernel[:-2], stay(read.shape[1]), made)
         else:
             ties += (*alike(read), *alike(written))
-            kernel = (*kernel[:2], read[0], made)
+            kernel = (*kernel[:-2], read[0], made)
     axes = (*map(stay, shape[:-1]), made)
     return Flow(axes, True, ties, {"kernel": kernel, **bias(slots, made)})
 

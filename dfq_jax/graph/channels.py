@@ -11,6 +11,7 @@ from dfq_jax.graph.coupling import channel_flows
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, Op
 from dfq_jax.graph.query import consumers, only_consumer, output_shapes, weighted_nodes
+from dfq_jax.graph.volume_ops import Conv3d
 
 
 class ChannelGroup(NamedTuple):
@@ -103,7 +104,7 @@ def joints(graph: Graph) -> tuple[Joint, ...]:
 
 def groups_of(op: Op) -> int:
     """Groups of channels that do not mix: those of a convolution, 1 for a linear layer."""
-    return op.groups if isinstance(op, Conv2d | ConvTranspose2d) else 1
+    return op.groups if isinstance(op, Conv2d | ConvTranspose2d | Conv3d) else 1
 
 
 def is_depthwise(node: Node, kernel: tuple[int, ...]) -> bool:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Shaped
 from dfq_jax.graph.depthwise import depthwise_by_shifts
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Pads, Pair
 from dfq_jax.graph.phases import shifts
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.graph.winograd import (
     FEWEST,
     TILE,
@@ -91,6 +92,25 @@ def convolve_transposed(
         rhs_dilation=op.dilation,
         feature_group_count=op.groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def convolve_volume(
+    x: Shaped[Array, "n d h w cin"],
+    kernel: Shaped[Array, "kd kh kw cin_per_group cout"],
+    op: Conv3d,
+    precision: lax.Precision | None = None,
+) -> Shaped[Array, "n od oh ow cout"]:
+    """Convolution of volumes, without bias, in the dtype of `x`; see `convolve`."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        op.strides,
+        op.padding,
+        rhs_dilation=op.dilation,
+        feature_group_count=op.groups,
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         precision=precision,
     )
 

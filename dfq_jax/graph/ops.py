@@ -2,14 +2,14 @@
 
 Images are NHWC, convolution kernels HWIO, linear kernels (in, out); axes count from the batch, 0.
 An operator has a class here, its meaning in `graph/semantics.py` and its ONNX form in
-`io/onnx/nodes.py`; the type checker points at every `match` that misses it, and
-`docs/ADDING_AN_OP.md` tells the rest.
+`io/onnx/nodes.py`; the type checker points at every `match` that misses it.
 """
 
 import dataclasses
 from typing import Literal
 
 from dfq_jax.graph.token_ops import OfTokens, RmsNorm
+from dfq_jax.graph.volume_ops import Conv3d
 
 Pair = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -372,7 +372,7 @@ class Constant:
     """A tensor of its own, the same for every image. Slot: value Float[1 ...]."""
 
 
-Weighted = Conv2d | ConvTranspose2d | Linear
+Weighted = Conv2d | ConvTranspose2d | Conv3d | Linear
 Norm = BatchNorm | LayerNorm | RmsNorm | GroupNorm | LocalNorm
 Pointwise = Relu | LeakyRelu | PRelu | Clip | Elu | Activation | Scale | Power
 Combine = Add | Sub | Mul | Div | Maximum | Minimum | Compare
@@ -396,5 +396,5 @@ Op = (
     | Constant
 )
 
-WEIGHTED = (Conv2d, ConvTranspose2d, Linear)
+WEIGHTED = (Conv2d, ConvTranspose2d, Conv3d, Linear)
 """Operators with a `kernel` slot: what quantization, folding and pruning act on."""

@@ -28,6 +28,7 @@ from dfq_jax.graph.ops import (
     Transpose,
 )
 from dfq_jax.graph.semantics import Slots
+from dfq_jax.graph.volume_ops import Conv3d
 
 
 def consumers(graph: Graph) -> dict[str, tuple[tuple[Node, int], ...]]:
@@ -161,6 +162,8 @@ def work(node: Node, kernel: tuple[int, ...], read: tuple[int, ...], made: tuple
     match node.op:
         case Conv2d():
             return prod(made[1:3]) * prod(kernel)
+        case Conv3d():
+            return prod(made[1:4]) * prod(kernel)
         case ConvTranspose2d():
             return prod(read[1:3]) * prod(kernel)
         case Linear():
@@ -204,8 +207,8 @@ PAIRS = ("strides", "padding", "dilation", "window", "size", "scale", "extra")
 
 def brief(op: Op, slots: Slots) -> str:
     """An operator with its kernel's window and those of its attributes that are not the usual."""
-    images = isinstance(op, Conv2d | ConvTranspose2d) and "kernel" in slots
-    told = ["x".join(map(str, slots["kernel"].shape[:2]))] if images else []
+    images = isinstance(op, Conv2d | ConvTranspose2d | Conv3d) and "kernel" in slots
+    told = ["x".join(map(str, slots["kernel"].shape[:-2]))] if images else []
     for field in dataclasses.fields(op):
         value = getattr(op, field.name)
         if field.default is dataclasses.MISSING or value != field.default:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from dfq_jax.graph.lowering import convolve, convolve_transposed
+from dfq_jax.graph.lowering import convolve, convolve_transposed, convolve_volume
 from dfq_jax.graph.ops import (
     Activation,
     AdaptiveAvgPool,
@@ -70,6 +70,7 @@ from dfq_jax.graph.token_ops import (
     RmsNorm,
     Rotary,
 )
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.graph.windows import pooled, resized
 
 Tensor = Shaped[Array, "..."]
@@ -88,7 +89,7 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
       The result, in the dtype of the arguments.
     """
     match op:
-        case Conv2d() | ConvTranspose2d() | Linear():
+        case Conv2d() | ConvTranspose2d() | Conv3d() | Linear():
             return weighted_layer(op, p, xs[0])
         case MatMul(transposed):
             return xs[0] @ (jnp.swapaxes(xs[1], -1, -2) if transposed else xs[1])
@@ -131,6 +132,8 @@ def weighted_layer(
             y = convolve(x, p["kernel"], op)
         case ConvTranspose2d():
             y = convolve_transposed(x, p["kernel"], op)
+        case Conv3d():
+            y = convolve_volume(x, p["kernel"], op)
         case Linear():
             y = x @ p["kernel"]
         case _:

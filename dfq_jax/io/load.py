@@ -16,6 +16,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.output_folder import FLOAT
 from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_graph
+from dfq_jax.io.frontends.normalisation import as_normalised
 from dfq_jax.io.frontends.parity import check_import
 from dfq_jax.io.language.files import TokenReader, reader_of
 from dfq_jax.io.readers.checkpoint import read_checkpoint
@@ -27,13 +28,11 @@ from dfq_jax.io.zoo.known import Network, names, network
 from dfq_jax.io.zoo.recognise import fitted_network, named_network, suggestion, with_usual_head
 from dfq_jax.io.zoo.stored import Stored
 from dfq_jax.io.zoo.stored_weights import bind_stored, modern_names
-from dfq_jax.types import IMAGENET_MEAN, NCHW, NHWC, InputContract, listed
+from dfq_jax.types import NCHW, NHWC
 
 Numbers = Sequence[float]
 CHECKPOINT_SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".safetensors")
 GRAPH_SUFFIXES = (".pt2", ".onnx")
-SMALL_IMAGES = 64
-"""Pixels along the sides of the images of CIFAR and its kind, at most."""
 
 
 class Carried(NamedTuple):
@@ -176,13 +175,7 @@ def load(
     told = ToldInput(as_pair(size), as_layout(layout), normalised=whole)
     loaded = located(path_or_name, arch, told, no_bn_fallback)
     comparable = path.suffix.lower() == ".onnx" and not unchecked
-    model, told_of = loaded.model, ()
-    if isinstance(model.input, InputContract):
-        contract = with_normalisation(model.contract, mean, std)
-        told_of = (*contradiction(model.contract, contract), *assumptions(contract))
-        model = dataclasses.replace(model, inputs=(contract,))
-    elif mean is not None or std is not None:
-        raise UsageError(f"{show(path.name)} reads no images: leave out `mean=` and `std=`.")
+    model, told_of = as_normalised(loaded.model, show(path.name), mean, std)
     checked = check_import(model, path) if comparable else ()
     return dataclasses.replace(loaded, model=model, notes=(*loaded.notes, *checked, *told_of))
 
@@ -259,38 +252,6 @@ def located(
     return load_checkpoint(path, arch, told)
 
 
-def contradiction(before: InputContract, after: InputContract) -> tuple[str, ...]:
-    """A note where the user normalises otherwise than the file or the architecture says."""
-    if before.assumed or (before.mean, before.std) == (after.mean, after.std):
-        return ()
-    said = (f"mean {listed(c.mean)}, std {listed(c.std)}" for c in (before, after))
-    return ("the network says {}; what you give is used: {}".format(*said),)
-
-
-def with_normalisation(
-    contract: InputContract, mean: Numbers | None, std: Numbers | None
-) -> InputContract:
-    """The contract with the normalisation the user states.
-
-    Raises:
-      UsageError: if only one of the two is given, or they fit no image of this network.
-    """
-    if mean is None and std is None:
-        return contract
-    if mean is None or std is None:
-        raise UsageError("give mean and std together: images are (pixel / 255 - mean) / std.")
-    spread = [tuple(v) * (contract.channels if len(v) == 1 else 1) for v in (mean, std)]
-    if any(len(v) != contract.channels for v in spread):
-        raise UsageError(
-            f"mean and std need one number, or one for each of the {contract.channels} channels; "
-            f"got {len(mean)} and {len(std)}."
-        )
-    try:
-        return dataclasses.replace(contract, mean=spread[0], std=spread[1], assumed=False)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
 def load_checkpoint(
     path: Path, arch: str | None, told: ToldInput, *, published: bool = False
 ) -> Loaded:
@@ -337,22 +298,6 @@ def load_checkpoint(
 def bound(fitted: Network, tensors: Mapping[str, np.ndarray]) -> BoundNetwork:
     """A network by name with the weights of a checkpoint."""
     return bind_stored(fitted, tensors) if isinstance(fitted, Stored) else bind(fitted, tensors)
-
-
-def assumptions(contract: InputContract) -> tuple[str, ...]:
-    """What nobody stated about the input and had to be guessed."""
-    if not contract.assumed:
-        return ()
-    mean, std = (
-        ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
-    )
-    small = max(contract.height, contract.width) <= SMALL_IMAGES
-    more = "; these are ImageNet's, and networks for images this small mostly have their own"
-    return (
-        f"nothing says how images are normalised: assumed (pixel / 255 - mean) / std, mean {mean}, "
-        f"std {std}, for {contract.channels} channels; state it with `mean=` and `std=` if not"
-        f"{more if small and contract.mean == IMAGENET_MEAN else ''}",
-    )
 
 
 def carried_weights(name: str) -> Path:

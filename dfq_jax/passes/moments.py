@@ -41,6 +41,7 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor, bent, pointwise
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
 
@@ -236,7 +237,7 @@ def correct_biases_analytically(
 def mean_output(node: Node, kernel: Tensor, mean: Float[Array, " cin"]) -> Float[Array, " cout"]:
     """Mean output of a weighted node without bias for inputs of constant `mean`."""
     match node.op:
-        case Conv2d(groups=groups):
+        case Conv2d(groups=groups) | Conv3d(groups=groups):
             return expected_output(kernel, mean, groups)
         case ConvTranspose2d(strides=strides, groups=groups):  # a tap reaches 1 pixel in so many
             return expected_output(kernel, mean, groups) / prod(strides)

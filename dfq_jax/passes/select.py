@@ -23,6 +23,7 @@ from dfq_jax.graph.ops import (
     Slice,
 )
 from dfq_jax.graph.rewrite import replace_nodes, with_params
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.types import Moments
 
 Kept = Bool[np.ndarray, " sets"]
@@ -155,7 +156,9 @@ def narrowed(node: Node, coupled: Coupling, stays: Bool[np.ndarray, " numbers"])
     read = coupled.tensors[node.inputs[0]] if node.inputs else made
     size: Callable[[Labels], int] = lambda labels: int(stays[labels].sum())
     match node.op:
-        case Conv2d(groups=groups) | ConvTranspose2d(groups=groups) if groups > 1:
+        case Conv2d(groups=groups) | ConvTranspose2d(groups=groups) | Conv3d(groups=groups) if (
+            groups > 1
+        ):
             each = size(coupled.slots[node.name]["kernel"][-2])
             return dataclasses.replace(node.op, groups=size(read[-1]) // each)
         case GroupNorm(groups):

@@ -12,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from dfq_jax.graph.graph import Node
-from dfq_jax.graph.lowering import convolve, convolve_transposed
+from dfq_jax.graph.lowering import convolve, convolve_transposed, convolve_volume
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, MatMul, Op
 from dfq_jax.graph.semantics import Slots, Tensor, apply_op
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.affine import Affine, NumpyOrJax, bias_scale, quantize_bias
 from dfq_jax.numerics.integer import exact_product
 from dfq_jax.numerics.levels import Parameters, codes_of, scales_of
@@ -111,5 +112,7 @@ def multiplied(op: Op, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[
             return convolve(x, w, op=op, precision=highest)
         case ConvTranspose2d():
             return convolve_transposed(x, w, op=op, precision=highest)
+        case Conv3d():
+            return convolve_volume(x, w, op=op, precision=highest)
         case _:
             return jnp.matmul(x, w, precision=highest)

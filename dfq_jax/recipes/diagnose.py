@@ -195,6 +195,6 @@ def adopted(model: Model, other: Model) -> Model:
 
 
 def same_shapes(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> bool:
-    """Whether two sets of parameters are alike but for a bias."""
-    shapes = lambda slots: {k: v.shape for k, v in slots.items() if k != "bias"}
+    """Whether two sets of parameters are alike but for a bias, and axes of single numbers."""
+    shapes = lambda slots: {k: v.shape * (v.size > 1) for k, v in slots.items() if k != "bias"}
     return shapes(ours) == shapes(theirs)

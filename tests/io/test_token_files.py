@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import dfq_jax as dfq
+from dfq_jax.cli.app import main
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
@@ -144,6 +145,9 @@ def test_several_inputs_are_quantized_verified_and_read_again(tmp_path, name):
     sizes = {x.name: [d.dim_param for d in x.type.tensor_type.shape.dim] for x in file.graph.input}
     assert sizes == {fed: ["N", "sequence"] for fed in nets.NAMES[: NETWORKS[name][1]]}
     assert dfq.verify(tmp_path / "out").passed
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", str(tmp_path / "out")])
+    assert caught.value.code == 0
 
 
 @pytest.mark.parametrize(

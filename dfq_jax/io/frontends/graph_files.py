@@ -22,10 +22,12 @@ from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
 from dfq_jax.io.frontends.token_inputs import TokenProgram, imported_tokens
+from dfq_jax.io.frontends.volume_inputs import VolumeProgram, imported_volumes
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, OperatorTable
 from dfq_jax.io.importing.onnx_table import ONNX
 from dfq_jax.io.importing.token_rows import reads_tokens
+from dfq_jax.io.importing.volumes import reads_volumes
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import check_finite
 
@@ -116,10 +118,13 @@ def model_of(
     program: Program, table: OperatorTable, where: str, told: ToldInput = UNTOLD
 ) -> tuple[Model, tuple[str, ...]]:
     """The network a program describes, its shapes checked, and notes on its statistics."""
-    found: Imported | TokenProgram
+    found: Imported | TokenProgram | VolumeProgram
     try:
         if reads_tokens(program):
             found = imported_tokens(program, table, told)
+            read, notes = found.read, found.notes
+        elif reads_volumes(program):
+            found = imported_volumes(program, table, told)
             read, notes = found.read, found.notes
         else:
             found, read, notes = imported(program, table, where, told)
@@ -154,7 +159,7 @@ def check_shapes(model: Model, where: str) -> None:
         raise UnsupportedModelError(f"{where}: {show(error, 300)}") from error
 
 
-def check_weights(imported: Imported | TokenProgram, where: str) -> None:
+def check_weights(imported: Imported | TokenProgram | VolumeProgram, where: str) -> None:
     """Refuses NaN and infinite weights, by name."""
     arrays = {f"{n}.{k}": v for n, slots in imported.params.items() for k, v in slots.items()}
     try:

@@ -20,7 +20,8 @@ from dfq_jax.graph.ops import (
     Power,
     Sub,
 )
-from dfq_jax.io.importing import arrange, choices, layers, pointwise, pools
+from dfq_jax.graph.volume_ops import Conv3d
+from dfq_jax.io.importing import arrange, choices, layers, pointwise, pools, volumes
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number
 from dfq_jax.io.importing.values import Value
@@ -51,6 +52,9 @@ def convolution(
     """conv1d, conv2d, conv_transpose1d, conv_transpose2d and convolution."""
     needs(isinstance(weight, np.ndarray), "its kernel is computed by the network.")
     rank = weight.ndim
+    if rank == 5 and not transposed:
+        op = volume_op(weight, stride, padding, dilation, groups)
+        return volumes.volume_convolution(b, x, weight, bias, op)
     needs(rank in (3, 4), f"its kernel has {rank} axes; only 1-d and 2-d ones are supported.")
     strides, dilations = layers.pair(stride, rank, 1), layers.pair(dilation, rank, 1)
     if isinstance(padding, str):
@@ -63,6 +67,21 @@ def convolution(
     extra = layers.pair(output_padding, rank, 0)
     op = ConvTranspose2d(strides, pads, groups, dilations, extra)
     return layers.transposed_convolution(b, x, weight, bias, op)
+
+
+def volume_op(
+    weight: Array, stride: PerAxis, padding: PerAxis | str, dilation: PerAxis, groups: int
+) -> Conv3d:
+    """A convolution in three directions; `same` keeps sizes, the odd place at the end."""
+    spread, kernel = volumes.triple(dilation), weight.shape[2:]
+    if isinstance(padding, str):
+        room = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(spread, kernel, strict=True)
+        ]
+        a, c, e = ((n // 2, n - n // 2) for n in room)
+    else:
+        a, c, e = ((n, n) for n in volumes.triple(padding))
+    return Conv3d(volumes.triple(stride), (a, c, e), groups, spread)
 
 
 def same_padding(mode: str, kernel: Ints, dilation: Ints) -> layers.Pads:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from dfq_jax.errors import UnsupportedModelError
-from dfq_jax.io.importing import layers, pools
+from dfq_jax.io.importing import layers, pools, volumes
 from dfq_jax.io.importing.aten import needs
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number
@@ -58,6 +58,59 @@ def avg_pool(
         count_padding=count_include_pad,
         divisor=divisor_override,
     )
+
+
+def max_pool_of_volumes(
+    b: Builder,
+    x: Value,
+    kernel_size: PerAxis,
+    stride: PerAxis = (),
+    padding: PerAxis = 0,
+    dilation: PerAxis = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    """max_pool3d."""
+    size, steps, spread = map(volumes.triple, (kernel_size, stride or kernel_size, dilation))
+    a, c, e = ((n, n) for n in volumes.triple(padding))
+    return volumes.max_volumes(b, x, size, steps, (a, c, e), spread, ceil_mode)
+
+
+def max_pool_of_volumes_with_indices(
+    b: Builder, x: Value, *given: Any, **named: Any
+) -> tuple[Value, None]:
+    """max_pool3d_with_indices; nobody may read the indices."""
+    return max_pool_of_volumes(b, x, *given, **named), None
+
+
+def avg_pool_of_volumes(
+    b: Builder,
+    x: Value,
+    kernel_size: PerAxis,
+    stride: PerAxis = (),
+    padding: PerAxis = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    """avg_pool3d."""
+    needs(divisor_override is None, "volumes divided by another number than their window has.")
+    size, steps = volumes.triple(kernel_size), volumes.triple(stride or kernel_size)
+    a, c, e = ((n, n) for n in volumes.triple(padding))
+    how = {"ceil": ceil_mode, "count_padding": count_include_pad}
+    return volumes.mean_volumes(b, x, size, steps, (a, c, e), **how)
+
+
+def adaptive_avg_pool_of_volumes(b: Builder, x: Value, output_size: PerAxis) -> Value:
+    """adaptive_avg_pool3d to one value, or to windows that divide the volume."""
+    wanted, have = volumes.triple(output_size), x.shape[2:]
+    if wanted == (1, 1, 1):
+        return pools.reduced(b, x, "mean", (2, 3, 4), keepdims=True)
+    needs(
+        all(n % m == 0 for n, m in zip(have, wanted, strict=True)),
+        f"adaptive pooling from {have} to {wanted}: windows would differ in size.",
+    )
+    a, c, e = (n // m for n, m in zip(have, wanted, strict=True))
+    return volumes.mean_volumes(b, x, (a, c, e), (a, c, e), ((0, 0), (0, 0), (0, 0)))
 
 
 def adaptive_avg_pool(b: Builder, x: Value, output_size: PerAxis) -> Value:

@@ -61,7 +61,21 @@ def compared(relation: Relation, b: Builder, x: Operand, other: Operand) -> Valu
     for value, limit in ((x, other), (other, x)):
         if isinstance(value, Value) and relation == "equal" and endless(limit):
             return np.broadcast_to(np.False_, value.shape)
+    if (found := of_truth(relation, b, x, other)) is not None:
+        return found
     return pointwise.combined(b, Compare(relation), x, other)
+
+
+def of_truth(
+    relation: Relation, b: Builder, x: Operand, other: Operand
+) -> Value | np.ndarray | None:
+    """Where a truth is 0 or 1, as masks are asked; None for other questions."""
+    number = pointwise.plain(other)
+    if relation != "equal" or not isinstance(x, Value) or isinstance(number, Value | np.ndarray):
+        return None
+    if number not in (0, 1) or not is_truth(b, x.name):
+        return None
+    return x if number == 1 else opposite(b, x)
 
 
 def of_ids(relation: Relation, b: Builder, x: Operand, other: Operand) -> Value | np.ndarray | None:

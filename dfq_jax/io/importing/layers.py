@@ -121,6 +121,12 @@ def extent_of(x: Value, axis: int) -> int:
     return space[axis]
 
 
+def shared_out(total: int, auto_pad: str) -> tuple[int, int]:
+    """What is cut at the beginning and the end, together `total`; the odd one by `auto_pad`."""
+    less, more = total // 2, total - total // 2
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+
+
 def check_pixels(size: Ints) -> None:
     """Refuses an operator whose result would have no pixels, or more than any image."""
     if min(size) < 1:

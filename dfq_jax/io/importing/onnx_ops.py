@@ -24,7 +24,8 @@ from dfq_jax.graph.ops import (
     Power,
     Scale,
 )
-from dfq_jax.io.importing import arrange, choices, layers, pointwise
+from dfq_jax.graph.volume_ops import Conv3d
+from dfq_jax.io.importing import arrange, choices, layers, pointwise, volumes
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.values import Value
 
@@ -98,6 +99,10 @@ def conv(
 ) -> Value:
     """Conv."""
     kernel = constant(weight, "kernel")
+    if kernel.ndim == 5:
+        given = volumes.volume_window(x, kernel.shape[2:], strides, dilations, pads, auto_pad)
+        op = Conv3d(given[1], given[2], group, given[3])
+        return volumes.volume_convolution(b, x, kernel, bias, op)
     _, steps, padding, dilation = window(x, kernel.shape[2:], strides, dilations, pads, auto_pad)
     return layers.convolution(b, x, kernel, bias, steps, padding, dilation, group)
 
@@ -130,15 +135,9 @@ def conv_transpose(
         if target is not None:
             reach = dilation[axis] * (size[axis] - 1) + 1
             full = (layers.extent_of(x, axis) - 1) * steps[axis] + reach + extra[axis]
-            cuts[axis] = shared_out(full - target, auto_pad)
+            cuts[axis] = layers.shared_out(full - target, auto_pad)
     op = ConvTranspose2d(steps, (cuts[0], cuts[1]), group, dilation, extra)
     return layers.transposed_convolution(b, x, kernel, bias, op)
-
-
-def shared_out(total: int, auto_pad: str) -> tuple[int, int]:
-    """What is cut at the beginning and the end, together `total`; the odd one by `auto_pad`."""
-    less, more = total // 2, total - total // 2
-    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
 
 
 def gemm(

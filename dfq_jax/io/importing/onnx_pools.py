@@ -7,7 +7,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Activation, Power, Reduction
-from dfq_jax.io.importing import pointwise, pools
+from dfq_jax.io.importing import pointwise, pools, volumes
 from dfq_jax.io.importing.arrange import padded_value
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.onnx_ops import constant, window
@@ -27,6 +27,9 @@ def max_pool(
     auto_pad: str = "NOTSET",
 ) -> tuple[Value, None]:
     """MaxPool; nobody may read the indices."""
+    if len(x.dims) == 5:
+        whole = volumes.volume_window(x, kernel_shape, strides, dilations, pads, auto_pad)
+        return volumes.max_volumes(b, x, *whole, ceil=bool(ceil_mode)), None
     given = window(x, kernel_shape, strides, dilations, pads, auto_pad)
     return pools.max_pool(b, x, *given, ceil=bool(ceil_mode)), None
 
@@ -43,10 +46,13 @@ def average_pool(
     auto_pad: str = "NOTSET",
 ) -> Value:
     """AveragePool."""
-    size, steps, padding, dilation = window(x, kernel_shape, strides, dilations, pads, auto_pad)
-    if dilation != (1, 1):
-        raise UnsupportedModelError("dilated average pooling.")
     counted, up = bool(count_include_pad), bool(ceil_mode)
+    if any(d != 1 for d in dilations or ()):
+        raise UnsupportedModelError("dilated average pooling.")
+    if len(x.dims) == 5:
+        whole = volumes.volume_window(x, kernel_shape, strides, dilations, pads, auto_pad)
+        return volumes.mean_volumes(b, x, *whole[:3], ceil=up, count_padding=counted)
+    size, steps, padding, _ = window(x, kernel_shape, strides, dilations, pads, auto_pad)
     return pools.avg_pool(b, x, size, steps, padding, ceil=up, count_padding=counted)
 
 

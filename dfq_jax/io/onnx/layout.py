@@ -57,6 +57,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.types import NCHW
 
 Shape = tuple[int, ...]
@@ -149,7 +150,7 @@ def placed(node: Node, site: LayoutSite) -> tuple[Layout, Layout]:  # noqa: C901
             return (FIRST, FIRST) if image else (STORED, STORED)
         case Linear():
             return (x, STORED) if isinstance(x, tuple) else (pixels, pixels)
-        case MatMul() | LayerNorm() | RmsNorm() | Constant() | Recurrent():
+        case MatMul() | LayerNorm() | RmsNorm() | Constant() | Recurrent() | Conv3d():
             return STORED, STORED
         case Column() | Leading() | Embed() | Present() | Rotary():
             return STORED, STORED

@@ -60,6 +60,7 @@ from dfq_jax.graph.ops import (
     Weighted,
 )
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.io.onnx.arrange import add_arranged
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.curves import add_pointwise
@@ -87,7 +88,7 @@ def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one
     """
     op = step.node.op
     match op:
-        case Conv2d() | ConvTranspose2d() | Linear():
+        case Conv2d() | ConvTranspose2d() | Conv3d() | Linear():
             add_weighted(b, op, step)
         case MatMul(transposed):
             add_matmul(b, transposed, step)
@@ -158,6 +159,15 @@ def add_weighted(b: OnnxBuilder, op: Weighted, step: WrittenNode) -> None:
             how = {"strides": strides, "pads": as_pads(padding), "dilations": dilation}
             how |= {"group": groups, "output_padding": extra}
             b.add("ConvTranspose", name, (x, *parameters), output, **how)
+        case Conv3d(strides, padding, groups, dilation):
+            how = {"strides": strides, "pads": as_pads(padding), "dilations": dilation}
+            how |= {"group": groups}
+            x = b.part("Transpose", f"{output}.first", (x,), perm=(0, 4, 1, 2, 3))
+            links = (
+                Link("Conv", tuple(parameters), how),
+                Link("Transpose", (), {"perm": (0, 2, 3, 4, 1)}),
+            )
+            b.chain(name, x, links, output)
         case Linear():
             add_linear(b, op, step, parameters)
         case _:

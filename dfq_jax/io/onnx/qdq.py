@@ -14,6 +14,7 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Clip, Conv2d, ConvTranspose2d, Linear, Relu
 from dfq_jax.graph.query import consumers, keeps_values
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.io.artifacts.quantized_tensors import to_bias_codes, to_codes
 from dfq_jax.io.onnx.builder import OnnxBuilder, printable
 from dfq_jax.io.onnx.layout import Layout
@@ -122,7 +123,7 @@ def add_slots(
     name, values = printable(node.name), {}
     slots = {k: np.asarray(v, np.float32) for k, v in model.params.get(node.name, {}).items()}
     integers = {} if quantized is None else integer_slots(quantized, node, slots)
-    if isinstance(op := node.op, Conv2d | ConvTranspose2d | Linear):
+    if isinstance(op := node.op, Conv2d | ConvTranspose2d | Conv3d | Linear):
         form = kernel_form(op, rank, layout, "kernel" in integers)
         laid_out = lambda kernel: kernel_layout(op, kernel, form, layout)
         slots["kernel"] = laid_out(slots["kernel"])

@@ -17,6 +17,7 @@ from dfq_jax.graph.ops import (
     Weighted,
 )
 from dfq_jax.graph.token_ops import Rotary
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.io.onnx.layout import FIRST, Layout
 from dfq_jax.io.onnx.recurrent import filed_recurrent
 
@@ -31,7 +32,7 @@ def kernel_form(op: Weighted, rank: int, layout: Layout, integer: bool) -> Form:
     approximately, and cannot add an int32 bias to one: integer kernels are for Gemm.
     """
     match op:
-        case Conv2d():
+        case Conv2d() | Conv3d():
             return "convolution"
         case ConvTranspose2d():
             return "transposed"
@@ -67,8 +68,9 @@ def kernel_layout(op: Weighted, kernel: np.ndarray, form: Form, layout: Layout) 
         return split.transpose(3, 2, 4, 0, 1).reshape(-1, cout // op.groups, kh, kw)
     if isinstance(layout, tuple):
         kernel = kernel.reshape(*layout, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-    if kernel.ndim == 4:
-        return kernel.transpose(3, 2, 0, 1)
+    if kernel.ndim > 2:
+        space = range(kernel.ndim - 2)
+        return kernel.transpose(kernel.ndim - 1, kernel.ndim - 2, *space)
     if form == "convolution":
         return kernel.T[:, :, None, None]
     return kernel.T if form == "rows" else kernel

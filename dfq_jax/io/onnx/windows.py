@@ -1,5 +1,6 @@
 """Pooling and resampling as ONNX nodes; all of it channels first but for global means."""
 
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -181,7 +182,6 @@ def padded(
     return b.part("Pad", f"{name}.padded", inputs), ((0, 0), (0, 0))
 
 
-def as_pads(padding: Pads) -> list[int]:
-    """ONNX order: top, left, bottom, right."""
-    (top, bottom), (left, right) = padding
-    return [top, left, bottom, right]
+def as_pads(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """ONNX order: all beginnings (top, left), then all ends (bottom, right)."""
+    return [low for low, _ in padding] + [high for _, high in padding]
