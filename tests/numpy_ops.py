@@ -43,6 +43,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 
 
 def conv(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), groups=1, dilation=(1, 1)):
@@ -222,9 +223,22 @@ REFERENCE = {
     Slice: lambda op, p, x: x[tuple(slice(*b) for b in op.bounds)],
     Concat: lambda op, p, *xs: joined(op.axis, *xs),
     Broadcast: lambda op, p, x: np.broadcast_to(x, (len(x), *op.shape)),
+    DepthToSpace: lambda op, p, x: spread_out(x, op.block, op.inner),
     Resize: lambda op, p, x: (nearest if op.method == "nearest" else bilinear)(x, op),
     Constant: lambda op, p: p["value"],
 }
+
+
+def spread_out(x, block, inner):
+    """Every place of a block by itself."""
+    made = x.shape[-1] // block**2
+    y = np.zeros((len(x), x.shape[1] * block, x.shape[2] * block, made))
+    for i in range(block):
+        for j in range(block):
+            at = i * block + j
+            part = slice(at, None, block**2) if inner else slice(at * made, (at + 1) * made)
+            y[:, i::block, j::block] = x[..., part]
+    return y
 
 
 def reference(op, p, *xs):

@@ -70,6 +70,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 from dfq_jax.graph.volume_ops import Conv3d
 
@@ -118,8 +119,8 @@ def channel_flow(  # noqa: C901 - one case per family
             return reduced("mean", (1, 2), keepdims, xs[0])
         case Reduce(kind, axes, keepdims):
             return reduced(kind, axes, keepdims, xs[0])
-        case Flatten() | Reshape():
-            return regrouped(xs[0], shape)
+        case Flatten() | Reshape() | DepthToSpace():
+            return in_blocks(op, xs[0], shape)
         case Transpose(order):
             return Flow(tuple(xs[0].axes[axis] for axis in order), xs[0].silent)
         case Slice(bounds):
@@ -147,6 +148,17 @@ def whole(x: Read, axes: Iterable[int], shape: tuple[int, ...]) -> Flow:
 
 
 # Layers
+
+
+def in_blocks(op: Flatten | Reshape | DepthToSpace, x: Read, shape: tuple[int, ...]) -> Flow:
+    """Values with other sizes; of channels that become pixels all of a block go together."""
+    if not isinstance(op, DepthToSpace):
+        return regrouped(x, shape)
+    block = op.block**2
+    channels = x.axes[-1]
+    rows = channels.reshape(-1, block).T if op.inner else channels.reshape(block, -1)
+    ties = (*fixed(*x.axes[1:-1]), *alike(rows))
+    return Flow((*map(stay, shape[:-1]), rows[0]), x.silent, ties)
 
 
 def convolved(groups: int, x: Read, slots: Shapes, shape: tuple[int, ...], first: int) -> Flow:

@@ -35,6 +35,7 @@ from dfq_jax.graph.ops import (
     Softmax,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.semantics import apply_op
 
@@ -136,7 +137,7 @@ def heads(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Head, ..
 
 def moves(op: Op) -> bool:
     """Whether an operator only puts values elsewhere, drops or joins some."""
-    return isinstance(op, Flatten | Reshape | Transpose | Slice | Broadcast | Concat)
+    return isinstance(op, Flatten | Reshape | Transpose | Slice | Broadcast | Concat | DepthToSpace)
 
 
 def followed(

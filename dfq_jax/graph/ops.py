@@ -1,13 +1,13 @@
 """The canonical operators: a closed union of small frozen dataclasses.
 
 Images are NHWC, convolution kernels HWIO, linear kernels (in, out); axes count from the batch, 0.
-An operator has a class here, its meaning in `graph/semantics.py` and its ONNX form in
-`io/onnx/nodes.py`; the type checker points at every `match` that misses it.
+An operator has a class here, its meaning in `graph/semantics.py`, its form in `io/onnx/nodes.py`.
 """
 
 import dataclasses
 from typing import Literal
 
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.token_ops import OfTokens, RmsNorm
 from dfq_jax.graph.volume_ops import Conv3d
 
@@ -377,7 +377,7 @@ Norm = BatchNorm | LayerNorm | RmsNorm | GroupNorm | LocalNorm
 Pointwise = Relu | LeakyRelu | PRelu | Clip | Elu | Activation | Scale | Power
 Combine = Add | Sub | Mul | Div | Maximum | Minimum | Compare
 Pool = MaxPool | AvgPool | AdaptiveAvgPool | GlobalAvgPool
-Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad
+Arrange = Flatten | Reshape | Transpose | Slice | Concat | Broadcast | Pad | DepthToSpace
 Op = (
     Weighted
     | MatMul

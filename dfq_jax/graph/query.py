@@ -27,6 +27,7 @@ from dfq_jax.graph.ops import (
     Slice,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.semantics import Slots
 from dfq_jax.graph.volume_ops import Conv3d
 
@@ -231,6 +232,8 @@ def keeps_values(op: Op) -> bool:
     """Whether every output value of `op` is one of its input's values (or 0): no new scale."""
     match op:
         case MaxPool() | Flatten() | Reshape() | Transpose() | Slice() | Broadcast():
+            return True
+        case DepthToSpace():
             return True
         case Pad(_, value, mode):
             return value == 0 or mode != "constant"

@@ -60,6 +60,7 @@ from dfq_jax.graph.ops import (
     Transpose,
     Weighted,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.recurrent import recurrent
 from dfq_jax.graph.token_ops import (
     Column,
@@ -112,6 +113,8 @@ def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case 
         case Reduce():
             return reduced(op, xs[0])
         case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():
+            return arranged(op, *xs)
+        case DepthToSpace():
             return arranged(op, *xs)
         case Resize():
             return resized(op, xs[0])
@@ -313,6 +316,12 @@ def arranged(op: Arrange, *xs: Tensor) -> Tensor:
             have = (*(1,) * (len(shape) + 1 - x.ndim), *x.shape[1:])
             full = (h if n == -1 else n for n, h in zip(shape, have, strict=True))
             return jnp.broadcast_to(x, (x.shape[0], *full))
+        case DepthToSpace(block, inner):
+            n, h, w, c = x.shape
+            sizes = (c // block**2, block, block) if inner else (block, block, c // block**2)
+            order = (0, 1, 4, 2, 5, 3) if inner else (0, 1, 3, 2, 4, 5)
+            blocks = jnp.transpose(x.reshape(n, h, w, *sizes), order)
+            return blocks.reshape(n, h * block, w * block, c // block**2)
         case Pad(widths, value, "constant"):
             return jnp.pad(x, widths, constant_values=value)
         case Pad(widths, _, mode):

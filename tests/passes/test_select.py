@@ -39,6 +39,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import masked, select
@@ -89,6 +90,13 @@ def shuffled_up(b):
     x = b.op("split", Reshape((6, 6, 3, 2, 2)), b.conv("a", "images", 12))
     x = b.op("order", Transpose((0, 1, 4, 2, 5, 3)), x)
     return b.conv("b", b.op("image", Reshape((12, 12, 3)), x), 2), {("a",): 3}
+
+
+def blocks(b):
+    """Four channels make one, side by side or far apart."""
+    x = b.op("near", DepthToSpace(2), b.conv("a", "images", 12))
+    x = b.op("far", DepthToSpace(2, inner=False), b.conv("b", x, 12))
+    return b.conv("c", x, 2), {("a",): 3, ("b",): 3}
 
 
 def repeated(b):
@@ -182,6 +190,7 @@ NETS = (
     flattened,
     apart,
     shuffled_up,
+    blocks,
     repeated,
     depthwise,
     grouped,

@@ -8,6 +8,7 @@ import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.io.importing import arrange, choices, layers, pointwise
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.limits import affordable
@@ -240,6 +241,8 @@ def flip(b: Builder, x: Value, dims: Ints) -> Value:
 
 def pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
     """Channels to pixels."""
+    if len(x.dims) == 4:
+        return layers.depth_to_space(b, x, DepthToSpace(upscale_factor))
     *lead, c, h, w = x.shape
     r, n = upscale_factor, len(x.shape) - 3
     y = arrange.viewed(b, x, (*lead, c // r**2, r, r, h, w))

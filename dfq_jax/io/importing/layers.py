@@ -17,6 +17,7 @@ from dfq_jax.graph.ops import (
     Pads,
     Pair,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.token_ops import RmsNorm
 from dfq_jax.io.importing.arrange import laid_out, swapped, unsqueezed
 from dfq_jax.io.importing.builder import Builder
@@ -113,6 +114,18 @@ def transposed_convolution(
     check_pixels(size)
     slots = {"kernel": hwio, **optional(bias=bias)}
     return from_image(x, b.add(op, (source,), slots), size, new_dim(hwio.shape[3]))
+
+
+def depth_to_space(b: Builder, x: Value, op: DepthToSpace) -> Value:
+    """Channels of an image that become blocks of pixels."""
+    if x.shape[1] % op.block**2:
+        raise UnsupportedModelError(
+            f"{x.shape[1]} channels are no blocks of {op.block} x {op.block} pixels."
+        )
+    size = [extent_of(x, axis) * op.block for axis in (0, 1)]
+    check_pixels(size)
+    made = new_dim(x.shape[1] // op.block**2)
+    return from_image(x, b.add(op, (image(b, x),)), size, made)
 
 
 def extent_of(x: Value, axis: int) -> int:

@@ -12,11 +12,13 @@ from onnx.reference import ReferenceEvaluator
 
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.ops import Add, Div, Maximum, Minimum, Mul, Sub
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.io.importing import (
     arrange,
     aten_views,
     choices,
     gathers,
+    layers,
     onnx_ops,
     onnx_pools,
     onnx_resize,
@@ -160,12 +162,7 @@ def tile(b: Builder, x: Value, repeats: Any) -> Value:
 
 def depth_to_space(b: Builder, x: Value, blocksize: int, mode: str = "DCR") -> Value:
     """DepthToSpace: channels to pixels, block first (DCR) or channel first (CRD)."""
-    if mode == "CRD":
-        return aten_views.pixel_shuffle(b, x, blocksize)
-    n, c, h, w = x.shape
-    y = arrange.viewed(b, x, (n, blocksize, blocksize, c // blocksize**2, h, w))
-    y = arrange.permuted(y, (0, 3, 4, 1, 5, 2))
-    return arrange.viewed(b, y, (n, c // blocksize**2, h * blocksize, w * blocksize))
+    return layers.depth_to_space(b, x, DepthToSpace(blocksize, inner=mode == "CRD"))
 
 
 def space_to_depth(b: Builder, x: Value, blocksize: int, mode: str = "DCR") -> Value:

@@ -14,6 +14,7 @@ from dfq_jax.graph.ops import (
     Slice,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.layout import file_axis, in_layout, still, turned
 
@@ -44,6 +45,9 @@ def add_arranged(b: OnnxBuilder, op: Arrange, step: WrittenNode) -> None:
             b.add("Expand", name, (*step.args, b.integers(f"{name}.shape", sizes)), output)
         case Pad():
             add_pad(b, op, step)
+        case DepthToSpace(block, inner):
+            mode = "CRD" if inner else "DCR"
+            b.add("DepthToSpace", name, step.args, output, blocksize=block, mode=mode)
         case _:
             assert_never(op)
 

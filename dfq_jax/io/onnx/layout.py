@@ -55,6 +55,7 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 from dfq_jax.graph.volume_ops import Conv3d
@@ -144,7 +145,7 @@ def placed(node: Node, site: LayoutSite) -> tuple[Layout, Layout]:  # noqa: C901
     match node.op:
         case Conv2d() | ConvTranspose2d() | MaxPool() | AvgPool() | AdaptiveAvgPool() | Resize():
             return FIRST, FIRST
-        case LocalNorm():
+        case LocalNorm() | DepthToSpace():
             return FIRST, FIRST
         case GroupNorm():
             return (FIRST, FIRST) if image else (STORED, STORED)

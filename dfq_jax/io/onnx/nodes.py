@@ -59,6 +59,7 @@ from dfq_jax.graph.ops import (
     Transpose,
     Weighted,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
 from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.io.onnx.arrange import add_arranged
@@ -114,6 +115,8 @@ def add_operator(b: OnnxBuilder, step: WrittenNode) -> None:  # noqa: C901 - one
         case Reduce():
             add_reduced(b, op, step)
         case Flatten() | Reshape() | Transpose() | Slice() | Concat() | Broadcast() | Pad():
+            add_arranged(b, op, step)
+        case DepthToSpace():
             add_arranged(b, op, step)
         case Resize():
             add_resized(b, op, step)
