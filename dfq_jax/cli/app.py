@@ -192,7 +192,8 @@ def evaluate(
 ) -> None:
     """Measures top-1 and top-5 of a MODEL (in JAX), an OUT folder or .onnx (in ORT).
 
-    A language model is judged by the perplexity of a text, or of rows of ids (.npy).
+    A language model is judged by the perplexity of a text, or of rows of ids
+    (.npy).
     """
     with begin(f"reading {model_or_out}", json) as terminal:
         from dfq_jax.cli.verbs import evaluate_on
