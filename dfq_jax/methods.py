@@ -21,6 +21,7 @@ from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
+from dfq_jax.recipes.dfkd import dfkd
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.dir_net import dir_net
 from dfq_jax.recipes.dsg import dsg, dsg_journal
@@ -49,6 +50,7 @@ from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.quantized import Quantized
+from dfq_jax.recipes.shot import shot
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.stochastic import stochastic
@@ -82,6 +84,7 @@ __all__ = [
     "correct_biases",
     "deepinversion",
     "deepinversion_cifar",
+    "dfkd",
     "dfq",
     "dir_net",
     "dsg",
@@ -112,6 +115,7 @@ __all__ = [
     "qdrop",
     "qimera",
     "reestimate_norms",
+    "shot",
     "squant",
     "stages",
     "stochastic",

@@ -78,6 +78,7 @@ from dfq_jax.synthesis.terms.centres import ClassCentres, class_centres
 from dfq_jax.synthesis.terms.match import batch_std_gap, batch_var_gap, kl_match, matched
 from dfq_jax.synthesis.terms.patches import patch_entropy
 from dfq_jax.synthesis.terms.targets import Forward, recorded_statistics
+from dfq_jax.training.adaptation import adapted
 from dfq_jax.training.binary import (
     balanced_signs,
     error_decay,
@@ -118,6 +119,7 @@ from dfq_jax.training.method import (
     to_zero,
 )
 from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.transfer import distilled, initialised
 from dfq_jax.training.vertical import trained_vertically
 from dfq_jax.training.wrappers import perturbed_images, sharpness_aware
 from dfq_jax.values import bound
@@ -181,6 +183,7 @@ __all__ = [
     "VerticalNetwork",
     "adam_to_zero",
     "adam_with_plateau",
+    "adapted",
     "allocate",
     "analyze",
     "as_calibrated",
@@ -206,6 +209,7 @@ __all__ = [
     "descent",
     "direction_gap",
     "distillation",
+    "distilled",
     "easy_label_loss",
     "enlarged",
     "error_decay",
@@ -222,6 +226,7 @@ __all__ = [
     "held_signs",
     "image_statistics",
     "in_turn",
+    "initialised",
     "jitter",
     "kl_match",
     "label_entropy",

@@ -35,7 +35,10 @@ def doubled_and_one(codes: Integer[np.ndarray, "..."], bits: int) -> Int8[np.nda
 
 
 def on_cut_codes(
-    x: Float[Array, "..."], unit: Float[Array, "..."], step: Float[Array, "..."], bits: int
+    x: Float[Array, "..."],
+    unit: Float[Array, "..."],
+    step: Float[Array, "..."],
+    merged: float | Float[Array, ""],
 ) -> Float[Array, "..."]:
     """Weights on the levels of a cut: `t_b (q_b + 1/2)`.
 
@@ -46,11 +49,12 @@ def on_cut_codes(
       x: weights.
       unit: step of whole codes, broadcasting to them.
       step: t_b.
-      bits: b.
+      merged: how many whole codes become one, `2**(B - b)`; may be traced, so that one program
+        serves every width.
     """
     most = 2 ** (TOP - 1) - 1
     whole = jnp.clip(jnp.round(x / unit), -most, most)
-    middle = jax.lax.stop_gradient(jnp.floor(whole / 2 ** (TOP - bits)) + 0.5)
+    middle = jax.lax.stop_gradient(jnp.floor(whole / merged) + 0.5)
     inside = jnp.clip(x, -most * unit, most * unit)
     return step * middle + (inside - jax.lax.stop_gradient(inside))
 

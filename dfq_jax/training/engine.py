@@ -142,12 +142,14 @@ class RunOutcome(NamedTuple):
       x: after the last, or the average over steps.
       ranges: of activations that were tracked.
       notes: what went wrong on the way.
+      players: {player: its variables} after the last step, the generator's among them.
     """
 
     first: PyTree
     x: PyTree
     ranges: Any
     notes: tuple[str, ...]
+    players: Mapping[str, PyTree]
 
 
 def learned_by(
@@ -168,7 +170,7 @@ def learned_by(
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
     notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
-    return RunOutcome(x[STUDENT], *brought_back(method, result), notes)
+    return RunOutcome(x[STUDENT], *brought_back(method, result), notes, result.x)
 
 
 def check_images(method: Training, count: int) -> None:
@@ -292,7 +294,7 @@ def facts_of(method: Training, x: PyTree, taught: Taught, key: Key[Array, ""]) -
         "recipe": described(method),
         "network": fingerprint((x[STUDENT], taught.start.qparams)),
         "teacher": fingerprint(taught.teacher.params),
-        "images": fingerprint(taught.pixels),
+        "images": fingerprint((taught.pixels, taught.labels)),
         "key": fingerprint(key),
     }
 

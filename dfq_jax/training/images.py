@@ -58,6 +58,7 @@ class Taught(NamedTuple):
       pixels: of a fixed set, on the device as bytes; empty where images are generated.
       stays: {tensor: positions along its last axis that the student has}, where it has fewer.
       shared: what a generator's terms share, found once.
+      labels: of the images of a fixed set; None for what the teacher says of them.
     """
 
     teacher: Model
@@ -67,6 +68,7 @@ class Taught(NamedTuple):
     pixels: UInt8[Array, "..."]
     stays: Mapping[str, Int[Array, " _"]] = {}
     shared: Any = ()
+    labels: Float[Array, "n classes"] | None = None
 
 
 class ShownImages(NamedTuple):
@@ -97,7 +99,8 @@ def shown_images(
     match source:
         case FixedImages(augment):
             natural = to_natural(normalised(taught.pixels[rows], contract), contract)
-            images, labels = augment(key, natural), None
+            labels = None if taught.labels is None else taught.labels[rows]
+            images = augment(key, natural)
         case GeneratedImages(kind):
             classes = classes_of(taught.teacher)
             images, labels = generated_images(kind, generator, key, method.batch, classes)

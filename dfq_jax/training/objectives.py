@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Among, Moving, Now, Player, Step, descent, in_turn
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.terms.base import weighted
 from dfq_jax.training.images import (
     GENERATOR,
@@ -32,7 +33,7 @@ from dfq_jax.training.student import (
     tensors_of,
     tracked,
 )
-from dfq_jax.training.widths import at_width
+from dfq_jax.training.widths import at_width, stacked_widths
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
 
@@ -116,13 +117,18 @@ def lesson_loss(
 ) -> LossParts:
     """The weighted terms of one lesson; of students of many widths those of all, added up."""
     loss, heard = one_lesson(course, taught, told, x, images)
-    start, parts = taught.start, dict(heard.parts)
-    for bits in course.method.student.widths:
-        plan, narrow = at_width(course.plan, start.model, start.qparams, x, bits)
-        own, more = one_lesson(course._replace(plan=plan), taught, told, narrow, images)
-        loss += own
-        parts |= {f"{name} of {bits} bits": value for name, value in more.parts.items()}
-    return loss, heard._replace(parts=parts)
+    if not (widths := course.method.student.widths):
+        return loss, heard
+    begun = QuantizedModel(taught.start.model, course.plan, taught.start.qparams)
+
+    def narrow(total: Array, width: tuple[Array, PyTree]):
+        plan, own = at_width(course.plan, begun, x, width[1], width[0])
+        lost, more = one_lesson(course._replace(plan=plan), taught, told, own, images)
+        return total + lost, more.parts
+
+    loss, each = jax.lax.scan(narrow, loss, stacked_widths(x, widths))
+    parts = {f"{n} of {b} bits": v[i] for n, v in each.items() for i, b in enumerate(widths)}
+    return loss, heard._replace(parts={**heard.parts, **parts})
 
 
 def one_lesson(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PyTree
 
-from dfq_jax.graph.evaluate import Hook
+from dfq_jax.graph.evaluate import Hook, chained
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, BatchNorm
 from dfq_jax.graph.rewrite import with_params
@@ -27,6 +27,7 @@ from dfq_jax.quantization.calibrate import guard_biases
 from dfq_jax.quantization.plan import Plan, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
 from dfq_jax.quantization.sites import Site
+from dfq_jax.training.batch_norms import by_batch
 from dfq_jax.training.level_rules import DONE, LevelRule, Share, as_calibrated, min_max
 from dfq_jax.training.widths import widths_at_first
 
@@ -69,6 +70,8 @@ class StudentKind(NamedTuple):
       edges: how activations do, on grids of fewer than 8 bits; wider ones stay as calibrated.
       live: batch norms have scales and biases of their own that are trained, and frozen
         statistics; else they are part of the layers before them from the start.
+      batch_norms: live norms take statistics of each batch instead, with their slopes; of students
+        in float (`training.transfer`).
       tracking: ranges of activations follow the first images; None for those of calibration.
       widths: bits of further students, which read as many bits of the same kernels of 8 and have
         steps and biases of their own (`training.widths`); none for one student.
@@ -81,6 +84,7 @@ class StudentKind(NamedTuple):
     kernels: LevelRule = min_max()
     edges: LevelRule = as_calibrated()
     live: bool = False
+    batch_norms: bool = False
     tracking: Tracking | None = None
     widths: tuple[int, ...] = ()
     own_norms: bool = False
@@ -163,7 +167,7 @@ def float_student(kind: StudentKind, x: PyTree, start: StudentStart, taken: Shar
       taken: share of the steps, on which slopes of signs depend, and no value does.
     """
     model = viewed(kind, unfolded_student(x, start), start, taken)
-    return fold_batch_norm(model) if kind.live else model
+    return fold_batch_norm(model) if kind.live and not kind.batch_norms else model
 
 
 def viewed(kind: StudentKind, model: Model, start: StudentStart, taken: Share = DONE) -> Model:
@@ -237,7 +241,7 @@ def student_hook(
         args = tuple(snap(Site(node.name, i), v) for i, v in enumerate(args))
         return slots, args
 
-    return hook
+    return chained(hook, by_batch) if kind.batch_norms else hook
 
 
 def rounded_bias(bias: Tensor, data: Parameters, kernel: Parameters) -> Tensor:

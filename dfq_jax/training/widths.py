@@ -6,14 +6,15 @@ Steps and biases are each width's own, which is a batch norm of its own where no
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.bit_planes import TOP, on_cut_codes
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Plan
-from dfq_jax.quantization.simulate import QParams, QuantizedModel
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
 from dfq_jax.quantization.vertical import (
     VerticalNetwork,
@@ -45,30 +46,35 @@ class AtWidth(NamedTuple):
     x: PyTree
 
 
-def at_width(plan: Plan, model: Model, qparams: QParams, x: PyTree, bits: int) -> AtWidth:
+def at_width(
+    plan: Plan, start: QuantizedModel, x: PyTree, own: PyTree, merged: float | Float[Array, ""]
+) -> AtWidth:
     """The student of a width; slopes pass to the kernels of all.
 
     Args:
       plan: of all bits.
-      model: the float network at the start.
-      qparams: scales as calibrated, which whole codes keep.
+      start: the float network and the scales as calibrated, which whole codes keep.
       x: what is trained.
-      bits: of the width.
+      own: the width's part of it.
+      merged: how many whole codes become one of the width's: `2**(8 - bits)`, may be traced.
     """
-    own, weights = x["widths"][str(bits)], dict(x["weights"])
-    for layer in nested_layers(plan, model.graph):
-        unit = affine_of(qparams[Site(layer)]).scale
-        step = jnp.abs(own["gains"][layer]) * unit * 2 ** (TOP - bits)
-        slots = {
-            **weights[layer],
-            "kernel": on_cut_codes(weights[layer]["kernel"], unit, step, bits),
-        }
-        if layer in own["biases"]:
-            slots["bias"] = own["biases"][layer]
-        weights[layer] = slots
-    cut = {Site(layer) for layer in nested_layers(plan, model.graph)}
+    weights, layers = dict(x["weights"]), nested_layers(plan, start.model.graph)
+    for layer in layers:
+        unit = affine_of(start.qparams[Site(layer)]).scale
+        step = jnp.abs(own["gains"][layer]) * unit * merged
+        kernel = on_cut_codes(weights[layer]["kernel"], unit, step, merged)
+        biases = {"bias": own["biases"][layer]} if layer in own["biases"] else {}
+        weights[layer] = {**weights[layer], "kernel": kernel, **biases}
+    cut = {Site(layer) for layer in layers}
     entries = tuple((site, spec) for site, spec in plan.entries if site not in cut)
     return AtWidth(dataclasses.replace(plan, entries=entries), {**x, "weights": weights})
+
+
+def stacked_widths(x: PyTree, widths: tuple[int, ...]) -> tuple[Float[Array, " w"], PyTree]:
+    """What `at_width` is told of each width, along a first axis: one program serves all."""
+    own = [x["widths"][str(bits)] for bits in widths]
+    merged = jnp.asarray([2.0 ** (TOP - bits) for bits in widths])
+    return merged, jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
 
 
 def vertical_network(top: QuantizedModel, x: PyTree) -> VerticalNetwork:

@@ -71,7 +71,7 @@ def test_errors_of_cuts_are_those_of_the_card():
     unit = jnp.max(jnp.abs(w)) / 127
     for bits in (4, 3):
         step = unit * 2 ** (8 - bits)
-        halves = on_cut_codes(w, unit, step, bits)
+        halves = on_cut_codes(w, unit, step, 2.0 ** (8 - bits))
         codes = np.floor(np.clip(np.round(np.asarray(w / unit)), -127, 127) / 2 ** (8 - bits))
         np.testing.assert_allclose(halves, (codes + 0.5) * float(step), rtol=1e-4, atol=1e-5)
         cut_error = float(jnp.mean((halves - w) ** 2))
@@ -83,7 +83,7 @@ def test_errors_of_cuts_are_those_of_the_card():
 
 def test_slopes_of_a_cut():
     w, unit = jnp.asarray([-9.0, -0.3, 0.2, 0.8, 9.0]), jnp.float32(0.01)
-    by = jax.grad(lambda w, step: jnp.sum(on_cut_codes(w, unit, step, 4)), (0, 1))
+    by = jax.grad(lambda w, step: jnp.sum(on_cut_codes(w, unit, step, 16.0)), (0, 1))
     slope, of_step = by(w, jnp.float32(0.16))
     np.testing.assert_array_equal(slope, [0, 1, 1, 1, 0])
     codes = np.floor(np.clip(np.asarray(w) / 0.01, -127, 127).round() / 16) + 0.5
@@ -124,7 +124,8 @@ def test_a_student_of_a_width_is_the_network_of_that_width(school):
     x["widths"] = jax.tree.map(lambda v: 1.1 * v, x["widths"])
     result = vertical_network(start, x)
     for bits in (4, 2):
-        plan, narrow_x = at_width(start.plan, begun.model, begun.qparams, x, bits)
+        own = x["widths"][str(bits)]
+        plan, narrow_x = at_width(start.plan, start, x, own, 2.0 ** (8 - bits))
         found = narrowed(result, bits)
         assert {s.node for s in set(start.plan.table) - set(plan.table)} == set(
             result.widths[4].steps
