@@ -12,12 +12,15 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
+from dfq_jax.graph.coupling import coupled_channels
 from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.pruning.groups import Subject
 from dfq_jax.quantization.sites import Site
 from dfq_jax.recipes.retraining import retraining
+from dfq_jax.training.engine import TrainingReport
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,28 @@ def test_what_is_left_is_quantized_and_judged_by_the_original(found, tiny_net, i
     assert found.report.estimate is not None
     assert "30% of all channels by reconstruction, restored by ridge, not conv2" in str(found)
     assert "pruned to" in str(found)
+
+
+def test_channels_that_hang_together_are_found_once(tiny_net, images, monkeypatch):
+    """For the check before any work, for what is pruned, and for what learns from the whole."""
+    found: list[Any] = []
+
+    def counted(model):
+        found.append(model)
+        return coupled_channels(model)
+
+    def untrained(model, *given, **told):
+        return model, TrainingReport("lesson", 1, 0.0, 0.0, True, 0.0, 0.0)
+
+    monkeypatch.setattr("dfq_jax.pruning.groups.coupled_channels", counted)
+    monkeypatch.setattr("dfq_jax.api.compress.trained_in_float", untrained)
+    monkeypatch.setattr("dfq_jax.api.compress.check_images", lambda *_: None)
+    dfq.compress(tiny_net, images, prune="30%", train=1)
+    assert [model for model in found if model is tiny_net] == [tiny_net]
+    subject = Subject(tiny_net)
+    known = subject.coupled
+    assert subject.showing(images.images).coupled is known
+    assert subject.showing(None).images is None
 
 
 def test_the_folder_tells_both_shapes(found, tmp_path):

@@ -120,12 +120,13 @@ def carried_out(
     model: Model, images: GivenImages | None, how: Shrinking, settings: Settings, follow: Follow
 ) -> Result:
     """The network made smaller and quantized as asked for."""
-    check_shrinking(model, how)
+    subject = Subject(model)
+    check_shrinking(subject, how)
     _ = model.contract  # what reads no images is refused before anything is made
     check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
-    how = timed(model, how, asked, follow.watch)
+    how = timed(subject, how, asked, follow.watch)
     making = making_for(model, asked)
     making = enough(model, making, how) if how.looks and asked.n is None else making
     if how.training is not None and images is None:
@@ -134,8 +135,8 @@ def carried_out(
     if how.training is not None:
         check_images(how.training, calibrating(len(looked_at.images)))
     follow = with_foresight(model, looked_at.images, how, follow)
-    made = cut_down(model, looked_at.images, how, follow)
-    made, report = taught_again(model, made, looked_at.images, how.training, asked.seed, follow)
+    made = cut_down(subject, looked_at.images, how, follow)
+    made, report = taught_again(subject, made, looked_at.images, how.training, asked.seed, follow)
     looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
     told = {**result.settings, **how.told}
@@ -149,12 +150,12 @@ def carried_out(
     return dataclasses.replace(result, **more)
 
 
-def timed(model: Model, how: Shrinking, asked: Asked, watch: Watcher) -> Shrinking:
+def timed(subject: Subject, how: Shrinking, asked: Asked, watch: Watcher) -> Shrinking:
     """The same with a budget of work in place of one of time, which is measured here."""
     if how.deadline is None or how.channels is None:
         return how
     watch.says(f"timing smaller networks in ONNX Runtime, for {how.deadline} an image")
-    return how.within(in_time(Subject(model), how.channels, how.deadline, asked, watch))
+    return how.within(in_time(subject, how.channels, how.deadline, asked, watch))
 
 
 def require_zeros_kept(how: Shrinking, asked: Asked) -> None:
@@ -185,20 +186,20 @@ def with_foresight(model: Model, images: Examples, how: Shrinking, follow: Follo
     return dataclasses.replace(follow, foreseen={**follow.foreseen, **expected})
 
 
-def cut_down(model: Model, images: Examples, how: Shrinking, follow: Follow) -> Shrunk:
+def cut_down(subject: Subject, images: Examples, how: Shrinking, follow: Follow) -> Shrunk:
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
     follow.begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
-    made = shrunk(Subject(model, seen.images if how.looks else None), how)
+    made = shrunk(subject.showing(seen.images if how.looks else None), how)
     for note in () if made.pruned is None else (pruned_line(made.pruned), *made.pruned.notes):
         watch.says(f"  {note}")
     return made
 
 
 def taught_again(
-    model: Model,
+    subject: Subject,
     made: Shrunk,
     images: Examples,
     method: Training | None,
@@ -213,12 +214,12 @@ def taught_again(
     follow.watch.says(f"training what is left: {method.steps} steps of {method.batch} images")
     learned, report = trained_in_float(
         made.model,
-        model,
+        subject.model,
         seen.images,
         held_out.images,
         method,
         training_key(seed),
-        stays=made.stays(Subject(model)),
+        stays=made.stays(subject),
         masks=made.masks,
         place=follow.place,
         watch=follow.watch,

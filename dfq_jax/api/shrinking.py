@@ -132,16 +132,16 @@ class Shrinking(NamedTuple):
         return found
 
 
-def check_shrinking(model: Model, how: Shrinking) -> None:
+def check_shrinking(subject: Subject, how: Shrinking) -> None:
     """Refuses what means nothing or cannot be done, before any work.
 
     Raises:
       UsageError: for a name, number or pattern of layers that is none.
       UnsupportedModelError: if no channel may go.
     """
-    left_alone(model, how.untouched)
+    left_alone(subject.model, how.untouched)
     if how.channels is not None:
-        what_may_go(Subject(model), how.channels)
+        what_may_go(subject, how.channels)
 
 
 class Shrunk(NamedTuple):

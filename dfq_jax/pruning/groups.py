@@ -49,6 +49,13 @@ class Subject:
             )
         return self.images
 
+    def showing(self, images: Float[Array, "n h w c"] | None) -> "Subject":
+        """The same network with images; what is known of it already is not found again."""
+        other = Subject(self.model, images)
+        of_model = ("coupled", "folded", "expected")
+        vars(other).update({name: v for name, v in vars(self).items() if name in of_model})
+        return other
+
     @cached_property
     def coupled(self) -> Coupling:
         """Its channels, by the sets they can only be removed with."""
