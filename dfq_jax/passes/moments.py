@@ -41,6 +41,7 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor, bent, pointwise
+from dfq_jax.graph.token_ops import Embed
 from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
@@ -71,16 +72,18 @@ def expected_moments(model: Model) -> dict[str, Moments]:
     Activations take a normal variable through their curve; addition adds means and (as if
     independent) variances; concatenation and slices of channels, and their shuffling by reshape
     and transpose, move moments along; pooling keeps those of its input, which for max pooling is a
-    lower bound of the mean. A product of two images has none, nor has a layer norm.
+    lower bound of the mean. A product of two images has none, nor has a layer norm. What ids look
+    up has those of its table.
     """
     known, shapes, fixed = dict(model.moments), output_shapes(model), constants(model.graph)
     for node in model.graph.nodes:
-        if node.name in known or not all(i in known for i in node.inputs):
+        told = isinstance(node.op, Embed) or all(i in known for i in node.inputs)
+        if node.name in known or not told:
             continue
         read = tuple(shapes[i] for i in node.inputs)
         slots = model.params.get(node.name, {})
         around = Around(slots, read, shapes[node.name], tuple(i in fixed for i in node.inputs))
-        moments = propagated(node.op, [known[i] for i in node.inputs], around)
+        moments = propagated(node.op, [known[i] for i in node.inputs if i in known], around)
         if moments is not None:
             known[node.name] = moments
     return {name: moments for name, moments in known.items() if moments.mean.ndim == 1}
@@ -97,6 +100,9 @@ def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
             value = around.slots["value"]
             axes = tuple(range(value.ndim - 1))
             return Moments(jnp.mean(value, axes), jnp.var(value, axes))
+        case Embed():  # any row of its table may be looked up
+            table = around.slots["table"]
+            return Moments(jnp.mean(table, 0), jnp.var(table, 0))
         case Reshape() | Transpose() | Broadcast():
             return rearranged(op, inputs[0], around)
         case _ if any(m.mean.ndim != 1 for m in inputs):

@@ -21,6 +21,7 @@ from dfq_jax.graph.tasks import Classifier, Task
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
 from dfq_jax.quantization.node_by_node import BATCH, in_float, outputs_of, simulating
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.types import InputContract
 
 Confidence = Literal["usual", "low"]
 ACCURACIES = (0.65, 0.80, 0.92)
@@ -123,13 +124,14 @@ def check_accuracy(accuracy: float | None) -> None:
 
 
 def judges_classes(model: Model, task: Task | None = None) -> bool:
-    """Whether a network gives an image one vector of scores, two or more: a classifier.
+    """Whether a network gives an image one vector of scores, two or more: a classifier of images.
 
     Args:
       model: the network.
       task: what it is for; None for what its graph says.
     """
-    if not isinstance(task, Classifier | None):
+    image = len(model.inputs) == 1 and isinstance(model.inputs[0], InputContract)
+    if not image or not isinstance(task, Classifier | None):
         return False
     shapes = output_shapes(model)
     scores = [shapes[name] for name in model.graph.outputs]

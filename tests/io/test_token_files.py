@@ -1,6 +1,7 @@
 """Networks of tokens with their graph: imported, as long as rows may be, written, refused."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,62 @@ def test_what_computes_with_ids_is_refused_by_name(tmp_path):
     path.write_bytes(nets.exported(Counted().eval(), 1, free=False))
     with pytest.raises(UnsupportedModelError, match="places that the network computes"):
         load(path)
+
+
+class Pairs(torch.nn.Module):
+    """A user and an item, one number each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = torch.nn.Embedding(30, 8), torch.nn.Embedding(50, 8)
+        self.score = torch.nn.Linear(16, 2)
+
+    def forward(self, user: Any, item: Any) -> Any:
+        return self.score(torch.cat([self.users(user), self.items(item)], 1))
+
+
+class Fields(torch.nn.Module):
+    """A table for each of a row's fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = torch.nn.ModuleList(torch.nn.Embedding(n, 4) for n in (20, 7))
+        self.score = torch.nn.Linear(8, 2)
+
+    def forward(self, x: Any) -> Any:
+        found = [table(x[:, k]) for k, table in enumerate(self.tables)]
+        return self.score(torch.cat(found, 1))
+
+
+def recommender(folder, kind: type, *given: Any) -> Loaded:
+    path, names = folder / "net.onnx", ["user", "item"][: len(given)]
+    free = {name: {0: "n"} for name in names}
+    how = {"dynamo": False, "opset_version": 17, "input_names": names, "dynamic_axes": free}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(nets.made(kind), given, path, **how)
+    return load(path)
+
+
+def test_numbers_of_users_and_items_are_read(tmp_path):
+    ids = torch.zeros(2, dtype=torch.int64)
+    loaded = recommender(tmp_path, Pairs, ids, ids)  # compared with its file while it is read
+    assert loaded.model.inputs == (TokenColumns(("user", "item"), (Tokens(1, 30), Tokens(1, 50))),)
+    assert any("exported files read them as (batch, 1)" in note for note in loaded.notes)
+    file = open_session(serialize(float_onnx(loaded.model)), optimize=False)
+    assert [x.shape for x in file.get_inputs()] == [["N", 1]] * 2
+
+
+def test_fields_look_up_tables_of_their_own(tmp_path):
+    loaded = recommender(tmp_path, Fields, torch.zeros(2, 2, dtype=torch.int64))
+    assert loaded.model.inputs == (Tokens(2, 7),)
+    assert any("tables of 7, 20 rows" in note for note in loaded.notes)
+
+
+def test_a_classifier_of_ids_is_quantized_from_the_command_line(tmp_path, capsys):
+    recommender(tmp_path, Fields, torch.zeros(2, 2, dtype=torch.int64))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", str(tmp_path / "net.onnx"), "-o", str(out), "--n", "8"])
+    assert caught.value.code == 0
+    assert "verified against ONNX Runtime" in capsys.readouterr().out

@@ -13,10 +13,14 @@ from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
 from dfq_jax.io.importing.free_length import Loosened, of_any_length
 from dfq_jax.io.importing.token_rows import ImportedRows, check_rows_read, import_rows
+from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.types import Input, TokenColumns, Tokens
 
 USUAL_LENGTHS = (128, 64, 32, 16, 8)
 """Tokens of a row where neither file nor user says: the first that there are places for."""
+
+
+ONE_EACH = "its inputs have one number for each example: exported files read them as (batch, 1)"
 
 
 class TokenProgram(NamedTuple):
@@ -46,7 +50,8 @@ def imported_tokens(program: Program, table: OperatorTable, told: ToldInput) -> 
     if told.layout is not None or told.normalised:
         wrong = "layout" if told.layout is not None else "mean"
         raise UsageError(f"the network reads tokens, no images: leave out `{wrong}=`.")
-    exported, free = program.inputs[0].shape[1], is_free(program)
+    alone = len(program.inputs[0].shape) == 1
+    exported, free = 1 if alone else program.inputs[0].shape[1], not alone and is_free(program)
     length = wanted_length(told, None if free else exported)
     found = None
     if length is None and exported is None:
@@ -56,7 +61,8 @@ def imported_tokens(program: Program, table: OperatorTable, told: ToldInput) -> 
     loose = of_any_length(program, table, found, length) if free else None
     symbol = (symbol_of(program) or "sequence") if loose is not None else ""
     read = as_stated(read_by(program, found, length, symbol), program.facts)
-    notes = length_notes(length, loose) if free else ()
+    notes = length_notes(length, loose) if free else (ONE_EACH,) if alone else ()
+    notes = (*notes, *table_notes(program, found))
     found = found if loose is None else loose.rows
     return TokenProgram(found.graph, found.params, read, notes)
 
@@ -102,7 +108,7 @@ def first_that_fits(program: Program, table: OperatorTable) -> tuple[int, Import
 def read_by(program: Program, found: ImportedRows, length: int, symbol: str) -> Input:
     """What the inputs of a program hold."""
     columns = tuple(
-        Tokens(length, n, symbol) if n else Tokens(length, symbol=symbol, mask=True)
+        Tokens(length, n[0], symbol) if n else Tokens(length, symbol=symbol, mask=True)
         for n in found.vocabularies
     )
     names = tuple(x.name for x in program.inputs)
@@ -120,6 +126,17 @@ def as_stated(read: Input, facts: Mapping[str, str]) -> Input:
     if (read.vocabulary, read.mask) != (stated.vocabulary, stated.mask):
         return read
     return dataclasses.replace(read, begin=stated.begin)
+
+
+def table_notes(program: Program, found: ImportedRows) -> tuple[str, ...]:
+    """What is worth telling of inputs that look up tables of several sizes."""
+    pairs = zip(program.inputs, found.vocabularies, strict=True)
+    return tuple(
+        f"{show(x.name)} looks up tables of {', '.join(map(str, rows))} rows: examples have ids "
+        f"below {rows[0]} only, which is what ranges come from"
+        for x, rows in pairs
+        if len(rows) > 1
+    )
 
 
 def length_notes(length: int, loose: Loosened | None) -> tuple[str, ...]:

@@ -131,8 +131,9 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     if len(program.inputs) != 1:
         listed = ", ".join(f"{show(i.name)} {i.shape}" for i in program.inputs)
         raise UnsupportedModelError(
-            f"the network has {len(program.inputs)} inputs ({listed}); only networks of one image "
-            "input can be quantized without data. Wrap it so that the others are constants."
+            f"the network has {len(program.inputs)} inputs ({listed}); networks of one image, of "
+            "volumes, or of whole numbers alone (ids, masks) are read. Wrap it so that the others "
+            "are constants."
         )
     shape = list(program.inputs[0].shape)
     if not 2 <= len(shape) <= 4:

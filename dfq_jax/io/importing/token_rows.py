@@ -25,7 +25,8 @@ IDS, ROWS = "input_ids", "rows"
 """What graphs call rows of ids, and those of several numbers for each token."""
 PASSING = frozenset(
     (
-        *("alias", "cast", "clone", "contiguous", "detach", "expand", "flatten", "identity"),
+        *("alias", "cast", "clone", "contiguous", "detach", "expand", "flatten", "gather"),
+        *("identity", "split", "chunk", "unbind"),
         *("permute", "reshape", "select", "slice", "squeeze", "to", "to_copy", "transpose"),
         *("unsqueeze", "view"),
     )
@@ -39,12 +40,13 @@ class ImportedRows(NamedTuple):
     Attributes:
       graph: it reads (length,) numbers of a row, or (length, columns).
       params: by node and slot.
-      vocabularies: how many ids each input has; 0 for masks.
+      vocabularies: how many ids each input has, by the tables they look up, the smallest first;
+        nothing for masks.
     """
 
     graph: Graph
     params: dict[str, dict[str, np.ndarray]]
-    vocabularies: tuple[int, ...]
+    vocabularies: tuple[tuple[int, ...], ...]
 
 
 def reads_tokens(program: Program) -> bool:
@@ -76,7 +78,8 @@ def import_rows(program: Program, table: OperatorTable, length: int) -> Imported
             b.ids.add(stored)
         if mask:
             stored = b.add(Present(), (stored,), name=f"{x.name}.counts")
-        env[x.name] = Value(stored, (row,), (() if b.batch is None else (b.batch,), row))
+        lead = () if b.batch is None else (b.batch,)
+        env[x.name] = Value(stored, (row,), (lead, row) if len(x.shape) > 1 else (lead,))
     lower_all(b, program, table, env)
     outputs = tuple(returned(b, env[name], name, NHWC) for name in program.outputs)
     graph, params = tidy(Graph(tuple(b.nodes), (fed,), outputs), b.params)
@@ -84,17 +87,17 @@ def import_rows(program: Program, table: OperatorTable, length: int) -> Imported
 
 
 def check_rows_read(program: Program) -> None:
-    """Refuses what is no (batch, length), and inputs of different ones.
+    """Refuses what is no (batch, length) or one number for each of a batch, and both at once.
 
     Raises:
       UnsupportedModelError: naming the inputs.
     """
     shapes = {x.shape for x in program.inputs}
-    if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
+    if len(shapes) > 1 or any(len(shape) not in (1, 2) for shape in shapes):
         told = ", ".join(f"{show(x.name)} {x.shape}" for x in program.inputs)
         raise UnsupportedModelError(
-            f"its inputs are whole numbers of shapes {told}; tokens are read as (batch, length), "
-            "all inputs alike. Wrap the network so that others are constants."
+            f"its inputs are whole numbers of shapes {told}; tokens are read as (batch, length) or "
+            "(batch,), all inputs alike. Wrap the network so that others are constants."
         )
 
 
@@ -128,8 +131,8 @@ def vocabularies(
     params: dict[str, dict[str, np.ndarray]],
     program: Program,
     masks: list[bool],
-) -> tuple[int, ...]:
-    """How many ids each input has, by the smallest table they look up; 0 for masks."""
+) -> tuple[tuple[int, ...], ...]:
+    """How many rows the tables have that each input looks up, smallest first; none for masks."""
     rows: dict[int, list[int]] = {at: [] for at in range(len(masks))}
     for node in graph.nodes:
         if isinstance(node.op, Embed):
@@ -140,7 +143,7 @@ def vocabularies(
         if not mask and not rows[at]:
             name = show(program.inputs[at].name)
             raise UnsupportedModelError(f"input {name} looks up no row of a table that is used.")
-        found.append(0 if mask else min(rows[at]))
+        found.append(() if mask else tuple(sorted(set(rows[at]))))
     return tuple(found)
 
 

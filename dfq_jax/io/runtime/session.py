@@ -152,13 +152,17 @@ def feed(session: Any, images: Shaped[Any, "n ..."], layout: str = NCHW) -> dict
     inputs, found = session.get_inputs(), np.asarray(images)
     if found.dtype.kind in "iu":
         columns = [found] if len(inputs) == 1 else np.moveaxis(found, -1, 0)
-        return {
-            x.name: np.ascontiguousarray(column, WHOLE.get(getattr(x, "type", ""), np.int64))
-            for x, column in zip(inputs, columns, strict=True)
-        }
+        return {x.name: as_read(x, column) for x, column in zip(inputs, columns, strict=True)}
     read = found.astype(np.float32, copy=False)
     read = read.transpose(0, 3, 1, 2) if layout == NCHW else read
     return {inputs[0].name: np.ascontiguousarray(read)}
+
+
+def as_read(source: Any, rows: np.ndarray) -> np.ndarray:
+    """Whole numbers in the type of an input, which may have one for each example alone."""
+    kind = WHOLE.get(getattr(source, "type", ""), np.int64)
+    alone = len(getattr(source, "shape", rows.shape)) == 1
+    return np.ascontiguousarray(rows.reshape(-1) if alone else rows, kind)
 
 
 def predictor(
