@@ -88,6 +88,7 @@ from dfq_jax.training.binary import (
 )
 from dfq_jax.training.binary_start import on_binary_activations, with_hard_tanh
 from dfq_jax.training.engine import TrainingReport, trained
+from dfq_jax.training.gates import PrunedByScales, pruned_by_scales
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.level_rules import LevelRule, as_calibrated, clipped, learned_steps, min_max
@@ -162,6 +163,7 @@ __all__ = [
     "PlainValues",
     "Player",
     "Progress",
+    "PrunedByScales",
     "QuantizedArray",
     "Rates",
     "Reconstruction",
@@ -254,6 +256,7 @@ __all__ = [
     "pink",
     "plain_noise",
     "probes_of",
+    "pruned_by_scales",
     "quantized",
     "random_crop",
     "random_labels",

@@ -96,6 +96,7 @@ class Training(NamedTuple):
         generator those that ranges begin at, and that judge.
       n: how many; None for as many as its paper makes, or a preset.
       reestimate: the student begins with norms estimated anew behind rounding (`recipes.aac_abn`).
+      penalties: terms of what is trained itself, added to the objective.
       project: what becomes of variables after every step; None where all are allowed.
       inflation: round -> share of each kernel's codes that updates are made large enough to change
         (`training.inflation`); None for updates as they are.
@@ -116,6 +117,7 @@ class Training(NamedTuple):
     recipe: str = "best"
     n: int | None = None
     reestimate: bool = False
+    penalties: tuple[Term, ...] = ()
     project: Projection | None = None
     inflation: Bound[Array] | None = None
 

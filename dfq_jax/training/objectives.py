@@ -95,7 +95,8 @@ def student_loss(
         mean = lambda old, new: share * old + (1 - share) * new
         memory["average"] = jax.tree.map(mean, now.memory["average"], jax.lax.stop_gradient(x))
     moved = {"changed": share_changed(counted, codes)} if codes else {}  # none in float
-    return loss, ({**heard.parts, **moved}, memory)
+    more, held = weighted(method.penalties, x)
+    return loss + more, ({**heard.parts, **held, **moved}, memory)
 
 
 class ToldBeside(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from dfq_jax.graph.evaluate import Hook, chained
 from dfq_jax.graph.graph import Model, Node
@@ -99,11 +99,14 @@ class StudentStart(NamedTuple):
         where they are live, else as it is quantized.
       qparams: scales and zero points as calibrated.
       masks: {layer: which weights of its kernel may differ from zero}, where some may not.
+      gates: {norm: number of each channel's gate, from 1; 0 for none}, where what norms put out is
+        multiplied by factors that are trained, and one may have many readers (`training.gates`).
     """
 
     model: Model
     qparams: QParams
     masks: Mapping[str, Bool[Array, "..."]] = {}
+    gates: Mapping[str, Int[Array, " c"]] = {}
 
 
 def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict[str, PyTree]:
@@ -127,6 +130,9 @@ def trained_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> dict
             edges[name] = kind.edges.begin(spec_of(plan, sites).levels, start.qparams[sites[0]])
     some = lambda found: {k: v for k, v in found.items() if v is not None}
     x = {"weights": weights, "steps": some(steps), "edges": some(edges)}
+    if start.gates:
+        count = max(int(jnp.max(numbers)) for numbers in start.gates.values())
+        x["gates"] = {"channels": jnp.ones(count)}
     if kind.widths:
         x["widths"] = widths_at_first(plan, start.model, kind.widths)
     return x
@@ -191,6 +197,9 @@ def unfolded_student(x: PyTree, start: StudentStart) -> Model:
     for name, mask in start.masks.items():
         kernel = jnp.where(mask, weights[name]["kernel"], 0.0)
         weights[name] = {**weights[name], "kernel": kernel}
+    for name, numbers in start.gates.items():
+        factor = jnp.concatenate([jnp.ones(1), x["gates"]["channels"]])[numbers]
+        weights[name] = {slot: v * factor for slot, v in weights[name].items()}
     return with_params(start.model, weights)
 
 
