@@ -49,6 +49,7 @@ from dfq_jax.recipes.pd_quant import pd_quant
 from dfq_jax.recipes.psaq_vit import psaq_vit
 from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.qimera import qimera
+from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.shot import shot
 from dfq_jax.recipes.squant import squant
@@ -114,6 +115,7 @@ __all__ = [
     "psaq_vit",
     "qdrop",
     "qimera",
+    "quantface",
     "reestimate_norms",
     "shot",
     "squant",

@@ -116,7 +116,7 @@ def train(
     given = Given(**settings)
     check_seed(given.seed)
     brought = None if images is None else image_set(images, model.contract, watch.says)
-    how = training_for(method, given.steps, given.batch, model=model, images=brought)
+    how = method_asked(method, model, brought, given)
     check_suits(how, model)
     follow = following(watch, state_folder)
     begun = None
@@ -157,14 +157,26 @@ class Given:
     seed: int = 0
     memory: int | None = None
 
+    @property
+    def purpose(self) -> Task | None:
+        """What the network is for, if somebody said."""
+        return task_named(self.task) if isinstance(self.task, str) else self.task
+
+
+def method_asked(
+    method: str | Training, model: Model, images: Examples | None, given: Given
+) -> Training:
+    """The method of training, suited to the network and to what it is for."""
+    known = {"model": model, "images": images, "task": given.purpose}
+    return training_for(method, given.steps, given.batch, **known)
+
 
 def asked_of(model: Model, method: Training, scheme: str, given: Given) -> Asked:
     """What comes before and after training, as `quantize` has it."""
     names = {"scheme": given.scheme or scheme, "layers": given.layers or LAYERS}
     store = given.store or DEFAULT_STORE
     how = pipeline_of_start(method, model, **names, rules=tuple(given.rules), store=store)
-    task = task_named(given.task) if isinstance(given.task, str) else given.task
-    told = (given.n, None, given.accuracy, given.probes, task, given.seed, given.memory)
+    told = (given.n, None, given.accuracy, given.probes, given.purpose, given.seed, given.memory)
     return Asked(how, None, None, *told)
 
 

@@ -71,6 +71,7 @@ TrainingName = Literal[
     "intraq_qat",
     "hast",
     "synq",
+    "quantface",
     "ait",
 ]
 """How a network is trained without data."""

@@ -8,6 +8,7 @@ from dfq_jax.base.elsewhere import check_method
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task
 from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
@@ -27,6 +28,7 @@ from dfq_jax.recipes.intraq_qat import intraq_qat
 from dfq_jax.recipes.ir_net import ir_net
 from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
 from dfq_jax.recipes.qimera import qimera
+from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.retraining import retraining
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
@@ -43,21 +45,21 @@ class TrainingOffer(NamedTuple):
     Attributes:
       make: the factory, with the paper's values for small images.
       large: its arguments for large ones.
-      suited: network -> arguments that it decides.
+      suited: (network, its task as somebody says) -> arguments that they decide.
       scheme: bits that it is for, where nobody says others.
       shown: (network, real images) -> what the factory is given first; None where it needs none.
     """
 
     make: Callable[..., Training]
     large: Mapping[str, Any] = {}
-    suited: Callable[[Model], Mapping[str, Any]] | None = None
+    suited: Callable[[Model, Task | None], Mapping[str, Any]] | None = None
     scheme: str = "w4a4"
     shown: Callable[[Model, Examples], Any] | None = None
 
 
-def by_outputs(model: Model) -> Mapping[str, Any]:
-    """Whether a network's outputs are scores of classes."""
-    return {"classes": judges_classes(model)}
+def by_outputs(model: Model, task: Task | None = None) -> Mapping[str, Any]:
+    """Whether a network's outputs are scores of classes; an embedding's are none."""
+    return {"classes": judges_classes(model, task)}
 
 
 FIXED = {"batch": 16, "learning_rate": 1e-6}
@@ -83,6 +85,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "intraq_qat": TrainingOffer(intraq_qat, {**FIXED, "drops": (100, 200, 350)}),
     "hast": TrainingOffer(hast, {**FIXED, "attention": 4000.0}),
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
+    "quantface": TrainingOffer(quantface, scheme="w6a6"),
     "ait": TrainingOffer(ait, {**GENERATED, "learning_rate": 1e-4, "kind": GDFQ_BY_CLASS}),
 }
 
@@ -94,6 +97,7 @@ def training_for(
     *,
     model: Model | None = None,
     images: Examples | None = None,
+    task: Task | None = None,
 ) -> Training:
     """A method of training, with its steps and batch replaced where given.
 
@@ -103,6 +107,7 @@ def training_for(
       batch: images of a step.
       model: the network, where a method has other values for large images.
       images: real ones, for methods that begin by looking at some.
+      task: what the network is for, as somebody says; None for what its graph says.
 
     Raises:
       UsageError: for an unknown method, steps or batch below 1, or either beside a `Training`; for
@@ -121,7 +126,7 @@ def training_for(
     given = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
     if model is not None:
         large = {} if is_small(model.contract) else offer.large
-        given = {**large, **(offer.suited(model) if offer.suited else {}), **given}
+        given = {**large, **(offer.suited(model, task) if offer.suited else {}), **given}
     if offer.shown is not None:
         if model is None or images is None:
             raise UsageError(

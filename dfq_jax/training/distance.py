@@ -1,5 +1,7 @@
 """How far a network on its levels is from its teacher, on images that neither learned from."""
 
+from functools import partial
+
 import jax
 from jaxtyping import Array, Float
 
@@ -8,26 +10,46 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.quantization.narrowing import gap_of
 from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
+from dfq_jax.training.losses import directions_between
 
 JUDGED = 64
 """Images that are judged together."""
 
 
-def distance(teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]) -> float:
-    """How far outputs are from the teacher's: as in `engine.TrainingReport.before`."""
+def distance(
+    teacher: Model,
+    quantized: QuantizedModel,
+    images: Float[Array, "n h w c"],
+    *,
+    directions: bool = False,
+) -> float:
+    """How far outputs are from the teacher's: as in `engine.TrainingReport.before`.
+
+    Args:
+      teacher: the float network.
+      quantized: on its levels.
+      images: normalised; `JUDGED` at a time.
+      directions: outputs count as directions, not as scores or values.
+    """
     rows = [images[i : i + JUDGED] for i in range(0, len(images), JUDGED)]
-    return sum(float(gap(teacher, quantized, x)) * len(x) for x in rows) / len(images)
+    apart = lambda x: float(gap(teacher, quantized, x, directions)) * len(x)
+    return sum(apart(x) for x in rows) / len(images)
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=3)
 def gap(
-    teacher: Model, quantized: QuantizedModel, images: Float[Array, "n h w c"]
+    teacher: Model,
+    quantized: QuantizedModel,
+    images: Float[Array, "n h w c"],
+    directions: bool = False,
 ) -> Float[Array, ""]:
     """`distance` on a batch."""
     exact = evaluate(teacher, images)[0]
     rough = evaluate(
         quantized.model, images, hook=simulation_hook(quantized.plan, quantized.qparams)
     )[0]
+    if directions:
+        return directions_between(exact[0], rough[0])
     if exact[0].ndim == 2 and exact[0].shape[1] > 1:
         return divergence(exact[0], rough[0])
     return gap_of(rough, exact)

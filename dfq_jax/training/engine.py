@@ -64,7 +64,7 @@ class TrainingReport(NamedTuple):
       method: its name.
       steps: of the student.
       before: how far its outputs were from the teacher's on held-out images at the start: KL in
-        nats for a classifier, else squared error in units of their power.
+        nats for a classifier, else squared error in units of their power, or of directions.
       after: the same at the end.
       kept: whether that was better, and kept.
       changed: share of the kernels' codes that are not what they were at the start.
@@ -125,7 +125,8 @@ def trained(
     taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
     learned = learned_by(Course(method, quantized.plan), taught, key, place, watch)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
-    before, after = (distance(teacher, each, images=held_out) for each in (quantized, made))
+    apart = partial(distance, teacher, images=held_out, directions=method.directions)
+    before, after = (apart(each) for each in (quantized, made))
     kept = math.isfinite(after) and after <= before
     codes = partial(codes_found, method.student, quantized.plan, start=start)
     changed = float(share_changed(codes(learned.first), codes(learned.x)))

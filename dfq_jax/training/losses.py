@@ -140,8 +140,27 @@ def direction_gap(lesson: Lesson) -> Float[Array, ""]:
 
     For networks whose outputs are embeddings (the MSE of normalised embeddings).
     """
-    exact, rough = (unit_rows(v) for v in (lesson.teacher.logits, lesson.student.logits))
-    return jnp.mean(jnp.sum((exact - rough) ** 2, -1))
+    return directions_between(lesson.teacher.logits, lesson.student.logits)
+
+
+def directions_between(
+    exact: Float[Array, "b ..."], rough: Float[Array, "b ..."]
+) -> Float[Array, ""]:
+    """What `direction_gap` computes: twice what the mean cosine lacks to 1."""
+    return jnp.mean(jnp.sum((unit_rows(exact) - unit_rows(rough)) ** 2, -1))
+
+
+def embedding_loss(lesson: Lesson) -> Float[Array, ""]:
+    """MSE of outputs as directions, over images and their `D` entries: `direction_gap / D`.
+
+        1/(b D) sum_b |t/|t| - s/|s||^2 = 2/(b D) sum_b (1 - cos(t, s))
+
+    Reference:
+      Boutros et al. 2022, "QuantFace: Towards Lightweight Face Recognition by Synthetic Data
+      Low-bit Quantization", as released.
+    """
+    exact = lesson.teacher.logits
+    return direction_gap(lesson) * len(exact) / exact.size
 
 
 def margin_loss(*, margin: float = 1.0) -> Bound[Array]:

@@ -100,6 +100,8 @@ class Training(NamedTuple):
       project: what becomes of variables after every step; None where all are allowed.
       inflation: round -> share of each kernel's codes that updates are made large enough to change
         (`training.inflation`); None for updates as they are.
+      directions: outputs are directions: the student is judged by these alone on images that it has
+        not seen, not by scores or values.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Training(NamedTuple):
     penalties: tuple[Term, ...] = ()
     project: Projection | None = None
     inflation: Bound[Array] | None = None
+    directions: bool = False
 
     def __hash__(self) -> int:
         """Equal for equal methods."""

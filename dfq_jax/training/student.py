@@ -49,17 +49,19 @@ class Tracking(NamedTuple):
     """Ranges of activations that follow the images of the first steps, and then stay.
 
         r <- momentum r + (1 - momentum) extremes of the batch
+        r <- extremes of r and of the batch, where momentum is None
 
     GDFQ's released code divides by `1 - momentum^t` in place, which makes ranges thousands of times
     too wide for a while; this does not.
 
     Attributes:
       steps: in which they follow.
-      momentum: weight of the past; at the first step there is none.
+      momentum: weight of the past, at the first step there is none; None for ranges that widen to
+        all that was seen.
     """
 
     steps: int
-    momentum: float = 0.9
+    momentum: float | None = 0.9
 
 
 class StudentKind(NamedTuple):
@@ -301,13 +303,21 @@ def tracked(
     if kind.tracking is None:
         return ranges
     steps, momentum = kind.tracking
-    past = jnp.where(step == 0, 0.0, momentum)
+    new = {name: extremes[name.split(":", 1)[1]] for name in ranges}
+    if momentum is None:
+        wider = {name: widened(ranges[name], new[name]) for name in ranges}
+        new = jax.tree.map(lambda wide, v: jnp.where(step == 0, v, wide), wider, new)
+    past = jnp.where(step == 0, 0.0, momentum or 0.0)
 
     def follow(before: Array, new: Array) -> Array:
         return jnp.where(step < steps, past * before + (1 - past) * new, before)
 
-    new = {name: extremes[name.split(":", 1)[1]] for name in ranges}
     return jax.tree.map(follow, dict(ranges), new)
+
+
+def widened(before: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The range that holds two."""
+    return jnp.minimum(before[0], new[0]), jnp.maximum(before[1], new[1])
 
 
 def finished(

@@ -17,6 +17,7 @@ from dfq_jax.training.losses import (
     direction_gap,
     distillation,
     easy_label_loss,
+    embedding_loss,
     feature_gap,
     label_loss,
     margin_loss,
@@ -93,6 +94,12 @@ def test_gaps_of_outputs(lesson):
     unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)
     gap = ((unit(T) - unit(S)) ** 2).sum(-1).mean()
     np.testing.assert_allclose(direction_gap(lesson), gap, rtol=1e-5)
+    mse = ((unit(T) - unit(S)) ** 2).mean()
+    cosines = (unit(T) * unit(S)).sum(-1)
+    np.testing.assert_allclose(embedding_loss(lesson), mse, rtol=1e-5)
+    np.testing.assert_allclose(T.size * embedding_loss(lesson), (2 - 2 * cosines).sum(), rtol=1e-5)
+    longer = lesson._replace(student=lesson.student._replace(logits=jnp.asarray(7 * S)))
+    np.testing.assert_allclose(embedding_loss(longer), mse, rtol=1e-5)
     gram = lambda v: unit(v) @ unit(v).T
     np.testing.assert_allclose(relation_loss(lesson), ((gram(T) - gram(S)) ** 2).mean(), rtol=1e-4)
 
@@ -128,6 +135,7 @@ def test_nothing_is_lost_by_an_equal_student(lesson):
         score_distance,
         channel_relations(of=one_tensor),
         direction_gap,
+        embedding_loss,
         relation_loss,
         feature_gap(of=one_tensor),
     ):

@@ -110,6 +110,22 @@ def test_ranges_follow_the_first_images(start):
     np.testing.assert_allclose(tops, [2.0, 2.1, 2.1], rtol=1e-6)
 
 
+def test_ranges_widen_to_all_that_the_first_images_show(start):
+    """QuantFace's: smallest and largest of the first steps, whatever calibration found."""
+    model, quantized, _ = start
+    kind = StudentKind(tracking=Tracking(3, None))
+    ranges = tracked_at_first(kind, quantized.plan, student_start(kind, quantized, model))
+    shown = [(-1.0, 2.0), (-3.0, 1.0), (0.0, 2.5), (-9.0, 9.0)]
+    seen = lambda low, top: {
+        n.split(":", 1)[1]: (jnp.float32(low), jnp.float32(top)) for n in ranges
+    }
+    found = []
+    for step, ends in enumerate(shown):
+        ranges = tracked(kind, ranges, seen(*ends), jnp.int32(step))
+        found.append(tuple(float(end) for end in next(iter(ranges.values()))))
+    assert found == [(-1.0, 2.0), (-3.0, 2.0), (-3.0, 2.5), (-3.0, 2.5)]
+
+
 def test_changed_codes_are_counted(start):
     model, quantized, _ = start
     kind = KINDS["LSQ"]
