@@ -30,12 +30,16 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "encoder": (lambda: nets.made(nets.Encoder), 3),
     "widened": (lambda: nets.made(nets.Encoder, widened=True), 3),
     "attending": (lambda: nets.made(nets.Attending), 2),
+    "padded": (lambda: nets.made(nets.Padded), 2),
     "decoder": (lambda: nets.made(nets.Decoder), 1),
     "llama": (lambda: nets.made(nets.Llama), 1),
     "own": (lambda: nets.made(nets.Llama, own=True), 1),
 }
 """{name: (the network, its inputs)}."""
-QUICK = ("encoder-onnx", "widened-onnx", "attending-pt2", "decoder-onnx", "llama-onnx", "own-pt2")
+QUICK = (
+    *(f"{name}-onnx" for name in ("encoder", "widened", "padded", "decoder", "llama")),
+    *("attending-pt2", "own-pt2"),
+)
 """The files that every run reads; PyTorch takes seconds to write an archive."""
 NAMED = [f"{n}-{k}" for n in NETWORKS for k in ("pt2", "onnx") if (n, k) != ("own", "onnx")]
 FILES = [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in NAMED]

@@ -74,6 +74,25 @@ class Attending(nn.Module):
         return F.normalize(pooled, dim=-1), y[:, -1]
 
 
+class Padded(nn.Module):
+    """A decoder that hides later places and those of padding by one mask, made step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(PLACES, WIDTH)
+        self.head = nn.Linear(WIDTH, WORDS)
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        n, t = input_ids.shape
+        places = torch.arange(t)
+        later = torch.full((t, t), LEAST)
+        later = later.masked_fill(places < (places + 1).view(t, 1), 0.0)[None, None]
+        hidden = 1.0 - attention_mask[:, None, None, :].expand(n, 1, t, t).to(torch.float32)
+        mask = hidden.masked_fill(hidden.bool(), LEAST).masked_fill(later.bool(), LEAST)
+        x = heads(self.words(input_ids) + self.places(places)[None], HEADS)
+        return self.head(joined(F.scaled_dot_product_attention(x, x, x, attn_mask=mask)))
+
+
 class Projection(nn.Module):
     """The Conv1D of GPT-2."""
 

@@ -111,10 +111,16 @@ class _Masks:
             case Broadcast():
                 return self.shown(node.inputs[0])
             case Flatten() | Reshape() | Transpose() | Slice():
-                source = self.shown(node.inputs[0])
-                return None if source is None else self.add(f"{name}.shown", node.op, source)
+                return self.moved(node)
             case _:
                 return None
+
+    def moved(self, node: Node) -> str | None:
+        """What a mask shows whose axes are put elsewhere."""
+        source = self.shown(node.inputs[0])
+        if source is None:
+            return None
+        return self.spread(node, source) or self.add(f"{node.name}.shown", node.op, source)
 
     def scaled(self, node: Node, factor: float, offset: float) -> str | None:
         """What a multiple of a truth shows."""
@@ -127,17 +133,58 @@ class _Masks:
         which, x, y = node.inputs
         if not self.is_truth(which):
             return None
-        if self.is_hiding(y) and self.is_zero(x):
-            return which
-        if self.is_hiding(x) and (self.is_zero(y) or y == which):
-            return self.opposite(which)
-        return None
+        if self.is_hiding(y):
+            return which if self.is_zero(x) else self.shown_by_both(node, which, x)
+        if not self.is_hiding(x):
+            return None
+        kept = self.opposite(which)
+        return kept if self.is_zero(y) or y == which else self.shown_by_both(node, kept, y)
+
+    def shown_by_both(self, node: Node, truth: str, mask: str) -> str | None:
+        """What a truth and another mask show; None if that is no mask."""
+        shown = self.shown(mask)
+        if shown is None:
+            return None
+        return self.add(f"{node.name}.shown", Mul(), truth, self.unrepeated(shown))
+
+    def spread(self, node: Node, source: str) -> str | None:
+        """A product of truths whose factors get the axes of size 1 of a reshape; None of others."""
+        product = self._nodes.get(source)
+        if product is None or not isinstance(product.op, Mul) or not isinstance(node.op, Reshape):
+            return None
+        sizes = [self.sizes(factor) for factor in product.inputs]
+        if None in sizes or len({len(x) for x in sizes if x is not None}) != 1:
+            return None
+        known = [x for x in sizes if x is not None]
+        whole = tuple(map(max, *known))
+        shapes = [with_ones_of(node.op.shape, whole, x) for x in known]
+        if None in shapes:
+            return None
+        pairs = zip(product.inputs, shapes, strict=True)
+        factors = [self.reshaped(factor, x) for factor, x in pairs if x is not None]
+        return self.add(f"{node.name}.shown", Mul(), *factors)
+
+    def sizes(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a constant, or of what was reshaped, without the batch; None of others."""
+        node = self._nodes.get(name)
+        if node is not None and isinstance(node.op, Constant):
+            return self.params[name]["value"].shape[1:]
+        return node.op.shape if node is not None and isinstance(node.op, Reshape) else None
+
+    def reshaped(self, name: str, shape: tuple[int, ...]) -> str:
+        """A constant, or what was reshaped, in another shape."""
+        node = self._nodes[name]
+        if isinstance(node.op, Constant):
+            return self.constant(f"{name}.wide", self.params[name]["value"].reshape(1, *shape))
+        return self.add(f"{name}.wide", Reshape(shape), *node.inputs)
 
     def opposite(self, name: str) -> str:
         """Where a truth does not hold."""
         node = self._nodes.get(name)
         if node is not None and node.op == Scale(-1.0, 1.0):
             return node.inputs[0]
+        if node is not None and isinstance(node.op, Constant):
+            return self.constant(f"{name}.not", 1 - self.params[name]["value"])
         return self.add(f"{name}.not", Scale(-1.0, 1.0), name)
 
     def unrepeated(self, name: str) -> str:
