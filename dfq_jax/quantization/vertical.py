@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Graph
@@ -81,7 +81,7 @@ def narrowed(network: VerticalNetwork, bits: int) -> QuantizedModel:
     for layer, step in own.steps.items():
         site = Site(layer)
         kernel = top.model.params[layer]["kernel"]
-        odd = doubled_and_one(np.asarray(whole_codes(top, site)), bits)
+        odd = doubled_and_one(whole_codes(top, site), bits)
         shape = (1,) * (kernel.ndim - 1) + (-1,)
         half = jnp.reshape(step, shape) / 2
         params[layer] = {"kernel": jax.device_put(odd.astype(np.float32)) * half}
@@ -94,10 +94,11 @@ def narrowed(network: VerticalNetwork, bits: int) -> QuantizedModel:
     return QuantizedModel(with_params(top.model, params), plan, qparams)
 
 
-def whole_codes(quantized: QuantizedModel, site: Site) -> Array:
-    """The 8-bit codes of a kernel."""
+def whole_codes(quantized: QuantizedModel, site: Site) -> Int8[np.ndarray, "..."]:
+    """The 8-bit codes of a kernel, in NumPy as files have them: ties must fall alike."""
     levels, parameters = quantized.plan.table[site].levels, quantized.qparams[site]
-    return codes_of(quantized.model.params[site.node]["kernel"], levels, parameters)
+    kernel = np.asarray(quantized.model.params[site.node]["kernel"])
+    return np.asarray(codes_of(kernel, levels, jax.device_get(parameters)))
 
 
 def as_cut(quantized: QuantizedModel, widths: tuple[int, ...]) -> VerticalNetwork:
@@ -142,4 +143,4 @@ def channel_units(quantized: QuantizedModel, layer: str) -> Float[Array, " c"]:
 
 def cut_codes(quantized: QuantizedModel, layer: str, bits: int) -> np.ndarray:
     """Codes of a width: those of 8 bits without their lowest bits."""
-    return without_lowest_bits(np.asarray(whole_codes(quantized, Site(layer))), bits)
+    return without_lowest_bits(whole_codes(quantized, Site(layer)), bits)

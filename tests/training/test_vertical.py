@@ -13,7 +13,9 @@ from dfq_jax.api.functions import narrow
 from dfq_jax.api.result import PROBE
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.examples import Examples
+from dfq_jax.graph.rewrite import with_params
 from dfq_jax.io.artifacts.artifact import load_artifact, save_artifact
+from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical, unpack_vertical
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.bit_planes import (
@@ -23,12 +25,13 @@ from dfq_jax.numerics.bit_planes import (
     planes_from,
     without_lowest_bits,
 )
+from dfq_jax.numerics.levels import scales_of
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.quantization.sites import Site
-from dfq_jax.quantization.vertical import as_cut, cut_codes, narrowed, nested_layers
+from dfq_jax.quantization.vertical import as_cut, cut_codes, narrowed, nested_layers, whole_codes
 from dfq_jax.recipes.trainings import check_kernels
 from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.training.student import student_start, trained_at_first
@@ -113,6 +116,18 @@ def test_every_width_is_a_network_of_its_own(school):
         as_cut(low, (2,))
     with pytest.raises(UsageError, match='scheme="w8a8"'):
         check_kernels(vertical_layered(), {4})
+
+
+def test_ties_fall_as_they_do_in_files(school):
+    """Weights between two codes: planes are of the codes that the folder keeps."""
+    start, *_ = school
+    site = Site("conv2")
+    scale = np.asarray(scales_of(start.qparams[site]))
+    kernel = np.asarray(start.model.params["conv2"]["kernel"])
+    halves = ((np.floor(kernel / scale) + 0.5) * scale).astype(np.float32)
+    model = with_params(start.model, {"conv2": {"kernel": jnp.asarray(halves)}})
+    between = dataclasses.replace(start, model=model)
+    np.testing.assert_array_equal(whole_codes(between, site), stored_codes(between)[site])
 
 
 def test_a_student_of_a_width_is_the_network_of_that_width(school):

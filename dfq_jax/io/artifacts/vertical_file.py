@@ -24,7 +24,7 @@ def pack_vertical(network: VerticalNetwork) -> bytes:
     tensors: dict[str, np.ndarray] = {}
     layers = next(iter(network.widths.values())).steps
     for layer in layers:
-        codes = np.asarray(whole_codes(network.top, Site(layer)))
+        codes = whole_codes(network.top, Site(layer))
         tensors[f"{layer}.shape"] = np.array(codes.shape, np.int64)
         tensors |= {f"{layer}.plane{k}": plane for k, plane in enumerate(planes_from(codes))}
     for bits, own in network.widths.items():
