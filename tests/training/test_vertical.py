@@ -127,7 +127,8 @@ def test_ties_fall_as_they_do_in_files(school):
     halves = ((np.floor(kernel / scale) + 0.5) * scale).astype(np.float32)
     model = with_params(start.model, {"conv2": {"kernel": jnp.asarray(halves)}})
     between = dataclasses.replace(start, model=model)
-    np.testing.assert_array_equal(whole_codes(between, site), stored_codes(between)[site])
+    stored = stored_codes(between)["conv2"]["kernel"]
+    np.testing.assert_array_equal(whole_codes(between, site), stored)
 
 
 def test_a_student_of_a_width_is_the_network_of_that_width(school):
