@@ -9,6 +9,7 @@ from dfq_jax.synthesis.sources.augment import (
     blur,
     centre_crop,
     compose,
+    cutmix,
     flip,
     halve,
     jitter,
@@ -131,6 +132,26 @@ def test_slopes_are_zero_outside_the_window():
     _, pull = jax.vjp(lambda x: resized_window(x, window), IMAGES[0])
     ahead = jnp.sum(pull(IMAGES[2])[0] * step)  # linear, so exact but for rounding
     assert float(ahead) == pytest.approx(float(jnp.sum(change * IMAGES[2])), rel=1e-3)
+
+
+def test_windows_of_other_images_are_pasted_at_their_own_place():
+    images = jnp.arange(64, dtype=jnp.float32)[:, None, None, None] * jnp.ones((1, 12, 20, 3))
+    found = np.asarray(cutmix(chance=0.5)(jax.random.key(3), images))[..., 0]
+    own = np.arange(64)[:, None, None]
+    strange = found != own
+    assert (found[strange] == np.broadcast_to((own - 1) % 64, found.shape)[strange]).all()
+    shares = []
+    for each in strange:
+        rows, columns = each.any(1), each.any(0)
+        assert (each == rows[:, None] & columns[None]).all(), "no rectangle"
+        for side in (rows, columns):
+            places = np.flatnonzero(side)
+            assert (np.diff(places) == 1).all()
+        shares.append(each.mean())
+    touched = np.array(shares) > 0
+    assert 0.3 < touched.mean() < 0.7
+    assert max(shares) > 0.6
+    assert (np.asarray(cutmix(chance=0.0)(jax.random.key(3), images)) == images).all()
 
 
 def test_blur_against_scipy():

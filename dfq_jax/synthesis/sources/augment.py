@@ -1,4 +1,4 @@
-"""What becomes of images before the network sees them: flips, shifts, crops, blur.
+"""What becomes of images before the network sees them: flips, shifts, crops, windows, blur.
 
 Every augmentation is a pure function of a key and images in natural units, with static output
 sizes; gradients flow through all of them. `compose` makes one of several.
@@ -146,6 +146,37 @@ def resized_window(
     return jax.image.scale_and_translate(
         image, image.shape, (0, 1), 1 / size, -corner / size, method="linear", antialias=False
     )
+
+
+def cutmix(*, chance: float = 0.5) -> Bound[Images]:
+    """Some images get a window of the image before them, at its own place.
+
+    The window's share of the area is uniform in [0, 1], its shape that of the image, its centre
+    uniform; what lies outside is cut off. Labels stay as they are: for teachers, which look at what
+    the student is shown.
+
+    Args:
+      chance: of each image.
+
+    Reference:
+      Yun et al. 2019, "CutMix", section 3.1 (lambda ~ U(0, 1)).
+    """
+    return bound(pasted, chance=chance)
+
+
+def pasted(key: Key[Array, ""], images: Images, *, chance: float) -> Images:
+    """What `cutmix` does."""
+    coin_key, area_key, place_key = jax.random.split(key, 3)
+    count, height, width, _ = images.shape
+    half = jnp.sqrt(jax.random.uniform(area_key, (count, 1))) / 2
+    half = jnp.where(jax.random.bernoulli(coin_key, chance, (count, 1)), half, -1.0)
+    centres = jax.random.uniform(place_key, (2, count, 1))
+    down, right = (((np.arange(n) + 0.5) / n).astype(np.float32) for n in (height, width))
+    inside = [
+        jnp.abs(at - centre) < half for at, centre in zip((down, right), centres, strict=True)
+    ]
+    window = inside[0][:, :, None, None] & inside[1][:, None, :, None]
+    return jnp.where(window, jnp.roll(images, 1, axis=0), images)
 
 
 def blur(sigma: float, *, window: int = 3) -> Bound[Images]:
