@@ -51,6 +51,7 @@ from dfq_jax.recipes.qdrop import qdrop
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.quantized import Quantized
+from dfq_jax.recipes.sardfq import sardfq
 from dfq_jax.recipes.shot import shot
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
@@ -117,6 +118,7 @@ __all__ = [
     "qimera",
     "quantface",
     "reestimate_norms",
+    "sardfq",
     "shot",
     "squant",
     "stages",

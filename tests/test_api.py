@@ -265,7 +265,7 @@ def test_synthesize_makes_as_many_images_as_quantize(model, monkeypatch):
 
     monkeypatch.setattr(quantizing, "synthesize", made)
     monkeypatch.setattr(imaging, "synthesize_images", begun)
-    for name in (m for m in METHODS if m not in ("noise", "psaq_vit", "gzsq")):
+    for name in (m for m in METHODS if m not in ("noise", "psaq_vit", "sardfq", "gzsq")):
         for make in (dfq.quantize, dfq.synthesize):
             with pytest.raises(DivergedError, match="stop here"):
                 make(model, method=name)

@@ -79,6 +79,7 @@ CARDS: Mapping[str, Row] = {
         *("w4a4", "zsq_all_low", MinMax(), MinMax(), ("aac", 64, 500)), reestimate=True
     ),
     "psaq_vit_w8a8": Row("w8a8", "qdrop_8bit_ends", MinMax(), MinMax(), ("psaq_vit", 32, 1000)),
+    "sardfq_w4a4": Row("w4a4", "qdrop_8bit_ends", MinMax(), MinMax(), ("sardfq", 32, 1000)),
     "dfq_w8a8": Row(
         *("w8ta8", "qdrop_8bit_ends", MinMax(), Statistics()),
         surgery=Surgery("pairs", "replace", absorb=True),

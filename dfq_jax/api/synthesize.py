@@ -46,8 +46,8 @@ def synthesize(
       model: network with its batch norms in place.
       method: a recipe, e.g. of `dfq.methods`, or its name, one of `recipes.presets.METHODS`, which
         suits itself to the network; `best` is ours. A network without usable batch-norm statistics
-        gets noise, unless `gzsq`, which estimates them from the weights, or `psaq_vit`, which needs
-        none, is asked for; the provenance notes it. Networks that read no images have
+        gets noise, unless `gzsq`, which estimates them from the weights, or `psaq_vit` or `sardfq`,
+        which need none, is asked for; the provenance notes it. Networks that read no images have
         `recipes.rows.ROW_METHODS`: text that they sample, or random rows.
       n: how many images; None for as many as are the method's own (`dfq.quantize` makes as many).
       seed: equal seeds give equal images on one kind of device.

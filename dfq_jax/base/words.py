@@ -35,6 +35,7 @@ MethodName = Literal[
     "genie",
     "gzsq",
     "psaq_vit",
+    "sardfq",
     "aac",
     "noise",
 ]

@@ -76,7 +76,7 @@ class SynthesizeOptions:
     Attributes:
       output: One .npz file, or a folder (a name without suffix) of many.
       n: How many images; the method says if you do not, as published.
-      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      method: How images are made; without batch norm: gzsq, psaq_vit, sardfq (attention), noise.
       reading: how the model is read.
       steps: Optimisation steps of a batch.
       batch: Images optimised together.
@@ -108,7 +108,7 @@ class QuantizeOptions:
       preset: Rounding to nearest, in closed form, or learned from there where images are small.
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
-      method: How images are made; without batch norm: gzsq, psaq_vit (attention), noise.
+      method: How images are made; without batch norm: gzsq, psaq_vit, sardfq (attention), noise.
       n: How many images are made; the --method, or else the preset, says if you do not.
       steps: Optimisation steps of a batch of them, likewise.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.

@@ -22,6 +22,7 @@ from dfq_jax.recipes.knowledge_within import KNOWLEDGE_WITHIN
 from dfq_jax.recipes.mct import MCT
 from dfq_jax.recipes.noise import NO_STATISTICS, NOISE
 from dfq_jax.recipes.psaq_vit import psaq_vit
+from dfq_jax.recipes.sardfq import sardfq
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.synthesis.recipe import Offer, Recipe, batch_size
@@ -43,6 +44,7 @@ OFFERS: Mapping[str, Offer] = {
     "genie": GENIE,
     "gzsq": Offer(gzsq),
     "psaq_vit": Offer(psaq_vit),
+    "sardfq": Offer(sardfq),
     "aac": Offer(aac),
     "noise": NOISE,
 }

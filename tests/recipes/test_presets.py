@@ -119,7 +119,7 @@ def test_reconstructions_of_presets():
     assert steps(longer) > steps(usual)
 
 
-WITHOUT_NORMS = ("gzsq", "psaq_vit", "noise")
+WITHOUT_NORMS = ("gzsq", "psaq_vit", "sardfq", "noise")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -150,7 +150,7 @@ def test_a_network_without_statistics(method, net, nets):
         assert choice.notes == (ESTIMATED,)
         assert batch_norms(choice.model.graph)
     else:
-        assert choice.notes == (() if method == "psaq_vit" else (NO_STATISTICS,))
+        assert choice.notes == (() if method in ("psaq_vit", "sardfq") else (NO_STATISTICS,))
         assert choice.model is model
 
 

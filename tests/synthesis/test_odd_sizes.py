@@ -27,7 +27,7 @@ SMALL = {
     "dsg": {"noise_images": 8},
     "mct": {"margin": 4},
 }
-ON_ATTENTION = "psaq_vit"
+ON_ATTENTION = ("psaq_vit", "sardfq")
 
 
 def contract(height, width, channels=3):
@@ -60,7 +60,7 @@ def attention(nets, of):
 
 def network(nets, method, of):
     """One that the method has a use for."""
-    model = (attention if method == ON_ATTENTION else convolutions)(nets, of)
+    model = (attention if method in ON_ATTENTION else convolutions)(nets, of)
     return estimated(model) if method == "gzsq" else model
 
 
@@ -95,7 +95,9 @@ def test_grey_images_one_by_one(method, nets):
     assert np.abs(images[0] - images[1]).max() > 0.1
 
 
-@pytest.mark.parametrize("method", ["best", "deepinversion", "mct", "genie", "noise", ON_ATTENTION])
+@pytest.mark.parametrize(
+    "method", ["best", "deepinversion", "mct", "genie", "noise", *ON_ATTENTION]
+)
 def test_images_of_four_channels(method, nets):
     """Of those that treat images in a way of their own, the others only see the batch norms."""
     made(nets, method, contract(8, 8, 4), batch=3, n=3)
@@ -104,7 +106,7 @@ def test_images_of_four_channels(method, nets):
 REFUSED = {
     "deepinversion": (UsageError, r"images of 0x0, half its size .*resolution=\"full\""),
     "genie": (UsageError, "sizes divisible by 4, and this network reads 1x1 pixels"),
-    ON_ATTENTION: (UnsupportedModelError, "never sees two patches beside a first token"),
+    "psaq_vit": (UnsupportedModelError, "never sees two patches beside a first token"),
 }
 
 
@@ -146,7 +148,7 @@ def test_sizes_that_are_none(size):
 @pytest.fixture(scope="module")
 def huge(nets):
     """Networks that read images of 100,000 x 100,000 pixels, without weights of that size."""
-    small = {m: network(nets, m, contract(8, 8)) for m in ("best", ON_ATTENTION)}
+    small = {m: network(nets, m, contract(8, 8)) for m in ("best", *ON_ATTENTION)}
     side = {"height": 100_000, "width": 100_000}
 
     def of(method):
@@ -160,7 +162,7 @@ PLAIN = 32 * 100_000**2 * 3 * 4
 """Bytes of 32 such images."""
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != ON_ATTENTION])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ON_ATTENTION])
 def test_images_beyond_memory_are_refused_with_the_bytes(method, huge, monkeypatch):
     """Before anything is allocated: nothing after the look at shapes is there to be called."""
     for name in ("ready", "unfitted"):
