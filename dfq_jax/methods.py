@@ -61,6 +61,7 @@ from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
 from dfq_jax.recipes.zhu import zhu, zhu_pruning
+from dfq_jax.recipes.zsaq import zsaq
 from dfq_jax.reconstruction.closed_form import ClosedForm as closed_form
 from dfq_jax.synthesis.terms.estimates import estimated
 from dfq_jax.synthesis.terms.one_class import centres_for
@@ -129,4 +130,5 @@ __all__ = [
     "zeroq",
     "zhu",
     "zhu_pruning",
+    "zsaq",
 ]

@@ -120,6 +120,7 @@ from dfq_jax.training.method import (
     rates_apart,
     to_zero,
 )
+from dfq_jax.training.soft_tokens import trained_on_soft_tokens
 from dfq_jax.training.student import StudentKind, Tracking
 from dfq_jax.training.transfer import distilled, initialised
 from dfq_jax.training.vertical import trained_vertically
@@ -291,6 +292,7 @@ __all__ = [
     "total_variation",
     "trained",
     "trained_in_float",
+    "trained_on_soft_tokens",
     "trained_vertically",
     "uniform",
     "warmup_cosine",

@@ -1,0 +1,35 @@
+"""ZSAQ: a language model on few bits learns from a generator that looks for where it is wrong.
+
+Zhu et al. 2023, "Zero-Shot Sharpness-Aware Quantization for Pre-trained Language Models". Neither
+code nor its rates could be read: the numbers are ours, its distance is KL of the next token, and
+the generator is the network itself, whose chances of tokens are shown as mixtures of what tokens
+stand for. With a generator `phi`, a map `A` of its features, and a student `theta`:
+
+    min_theta max_phi D,   D = KL(P(A(G_phi(z))), Q_theta(A(G_phi(z))))
+    phi   <- phi + a grad D(theta),   theta <- theta - b grad D(theta + rho g / |g|),  g = grad D
+"""
+
+from dfq_jax.training.level_rules import as_calibrated
+from dfq_jax.training.soft_tokens import SoftTokenTraining
+from dfq_jax.training.student import StudentKind
+
+
+def zsaq(
+    *,
+    steps: int = 1000,
+    batch: int = 16,
+    learning_rate: float = 2e-5,
+    generator_rate: float = 1e-5,
+    reach: float = 0.05,
+) -> SoftTokenTraining:
+    """ZSAQ, one step of the generator for each of the student.
+
+    Args:
+      steps: of both.
+      batch: rows of a step.
+      learning_rate: of the student's Adam.
+      generator_rate: of the generator's and its map's.
+      reach: rho; 0 for a student that descends where it is.
+    """
+    student = StudentKind(kernels=as_calibrated())
+    return SoftTokenTraining("zsaq", steps, batch, student, learning_rate, generator_rate, reach)
