@@ -18,7 +18,7 @@ def zsaq(
     *,
     steps: int = 1000,
     batch: int = 16,
-    learning_rate: float = 2e-5,
+    learning_rate: float = 2e-4,
     generator_rate: float = 1e-5,
     reach: float = 0.05,
 ) -> SoftTokenTraining:
@@ -27,7 +27,8 @@ def zsaq(
     Args:
       steps: of both.
       batch: rows of a step.
-      learning_rate: of the student's Adam.
+      learning_rate: of the student's Adam. A Llama of 260,000 weights at W3A8, 100 steps of 8 rows:
+        KL on rows it wrote itself went from 0.725 to 0.463 nats; 60 steps at 1e-3 made it worse.
       generator_rate: of the generator's and its map's.
       reach: rho; 0 for a student that descends where it is.
     """
