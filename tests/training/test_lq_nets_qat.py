@@ -15,6 +15,8 @@ from dfq_jax.training.engine import trained
 from dfq_jax.training.level_rules import solved_anew, within_levels
 
 KEY = jax.random.key(5)
+DONE = jnp.ones(())
+"""Share of the steps that are taken."""
 
 
 def test_a_basis_is_solved_for_the_kernel_of_a_step():
@@ -34,7 +36,7 @@ def test_a_basis_is_solved_for_the_kernel_of_a_step():
         b = codes[np.abs(row[:, None] - values).argmin(1)]
         wanted = np.linalg.lstsq(b, row, rcond=None)[0]
         np.testing.assert_allclose(found.vectors[channel], wanted, rtol=2e-2)
-    slope = jax.grad(lambda v: jnp.sum(rule.snap(v, levels, found)))(moved)
+    slope = jax.grad(lambda v: jnp.sum(rule.snap(v, levels, found, DONE)))(moved)
     np.testing.assert_array_equal(slope, jnp.ones_like(moved))
     assert rule.parameters(None, levels, None, given) is given
 
@@ -46,7 +48,7 @@ def test_slopes_of_activations_end_at_the_outer_level():
     rule = within_levels()
     assert rule.parameters(x, levels, None, basis) is basis
     top = float(jnp.sum(jnp.abs(basis.vectors)))
-    slope = np.asarray(jax.grad(lambda v: jnp.sum(rule.snap(v, levels, basis)))(x))
+    slope = np.asarray(jax.grad(lambda v: jnp.sum(rule.snap(v, levels, basis, DONE)))(x))
     np.testing.assert_array_equal(slope[np.asarray(x) < top - 0.1], 1)
     np.testing.assert_array_equal(slope[np.asarray(x) > top + 0.01], 0)
 
