@@ -20,6 +20,7 @@ from dfq_jax.recipes.brecq import brecq
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq import clusterq
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
+from dfq_jax.recipes.daq import daq
 from dfq_jax.recipes.deepinversion import deepinversion, deepinversion_cifar
 from dfq_jax.recipes.dfkd import dfkd
 from dfq_jax.recipes.dfq import dfq
@@ -85,6 +86,7 @@ __all__ = [
     "clusterq",
     "clusterq_qat",
     "correct_biases",
+    "daq",
     "deepinversion",
     "deepinversion_cifar",
     "dfkd",
