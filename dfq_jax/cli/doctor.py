@@ -45,7 +45,7 @@ from dfq_jax.report.diagnosis import (
     to_dict,
 )
 from dfq_jax.report.plots import costs_png
-from dfq_jax.types import InputContract
+from dfq_jax.types import InputContract, TokenColumns, Tokens
 
 
 class Patient(NamedTuple):
@@ -117,7 +117,7 @@ def of_folder(folder: Path, terminal: Terminal) -> Patient:
     terminal.stage(f"reading {folder}")
     artifact = load_artifact(folder)
     read = artifact.quantized.model.input
-    size = None if isinstance(read, InputContract) else read.shape[0]
+    size = read.length if isinstance(read, Tokens | TokenColumns) else None
     model = load(artifact.float_path, size=size, no_bn_fallback=True, unchecked=True).model
     facts, report = artifact.manifest, artifact.manifest["report"]
     failed = ", FAILED" if artifact.failed else ""

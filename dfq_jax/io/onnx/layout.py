@@ -68,6 +68,8 @@ Layout = Literal["stored", "first"] | AxisOrder
 such an image of (h, w, c)."""
 STORED: Literal["stored"] = "stored"
 FIRST: Literal["first"] = "first"
+VOLUMES = 5
+"""Axes of a tensor of volumes, which operators turn channels first one by one."""
 
 
 class Layouts(NamedTuple):

@@ -65,7 +65,7 @@ from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.io.onnx.arrange import add_arranged
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.curves import add_pointwise
-from dfq_jax.io.onnx.layout import FIRST, file_axis, in_layout
+from dfq_jax.io.onnx.layout import FIRST, VOLUMES, file_axis, in_layout
 from dfq_jax.io.onnx.recurrent import add_recurrent
 from dfq_jax.io.onnx.slots import kernel_form
 from dfq_jax.io.onnx.tokens import add_of_tokens, add_rms_norm
@@ -165,16 +165,18 @@ def add_weighted(b: OnnxBuilder, op: Weighted, step: WrittenNode) -> None:
         case Conv3d(strides, padding, groups, dilation):
             how = {"strides": strides, "pads": as_pads(padding), "dilations": dilation}
             how |= {"group": groups}
-            x = b.part("Transpose", f"{output}.first", (x,), perm=(0, 4, 1, 2, 3))
-            links = (
-                Link("Conv", tuple(parameters), how),
-                Link("Transpose", (), {"perm": (0, 2, 3, 4, 1)}),
-            )
-            b.chain(name, x, links, output)
+            add_on_volumes(b, step, Link("Conv", tuple(parameters), how))
         case Linear():
             add_linear(b, op, step, parameters)
         case _:
             assert_never(op)
+
+
+def add_on_volumes(b: OnnxBuilder, step: WrittenNode, link: Link) -> None:
+    """Adds an operator that reads and writes volumes channels first, as the file holds none."""
+    x = b.part("Transpose", f"{step.output}.first", step.args, perm=(0, 4, 1, 2, 3))
+    back = Link("Transpose", (), {"perm": (0, 2, 3, 4, 1)})
+    b.chain(step.name, x, (link, back), step.output)
 
 
 def widened(b: OnnxBuilder, name: str, x: str, op: ConvTranspose2d) -> tuple[str, Pads, Pair]:
@@ -251,7 +253,11 @@ def add_norm(b: OnnxBuilder, op: Norm, step: WrittenNode) -> None:
     match op:
         case BatchNorm(eps) if "gain" not in slots:
             vectors = (slots[s] for s in ("scale", "bias", "mean", "var"))
-            b.add("BatchNormalization", name, (x, *vectors), output, epsilon=eps)
+            if step.rank == VOLUMES:  # whose statistics are read again from this file
+                link = Link("BatchNormalization", tuple(vectors), {"epsilon": eps})
+                add_on_volumes(b, step, link)
+            else:
+                b.add("BatchNormalization", name, (x, *vectors), output, epsilon=eps)
         case BatchNorm():
             links = (Link("Mul", (slots["gain"],)), Link("Add", (slots["shift"],)))
             b.chain(name, x, links, output)

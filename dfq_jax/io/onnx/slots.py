@@ -18,7 +18,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.token_ops import Rotary
 from dfq_jax.graph.volume_ops import Conv3d
-from dfq_jax.io.onnx.layout import FIRST, Layout
+from dfq_jax.io.onnx.layout import FIRST, VOLUMES, Layout
 from dfq_jax.io.onnx.recurrent import filed_recurrent
 
 Form = Literal["convolution", "transposed", "rows", "columns"]
@@ -95,7 +95,7 @@ def filed_slots(
         case BatchNorm(eps):
             scale = slots.get("scale", np.ones_like(slots["mean"]))
             bias = slots.get("bias", np.zeros_like(slots["mean"]))
-            if rank == 2 or layout == FIRST:
+            if rank in (2, VOLUMES) or layout == FIRST:
                 return {**slots, "scale": scale, "bias": bias}
             gain = scale / np.sqrt(slots["var"] + np.float32(eps))
             return {"gain": gain, "shift": bias - slots["mean"] * gain}

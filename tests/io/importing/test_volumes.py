@@ -9,12 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+import dfq_jax as dfq
+from dfq_jax.cli.doctor import of_folder
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.io.load import load
 from dfq_jax.io.onnx.export import float_onnx, serialize
 from dfq_jax.io.runtime.session import open_session
+from dfq_jax.recipes.diagnose import reference_of
+from dfq_jax.report.console import Terminal
 from dfq_jax.types import Values
 
 torch = pytest.importorskip("torch")
@@ -87,6 +92,21 @@ def test_what_is_said_of_images_is_refused_and_pixels_are_told(tmp_path):
     found = load(tmp_path / "net.onnx", mean=(0.5,), std=(0.25,))
     assert found.model.inputs == (Values(SHAPE, -2.0, 2.0),)
     assert not any("taken to have values" in note for note in found.notes)
+
+
+def test_a_folder_of_volumes_holds_the_float_network_with_its_statistics(tmp_path):
+    norm = nn.BatchNorm3d(3)
+    norm.running_mean, norm.running_var = torch.randn(3), 1 + torch.rand(3)
+    net = nn.Sequential(nn.Conv3d(4, 3, (2, 1, 1)), norm, nn.ReLU(), nn.Flatten())
+    made = dfq.quantize(model_from(tmp_path / "net.pt2", net.eval()), n=8)
+    made.save(tmp_path / "out")
+    found = of_folder(tmp_path / "out", Terminal(quiet=True))
+    assert found.quantized.model.inputs == (Values(SHAPE),)
+    (read,) = (n for n in found.float_model.graph.nodes if isinstance(n.op, BatchNorm))
+    np.testing.assert_allclose(found.float_model.params[read.name]["mean"], norm.running_mean)
+    assert reference_of(found.float_model, found.quantized, found.probes).graph == (
+        found.quantized.model.graph
+    )
 
 
 def test_windows_of_several_sizes_are_refused(tmp_path):
