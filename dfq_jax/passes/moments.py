@@ -38,10 +38,11 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor, bent, pointwise
-from dfq_jax.graph.token_ops import Embed
+from dfq_jax.graph.token_ops import Embed, Leading
 from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
@@ -77,7 +78,7 @@ def expected_moments(model: Model) -> dict[str, Moments]:
     """
     known, shapes, fixed = dict(model.moments), output_shapes(model), constants(model.graph)
     for node in model.graph.nodes:
-        told = isinstance(node.op, Embed) or all(i in known for i in node.inputs)
+        told = isinstance(node.op, Embed | Leading) or all(i in known for i in node.inputs)
         if node.name in known or not told:
             continue
         read = tuple(shapes[i] for i in node.inputs)
@@ -96,7 +97,7 @@ def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
     joins them, over the last axes.
     """
     match op:
-        case Constant():
+        case Constant() | Leading():
             value = around.slots["value"]
             axes = tuple(range(value.ndim - 1))
             return Moments(jnp.mean(value, axes), jnp.var(value, axes))
@@ -172,6 +173,8 @@ def pooled_or_joined(op: Op, inputs: list[Moments], around: Around) -> Moments |
             return x
         case Reduce("mean" | "max", axes) if not {-1, len(around.read[0]) - 1} & set(axes):
             return x
+        case DepthToSpace(block, inner) if x is not None:
+            return mixture(x, block**2, inner=inner)
         case Slice(bounds) if x is not None:
             first, stop, step = bounds[-1]
             return Moments(x.mean[first:stop:step], x.var[first:stop:step])
@@ -184,6 +187,12 @@ def pooled_or_joined(op: Op, inputs: list[Moments], around: Around) -> Moments |
             return x if mode != "constant" and widths[-1] == (0, 0) else None
         case _:
             return None
+
+
+def mixture(x: Moments, block: int, *, inner: bool) -> Moments:
+    """Moments of channels that each hold the values of so many others, side by side or not."""
+    parts = each(x, lambda v: v.reshape(-1, block) if inner else v.reshape(block, -1).T)
+    return Moments(parts.mean.mean(1), parts.var.mean(1) + parts.mean.var(1))
 
 
 def rearranged(op: Reshape | Transpose | Broadcast, x: Moments, around: Around) -> Moments | None:

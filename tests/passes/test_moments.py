@@ -35,6 +35,9 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
+from dfq_jax.graph.pixel_ops import DepthToSpace
+from dfq_jax.graph.semantics import apply_op
+from dfq_jax.graph.token_ops import Leading
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.moments import (
     Around,
@@ -166,6 +169,26 @@ def test_channels_shuffled_by_reshape_and_transpose():
     merged = found(Reshape((4, 4, 6)), swapped, made=(1, 4, 4, 6))
     assert merged.mean.tolist() == [0, 3, 1, 4, 2, 5]
     assert merged.var.tolist() == [1, 4, 2, 5, 3, 6]
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_channels_that_become_pixels(inner):
+    """The mean and variance over all pixels that a channel is made of."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(np.arange(8), np.arange(8) + 1, (1, 200, 200, 8)).astype(np.float32)
+    op = DepthToSpace(2, inner)
+    y = np.asarray(apply_op(op, {}, jnp.asarray(x)))
+    ours = found(op, moments(np.arange(8), (np.arange(8) + 1.0) ** 2))
+    np.testing.assert_allclose(ours.mean, y.mean((0, 1, 2)), atol=0.05)
+    np.testing.assert_allclose(ours.var, y.var((0, 1, 2)), rtol=0.02)
+
+
+def test_first_rows_of_a_table_are_as_its_rows():
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 3)), jnp.float32)
+    slots = {"value": table}
+    ours, whole = found(Leading((1,)), slots=slots), found(Constant(), slots=slots)
+    np.testing.assert_array_equal(ours.mean, whole.mean)
+    np.testing.assert_array_equal(ours.var, whole.var)
 
 
 def test_moves_that_keep_the_last_axis():
