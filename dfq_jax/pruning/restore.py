@@ -9,15 +9,18 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from dfq_jax.base.words import RestorationName
+from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.ops import BatchNorm, Conv2d
+from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import consumers, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.substitution import Coefficients, FilterGram, Places, lbyl, merged, udfc
+from dfq_jax.passes.moments import mean_output
 from dfq_jax.passes.select import Kept, masked, standing
 from dfq_jax.pruning.filters import filter_grams
 from dfq_jax.pruning.groups import Subject
@@ -86,7 +89,7 @@ def by_weights(subject: Subject, kept: Kept, zeros: Model, how: Restoration) -> 
     stays, filters = standing(subject.coupled, kept), filter_grams(subject)
     for node in weighted_nodes(subject.folded.graph):
         read, written = (stays[v] for v in subject.coupled.slots[node.name]["kernel"][-2:])
-        if read.all() or (isinstance(node.op, Conv2d) and node.op.groups > 1):
+        if read.all() or groups_of(node.op) > 1:
             continue
         whole = np.asarray(subject.model.params[node.name]["kernel"], np.float64) * written
         kernel = whole * read[:, None]
@@ -96,9 +99,9 @@ def by_weights(subject: Subject, kept: Kept, zeros: Model, how: Restoration) -> 
         zeros = with_params(zeros, kernels)
         known = subject.expected.get(node.inputs[0])
         if how.means and known is not None:
-            mean = np.resize(np.asarray(known.mean, np.float64), len(read))
-            missing = (whole - kernel).reshape(-1, *kernel.shape[-2:]).sum(0)
-            zeros = shifted(zeros, node.name, mean @ missing)
+            mean = np.resize(np.asarray(known.mean), len(read))
+            missing = mean_output(node, jnp.asarray(whole - kernel), jnp.asarray(mean))
+            zeros = shifted(zeros, node.name, np.asarray(missing, np.float64))
     return zeros
 
 

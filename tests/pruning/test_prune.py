@@ -272,6 +272,29 @@ def test_what_another_says_twice_as_loud_is_not_missed(restore, chain, nets):
     assert error(zeros, model, nets.images(model, 8, seed=2), nets) > 1e-3
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_means_that_a_transposed_convolution_misses(groups, nets):
+    """On an image that is the same everywhere; layers in groups are left alone."""
+    b = nets.Builder(InputContract(6, 6))
+    x = b.unit("in", "images", 4)
+    model = b.done(b.upscale("up", x, 6, 4, 2, groups, padding=nets.SAME))
+    subject = Subject(model)
+    kept = np.ones(len(subject.coupled), bool)
+    kept[subject.coupled.tensors[x][-1][1] - 1] = False
+    whole = restored(subject, kept, RESTORATIONS["means"])
+    zeros = masked(model, subject.coupled, kept)
+    moved = np.asarray(whole.params["up"]["bias"] - zeros.params["up"]["bias"])
+    if groups > 1:
+        np.testing.assert_array_equal(moved, 0)
+        return
+    mean = np.asarray(subject.expected[x].mean, np.float64) * [0, 1, 0, 0]
+    kernel = np.asarray(model.params["up"]["kernel"], np.float64)
+    flat = np.broadcast_to(mean, (1, 6, 6, 4))
+    wanted = nets.conv_transposed(flat, model.graph["up"].op, kernel)[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(moved, wanted.mean((0, 1, 2)), atol=1e-5)
+    assert np.abs(moved).max() > 1e-3
+
+
 def test_norms_follow_what_images_show(seen, chain, nets):
     """In units of the original's: what does not match the recorded statistics does no harm."""
     made = prune(seen, Pruning(0.5, restore="ridge")).model
