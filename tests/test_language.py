@@ -67,6 +67,8 @@ def test_what_cannot_be_judged_is_refused(folder, tmp_path):
     np.save(tmp_path / "ids.npy", IDS[:, :5])
     with pytest.raises(UsageError, match="rows are 8 tokens of 32"):
         evaluate_text(folder / "out", tmp_path / "ids.npy")
+    with pytest.raises(UsageError, match="`limit=` is a number of rows from 1, got 0"):
+        evaluate_text(folder / "out", folder / "ids.npy", limit=0)
     encoder = load(bert_folder(tmp_path / "bert"), size=6).model
     with pytest.raises(UnsupportedModelError, match="predict the next token"):
         evaluate_text(encoder, folder / "ids.npy")

@@ -66,10 +66,13 @@ def evaluate_text(
       limit: judge only so many rows.
 
     Raises:
-      UsageError: for text without a tokenizer, and for rows that are none of this network.
+      UsageError: for text without a tokenizer, a `limit` below 1, and for rows that are none of
+        this network.
       UnsupportedModelError: for a network that predicts no tokens.
       DataError: for files that cannot be read.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"`limit=` is a number of rows from 1, got {limit}.")
     read, run = runner_of(model)
     text = text_of(Path(data), read, tokenizer)
     ids, counts = (part[:limit] for part in text.rows)
@@ -83,7 +86,7 @@ def evaluate_text(
     mean, whole = float(all_costs.mean()), len(ids) == len(text.rows.ids)
     known = text.bytes is not None and whole
     bits = float(all_costs.sum()) / math.log(2) / (text.bytes or 1) if known else None
-    return TextScore(math.exp(mean), mean, bits, len(all_costs))
+    return TextScore(float(np.exp(mean)), mean, bits, len(all_costs))
 
 
 def runner_of(model: Model | str | Path) -> tuple[Tokens, Scores]:

@@ -10,6 +10,7 @@ from dfq_jax.api import functions as api
 from dfq_jax.api.language import evaluate_text
 from dfq_jax.api.quantize import quantize
 from dfq_jax.api.result import Result
+from dfq_jax.base.finite import finite_data
 from dfq_jax.base.words import DEFAULT_STORE
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.claims import check_apart, claimed, state_folder
@@ -179,7 +180,7 @@ def evaluate_on(
         bits = found.bits_per_byte
         told = "" if bits is None else f", {bits:.3f} bits a byte"
         terminal.say(f"perplexity {found.perplexity:.3f}{told} of {found.tokens} tokens")
-        emit(terminal, dataclasses.asdict(found))
+        emit(terminal, finite_data(dataclasses.asdict(found)))
         return
     if tokenizer is not None:
         raise UsageError("the network reads images: leave out `tokenizer=`.")
