@@ -20,6 +20,7 @@ from dfq_jax.graph.evaluate import evaluate as run_graph
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import Artifact, load_artifact
 from dfq_jax.io.artifacts.images import NOT_AN_NPZ
+from dfq_jax.io.artifacts.output_folder import MANIFEST
 from dfq_jax.io.artifacts.vertical_file import unpack_vertical
 from dfq_jax.io.frontends.contracts import ToldInput
 from dfq_jax.io.frontends.graph_files import load_module
@@ -214,19 +215,22 @@ def narrow(folder: str | Path, bits: int, path: str | Path) -> Verification:
     Args:
       folder: output folder of `train` by `vertical_layered`.
       bits: of the weights.
-      path: the `.onnx` file; replaced atomically.
+      path: the `.onnx` file; replaced atomically, and kept where it is found to differ.
 
     Returns:
       How it compares with the simulator, on the probes of the folder.
 
     Raises:
-      UsageError: for a width or folder that has not so many.
+      UsageError: for a width or folder that has not so many, and a path of the folder's own files.
       DataError: if the folder is damaged.
     """
     artifact = load_artifact(folder)
-    found = narrowed(unpack_vertical(artifact), bits)
+    found, probes = narrowed(unpack_vertical(artifact), bits), probes_of(artifact)
+    own = {artifact.folder / name for name in (*artifact.manifest["files"], MANIFEST)}
+    if Path(path).resolve() in {file.resolve() for file in own}:
+        raise UsageError(f"{path} is a file of the network of all widths: write to another one.")
     export(found, path)
-    return compare_runtimes(found, Path(path), probes_of(artifact), task=artifact.task)
+    return compare_runtimes(found, Path(path), probes, task=artifact.task)
 
 
 def probes_of(artifact: Artifact) -> Shaped[Array, "n ..."]:

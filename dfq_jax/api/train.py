@@ -16,13 +16,14 @@ from dfq_jax.api.synthesize import check_seed
 from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs
 from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
-from dfq_jax.graph.graph import Model
+from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.tasks import Task, task_named
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.quantization.plan import Plan, Rule
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.plan import Plan, Rule, resolve
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.quantization.vertical import VerticalNetwork
+from dfq_jax.quantization.vertical import VerticalNetwork, check_nested
 from dfq_jax.recipes.expense import manner
 from dfq_jax.recipes.foresight import foreseen
 from dfq_jax.recipes.presets import (
@@ -89,8 +90,8 @@ def train(
         start: output folder of `quantize` or `train` to begin from, instead of where the method
           begins. Scales that a method finds anew stay as they are there, and batch norms folded;
           the report says so.
-        scheme: `w{1..8}a{2..8}`; by default that of the start, or the method's: w4a4, of binary
-          kernels w1a8.
+        scheme: `w{1..8}a{2..8}`; by default that of the start, or the method's: w4a4 of most, w1a8
+          of binary kernels, w6a6 of `quantface`, w8a8 of `vertical_layered`.
         layers: which layers stay at 8 bits; likewise, or qdrop_8bit_ends.
         rules: bits of particular layers; those of a start stay.
         steps: of the student, instead of the method's.
@@ -124,14 +125,18 @@ def train(
         asked = (given.scheme, given.layers, tuple(given.rules))
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
     asked = asked_of(model, how, scheme_for(method), given)
-    check_kernels(how, bits_asked(asked) if begun is None else bits_of(begun.quantized.plan))
+    graph = fold_batch_norm(model).graph
+    plan = planned(graph, asked) if begun is None else begun.quantized.plan
+    check_kernels(how, bits_of(plan))
+    if how.student.widths:
+        check_nested(plan, graph)
     return carried_out(TrainingJob(model, how, asked, follow), brought, begun)
 
 
-def bits_asked(asked: Asked) -> set[int]:
-    """Bits of kernels by scheme and rules."""
-    ruled = {rule.weight_bits for rule in asked.pipeline.rules if rule.weight_bits}
-    return {asked.pipeline.scheme.weight_bits, *ruled}
+def planned(graph: Graph, asked: Asked) -> Plan:
+    """What will be on which grids, by scheme, preset of layers and rules."""
+    how = asked.pipeline
+    return resolve(graph, how.scheme, how.layers, how.rules)
 
 
 def bits_of(plan: Plan) -> set[int]:

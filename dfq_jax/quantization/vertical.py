@@ -58,6 +58,22 @@ def nested_layers(plan: Plan, graph: Graph) -> tuple[str, ...]:
     return tuple(s.node for s, spec in kernels if whole(spec) and free(s))
 
 
+def check_nested(plan: Plan, graph: Graph) -> tuple[str, ...]:
+    """The layers whose kernels may be cut.
+
+    Raises:
+      UsageError: if there are none.
+    """
+    layers = nested_layers(plan, graph)
+    if not layers:
+        raise UsageError(
+            "no kernel can be cut to fewer bits: that takes kernels of 8 bits without groups, as "
+            "by scheme w8a8 and without rules that say otherwise, outside of the layers that "
+            f"{plan.layers} keeps at 8 bits."
+        )
+    return layers
+
+
 def narrowed(network: VerticalNetwork, bits: int) -> QuantizedModel:
     """The network of a width, as one that stands alone: codes are cut, nothing is rounded again.
 
@@ -113,12 +129,7 @@ def as_cut(quantized: QuantizedModel, widths: tuple[int, ...]) -> VerticalNetwor
     """
     if list(widths) != sorted(set(widths), reverse=True) or not all(0 < b < TOP for b in widths):
         raise UsageError(f"widths are bits from 7 down to 1, the widest first; got {widths}.")
-    layers = nested_layers(quantized.plan, quantized.model.graph)
-    if not layers:
-        raise UsageError(
-            "no kernel of 8 bits may be cut: quantize to a scheme like w8a8 (preset of layers "
-            f"{quantized.plan.layers})."
-        )
+    layers = check_nested(quantized.plan, quantized.model.graph)
     return VerticalNetwork(quantized, {b: cut_parameters(quantized, layers, b) for b in widths})
 
 

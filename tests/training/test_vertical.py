@@ -194,6 +194,11 @@ def test_a_folder_holds_all_widths_and_writes_any(folder, made_result, dfq, tmp_
                 a.model.params[layer]["bias"], b.model.params[layer]["bias"]
             )
     assert narrow(folder, 4, tmp_path / "four.onnx").passed
+    kept = (folder / "model.onnx").read_bytes()
+    refused = dfq("narrow", folder, "--bits", 4, "-o", folder / "model.onnx", "--json")
+    assert refused.code == 2
+    assert "write to another one" in refused.err
+    assert (folder / "model.onnx").read_bytes() == kept
     told = dfq("narrow", folder, "--bits", 2, "-o", tmp_path / "two.onnx", "--json")
     assert told.code == 0, told.err
     assert json.loads(told.out)["bits"] == 2
