@@ -309,7 +309,7 @@ def test_a_command_that_means_nothing(dfq, made, tmp_path):
 def test_what_is_left_learns_from_the_whole(tiny_net, images, monkeypatch):
     heard = []
     watch = Watcher(stage=heard.append)
-    small_lesson = lambda model, steps: retraining(steps=steps, batch=4, learning_rate=1e-4)
+    small_lesson = lambda model, steps, task: retraining(steps=steps, batch=4, learning_rate=1e-4)
     monkeypatch.setattr("dfq_jax.api.compress.retraining_for", small_lesson)
     found = dfq.compress(
         tiny_net,
@@ -331,7 +331,7 @@ def test_what_is_left_learns_from_the_whole(tiny_net, images, monkeypatch):
 
 
 def test_training_that_is_dropped_is_told_so(tiny_net, images, monkeypatch):
-    ruin = lambda model, steps: retraining(steps=steps, batch=4, learning_rate=30.0)
+    ruin = lambda model, steps, task: retraining(steps=steps, batch=4, learning_rate=30.0)
     monkeypatch.setattr("dfq_jax.api.compress.retraining_for", ruin)
     found = dfq.compress(tiny_net, images, channels="all", restore="norms", train=4)
     assert found.settings["trained"] == "4 steps of 4 images, not kept"

@@ -111,7 +111,7 @@ def compress(
     share, deadline = (UNKNOWN, share) if isinstance(share, Deadline) else (share, None)
     how = Pruning(share or UNKNOWN, criterion, restore, among, channels, floor, untouched, price)
     check_pruning(how)
-    taught = None if train is None else retraining_for(model, train)
+    taught = None if train is None else retraining_for(model, train, settings.get("task"))
     shrinking = Shrinking(None if share is None else how, zeros, untouched, taught, deadline)
     return carried_out(model, images, shrinking, settings, following(watch, state_folder))
 

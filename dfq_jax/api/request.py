@@ -15,7 +15,7 @@ from dfq_jax.base.words import Preset
 from dfq_jax.errors import UsageError, check_choice
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.tasks import Task, task_named
+from dfq_jax.graph.tasks import Task, said_task
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.rules import parse_rule
@@ -130,7 +130,7 @@ def resolved(model: Model, settings: Settings, pipeline: Pipeline | None = None)
         settings.get("steps"),
         settings.get("accuracy"),
         settings.get("probes"),
-        task_named(task) if isinstance(task, str) else task,
+        said_task(task),
         settings.get("seed", 0),
         settings.get("memory"),
     )

@@ -16,8 +16,8 @@ from dfq_jax.api.synthesize import check_seed
 from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs
 from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
-from dfq_jax.graph.graph import Graph, Model
-from dfq_jax.graph.tasks import Task, task_named
+from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import Task, said_task
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.plan import Plan, Rule, resolve
@@ -125,18 +125,23 @@ def train(
         asked = (given.scheme, given.layers, tuple(given.rules))
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
     asked = asked_of(model, how, scheme_for(method), given)
-    graph = fold_batch_norm(model).graph
-    plan = planned(graph, asked) if begun is None else begun.quantized.plan
-    check_kernels(how, bits_of(plan))
-    if how.student.widths:
-        check_nested(plan, graph)
+    check_plan(how, model, asked, begun)
     return carried_out(TrainingJob(model, how, asked, follow), brought, begun)
 
 
-def planned(graph: Graph, asked: Asked) -> Plan:
-    """What will be on which grids, by scheme, preset of layers and rules."""
-    how = asked.pipeline
-    return resolve(graph, how.scheme, how.layers, how.rules)
+def check_plan(method: Training, model: Model, asked: Asked, begun: Quantized | None) -> None:
+    """Refuses grids that a method cannot train, before images are made.
+
+    Raises:
+      UsageError: naming those that it can.
+    """
+    graph, how = fold_batch_norm(model).graph, asked.pipeline
+    plan = (
+        resolve(graph, how.scheme, how.layers, how.rules) if begun is None else begun.quantized.plan
+    )
+    check_kernels(method, bits_of(plan))
+    if method.student.widths:
+        check_nested(plan, graph)
 
 
 def bits_of(plan: Plan) -> set[int]:
@@ -165,7 +170,7 @@ class Given:
     @property
     def purpose(self) -> Task | None:
         """What the network is for, if somebody said."""
-        return task_named(self.task) if isinstance(self.task, str) else self.task
+        return said_task(self.task)
 
 
 def method_asked(

@@ -96,6 +96,15 @@ def task_named(name: str) -> Task:
     return TASKS[name]()
 
 
+def said_task(task: "Task | str | None") -> "Task | None":
+    """The task that somebody names or gives; None if nobody does.
+
+    Raises:
+      UsageError: for an unknown name.
+    """
+    return task_named(task) if isinstance(task, str) else task
+
+
 def name_of(task: Task) -> str:
     """What users call a task."""
     return next(name for name, kind in TASKS.items() if isinstance(task, kind))

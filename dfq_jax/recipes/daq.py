@@ -14,7 +14,13 @@ from dfq_jax.graph.evaluate import Hook
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import Conv2d, Relu
 from dfq_jax.graph.semantics import Slots, Tensor
-from dfq_jax.numerics.channel_steps import StepTable, channelwise, deviation_weights
+from dfq_jax.numerics.channel_steps import (
+    UNTOUCHED,
+    StepTable,
+    channelwise,
+    deviation_weights,
+    step_multiplier,
+)
 
 
 def daq(
@@ -41,6 +47,8 @@ def daq(
     Raises:
       UsageError: for bits that there is no step for.
     """
+    for asked in (weight_bits, bits, *(() if sigma_bits == UNTOUCHED else (sigma_bits,))):
+        step_multiplier(asked, table)
     body = body_of(graph)
     rectified = {node.name for node in graph.nodes if isinstance(node.op, Relu)}
     how = {"sigma_bits": sigma_bits, "table": table, "bounded": bounded}

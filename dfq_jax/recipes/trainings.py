@@ -8,7 +8,7 @@ from dfq_jax.base.elsewhere import check_method
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.tasks import Task
+from dfq_jax.graph.tasks import Embedding, Task, said_task
 from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
@@ -133,18 +133,29 @@ def training_for(
                 f"{method} learns from a few real images, one of each class at least: give some by "
                 "`images=`."
             )
-        return offer.make(offer.shown(model, images), **given)
-    return offer.make(**given)
+        return judged_as(offer.make(offer.shown(model, images), **given), task)
+    return judged_as(offer.make(**given), task)
 
 
-def retraining_for(model: Model, steps: int) -> Training:
+def judged_as(method: Training, task: Task | None) -> Training:
+    """A method whose students are judged by directions, where outputs are said to be such."""
+    return method._replace(directions=True) if isinstance(task, Embedding) else method
+
+
+def retraining_for(model: Model, steps: int, task: Task | str | None = None) -> Training:
     """How what is left of a pruned network learns from the whole one.
 
+    Args:
+      model: the whole one.
+      steps: of the student.
+      task: what the network is for, as somebody says, or the name of that.
+
     Raises:
-      UsageError: for steps below 1.
+      UsageError: for steps below 1, and an unknown task.
     """
     check_positive("train", steps)
-    return retraining(steps=steps, **by_outputs(model))
+    said = said_task(task)
+    return judged_as(retraining(steps=steps, **by_outputs(model, said)), said)
 
 
 def check_positive(name: str, value: int | None) -> None:

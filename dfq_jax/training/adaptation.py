@@ -17,7 +17,7 @@ from dfq_jax.training.engine import check_classes, check_images, learned_by, tau
 from dfq_jax.training.images import Course
 from dfq_jax.training.in_float import NO_LEVELS
 from dfq_jax.training.method import Training
-from dfq_jax.training.pseudo_labels import classifier_of, pseudo_labels
+from dfq_jax.training.pseudo_labels import classifier_of, likely_classes, pseudo_labels
 from dfq_jax.training.student import StudentStart, unfolded_student
 from dfq_jax.values import Bound, bound
 
@@ -92,7 +92,7 @@ def adapted(
     now, labels, notes = model, first, ()
     for number in range(epochs):
         method = epoch(number)._replace(project=held)
-        labels = pseudo_labels(now, images)
+        labels = pseudo_labels(now, images) if number else first
         start = StudentStart(now, {})
         own = jax.random.fold_in(key, number)
         taught = taught_of(method, fold_batch_norm(model), None, start, images, own)
@@ -104,7 +104,7 @@ def adapted(
             now = with_recorded_norms(now, images)
         notes += learned.notes
     changed = lambda a, b: float(jnp.mean((a != b).astype(jnp.float32)))
-    moved = changed(pseudo_labels(now, images), first)
+    moved = changed(likely_classes(now, images), likely_classes(model, images))
     told = (epochs, moved, changed(labels, first), time.perf_counter() - began, notes)
     return now, AdaptationReport(*told)
 

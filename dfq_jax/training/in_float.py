@@ -88,7 +88,8 @@ def trained_in_float(
     taught = taught._replace(stays=jax.tree.map(jnp.asarray, dict(stays or {})))
     learned = learned_by(Course(method, NO_LEVELS), taught, key, place, watch)
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
-    apart = lambda m: distance(whole, QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}), held_out)
+    judged = partial(distance, whole, images=held_out, directions=method.directions)
+    apart = lambda m: judged(QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}))
     before, after = apart(model), apart(made)
     kept = math.isfinite(after) and after <= before
     seconds = time.perf_counter() - began

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,11 +26,11 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.sources.pixels import from_natural
 from dfq_jax.training.batch_norms import with_recorded_norms
+from dfq_jax.training.distance import distance
 from dfq_jax.training.engine import (
     TrainingReport,
     check_classes,
     check_images,
-    distance,
     learned_by,
     taught_of,
 )
@@ -91,7 +92,8 @@ def distilled(
       watch: told how far it is.
 
     Returns:
-      The network, its norms with statistics of the last images; and how it went.
+      The network, its norms with statistics of the last images, or the one it began as where that
+      is nearer to the teacher; and how it went.
 
     Raises:
       UsageError: if shapes of inputs or outputs differ, or losses compare tensors that the student
@@ -109,11 +111,13 @@ def distilled(
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
     shown = last_images(method, taught, learned.players, images, jax.random.fold_in(key, 3))
     made = with_recorded_norms(made, shown)
-    apart = lambda m: distance(whole, QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}), held_out)
+    judged = partial(distance, whole, images=held_out, directions=method.directions)
+    apart = lambda m: judged(QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}))
     before, after = apart(student), apart(made)
     seconds = time.perf_counter() - began
-    told = (method.name, method.steps, before, after, True, 0.0, seconds, learned.notes)
-    return made, TrainingReport(*told)
+    kept = math.isfinite(after) and after <= before
+    told = (method.name, method.steps, before, after, kept, 0.0, seconds, learned.notes)
+    return made if kept else student, TrainingReport(*told)
 
 
 def check_alike(student: Model, teacher: Model, method: Training) -> None:

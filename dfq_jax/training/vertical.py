@@ -2,20 +2,23 @@
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 
 import jax
 from jaxtyping import Array, Float, Key
 
 from dfq_jax.graph.graph import Model
+from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.vertical import VerticalNetwork, as_cut, narrowed
+from dfq_jax.training.distance import distance
 from dfq_jax.training.engine import (
     TrainingReport,
     check_classes,
     check_images,
-    distance,
     learned_by,
     taught_of,
 )
@@ -64,7 +67,8 @@ def trained_vertically(
     taught = taught_of(method, teacher, None, start, images, jax.random.fold_in(key, 2))
     learned = learned_by(Course(method, plan), taught, key, place, watch)
     made = vertical_network(finished(kind, plan, learned.x, start, learned.ranges), learned.x)
-    each = gaps_of_widths(teacher, plain, held_out), gaps_of_widths(teacher, made, held_out)
+    apart = partial(distance, teacher, images=held_out, directions=method.directions)
+    each = tuple(gaps_of_widths(apart, network) for network in (plain, made))
     before, after = (sum(gaps.values()) / len(gaps) for gaps in each)
     kept = math.isfinite(after) and after <= before
     codes = [kernel_codes(kind, plan, x, start) for x in (learned.first, learned.x)]
@@ -75,11 +79,10 @@ def trained_vertically(
 
 
 def gaps_of_widths(
-    teacher: Model, network: VerticalNetwork, images: Float[Array, "n h w c"]
+    apart: Callable[[QuantizedModel], float], network: VerticalNetwork
 ) -> dict[int, float]:
-    """{bits: how far that width's outputs are from the teacher's}, as of `distance`."""
-    widths = (8, *network.widths)
-    return {bits: distance(teacher, narrowed(network, bits), images=images) for bits in widths}
+    """{bits: how far that width's outputs are from the teacher's}, as `apart` tells it."""
+    return {bits: apart(narrowed(network, bits)) for bits in (TOP, *network.widths)}
 
 
 def told_of_width(bits: int, before: float, after: float) -> str:

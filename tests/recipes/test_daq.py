@@ -7,9 +7,11 @@ import pytest
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.ops import Relu
 from dfq_jax.numerics.channel_steps import (
     GAUSSIAN_STEPS,
+    UNTOUCHED,
     channelwise,
     deviation_weights,
     mid_rise,
@@ -79,6 +81,8 @@ def test_steps_are_the_best_of_gaussian_values():
         assert error(step_multiplier(bits, "released"), bits) == pytest.approx(released, rel=0.02)
     with pytest.raises(UsageError, match="bits"):
         step_multiplier(9)
+    with pytest.raises(UsageError, match="bits"):  # before any network runs
+        daq(Graph((), (), ()), weight_bits=UNTOUCHED)
     with pytest.raises(UsageError, match="bits"):
         step_multiplier(1, "released")
 

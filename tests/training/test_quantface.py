@@ -15,7 +15,7 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.quantface import quantface
-from dfq_jax.recipes.trainings import scheme_for, training_for
+from dfq_jax.recipes.trainings import retraining_for, scheme_for, training_for
 from dfq_jax.training.engine import trained
 from dfq_jax.training.student import Tracking
 
@@ -78,4 +78,8 @@ def test_a_student_turns_to_the_float_network(nets):
 def test_outputs_that_are_said_to_be_embeddings_are_no_scores(tiny_net):
     """Ours needs no classes there, though a vector looks like scores."""
     assert training_for("best", 3, 2, model=tiny_net).classes == ("KL",)
-    assert training_for("best", 3, 2, model=tiny_net, task=Embedding()).classes == ()
+    said = training_for("best", 3, 2, model=tiny_net, task=Embedding())
+    assert (said.classes, said.directions) == ((), True)
+    left = retraining_for(tiny_net, 3, Embedding())
+    assert (left.classes, left.directions) == ((), True)
+    assert retraining_for(tiny_net, 3).classes == ("KL",)

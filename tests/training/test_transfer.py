@@ -192,6 +192,8 @@ def test_a_network_adapts_and_its_classifier_stays(toy):
     how = shot(count=len(images), epochs=4, batch=32, learning_rate=0.05)
     made, report = adapted(toy, images, how, 4, KEY)
     assert right(made, images, labels) > 0.95
+    likely = [np.argmax(evaluate(m, images)[0][0], -1) for m in (toy, made)]
+    assert report.moved == pytest.approx(np.mean(likely[0] != likely[1]))
     assert report.moved > 0
     for slot in ("kernel", "bias"):
         np.testing.assert_array_equal(made.params["fc"][slot], toy.params["fc"][slot])
