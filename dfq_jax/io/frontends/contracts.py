@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from dfq_jax.errors import DataError, DfqError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Graph
 from dfq_jax.io.artifacts.graph_json import contract_from_json, inputs_from_json
@@ -44,6 +46,22 @@ class ToldInput(NamedTuple):
     size: Sides | None = None
     layout: str | None = None
     normalised: bool = False
+
+
+class ImportedNetwork(NamedTuple):
+    """A network that reads other things than images, as it was imported.
+
+    Attributes:
+      graph: its graph.
+      params: by node and slot.
+      read: what it reads.
+      notes: for the user.
+    """
+
+    graph: Graph
+    params: dict[str, dict[str, np.ndarray]]
+    read: Input
+    notes: tuple[str, ...]
 
 
 def imported(

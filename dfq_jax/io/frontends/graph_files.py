@@ -14,15 +14,20 @@ from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import output_shapes
-from dfq_jax.io.frontends.contracts import ToldInput, imported, refuse_integers
+from dfq_jax.io.frontends.contracts import (
+    ImportedNetwork,
+    ToldInput,
+    imported,
+    refuse_integers,
+)
 from dfq_jax.io.frontends.ends import without_choices
 from dfq_jax.io.frontends.live import exported_program
 from dfq_jax.io.frontends.lost_norms import folded_batch_norm_message
 from dfq_jax.io.frontends.onnx_graph import read_onnx_program
 from dfq_jax.io.frontends.program import Call, Program
 from dfq_jax.io.frontends.pt2_graph import read_pt2
-from dfq_jax.io.frontends.token_inputs import TokenProgram, imported_tokens
-from dfq_jax.io.frontends.volume_inputs import VolumeProgram, imported_volumes
+from dfq_jax.io.frontends.token_inputs import imported_tokens
+from dfq_jax.io.frontends.volume_inputs import imported_volumes
 from dfq_jax.io.importing.aten_table import ATEN
 from dfq_jax.io.importing.engine import Imported, OperatorTable
 from dfq_jax.io.importing.onnx_table import ONNX
@@ -118,7 +123,7 @@ def model_of(
     program: Program, table: OperatorTable, where: str, told: ToldInput = UNTOLD
 ) -> tuple[Model, tuple[str, ...]]:
     """The network a program describes, its shapes checked, and notes on its statistics."""
-    found: Imported | TokenProgram | VolumeProgram
+    found: Imported | ImportedNetwork
     try:
         if reads_tokens(program):
             found = imported_tokens(program, table, told)
@@ -159,7 +164,7 @@ def check_shapes(model: Model, where: str) -> None:
         raise UnsupportedModelError(f"{where}: {show(error, 300)}") from error
 
 
-def check_weights(imported: Imported | TokenProgram | VolumeProgram, where: str) -> None:
+def check_weights(imported: Imported | ImportedNetwork, where: str) -> None:
     """Refuses NaN and infinite weights, by name."""
     arrays = {f"{n}.{k}": v for n, slots in imported.params.items() for k, v in slots.items()}
     try:

@@ -2,13 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
-
-import numpy as np
 
 from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
-from dfq_jax.graph.graph import Graph
-from dfq_jax.io.frontends.contracts import ToldInput, input_in
+from dfq_jax.io.frontends.contracts import ImportedNetwork, ToldInput, input_in
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
 from dfq_jax.io.importing.free_length import Loosened, of_any_length
@@ -23,23 +19,7 @@ USUAL_LENGTHS = (128, 64, 32, 16, 8)
 ONE_EACH = "its inputs have one number for each example: exported files read them as (batch, 1)"
 
 
-class TokenProgram(NamedTuple):
-    """A network of tokens as it was imported.
-
-    Attributes:
-      graph: its graph.
-      params: by node and slot.
-      read: what it reads.
-      notes: for the user.
-    """
-
-    graph: Graph
-    params: dict[str, dict[str, np.ndarray]]
-    read: Input
-    notes: tuple[str, ...]
-
-
-def imported_tokens(program: Program, table: OperatorTable, told: ToldInput) -> TokenProgram:
+def imported_tokens(program: Program, table: OperatorTable, told: ToldInput) -> ImportedNetwork:
     """The graph of a program whose inputs are whole numbers, and what it is fed.
 
     Raises:
@@ -64,7 +44,7 @@ def imported_tokens(program: Program, table: OperatorTable, told: ToldInput) -> 
     notes = length_notes(length, loose) if free else (ONE_EACH,) if alone else ()
     notes = (*notes, *table_notes(program, found))
     found = found if loose is None else loose.rows
-    return TokenProgram(found.graph, found.params, read, notes)
+    return ImportedNetwork(found.graph, found.params, read, notes)
 
 
 def is_free(program: Program) -> bool:

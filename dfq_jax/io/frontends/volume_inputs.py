@@ -2,13 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from dfq_jax.errors import UsageError
-from dfq_jax.graph.graph import Graph
-from dfq_jax.io.frontends.contracts import ToldInput
+from dfq_jax.io.frontends.contracts import ImportedNetwork, ToldInput
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
 from dfq_jax.io.importing.volumes import import_volumes
@@ -18,23 +14,7 @@ USUAL = (-1.0, 1.0)
 """Smallest and largest value where nothing tells."""
 
 
-class VolumeProgram(NamedTuple):
-    """A network of volumes as it was imported.
-
-    Attributes:
-      graph: its graph.
-      params: by node and slot.
-      read: what it reads.
-      notes: for the user.
-    """
-
-    graph: Graph
-    params: dict[str, dict[str, np.ndarray]]
-    read: Values
-    notes: tuple[str, ...]
-
-
-def imported_volumes(program: Program, table: OperatorTable, told: ToldInput) -> VolumeProgram:
+def imported_volumes(program: Program, table: OperatorTable, told: ToldInput) -> ImportedNetwork:
     """The graph of a program of volumes, which are read in the order of axes of the source.
 
     Raises:
@@ -51,7 +31,7 @@ def imported_volumes(program: Program, table: OperatorTable, told: ToldInput) ->
         f"it reads volumes {size} (channels, depth, height, width), taken to have values from "
         f"{read.low:g} to {read.high:g}; say `mean=` and `std=` of pixels in [0, 1] if not"
     )
-    return VolumeProgram(graph, params, read, () if told.normalised else (note,))
+    return ImportedNetwork(graph, params, read, () if told.normalised else (note,))
 
 
 def with_range(read: Values, mean: Sequence[float], std: Sequence[float]) -> Values:
