@@ -16,7 +16,7 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.io.artifacts.artifact import load_artifact, save_artifact
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes
-from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical, unpack_vertical
+from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical, unpack_vertical, widths_in
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.bit_planes import (
     cut_from_planes,
@@ -116,6 +116,12 @@ def test_every_width_is_a_network_of_its_own(school):
         as_cut(low, (2,))
     with pytest.raises(UsageError, match='scheme="w8a8"'):
         check_kernels(vertical_layered(), {4})
+
+
+def test_layers_may_be_called_steps():
+    layers = ("step", "net.step1", "net.step1.step")
+    names = [f"{layer}.{own}" for layer in layers for own in ("shape", "plane0", "step4", "step2")]
+    assert widths_in(names, layers) == [4, 2]
 
 
 def test_ties_fall_as_they_do_in_files(school):

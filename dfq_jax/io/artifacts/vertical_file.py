@@ -4,6 +4,7 @@ Keys are `{layer}.plane{k}` (the sign first, eight codes a byte), `{layer}.shape
 width `{layer}.step{bits}` and `{layer}.bias{bits}`. The first planes suffice to read a width.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -50,9 +51,15 @@ def unpack_vertical(artifact: Artifact) -> VerticalNetwork:
     layers = [key.removesuffix(".shape") for key in tensors if key.endswith(".shape")]
     for layer in layers:
         check_planes(artifact, layer, tensors, path)
-    known = {key.rpartition(".step")[2] for key in tensors if ".step" in key}
-    widths = {b: width_of(tensors, layers, b) for b in sorted(map(int, known), reverse=True)}
+    widths = {bits: width_of(tensors, layers, bits) for bits in widths_in(tensors, layers)}
     return VerticalNetwork(artifact.quantized, widths)
+
+
+def widths_in(names: Iterable[str], layers: Iterable[str]) -> list[int]:
+    """The widths that tensors of these names belong to, the widest first."""
+    starts = tuple(f"{layer}.step" for layer in layers)
+    ends = {name.removeprefix(start) for name in names for start in starts}
+    return sorted((int(end) for end in ends if end.isdecimal()), reverse=True)
 
 
 def width_of(tensors: dict[str, np.ndarray], layers: list[str], bits: int) -> WidthParameters:
