@@ -73,7 +73,7 @@ def test_a_run_that_was_killed_ends_in_the_folder_of_one_that_was_not(
             raise KeyboardInterrupt
 
     monkeypatch.setattr("dfq_jax.training.engine.CHUNK", 10)
-    monkeypatch.setattr("dfq_jax.training.engine.distance", lambda *given, images: 0.0)  # all kept
+    monkeypatch.setattr("dfq_jax.training.engine.distance", lambda *given, **named: 0.0)  # all kept
     with monkeypatch.context() as patch:
         patch.setattr("dfq_jax.report.console.Terminal.watcher", Watcher(progress=stop))
         assert dfq("train", *net, "-o", out, *short).code == 130
