@@ -10,10 +10,13 @@ random. Rate, weight and windows were chosen on 5,000 training images of CIFAR-1
 import optax
 
 from dfq_jax.recipes.best_training import IMAGES, best_losses
-from dfq_jax.recipes.qat import CROPPED
+from dfq_jax.synthesis.sources.augment import compose, cutmix, flip, resized_crop
 from dfq_jax.training.losses import block_outputs
-from dfq_jax.training.method import Training, to_zero
+from dfq_jax.training.method import FixedImages, Training, to_zero
 from dfq_jax.training.student import StudentKind
+
+PASTED = FixedImages(compose(resized_crop(smallest=0.5), flip(together=False), cutmix(chance=0.5)))
+"""Half of an image at least, mirrored every other time, every other with a window of another."""
 
 
 def retraining(
@@ -41,7 +44,7 @@ def retraining(
         steps=steps,
         batch=batch,
         student=StudentKind(live=True),
-        images=CROPPED,
+        images=PASTED,
         terms=best_losses(temperature, features, classes=classes),
         optimizer=to_zero(optax.adam, learning_rate, steps),
         watch=block_outputs,
