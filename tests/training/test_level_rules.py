@@ -66,7 +66,7 @@ def test_lsq_of_kernels_counts_the_values_of_a_step():
     rule = learned_steps()
 
     def total(s):
-        return jnp.sum(rule.snap(X, grid, rule.parameters(X, grid, s, affine)))
+        return jnp.sum(rule.snap(X, grid, rule.parameters(X, grid, s, affine), 1.0))
 
     slope = jax.grad(total)(affine.scale)
     wanted = lsq_by_hand(np.asarray(X), 0.5, 7).sum(0) / np.sqrt(2 * 7)
