@@ -85,6 +85,33 @@ def test_rows_of_any_length_are_read_and_written(tmp_path, named):
         parity(net, of_length(model, length), file)
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_padding_may_be_told_by_ids(tmp_path, kind):
+    """A mask that is written for one head and read by all."""
+    net, path = nets.made(nets.Classifier), tmp_path / f"net.{kind}"
+    if kind == "pt2":
+        path.write_bytes(nets.exported(net, 1, free=False))
+    else:
+        nets.onnx_file(path, net, 1, free=False)
+    model = load(path).model
+    x = np.array(model.input.example(jax.random.key(0), 2))
+    x[0, 4:], x[1, 2:] = 0, 0
+    with torch.no_grad():
+        wanted = net(torch.tensor(x).long()).numpy()
+    file = open_session(serialize(float_onnx(model)), optimize=False)
+    (ours,), _ = evaluate(model, jax.numpy.asarray(x))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(file.run(None, feed(file, x))[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_length_that_is_free_by_name_only_is_the_one_of_its_shapes(tmp_path):
+    path = tmp_path / "net.onnx"
+    nets.onnx_file(path, nets.made(nets.Classifier), 1, free=True)
+    loaded = load(path)
+    assert loaded.model.input == Tokens(6, 40)
+    assert any("rows of 6 tokens only" in note for note in loaded.notes)
+
+
 def test_what_the_inputs_hold_is_told_by_what_is_done_with_them(tmp_path):
     _, loaded = read(tmp_path, "encoder", "onnx", free=False)
     assert loaded.model.inputs == (

@@ -7,13 +7,15 @@ from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
 from dfq_jax.io.frontends.contracts import ImportedNetwork, ToldInput, input_in
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
-from dfq_jax.io.importing.free_length import Loosened, of_any_length
+from dfq_jax.io.importing.free_length import MOST_TOKENS, Loosened, of_any_length
 from dfq_jax.io.importing.token_rows import ImportedRows, check_rows_read, import_rows
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.types import Input, TokenColumns, Tokens
 
 USUAL_LENGTHS = (128, 64, 32, 16, 8)
 """Tokens of a row where neither file nor user says: the first that there are places for."""
+LARGEST_RANK = 8
+"""Axes of a shape."""
 
 
 ONE_EACH = "its inputs have one number for each example: exported files read them as (batch, 1)"
@@ -76,13 +78,24 @@ def wanted_length(told: ToldInput, fixed: int | None) -> int | None:
 
 
 def first_that_fits(program: Program, table: OperatorTable) -> tuple[int, ImportedRows]:
-    """The first of the usual lengths that there are places for, and the network of that."""
-    for length in USUAL_LENGTHS[:-1]:
+    """The first of the usual lengths that there are places for, and the network of that.
+
+    Files say of rows that they may have any length, and reshape them to the one they were traced
+    with: then that is taken.
+    """
+    for length in (*USUAL_LENGTHS, *traced_lengths(program)):
         try:
             return length, import_rows(program, table, length)
         except UnsupportedModelError:
             continue
     return USUAL_LENGTHS[-1], import_rows(program, table, USUAL_LENGTHS[-1])
+
+
+def traced_lengths(program: Program) -> list[int]:
+    """What a network's shapes are made of, one of which is the length it was traced with."""
+    shapes = (a for a in program.arrays.values() if a.dtype.kind == "i" and a.size <= LARGEST_RANK)
+    sizes = {int(n) for shape in shapes for n in shape.flat if 1 < n <= MOST_TOKENS}
+    return sorted(sizes - {*USUAL_LENGTHS})
 
 
 def read_by(program: Program, found: ImportedRows, length: int, symbol: str) -> Input:

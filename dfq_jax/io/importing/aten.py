@@ -275,7 +275,7 @@ def where(b: Builder, condition: Any, self: Any, other: Any) -> Value:
     return choices.selected(b, condition, self, other)
 
 
-def masked_fill(b: Builder, x: Value, mask: Any, value: Any) -> Value:
+def masked_fill(b: Builder, x: Value | Array, mask: Any, value: Any) -> Value:
     """A number where a mask holds."""
     return where(b, mask, value, x)
 

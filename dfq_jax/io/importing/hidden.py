@@ -108,9 +108,7 @@ class _Masks:
                 return self.add(f"{name}.shown", Mul(), *(p for p in parts if p is not None))
             case Clip(low, None) if low is not None and low <= HIDES:
                 return self.shown(node.inputs[0])
-            case Broadcast():
-                return self.shown(node.inputs[0])
-            case Flatten() | Reshape() | Transpose() | Slice():
+            case Broadcast() | Flatten() | Reshape() | Transpose() | Slice():
                 return self.moved(node)
             case _:
                 return None
