@@ -103,16 +103,7 @@ def convolve_volume(
     precision: lax.Precision | None = None,
 ) -> Shaped[Array, "n od oh ow cout"]:
     """Convolution of volumes, without bias, in the dtype of `x`; see `convolve`."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        op.strides,
-        op.padding,
-        rhs_dilation=op.dilation,
-        feature_group_count=op.groups,
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-        precision=precision,
-    )
+    return xla_convolution(x, kernel, op, precision)
 
 
 def cpu_special_case(
@@ -152,9 +143,13 @@ def convolve_native(
 
 
 def xla_convolution(
-    x: Images, kernel: Kernel, op: Conv2d, precision: lax.Precision | None
-) -> Output:
-    """`lax.conv_general_dilated` in NHWC and HWIO."""
+    x: Shaped[Array, "n *spatial cin"],
+    kernel: Shaped[Array, "*window cin_per_group cout"],
+    op: Conv2d | Conv3d,
+    precision: lax.Precision | None,
+) -> Shaped[Array, "n *out_spatial cout"]:
+    """`lax.conv_general_dilated` with channels last."""
+    axes = "DHW"[-len(op.strides) :]
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -162,7 +157,7 @@ def xla_convolution(
         op.padding,
         rhs_dilation=op.dilation,
         feature_group_count=op.groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
         precision=precision,
     )
 

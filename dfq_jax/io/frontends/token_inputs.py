@@ -7,7 +7,7 @@ from dfq_jax.errors import DataError, UnsupportedModelError, UsageError
 from dfq_jax.io.frontends.contracts import ImportedNetwork, ToldInput, input_in
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
-from dfq_jax.io.importing.free_length import MOST_TOKENS, Loosened, of_any_length
+from dfq_jax.io.importing.free_length import MOST_TOKENS, Loosened, of_any_length, tried
 from dfq_jax.io.importing.token_rows import ImportedRows, check_rows_read, import_rows
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.types import Input, TokenColumns, Tokens
@@ -81,14 +81,21 @@ def first_that_fits(program: Program, table: OperatorTable) -> tuple[int, Import
     """The first of the usual lengths that there are places for, and the network of that.
 
     Files say of rows that they may have any length, and reshape them to the one they were traced
-    with: then that is taken.
+    with: then that is taken. What is refused at all lengths alike has nothing to do with them.
+
+    Raises:
+      UnsupportedModelError: if none fits.
     """
-    for length in (*USUAL_LENGTHS, *traced_lengths(program)):
+    refused: list[UnsupportedModelError] = []
+    for length in USUAL_LENGTHS:
         try:
             return length, import_rows(program, table, length)
-        except UnsupportedModelError:
-            continue
-    return USUAL_LENGTHS[-1], import_rows(program, table, USUAL_LENGTHS[-1])
+        except UnsupportedModelError as error:
+            refused.append(error)
+    for length in traced_lengths(program) if len({*map(str, refused)}) > 1 else ():
+        if (found := tried(program, table, length)) is not None:
+            return length, found
+    raise refused[-1]
 
 
 def traced_lengths(program: Program) -> list[int]:
