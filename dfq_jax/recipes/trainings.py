@@ -128,10 +128,10 @@ def training_for(
         large = {} if is_small(model.contract) else offer.large
         given = {**large, **(offer.suited(model, task) if offer.suited else {}), **given}
     if offer.shown is not None:
-        if model is None or images is None:
+        if model is None or images is None or not images.given:
             raise UsageError(
                 f"{method} learns from a few real images, one of each class at least: give some by "
-                "`images=`."
+                "`images=`; those made from the network do not show what it has seen."
             )
         return judged_as(offer.make(offer.shown(model, images), **given), task)
     return judged_as(offer.make(**given), task)

@@ -1,5 +1,6 @@
 """FDDA with training: two batches of a generator, and real images beside those made."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -67,6 +68,9 @@ def test_values_are_those_of_the_card(model, real):
     assert (source.real, made.batch) == (16, 16)
     with pytest.raises(UsageError, match="few real images"):
         training_for("fdda_qat", 3, 2, model=model)
+    made_of_it = dataclasses.replace(real, evidence="statistics")
+    with pytest.raises(UsageError, match="made from the network"):
+        training_for("fdda_qat", 3, 2, model=model, images=made_of_it)
     named = training_for("fdda_qat", 3, 2, model=model, images=real)
     assert named == fdda_qat(found, steps=3, batch=2)
 
