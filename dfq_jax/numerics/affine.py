@@ -1,9 +1,9 @@
 """Uniform ("affine") grids: codes `q`, scale `s`, zero point `z`, value `s (q - z)`.
 
-Formulas: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 2; division by the
-scale, rounding half to even and saturation are those of ONNX QuantizeLinear. An array of scales
-has the rank of the tensor it quantizes, with size 1 along every axis that shares a scale; a kernel
-in groups of input channels has one scale for each group along its last axis but one.
+Formulas: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 2; rounding half to
+even and saturation are those of ONNX QuantizeLinear. An array of scales has the rank of the tensor
+it quantizes, with size 1 along every axis that shares a scale; a kernel in groups of input channels
+has one scale for each group along its last axis but one.
 
 What computes codes and scales takes arrays of NumPy too and stays in NumPy then, bit by bit the
 same: kernels of many shapes need no program each.
@@ -208,10 +208,12 @@ def snapped(x: Float[Array, "..."], steps: Steps) -> Float[Array, "..."]:
 
 
 def over(x: Float[NumpyOrJax, "..."], scale: Float[NumpyOrJax, "..."]) -> Float[NumpyOrJax, "..."]:
-    """`x / scale`; XLA multiplies by the reciprocal of a single number, so NumPy has to as well."""
-    if isinstance(x, np.ndarray) and scale.size == 1 < x.size:
-        return x * (np.float32(1) / scale)
-    return x / scale
+    """`x / scale` as a product with the reciprocal.
+
+    XLA divides in one program and multiplies by the reciprocal in the next, which near a tie
+    rounds to another code: where it cannot choose, every program and NumPy have the same.
+    """
+    return x * (np.float32(1) / scale)
 
 
 def nearest_values(x: Float[NumpyOrJax, "..."], steps: Steps) -> Float[NumpyOrJax, "..."]:
@@ -229,7 +231,7 @@ def snapped_backward(
 ) -> tuple[Float[Array, "..."], Steps]:
     """Gradients by the values, the scale, and the ends of the grid."""
     x, steps = saved
-    wanted = x / steps.scale
+    wanted = over(x, steps.scale)
     below, above = wanted < steps.low, wanted > steps.high
     inside = ~(below | above)
     rounded = jnp.clip(jnp.round(wanted), steps.low, steps.high)

@@ -118,6 +118,18 @@ def test_any_range_gives_a_sound_scale(grid, below, above):
         assert scale == np.float32(DEAD_SCALE)
 
 
+@pytest.mark.parametrize("end", [1.25, 0.63, 2.51])
+def test_what_is_nearly_a_tie_has_one_code_in_every_program(end):
+    """Half a step from a code, a division and a product with the reciprocal round apart."""
+    grid = Grid(8)
+    affine = ranged(f32(-end), f32(end), grid)
+    x = f32([0] * 15 + [end])
+    in_numpy = quantize(np.asarray(x), Affine(*map(np.asarray, affine)), grid)
+    np.testing.assert_array_equal(coded(x, affine, grid), in_numpy)
+    np.testing.assert_array_equal(snapped(x, affine, grid), valued(in_numpy, affine))
+    np.testing.assert_array_equal(fake_quantize(x, affine, grid), valued(in_numpy, affine))
+
+
 @every_grid
 @examples
 @given(xs=values, below=st.floats(0.125, 8, width=32), above=st.floats(0, 8, width=32))
