@@ -43,9 +43,10 @@ from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
 from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
 from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
-from dfq_jax.training.engine import TrainingReport, check_images
+from dfq_jax.training.engine import TrainingReport
 from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
+from dfq_jax.training.suits import check_images
 
 """In reports, the name of the hash of what was pruned."""
 UNKNOWN = 0.5

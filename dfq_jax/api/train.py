@@ -14,6 +14,7 @@ from dfq_jax.api.result import Result
 from dfq_jax.api.start import begun_in
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.api.verdict import expected, judged, judges_of, qualified, with_costs
+from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.base.words import DEFAULT_STORE, LayerPreset, Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
@@ -38,8 +39,10 @@ from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.recipes.trainings import check_kernels, pipeline_of_start, scheme_for, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
-from dfq_jax.training.engine import TrainingReport, check_images, check_suits, trained
+from dfq_jax.training.engine import TrainingReport, trained
 from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels
+from dfq_jax.training.on_machine import check_machine
+from dfq_jax.training.suits import check_images, check_suits
 from dfq_jax.training.vertical import trained_vertically
 
 LAYERS = "qdrop_8bit_ends"
@@ -65,6 +68,7 @@ class TrainSettings(TypedDict, total=False):
     store: Store | None
     seed: int
     memory: int | None
+    machine: Machine
 
 
 def train(
@@ -103,6 +107,8 @@ def train(
         store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
         seed: of everything random but the probes.
         memory: bytes that a step of synthesis or of the start may take.
+        machine: where the student learns: its `devices` share every batch, `dtype` is what layers
+          multiply in. Images and the start are made on one device.
 
     Returns:
       As of `quantize`. Where training made the outputs worse on images that it had not seen, the
@@ -119,6 +125,7 @@ def train(
     brought = None if images is None else image_set(images, model.contract, watch.says)
     how = method_asked(method, model, brought, given)
     check_suits(how, model)
+    check_machine(given.machine, how.batch)
     follow = following(watch, state_folder)
     begun = None
     if given.start is not None:
@@ -126,7 +133,7 @@ def train(
         begun = in_store(begun_in(Path(given.start), model, *asked), given.store)
     asked = asked_of(model, how, scheme_for(method), given)
     check_plan(how, model, asked, begun)
-    return carried_out(TrainingJob(model, how, asked, follow), brought, begun)
+    return carried_out(TrainingJob(model, how, asked, follow, given.machine), brought, begun)
 
 
 def check_plan(method: Training, model: Model, asked: Asked, begun: Quantized | None) -> None:
@@ -166,6 +173,7 @@ class Given:
     store: Store | None = None
     seed: int = 0
     memory: int | None = None
+    machine: Machine = HERE
 
     @property
     def purpose(self) -> Task | None:
@@ -213,17 +221,19 @@ class TrainingJob(NamedTuple):
       method: of training.
       asked: what comes before and after.
       follow: who is told, and where state lies.
+      machine: where the student learns.
     """
 
     model: Model
     method: Training
     asked: Asked
     follow: Follow
+    machine: Machine
 
 
 def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | None) -> Result:
     """The network as asked for."""
-    model, method, asked, _ = job
+    model, method, asked = job.model, job.method, job.asked
     making = making_for(model, method, asked)
     if brought is None:
         check_images(method, kept_of(making.n))
@@ -249,6 +259,8 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
         follow.watch.says(note)
     result = verdict(job, made, images, held_out, (*cut, *notes))
     settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
+    if job.machine.dtype != HERE.dtype:
+        settings["dtype"] = job.machine.dtype
     if brought is None and making.steps:
         settings["synthesis"] = manner(model, making.method, making, "best")
     return dataclasses.replace(result, settings=settings, vertical=vertical)
@@ -260,7 +272,7 @@ def taught_by(
     """The student, or all of them where a method teaches many widths; and how that went."""
     shown = (made.quantized, made.reference, images.seen.images, images.held_out.images)
     key, told = training_key(job.asked.seed), job.follow
-    kept = {"place": told.place, "watch": told.watch}
+    kept = {"machine": job.machine, "place": told.place, "watch": told.watch}
     if job.method.student.widths:
         return trained_vertically(*shown, job.method, key, **kept)
     return trained(*shown, job.method, key, unfolded=job.model, **kept)
@@ -277,7 +289,7 @@ def with_foresight(
       there: how many there are.
       learns: whether a start is learned, if the method begins at one.
     """
-    model, method, asked, follow = job
+    model, method, asked, follow, _ = job
     if follow.watch.phase is None:
         return follow
     made, images = (making, making.n) if there is None else (None, there)
@@ -347,7 +359,7 @@ def verdict(
     notes: tuple[str, ...],
 ) -> Result:
     """The network with its report."""
-    model, _, asked, follow = job
+    model, asked, follow = job.model, job.asked, job.follow
     judges = judges_of(model, made, asked, follow)
     loss = expected(made, model, judges, asked.accuracy)
     found = analyze(made.reference, made.quantized, probes.images, task=asked.task)

@@ -12,9 +12,11 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
+
+from dfq_jax.base.words import Precision
 
 WORTH_KEEPING = 0.5
 """Seconds of compilation from which on a program is kept for the next run."""
@@ -43,7 +45,7 @@ class MachineOptions:
     devices: int = 1
     together: bool = False
     memory: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     remat: bool = False
     process: Annotated[int | None, Parameter(env_var="DFQ_PROCESS")] = None
     processes: Annotated[int | None, Parameter(env_var="DFQ_PROCESSES")] = None

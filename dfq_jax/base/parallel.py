@@ -8,7 +8,7 @@ for the whole batch.
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, TypedDict, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from dfq_jax.base.words import Precision
 from dfq_jax.errors import UsageError, check_choice
 
-Precision = Literal["float32", "bfloat16"]
 Tree = TypeVar("Tree")
 DATA = "data"
 

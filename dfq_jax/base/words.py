@@ -9,6 +9,7 @@ LayerPreset = Literal[
     "qdrop_8bit_ends_shortcuts",
     "brecq_8bit_ends_second_shortcuts",
 ]
+Precision = Literal["float32", "bfloat16"]
 Preset = Literal["fast", "balanced", "best"]
 Sensitivity = Literal["kl", "fisher", "trace"]
 TaskName = Literal["classifier", "dense", "image", "embedding", "detector", "language", "values"]

@@ -155,6 +155,7 @@ def train(
     with begin(f"reading {model}", json) as terminal:
         from dfq_jax.cli.train import train_to
 
+    count_cpu_as(options.devices)
     train_to(model, options, terminal)
 
 

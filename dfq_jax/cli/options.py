@@ -17,6 +17,7 @@ from dfq_jax.base.words import (
     LayerPreset,
     MethodName,
     ObserverName,
+    Precision,
     Preset,
     ReconstructionName,
     Relu6,
@@ -188,6 +189,8 @@ class TrainOptions:
       seed: Seed of everything random.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
       memory: Most that a step of synthesis may take, e.g. 4GiB: larger ones are split.
+      devices: Devices that share every batch of the student; a CPU counts as any number.
+      dtype: Precision in which layers of the student and its teacher multiply.
       task: What the network is for, where its outputs do not tell.
       store: Weights below 8 bits in the file: packed (small, fast), int8 (plain), ONNX's int4.
       force: Write beside files of others.
@@ -208,6 +211,8 @@ class TrainOptions:
     seed: OfRun[int] = 0
     accuracy: OfNetwork[float | None] = None
     memory: OfRun[str | None] = None
+    devices: OfRun[int] = 1
+    dtype: OfRun[Precision] = "float32"
     task: OfNetwork[TaskName | None] = None
     store: OfResult[Store | None] = None
     force: OfResult[bool] = False

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from dfq_jax.api.train import train
+from dfq_jax.base.parallel import Machine
 from dfq_jax.cli.options import TrainOptions
 from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.quantization.plan import parse_scheme
@@ -37,6 +38,7 @@ def settings_of(options: TrainOptions) -> dict[str, Any]:
         "seed": options.seed,
         "accuracy": options.accuracy,
         "memory": None if options.memory is None else bytes_from(options.memory),
+        "machine": Machine(devices=options.devices, dtype=options.dtype),
         "task": options.task,
         "store": options.store,
     }

@@ -13,12 +13,13 @@ from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.training.batch_norms import with_recorded_norms
-from dfq_jax.training.engine import check_classes, check_images, learned_by, taught_of
+from dfq_jax.training.engine import learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.in_float import NO_LEVELS
 from dfq_jax.training.method import Training
 from dfq_jax.training.pseudo_labels import classifier_of, likely_classes, pseudo_labels
 from dfq_jax.training.student import StudentStart, unfolded_student
+from dfq_jax.training.suits import check_classes, check_images
 from dfq_jax.values import Bound, bound
 
 EpochTraining = Callable[[int], Training]

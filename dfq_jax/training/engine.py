@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from dfq_jax.errors import DivergedError, UsageError
-from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.base.parallel import HERE, Machine, at_home
+from dfq_jax.errors import DivergedError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, last_weighted
 from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, rate_of, retold
@@ -25,7 +25,6 @@ from dfq_jax.optim.fit import FitResult, Metrics, fit
 from dfq_jax.optim.pieces import Piece, save_piece
 from dfq_jax.optim.progress import SILENT, Progress, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
-from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.run.diversity import ALIKE
 from dfq_jax.synthesis.sources.pixels import to_pixels
@@ -37,11 +36,11 @@ from dfq_jax.training.images import (
     STUDENT,
     Course,
     Taught,
-    generator_refusal,
     rows_at_steps,
 )
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.objectives import step_of
+from dfq_jax.training.on_machine import check_machine, on_devices
 from dfq_jax.training.own_norms import begun_student
 from dfq_jax.training.student import (
     StudentStart,
@@ -51,6 +50,7 @@ from dfq_jax.training.student import (
     tracked_at_first,
     trained_at_first,
 )
+from dfq_jax.training.suits import check_classes, check_images, check_shape
 from dfq_jax.values import described, fingerprint
 
 CHUNK = 20
@@ -91,6 +91,7 @@ def trained(
     key: Key[Array, ""],
     *,
     unfolded: Model | None = None,
+    machine: Machine = HERE,
     place: Place = NOWHERE,
     watch: Watcher = SILENT,
 ) -> tuple[QuantizedModel, TrainingReport]:
@@ -105,6 +106,7 @@ def trained(
       key: the only source of randomness.
       unfolded: the float network with its batch norms: for generators, which match their
         statistics, and students whose norms are live.
+      machine: its devices share every batch; its precision is that of what layers multiply.
       place: keeps the state here and resumes from it.
       watch: told how far it is.
 
@@ -120,10 +122,11 @@ def trained(
     """
     check_images(method, len(images))
     check_classes(method, teacher)
+    check_machine(machine, method.batch)
     began = time.perf_counter()
     start = begun_student(method.student, quantized, unfolded, images)
     taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(Course(method, quantized.plan), taught, key, place, watch)
+    learned = learned_by(Course(method, quantized.plan, machine), taught, key, place, watch)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
     apart = partial(distance, teacher, images=held_out, directions=method.directions)
     before, after = (apart(each) for each in (quantized, made))
@@ -161,83 +164,18 @@ def learned_by(
     Raises:
       DivergedError: if every attempt diverged; the last state before that is kept in `place`.
     """
-    method, plan = course
+    method, plan = course.method, course.plan
     x = {STUDENT: trained_at_first(method.student, plan, taught.start)}
     x |= generators(method, taught, jax.random.fold_in(key, 0))
-    inside = (place / "training").knowing(facts_of(method, x, taught, key))
+    inside = (place / "training").knowing(facts_of(course, x, taught, key))
     with inside.owned():
         attempt = partial(attempted, TrainingRun(course, x, taught, key, inside, watch))
         result, failed = at_lower_rates(attempt)
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
+    result = result._replace(x=at_home(result.x), memory=at_home(result.memory))
     notes = tuple(f"training {note}" for note in retold(failed)) + collapsed(result)
     return RunOutcome(x[STUDENT], *brought_back(method, result), notes, result.x)
-
-
-def check_images(method: Training, count: int) -> None:
-    """Refuses fewer images than a step takes, and none where some are shown beside those made.
-
-    Raises:
-      UsageError: with both numbers.
-    """
-    if isinstance(method.images, GeneratedImages):
-        if method.images.real and (not count or method.images.lessons > 1):
-            raise UsageError(
-                f"{method.name} shows {method.images.real} real images in every round: there must "
-                f"be some, and one lesson a round; got {count} and {method.images.lessons}."
-            )
-    elif count < method.batch:
-        raise UsageError(
-            f"{method.name} takes {method.batch} images a step and there are {count} to learn "
-            f"from: give more, or `batch={max(count, 1)}`."
-        )
-
-
-def check_classes(method: Training, teacher: Model) -> None:
-    """Refuses terms that need scores of classes, for a network that gives none.
-
-    Raises:
-      UsageError: naming them.
-    """
-    shape = jax.eval_shape(lambda m: evaluate(m, example(m))[0][0], teacher).shape
-    if method.classes and (len(shape) != 2 or shape[1] < 2):
-        raise UsageError(
-            f"{method.name} needs a classifier for {', '.join(method.classes)}, and this network "
-            f'puts out {shape[1:]}: `method="best"` needs none.'
-        )
-
-
-def check_suits(method: Training, model: Model) -> None:
-    """Refuses a network that a method cannot train, before images are made for it.
-
-    Args:
-      method: of training.
-      model: the float network with its batch norms.
-
-    Raises:
-      UsageError: if it is no classifier, or reads images that no generator makes.
-      UnsupportedModelError: without statistics to match, or without what the losses compare.
-    """
-    check_classes(method, model)
-    method.watch(fold_batch_norm(model).graph)
-    if isinstance(method.images, GeneratedImages):
-        check_shape(method.images, model)
-        batch_norm_targets(model)
-
-
-def check_shape(images: GeneratedImages, model: Model) -> None:
-    """Refuses images of a size that a generator does not make.
-
-    Raises:
-      UsageError: with both sizes.
-    """
-    if refusal := generator_refusal(images.kind, model.contract.shape):
-        raise UsageError(refusal)
-
-
-def example(model: Model) -> Float[Array, "1 h w c"]:
-    """One image of zeros."""
-    return jnp.zeros((1, *model.contract.shape))
 
 
 def taught_of(
@@ -289,10 +227,11 @@ def rows_of_classes(teacher: Model, classes: int) -> Float[Array, "classes featu
     return alone.T if alone.shape == (kernel.shape[-2], classes) else None
 
 
-def facts_of(method: Training, x: PyTree, taught: Taught, key: Key[Array, ""]) -> Mapping[str, Any]:
+def facts_of(course: Course, x: PyTree, taught: Taught, key: Key[Array, ""]) -> Mapping[str, Any]:
     """What the state of a run depends on."""
     return {
-        "recipe": described(method),
+        "recipe": described(course.method),
+        "dtype": course.machine.dtype,
         "network": fingerprint((x[STUDENT], taught.start.qparams)),
         "teacher": fingerprint(taught.teacher.params),
         "images": fingerprint((taught.pixels, taught.labels)),
@@ -323,7 +262,7 @@ class TrainingRun(NamedTuple):
 def attempted(run: TrainingRun, number: int) -> FitResult:
     """One attempt, at so much of the learning rate."""
     course, x, taught, key, place, watch = run
-    method, plan = course
+    method, plan, machine = course
     if number:
         watch.says(f"training diverged; again at 1/{2**number} of the learning rate")
     heard: dict[str, PyTree] = {"ranges": tracked_at_first(method.student, plan, taught.start)}
@@ -332,7 +271,7 @@ def attempted(run: TrainingRun, number: int) -> FitResult:
         heard["average"] = x[STUDENT]
     return fit(
         step_of(course, rate_of(number)),
-        x,
+        on_devices(x, machine),
         taught,
         steps=method.rounds,
         key=jax.random.fold_in(key, 1),

@@ -31,11 +31,12 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import select
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import check_classes, learned_by, taught_of
+from dfq_jax.training.engine import learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.in_float import NO_LEVELS, norms_following
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
+from dfq_jax.training.suits import check_classes
 from dfq_jax.values import bound
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
+from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.graph.evaluate import apply_tiled, evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of
@@ -21,6 +22,7 @@ from dfq_jax.training.generator import GeneratorKind, generated_images
 from dfq_jax.training.level_rules import DONE, Share
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import FixedImages, GeneratedImages, Training
+from dfq_jax.training.on_machine import layers_on, over_devices
 from dfq_jax.training.student import (
     StudentStart,
     float_student,
@@ -40,10 +42,12 @@ class Course(NamedTuple):
     Attributes:
       method: who learns what from whom.
       plan: what of the student is quantized.
+      machine: where.
     """
 
     method: Training
     plan: Plan
+    machine: Machine = HERE
 
 
 class Taught(NamedTuple):
@@ -84,18 +88,19 @@ class ShownImages(NamedTuple):
 
 
 def shown_images(
-    method: Training, taught: Taught, rows: Any, generator: Any, key: Key[Array, ""]
+    course: Course, taught: Taught, rows: Any, generator: Any, key: Key[Array, ""]
 ) -> ShownImages:
     """The images of a student's step; no slope passes to where they come from.
 
     Args:
-      method: where they come from.
+      course: whose method says where they come from.
       taught: what all players are given.
       rows: of a fixed set, those of this step; else nothing.
       generator: what it has learned so far; else None.
       key: for augmentation and codes.
     """
-    source, contract = method.images, taught.teacher.contract
+    method, contract = course.method, taught.teacher.contract
+    source = method.images
     match source:
         case FixedImages(augment):
             natural = to_natural(normalised(taught.pixels[rows], contract), contract)
@@ -109,8 +114,8 @@ def shown_images(
                 images = jnp.concatenate([to_natural(given, contract), images])
                 labels = jnp.concatenate([said(taught, given), labels])
             images = source.augment(jax.random.fold_in(key, 1), images)
-    images = from_natural(images, contract)
-    return jax.lax.stop_gradient(ShownImages(images, labels))
+    shown = ShownImages(from_natural(images, contract), labels)
+    return jax.lax.stop_gradient(over_devices(shown, course.machine))
 
 
 def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
@@ -169,7 +174,7 @@ def generator_loss(
         natural, labels = (
             jnp.concatenate(each) for each in zip((natural, labels), more, strict=True)
         )
-    images = from_natural(natural, model.contract)
+    images = over_devices(from_natural(natural, model.contract), course.machine)
     seen = observe(model, taught.targets, images)
     told = (images, natural, seen.logits, seen.stats, seen.taps, taught.targets)
     shared: Any = taught.shared
@@ -225,11 +230,12 @@ def both_answers(
     """
     kind, plan = course.method.student, course.plan
     watched, followed = course.method.watch(taught.teacher.graph), tensors_of(now.ranges)
-    (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply_tiled)
+    apply = layers_on(course.machine)
+    (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply)
     hook = student_hook(kind, plan, x, taught.start, now.ranges, now.taken)
     model = float_student(kind, x, taught.start, now.taken)
     taps = tuple(dict.fromkeys((*watched, *followed)))
-    (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply_tiled)
+    (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply)
     hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
     seen = {name: found[name] for name in watched}
     rounded = with_rounded_kernels(kind, plan, x, taught.start, model)

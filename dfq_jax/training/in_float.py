@@ -28,16 +28,11 @@ from dfq_jax.pruning.refit import HostMoments, in_whole_batches, moved_as
 from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import (
-    TrainingReport,
-    check_classes,
-    check_images,
-    learned_by,
-    taught_of,
-)
+from dfq_jax.training.engine import TrainingReport, learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
+from dfq_jax.training.suits import check_classes, check_images
 
 NO_LEVELS = Plan((), (), Scheme(8, None), "zsq_all_low")
 """Everything stays in float."""

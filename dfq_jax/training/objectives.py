@@ -73,12 +73,12 @@ def student_loss(
     course: Course, x: PyTree, context: Among, now: Now
 ) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
     """The loss of a student at a step, and what it remembers."""
-    method, plan = course
+    method, plan = course.method, course.plan
     fed: Fed = context.context
     taught: Taught = fed.context
     image_key, own_key = jax.random.split(now.key)
     generator = context.others.get(GENERATOR)
-    shown = shown_images(method, taught, fed.at(now.step), generator, image_key)
+    shown = shown_images(course, taught, fed.at(now.step), generator, image_key)
     ranges = now.memory["ranges"]
     labels = said(taught, shown.images) if shown.labels is None else shown.labels
     lessons = method.images.lessons if isinstance(method.images, GeneratedImages) else 1

@@ -27,18 +27,13 @@ from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.sources.pixels import from_natural
 from dfq_jax.training.batch_norms import with_recorded_norms
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import (
-    TrainingReport,
-    check_classes,
-    check_images,
-    learned_by,
-    taught_of,
-)
+from dfq_jax.training.engine import TrainingReport, learned_by, taught_of
 from dfq_jax.training.generator import generated_images
 from dfq_jax.training.images import GENERATOR, Course, Taught
 from dfq_jax.training.in_float import NO_LEVELS
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
+from dfq_jax.training.suits import check_classes, check_images
 
 RECORDED = 256
 """Images that norms are of at the end."""

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float, Key
 
+from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.optim.progress import SILENT, Watcher
@@ -15,16 +16,12 @@ from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.vertical import VerticalNetwork, as_cut, narrowed
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import (
-    TrainingReport,
-    check_classes,
-    check_images,
-    learned_by,
-    taught_of,
-)
+from dfq_jax.training.engine import TrainingReport, learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.method import Training
+from dfq_jax.training.on_machine import check_machine
 from dfq_jax.training.student import finished, kernel_codes, share_changed, student_start
+from dfq_jax.training.suits import check_classes, check_images
 from dfq_jax.training.widths import vertical_network
 
 
@@ -36,6 +33,7 @@ def trained_vertically(
     method: Training,
     key: Key[Array, ""],
     *,
+    machine: Machine = HERE,
     place: Place = NOWHERE,
     watch: Watcher = SILENT,
 ) -> tuple[VerticalNetwork, TrainingReport]:
@@ -48,6 +46,7 @@ def trained_vertically(
       held_out: others, that judge.
       method: whose kind of student has widths, and norms that are not live.
       key: the only source of randomness.
+      machine: as of `trained`.
       place: keeps the state here and resumes from it.
       watch: told how far it is.
 
@@ -63,9 +62,10 @@ def trained_vertically(
     plain = as_cut(quantized, kind.widths)
     check_images(method, len(images))
     check_classes(method, teacher)
+    check_machine(machine, method.batch)
     start = student_start(kind, quantized, None)
     taught = taught_of(method, teacher, None, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(Course(method, plan), taught, key, place, watch)
+    learned = learned_by(Course(method, plan, machine), taught, key, place, watch)
     made = vertical_network(finished(kind, plan, learned.x, start, learned.ranges), learned.x)
     apart = partial(distance, teacher, images=held_out, directions=method.directions)
     each = tuple(gaps_of_widths(apart, network) for network in (plain, made))

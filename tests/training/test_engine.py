@@ -24,7 +24,7 @@ from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import LAST_GOOD, check_suits, collapsed, taught_of, trained
+from dfq_jax.training.engine import LAST_GOOD, collapsed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
 from dfq_jax.training.images import Course, normalised, rows_at_steps
 from dfq_jax.training.level_rules import learned_steps
@@ -32,6 +32,7 @@ from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import FixedImages, Training, nesterov, to_zero
 from dfq_jax.training.objectives import student_loss
 from dfq_jax.training.student import StudentKind, kernel_codes, student_start, trained_at_first
+from dfq_jax.training.suits import check_suits
 from dfq_jax.types import InputContract
 from dfq_jax.values import bound, described
 

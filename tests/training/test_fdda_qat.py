@@ -20,11 +20,12 @@ from dfq_jax.recipes.trainings import training_for
 from dfq_jax.synthesis.sources.augment import unchanged
 from dfq_jax.synthesis.sources.pixels import from_natural, to_pixels
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import check_images, fed, taught_of, trained
+from dfq_jax.training.engine import fed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
 from dfq_jax.training.images import Course, generator_loss, normalised, shown_images
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import student_start
+from dfq_jax.training.suits import check_images
 
 KEY = jax.random.key(6)
 
@@ -104,12 +105,12 @@ def test_the_second_batch_is_of_one_class_and_has_norms_of_its_own(method, schoo
 
 
 def test_students_see_real_images_with_what_the_teacher_says_of_them(method, school, real):
-    _, teacher, taught = school
+    student, teacher, taught = school
     source: Any = method.images
     x = begun_generator(source.kind, KEY, teacher.contract.shape, 5)
     rows = np.asarray(fed(method, 4, (0,), 0, 2))
     assert rows.shape == (2, 4)  # six are asked for, and there are four
-    shown = shown_images(method, taught, jnp.asarray(rows[0]), x, KEY)
+    shown = shown_images(Course(method, student.plan), taught, jnp.asarray(rows[0]), x, KEY)
     assert shown.labels is not None
     assert len(shown.images) == len(shown.labels) == 10
     pixels = jnp.asarray(to_pixels(real.images, teacher.contract))

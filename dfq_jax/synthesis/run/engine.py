@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from dfq_jax.base.parallel import HERE, Machine, Precision, at_home, data_mesh, no_mesh
+from dfq_jax.base.parallel import HERE, Machine, at_home, data_mesh, no_mesh
+from dfq_jax.base.words import Precision
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import classes_of, output_shapes

@@ -12,7 +12,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 
-from dfq_jax.base.parallel import Precision
+from dfq_jax.base.words import Precision
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.evaluate import Apply, Hook, apply_node, apply_tiled, evaluate
