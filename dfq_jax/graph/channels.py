@@ -1,16 +1,21 @@
 """Channels that hang together: tensors whose channels can only be rescaled all at once.
 
 A factor for each channel, s > 0, taken out of the layers that make a tensor can be put into those
-that read it, as long as all between commutes with it. A sum ties the tensors it adds together: all
-of them take the same factors.
+that read it, as long as all between commutes with it (`graph/factors.py`). A sum ties the tensors
+it adds together: all of them take the same factors.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from dfq_jax.graph.coupling import channel_flows
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dfq_jax.graph.factors import ChannelFactors, channel_factors, families
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import WEIGHTED, Conv2d, ConvTranspose2d, Op
-from dfq_jax.graph.query import consumers, only_consumer, output_shapes, weighted_nodes
+from dfq_jax.graph.query import consumers, only_consumer, weighted_nodes
 from dfq_jax.graph.volume_ops import Conv3d
 
 
@@ -21,11 +26,34 @@ class ChannelGroup(NamedTuple):
       tensors: in execution order.
       producers: layers that make them.
       consumers: layers that read them.
+      places: {tensor: which of the group's factors, counted from 1, its channels take}; a tensor
+        that is not there has them all, in order.
     """
 
     tensors: tuple[str, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    places: Mapping[str, ChannelFactors] = {}
+
+    def spread(self, tensor: str, s: Float[Array, " f"]) -> Float[Array, " c"]:
+        """What each channel of a tensor is divided by."""
+        if tensor not in self.places:
+            return s
+        numbers, powers = self.places[tensor]
+        return jnp.concatenate([jnp.ones(1, s.dtype), s])[numbers] ** jnp.asarray(powers, s.dtype)
+
+    def widest(self, tensor: str, widths: Float[Array, " c"]) -> Float[Array, " f"]:
+        """For each factor the largest of its channels' widths, in units of that factor; else 0."""
+        if tensor not in self.places:
+            return widths
+        numbers, powers = self.places[tensor]
+        own = widths ** jnp.asarray(1 / powers, widths.dtype)
+        return jnp.zeros(1 + self.size, widths.dtype).at[numbers].max(own)[1:]
+
+    @property
+    def size(self) -> int:
+        """How many factors there are, where any tensor does not have them all."""
+        return max((int(p.numbers.max(initial=0)) for p in self.places.values()), default=0)
 
 
 def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
@@ -38,42 +66,25 @@ def channel_groups(model: Model) -> tuple[ChannelGroup, ...]:
       Groups with at least one layer on each side, in execution order. What the network reads or
       returns, and what an operator touches that does not commute with factors, is in none.
     """
-    graph, shapes = model.graph, output_shapes(model)
-    flows, _ = channel_flows(model, shapes)
-    tied = {name: name for name in shapes}
-    fixed = {*graph.inputs, *graph.outputs}
-
-    def root(name: str) -> str:
-        while tied[name] != name:
-            name = tied[name]
-        return name
-
-    for node in graph.nodes:
-        read = [shapes[i] for i in node.inputs]
-        if isinstance(node.op, WEIGHTED):
-            continue
-        if flows[node.name].factors and same_width(shapes[node.name], read):
-            tied |= {root(i): root(node.name) for i in node.inputs}
-        else:
-            fixed |= {node.name, *node.inputs}
-    fixed = {root(name) for name in fixed}
-    kept = dict.fromkeys(root(n.name) for n in weighted_nodes(graph) if root(n.name) not in fixed)
-    found = (gathered(graph, [t for t in shapes if root(t) == one]) for one in kept)
-    return tuple(group for group in found if group.consumers)
+    found = channel_factors(model)
+    groups = (gathered(model.graph, found, numbers) for numbers in families(found))
+    return tuple(group for group in groups if group.producers and group.consumers)
 
 
-def gathered(graph: Graph, tensors: list[str]) -> ChannelGroup:
-    """A group with the layers around it."""
+def gathered(
+    graph: Graph, found: Mapping[str, ChannelFactors], numbers: tuple[int, ...]
+) -> ChannelGroup:
+    """A group of the factors with these numbers, with the layers around it."""
+    places = {}
+    for tensor, powers in found.items():
+        inside = np.isin(powers.numbers, numbers)
+        if inside.any():
+            own = np.where(inside, 1 + np.searchsorted(numbers, powers.numbers), 0)
+            places[tensor] = ChannelFactors(own, powers.powers)
     layers = weighted_nodes(graph)
-    producers = tuple(n.name for n in layers if n.name in tensors)
-    return ChannelGroup(
-        tuple(tensors), producers, tuple(n.name for n in layers if n.inputs[0] in tensors)
-    )
-
-
-def same_width(made: tuple[int, ...], read: list[tuple[int, ...]]) -> bool:
-    """Whether all tensors have as many channels, the last axis."""
-    return all(shape[-1:] == made[-1:] for shape in read)
+    producers = tuple(n.name for n in layers if n.name in places)
+    consumers = tuple(n.name for n in layers if n.inputs[0] in places)
+    return ChannelGroup(tuple(places), producers, consumers, places)
 
 
 class Joint(NamedTuple):

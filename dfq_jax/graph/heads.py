@@ -9,7 +9,8 @@ not depend on the order of axes in which an output leaves the network.
   decision for each value, whether its probability exceeds one half.
 * A part without either is plain values if some other part of the network has a softmax or sigmoid,
   or if it shares its output with other parts. Else nothing tells scores from values, and it counts
-  as scores along its last axis (channels of an image), or as one score whose sign decides.
+  as scores along its last axis (channels of an image), or as one score whose sign decides. One
+  value that cannot be negative, such as a depth, decides nothing.
 
 What is looked at is the tensor before the softmax or sigmoid: behind it small errors of a sure
 network vanish and everything looks exact.
@@ -26,11 +27,18 @@ from jaxtyping import Int, Shaped
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
     Activation,
+    AvgPool,
     Broadcast,
+    Clip,
     Concat,
     Flatten,
+    MaxPool,
     Op,
+    Power,
+    Relu,
     Reshape,
+    Resize,
+    Scale,
     Slice,
     Softmax,
     Transpose,
@@ -130,7 +138,7 @@ def heads(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Head, ..
         }
     told = any(leaf.curve for parts in found.values() for leaf in parts)
     return tuple(
-        Head(output, tuple(parts_of(output, parts, shapes, told)))
+        Head(output, tuple(parts_of(output, parts, shapes, told, graph.by_name)))
         for output, parts in found.items()
     )
 
@@ -176,6 +184,7 @@ def parts_of(
     leaves: Mapping[Leaf, Int[np.ndarray, " values"]],
     shapes: Mapping[str, tuple[int, ...]],
     told: bool,
+    nodes: Mapping[str, Node],
 ) -> list[Part]:
     """The parts of an output, from {leaf: which of its elements each value of the output is}."""
     found = []
@@ -188,9 +197,31 @@ def parts_of(
         if cut(leaf, shape, where.shape):
             leaf = Leaf(leaf.made, None, None, leaf.made)
         kind, axis, certain = kind_of(leaf, where.shape, len(leaves) == 1 and not told)
+        if kind == "signs" and leaf.curve is None and never_negative(nodes, leaf.tensor):
+            kind, certain = "values", True
         made = (leaf.tensor, leaf.curve, kind, axis, certain)
         found.append(Part(output, name, *made, where, ids[where]))
     return found
+
+
+def never_negative(nodes: Mapping[str, Node], tensor: str) -> bool:
+    """Whether an operator says by itself that no value of a tensor is below 0."""
+    node = nodes.get(tensor)
+    if node is None:
+        return False
+    match node.op:
+        case Relu() | Activation("sigmoid" | "hard_sigmoid" | "softplus" | "exp" | "abs" | "sqrt"):
+            return True
+        case Clip(low, _):
+            return low is not None and low >= 0
+        case Power(exponent):
+            return exponent % 2 == 0
+        case Scale(factor, offset) if factor >= 0 and offset >= 0:
+            return never_negative(nodes, node.inputs[0])
+        case MaxPool() | AvgPool() | Resize(method="nearest" | "bilinear"):
+            return never_negative(nodes, node.inputs[0])
+        case _:
+            return False
 
 
 def cut(leaf: Leaf, shape: tuple[int, ...], left: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from dfq_jax.errors import DataError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.heads import Part, heads_of
+from dfq_jax.graph.ops import Activation, Add, Clip, Sub
 from dfq_jax.graph.query import output_shapes
 from dfq_jax.types import InputContract, Tokens
 
@@ -130,8 +131,8 @@ def task_from_json(data: Any) -> Task:
 def task_of(model: Model) -> Task:
     """What a network is for, as far as its graph and its inputs tell.
 
-    One output that is an image larger than the one that is read is an image; scores of every token
-    of a text are a language model's. Of the rest the parts of the outputs decide.
+    One output that is an image like the one that is read is an image (`restored`); scores of every
+    token of a text are a language model's. Of the rest the parts of the outputs decide.
     """
     parts = [part for head in heads_of(model) for part in head.parts]
     if (image := restored(model)) is not None:
@@ -155,15 +156,40 @@ def several(part: Part) -> bool:
 
 
 def restored(model: Model) -> ImageToImage | None:
-    """The task of a network whose one output is its image at a larger size; None of others."""
+    """The task of a network whose one output is an image like the one it reads; None of others.
+
+    An output of the same size is one if it says so: it adds to what was read, as a denoiser does,
+    or its values end as those of pixels do. Masks of one channel behind a sigmoid are decisions.
+    """
     read = model.inputs[0] if len(model.inputs) == 1 else None
     if not isinstance(read, InputContract) or len(model.graph.outputs) != 1:
         return None
     if any(part.curve == "softmax" for head in heads_of(model) for part in head.parts):
         return None
     shape = output_shapes(model)[model.graph.outputs[0]][1:]
-    larger = len(shape) == 3 and shape[0] > read.height and shape[1] > read.width
-    return ImageToImage(*read.value_range) if larger and shape[2] == read.channels else None
+    if len(shape) != 3 or shape[2] != read.channels:
+        return None
+    if shape[0] > read.height and shape[1] > read.width:
+        return ImageToImage(*read.value_range)
+    return ended(model, read) if shape == read.shape else None
+
+
+def ended(model: Model, read: InputContract) -> ImageToImage | None:
+    """The task of a network that returns an image of its own size, by the last operators."""
+    nodes = model.graph.by_name
+    last = nodes.get(model.graph.outputs[0])
+    colours = read.channels >= 3
+    match last.op if last is not None else None:
+        case Activation("sigmoid") if colours:
+            return ImageToImage()
+        case Activation("tanh") if colours:
+            return ImageToImage(-1.0, 1.0)
+        case Clip(low, high) if low is not None and high is not None:
+            return ImageToImage(low, high)
+        case Add() | Sub() if last is not None and set(last.inputs) & set(model.graph.inputs):
+            return ImageToImage(*read.value_range)
+        case _:
+            return None
 
 
 def predicts_tokens(model: Model) -> bool:

@@ -88,24 +88,27 @@ def joins(model: Model, consumer: Node) -> bool:
 def equalize_group(model: Model, group: ChannelGroup) -> tuple[Model, Float[Array, ""]]:
     """Equalizes one group; also returns how far its multipliers were from 1."""
     graph, params = model.graph, model.params
-    made = [output_ranges(params[name]["kernel"]) for name in group.producers]
-    read = [
-        input_ranges(params[name]["kernel"], groups_of(graph[name].op)) for name in group.consumers
-    ]
+    made = [group.widest(name, output_ranges(params[name]["kernel"])) for name in group.producers]
+    read = []
+    for node in (graph[name] for name in group.consumers):
+        ranges = input_ranges(params[node.name]["kernel"], groups_of(node.op))
+        read.append(group.widest(node.inputs[0], ranges))
     s = balancing(reduce(jnp.maximum, made), reduce(jnp.maximum, read))
     return with_tensors_divided(model, group, s), jnp.max(jnp.abs(jnp.log(s)))
 
 
 def with_tensors_divided(model: Model, group: ChannelGroup, s: Float[Array, " c"]) -> Model:
-    """The same function with all tensors of a group divided by `s`."""
+    """The same function with all tensors of a group divided by its factors `s`."""
+    by = {tensor: group.spread(tensor, s) for tensor in group.tensors}
     for name in group.producers:  # one may be a consumer as well: it reads what it adds to
-        model = with_params(model, {name: {k: v / s for k, v in model.params[name].items()}})
-    for name in group.consumers:
-        kernel = model.params[name]["kernel"]
-        kernel = scaled_inputs(kernel, s, groups_of(model.graph[name].op))
-        model = with_params(model, {name: {"kernel": kernel}})
+        model = with_params(model, {name: {k: v / by[name] for k, v in model.params[name].items()}})
+    for node in (model.graph[name] for name in group.consumers):
+        kernel, read = model.params[node.name]["kernel"], node.inputs[0]
+        factors = by.get(read, s)  # of a pair, what lies between is in no group
+        kernel = scaled_inputs(kernel, factors, groups_of(node.op))
+        model = with_params(model, {node.name: {"kernel": kernel}})
     moments = {
-        name: Moments(mean / s, var / s**2) if name in group.tensors else Moments(mean, var)
+        name: Moments(mean / by[name], var / by[name] ** 2) if name in by else Moments(mean, var)
         for name, (mean, var) in model.moments.items()
     }
     return dataclasses.replace(model, moments=moments)

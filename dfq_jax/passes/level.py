@@ -55,7 +55,8 @@ def level_channels(
         width = width_of(model, group, known, sigmas)
         if width is not None:
             widest = jnp.max(width)
-            levelled = with_tensors_divided(levelled, group, jnp.maximum(width / widest, LEAST))
+            share = jnp.where(width > 0, jnp.maximum(width / widest, LEAST), 1.0)
+            levelled = with_tensors_divided(levelled, group, share)
             ends |= {t: widest for t in group.tensors if t in ceilings}
     return levelled, ends
 
@@ -77,8 +78,8 @@ def width_of(
     None where statistics say nothing of it.
     """
     read = dict.fromkeys(model.graph[name].inputs[0] for name in group.consumers)
-    widths = [reach(model, tensor, known, sigmas) for tensor in read]
-    found = [width for width in widths if width is not None]
+    widths = {tensor: reach(model, tensor, known, sigmas) for tensor in read}
+    found = [group.widest(t, width) for t, width in widths.items() if width is not None]
     return jnp.max(jnp.stack(found), axis=0) if found else None
 
 

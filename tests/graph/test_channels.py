@@ -46,8 +46,9 @@ def test_norms_ends_and_strangers_keep_tensors_out(tiny_net, nets):
     x = b.op("mul", Mul(), b.conv("a", "images", 4), b.conv("b", "images", 4))
     x = b.op("flat", Flatten(), b.conv("c", x, 4))
     model = b.done(b.linear("e", b.linear("d", x, 3), 2))
-    assert sides(model) == [(("d",), ("e",))]
-    assert sides(b.done("e", "d")) == []
+    behind = [(("c",), ("d",)), (("d",), ("e",))]
+    assert sides(model) == [(("a",), ("c",)), *behind]  # of a product one side takes factors
+    assert sides(b.done("e", "d")) == [(("a",), ("c",)), (("c",), ("d",))]
 
 
 @pytest.mark.parametrize(

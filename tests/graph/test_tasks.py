@@ -12,12 +12,15 @@ from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
     Activation,
     Broadcast,
+    Clip,
     Concat,
     GlobalAvgPool,
     Linear,
+    Relu,
     Reshape,
     Resize,
     Softmax,
+    Sub,
 )
 from dfq_jax.graph.tasks import (
     TASKS,
@@ -38,6 +41,7 @@ from dfq_jax.graph.tasks import (
 from dfq_jax.types import Input, InputContract, Tokens, Values
 
 IMAGE = InputContract(4, 4, (0.5,) * 3, (0.25,) * 3)
+GREY = InputContract(4, 4, (0.5,), (0.25,))
 
 
 def network(*nodes: Node, outputs=None, read: Input = IMAGE, **params) -> Model:
@@ -46,6 +50,7 @@ def network(*nodes: Node, outputs=None, read: Input = IMAGE, **params) -> Model:
     return Model(Graph(nodes, ("x",), ends), params, (read,))
 
 
+SMALLER = Resize((2, 2), (0.5, 0.5))
 LARGER = Resize((8, 8), (2.0, 2.0))
 SCORES = (Node("y", GlobalAvgPool(), ("x",)),)
 
@@ -63,7 +68,20 @@ def detector() -> Model:
     ("model", "task"),
     [
         (network(*SCORES), Classifier()),
-        (network(Node("y", Activation("tanh"), ("x",))), DenseClassifier()),
+        (network(Node("y", Activation("gelu"), ("x",))), DenseClassifier()),
+        (network(Node("y", Activation("tanh"), ("x",))), ImageToImage(-1.0, 1.0)),
+        (network(Node("y", Activation("sigmoid"), ("x",))), ImageToImage(0.0, 1.0)),
+        (network(Node("y", Activation("sigmoid"), ("x",)), read=GREY), Classifier()),
+        (network(Node("y", Clip(0.0, 255.0), ("x",)), read=GREY), ImageToImage(0.0, 255.0)),
+        (
+            network(Node("n", Activation("gelu"), ("x",)), Node("y", Sub(), ("x", "n"))),
+            ImageToImage(-2.0, 2.0),
+        ),
+        (network(Node("y", Activation("softplus"), ("x",)), read=GREY), PlainValues()),
+        (
+            network(Node("d", Relu(), ("x",)), Node("y", SMALLER, ("d",)), read=GREY),
+            PlainValues(),
+        ),
         (network(Node("y", LARGER, ("x",))), ImageToImage(-2.0, 2.0)),
         (network(Node("u", LARGER, ("x",)), Node("y", Softmax(3), ("u",))), DenseClassifier()),
         (detector(), Detector()),
@@ -74,7 +92,21 @@ def detector() -> Model:
             Classifier(),
         ),
     ],
-    ids=["scores", "dense", "larger image", "larger classes", "detector", "features"],
+    ids=[
+        "scores",
+        "dense",
+        "autoencoder ending in tanh",
+        "autoencoder ending in a sigmoid",
+        "mask",
+        "clipped to pixels",
+        "denoiser",
+        "depth",
+        "depth at another size",
+        "larger image",
+        "larger classes",
+        "detector",
+        "features",
+    ],
 )
 def test_a_graph_tells_its_task(model, task):
     assert task_of(model) == task
