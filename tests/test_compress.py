@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 import dfq_jax as dfq
+from dfq_jax.allocation.costs import parse_budget
 from dfq_jax.api import quantize as quantizing
 from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.graph.coupling import coupled_channels
@@ -336,3 +337,44 @@ def test_training_that_is_dropped_is_told_so(tiny_net, images, monkeypatch):
     found = dfq.compress(tiny_net, images, channels="all", restore="norms", train=4)
     assert found.settings["trained"] == "4 steps of 4 images, not kept"
     assert any("stays as it was before training" in note for note in found.report.notes)
+
+
+def test_bits_and_channels_within_one_budget(dfq, made, tmp_path):
+    """The folder keeps to the bytes, and tells of both."""
+    line = (made / "net.safetensors", "--arch", "small", "--images", made / "images.npz")
+    asked = ("--bits", "joint", "--channels", "all", "--restore", "udfc")
+    out = tmp_path / "out"
+    found = dfq("compress", *line, *asked, "--budget", "50% bytes", "-o", out, "--json")
+    assert found.code == 0, found.err
+    told = found.data["report"]["joint"]
+    size = lambda point: parse_budget(point["cost"]).amount
+    assert size(told["chosen"]) <= 0.5 * size(told["uniform"])
+    groups = {x["name"]: x["channels"] for x in told["groups"]}
+    left = dict(zip(groups, told["chosen"]["channels"], strict=True))
+    assert any(left[name] < count for name, count in groups.items())
+    shown = {x["name"]: x["outputs"]["after"] for x in found.data["report"]["pruning"]["layers"]}
+    assert {name: shown[name] for name in left} == left
+    bits = {x["name"]: x["weight_bits"] for x in found.data["report"]["layers"]}
+    for name, chosen in zip(told["kernels"], told["chosen"]["bits"], strict=True):
+        assert bits[name] == chosen
+    assert (out / "front.png").stat().st_size > 0
+    assert "Bits and channels within the budget" in (out / "report.html").read_text()
+    assert found.data["report"]["settings"]["budget"].endswith("of 50% B (joint, kl)")
+    assert dfq("verify", out).code == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, "no budget of bytes says how many"),
+        ({"budget": "4bits"}, "no budget of bytes says how many"),
+        ({"budget": "50% MACs"}, "says nothing of bits"),
+        ({"budget": "3ms"}, "says nothing of bits"),
+        ({"budget": "1% bytes"}, r"1% B is out of reach.* takes \d"),
+        ({"budget": "50% bytes", "split": 0.1}, "leave one of the two out"),
+    ],
+)
+def test_bits_with_channels_that_mean_nothing(how, told, tiny_net, monkeypatch):
+    monkeypatch.delattr(quantizing, "synthesize")
+    with pytest.raises(UsageError, match=told):
+        dfq.compress(tiny_net, bits="joint", **how)

@@ -34,8 +34,9 @@ ONLY_IN = {
 }
 
 NO_METHODS = {
-    *("__init__", "diagnose", "expense", "foresight", "mixed", "pipeline", "presets", "probes"),
-    *("quantized", "reconstructions", "retraining", "rows", "sizes", "trainings", "untried"),
+    *("__init__", "diagnose", "expense", "foresight", "joint", "mixed", "pipeline", "presets"),
+    *("probes", "quantized", "reconstructions", "retraining", "rows", "sizes", "trainings"),
+    "untried",
 }
 """Files of `recipes/` that offer, compose or judge methods."""
 LONGEST_METHOD = {"deepinversion": 195, "dfq": 166}

@@ -195,7 +195,7 @@ def problem_of(model: Model, space: Space, losses: LossTable, unit: BudgetUnit) 
             case None, None:
                 fixed += int(table[0, 0])
             case int(), int() if first != second:
-                pairs.append(SharedCost(first, second, table))
+                pairs.append(SharedCost((first, second), table))
             case int(), int():
                 costs[first] += np.diagonal(table)
             case int(), None:

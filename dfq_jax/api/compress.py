@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from dfq_jax.api.deadline import in_time
 from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import GivenImages
+from dfq_jax.api.joining import joined, require_joint_reach, with_bits
 from dfq_jax.api.quantize import making_for, quantized_on, seen_for
 from dfq_jax.api.request import (
     Asked,
@@ -26,20 +27,22 @@ from dfq_jax.api.shrinking import (
     price_of,
     shrunk,
 )
-from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
+from dfq_jax.base.words import BitsByName, Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.pruning.budget import Deadline
+from dfq_jax.passes.select import Kept
 from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.groups import Subject
-from dfq_jax.pruning.prune import Pruning, check_pruning
+from dfq_jax.pruning.prune import Pruning
 from dfq_jax.pruning.restore import RESTORATIONS
 from dfq_jax.pruning.sparse import Sparse, Zeros, zeros_of
 from dfq_jax.quantization.node_by_node import on_grids
+from dfq_jax.quantization.rules import written
 from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
+from dfq_jax.recipes.joint import Joint
 from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
 from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
@@ -48,9 +51,6 @@ from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
 from dfq_jax.training.suits import check_images
 
-"""In reports, the name of the hash of what was pruned."""
-UNKNOWN = 0.5
-"""A share of channels that nobody looks at."""
 IMAGES = 128
 """Images from which layers are fitted anew; those of `fast` would say too little."""
 
@@ -68,6 +68,7 @@ def compress(
     round_to: int = 1,
     untouched: tuple[str, ...] = (),
     sparsity: str | None = None,
+    bits: BitsByName = "scheme",
     train: int | None = None,
     watch: Watcher = SILENT,
     state_folder: str | Path | None = None,
@@ -90,6 +91,7 @@ def compress(
       untouched: patterns of layers that keep all.
       sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` of each
         layer, made up for on images; channels then stay unless `prune` or a budget says otherwise.
+      bits: `joint`: decided with channels within a `budget` of bytes, `50% bytes` of the scheme's.
       train: steps in which what is left learns from the whole network, in float and without data,
         before it is quantized; zeros stay zero.
       watch: told what is being done.
@@ -106,15 +108,13 @@ def compress(
       DivergedError: if training diverged at every rate.
     """
     price = price_of(settings.get("scheme", "w8a8"))
-    share, zeros, settings["budget"] = demanded(prune, settings.get("budget"), sparsity)
-    floor = Floor(least, round_to)
-    criterion = criterion or ("reconstruction" if looks(restore) else "energy")
-    share, deadline = (UNKNOWN, share) if isinstance(share, Deadline) else (share, None)
-    how = Pruning(share or UNKNOWN, criterion, restore, among, channels, floor, untouched, price)
-    check_pruning(how)
+    demand = demanded(prune, settings.get("budget"), sparsity, bits)
+    settings["budget"] = demand.bits
+    floor, criterion = Floor(least, round_to), criterion or criterion_for(restore)
+    how = Pruning(demand.share, criterion, restore, among, channels, floor, untouched, price)
     taught = None if train is None else retraining_for(model, train, settings.get("task"))
-    shrinking = Shrinking(None if share is None else how, zeros, untouched, taught, deadline)
-    return carried_out(model, images, shrinking, settings, following(watch, state_folder))
+    follow = following(watch, state_folder)
+    return carried_out(model, images, demand.shrinking(how, taught), settings, follow)
 
 
 def carried_out(
@@ -127,7 +127,9 @@ def carried_out(
     check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
-    how = timed(subject, how, asked, follow.watch)
+    if how.together is not None:
+        require_joint_reach(subject, how.together, asked)
+    how, said = timed(subject, how, asked, follow.watch), asked
     making = making_for(model, asked)
     making = enough(model, making, how) if how.looks and asked.n is None else making
     if how.training is not None and images is None:
@@ -136,17 +138,21 @@ def carried_out(
     if how.training is not None:
         check_images(how.training, calibrating(len(looked_at.images)))
     follow = with_foresight(model, looked_at.images, how, follow)
-    made = cut_down(subject, looked_at.images, how, follow)
+    both, asked = decided(subject, looked_at.images, how, asked, follow)
+    kept = None if both is None else both.kept
+    made = cut_down(subject, looked_at.images, how, follow, kept)
     made, report = taught_again(subject, made, looked_at.images, how.training, asked.seed, follow)
     looked_at = looked_at._replace(fitted=how.looks)
     result = quantized_on(made.model, looked_at, asked, follow, original=model)
-    told = {**result.settings, **how.told}
+    told = {**result.settings, **how.told, **told_bits(both, how, said)}
     if report is not None and not report.kept:
         told["trained"] += ", not kept"
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)
     notes = () if report is None else (*report.notes, told_of(report))
+    notes = notes if both is None else (*both.notes, *notes)
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
-    more = {"pruned": made.pruned, "zeros": zeros, "settings": told, "report": told_in}
+    more: dict[str, Any] = {"pruned": made.pruned, "zeros": zeros, "joint": both}
+    more |= {"settings": told, "report": told_in}
     more["original"] = weights_sha256(model)
     return dataclasses.replace(result, **more)
 
@@ -187,13 +193,34 @@ def with_foresight(model: Model, images: Examples, how: Shrinking, follow: Follo
     return dataclasses.replace(follow, foreseen={**follow.foreseen, **expected})
 
 
-def cut_down(subject: Subject, images: Examples, how: Shrinking, follow: Follow) -> Shrunk:
+def decided(
+    subject: Subject, images: Examples, how: Shrinking, asked: Asked, follow: Follow
+) -> tuple[Joint | None, Asked]:
+    """Bits and channels, if they are decided together, and the request with these bits."""
+    if how.together is None:
+        return None, asked
+    seen, _ = split_probes(images)
+    found = joined(subject.showing(seen.images), seen, how.together, asked, follow.watch)
+    return found, with_bits(asked, found)
+
+
+def told_bits(both: Joint | None, how: Shrinking, said: Asked) -> dict[str, str]:
+    """How bits and channels were decided together, for reports: rules are those somebody said."""
+    if both is None:
+        return {}
+    chosen = {"budget": f"{both.chosen.cost} of {how.joint} (joint, {said.pipeline.sensitivity})"}
+    return chosen | {"rules": ", ".join(map(written, said.pipeline.rules))}
+
+
+def cut_down(
+    subject: Subject, images: Examples, how: Shrinking, follow: Follow, kept: Kept | None
+) -> Shrunk:
     """The smaller network, restored on the images that do not judge it."""
     seen, _ = split_probes(images)
     follow.begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
-    made = shrunk(subject.showing(seen.images if how.looks else None), how)
+    made = shrunk(subject.showing(seen.images if how.looks else None), how, kept)
     for note in () if made.pruned is None else (pruned_line(made.pruned), *made.pruned.notes):
         watch.says(f"  {note}")
     return made
@@ -250,7 +277,7 @@ def enough(model: Model, budget: ImageBudget, how: Shrinking) -> ImageBudget:
     return dataclasses.replace(budget, n=max(budget.n, IMAGES))
 
 
-def looks(restore: str) -> bool:
-    """Whether a restoration looks at images; one that there is not does not."""
+def criterion_for(restore: str) -> CriterionName:
+    """How channels are judged where nobody says: on images if these restore as well."""
     found = {str(name): how for name, how in RESTORATIONS.items()}.get(restore)
-    return found is not None and found.looks
+    return "reconstruction" if found is not None and found.looks else "energy"

@@ -20,6 +20,7 @@ from dfq_jax.pruning.prune import Pruned
 from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.vertical import VerticalNetwork
+from dfq_jax.recipes.joint import Joint
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of_layers, histograms_png
@@ -54,6 +55,7 @@ class Result:
       zeros: which weights were made zero before it was quantized, if some were; the original
         judges likewise.
       original: fingerprint of the weights of the network that it was cut down from, if it was.
+      joint: how bits and channels were decided together, if they were.
       vertical: the network of all widths, if it has many; `quantized` is that of 8 bits.
     """
 
@@ -69,6 +71,7 @@ class Result:
     zeros: Zeros | None = None
     original: str = ""
     vertical: VerticalNetwork | None = None
+    joint: Joint | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
@@ -125,6 +128,18 @@ class Result:
         return histograms_png(found) if found else b""
 
     @property
+    def front(self) -> bytes:
+        """A PNG of loss against what bits take, or bits and channels; empty if none were chosen."""
+        found = self.joint or self.mixed
+        return front_png(found.front, found.chosen, found.uniform) if found else b""
+
+    @property
+    def allocated(self) -> dict[str, Any]:
+        """How bits, or bits and channels, were chosen, as plain data; empty if they were not."""
+        bits = {} if self.mixed is None else {"mixed": plain(self.mixed)}
+        return bits if self.joint is None else bits | {"joint": plain_joint(self.joint)}
+
+    @property
     def lost(self) -> dict[str, Any]:
         """What the network lost before it was quantized, as plain data; empty if nothing."""
         found = {"pruning": self.pruned, "sparsity": self.zeros}
@@ -165,17 +180,17 @@ class Result:
           ResourceError: if the disk is full.
         """
         report = {**self.report.to_dict(), "settings": dict(self.settings), **self.lost}
+        report |= self.allocated
         files = {PROBE: self.probe_bytes, **(files or {})}
         pictures = {"histograms": self.histograms}
-        if self.mixed is not None:
-            front = front_png(self.mixed.front, self.mixed.chosen, self.mixed.uniform)
+        if front := self.front:
             files["front.png"] = pictures["front"] = front
-            report["mixed"] = plain(self.mixed)
         if self.vertical is not None:
             files[VERTICAL] = pack_vertical(self.vertical)
         found = None if verification is None else verification.to_dict()
         told = (self.report, self.images, self.settings, found)
         shown = {"pictures": pictures, "pruned": self.pruned, "zeros": self.zeros}
+        shown["together"] = self.joint is not None
         page = lambda sizes: report_html(*told, about=about(source or {}, sizes), **shown)
         return save_artifact(
             folder,
@@ -224,6 +239,23 @@ def plain(found: Mixed) -> dict[str, Any]:
     point = lambda p: {"cost": str(p.cost), "predicted_kl": p.loss, "bits": list(p.bits)}
     return {
         "choices": [{"name": c.name, "weight": c.weight} for c in found.space.choices],
+        "chosen": point(found.chosen),
+        "uniform": point(found.uniform),
+        "front": [point(p) for p in found.front],
+    }
+
+
+def plain_joint(found: Joint) -> dict[str, Any]:
+    """How bits and channels were decided together, as JSON data."""
+    point = lambda p: {
+        "cost": str(p.cost),
+        "predicted_kl": p.loss,
+        "channels": list(p.counts),
+        "bits": list(p.bits),
+    }
+    return {
+        "groups": [{"name": name, "channels": count} for name, count in found.groups],
+        "kernels": [choice.name for choice in found.space.choices],
         "chosen": point(found.chosen),
         "uniform": point(found.uniform),
         "front": [point(p) for p in found.front],

@@ -1,25 +1,29 @@
 """What a network is to lose before it is quantized, read from words; and the network without it."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dfq_jax.errors import UsageError
+from dfq_jax.api.joining import Together
+from dfq_jax.base.words import BitsByName
+from dfq_jax.errors import BudgetError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.sparsity import Pattern
-from dfq_jax.passes.select import standing
+from dfq_jax.passes.select import Kept, standing
 from dfq_jax.pruning.budget import Ceiling, Deadline, Price, parse_structure
 from dfq_jax.pruning.choose import share_from
 from dfq_jax.pruning.groups import Subject, left_alone
-from dfq_jax.pruning.prune import Pruned, Pruning, prune, what_may_go
+from dfq_jax.pruning.prune import Pruned, Pruning, check_pruning, prune, what_may_go
 from dfq_jax.pruning.sparse import Sparse, parse_pattern, sparsified
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.training.method import Training
 
 INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
 """Bytes of an output channel: a scale and a zero point, a bias, and those of its bias."""
+UNKNOWN = 0.5
+"""A share of channels that nobody looks at."""
 NO_CHANNELS = r"0+(\.0*)?\s*%?"
 """How it is said that no channel goes."""
 
@@ -31,30 +35,71 @@ class Demand(NamedTuple):
       channels: share of the channels that may go, or what is left may take; None if all stay.
       zeros: which weights become zero; None for none.
       bits: a budget of bits by layer, if that was meant.
+      joint: bytes within which channels and bits are decided together, if they are.
     """
 
     channels: float | Ceiling | Deadline | None
     zeros: Pattern | None = None
     bits: str | None = None
+    joint: Ceiling | None = None
+
+    @property
+    def share(self) -> float | Ceiling:
+        """What of channels is known before anything is measured."""
+        told = self.channels
+        return UNKNOWN if told is None or isinstance(told, Deadline) else told
+
+    def shrinking(self, how: Pruning, training: Training | None) -> "Shrinking":
+        """How a network gets smaller, where channels go as told; refuses words that are none."""
+        check_pruning(how)
+        removed = None if self.channels is None else how
+        deadline = self.channels if isinstance(self.channels, Deadline) else None
+        return Shrinking(removed, self.zeros, how.untouched, training, deadline, self.joint)
 
 
-def demanded(prune: str | float | None, budget: str | None, sparsity: str | None = None) -> Demand:
+def demanded(
+    prune: str | float | None,
+    budget: str | None,
+    sparsity: str | None = None,
+    bits: BitsByName = "scheme",
+) -> Demand:
     """How much is to go: without a word of channels or zeros 30 % of the channels.
 
     Raises:
       UsageError: if both a share and a budget of structure are given, or one means nothing.
     """
+    check_choice("bits", bits, get_args(BitsByName))
     zeros = None if sparsity is None else parse_pattern(sparsity)
+    joint = bits == "joint"
+    if joint and (budget is None or of_bits(budget)):
+        raise UsageError(
+            "bits joint shares bytes between bits and channels, and no budget of bytes says how "
+            'many: give budget "50% bytes" (of what the scheme takes with all channels) or 200KB.'
+        )
     if budget is not None and not of_bits(budget):
         if prune is not None:
             raise UsageError(
                 f"prune={prune!r} and budget={budget!r} both say how much is to go: leave one out."
             )
-        return Demand(parse_structure(budget), zeros)
+        found = parse_structure(budget)
+        return Demand(UNKNOWN, zeros, joint=in_bytes(found)) if joint else Demand(found, zeros)
     stays = prune is None or re.fullmatch(NO_CHANNELS, str(prune).strip()) is not None
     if zeros is not None and stays:
         return Demand(None, zeros, budget)
     return Demand(share_from("30%" if prune is None else prune), zeros, budget)
+
+
+def in_bytes(budget: Ceiling | Deadline) -> Ceiling:
+    """What bits and channels may take together.
+
+    Raises:
+      BudgetError: if it is none of bytes.
+    """
+    if not isinstance(budget, Ceiling) or budget.unit != "bytes":
+        raise BudgetError(
+            f'budget {budget} says nothing of bits: with bits joint write "50% bytes" or 200KB.'
+        )
+    return budget
 
 
 def of_bits(budget: str) -> bool:
@@ -98,6 +143,7 @@ class Shrinking(NamedTuple):
       untouched: patterns of layers that keep all.
       training: how what is left learns from the whole network; None where it does not.
       deadline: what an image may take; then the share of channels is still to be found.
+      joint: bytes within which channels and bits are decided together, if they are.
     """
 
     channels: Pruning | None
@@ -105,6 +151,14 @@ class Shrinking(NamedTuple):
     untouched: tuple[str, ...] = ()
     training: Training | None = None
     deadline: Deadline | None = None
+    joint: Ceiling | None = None
+
+    @property
+    def together(self) -> Together | None:
+        """What is asked of bits and channels together; None where they are apart."""
+        if self.joint is None or self.channels is None:
+            return None
+        return Together(self.channels, self.joint)
 
     def within(self, ceiling: Ceiling) -> "Shrinking":
         """The same with a budget of work for channels."""
@@ -116,7 +170,8 @@ class Shrinking(NamedTuple):
     def looks(self) -> bool:
         """Whether it looks at images."""
         channels = self.channels is not None and self.channels.looks
-        return channels or self.zeros is not None or self.training is not None
+        others = (self.zeros, self.training, self.joint)
+        return channels or any(x is not None for x in others)
 
     @property
     def told(self) -> dict[str, str]:
@@ -127,6 +182,8 @@ class Shrinking(NamedTuple):
             found["sparse"] = f"{self.zeros}{spared}"
         if self.deadline is not None and "pruned" in found:
             found["pruned"] += f", for {self.deadline}"
+        if self.joint is not None and self.channels is not None:
+            found["pruned"] = told_of(self.channels._replace(share=self.joint)) + ", with bits"
         if self.training is not None:
             found["trained"] = f"{self.training.steps} steps of {self.training.batch} images"
         return found
@@ -179,14 +236,15 @@ class Shrunk(NamedTuple):
         return {name: kernel(name) != 0 for name, share in zeros.items() if share > 0}
 
 
-def shrunk(subject: Subject, how: Shrinking) -> Shrunk:
+def shrunk(subject: Subject, how: Shrinking, kept: Kept | None = None) -> Shrunk:
     """The network without some channels, then with some weights at zero; nothing has learned yet.
 
     Args:
       subject: the network, with images if `how` looks at some.
       how: what it loses.
+      kept: which sets of channels stay, where that is settled.
     """
-    pruned = None if how.channels is None else prune(subject, how.channels)
+    pruned = None if how.channels is None else prune(subject, how.channels, kept)
     model = subject.model if pruned is None else pruned.model
     if how.zeros is None:
         return Shrunk(model, pruned)

@@ -95,6 +95,8 @@ Equalization = Literal["pairs", "groups", "none"]
 Relu6 = Literal["keep", "replace"]
 """What becomes of ReLU6 that keep layers from equalization."""
 BiasCorrection = Literal["analytic", "empirical", "both", "none"]
+BitsByName = Literal["scheme", "joint"]
+"""Who says how many bits weights have: the scheme, or one choice of bits and channels."""
 CriterionName = Literal[
     "energy",
     "reconstruction",

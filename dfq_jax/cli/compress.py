@@ -20,7 +20,7 @@ from dfq_jax.report.console import Terminal
 def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> None:
     """`dfq compress`."""
     refuse_float(options.scheme)
-    demanded(options.prune, options.budget, options.sparsity)
+    demanded(options.prune, options.budget, options.sparsity, options.bits)
     work = partial(
         compress,
         prune=options.prune,
@@ -32,6 +32,7 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
         round_to=options.round_to,
         untouched=options.untouched,
         sparsity=options.sparsity,
+        bits=options.bits,
         train=options.train,
         **settings_of(options),
     )

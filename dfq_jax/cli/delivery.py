@@ -13,6 +13,7 @@ from dfq_jax.cli.sizes import size_line, speed_lines, timed
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.io.runtime.latency import Latency
 from dfq_jax.io.verification.verify import Verification
+from dfq_jax.recipes.joint import Joint, JointPoint
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import Terminal
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
@@ -28,6 +29,8 @@ from dfq_jax.report.terminal import (
     units_lines,
 )
 from dfq_jax.types import NHWC, Input, InputContract
+
+JOINT_HEADER = ("", "bytes", "predicted loss", "channels left", "bits of weights")
 
 
 def emit(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -209,6 +212,8 @@ def show_result(
         rows = bit_rows(mix.space, mix.losses, mix.chosen, mix.uniform)
         terminal.table("bits by layer", BITS_HEADER, rows)
         terminal.table("best allocations", FRONT_HEADER, front_rows(mix.space, mix.front))
+    if (both := result.joint) is not None:
+        terminal.table("best channels and bits", JOINT_HEADER, joint_rows(both))
     show_lost(result, terminal)
     terminal.table("", LAYER_HEADER, layer_rows(report))
     terminal.say("")
@@ -272,3 +277,16 @@ def verification_lines(found: Verification) -> list[str]:
             f"are no ties, of {every} in all"
         )
     return lines
+
+
+def joint_rows(found: Joint) -> list[list[str]]:
+    """A line for each choice of channels and bits on the front, what was chosen last."""
+    whole = sum(count for _, count in found.groups)
+
+    def row(name: str, point: JointPoint) -> list[str]:
+        bits = [f"{point.bits.count(b)}x{b}" for b in found.space.bits if b in point.bits]
+        left = f"{100 * sum(point.counts) / max(whole, 1):.0f} %"
+        return [name, str(point.cost), f"{point.loss:.2e}", left, " ".join(bits)]
+
+    ends = row("uniform", found.uniform), row("chosen", found.chosen)
+    return [*(row("", point) for point in found.front), *ends]

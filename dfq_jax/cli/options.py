@@ -11,6 +11,7 @@ from dfq_jax.base.reading import ReadOptions
 from dfq_jax.base.words import (
     DEFAULT_STORE,
     BiasCorrection,
+    BitsByName,
     Channels,
     CriterionName,
     Equalization,
@@ -234,6 +235,7 @@ class CompressOptions(QuantizeOptions):
       round_to: Channels kept are a multiple of it.
       untouched: Layers that keep all they have: 'layer3.*'; may be repeated.
       sparsity: Weights at zero: 2:4 (2 of 4 stay) or 80%; channels stay without --prune.
+      bits: joint decides bits and channels together within --budget "50% bytes" or 200KB.
       train: Steps in which what is left learns from the whole network, in float, without data.
     """
 
@@ -246,6 +248,7 @@ class CompressOptions(QuantizeOptions):
     round_to: OfRemoval[int] = 1
     untouched: Untouched = ()
     sparsity: OfRemoval[str | None] = None
+    bits: OfRemoval[BitsByName] = "scheme"
     train: OfRemoval[int | None] = None
 
 

@@ -1,8 +1,9 @@
 """The multiple-choice knapsack: one level for each item, least loss, a limit on whole-number costs.
 
-Costs may couple pairs of items, as bit operations couple the bits of weights and activations. The
-product of two choices is linear in one variable for each pair of levels, so a mixed-integer linear
-program finds the exact optimum.
+Costs may couple several items, as bit operations couple the bits of weights and activations, and
+bytes those of a kernel with the channels it reads and makes. The product of such choices is linear
+in one variable for each combination of levels, so a mixed-integer linear program finds the exact
+optimum.
 """
 
 from typing import Any, NamedTuple
@@ -26,39 +27,37 @@ Row = Float[np.ndarray, " variables"]
 
 
 class SharedCost(NamedTuple):
-    """A cost that two items share.
+    """A cost that several items share.
 
     Attributes:
-      first: an item.
-      second: another one.
-      cost: for each level of the first and each of the second.
+      items: two or more, each another one.
+      cost: for each combination of their levels, an axis for each item.
     """
 
-    first: int
-    second: int
-    cost: Int[np.ndarray, "levels levels"]
+    items: tuple[int, ...]
+    cost: Int[np.ndarray, "..."]
 
 
 class Knapsack(NamedTuple):
-    """The problem. Levels are in order of cost: no item or pair gets cheaper with a higher one.
+    """The problem. Levels are in order of cost: nothing gets cheaper with a higher one.
 
     Attributes:
       loss: what is minimised, summed over items.
       cost: of each level of each item.
-      pairs: costs of two levels together.
+      shared: costs of levels together.
       fixed: what is spent whatever is chosen.
     """
 
     loss: Float[np.ndarray, "items levels"]
     cost: Int[np.ndarray, "items levels"]
-    pairs: tuple[SharedCost, ...] = ()
+    shared: tuple[SharedCost, ...] = ()
     fixed: int = 0
 
 
 def spent(problem: Knapsack, picks: Picks) -> int:
     """The exact cost of a choice."""
     single = int(np.sum(problem.cost[np.arange(len(picks)), picks], dtype=np.int64))
-    shared = sum(int(p.cost[picks[p.first], picks[p.second]]) for p in problem.pairs)
+    shared = sum(int(x.cost[tuple(picks[list(x.items)])]) for x in problem.shared)
     return problem.fixed + single + shared
 
 
@@ -113,19 +112,20 @@ def best_choice(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> P
 
 
 def loss_row(problem: Knapsack) -> Row:
-    """The loss of each variable: first items by levels, then pairs by levels of both."""
-    return np.concatenate([problem.loss.ravel(), *(np.zeros(p.cost.size) for p in problem.pairs)])
+    """The loss of each variable: first items by levels, then what is shared by
+    levels of all."""
+    return np.concatenate([problem.loss.ravel(), *(np.zeros(p.cost.size) for p in problem.shared)])
 
 
 def cost_unit(problem: Knapsack) -> int:
     """The largest number that divides all costs."""
-    parts = [problem.cost.ravel(), *(p.cost.ravel() for p in problem.pairs)]
+    parts = [problem.cost.ravel(), *(p.cost.ravel() for p in problem.shared)]
     return max(int(np.gcd.reduce(np.concatenate(parts))), 1)
 
 
 def cost_row(problem: Knapsack) -> Row:
     """The cost of each variable, in units of what divides them all."""
-    parts = [problem.cost.ravel(), *(p.cost.ravel() for p in problem.pairs)]
+    parts = [problem.cost.ravel(), *(p.cost.ravel() for p in problem.shared)]
     return np.concatenate(parts) / cost_unit(problem)
 
 
@@ -134,7 +134,7 @@ def preference(problem: Knapsack) -> Row:
     items, levels = problem.loss.shape
     rank = np.arange(items, 0, -1)[:, None] * np.arange(levels)
     bonus = 0.5 * rank / max(int(rank[:, -1].sum()), 1)
-    return np.concatenate([bonus.ravel(), *(np.zeros(p.cost.size) for p in problem.pairs)])
+    return np.concatenate([bonus.ravel(), *(np.zeros(p.cost.size) for p in problem.shared)])
 
 
 def solved(
@@ -150,8 +150,8 @@ def solved(
     searched again.
     """
     items, levels = problem.loss.shape
-    equal = structure(problem)
-    right = (np.arange(items + 2 * levels * len(problem.pairs)) < items).astype(float)
+    equal, shares = structure(problem), sum(len(x.items) for x in problem.shared)
+    right = (np.arange(items + levels * shares) < items).astype(float)
     whole = np.concatenate([np.ones(items * levels), np.zeros(len(objective) - items * levels)])
     rules = [bounded(equal, right, right)]
     rules += [upper(row, bound) for row, bound in limits]
@@ -187,18 +187,20 @@ def bounded(rows: Any, low: Any, high: Any) -> scipy.optimize.LinearConstraint:
 
 
 def structure(problem: Knapsack) -> scipy.sparse.csr_array:
-    """Rows of equalities: one level an item; a pair's variables sum to those of its two items."""
+    """Rows of equalities: one level an item; what is shared sums to the variables of each item."""
     items, levels = problem.loss.shape
-    single = items * levels
-    width = single + len(problem.pairs) * levels * levels
-    rows = [np.repeat(np.eye(items), levels, axis=1)]
-    for index, pair in enumerate(problem.pairs):
-        block = np.eye(levels * levels).reshape(levels, levels, -1)
-        for item, table in ((pair.first, block.sum(1)), (pair.second, block.sum(0))):
-            row = np.zeros((levels, width))
-            start = single + index * levels * levels
-            row[:, start : start + levels * levels] = table
-            row[np.arange(levels), item * levels + np.arange(levels)] = -1
-            rows.append(row)
-    rows[0] = np.pad(rows[0], ((0, 0), (0, width - single)))
-    return scipy.sparse.csr_array(np.concatenate(rows))
+    start = items * levels
+    width = start + sum(x.cost.size for x in problem.shared)
+    single = np.repeat(np.eye(items), levels, axis=1)
+    rows = [scipy.sparse.csr_array(np.pad(single, ((0, 0), (0, width - start))))]
+    for x in problem.shared:
+        places = np.indices(x.cost.shape).reshape(len(x.items), -1)
+        columns = start + np.arange(x.cost.size)
+        for item, at in zip(x.items, places, strict=True):
+            own = item * levels + np.arange(levels)
+            row = np.concatenate([at, np.arange(levels)])
+            sign = np.concatenate([np.ones(x.cost.size), -np.ones(levels)])
+            where = (row, np.concatenate([columns, own]))
+            rows.append(scipy.sparse.csr_array((sign, where), shape=(levels, width)))
+        start += x.cost.size
+    return scipy.sparse.csr_array(scipy.sparse.vstack(rows))

@@ -183,10 +183,10 @@ class Ladder(NamedTuple):
 
 
 def ladders_of(
-    groups: tuple[Removable, ...], scores: SetScores, floor: Floor
+    groups: tuple[Removable, ...], scores: SetScores, floor: Floor, levels: int = LEVELS
 ) -> tuple[Ladder, ...]:
     """How each group may shrink: by its worst, down to the floor or what `MOST` leaves."""
-    shares = np.linspace(1 - MOST, 1, LEVELS)
+    shares = np.linspace(1 - MOST, 1, levels)
     found = []
     for group in groups:
         sets = np.asarray(group.sets)
@@ -313,7 +313,7 @@ def problem_of(work: list[Work], ladders: tuple[Ladder, ...], scores: SetScores)
             key, table = ((g, h), table) if g < h else ((h, g), table.T)
             shared[key] = shared[key] + table if key in shared else table
     losses = np.stack([losses_of(ladder, scores) for ladder in ladders])
-    pairs = tuple(SharedCost(*key, table) for key, table in shared.items())
+    pairs = tuple(SharedCost(key, table) for key, table in shared.items())
     return Knapsack(losses, cost, pairs, fixed)
 
 

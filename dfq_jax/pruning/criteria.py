@@ -154,17 +154,28 @@ def reconstruction(subject: Subject) -> SetScores:
     """
     images = subject.seen
     read = {node.inputs[0] for node, _, _ in columns(subject)}
-    grams = channel_grams(subject.folded, tuple(sorted(read)), images)
+    known = channel_moments(subject.folded, tuple(sorted(read)), images)
     unexplained = partial(importance.left_unexplained, damping=DAMPING)
-    alone = {name: unexplained(x) if x.ndim > 1 else x for name, x in grams.items()}
+    alone = {n: unexplained(x.spread) if x.spread.ndim > 1 else x.spread for n, x in known.items()}
     return by_readers(subject, lambda node: alone[node.inputs[0]])
 
 
-def channel_grams(
+class ChannelMoments(NamedTuple):
+    """Channels of a tensor over images and positions.
+
+    Attributes:
+      mean: of each.
+      spread: their covariances; of too many channels their variances alone.
+    """
+
+    mean: Float[np.ndarray, " c"]
+    spread: Float[np.ndarray, "..."]
+
+
+def channel_moments(
     model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """Covariances of the channels of some tensors over images and positions; variances alone of
-    tensors with too many."""
+) -> dict[str, ChannelMoments]:
+    """Means and covariances of the channels of some tensors."""
     sums: dict[str, np.ndarray] = {}
     means: dict[str, np.ndarray] = {}
     count: dict[str, int] = {}
@@ -177,9 +188,12 @@ def channel_grams(
             sums[name] = sums.get(name, 0) + ((rows**2).sum(0) if wide else rows.T @ rows)
             means[name] = means.get(name, 0) + rows.sum(0)
             count[name] = count.get(name, 0) + len(rows)
-    square = lambda x, wide: x**2 if wide else np.outer(x, x)
-    centred = lambda n: square(means[n], sums[n].ndim == 1) / count[n] ** 2
-    return {name: sums[name] / count[name] - centred(name) for name in names}
+    found = {}
+    for name in names:
+        mean = means[name] / count[name]
+        square = mean**2 if sums[name].ndim == 1 else np.outer(mean, mean)
+        found[name] = ChannelMoments(mean, sums[name] / count[name] - square)
+    return found
 
 
 # By gradients

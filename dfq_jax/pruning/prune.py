@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
+
 from dfq_jax.base.words import Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UnsupportedModelError, check_choice
 from dfq_jax.graph.graph import Model
@@ -102,18 +104,22 @@ class Pruned(NamedTuple):
         return {**told, "left": dict(self.left), "notes": list(self.notes)}
 
 
-def prune(subject: Subject, how: Pruning) -> Pruned:
+def prune(subject: Subject, how: Pruning, kept: Kept | None = None) -> Pruned:
     """Removes channels, and has what is left make up for them.
 
     Args:
       subject: the network, with images if `how` looks at some.
       how: which, and how.
+      kept: which sets stay, where that is settled; None for as many as `how` says.
 
     Raises:
       UsageError: for what means nothing, or a pattern that matches no layer.
       UnsupportedModelError: if nothing may go; says why, layer by layer.
     """
     found = what_may_go(subject, how)
+    if kept is not None:
+        settled = never_empty(subject.coupled, np.ones(len(kept)), Chosen(kept))
+        return cut(subject, settled, how, found)
     scores = CRITERIA[how.criterion].score(subject)
     return cut(subject, chosen_by(subject, how, found, scores), how, found)
 

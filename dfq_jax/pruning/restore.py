@@ -94,7 +94,8 @@ def by_weights(subject: Subject, kept: Kept, zeros: Model, how: Restoration) -> 
         whole = np.asarray(subject.model.params[node.name]["kernel"], np.float64) * written
         kernel = whole * read[:, None]
         if how.by is not None and node.inputs[0] in filters:
-            kernel = taken_over(whole, read, filters[node.inputs[0]], how.by)
+            behind = filters[node.inputs[0]]
+            kernel = taken_over(whole, read, len(behind.bias), partial(how.by, behind))
         kernels = {node.name: {"kernel": jax.device_put(kernel.astype(np.float32))}}
         zeros = with_params(zeros, kernels)
         known = subject.expected.get(node.inputs[0])
@@ -106,17 +107,19 @@ def by_weights(subject: Subject, kept: Kept, zeros: Model, how: Restoration) -> 
 
 
 def taken_over(
-    kernel: Float[np.ndarray, "... c o"], left: Kept, known: FilterGram, by: Substitution
+    kernel: Float[np.ndarray, "... c o"],
+    left: Kept,
+    channels: int,
+    by: Callable[[Places, Places], Coefficients],
 ) -> Float[np.ndarray, "... c o"]:
     """A kernel without some of its columns, which others have taken over.
 
     Args:
       kernel: of a layer; behind a flattened image each channel has several columns.
       left: which columns are left.
-      known: the filters behind what it reads.
-      by: how.
+      channels: of the tensor before it was flattened, if it was.
+      by: which are gone, which are left -> what the latter take over.
     """
-    channels = len(known.bias)
     if kernel.shape[-2] % channels or not np.array_equal(
         left, np.resize(left[:channels], left.size)
     ):
@@ -125,7 +128,7 @@ def taken_over(
     gone, others = np.flatnonzero(~stay), np.flatnonzero(stay)
     columns = kernel.reshape(-1, channels, kernel.shape[-1])
     found = columns * stay[:, None]
-    found[:, others] += np.einsum("jk,wjo->wko", by(known, gone, others), columns[:, gone])
+    found[:, others] += np.einsum("jk,wjo->wko", by(gone, others), columns[:, gone])
     return found.reshape(kernel.shape)
 
 

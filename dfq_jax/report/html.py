@@ -63,7 +63,7 @@ it is returned.</p>
 <td>{{ '' if x.agreement is none else '%.1f %%' % (100 * x.agreement) }}</td>
 <td class="{{ 'bad' if x.fault else 'ok' }}">{{ x.fault or 'sound' }}</td></tr>{% endfor %}
 </table></div>{% endif %}
-{% if front %}<h2>Bits within the budget</h2>
+{% if front %}<h2>Bits {{ 'and channels ' if together else '' }}within the budget</h2>
 <img alt="loss against size" src="data:image/png;base64,{{ front }}">{% endif %}
 <h2>Layers</h2>
 <p>{{ order }} first; the last column is the place in the network.</p>
@@ -131,6 +131,7 @@ def report_html(
     pictures: Mapping[str, bytes] = MappingProxyType({}),
     pruned: Pruned | None = None,
     zeros: Zeros | None = None,
+    together: bool = False,
 ) -> bytes:
     """The report as a page; every name that comes from the network is escaped.
 
@@ -143,6 +144,7 @@ def report_html(
       pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
       pruned: how the network got smaller before, if it did.
       zeros: which weights were made zero before, if some were.
+      together: whether a front is one of bits and channels.
 
     Returns:
       UTF-8 HTML with everything inside.
@@ -155,6 +157,7 @@ def report_html(
     told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
     return page.render(
         report=report,
+        together=together,
         facts=facts,
         title=about.get("model", ""),
         judged=f"{report.whose}{report.images}",

@@ -2,10 +2,11 @@
 
 import io
 from collections.abc import Sequence
+from typing import Protocol
 
 from dfq_jax.allocation.allocate import Allocation, LossTable
 from dfq_jax.allocation.choices import Space
-from dfq_jax.allocation.costs import BudgetUnit
+from dfq_jax.allocation.costs import Budget, BudgetUnit
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.report.grid import MADE_BY
 
@@ -24,8 +25,22 @@ BITS_HEADER = ("chosen", "what", "bits", "uniform", "predicted loss", "at 8 bits
 FRONT_HEADER = ("budget", "predicted loss", "bits of weights", "bits of tensors")
 
 
+class FrontPoint(Protocol):
+    """What is drawn of an allocation."""
+
+    @property
+    def cost(self) -> Budget:
+        """What it takes."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """The predicted divergence, in nats."""
+        ...
+
+
 def front_png(
-    front: Sequence[Allocation], chosen: Allocation, uniform: Allocation | None = None
+    front: Sequence[FrontPoint], chosen: FrontPoint, uniform: FrontPoint | None = None
 ) -> bytes:
     """A PNG of a front with the allocation that was chosen from it.
 

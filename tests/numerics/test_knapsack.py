@@ -7,18 +7,16 @@ import scipy.optimize
 from dfq_jax.numerics.knapsack import Knapsack, SharedCost, best_choice, lost, spending, spent
 
 
-def drawn(seed, items=5, levels=4, size=1000, pairs=False, rounded=False):
+def drawn(seed, items=5, levels=4, size=1000, shared=False, rounded=False):
     """A random problem with losses of very different sizes; `rounded` makes many of them equal."""
     rng = np.random.default_rng(seed)
     loss = rng.uniform(size=(items, levels)) * 10.0 ** rng.uniform(-4, 0, (items, 1))
     loss = np.sort(np.round(4 * loss) / 4 if rounded else loss, 1)[:, ::-1].copy()
     cost = np.sort(rng.integers(1, size, (items, levels)), 1)
-    steps = np.arange(1, levels + 1)
-    chained = [
-        SharedCost(i, i + 1, np.outer(steps, steps) * int(rng.integers(1, size)))
-        for i in range(0, items - 1, 2)
-    ]
-    return Knapsack(loss, cost, tuple(chained) if pairs else (), int(rng.integers(50)))
+    table = lambda n: np.prod(np.indices((levels,) * n) + 1, 0) * int(rng.integers(1, size))
+    chained = [SharedCost((i, i + 1), table(2)) for i in range(0, items - 1, 2)]
+    chained.append(SharedCost((0, items - 1, 1), table(3)))
+    return Knapsack(loss, cost, tuple(chained) if shared else (), int(rng.integers(50)))
 
 
 def everything(problem):
@@ -27,17 +25,17 @@ def everything(problem):
     rows = []
     for picks in itertools.product(range(levels), repeat=items):
         cost = problem.fixed + sum(problem.cost[i, p] for i, p in enumerate(picks))
-        cost += sum(pair.cost[picks[pair.first], picks[pair.second]] for pair in problem.pairs)
+        cost += sum(x.cost[tuple(picks[i] for i in x.items)] for x in problem.shared)
         rows.append((picks, int(cost), sum(problem.loss[i, p] for i, p in enumerate(picks))))
     return rows
 
 
 @pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("size", [10, 10**4, 10**9])
-def test_equals_brute_force(size, pairs, rounded):
+def test_equals_brute_force(size, shared, rounded):
     for seed in range(3):
-        problem = drawn(seed, size=size, pairs=pairs, rounded=rounded)
+        problem = drawn(seed, size=size, shared=shared, rounded=rounded)
         rows = everything(problem)
         costs = sorted(cost for _, cost, _ in rows)
         for limit in (costs[0], costs[len(costs) // 3], costs[-1]):
@@ -69,7 +67,7 @@ def test_ties_favour_low_cost_then_high_levels_then_early_items():
 
 
 def test_same_problem_same_answer():
-    problem = drawn(4, items=8, rounded=True, pairs=True)
+    problem = drawn(4, items=8, rounded=True, shared=True)
     limit = sum(spending(problem)) // 2
     first = best_choice(problem, limit)
     assert all(best_choice(problem, limit).tolist() == first.tolist() for _ in range(3))
@@ -92,7 +90,7 @@ def test_an_answer_that_costs_too_much_is_excluded(monkeypatch):
 
 
 def test_refusals():
-    problem = drawn(0, items=12, levels=6, pairs=True)
+    problem = drawn(0, items=12, levels=6, shared=True)
     least, most = spending(problem)
     with pytest.raises(ValueError, match=f"no less than {least}, got the limit {least - 1}"):
         best_choice(problem, least - 1)
