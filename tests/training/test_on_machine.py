@@ -17,8 +17,8 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import learned_by, taught_of, trained
-from dfq_jax.training.images import Course
+from dfq_jax.training.engine import generators, learned_by, taught_of, trained
+from dfq_jax.training.images import GENERATOR, Course
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
 from dfq_jax.training.method import FixedImages, Training
@@ -46,7 +46,9 @@ LESSON = Training(
 )
 
 
-METHOD = gdfq(steps=2, warmup=2, batch=8)
+GDFQ = gdfq(steps=1, warmup=1, batch=8)
+PLAIN = bound(descent, rate=0.01)  # Adam's first steps are signs, which rounding may turn
+METHOD = GDFQ._replace(images=GDFQ.images._replace(optimizer=PLAIN), optimizer=PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,14 @@ def test_a_generator_over_devices_is_that_of_one(nets):
     learned = lambda machine: (
         learned_by(Course(METHOD, plan, machine), taught, KEY, NOWHERE, SILENT).players
     )
-    one, four = (jax.tree.leaves(learned(machine)) for machine in (HERE, Machine(devices=4)))
-    for a, b in zip(one, four, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    one, four = learned(HERE), learned(Machine(devices=4))
+    begun = generators(METHOD, taught, jax.random.fold_in(KEY, 0))[GENERATOR]
+    squared = lambda x, y: sum(
+        jax.tree.leaves(jax.tree.map(lambda p, q: np.sum((p - q) ** 2), x, y))
+    )
+    apart, went = squared(one[GENERATOR], four[GENERATOR]), squared(one[GENERATOR], begun)
+    assert went > 0
+    assert np.sqrt(apart / went) < 0.01
 
 
 def test_only_what_multiplies_is_bfloat16():
