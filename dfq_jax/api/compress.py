@@ -42,7 +42,7 @@ from dfq_jax.pruning.sparse import Sparse, Zeros, zeros_of
 from dfq_jax.quantization.node_by_node import on_grids
 from dfq_jax.quantization.rules import written
 from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
-from dfq_jax.recipes.joint import Joint
+from dfq_jax.recipes.joint import JointAllocation
 from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
 from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
@@ -195,7 +195,7 @@ def with_foresight(model: Model, images: Examples, how: Shrinking, follow: Follo
 
 def decided(
     subject: Subject, images: Examples, how: Shrinking, asked: Asked, follow: Follow
-) -> tuple[Joint | None, Asked]:
+) -> tuple[JointAllocation | None, Asked]:
     """Bits and channels, if they are decided together, and the request with these bits."""
     if how.together is None:
         return None, asked
@@ -204,7 +204,7 @@ def decided(
     return found, with_bits(asked, found)
 
 
-def told_bits(both: Joint | None, how: Shrinking, said: Asked) -> dict[str, str]:
+def told_bits(both: JointAllocation | None, how: Shrinking, said: Asked) -> dict[str, str]:
     """How bits and channels were decided together, for reports: rules are those somebody said."""
     if both is None:
         return {}

@@ -32,7 +32,7 @@ def calibrated(
     how, rules = asked.pipeline, asked.pipeline.rules
     if how.smooth is not None:
         model = smooth(model, seen.array, how.smooth)
-    make = partial(on_grids, model, seen, how, watch=follow.watch)
+    make = partial(made_on_grids, model, seen, how, watch=follow.watch)
     stored = partial(in_form, store=how.store)
     made = make(rules=rules)
     if how.even:
@@ -53,7 +53,7 @@ def calibrated(
     return stored(made), mix, cut
 
 
-def on_grids(
+def made_on_grids(
     model: Model,
     seen: Examples,
     how: Pipeline,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dfq_jax.allocation.costs import with_biases_of
-from dfq_jax.api.grids import on_grids
+from dfq_jax.api.grids import made_on_grids
 from dfq_jax.api.request import Asked
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
@@ -20,7 +20,7 @@ from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruning, what_may_go
 from dfq_jax.recipes.joint import (
     Choices,
-    Joint,
+    JointAllocation,
     at_scheme,
     choices_of,
     costs_of,
@@ -59,7 +59,9 @@ def require_joint_reach(subject: Subject, how: Together, asked: Asked) -> None:
     limit_in_bytes(costs, how.ceiling, spent(costs, at_scheme(choices, asked.pipeline)))
 
 
-def joined(subject: Subject, seen: Examples, how: Together, asked: Asked, watch: Watcher) -> Joint:
+def joined(
+    subject: Subject, seen: Examples, how: Together, asked: Asked, watch: Watcher
+) -> JointAllocation:
     """Bits and channels within bytes.
 
     Args:
@@ -69,7 +71,9 @@ def joined(subject: Subject, seen: Examples, how: Together, asked: Asked, watch:
       asked: how what is left is quantized.
       watch: told what is being done.
     """
-    made = on_grids(subject.model, seen, asked.pipeline, rules=asked.pipeline.rules, watch=watch)
+    made = made_on_grids(
+        subject.model, seen, asked.pipeline, rules=asked.pipeline.rules, watch=watch
+    )
     reference = with_biases_of(made.reference, made.quantized.model)
     scores = CRITERIA[how.channels.criterion].score(subject)
     choices, notes = to_choose(reference, subject, how, asked, scores)
@@ -87,7 +91,7 @@ def to_choose(
     return choices_of(reference, subject, groups, scores, asked.pipeline, floor), notes
 
 
-def with_bits(asked: Asked, found: Joint) -> Asked:
+def with_bits(asked: Asked, found: JointAllocation) -> Asked:
     """The same with the bits that were chosen."""
     return dataclasses.replace(
         asked, pipeline=dataclasses.replace(asked.pipeline, rules=found.rules)

@@ -20,7 +20,7 @@ from dfq_jax.pruning.prune import Pruned
 from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.vertical import VerticalNetwork
-from dfq_jax.recipes.joint import Joint
+from dfq_jax.recipes.joint import JointAllocation
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of_layers, histograms_png
@@ -71,7 +71,7 @@ class Result:
     zeros: Zeros | None = None
     original: str = ""
     vertical: VerticalNetwork | None = None
-    joint: Joint | None = None
+    joint: JointAllocation | None = None
 
     def summary(self) -> str:
         """The verdict, what it rests on, and the worst layers, in a few lines of text."""
@@ -245,7 +245,7 @@ def plain(found: Mixed) -> dict[str, Any]:
     }
 
 
-def plain_joint(found: Joint) -> dict[str, Any]:
+def plain_joint(found: JointAllocation) -> dict[str, Any]:
     """How bits and channels were decided together, as JSON data."""
     point = lambda p: {
         "cost": str(p.cost),

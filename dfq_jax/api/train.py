@@ -40,7 +40,7 @@ from dfq_jax.recipes.trainings import check_kernels, pipeline_of_start, scheme_f
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.engine import TrainingReport, trained
-from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels
+from dfq_jax.training.method import GeneratedImages, Training, begun_on_levels, on_gradient_grid
 from dfq_jax.training.on_machine import check_machine
 from dfq_jax.training.suits import check_images, check_suits
 from dfq_jax.training.vertical import trained_vertically
@@ -61,6 +61,7 @@ class TrainSettings(TypedDict, total=False):
     rules: Iterable[Rule]
     steps: int | None
     batch: int | None
+    gradient_bits: int | None
     n: int | None
     task: Task | str | None
     accuracy: float | None
@@ -86,8 +87,7 @@ def train(
       model: network with its batch norms in place.
       images: to learn from, a quarter held out (see `given.image_set`); None to make them. A method
         with a generator is judged on them.
-      method: a `Training`, e.g. of `dfq.methods`, or its name, one of
-        `recipes.trainings.TRAININGS`.
+      method: a `Training`, e.g. of `dfq.methods`, or its name (`recipes.trainings.TRAININGS`).
       watch: told what is being done and how it advances.
       state_folder: keeps state here and resumes from it.
       **settings: any of
@@ -99,16 +99,15 @@ def train(
         layers: which layers stay at 8 bits; likewise, or qdrop_8bit_ends.
         rules: bits of particular layers; those of a start stay.
         steps: of the student, instead of the method's.
-        batch: images of a step, likewise.
-        n: how many images to make, likewise.
+        gradient_bits: 2..8, of the gradients that layers multiply; float unless given.
+        batch, n: images of a step, and how many are made, likewise.
         task: what the network is for, instead of what its graph says.
         accuracy: top-1 of the float network in (0, 1], if known: narrows its expected loss.
         probes: of `recipes.probes.probes_of`, if they are made; tell the expected loss.
         store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
         seed: of everything random but the probes.
         memory: bytes that a step of synthesis or of the start may take.
-        machine: where the student learns: its `devices` share every batch, `dtype` is what layers
-          multiply in. Images and the start are made on one device.
+        machine: whose `devices` share every batch; `dtype` is what the student's layers multiply in.
 
     Returns:
       As of `quantize`. Where training made the outputs worse on images that it had not seen, the
@@ -166,6 +165,7 @@ class Given:
     rules: Iterable[Rule] = ()
     steps: int | None = None
     batch: int | None = None
+    gradient_bits: int | None = None
     n: int | None = None
     task: Task | str | None = None
     accuracy: float | None = None
@@ -186,7 +186,8 @@ def method_asked(
 ) -> Training:
     """The method of training, suited to the network and to what it is for."""
     known = {"model": model, "images": images, "task": given.purpose}
-    return training_for(method, given.steps, given.batch, **known)
+    how = training_for(method, given.steps, given.batch, **known)
+    return how if given.gradient_bits is None else on_gradient_grid(how, given.gradient_bits)
 
 
 def asked_of(model: Model, method: Training, scheme: str, given: Given) -> Asked:
@@ -259,6 +260,8 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
         follow.watch.says(note)
     result = verdict(job, made, images, held_out, (*cut, *notes))
     settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
+    if (bits := method.gradient_bits) is not None:
+        settings["gradient bits"] = bits
     if job.machine.dtype != HERE.dtype:
         settings["dtype"] = job.machine.dtype
     if brought is None and making.steps:

@@ -13,7 +13,7 @@ from dfq_jax.cli.sizes import size_line, speed_lines, timed
 from dfq_jax.errors import DataError, DfqError, QualityError
 from dfq_jax.io.runtime.latency import Latency
 from dfq_jax.io.verification.verify import Verification
-from dfq_jax.recipes.joint import Joint, JointPoint
+from dfq_jax.recipes.joint import JointAllocation, JointPoint
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import Terminal
 from dfq_jax.report.plots import BITS_HEADER, FRONT_HEADER, bit_rows, front_rows
@@ -279,7 +279,7 @@ def verification_lines(found: Verification) -> list[str]:
     return lines
 
 
-def joint_rows(found: Joint) -> list[list[str]]:
+def joint_rows(found: JointAllocation) -> list[list[str]]:
     """A line for each choice of channels and bits on the front, what was chosen last."""
     whole = sum(count for _, count in found.groups)
 

@@ -186,6 +186,7 @@ class TrainOptions:
       n: How many images are made; the --method says if you do not.
       steps: Steps of the student, likewise.
       batch: Images of a step, likewise.
+      gradient_bits: Bits of gradients inside the student, e.g. 8; float unless given.
       reading: how the model is read.
       seed: Seed of everything random.
       accuracy: Top-1 of the float network if you know it, e.g. 0.72; narrows what is estimated.
@@ -208,6 +209,7 @@ class TrainOptions:
     n: Count = None
     steps: OfResult[int | None] = None
     batch: OfResult[int | None] = None
+    gradient_bits: OfResult[int | None] = None
     reading: Reading = dataclasses.field(default_factory=ReadOptions)
     seed: OfRun[int] = 0
     accuracy: OfNetwork[float | None] = None

@@ -35,6 +35,7 @@ def settings_of(options: TrainOptions) -> dict[str, Any]:
         "n": options.n,
         "steps": options.steps,
         "batch": options.batch,
+        "gradient_bits": options.gradient_bits,
         "seed": options.seed,
         "accuracy": options.accuracy,
         "memory": None if options.memory is None else bytes_from(options.memory),

@@ -299,7 +299,9 @@ def problem_of(work: list[Work], ladders: tuple[Ladder, ...], scores: SetScores)
     cost, fixed = np.zeros((len(ladders), LEVELS), np.int64), 0
     shared: dict[tuple[int, int], Int[np.ndarray, "levels levels"]] = {}
     for rate, inputs, outputs in work:
-        (still, read), (kept, made) = (positions(axis, ladders) for axis in (inputs, outputs))
+        (still, read), (kept, made) = (
+            positions_by_level(axis, ladders) for axis in (inputs, outputs)
+        )
         fixed += rate * still * kept
         for g, counts in read.items():
             cost[g] += rate * kept * counts
@@ -317,7 +319,7 @@ def problem_of(work: list[Work], ladders: tuple[Ladder, ...], scores: SetScores)
     return Knapsack(losses, cost, pairs, fixed)
 
 
-def positions(
+def positions_by_level(
     axis: Labels, ladders: tuple[Ladder, ...]
 ) -> tuple[int, dict[int, Int[np.ndarray, " levels"]]]:
     """How many positions of an axis stay whatever goes, and how many of each group by level."""

@@ -102,7 +102,7 @@ def norm_scale(subject: Subject) -> SetScores:
 # By what is done with the channels
 
 
-def columns(subject: Subject) -> Iterator[tuple[Node, np.ndarray, np.ndarray]]:
+def reading_columns(subject: Subject) -> Iterator[tuple[Node, np.ndarray, np.ndarray]]:
     """(layer, numbers of sets, energy of the kernel's column) for all that read removable ones."""
     for node in weighted_nodes(subject.folded.graph):
         numbers = subject.coupled.slots[node.name]["kernel"][-2]
@@ -123,7 +123,7 @@ def by_readers(
         counts as 1.
     """
     scores, read = np.zeros(len(subject.coupled)), np.zeros(len(subject.coupled))
-    for node, numbers, energy in columns(subject):
+    for node, numbers, energy in reading_columns(subject):
         known = mean_square(node)
         square = np.ones(len(numbers)) if known is None else np.resize(known, len(numbers))
         scores += subject.by_set(numbers, energy * square)
@@ -153,7 +153,7 @@ def reconstruction(subject: Subject) -> SetScores:
     Looks at images. Reference: `numerics.importance.left_unexplained`.
     """
     images = subject.seen
-    read = {node.inputs[0] for node, _, _ in columns(subject)}
+    read = {node.inputs[0] for node, _, _ in reading_columns(subject)}
     known = channel_moments(subject.folded, tuple(sorted(read)), images)
     unexplained = partial(importance.left_unexplained, damping=DAMPING)
     alone = {n: unexplained(x.spread) if x.spread.ndim > 1 else x.spread for n, x in known.items()}
@@ -213,7 +213,7 @@ def by_gradients(subject: Subject, p: float) -> SetScores:
     """
     images = subject.seen
     total = np.zeros(len(subject.coupled))
-    read = [(node.name, numbers) for node, numbers, _ in columns(subject)]
+    read = [(node.name, numbers) for node, numbers, _ in reading_columns(subject)]
     run = jax.jit(partial(column_products, names=tuple(name for name, _ in read)))
     for batch in in_batches(images):
         found = run(subject.folded, batch.images)

@@ -19,7 +19,7 @@ from dfq_jax.numerics.substitution import Coefficients, Places
 from dfq_jax.passes.moments import mean_output
 from dfq_jax.passes.select import Kept, standing
 from dfq_jax.pruning.budget import Ladder
-from dfq_jax.pruning.criteria import ChannelMoments, channel_moments, columns
+from dfq_jax.pruning.criteria import ChannelMoments, channel_moments, reading_columns
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.restore import shifted, taken_over
 from dfq_jax.quantization.outputs import PartValues, output_cost, parts_outputs
@@ -49,7 +49,7 @@ def channel_losses(
     """
     images, model = subject.seen[:MOST_IMAGES], subject.folded
     parts = parts_of(model, task)
-    names = tuple(sorted({node.inputs[0] for node, _, _ in columns(subject)}))
+    names = tuple(sorted({node.inputs[0] for node, _, _ in reading_columns(subject)}))
     known = channel_moments(model, names, images)
     exact = part_values(model, images, parts)
     losses = np.zeros((len(ladders), len(ladders[0].counts)))
@@ -73,7 +73,7 @@ def without(subject: Subject, kept: Kept, known: dict[str, ChannelMoments]) -> M
       known: of every tensor that a layer reads.
     """
     stays, made = standing(subject.coupled, kept), subject.folded
-    for node, numbers, _ in columns(subject):
+    for node, numbers, _ in reading_columns(subject):
         left = stays[numbers]
         if left.all() or groups_of(node.op) > 1:
             continue

@@ -34,7 +34,14 @@ from dfq_jax.numerics.knapsack import (
 )
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.select import Kept
-from dfq_jax.pruning.budget import Ceiling, Ladder, at_levels, ladders_of, positions, rounded_up
+from dfq_jax.pruning.budget import (
+    Ceiling,
+    Ladder,
+    at_levels,
+    ladders_of,
+    positions_by_level,
+    rounded_up,
+)
 from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.criteria import SetScores
 from dfq_jax.pruning.damage import channel_losses
@@ -68,7 +75,7 @@ class JointPoint(NamedTuple):
     loss: float
 
 
-class Joint(NamedTuple):
+class JointAllocation(NamedTuple):
     """Channels and bits, and what they were chosen from.
 
     Attributes:
@@ -173,7 +180,7 @@ def joint(
     task: Task | None = None,
     key: Key[Array, ""],
     watch: Watcher = SILENT,
-) -> Joint:
+) -> JointAllocation:
     """Chooses channels and bits of least predicted loss within bytes.
 
     Args:
@@ -206,7 +213,7 @@ def joint(
             front.append(found)
     kept = at_levels(choices.ladders, chosen[: len(choices.ladders)], len(choices.subject.coupled))
     point = described(chosen)
-    return Joint(
+    return JointAllocation(
         kept,
         choices.space.rules_for(point.bits),
         point,
@@ -324,7 +331,7 @@ def table_of(choices: Choices, work: LayerWork) -> tuple[tuple[int, ...], Sizes]
     kernel, tensor = work.operands
     rest, name = choices.space.rest, kernel.node
     axes = choices.subject.coupled.slots[name]["kernel"][-2:]
-    (still, read), (kept, made) = (positions(axis, choices.ladders) for axis in axes)
+    (still, read), (kept, made) = (positions_by_level(axis, choices.ladders) for axis in axes)
     owners = tuple(sorted({*read, *made}))
     item = choices.kernel_of(name)
     candidates = (bits_of(rest, kernel),) if item is None else choices.bits

@@ -19,6 +19,7 @@ from dfq_jax.synthesis.sources.pixels import from_natural, to_natural
 from dfq_jax.synthesis.terms.base import Observed, weighted
 from dfq_jax.synthesis.terms.targets import Targets, observe
 from dfq_jax.training.generator import GeneratorKind, generated_images
+from dfq_jax.training.gradient_levels import with_gradients_on
 from dfq_jax.training.level_rules import DONE, Share
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import FixedImages, GeneratedImages, Training
@@ -196,10 +197,12 @@ class StudentNow(NamedTuple):
     Attributes:
       ranges: of activations that are tracked; where there are none, levels are those of the start.
       taken: share of its steps.
+      key: of draws on the way back, where gradients are rounded at random.
     """
 
     ranges: Any
     taken: Share = DONE
+    key: Key[Array, ""] | None = None
 
 
 class BothAnswers(NamedTuple):
@@ -235,6 +238,8 @@ def both_answers(
     hook = student_hook(kind, plan, x, taught.start, now.ranges, now.taken)
     model = float_student(kind, x, taught.start, now.taken)
     taps = tuple(dict.fromkeys((*watched, *followed)))
+    if (bits := course.method.gradient_bits) is not None and now.key is not None:
+        apply = with_gradients_on(apply, bits, now.key)
     (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply)
     hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
     seen = {name: found[name] for name in watched}

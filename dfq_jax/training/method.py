@@ -7,6 +7,7 @@ import jax
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.schedules import Make, in_own_units
 from dfq_jax.synthesis.recipe import Memory, nothing
@@ -102,6 +103,8 @@ class Training(NamedTuple):
         (`training.inflation`); None for updates as they are.
       directions: outputs are directions: the student is judged by these alone on images that it has
         not seen, not by scores or values.
+      gradient_bits: of the gradients that layers of the student multiply
+        (`training.gradient_levels`); None for float.
     """
 
     name: str
@@ -123,6 +126,7 @@ class Training(NamedTuple):
     project: Projection | None = None
     inflation: Bound[Array] | None = None
     directions: bool = False
+    gradient_bits: int | None = None
 
     def __hash__(self) -> int:
         """Equal for equal methods."""
@@ -151,6 +155,17 @@ def generating(method: Training, name: str, **changes: Any) -> Training:
     if not isinstance(method.images, GeneratedImages):
         raise ValueError(f"{method.name} has no generator that could be told otherwise.")
     return method._replace(name=name, images=method.images._replace(**changes))
+
+
+def on_gradient_grid(method: Training, bits: int) -> Training:
+    """A method whose layers multiply gradients of so many bits.
+
+    Raises:
+      UsageError: for bits that no grid has.
+    """
+    if not 2 <= bits <= 8:
+        raise UsageError(f"gradients have 2..8 bits, got {bits}; leave it out for float.")
+    return method._replace(gradient_bits=bits)
 
 
 def begun_on_levels(method: Training) -> tuple[Training, tuple[str, ...]]:

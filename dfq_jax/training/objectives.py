@@ -82,7 +82,8 @@ def student_loss(
     ranges = now.memory["ranges"]
     labels = said(taught, shown.images) if shown.labels is None else shown.labels
     lessons = method.images.lessons if isinstance(method.images, GeneratedImages) else 1
-    at = StudentNow(ranges, share_taken(method, now.step, lessons))
+    taken = share_taken(method, now.step, lessons)
+    at = StudentNow(ranges, taken, jax.random.fold_in(own_key, 1))
     told = ToldBeside(labels, at, own_key)
     lesson = partial(lesson_loss, course, taught, told)
     loss, heard = wrapped(method.wrappers, lesson)(x, shown.images)

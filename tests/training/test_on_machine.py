@@ -21,7 +21,7 @@ from dfq_jax.training.engine import generators, learned_by, taught_of, trained
 from dfq_jax.training.images import GENERATOR, Course
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
-from dfq_jax.training.method import FixedImages, Training
+from dfq_jax.training.method import FixedImages, Training, on_gradient_grid
 from dfq_jax.training.on_machine import apply_mixed, check_machine
 from dfq_jax.training.own_norms import begun_student
 from dfq_jax.training.student import StudentKind
@@ -95,6 +95,15 @@ def test_bfloat16_layers_learn_nearly_the_same(school, alone):
     assert 1e-5 < apart < 0.2
     assert report.after == pytest.approx(alone[1].after, rel=0.05)
     assert all(v.dtype == jnp.float32 for v in kernels(rough))
+
+
+@pytest.mark.slow
+def test_gradients_of_8_bits_teach_nearly_the_same(school, alone):
+    method = on_gradient_grid(LESSON, 8)
+    found, report = trained(*school, method=method, key=KEY)
+    apart, _ = furthest(alone[0], found, school[0])
+    assert 1e-4 < apart < 0.3
+    assert report.after == pytest.approx(alone[1].after, rel=0.05)
 
 
 @pytest.mark.slow
