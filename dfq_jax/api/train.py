@@ -85,8 +85,7 @@ def train(
 
     Args:
       model: network with its batch norms in place.
-      images: to learn from, a quarter held out (see `given.image_set`); None to make them. A method
-        with a generator is judged on them.
+      images: to learn from, a quarter held out (see `given.image_set`); None to make them.
       method: a `Training`, e.g. of `dfq.methods`, or its name (`recipes.trainings.TRAININGS`).
       watch: told what is being done and how it advances.
       state_folder: keeps state here and resumes from it.
@@ -107,7 +106,7 @@ def train(
         store: form of kernels below 8 bits in the file: `packed`, `int8` or ONNX's `int4`.
         seed: of everything random but the probes.
         memory: bytes that a step of synthesis or of the start may take.
-        machine: whose `devices` share every batch; `dtype` is what the student's layers multiply in.
+        machine: its `devices` share every batch; layers of the student multiply in its `dtype`.
 
     Returns:
       As of `quantize`. Where training made the outputs worse on images that it had not seen, the
@@ -259,11 +258,7 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     for note in notes:
         follow.watch.says(note)
     result = verdict(job, made, images, held_out, (*cut, *notes))
-    settings = {**result.settings, **settings_of_training(method, report, images, held_out)}
-    if (bits := method.gradient_bits) is not None:
-        settings["gradient bits"] = bits
-    if job.machine.dtype != HERE.dtype:
-        settings["dtype"] = job.machine.dtype
+    settings = {**result.settings, **settings_of_training(job, report, images, held_out)}
     if brought is None and making.steps:
         settings["synthesis"] = manner(model, making.method, making, "best")
     return dataclasses.replace(result, settings=settings, vertical=vertical)
@@ -379,9 +374,12 @@ def verdict(
 
 
 def settings_of_training(
-    method: Training, report: TrainingReport, images: Examples, held_out: Examples
+    job: TrainingJob, report: TrainingReport, images: Examples, held_out: Examples
 ) -> dict[str, Any]:
     """What was resolved, for reports."""
+    method, precision = job.method, job.machine.dtype
+    told = {"gradient bits": method.gradient_bits}
+    told |= {} if precision == HERE.dtype else {"dtype": precision}
     return {
         "preset": "trained",
         "training": method.name,
@@ -392,4 +390,5 @@ def settings_of_training(
         "gap after": report.after if report.kept else report.before,
         "images": f"{len(images)} ({images.provenance.get('method', 'given')})",
         "held out": len(held_out),
+        **{name: value for name, value in told.items() if value is not None},
     }
