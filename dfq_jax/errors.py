@@ -46,6 +46,10 @@ class UnsupportedOpError(UnsupportedModelError):
     """Operators without a counterpart here; the message lists all of them."""
 
 
+class SeveralInputsError(UnsupportedModelError):
+    """A network with other inputs than one that is read; no option or better file changes that."""
+
+
 class GraphError(UnsupportedModelError):
     """A graph that breaks an invariant: undefined input, duplicate name, wrong shape."""
 

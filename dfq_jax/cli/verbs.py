@@ -63,8 +63,8 @@ def source_of(loaded: Loaded) -> dict[str, str]:
 
 
 def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
-    """`dfq inspect`."""
-    loaded = read_model(model, reading, terminal)
+    """`dfq inspect`; also of a network whose batch norms an exporter folded away, which is told."""
+    loaded = read_model(model, dataclasses.replace(reading, no_bn_fallback=True), terminal)
     network = loaded.model
     targets, excluded = recorded_statistics(network)
     usable, remarks = len(targets), [str(u) for u in excluded]

@@ -35,6 +35,7 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import consumers, keeps_values
 from dfq_jax.graph.token_ops import Column, Embed, Leading, Present, RmsNorm, Rotary
+from dfq_jax.quantization.standardised import standardising
 
 ABSORBED = (Relu, Clip, BatchNorm)
 """Operators that the one before them absorbs: nothing is stored between the two."""
@@ -111,7 +112,8 @@ def float_operators(graph: Graph) -> dict[str, str]:
     stream = residual_stream(graph)
     reasons = {n.name: STREAM if n.name in stream else float_reason(n.op) for n in graph.nodes}
     own = {name: reason for name, reason in reasons.items() if reason is not None}
-    among = statistics(graph, own)
+    spelled = standardising(graph)
+    among = spelled | statistics(graph, own.keys() | spelled)
     return {n.name: own.get(n.name, STATISTIC) for n in graph.nodes if n.name in {*own, *among}}
 
 

@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 import dfq_jax
+from dfq_jax.cli.app import main
 from dfq_jax.errors import (
     CheckpointError,
+    SeveralInputsError,
     UnsupportedModelError,
     UnsupportedOpError,
     UsageError,
@@ -126,7 +128,7 @@ def test_normalisation_is_assumed_until_it_is_stated(module, image, tmp_path):
             load(path, **wrong)
 
 
-def test_folded_batch_norms_are_refused_until_accepted(module, image, tmp_path):
+def test_folded_batch_norms_are_refused_until_accepted(module, image, tmp_path, capsys):
     path = save_onnx(module, tmp_path / "net.onnx", image[:1], do_constant_folding=True)
     with pytest.raises(
         UnsupportedModelError, match=r"(?s)torch\.export\.save.*`no_bn_fallback=True`"
@@ -135,6 +137,41 @@ def test_folded_batch_norms_are_refused_until_accepted(module, image, tmp_path):
     assert "zeros(1, 3, 12, 10)" in str(no.value)
     model = load(path, no_bn_fallback=True).model
     np.testing.assert_allclose(predicted(model, image), expected(module, image), atol=1e-6)
+    with pytest.raises(SystemExit, match="0"):
+        main(["inspect", str(path)])  # shows what is there all the same
+    shown = capsys.readouterr()
+    assert "no batch-norm statistics" in shown.out + shown.err
+    assert "0 of 0 batch norms usable" in shown.out
+
+
+def test_all_that_stands_in_the_way_is_told_at_once(module, image, tmp_path):
+    """A size that is missing, and batch norms that are lost."""
+    free = {"input_names": ["x"], "dynamic_axes": {"x": {2: "h", 3: "w"}}}
+    path = save_onnx(module, tmp_path / "net.onnx", image[:1], do_constant_folding=True, **free)
+    with pytest.raises(UnsupportedModelError, match=r"(?s)`size=`.*Besides, .*no batch norm"):
+        load(path)
+    with pytest.raises(UnsupportedModelError, match=r"(?s)say which to use with `size=`") as no:
+        load(path, no_bn_fallback=True)
+    assert "batch norm" not in str(no.value)
+
+
+def test_several_inputs_are_told_before_what_a_better_file_would_mend(image, tmp_path):
+    class Recurring(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x, state):
+            return self.conv(x) + state
+
+    state = torch.zeros(1, 4, *image.shape[2:])
+    path = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Recurring().eval(), (image[:1], state), path, dynamo=False)
+    with pytest.raises(SeveralInputsError, match="2 inputs") as no:
+        load(path)
+    assert "batch norm" not in str(no.value)
 
 
 def test_free_sizes_are_asked_for(image, tmp_path):

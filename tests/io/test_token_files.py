@@ -237,6 +237,27 @@ class Fields(torch.nn.Module):
         return self.score(torch.cat(found, 1))
 
 
+class Marked(torch.nn.Module):
+    """Bytes as rows of zeros and a one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = torch.nn.Linear(9, 3)
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(self.score(torch.nn.functional.one_hot(x, 9).float())).mean(1)
+
+
+def test_one_hot_of_pytorch_is_looked_up(tmp_path):
+    net, path = nets.made(Marked), tmp_path / "net.pt2"
+    path.write_bytes(nets.exported(net, 1, free=False))
+    loaded = load(path)
+    assert loaded.model.inputs == (Tokens(6, 9),)
+    assert "Embed" in kinds(loaded.model)
+    assert "Linear" not in kinds(loaded.model)
+    parity(net, loaded.model, open_session(serialize(float_onnx(loaded.model)), optimize=False))
+
+
 def recommender(folder, kind: type, *given: Any) -> Loaded:
     path, names = folder / "net.onnx", ["user", "item"][: len(given)]
     free = {name: {0: "n"} for name in names}

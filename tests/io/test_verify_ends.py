@@ -107,6 +107,35 @@ def test_probabilities_are_compared_as_logarithms():
     assert np.isfinite(legible(how, np.array([[0.0, 1.0]]))).all()
 
 
+def test_classes_whose_probabilities_are_cut_are_no_measure_of_noise():
+    """Of 5,000 classes ten are told; a decision counts by the noise of those, not of the zeros."""
+    logits = np.full((8, 3, 5000), -60.0)
+    logits[..., :10] = RNG.normal(size=(8, 3, 10))
+    logits[..., 0] += 8  # clear by 8, beside noise of 1
+    soft = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    shake = lambda: soft(logits + RNG.normal(size=logits.shape))
+    runs = [soft(logits), shake(), shake(), shake()]
+    how = part(3, 5000, curve="softmax")
+    seen = look(how, runs)
+    told = (np.log(runs[1]) - np.log(runs[0]))[..., :10].reshape(8, -1)
+    np.testing.assert_allclose(seen.noise, np.mean(told**2, 1), rtol=1e-9)
+    found = output_check(how, [seen], WAYS)
+    assert found.counted < found.decisions
+    assert found.noise == pytest.approx(np.sqrt(np.mean(told**2)), rel=1e-9)
+    assert found.agreements == dict.fromkeys(WAYS, 1.0)
+
+
+def test_a_decision_that_rounding_moved_far_is_none_that_counts():
+    """One place of an image may be chaotic where the image as a whole is not."""
+    plain = np.tile([20.0, 0.0], (4, 50, 1))
+    simulator = plain + RNG.normal(size=plain.shape) * 0.1
+    simulator[0, 0] = [3.0, 14.0]  # this place alone
+    how = part(50, 2)
+    found = output_check(how, [look(how, [plain, simulator, plain, simulator])], WAYS)
+    assert (found.decisions, found.counted) == (200, 199)
+    assert found.agreements == dict.fromkeys(WAYS, 1.0)
+
+
 def test_what_is_not_finite():
     a, b = np.array([1.0, np.inf, np.nan, 2.0]), np.array([1.0, np.inf, np.nan, np.nan])
     np.testing.assert_array_equal(difference(a, b), [0, 0, 0, np.nan])

@@ -2,14 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dfq_jax.errors import CheckpointError, UnsupportedModelError
+from dfq_jax.errors import CheckpointError, SeveralInputsError, UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
@@ -37,6 +38,9 @@ from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import check_finite
 
 UNTOLD = ToldInput()
+NOTHING_RECORDED = (
+    "no batch-norm statistics: ranges will come from noise images; expect lower accuracy"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,7 @@ def load_graph(path: Path, told: ToldInput = UNTOLD, *, no_bn_fallback: bool = F
     where = show(path.name)
     if data.startswith(b"PK"):
         program, table, notes = without_choices(read_pt2(data, where)), ATEN, ()
+        lost = None
     elif path.suffix.lower() == ".pt2":
         raise CheckpointError(
             f"{where} is no .pt2 archive: it starts with {show(data[:8])}. Save it with "
@@ -90,8 +95,10 @@ def load_graph(path: Path, told: ToldInput = UNTOLD, *, no_bn_fallback: bool = F
     else:
         program, table = prepared(read_onnx_program(data, where, path.parent)), ONNX
         refuse_integers(program, where)
-        notes = lost_statistics(program, where, no_bn_fallback)
-    model, more = model_of(program, table, where, told)
+        lost = folded_batch_norm_message(program, where)
+        notes = () if lost is None else (NOTHING_RECORDED,)
+        lost = None if no_bn_fallback else lost
+    model, more = with_lost_statistics(lost, partial(model_of, program, table, where, told))
     digest = hashlib.sha256(data).hexdigest()
     return GraphFile(model, (*program.notes, *notes, *more), digest, len(data))
 
@@ -193,18 +200,27 @@ def never_updated(slots: Mapping[str, Any]) -> bool:
     return bool(np.all(np.asarray(slots["mean"]) == 0) and np.all(np.asarray(slots["var"]) == 1))
 
 
-def lost_statistics(program: Program, where: str, accept: bool) -> tuple[str, ...]:
-    """Refuses an ONNX file whose batch norms were folded away, or notes that it was accepted.
+def with_lost_statistics(
+    lost: str | None, importing: Callable[[], tuple[Model, tuple[str, ...]]]
+) -> tuple[Model, tuple[str, ...]]:
+    """What is imported, or refused with all that stands in the way.
+
+    Args:
+      lost: what to tell of batch norms that an exporter folded away; None if nothing.
+      importing: makes the network.
 
     Raises:
-      UnsupportedModelError: with the command that exports it properly.
+      UnsupportedModelError: if the network cannot be imported, or its batch norms were lost.
     """
-    message = folded_batch_norm_message(program, where)
-    if message is None:
-        return ()
-    if not accept:
-        raise UnsupportedModelError(message)
-    return ("no batch-norm statistics: ranges will come from noise images; expect lower accuracy",)
+    try:
+        made = importing()
+    except SeveralInputsError:
+        raise  # a better file of it would be refused, too
+    except UnsupportedModelError as error:
+        raise error if lost is None else type(error)(f"{error}\nBesides, {lost}") from None
+    if lost is not None:
+        raise UnsupportedModelError(lost)
+    return made
 
 
 def prepared(program: Program) -> Program:

@@ -10,6 +10,7 @@ from dfq_jax.io.importing import (
     aten_views,
     choices,
     gathers,
+    one_hot,
     recurrent,
 )
 from dfq_jax.io.importing.aten_constants import FOLD
@@ -55,6 +56,7 @@ CORE: dict[str, Lower] = {
     "glu": aten_core.gated,
     "index": gathers.indexed,
     "embedding": gathers.embedding,
+    "one_hot": one_hot.of_pytorch,
     "index_select": gathers.index_select,
     "repeat_interleave": gathers.repeat_interleave,
 }

@@ -29,8 +29,8 @@ from dfq_jax.graph.ops import (
     Sub,
     Transpose,
 )
-from dfq_jax.graph.token_ops import Present
-from dfq_jax.io.importing import pointwise
+from dfq_jax.graph.token_ops import Embed, Present
+from dfq_jax.io.importing import one_hot, pointwise
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.pointwise import Number, Operand
 from dfq_jax.io.importing.values import Value, extent
@@ -63,6 +63,9 @@ def compared(relation: Relation, b: Builder, x: Operand, other: Operand) -> Valu
             return np.broadcast_to(np.False_, value.shape)
     if (found := of_truth(relation, b, x, other)) is not None:
         return found
+    for value, number in ((x, other), (other, x)):
+        if relation == "equal" and isinstance(value, Value) and is_truth(b, value.name):
+            neither(number)
     return pointwise.combined(b, Compare(relation), x, other)
 
 
@@ -78,6 +81,19 @@ def of_truth(
     return x if number == 1 else opposite(b, x)
 
 
+def neither(numbers: Operand) -> None:
+    """Refuses to compare zeros and ones with other numbers: more was read than a mask.
+
+    Raises:
+      UnsupportedModelError: if a constant holds any.
+    """
+    if not isinstance(numbers, Value) and not np.isin(numbers, (0, 1)).all():
+        raise UnsupportedModelError(
+            "what was taken for a mask is compared with other numbers than 0 and 1: the network "
+            "reads whole numbers that look up no table. Let it read them as floats."
+        )
+
+
 def of_ids(relation: Relation, b: Builder, x: Operand, other: Operand) -> Value | np.ndarray | None:
     """Where ids of tokens are, or differ from, one number; None if none are compared with one.
 
@@ -87,6 +103,10 @@ def of_ids(relation: Relation, b: Builder, x: Operand, other: Operand) -> Value 
     for ids, number in ((x, other), (other, x)):
         if isinstance(ids, Value) and ids.name in b.ids:
             number = pointwise.plain(number)
+            if relation == "equal" and isinstance(number, np.ndarray):
+                found = one_hot.compared_with_all(b, ids, number)
+                if found is not None:
+                    return found
             if relation != "equal" or isinstance(number, Value | np.ndarray):
                 raise UnsupportedModelError("ids of tokens compared with more than one number.")
             return opposite(b, pointwise.mapped(b, Present(int(number)), ids))
@@ -159,6 +179,8 @@ def holds_truths(
         return all(holds_truths(maker, params, source) for source in node.inputs)
     if isinstance(node.op, Constant):
         return bool(np.isin(params[name]["value"], (0, 1)).all())
+    if isinstance(node.op, Embed):
+        return one_hot.is_eye(params[name]["table"])
     return isinstance(node.op, Compare | Present)
 
 

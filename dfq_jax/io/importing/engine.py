@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_jax.errors import DfqError, UnsupportedModelError, UnsupportedOpError
+from dfq_jax.errors import (
+    DfqError,
+    SeveralInputsError,
+    UnsupportedModelError,
+    UnsupportedOpError,
+)
 from dfq_jax.graph.graph import Graph
 from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.io.importing.builder import Builder
@@ -126,14 +131,15 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
     """The shape of the one input in the source's axis order, with free sizes filled in.
 
     Raises:
-      UnsupportedModelError: on several inputs, or a rank other than 2 to 4.
+      SeveralInputsError: on several inputs, or none.
+      UnsupportedModelError: on a rank other than 2 to 4, or free sizes.
     """
     if len(program.inputs) != 1:
         listed = ", ".join(f"{show(i.name)} {i.shape}" for i in program.inputs)
-        raise UnsupportedModelError(
+        raise SeveralInputsError(
             f"the network has {len(program.inputs)} inputs ({listed}); networks of one image, of "
             "volumes, or of whole numbers alone (ids, masks) are read. Wrap it so that the others "
-            "are constants."
+            "are constants; states that are carried from call to call cannot be."
         )
     shape = list(program.inputs[0].shape)
     if not 2 <= len(shape) <= 4:

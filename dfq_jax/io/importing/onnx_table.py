@@ -19,9 +19,11 @@ from dfq_jax.io.importing import (
     choices,
     gathers,
     layers,
+    one_hot,
     onnx_ops,
     onnx_pools,
     onnx_resize,
+    pointwise,
     recurrent,
 )
 from dfq_jax.io.importing.builder import Builder
@@ -143,6 +145,13 @@ def gather(b: Builder, x: Any, indices: Any, axis: int = 0) -> Value:
     step = steps.pop()
     end = index[-1] + (1 if step > 0 else -1)
     return arrange.sliced(b, x, axis, index[0], None if end < 0 else end, step)
+
+
+def marked(b: Builder, ids: Value, depth: Any, values: Any, axis: int = -1) -> Value:
+    """OneHot: two values for each id that there is, the second of them for that given."""
+    off, on = (float(v) for v in constant(values, "values").reshape(-1))
+    found = one_hot.marked(b, ids, int(constant(depth, "depth").reshape(())), axis)
+    return pointwise.affine(b, found, on - off, off)
 
 
 def expand(b: Builder, x: Value, shape: Any) -> Value:
@@ -269,6 +278,7 @@ LOWER: dict[str, Lower] = {
     "Split": split,
     "Slice": sliced,
     "Gather": gather,
+    "OneHot": marked,
     "Expand": expand,
     "Tile": tile,
     "DepthToSpace": depth_to_space,

@@ -1,6 +1,7 @@
 """Elementwise operators on values, constants and numbers, broadcast as PyTorch and NumPy do."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -60,7 +61,14 @@ def mapped(b: Builder, op: Op, x: Value) -> Value:
 
 
 def limited(b: Builder, x: Value, low: Number | None, high: Number | None) -> Value:
-    """Values limited to [low, high]: a ReLU where it is one."""
+    """Values limited to [low, high]: a ReLU where it is one, nothing where no end is finite.
+
+    Running maxima begin with -inf: exporters spell that out.
+    """
+    low = None if low == -math.inf else low
+    high = None if high == math.inf else high
+    if low is None and high is None:
+        return x
     if low == 0 and (high is None or high > 0):
         return mapped(b, Relu(None if high is None else float(high)), x)
     ends = (None if e is None else float(e) for e in (low, high))

@@ -22,7 +22,6 @@ from dfq_jax.graph.ops import (
     Linear,
     Mul,
     Op,
-    Pad,
     Power,
     Relu,
     Reshape,
@@ -33,7 +32,10 @@ from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import bypass
 from dfq_jax.io.importing.builder import HostSlots
 from dfq_jax.io.importing.hidden import chosen_where_hidden
+from dfq_jax.io.importing.one_hot import tables_of_one_hot
+from dfq_jax.io.importing.paddings import pads_into_windows
 from dfq_jax.io.importing.spelled_norms import spelled_norms
+from dfq_jax.io.importing.spelled_softmax import spelled_softmax
 
 HostParams = Mapping[str, HostSlots]
 Found = Mapping[str, Node]
@@ -57,9 +59,10 @@ def tidy(graph: Graph, params: HostParams) -> tuple[Graph, dict[str, HostSlots]]
     graph, params = moved_constants(graph, dict(params))
     graph, params = chosen_where_hidden(graph, params)
     graph, params = spelled_norms(graph, params)
-    graph = pads_into_convolutions(kept_dimensions(graph))
+    graph = pads_into_windows(kept_dimensions(graph))
     graph, params = biases_into_layers(graph, params)
-    graph = without_dead(graph)
+    graph, params = tables_of_one_hot(graph, params)
+    graph = without_dead(spelled_softmax(graph))
     return graph, {n.name: params[n.name] for n in graph.nodes if n.name in params}
 
 
@@ -232,24 +235,32 @@ def is_cubic(found: Found, name: str, x: str) -> bool:
     inner = is_scale(found, name, math.sqrt(2 / math.pi), 0.0)
     total = None if inner is None else made_by(found, inner, Add)
     for first, other in (total.inputs, total.inputs[::-1]) if total is not None else ():
-        cube = is_scale(found, other, 0.044715, 0.0)
-        if first == x and cube is not None and is_cube(found, cube, x):
+        factor, power = monomial(found, other, x) or (0.0, 0.0)
+        if first == x and power == 3 and math.isclose(factor, 0.044715, rel_tol=1e-5):
             return True
     return False
 
 
-def is_cube(found: Found, name: str, x: str) -> bool:
-    """Whether a tensor is x^3, or x multiplied with its square."""
+def monomial(found: Found, name: str, x: str) -> tuple[float, float] | None:
+    """(factor, power) of a tensor that is `factor * x^power`, None if it is something else."""
+    if name == x:
+        return 1.0, 1.0
     node = found.get(name)
-    if node is None or node.op == Power(3.0):
-        return node is not None and node.inputs[0] == x
-    if not isinstance(node.op, Mul) or x not in node.inputs:
-        return False
-    square = found.get(node.inputs[1] if node.inputs[0] == x else node.inputs[0])
-    return square is not None and (
-        (square.op == Power(2.0) and square.inputs[0] == x)
-        or (isinstance(square.op, Mul) and square.inputs == (x, x))
-    )
+    match node and node.op:
+        case Scale(factor, 0.0):
+            by: tuple[float, float] = (factor, 1.0)
+        case Power(power) if power > 0:
+            by = (1.0, power)
+        case Mul():
+            by = (1.0, 1.0)
+        case _:
+            return None
+    parts = [monomial(found, source, x) for source in node.inputs] if node is not None else []
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    factor = by[0] * math.prod(f for f, _ in known) ** by[1]
+    return factor, by[1] * sum(power for _, power in known)
 
 
 def softplus(node: Node, found: Found) -> Node | None:
@@ -324,36 +335,6 @@ def moved_by(op: Op, value: np.ndarray) -> np.ndarray | None:
             return np.ascontiguousarray(value.transpose(order))
         case _:
             return None
-
-
-def pads_into_convolutions(graph: Graph) -> Graph:
-    """Zero padding of height and width that only convolutions read becomes theirs."""
-    readers, changed, gone = consumers(graph), {}, set()
-    for node in graph.nodes:
-        op = node.op
-        if not isinstance(op, Pad) or op.mode != "constant" or op.value != 0:
-            continue
-        spatial = len(op.widths) == 4 and op.widths[0] == op.widths[3] == (0, 0)
-        users = [r for r, _ in readers[node.name]]
-        convolutions = users and all(isinstance(r.op, Conv2d) for r in users)
-        if not spatial or not convolutions or node.name in graph.outputs:
-            continue
-        for user in users:
-            changed[user.name] = widened(user, op)
-        gone.add(node.name)
-    nodes = tuple(changed.get(n.name, n) for n in graph.nodes)
-    return bypass(dataclasses.replace(graph, nodes=nodes), gone)
-
-
-def widened(node: Node, pad: Pad) -> Node:
-    """A convolution that pads by itself what was padded before it."""
-    if not isinstance(node.op, Conv2d):
-        return node
-    rows, columns = (
-        (mine[0] + more[0], mine[1] + more[1])
-        for mine, more in zip(node.op.padding, pad.widths[1:3], strict=True)
-    )
-    return dataclasses.replace(node, op=dataclasses.replace(node.op, padding=(rows, columns)))
 
 
 def biases_into_layers(graph: Graph, params: HostParams) -> tuple[Graph, dict[str, HostSlots]]:

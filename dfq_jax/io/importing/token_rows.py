@@ -4,6 +4,7 @@ An input that looks rows of a table up holds ids; any other says of each token w
 and is taken as such numbers, 1 or 0, from the beginning.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from dfq_jax.io.frontends.ends import references
 from dfq_jax.io.frontends.program import Call, Program, Ref
 from dfq_jax.io.importing.builder import Builder
 from dfq_jax.io.importing.engine import OperatorTable, lower_all, returned, short
+from dfq_jax.io.importing.one_hot import counted
 from dfq_jax.io.importing.tidy import tidy
 from dfq_jax.io.importing.values import Atom, Value, new_dim
 from dfq_jax.io.readers.pickle_policy import show
@@ -32,6 +34,8 @@ PASSING = frozenset(
     )
 )
 """Operators that pass ids on."""
+COUNTING = ("arange", "range")
+"""Operators that make 0, 1, 2, ..."""
 
 
 class ImportedRows(NamedTuple):
@@ -106,7 +110,7 @@ def looks_up(program: Program, name: str) -> bool:
     ids = {name}
     for call in program.calls:
         kind = short(call.target)
-        if indices(call) in ids:
+        if indices(call) in ids or compares_with_all(program, call, ids):
             return True
         first = next(references(call), None)
         if kind in PASSING and first in ids:
@@ -119,11 +123,28 @@ def indices(call: Call) -> str | None:
     match short(call.target):
         case "gather" if len(call.args) > 1:
             found = call.args[1]
+        case "one_hot" | "onehot":
+            return next(references(call), None)
         case "embedding":
             found = call.kwargs.get("indices", call.args[1] if len(call.args) > 1 else None)
         case _:
             return None
     return found.name if isinstance(found, Ref) else None
+
+
+def compares_with_all(program: Program, call: Call, ids: Collection[str]) -> bool:
+    """Whether a call asks of each id which of 0, 1, 2, ... it is."""
+    read = [*references(call)]
+    if short(call.target) not in ("equal", "eq") or not any(name in ids for name in read):
+        return False
+    makers = {output: made for made in program.calls for output in made.outputs}
+    for name in read:
+        while (made := makers.get(name)) is not None and short(made.target) in PASSING:
+            name = next(references(made), "")
+        counts = made is not None and short(made.target) in COUNTING
+        if counts or (name in program.arrays and counted(program.arrays[name]) is not None):
+            return True
+    return False
 
 
 def vocabularies(

@@ -9,7 +9,8 @@ is what two ways to round may disagree about. It needs no float original: the ne
 into the file and the one read back from a folder give the same unit.
 
 A decision between classes counts where the margin of the network that does not round is far larger
-than its noise; where none is, nothing is said about classes.
+than its noise, that of its image and that of its own scores; where none is, nothing is said about
+classes.
 """
 
 import dataclasses
@@ -31,6 +32,9 @@ LEAST_NOISE = 1e-3
 
 LEAST_PROBABILITY = 1e-6
 """Probabilities are compared as logarithms, down to this one."""
+
+ROUNDOFF = 1e-6
+"""What logarithms of that one may be off by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ class DecisionsSeen(NamedTuple):
 
     Attributes:
       noise: mean square of what rounding activations adds, by image.
+      near: the same of the values that each decision is taken between.
       signal: mean square of the simulator, by image.
       margins: by how much each decision is taken, before rounding.
       gaps: mean square difference to the simulator, by runner and image.
@@ -102,6 +107,7 @@ class DecisionsSeen(NamedTuple):
     """
 
     noise: Float[np.ndarray, " n"]
+    near: Float[np.ndarray, "n d"]
     signal: Float[np.ndarray, " n"]
     margins: Float[np.ndarray, "n d"]
     gaps: Float[np.ndarray, "runners n"]
@@ -120,11 +126,13 @@ def look(part: Part, runs: Sequence[np.ndarray]) -> DecisionsSeen:
     _, raw, *rest = (part.of_output(y) for y in runs)
     before, ours, *theirs = (legible(part, part.of_output(y)) for y in runs)
     chosen = decisions(part, ours)
+    added, told = difference(ours, before), readable(part, ours, before)
     return DecisionsSeen(
-        mean_square(difference(ours, before)),
-        mean_square(ours),
+        mean_square(added, told),
+        noise_near(part, added, told),
+        mean_square(ours, told),
         margins(part, before),
-        np.stack([mean_square(difference(y, ours)) for y in theirs]),
+        np.stack([mean_square(difference(y, ours), readable(part, y, ours)) for y in theirs]),
         np.stack([decisions(part, y) == chosen for y in theirs]),
         np.array([np.abs(difference(y, raw)).max(initial=0.0) for y in rest]),
     )
@@ -145,9 +153,38 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.where(same, 0.0, np.asarray(a, np.float64) - b)
 
 
-def mean_square(x: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
-    """Over all axes but the first."""
-    return np.mean(np.square(x.reshape(len(x), -1)), axis=1)
+def readable(part: Part, a: Float[np.ndarray, "n ..."], b: np.ndarray) -> Bool[np.ndarray, "n ..."]:
+    """Where one of two legible outputs at least is none of the ends that probabilities are cut at.
+
+    Of a thousand classes nearly all are cut in both: their differences of 0 are no measurement.
+    """
+    if part.curve is None:
+        return np.ones(a.shape, bool)
+    low = math.log(LEAST_PROBABILITY)
+    high = -low if part.curve == "sigmoid" else math.inf
+    inside = lambda y: ~((y <= low + ROUNDOFF) | (y >= high - ROUNDOFF))
+    return inside(a) | inside(b)
+
+
+def mean_square(
+    x: Float[np.ndarray, "n ..."], told: Bool[np.ndarray, "n ..."]
+) -> Float[np.ndarray, " n"]:
+    """Over all axes but the first, of the values that tell something; 0 if none does."""
+    flat, of = x.reshape(len(x), -1), told.reshape(len(x), -1)
+    return np.sum(np.square(flat), axis=1, where=of) / np.maximum(of.sum(axis=1), 1)
+
+
+def noise_near(
+    part: Part, added: Float[np.ndarray, "n ..."], told: Bool[np.ndarray, "n ..."]
+) -> Float[np.ndarray, "n d"]:
+    """Mean square of what rounding adds to the scores of each decision, or to each sign."""
+    if part.kind == "values":
+        return np.zeros((len(added), 0))
+    square = np.where(told, np.square(added), 0.0)
+    if part.axis is None:
+        return square.reshape(len(added), -1)
+    axis = part.axis + 1
+    return (square.sum(axis) / np.maximum(told.sum(axis), 1)).reshape(len(added), -1)
 
 
 def decisions(part: Part, values: Float[np.ndarray, "n ..."]) -> np.ndarray:
@@ -174,8 +211,9 @@ def output_check(part: Part, seen: Sequence[DecisionsSeen], runners: Sequence[st
     """The entry of a part, from all batches."""
     noise, signal = (np.concatenate([getattr(s, k) for s in seen]) for k in ("noise", "signal"))
     unit = max(math.sqrt(noise.mean()), LEAST_NOISE * math.sqrt(signal.mean()))
-    by_image = np.maximum(np.sqrt(noise), unit)[:, None]
-    clear = np.concatenate([s.margins for s in seen]) > CLEAR * math.sqrt(2) * by_image
+    near = np.sqrt(np.concatenate([s.near for s in seen]))
+    error = np.maximum(near, np.maximum(np.sqrt(noise), unit)[:, None])
+    clear = np.concatenate([s.margins for s in seen]) > CLEAR * math.sqrt(2) * error
     gaps = np.sqrt(np.concatenate([s.gaps for s in seen], axis=1).mean(axis=1))
     same = np.concatenate([s.same for s in seen], axis=1)
     agreements = [float(row[clear].mean()) if clear.any() else 1.0 for row in same]

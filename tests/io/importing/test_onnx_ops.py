@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dfq_jax.errors import UnsupportedModelError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import Activation, Clip, Div, Pad, Softmax
 from dfq_jax.io.frontends.graph_files import load_graph
 from dfq_jax.io.onnx.export import float_onnx
 
@@ -289,3 +290,61 @@ def test_nodes_may_share_a_name(tmp_path):
         model = loaded(built(nodes), tmp_path)
         ours = evaluate(model, jax.device_put(x.transpose(0, 2, 3, 1)))[0][0]
         assert np.array_equal(np.asarray(ours).transpose(0, 3, 1, 2), wanted)
+
+
+def softmax_in_parts(maximum: bool, last: str) -> onnx.ModelProto:
+    """Scores of places as JAX and TensorFlow spell their softmax out."""
+    nodes = [node("ReduceMax", ["x"], ["top"], axes=[3], keepdims=1)]
+    nodes += [node("Max", ["top", "never"], ["t"]), node("Sub", ["x", "t"], ["d"])]
+    nodes = nodes if maximum else []
+    nodes += [node("Exp", ["d" if maximum else "x"], ["e"])]
+    nodes += [node("ReduceSum", ["e", "axes"], ["s"], keepdims=0)]
+    nodes += [node("Unsqueeze", ["s", "axes"], ["u"]), node(last, ["e", "u"], ["y"])]
+    return built(nodes, never=np.float32(-np.inf), axes=np.array([3], np.int64))
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+def test_softmax_in_parts_is_one(maximum, tmp_path):
+    model = agree(softmax_in_parts(maximum, "Div"), tmp_path)
+    assert [type(n.op) for n in model.graph.nodes if isinstance(n.op, Softmax | Div)] == [Softmax]
+
+
+def test_shares_of_other_sums_are_no_softmax(tmp_path):
+    nodes = [node("Exp", ["x"], ["e"]), node("Abs", ["x"], ["a"])]
+    nodes += [node("ReduceSum", ["a", "axes"], ["s"]), node("Div", ["e", "s"], ["y"])]
+    model = agree(built(nodes, axes=np.array([3], np.int64)), tmp_path)
+    assert not any(isinstance(n.op, Softmax) for n in model.graph.nodes)
+
+
+@pytest.mark.parametrize("end", [-np.inf, np.inf])
+def test_limits_that_are_infinite_are_none(end, tmp_path):
+    """No number of a graph may be one that JSON has none for."""
+    kind = "Max" if end < 0 else "Min"
+    model = agree(alone(kind, np.float32(end)), tmp_path)
+    assert not any(isinstance(n.op, Clip) for n in model.graph.nodes)
+
+
+@pytest.mark.parametrize("value", [-np.inf, 0.0])
+def test_padding_that_never_is_the_maximum_is_that_of_the_windows(value, tmp_path):
+    pads = np.array([0, 0, 0, 1, 0, 0, 1, 2], np.int64)
+    nodes = [node("Neg", ["x"], ["n"]), node("Pad", ["n", "pads", "value"], ["p"])]
+    nodes += [node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2])]
+    model = agree(built(nodes, pads=pads, value=np.float32(value)), tmp_path)
+    assert any(isinstance(n.op, Pad) for n in model.graph.nodes) == (value == 0)
+
+
+@pytest.mark.parametrize("form", ["x (x (0.04 x))", "0.04 (x^3)", "x (0.04 (x x))"])
+def test_gelu_by_tanh_is_found_however_its_cube_is_written(form, tmp_path):
+    cubes = {
+        "x (x (0.04 x))": [("Mul", "x", "c"), ("Mul", "x", "k0"), ("Mul", "x", "k1")],
+        "0.04 (x^3)": [("Pow", "x", "three"), ("Mul", "k0", "c")],
+        "x (0.04 (x x))": [("Mul", "x", "x"), ("Mul", "k0", "c"), ("Mul", "x", "k1")],
+    }[form]
+    nodes = [node(kind, [a, b], [f"k{i}"]) for i, (kind, a, b) in enumerate(cubes)]
+    nodes += [node("Add", ["x", f"k{len(cubes) - 1}"], ["a"]), node("Mul", ["a", "r"], ["b"])]
+    nodes += [node("Tanh", ["b"], ["t"]), node("Add", ["t", "one"], ["o"])]
+    nodes += [node("Mul", ["o", "half"], ["h"]), node("Mul", ["x", "h"], ["y"])]
+    numbers = {"c": 0.044715, "r": np.sqrt(2 / np.pi), "one": 1.0, "half": 0.5, "three": 3.0}
+    weights: dict[str, Any] = {k: np.float32(v) for k, v in numbers.items()}
+    model = agree(built(nodes, **weights), tmp_path)
+    assert [n.op for n in model.graph.nodes] == [Activation("gelu_tanh")]
