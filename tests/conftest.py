@@ -1,6 +1,7 @@
 """What every test runs under: 8 host devices, strict dtype promotion, 32-bit numbers."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import pytest
+import type_checks
 import zoo_networks
+
+type_checks.install()  # before the first import of dfq_jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -19,8 +23,11 @@ jax.config.update("jax_enable_x64", False)
 
 STARTED = time.monotonic()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WORTH_KEEPING = 0.1
-"""Seconds that compiling a program takes, from which on it is kept."""
+WORTH_KEEPING = 0.0
+"""Seconds that compiling a program takes, from which on it is kept: most take hundredths, but they
+are tens of thousands."""
+FEW_COLLECTIONS = 20_000
+"""Objects made between two collections of garbage; tracing makes many, and few are garbage."""
 MOST_PIECES = 10_000
 """Linux gives a process 65,530."""
 
@@ -42,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "dfq_jax" / "tests"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
     jax.config.update("jax_disable_most_optimizations", not is_long(config))
+    gc.set_threshold(FEW_COLLECTIONS)
 
 
 def is_long(config: pytest.Config) -> bool:

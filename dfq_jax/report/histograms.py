@@ -61,8 +61,8 @@ def histograms_png(found: Sequence[Codes]) -> bytes:
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, codes in zip(panels, found, strict=False):
-        places = codes.lowest + np.arange(len(codes.counts))
-        panel.bar(places, codes.counts, width=1.0, color="#7a8ba8")
+        edges = codes.lowest - 0.5 + np.arange(len(codes.counts) + 1)
+        panel.stairs(codes.counts, edges, fill=True, color="#7a8ba8")  # one shape, not one a code
         panel.set_yscale("symlog")
         panel.set_title(f"{name_in_chart(codes.layer)} ({codes.bits} bits)", fontsize=7)
         panel.tick_params(labelsize=6)

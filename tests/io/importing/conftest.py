@@ -124,13 +124,16 @@ def imported(network: Network, shape: Shape, route: Route = PLAIN) -> Imported:
     return import_program(exported_to_onnx(module, shape, opset, batch), ONNX)
 
 
+run = jax.jit(lambda model, images: evaluate(model, images)[0])
+"""One program a network: each is drawn once, so none would share those of its operators."""
+
+
 def outputs_of(found: Imported, x: np.ndarray) -> list[np.ndarray]:
     """What an imported graph computes, in PyTorch's axis order."""
     images = x.reshape(*x.shape[:2], *(1,) * (4 - x.ndim), *x.shape[2:]).transpose(0, 2, 3, 1)
     params = jax.device_put(found.params)
     model = Model(found.graph, params, (plain_contract(found.shape),))
-    results = evaluate(model, jax.device_put(images))[0]
-    arrays = [np.asarray(r) for r in results]
+    arrays = [np.asarray(r) for r in run(model, images)]
     return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in arrays]
 
 
