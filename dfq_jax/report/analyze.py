@@ -85,13 +85,13 @@ class Report:
     Attributes:
       layers: every layer that multiplies, in execution order.
       agreement: share of held-out images given the float network's class; of their
-        pixels where each has a class; with one score only, whether its sign is the same. Of the
+        positions where each has a class; with one score only, whether its sign is the same. Of the
         part of the outputs that suffers most.
       images: how many held-out images that is.
       sqnr: of that part, in dB, before a final softmax or sigmoid.
       finite: whether every output was finite.
       not_finite: the tensors that were not, in words and execution order.
-      classes: scores of an image, or of a pixel; 1 for a sign, 0 where nothing is decided.
+      classes: scores of an image, or of a position; 1 for a sign, 0 where nothing is decided.
       dense: whether an image has more than one decision.
       in_float: what else computes in float, and why.
       confidence: `low` where the images say little about the network.
@@ -135,7 +135,7 @@ class Report:
     @property
     def whose(self) -> str:
         """Whose classes are compared, in words that come before their count; empty for images'."""
-        parts = "tokens" if isinstance(self.task, LanguageModel) else "pixels"
+        parts = "tokens" if isinstance(self.task, LanguageModel) else "positions"
         return f"the {parts} of " if self.dense else ""
 
     @property

@@ -13,6 +13,7 @@ from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
 from dfq_jax.report.grid import grid_png
+from dfq_jax.report.outputs import positive_ones
 from dfq_jax.report.plots import costs_png
 from dfq_jax.report.shapes import pruned_line, zeros_line
 from dfq_jax.report.summary import worst_layers
@@ -40,7 +41,7 @@ img{max-width:100%;height:auto;border:1px solid #ccc}.wide{overflow-x:auto}
 {% if report.failure %}FAILED: {{ report.failure }}.{% endif %}
 {% if report.passed and report.estimate %}{{ expected }}.
 {% elif report.passed %}The integer network agrees with the float network on
-{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} {{ report.held_out }}.
+{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} {{ report.held_out }}{{ positive }}.
 {% endif %}</p>
 {% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
 {% for note in report.notes %}<p>Note: {{ note }}.</p>{% endfor %}
@@ -161,6 +162,7 @@ def report_html(
         facts=facts,
         title=about.get("model", ""),
         judged=f"{report.whose}{report.images}",
+        positive=positive_ones(report.outputs),
         expected="; ".join(told).capitalize(),
         layers=worst_layers(report),
         pruned=pruned,

@@ -48,6 +48,10 @@ class OutputReport:
         measures of `quantization.outputs` a divergence is good where it is small.
       felt: whether what leaves the network is judged: not where all scores behind a sigmoid are
         nearly what they were, as those of a detector are on images without objects.
+      positive: of an image's many signs the share that is positive in the float network; None for
+        other decisions. Where hardly one is, an agreement tells what both do not find.
+      overlap: of signs that are positive in one of the two networks, the share that is so in both
+        (the intersection over the union of masks); None where none is.
     """
 
     name: str
@@ -61,6 +65,8 @@ class OutputReport:
     felt: bool = True
     measure: str = ""
     fidelity: float | None = None
+    positive: float | None = None
+    overlap: float | None = None
 
     @property
     def fault(self) -> str:
@@ -85,6 +91,8 @@ class OutputReport:
             "sqnr": finite_or_none(self.sqnr),
             "sqnr_returned": finite_or_none(self.shown),
             "agreement": self.agreement,
+            "positive": self.positive,
+            "overlap": self.overlap,
             "passed": not self.fault,
             **({self.measure: told(self.fidelity)} if self.measure else {}),
         }
@@ -105,6 +113,8 @@ class Tally(NamedTuple):
       decisions: how many there are.
       largest: error of a value behind it.
       own: the task's own measure.
+      positive: signs that are positive in the float network.
+      either: those that are so in one of the two.
     """
 
     before: Float[np.ndarray, "2"]
@@ -113,6 +123,8 @@ class Tally(NamedTuple):
     decisions: int
     largest: float = 0.0
     own: Fidelity = Fidelity()
+    positive: int = 0
+    either: int = 0
 
     def plus(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -123,6 +135,8 @@ class Tally(NamedTuple):
             self.decisions + other.decisions,
             max(self.largest, other.largest),
             self.own.plus(other.own),
+            self.positive + other.positive,
+            self.either + other.either,
         )
 
 
@@ -142,7 +156,10 @@ def tally(part: Part, tensors: Mapping[str, FloatAndInteger], task: Task) -> Tal
         exact, rough = exact[clear], rough[clear]
     same, largest = int((exact == rough).sum()), largest_error(*behind)
     own = fidelity(task, *(before if isinstance(task, LanguageModel) else behind))
-    return Tally(energies(*before), energies(*behind), same, exact.size, largest, own)
+    signs = part.kind == "signs" and part.axis is None
+    positive, either = (int(exact.sum()), int((exact | rough).sum())) if signs else (0, 0)
+    energy = energies(*before), energies(*behind)
+    return Tally(*energy, same, exact.size, largest, own, positive, either)
 
 
 def ahead(axis: int, probabilities: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
@@ -184,6 +201,9 @@ def largest_error(exact: np.ndarray, rough: np.ndarray) -> float:
 def output_report(part: Part, found: Tally, task: Task) -> OutputReport:
     """The entry of a part."""
     classes = part.where.shape[part.axis] if part.axis is not None else int(part.kind == "signs")
+    dense = part.where.size > max(classes, 1)
+    masks = dense and part.kind == "signs" and part.axis is None and found.decisions > 0
+    both = found.same - (found.decisions - found.either)  # signs that agree less the negative ones
     return OutputReport(
         part.name,
         part.kind,
@@ -191,11 +211,13 @@ def output_report(part: Part, found: Tally, task: Task) -> OutputReport:
         decibels(found.behind),
         found.same / found.decisions if found.decisions else None,
         classes,
-        part.where.size > max(classes, 1),
+        dense,
         part.certain,
         part.curve != "sigmoid" or found.largest > FELT,
         MEASURES.get(type(task), "") if found.own.number else "",
         found.own.mean,
+        found.positive / found.decisions if masks else None,
+        both / found.either if masks and found.either else None,
     )
 
 
@@ -223,3 +245,22 @@ def decibels(energies: Float[np.ndarray, "2"]) -> float:
     if noise == 0:
         return float("inf")
     return 10 * math.log10(max(float(signal), 1e-30) / float(noise))
+
+
+def positive_ones(outputs: Sequence[OutputReport]) -> str:
+    """What of signs is positive where the part that suffers most has many, in brackets; else "".
+
+    A mask that is empty agrees with any other that nearly is.
+    """
+    of = leading(outputs)
+    return "" if of is None or of.positive is None else f" ({overlapping(of)})"
+
+
+def overlapping(output: OutputReport) -> str:
+    """How far what is positive in the float network is so in the other, in words."""
+    if output.overlap is None:
+        return "none positive: what it finds is not told"
+    return (
+        f"{100 * (output.positive or 0.0):.2g} % positive; of those in either network "
+        f"{100 * output.overlap:.1f} % in both"
+    )

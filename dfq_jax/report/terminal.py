@@ -8,7 +8,7 @@ from dfq_jax.allocation.diagnosis import worst_first
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
-from dfq_jax.report.outputs import OutputReport, leading
+from dfq_jax.report.outputs import OutputReport, leading, overlapping, positive_ones
 from dfq_jax.report.trust import trust_words
 
 MEASURED = {
@@ -130,8 +130,8 @@ def trust_lines(report: Report) -> list[str]:
     lines = [] if report.estimate is None else trust_words(report.estimate)
     lines += [
         f"{agreement if report.classes else f'on {report.images} '}"
-        f"{report.held_out}, output SQNR {report.sqnr:.1f} dB{own_measure(report)} "
-        "(not an accuracy)"
+        f"{report.held_out}{positive_ones(report.outputs)}, output SQNR {report.sqnr:.1f} dB"
+        f"{own_measure(report)} (not an accuracy)"
     ]
     if len(report.outputs) > 1:
         lines += [output_line(output) for output in report.outputs]
@@ -150,6 +150,7 @@ def output_line(output: OutputReport) -> str:
     """One part of an output: its fidelity, and how often it decides as the float network."""
     what = {"classes": "class", "signs": "sign", "values": ""}[output.kind]
     same = "" if output.agreement is None else f", same {what} {100 * output.agreement:.1f} %"
+    same += "" if output.positive is None else f" ({overlapping(output)})"
     ruined = " RUINED" if output.fault else ""
     behind = "softmax" if output.kind == "classes" else "sigmoid"
     smaller = output.shown < output.sqnr - LOST

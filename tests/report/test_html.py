@@ -150,7 +150,7 @@ def test_low_confidence_floats_and_notes_are_told(report):
     assert "<p>Note: ranges come from &lt;noise&gt;.</p>" in page
     assert "<td>12 LayerNorm</td><td>in float: no 8-bit form</td>" in page
     assert "<td>a &lt;rule&gt;</td>" in page
-    assert "75.0 % of the pixels of 4 held-out synthetic images" in page
+    assert "75.0 % of the positions of 4 held-out synthetic images" in page
     assert "Low confidence" not in page_of(report)
 
 

@@ -8,7 +8,7 @@ import pytest
 from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.graph.tasks import Classifier, Detector, Embedding, ImageToImage, LanguageModel, Task
 from dfq_jax.report import outputs
-from dfq_jax.report.outputs import OutputReport, decibels, leading
+from dfq_jax.report.outputs import OutputReport, decibels, leading, positive_ones
 
 RNG = np.random.default_rng(0)
 tally = partial(outputs.tally, task=Classifier())
@@ -75,6 +75,26 @@ def test_what_is_lost_behind_a_sigmoid_shows():
     assert found.sqnr > 40
     assert found.shown == pytest.approx(0)
     assert found.fault == "output 'out' has an SQNR of only 0.0 dB"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+def test_masks_are_compared_where_something_is(share):
+    """Nearly empty masks have equal signs nearly everywhere, whatever they find."""
+    exact = np.where(RNG.random((3, 20, 20)) < share, 1.0, -1.0)
+    rough = np.where(RNG.random(exact.shape) < share, 1.0, -1.0)
+    how = part(20, 20, kind="signs")
+    some = lambda which: {"before": (pair := (exact[which], rough[which])), "out": pair}
+    found = output_report(how, tally(how, some([0])).plus(tally(how, some([1, 2]))))
+    a, b = exact > 0, rough > 0
+    assert found.agreement == np.mean(a == b)
+    assert found.positive == np.mean(a)
+    assert found.overlap == ((a & b).sum() / (a | b).sum() if share else None)
+    told = positive_ones([found])
+    assert ("none positive" in told) == (share == 0)
+    assert share == 0 or f"{100 * (a & b).sum() / (a | b).sum():.1f} % in both" in told
+    single, one = part(1, kind="signs"), (exact[:, 0, :1], rough[:, 0, :1])
+    alone = output_report(single, tally(single, {"before": one, "out": one}))
+    assert (alone.positive, alone.overlap) == (None, None)
 
 
 def test_scores_of_nothing_are_judged_before_the_sigmoid():

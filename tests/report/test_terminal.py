@@ -298,7 +298,7 @@ def test_how_far_to_trust():
         "output SQNR 30.0 dB (not an accuracy)"
     )
     assert (
-        "100.0 % of the pixels of 4 held-out"
+        "100.0 % of the positions of 4 held-out"
         in trust_lines(dataclasses.replace(good, dense=True))[0]
     )
     loss = Estimate(0.006, -0.001, 0.014, 0.03, (0.65, 0.92), 256)
