@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dfq_jax.allocation.allocate import Allocation, LossTable
 from dfq_jax.allocation.choices import Space
@@ -25,6 +25,7 @@ BITS_HEADER = ("chosen", "what", "bits", "uniform", "predicted loss", "at 8 bits
 FRONT_HEADER = ("budget", "predicted loss", "bits of weights", "bits of tensors")
 
 
+@runtime_checkable
 class FrontPoint(Protocol):
     """What is drawn of an allocation."""
 
