@@ -17,6 +17,7 @@ network vanish and everything looks exact.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -187,13 +188,14 @@ def parts_of(
     nodes: Mapping[str, Node],
 ) -> list[Part]:
     """The parts of an output, from {leaf: which of its elements each value of the output is}."""
-    found = []
+    found, made_there = [], Counter(leaf.made for leaf in leaves)
     for leaf, ids in leaves.items():
         shape = shapes[leaf.tensor][1:]
         where = kept(ids, shape)
         if where.size == 0:
             continue
-        name = output if len(leaves) == 1 else f"{output}: {leaf.made}"
+        place = leaf.made if made_there[leaf.made] == 1 else f"{leaf.made} of {leaf.tensor}"
+        name = output if len(leaves) == 1 else f"{output}: {place}"
         if cut(leaf, shape, where.shape):
             leaf = Leaf(leaf.made, None, None, leaf.made)
         kind, axis, certain = kind_of(leaf, where.shape, len(leaves) == 1 and not told)

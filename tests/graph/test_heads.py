@@ -157,6 +157,18 @@ def test_anchors_of_two_levels_and_priors(nets):
     ]
 
 
+def test_parts_behind_one_sigmoid_have_names_of_their_own(nets):
+    """Scales of a detector that are joined before the sigmoid."""
+    n = Net()
+    levels = [n.conv(f"level{i}", "images", 3, 2 + i) for i in (0, 1)]
+    model = n.model(n.op("scores", Activation("sigmoid"), n.op("levels", Concat(3), *levels)))
+    assert [part.name for part in parts(model)] == [
+        "scores: scores of level0",
+        "scores: scores of level1",
+    ]
+    check_positions(nets, model)
+
+
 def test_some_classes_of_a_softmax(nets):
     """What reaches the output is no choice among all of them."""
     n = Net()
