@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+MOST_COLOURS = 4
+"""Channels of a picture: more are those of something else."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_GREY = (0.449, 0.226)
@@ -113,6 +115,20 @@ class InputContract:
     def colours(self) -> str:
         """The channels in words."""
         return "RGB" if self.channels == 3 else f"{self.channels} channels"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether these are images as people have them, no lines, spectra or plain numbers."""
+        return self.height > 1 and self.channels <= MOST_COLOURS
+
+    @property
+    def normalised(self) -> str:
+        """How values are made, in words: from pixels, or between which they lie."""
+        if not self.is_picture:
+            low, high = self.value_range
+            return f"values from {low:.4g} to {high:.4g}"
+        rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
+        return f"(pixel/255 - {rounded(self.mean)}) / {rounded(self.std)}"
 
     @property
     def value_range(self) -> tuple[float, float]:

@@ -1,9 +1,12 @@
 """Inputs of networks: shapes, examples, refusals."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from dfq_jax.io.frontends.normalisation import assumptions
 from dfq_jax.types import InputContract, Tokens, Values
 
 KEY = jax.random.key(0)
@@ -50,3 +53,21 @@ def test_examples_stay_in_range():
 def test_inputs_that_nothing_satisfies_are_refused(make, told):
     with pytest.raises(ValueError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("contract", "told"),
+    [
+        (InputContract(4, 4, (0.5,), (0.25,)), "(pixel/255 - (0.5)) / (0.25)"),
+        (InputContract(1, 900, (0.5,), (0.5,)), "values from -1 to 1"),
+        (InputContract(1, 1, (0.5,) * 999, (0.25,) * 999), "values from -2 to 2"),
+        (InputContract(8, 8, (0.0,) * 5, (1.0,) * 5), "values from 0 to 1"),
+    ],
+)
+def test_what_is_no_picture_has_values_and_no_pixels(contract, told):
+    """Nine hundred channels are not listed, and sound is not divided by 255."""
+    assert contract.normalised == told
+    assert contract.is_picture == told.startswith("(pixel")
+    notes = assumptions(dataclasses.replace(contract, assumed=True))
+    assert ("images are normalised" in notes[0]) == contract.is_picture
+    assert len(notes[0]) < 300

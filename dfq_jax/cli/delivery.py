@@ -45,10 +45,9 @@ def contract_line(contract: Input) -> str:
         return f"input {contract}"
     assumed = " (assumed: the file does not say)" if contract.assumed else ""
     where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
-    rounded = lambda values: "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
     return (
-        f"input {contract.height}x{contract.width} {contract.colours}, (pixel/255 - "
-        f"{rounded(contract.mean)}) / {rounded(contract.std)}{assumed}{where}"
+        f"input {contract.height}x{contract.width} {contract.colours}, {contract.normalised}"
+        f"{assumed}{where}"
     )
 
 

@@ -189,7 +189,7 @@ def facts_of_input(read: Input) -> list[tuple[str, object]]:
         return [("input", str(read))]
     return [
         ("input", f"{read.height} x {read.width}, {read.colours}"),
-        ("normalisation", f"(pixel / 255 - {read.mean}) / {read.std}"),
+        ("normalisation", read.normalised),
     ]
 
 

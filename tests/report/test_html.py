@@ -46,7 +46,7 @@ def test_the_page_says_what_matters(report):
     assert "they are not an accuracy on real data" in text
     for fact in (
         "input 8 x 6, RGB",
-        "normalisation (pixel / 255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)",
+        "normalisation (pixel/255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)",
         "integer share of multiply-accumulates 100.0 %",
         "SQNR of the output 28.7 dB",
         "scheme w8a8",

@@ -178,6 +178,8 @@ def of_shape(
         stated = with_size(stated, shape[:2])
     if stated.assumed:
         return stated, ()
+    if not stated.is_picture:
+        return stated, (f"{where} says what it reads: {stated.normalised}",)
     told = f"mean {listed(stated.mean)}, std {listed(stated.std)}"
     return stated, (f"{where} says how images are normalised: {told}",)
 

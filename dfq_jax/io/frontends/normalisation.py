@@ -69,6 +69,13 @@ def assumptions(contract: InputContract) -> tuple[str, ...]:
     """What nobody stated about the input and had to be guessed."""
     if not contract.assumed:
         return ()
+    if not contract.is_picture:
+        low, high = contract.value_range
+        return (
+            f"nothing says between which values its input lies: taken for {low:g} to {high:g}; "
+            "state `mean=` and `std=` if not, so that -mean / std is the least and (1 - mean) / "
+            "std the largest",
+        )
     mean, std = (
         ", ".join(f"{v:g}" for v in dict.fromkeys(t)) for t in (contract.mean, contract.std)
     )
