@@ -18,6 +18,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.level import level_channels
 from dfq_jax.passes.moments import correct_biases_analytically, expected_moments
 from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.reorder import exchangeable, reordered
 from dfq_jax.passes.select import masked, select
 from dfq_jax.passes.smooth import smooth
 from dfq_jax.passes.value_split import split_values
@@ -39,6 +40,7 @@ __all__ = [
     "correct_biases_analytically",
     "coupled_channels",
     "equalize_cross_layer",
+    "exchangeable",
     "expected_moments",
     "expected_ranges",
     "fold_batch_norm",
@@ -48,6 +50,7 @@ __all__ = [
     "operated",
     "parameter_count",
     "prune",
+    "reordered",
     "select",
     "smooth",
     "sparsified",

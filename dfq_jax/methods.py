@@ -58,6 +58,7 @@ from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.stochastic import stochastic
 from dfq_jax.recipes.synq import synq
+from dfq_jax.recipes.udfc import udfc_rounding
 from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zeroq import zeroq
@@ -127,6 +128,7 @@ __all__ = [
     "stages",
     "stochastic",
     "synq",
+    "udfc_rounding",
     "vertical_layered",
     "zaq",
     "zeroq",

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dfq_jax.api.joining import Together
-from dfq_jax.base.words import BitsByName
+from dfq_jax.base.words import BitsByName, RestorationName
 from dfq_jax.errors import BudgetError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.sparsity import Pattern
@@ -54,7 +54,8 @@ class Demand(NamedTuple):
         check_pruning(how)
         removed = None if self.channels is None else how
         deadline = self.channels if isinstance(self.channels, Deadline) else None
-        return Shrinking(removed, self.zeros, how.untouched, training, deadline, self.joint)
+        told = Shrinking(removed, self.zeros, how.untouched, training, deadline, self.joint)
+        return told._replace(restore=how.restore)
 
 
 def demanded(
@@ -144,6 +145,7 @@ class Shrinking(NamedTuple):
       training: how what is left learns from the whole network; None where it does not.
       deadline: what an image may take; then the share of channels is still to be found.
       joint: bytes within which channels and bits are decided together, if they are.
+      restore: what makes up for weights that become zero.
     """
 
     channels: Pruning | None
@@ -152,6 +154,7 @@ class Shrinking(NamedTuple):
     training: Training | None = None
     deadline: Deadline | None = None
     joint: Ceiling | None = None
+    restore: RestorationName = "ridge"
 
     @property
     def together(self) -> Together | None:
@@ -170,8 +173,8 @@ class Shrinking(NamedTuple):
     def looks(self) -> bool:
         """Whether it looks at images."""
         channels = self.channels is not None and self.channels.looks
-        others = (self.zeros, self.training, self.joint)
-        return channels or any(x is not None for x in others)
+        zeros = self.zeros is not None and self.restore != "none"
+        return channels or zeros or self.training is not None or self.joint is not None
 
     @property
     def told(self) -> dict[str, str]:
@@ -179,7 +182,8 @@ class Shrinking(NamedTuple):
         found = {} if self.channels is None else {"pruned": told_of(self.channels)}
         spared = "".join(f", not {pattern}" for pattern in self.untouched)
         if self.zeros is not None:
-            found["sparse"] = f"{self.zeros}{spared}"
+            by = ", restored by none" if self.restore == "none" else ""
+            found["sparse"] = f"{self.zeros}{by}{spared}"
         if self.deadline is not None and "pruned" in found:
             found["pruned"] += f", for {self.deadline}"
         if self.joint is not None and self.channels is not None:
@@ -215,12 +219,15 @@ class Shrunk(NamedTuple):
     sparse: Sparse | None = None
 
     def stays(self, subject: Subject) -> dict[str, Int[np.ndarray, " _"]]:
-        """{tensor: positions along its last axis that are left}, where some are gone."""
+        """{tensor: positions along its last axis that are left, in the order they have now}, where
+        some are gone or have moved."""
+        moved = {} if self.sparse is None else dict(self.sparse.order)
         if self.pruned is None:
-            return {}
+            return moved
         left = standing(subject.coupled, self.pruned.kept)
         last = {name: left[axes[-1]] for name, axes in subject.coupled.tensors.items() if axes}
-        return {name: np.flatnonzero(there) for name, there in last.items() if not there.all()}
+        some = {name: np.flatnonzero(there) for name, there in last.items() if not there.all()}
+        return some | {name: some[name][at] if name in some else at for name, at in moved.items()}
 
     def with_weights(self, model: Model) -> "Shrunk":
         """The same with other weights of the same shapes."""
@@ -248,7 +255,8 @@ def shrunk(subject: Subject, how: Shrinking, kept: Kept | None = None) -> Shrunk
     model = subject.model if pruned is None else pruned.model
     if how.zeros is None:
         return Shrunk(model, pruned)
-    sparse = sparsified(Subject(model, subject.images), how.zeros, untouched=how.untouched)
+    more = {"untouched": how.untouched, "restore": how.restore}
+    sparse = sparsified(Subject(model, subject.images), how.zeros, **more)
     return Shrunk(sparse.model, pruned, sparse)
 
 

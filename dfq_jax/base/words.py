@@ -44,6 +44,7 @@ ReconstructionName = Literal[
     "nearest",
     "squant",
     "stochastic",
+    "udfc",
     "closed_form",
     "adaround",
     "brecq",

@@ -1,13 +1,18 @@
 """Weights at zero: which, and how the others make up for them (optimal brain surgeon)."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Matrix = Float[np.ndarray, "k o"]
 DAMPING = 0.01
 """Added to the diagonal of a Gram matrix, in units of its mean."""
+ROUNDS = 32
+"""Times that groups of neighbours are paired to be divided anew."""
+MOST_HALVES = 35
+"""Ways to divide two groups that are tried: all of those of four."""
 
 
 class Pattern(NamedTuple):
@@ -83,3 +88,47 @@ def sparse(w: Matrix, gram: Float[np.ndarray, "k k"], pattern: Pattern) -> Matri
 def error(gap: Matrix, gram: Float[np.ndarray, "k k"]) -> float:
     """`sum_o d_o^T H d_o`: what a change of weights does to a layer's outputs."""
     return float(np.sum(gap * (gram @ gap)))
+
+
+def arranged(
+    scores: Float[np.ndarray, "inputs k"], pattern: Pattern, *, rounds: int = ROUNDS
+) -> Int[np.ndarray, " inputs"]:
+    """Inputs in an order in which more of the scores survive a pattern.
+
+    Two groups of neighbours at a time are divided anew in the way that keeps most, all groups
+    paired at random in each round. What survives never gets less.
+
+    Args:
+      scores: of each weight, nonnegative; columns are independent.
+      pattern: of neighbours.
+      rounds: how often all groups are paired.
+
+    Returns:
+      Which input comes to each place.
+
+    Reference:
+      Pool & Yu 2021, "Channel Permutations for N:M Sparsity" (exhaustive search of a few columns
+      at a time); pairs of groups, drawn at random, are ours.
+    """
+    among, kept, rng = pattern.among, int(pattern.kept), np.random.default_rng(0)
+    order, values = np.arange(len(scores)), scores.astype(np.float32)
+    every = range(2 * among)
+    halves = [half for half in itertools.combinations(every, among) if 0 in half]
+    if len(halves) > MOST_HALVES:
+        drawn = rng.choice(len(halves), MOST_HALVES - 1, replace=False)
+        halves = [halves[0], *(halves[i] for i in drawn)]
+    for _ in range(rounds if len(order) > among else 0):
+        groups = order.reshape(-1, among)[rng.permutation(len(order) // among)]
+        paired = groups[: len(groups) // 2 * 2].reshape(-1, 2 * among)
+        parts = values[paired]
+        sums = {c: parts[:, c].sum(1) for c in itertools.combinations(every, kept)}
+        worth = lambda half, sums=sums: np.max(
+            [sums[c] for c in itertools.combinations(half, kept)], axis=0
+        ).sum(1)
+        rests = [tuple(i for i in every if i not in half) for half in halves]
+        found = [worth(half) + worth(rest) for half, rest in zip(halves, rests, strict=True)]
+        best = np.argmax(found, axis=0)
+        divided = np.array([(*half, *rest) for half, rest in zip(halves, rests, strict=True)])
+        paired = np.take_along_axis(paired, divided[best], 1)
+        order = np.concatenate([paired.reshape(-1), groups[len(groups) // 2 * 2 :].reshape(-1)])
+    return order

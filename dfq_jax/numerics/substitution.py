@@ -118,6 +118,32 @@ def udfc(
     return symmetric(system, wanted).T
 
 
+def put_back(
+    filters: Float[np.ndarray, "c c"], missing: Float[np.ndarray, "c c"], *, size: float = 1.0
+) -> Coefficients:
+    """What each filter lacks as a sum of all that there are, by damped least squares.
+
+    `c = argmin |(w_m - w~_m) - sum_k c_k w~_k|^2 + l |c|^2`, so `(A A^T + l) c = A (w_m - w~_m)`
+    with the rows `w~_k` of `A`: UDFC's restoration of rounding with the whole row in place of a
+    scale of its own, and of weights that are zero as well, so that both errors are one.
+
+    Args:
+      filters: `A A^T`.
+      missing: `<w_m - w~_m, w~_k>`, a row for each filter.
+      size: `l` in units of the mean of `|w~|^2`; what is missing is nearly orthogonal to the other
+        filters, and a small one does harm.
+
+    Returns:
+      A row of coefficients for each filter.
+
+    Reference:
+      Bai et al. 2023, "Unified Data-Free Compression: Pruning and Quantization without
+      Fine-Tuning": the error is one of pruning and one of quantization; its formulas are not known.
+    """
+    power = max(float(np.trace(filters)) / max(len(filters), 1), 1e-30)
+    return symmetric(filters + size * power * np.eye(len(filters)), missing.T).T
+
+
 def symmetric(
     system: Float[np.ndarray, "k k"], wanted: Float[np.ndarray, "k ..."]
 ) -> Float[np.ndarray, "k ..."]:

@@ -30,6 +30,7 @@ from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.squant import squant
 from dfq_jax.recipes.stages import stages
 from dfq_jax.recipes.stochastic import stochastic
+from dfq_jax.recipes.udfc import udfc_rounding
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.engine import reconstruct
 from dfq_jax.reconstruction.footprint import Method, footprint
@@ -53,6 +54,7 @@ LEARNED: Mapping[str, Callable[..., Reconstruction]] = {
 PLACED: Mapping[str, Callable[[Quantized], Quantized]] = {
     "squant": squant,
     "stochastic": stochastic,
+    "udfc": udfc_rounding,
 }
 """What rounds without images, on grids from extreme to extreme."""
 RECONSTRUCTIONS = ("nearest", *PLACED, "closed_form", *LEARNED)
