@@ -6,6 +6,9 @@ in one variable for each combination of levels, so a mixed-integer linear progra
 optimum.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,13 +159,14 @@ def solved(
     rules = [bounded(equal, right, right)]
     rules += [upper(row, bound) for row, bound in limits]
     while True:
-        found = scipy.optimize.milp(
-            objective * (SPAN / max(np.max(np.abs(objective)), 1e-300)),
-            integrality=whole,
-            bounds=scipy.optimize.Bounds(0, 1),
-            constraints=rules,
-            options={"time_limit": seconds, "mip_rel_gap": 0.0},
-        )
+        with unheard():
+            found = scipy.optimize.milp(
+                objective * (SPAN / max(np.max(np.abs(objective)), 1e-300)),
+                integrality=whole,
+                bounds=scipy.optimize.Bounds(0, 1),
+                constraints=rules,
+                options={"time_limit": seconds, "mip_rel_gap": 0.0},
+            )
         if found.status == OUT_OF_TIME:
             raise TimeoutError(f"no proven optimum within {seconds:.0f} s.")
         if found.x is None:
@@ -173,6 +177,24 @@ def solved(
         chosen = np.zeros(len(objective))
         chosen[np.arange(items) * levels + picks] = 1
         rules.append(upper(chosen, items - 0.5))
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Keeps standard output clean: HiGHS writes lines of its own there now and then."""
+    try:
+        saved = os.dup(1)
+    except OSError:  # closed, so that nothing is heard anyway
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(nowhere)
+        os.close(saved)
 
 
 def upper(row: Row, bound: float) -> scipy.optimize.LinearConstraint:

@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ def test_an_answer_that_costs_too_much_is_excluded(monkeypatch):
     monkeypatch.setattr(scipy.optimize, "milp", lenient)
     assert best_choice(problem, 7).tolist() == [1, 0]
     assert calls[:2] == [2, 3]
+
+
+def test_what_the_solver_prints_is_not_heard(monkeypatch, capfd):
+    """It would stand before the object of a `--json` run."""
+    honest = scipy.optimize.milp
+
+    def loud(*args, **kwargs):
+        os.write(1, b"HighsMipSolverData::something")
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    problem = Knapsack(np.array([[3.0, 0.0], [2.0, 0.0]]), np.array([[0, 4], [0, 4]]))
+    assert best_choice(problem, 7).tolist() == [1, 0]
+    print("heard")
+    assert capfd.readouterr().out == "heard\n"
 
 
 def test_refusals():
