@@ -89,12 +89,13 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from dfq_jax.optim.fit import run_chunk, start_state
     from dfq_jax.recipes.zeroq import zeroq
     from dfq_jax.synthesis.run.objectives import Context, job_for
+    from dfq_jax.synthesis.run.work import BatchWork
     from dfq_jax.synthesis.terms.targets import Forward, batch_norm_targets
 
     model = load(torch_module(args.network), example=(3, args.size, args.size))
     targets, _ = batch_norm_targets(model)
     recipe = zeroq(batch=args.batch, steps=args.steps)
-    job = job_for(model, recipe, targets, args.batch, 1, Forward(dtype=args.dtype))
+    job = job_for(model, BatchWork(recipe, targets, args.batch), Forward(dtype=args.dtype))
     plan, context = job.plans[0], Context(model, targets, (), ())
     step, key = plan.step(job.parts[-1]), jax.random.key(0)
     state = start_state(recipe.source.init(key, job.shape), (), step)

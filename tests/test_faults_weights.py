@@ -1,6 +1,7 @@
 """`dfq` on weights that no healthy training leaves behind, and results that are no success."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -118,8 +119,8 @@ def test_one_channel_and_thirty_two_pixels(dfq, checkpoints, tmp_path):
 # results that are no success
 
 
-def test_a_collapsed_network_is_kept_as_failed(run, monkeypatch, tmp_path):
-    assert run("quantize", None).code == 0
+def test_a_collapsed_network_is_kept_as_failed(run, made, monkeypatch, tmp_path):
+    shutil.copytree(made / "out", tmp_path / "out")
     monkeypatch.setattr("dfq_jax.report.trust.COLLAPSED", -1.0)
     found, out = run("quantize", None), tmp_path / "out"
     assert found.code == 4

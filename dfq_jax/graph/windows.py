@@ -15,8 +15,6 @@ from dfq_jax.graph.ops import (
     AvgPool,
     GlobalAvgPool,
     MaxPool,
-    Pads,
-    Pair,
     Pool,
     Resize,
 )
@@ -47,30 +45,24 @@ def pooled(op: Pool, x: Images) -> Shaped[Array, "n ..."]:
 
 
 def over_windows(
-    x: Images,
-    start: float,
-    combine: Callable,
-    window: Pair,
-    strides: Pair,
-    padding: Pads,
-    dilation: Pair = (1, 1),
+    op: MaxPool | AvgPool, x: Images, start: float, combine: Callable[[Array, Array], Array]
 ) -> Smaller:
-    """Reduction over spatial windows."""
+    """Reduction over the spatial windows of an operator."""
+    dilation = op.dilation if isinstance(op, MaxPool) else (1, 1)
     return lax.reduce_window(
         x,
         start,
         combine,
-        (1, *window, 1),
-        (1, *strides, 1),
-        ((0, 0), *padding, (0, 0)),
+        (1, *op.window, 1),
+        (1, *op.strides, 1),
+        ((0, 0), *op.padding, (0, 0)),
         window_dilation=(1, *dilation, 1),
     )
 
 
 def max_pool(op: MaxPool, x: Images) -> Smaller:
     """Maximum over windows."""
-    given = (op.window, op.strides, op.padding, op.dilation)
-    native = lambda x: over_windows(x, -jnp.inf, lax.max, *given)
+    native = lambda x: over_windows(op, x, -jnp.inf, lax.max)
     if not shiftable(op) or not jnp.issubdtype(x.dtype, jnp.floating):
         return native(x)
     by_shifts = lambda x: maximum_by_shifts(x, op, (x.shape[1], x.shape[2]))
@@ -85,11 +77,11 @@ def shiftable(op: MaxPool) -> bool:
 
 def average_pool(op: AvgPool, x: Images) -> Smaller:
     """Mean over windows, dividing by the window or by the pixels actually covered."""
-    total = over_windows(x, 0.0, lax.add, op.window, op.strides, op.padding)
+    total = over_windows(op, x, 0.0, lax.add)
     if op.count_padding:
         return total / (op.window[0] * op.window[1])
     ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    return total / over_windows(ones, 0.0, lax.add, op.window, op.strides, op.padding)
+    return total / over_windows(op, ones, 0.0, lax.add)
 
 
 def even_windows(size: int, out: int) -> Float[np.ndarray, "out size"]:

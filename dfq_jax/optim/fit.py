@@ -115,19 +115,43 @@ def fit(
     return result(*loop(state, advance, over, keep, report), steps)
 
 
+class RunStart(NamedTuple):
+    """What one of several runs begins with.
+
+    Attributes:
+      x: initial variables.
+      key: the only source of its randomness.
+      memory: before the first step.
+      store: where it saves its state, if anywhere.
+    """
+
+    x: PyTree
+    key: Key[Array, ""]
+    memory: PyTree = ()
+    store: StateStore | None = None
+
+
+class Apart(NamedTuple):
+    """Where several runs go on at the same time; hashable.
+
+    Attributes:
+      mesh: as many devices as runs.
+      own: prefix of the context: whether a part is stacked, one entry a run, or the same for all.
+    """
+
+    mesh: Mesh
+    own: PyTree
+
+
 def fit_apart(
     step: Step,
-    x: Sequence[PyTree],
+    runs: Sequence[RunStart],
     context: PyTree,
-    own: PyTree,
+    apart: Apart,
     *,
     steps: int,
-    keys: Sequence[Key[Array, ""]],
-    memory: Sequence[PyTree],
-    mesh: Mesh,
     chunk: int = 10,
     on_chunk: Callable[[int, Metrics], None] | None = None,
-    stores: Sequence[StateStore | None] = (),
     lighter: Callable[[], Step] | None = None,
 ) -> list[FitResult]:
     """Several runs of `fit` at the same time, one a device: `run_chunk` on each, nothing shared.
@@ -137,17 +161,12 @@ def fit_apart(
 
     Args:
       step: as of `fit`.
-      x: initial variables of each run.
+      runs: what each begins with.
       context: what the step is passed, on the devices of the mesh.
-      own: hashable prefix of `context`: whether a part is stacked, one entry a run, or the same
-        for all.
+      apart: the devices, and which parts of the context differ from run to run.
       steps: of each run.
-      keys: of each run.
-      memory: of each run before its first step.
-      mesh: as many devices as runs.
       chunk: most steps between two visits of the host.
       on_chunk: called on the host with (step, last metrics averaged over the runs).
-      stores: where each run saves its state, if anywhere; none for all.
       lighter: as of `fit`.
 
     Returns:
@@ -160,13 +179,14 @@ def fit_apart(
     """
     if steps < 1 or chunk < 1:
         raise ValueError(f"fit_apart() needs steps and chunk >= 1, got {steps} and {chunk}.")
-    if not len(x) == len(keys) == len(memory) == mesh.size:
-        raise ValueError(f"fit_apart() got {len(x)} runs for {mesh.size} devices.")
-    begun = [start_state(*each, step) for each in zip(x, memory, strict=True)]
-    state, key = stack(resumed(begun, stores), mesh), stack(keys, mesh)
+    mesh, stores = apart.mesh, [run.store for run in runs]
+    if len(runs) != mesh.size:
+        raise ValueError(f"fit_apart() got {len(runs)} runs for {mesh.size} devices.")
+    begun = [start_state(run.x, run.memory, step) for run in runs]
+    state, key = stack(resumed(begun, stores), mesh), stack([run.key for run in runs], mesh)
     length = chunk_length(max(steps - steps_of(state), 1), chunk)
     keep, report = partial(keep_apart, stores), partial(report_apart, on_chunk)
-    go = lambda way, s: run_chunks(s, context, key, way, length, mesh, own)
+    go = lambda way, s: run_chunks(s, context, key, way, length, apart)
     advance = sparing(go, step, lighter)
     over = lambda s: steps_of(s) >= steps or bool(np.all(np.asarray(s.diverged_at) >= 0))
     state, history = loop(state, advance, over, keep, report)
@@ -246,7 +266,7 @@ def loop(
 
 def resumed(begun: Sequence[FitState], stores: Sequence[StateStore | None]) -> Sequence[FitState]:
     """The states saved earlier, if all runs have one of the same step; else as they begin."""
-    pairs = zip(begun, stores or [None] * len(begun), strict=True)
+    pairs = zip(begun, stores, strict=True)
     found = [state if store is None else store.load(state) for state, store in pairs]
     return found if len({int(s.step) for s in found}) == 1 else begun
 
@@ -318,19 +338,18 @@ def run_chunk(
     return jax.lax.scan(one, state, length=length)
 
 
-@partial(jax.jit, static_argnames=("step", "length", "mesh", "own"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("step", "length", "apart"), donate_argnums=0)
 def run_chunks(
     state: FitState,
     context: PyTree,
     key: Key[Array, " runs"],
     step: Step,
     length: int,
-    mesh: Mesh,
-    own: PyTree,
+    apart: Apart,
 ) -> tuple[FitState, Mapping[str, Array]]:
     """`run_chunk` on every device, with a state and a key of its own."""
     one = lambda s, c, k: run_chunk(s, c, k, step, length)
-    return on_every_device(one, mesh, (True, own, True))(state, context, key)
+    return on_every_device(one, apart.mesh, (True, apart.own, True))(state, context, key)
 
 
 def all_finite(x: PyTree) -> Bool[Array, ""]:

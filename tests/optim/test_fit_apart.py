@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dfq_jax.base.parallel import data_mesh, everywhere, stack
-from dfq_jax.optim.fit import fit, fit_apart
+from dfq_jax.optim.fit import Apart, RunStart, fit, fit_apart
 from dfq_jax.optim.state import StateStore
 from dfq_jax.optim.steps import descent
 from dfq_jax.values import bound
@@ -69,12 +69,13 @@ LINES = Lanes(
 
 def apart(objective: Any = scattered, steps: int = 12, scale: float = 2.0, **how: Any):
     """As many runs as stores, if there are any, else one for each device."""
-    lanes = len(how.get("stores", LINES.x))
-    how = {"x": LINES.x, "memory": LINES.memory, "keys": LINES.keys, "optimizer": ADAM} | how
-    how |= {name: how[name][:lanes] for name in ("x", "memory", "keys")}
-    x, mesh, step = how.pop("x"), data_mesh(lanes), descent(objective, how.pop("optimizer"))
+    kept = how.pop("stores", [None] * LANES)
+    lanes, mesh = len(kept), data_mesh(len(kept))
+    x, memory = how.pop("x", LINES.x)[:lanes], how.pop("memory", LINES.memory)
+    runs = [RunStart(*each) for each in zip(x, LINES.keys, memory, kept, strict=False)]
+    step = descent(objective, how.pop("optimizer", ADAM))
     context = Setting(stack(LINES.centres[:lanes], mesh), everywhere(jnp.float32(scale), mesh))
-    return fit_apart(step, x, context, Setting(True, False), steps=steps, mesh=mesh, **how)
+    return fit_apart(step, runs, context, Apart(mesh, Setting(True, False)), steps=steps, **how)
 
 
 def alone(lane: int, objective: Any = scattered, steps: int = 12, **how: Any):

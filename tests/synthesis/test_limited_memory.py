@@ -25,7 +25,7 @@ KEY = jax.random.key(5)
 
 
 def foretold(model, work):
-    return needed(model, work.recipe, work.targets, work.size, how=PLAIN, platform="cpu")
+    return needed(model, work.at_a_time, PLAIN, "cpu")
 
 
 @pytest.fixture(scope="module")

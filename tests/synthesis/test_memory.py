@@ -24,6 +24,7 @@ from dfq_jax.synthesis.run.memory import (
     parts_within,
     passing,
 )
+from dfq_jax.synthesis.run.work import BatchWork
 from dfq_jax.synthesis.terms.targets import PLAIN, Forward, recorded_statistics
 from dfq_jax.types import tree_bytes
 
@@ -52,7 +53,7 @@ def allocated(model, recipe, how=PLAIN, spread=None):
 
 
 def foretold(model, work, how=PLAIN, platform="cpu"):
-    return needed(model, work.recipe, work.targets, work.size, how=how, platform=platform)
+    return needed(model, work.at_a_time, how, platform)
 
 
 def compare(model, recipe, how=PLAIN):
@@ -146,7 +147,7 @@ def test_bytes_by_hand(nets):
 def test_tiles_count_on_a_cpu(nets):
     """Tiles, and kernels four times their size in both directions, in float32 only."""
     model = nets.wide()
-    say = lambda how, platform: needed(model, zeroq(), {}, 8, how=how, platform=platform)
+    say = lambda how, platform: needed(model, BatchWork(zeroq(), {}, 8), how, platform)
     plain, gpu = say(PLAIN, "cpu"), say(PLAIN, "gpu")
     assert plain.copies == 2 * 4 * 4 * 9 * (2 * 32 * 32 + 48 * 48)
     tensor, tiles = 4 * 8 * 144 * 32, 4 * 36 * 8 * 9 * 64
@@ -164,7 +165,7 @@ def test_shapes_of_what_is_shown_count(tiny_net):
     smaller = recipe.stages[0]._replace(augment=lambda key, images: images[:, ::2, ::2])
     halved = recipe._replace(stages=(smaller,))
     targets = recorded_statistics(tiny_net)[0]
-    say = lambda recipe: needed(tiny_net, recipe, targets, 8, how=PLAIN, platform="gpu").network
+    say = lambda recipe: needed(tiny_net, BatchWork(recipe, targets, 8), PLAIN, "gpu").network
     assert say(halved) == pytest.approx(say(recipe) / 4, rel=0.02)
     both = recipe._replace(stages=(smaller, recipe.stages[0]))
     assert say(both) == say(recipe)
@@ -184,8 +185,8 @@ def test_on_accelerators_recomputation_and_halves_save_memory(nets):
 def test_generators_count(tiny_net):
     """The convolution before the last, of 128 to 64 channels on the whole image, is in it."""
     recipe, targets = genie(batch=4, steps=1), recorded_statistics(tiny_net)[0]
-    pixels = needed(tiny_net, zeroq(batch=4), targets, 4, how=PLAIN, platform="gpu")
-    latent = needed(tiny_net, recipe, targets, 4, how=PLAIN, platform="gpu")
+    pixels = needed(tiny_net, BatchWork(zeroq(batch=4), targets, 4), PLAIN, "gpu")
+    latent = needed(tiny_net, BatchWork(recipe, targets, 4), PLAIN, "gpu")
     half, whole = 4 * 4 * 4 * 4, 4 * 4 * 8 * 8
     assert latent.images - pixels.images >= half * (128 + 64) + whole * 64
     assert latent.network == pixels.network

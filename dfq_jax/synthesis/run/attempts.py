@@ -13,7 +13,7 @@ from dfq_jax.base.parallel import at_home, everywhere, share_rows, stack
 from dfq_jax.errors import DivergedError
 from dfq_jax.optim.alternating import own
 from dfq_jax.optim.attempts import RESTARTS, at_lower_rates, retold
-from dfq_jax.optim.fit import FitResult, Metrics, fit, fit_apart
+from dfq_jax.optim.fit import Apart, FitResult, Metrics, RunStart, fit, fit_apart
 from dfq_jax.optim.state import StateStore
 from dfq_jax.synthesis.run.diversity import fault_of
 from dfq_jax.synthesis.run.objectives import Context, Job, lighter
@@ -175,18 +175,18 @@ def fit_stage_apart(
     context, before = everywhere(contexts[0]._replace(labels=()), mesh), job.parts[-1]
     wanted = len(stores)
     stores = [*stores, *[stores[-1]] * (mesh.size - wanted)]
+    starts = [
+        RunStart(batch.x, jax.random.fold_in(batch.key, index), batch.memory, store)
+        for batch, store in zip(batches, stores, strict=True)
+    ]
     results = fit_apart(
         stage.step(before),
-        [batch.x for batch in batches],
+        starts,
         context._replace(labels=stack([c.labels for c in contexts], mesh)),
-        OWN,
+        Apart(mesh, OWN),
         steps=stage.steps,
-        keys=[jax.random.fold_in(batch.key, index) for batch in batches],
-        memory=[batch.memory for batch in batches],
-        mesh=mesh,
         chunk=visits.chunk,
         on_chunk=visits.on_chunk,
-        stores=stores,
         lighter=partial(lighter, job, index, 0),
     )
     batches = [batch._replace(notes=batch.notes + parted(job, before)) for batch in batches]

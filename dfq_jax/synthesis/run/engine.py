@@ -33,8 +33,9 @@ from dfq_jax.synthesis.run.pending import (
     notes_on,
     taken,
 )
+from dfq_jax.synthesis.run.work import BatchWork, SynthesisWork
 from dfq_jax.synthesis.sources.pixels import Images
-from dfq_jax.synthesis.terms.targets import Forward, Targets, Unusable, batch_norm_targets
+from dfq_jax.synthesis.terms.targets import Forward, Unusable, batch_norm_targets
 from dfq_jax.types import InputContract
 from dfq_jax.values import bound, described
 
@@ -122,26 +123,6 @@ def make_all(
     return jnp.concatenate([m.images for m in made])[:n], tuple(m.loss for m in made), notes
 
 
-class SynthesisWork(NamedTuple):
-    """What there is to do.
-
-    Attributes:
-      recipe: fitted to the network.
-      targets: what its batch norms recorded.
-      size: images of a batch.
-      batches: how many.
-      excluded: batch norms left out.
-      notes: what was done differently than the recipe says.
-    """
-
-    recipe: Recipe
-    targets: Targets
-    size: int
-    batches: int
-    excluded: tuple[Unusable, ...]
-    notes: tuple[str, ...]
-
-
 def measured(model: Model, recipe: Recipe, n: int) -> SynthesisWork:
     """How many batches of how many images a request comes to.
 
@@ -219,23 +200,18 @@ def ready(
     watch: Watcher = SILENT,
 ) -> Run:
     """Prepares what all batches share."""
-    recipe, targets = work.recipe, work.targets
-    turns = work.batches if recipe.turns else 1
+    once = work.at_a_time
+    recipe, targets, turns = once.recipe, once.targets, once.turns
     if how.memory is not None or watch.stage is not None:
-        how = foretold(model, work, spread, turns, how, watch)
-    job = job_for(model, recipe, targets, work.size, turns, how, spread.together)
+        how = foretold(model, once, spread, how, watch)
+    job = job_for(model, once, how, spread.together)
     shared = recipe.prepare(model, targets, jax.random.fold_in(key, 2**31 - 1))
     memory = recipe.memory.start(targets, turns, job.classes, watched(recipe, model))
     return Run(job, shared, memory, key, work.batches // turns, spread.apart)
 
 
 def foretold(
-    model: Model,
-    work: SynthesisWork,
-    spread: Spread,
-    turns: int,
-    how: Forward,
-    watch: Watcher,
+    model: Model, work: BatchWork, spread: Spread, how: Forward, watch: Watcher
 ) -> Forward:
     """In as many parts as it takes to stay within the memory allowed; tells what a step will take.
 
@@ -246,8 +222,7 @@ def foretold(
     rows = work.size // (1 if spread.together is None else spread.together.size)
     devices = (spread.together or spread.apart or data_mesh(1)).size
     sharers = devices if platform == "cpu" else 1  # the devices of a CPU have one memory
-    given = (work.recipe, work.targets, rows)
-    need = needed(model, *given, turns=turns, how=how, platform=platform)
+    need = needed(model, work._replace(size=rows), how, platform)
     parts = how.parts
     if how.memory is not None:
         parts = parts_within(need, rows, how.memory // sharers, parts)

@@ -54,7 +54,8 @@ from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.windows import shiftable
 from dfq_jax.graph.winograd import GROWTH, tile_values, tileable
 from dfq_jax.synthesis.recipe import Recipe
-from dfq_jax.synthesis.terms.targets import Forward, Targets
+from dfq_jax.synthesis.run.work import BatchWork
+from dfq_jax.synthesis.terms.targets import Forward
 from dfq_jax.types import tree_bytes
 
 CURVED = (
@@ -96,42 +97,31 @@ class Need(NamedTuple):
         return self.held + self.during(parts)
 
 
-def needed(
-    model: Model,
-    recipe: Recipe,
-    targets: Targets,
-    size: int,
-    *,
-    turns: int = 1,
-    how: Forward,
-    platform: str,
-) -> Need:
+def needed(model: Model, work: BatchWork, how: Forward, platform: str) -> Need:
     """Foretells the peak of the most demanding stage; terms, which see little, are not counted.
 
     Args:
       model: the network.
-      recipe: the method.
-      targets: the batch norms it matches.
-      size: images of a batch on one device.
-      turns: batches that take turns.
+      work: of one optimisation on one device.
       how: precision, and what is computed again; its parts are ignored.
       platform: of the device: `cpu`, `gpu` or `tpu`.
 
     Returns:
       The bytes.
     """
-    shape, key = (size, *model.contract.shape), jax.eval_shape(lambda: jax.random.key(0))
+    recipe = work.recipe
+    shape, key = (work.size, *model.contract.shape), jax.eval_shape(lambda: jax.random.key(0))
     x = jax.eval_shape(lambda key: recipe.source.init(key, shape), key)
     opts = [jax.eval_shape(stage.optimizer(1.0).init, x) for stage in recipe.stages]
     natural = jax.eval_shape(recipe.source.render, x)
     shown = {jax.eval_shape(stage.augment, key, natural).shape for stage in recipe.stages}
-    taps = (*targets, *recipe.watch(model.graph).values())
+    taps = (*work.targets, *recipe.watch(model.graph).values())
     variables, drawn = tree_bytes(x), 2 * tree_bytes(natural) + drawing(recipe, x)
-    state = turns * (variables + max(map(tree_bytes, opts), default=0))
+    state = work.turns * (variables + max(map(tree_bytes, opts), default=0))
     network = max(passing(model, taps, images, how, platform) for images in shown)
     held = tree_bytes(model.params) + (2 if platform == "cpu" else 1) * state
     copies = copied_kernels(model, how, platform)
-    return Need(held, drawn, network, state + turns * variables, copies)
+    return Need(held, drawn, network, state + work.turns * variables, copies)
 
 
 def copied_kernels(model: Model, how: Forward, platform: str) -> int:

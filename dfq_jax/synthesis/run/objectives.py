@@ -18,6 +18,7 @@ from dfq_jax.optim.attempts import rate_of
 from dfq_jax.optim.steps import Now, Step, descent
 from dfq_jax.synthesis.recipe import Recipe, Stage
 from dfq_jax.synthesis.run.memory import divisors
+from dfq_jax.synthesis.run.work import BatchWork
 from dfq_jax.synthesis.sources.augment import Augment
 from dfq_jax.synthesis.sources.pixels import Images, clip_to_pixels, from_natural, to_natural
 from dfq_jax.synthesis.terms.base import Observed, weighted
@@ -103,15 +104,10 @@ class StagePlan(NamedTuple):
 
 
 def job_for(
-    model: Model,
-    recipe: Recipe,
-    targets: Targets,
-    size: int,
-    turns: int,
-    how: Forward = PLAIN,
-    together: Mesh | None = None,
+    model: Model, work: BatchWork, how: Forward = PLAIN, together: Mesh | None = None
 ) -> Job:
     """Builds what all batches of a run share and nothing traces twice."""
+    recipe, targets, size, turns = work
     seen = traced(recipe)
     render = jax.jit(bound(rendered, seen, model.contract))
     remember = jax.jit(bound(remembered, seen, how))

@@ -18,7 +18,6 @@ from dfq_jax.optim.state import Place
 from dfq_jax.synthesis.recipe import Recipe
 from dfq_jax.synthesis.run.attempts import Made
 from dfq_jax.synthesis.run.engine import (
-    SynthesisWork,
     forward_on,
     measured,
     ready,
@@ -34,6 +33,7 @@ from dfq_jax.synthesis.run.pending import (
     make_missing,
 )
 from dfq_jax.synthesis.run.shards import ShardSet, begin_set, finish_set, is_whole, write_shard
+from dfq_jax.synthesis.run.work import SynthesisWork
 from dfq_jax.synthesis.terms.targets import Unusable
 from dfq_jax.values import described
 
