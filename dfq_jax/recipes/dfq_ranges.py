@@ -12,6 +12,7 @@ from dfq_jax.numerics.levels import scales_of
 from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.passes.channel_split import runs, split_channels
 from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.calibrate import Ranges, calibrate
 from dfq_jax.quantization.narrowing import activation_gap, with_narrowed_ranges
 from dfq_jax.quantization.observers import Observers
@@ -51,7 +52,7 @@ def ranged(
       split: share of channels split.
       widen: whether 8-bit grids cover predicted ranges too.
     """
-    expected = {} if seen.sigmas is None else expectations(reference, sigmas=seen.sigmas)
+    expected = {} if seen.sigmas is None else thrifty_ranges(reference, sigmas=seen.sigmas)
     spared = seen.spare and suffices(plan, {*expected, *whole.graph.inputs})
     images = None if spared else seen.images
     quantized = calibrate(
