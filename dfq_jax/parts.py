@@ -113,6 +113,7 @@ from dfq_jax.training.losses import (
 )
 from dfq_jax.training.method import (
     FixedImages,
+    FixedRows,
     GeneratedImages,
     cosine_sgd,
     milestones,
@@ -120,7 +121,6 @@ from dfq_jax.training.method import (
     rates_apart,
     to_zero,
 )
-from dfq_jax.training.soft_tokens import trained_on_soft_tokens
 from dfq_jax.training.student import StudentKind, Tracking
 from dfq_jax.training.transfer import distilled, initialised
 from dfq_jax.training.vertical import trained_vertically
@@ -143,6 +143,7 @@ __all__ = [
     "Enlarge",
     "Entropy",
     "FixedImages",
+    "FixedRows",
     "Forward",
     "GeneratedImages",
     "GeneratorKind",
@@ -292,7 +293,6 @@ __all__ = [
     "total_variation",
     "trained",
     "trained_in_float",
-    "trained_on_soft_tokens",
     "trained_vertically",
     "uniform",
     "warmup_cosine",

@@ -44,6 +44,7 @@ from dfq_jax.quantization.rules import written
 from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
 from dfq_jax.recipes.joint import JointAllocation
 from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
+from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
 from dfq_jax.training.engine import TrainingReport
@@ -123,7 +124,7 @@ def carried_out(
     """The network made smaller and quantized as asked for."""
     subject = Subject(model)
     check_shrinking(subject, how)
-    _ = model.contract  # what reads no images is refused before anything is made
+    _ = model.input  # what reads several inputs is refused before anything is made
     check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
@@ -220,7 +221,7 @@ def cut_down(
     follow.begins("pruning")
     watch = follow.watch
     watch.says(f"making the network smaller: {'; '.join(how.told.values())}")
-    made = shrunk(subject.showing(seen.images if how.looks else None), how, kept)
+    made = shrunk(subject.showing(seen.array if how.looks else None), how, kept)
     for note in () if made.pruned is None else (pruned_line(made.pruned), *made.pruned.notes):
         watch.says(f"  {note}")
     return made
@@ -243,8 +244,8 @@ def taught_again(
     learned, report = trained_in_float(
         made.model,
         subject.model,
-        seen.images,
-        held_out.images,
+        seen.array,
+        held_out.array,
         method,
         training_key(seed),
         stays=made.stays(subject),
@@ -269,7 +270,7 @@ def enough(model: Model, budget: ImageBudget, how: Shrinking) -> ImageBudget:
 
     Those to learn from are made as they are for learned rounding.
     """
-    if makes_noise(model, budget.method):
+    if makes_rows(model) or makes_noise(model, budget.method):
         return budget
     if how.training is not None:
         budget = image_budget("best", model.contract, learned=True)

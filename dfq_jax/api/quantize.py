@@ -207,7 +207,8 @@ def quantized_on(
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
             asked = asked.without_learning()
-    follow.watch.says(f"judging on {len(probes)} {'of these' if raw else 'held-out'} images")
+    what = "rows" if makes_rows(model) else "images"
+    follow.watch.says(f"judging on {len(probes)} {'of these' if raw else 'held-out'} {what}")
     right = None if original is None else fold_batch_norm(original)
     found = analyze(made.reference, made.quantized, probes.array, task=asked.task, original=right)
     shared = shared_grids(made.quantized, probes.array)
@@ -215,7 +216,7 @@ def quantized_on(
     found = judged(found, judges, loss)
     found = with_costs(found, made, probes, asked, follow)
     report = qualified(found, images, note)
-    more = (unlooked_at(images, asked), *cut) if unseen else cut
+    more = (unlooked_at(images, asked, what), *cut) if unseen else cut
     more = (JUDGED_BY_ITS_OWN, *more) if raw and used else more
     report = dataclasses.replace(report, notes=(*report.notes, *more))
     settings = resolved_settings(asked, mix)
@@ -240,11 +241,11 @@ def with_foresight(
     return dataclasses.replace(follow, foreseen=seconds)
 
 
-def unlooked_at(images: Examples, asked: Asked) -> str:
-    """What to say of images that were brought, and that a preset did not look at."""
+def unlooked_at(images: Examples, asked: Asked, what: str) -> str:
+    """What to say of images or rows that were brought, and that a preset did not look at."""
     return (
         f"preset {asked.preset or OWN} takes the ranges of {asked.pipeline.scheme} from "
-        f"batch-norm statistics: the {len(images)} images you gave only judge the result; "
+        f"batch-norm statistics: the {len(images)} {what} you gave only judge the result; "
         '`preset="balanced"` looks at them'
     )
 

@@ -36,6 +36,7 @@ from dfq_jax.recipes.presets import (
     offer_of,
 )
 from dfq_jax.recipes.quantized import Quantized
+from dfq_jax.recipes.rows import ROWS, makes_rows, method_of
 from dfq_jax.recipes.trainings import check_kernels, pipeline_of_start, scheme_for, training_for
 from dfq_jax.report.analyze import analyze
 from dfq_jax.report.trust import judges_classes
@@ -120,7 +121,7 @@ def train(
     """
     given = Given(**settings)
     check_seed(given.seed)
-    brought = None if images is None else image_set(images, model.contract, watch.says)
+    brought = None if images is None else image_set(images, model.input, watch.says)
     how = method_asked(method, model, brought, given)
     check_suits(how, model)
     check_machine(given.machine, how.batch)
@@ -241,10 +242,11 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     follow = with_foresight(job, making, there, learns=begun is None)
     job = job._replace(follow=follow)
     images = made_images(model, making, asked, follow) if brought is None else brought
-    images = deliverable(images, model.contract)
+    images = deliverable(images, model.input)
     seen, held_out = apart(images)
     check_images(method, len(seen))
-    follow.watch.says(f"training ({method.name}): {method.steps} steps of {method.batch} images")
+    what = "rows" if method.rows else "images"
+    follow.watch.says(f"training ({method.name}): {method.steps} steps of {method.batch} {what}")
     made, cut = (begun, ()) if begun else started(model, seen, asked, follow)
     follow.begins("training")
     learned_levels = begun is not None or method.start == "post_training"
@@ -254,7 +256,7 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     vertical = network if isinstance(network, VerticalNetwork) else None
     network = network.top if isinstance(network, VerticalNetwork) else network
     made = made._replace(quantized=network, used_images=True)
-    notes = (*otherwise, *report.notes, told_of(report))
+    notes = (*otherwise, *report.notes, told_of(report, what))
     for note in notes:
         follow.watch.says(note)
     result = verdict(job, made, images, held_out, (*cut, *notes))
@@ -268,7 +270,7 @@ def taught_by(
     job: TrainingJob, made: Quantized, images: ImagesApart
 ) -> tuple[QuantizedModel | VerticalNetwork, TrainingReport]:
     """The student, or all of them where a method teaches many widths; and how that went."""
-    shown = (made.quantized, made.reference, images.seen.images, images.held_out.images)
+    shown = (made.quantized, made.reference, images.seen.array, images.held_out.array)
     key, told = training_key(job.asked.seed), job.follow
     kept = {"machine": job.machine, "place": told.place, "watch": told.watch}
     if job.method.student.widths:
@@ -305,6 +307,9 @@ def lessons_of(method: Training) -> int:
 
 def making_for(model: Model, method: Training, asked: Asked) -> ImageBudget:
     """How many images are made, and how; noise for a network without statistics."""
+    if makes_rows(model):
+        chosen = method_of(model, "best", asked.task)
+        return ImageBudget(chosen, asked.n or method.n or ROWS["best"], 0)
     found = image_budget("best", model.contract, learned=True)
     generated, ours = isinstance(method.images, GeneratedImages), offer_of(method.recipe).ours
     if generated and ours:
@@ -340,10 +345,10 @@ def started(
     return made, cut
 
 
-def told_of(report: TrainingReport) -> str:
-    """How training went, in a sentence."""
+def told_of(report: TrainingReport, what: str) -> str:
+    """How training went on images or rows, in a sentence."""
     moved = f"{100 * report.changed:.2g} % of the codes changed"
-    gap = f"on held-out images outputs went from {report.before:.4g} to {report.after:.4g} apart"
+    gap = f"on held-out {what} outputs went from {report.before:.4g} to {report.after:.4g} apart"
     if report.kept:
         return f"trained {report.steps} steps ({report.method}): {gap}, {moved}"
     return f"the start is kept: training made it worse ({gap}, {moved})"
@@ -360,8 +365,8 @@ def verdict(
     model, asked, follow = job.model, job.asked, job.follow
     judges = judges_of(model, made, asked, follow)
     loss = expected(made, model, judges, asked.accuracy)
-    found = analyze(made.reference, made.quantized, probes.images, task=asked.task)
-    shared = shared_grids(made.quantized, probes.images)
+    found = analyze(made.reference, made.quantized, probes.array, task=asked.task)
+    shared = shared_grids(made.quantized, probes.array)
     found = dataclasses.replace(found, shared_grids=shared, given=images.given)
     found = with_costs(judged(found, judges, loss), made, probes, asked, follow)
     report = qualified(found, images)

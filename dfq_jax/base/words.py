@@ -76,6 +76,7 @@ TrainingName = Literal[
     "synq",
     "quantface",
     "ait",
+    "zsaq",
 ]
 """How a network is trained without data."""
 ObserverName = Literal[

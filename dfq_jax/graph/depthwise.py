@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.ops import Conv2d, Pair
-from dfq_jax.graph.phases import gathered, shifts
+from dfq_jax.graph.phases import Sizes, gathered, shifts
 
 Images = Shaped[Array, "n h w c"]
 Kernel = Shaped[Array, "kh kw one c"]
@@ -46,7 +46,7 @@ def sum_of_shifts(x: Images, kernel: Kernel, op: Conv2d) -> Output:
     return total
 
 
-def scaled(x: Output, kernel: Kernel, entry: Pair) -> Output:
+def scaled(x: Output, kernel: Kernel, entry: Sizes) -> Output:
     """`x * kernel[*entry, 0]`, which is quicker to trace so."""
     (i, j), channels = entry, kernel.shape[3]
     factors = lax.slice(kernel, (i, j, 0, 0), (i + 1, j + 1, 1, channels))

@@ -5,37 +5,37 @@ Forwards each window gathers from its pixels; backwards each pixel from the wind
 
 from collections.abc import Callable
 from itertools import product
+from operator import add, mul
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.ops import Conv2d, MaxPool, Pair
+from dfq_jax.graph.volume_ops import Conv3d
 
+Sizes = tuple[int, ...]
+"""Numbers of rows and columns; of volumes planes come first."""
 PhaseShare = Callable[[int, int, tuple[Array, ...]], Array]
 """(row and column of a window's entry, what is known of the windows) -> its part of a gradient."""
 
 
 def shifts(
-    padded: Shaped[Array, "n ph pw c"], op: Conv2d | MaxPool, window: Pair
-) -> dict[Pair, Shaped[Array, "n oh ow c"]]:
-    """{(row, column) of an entry: that entry of all windows}, row by row."""
-    (kh, kw), (sh, sw), (dh, dw) = window, op.strides, op.dilation
-    rows = (padded.shape[1] - dh * (kh - 1) - 1) // sh * sh + 1
-    columns = (padded.shape[2] - dw * (kw - 1) - 1) // sw * sw + 1
-    return {
-        (i, j): piece(padded, (i * dh, j * dw), (rows, columns), (sh, sw))
-        for i, j in product(range(kh), range(kw))
-    }
+    padded: Shaped[Array, "n *space c"], op: Conv2d | Conv3d | MaxPool, window: Sizes
+) -> dict[Sizes, Shaped[Array, "n *out c"]]:
+    """{(row, column) of an entry: that entry of all windows}, row by row; of volumes planes too."""
+    axes = zip(padded.shape[1:-1], window, op.strides, op.dilation, strict=True)
+    sizes = tuple((n - d * (k - 1) - 1) // s * s + 1 for n, k, s, d in axes)
+    starts = {at: tuple(map(mul, at, op.dilation)) for at in product(*map(range, window))}
+    return {at: piece(padded, start, sizes, op.strides) for at, start in starts.items()}
 
 
 def piece(
-    x: Shaped[Array, "n h w c"], start: Pair, size: Pair, strides: Pair = (1, 1)
-) -> Shaped[Array, "n oh ow c"]:
-    """`x[:, top : top + rows : sh, left : left + columns : sw]`, which is quicker to trace so."""
-    (top, left), (rows, columns) = start, size
-    first, last = (0, top, left, 0), (x.shape[0], top + rows, left + columns, x.shape[3])
-    return lax.slice(x, first, last, (1, *strides, 1))
+    x: Shaped[Array, "n *space c"], start: Sizes, size: Sizes, strides: Sizes = (1, 1)
+) -> Shaped[Array, "n *out c"]:
+    """`x[:, start : start + size : stride, ...]` along all axes but the outer two."""
+    last = map(add, start, size)
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *last, x.shape[-1]), (1, *strides, 1))
 
 
 def gathered(

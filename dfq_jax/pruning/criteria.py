@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.base.words import CriterionName
 from dfq_jax.graph.evaluate import evaluate
@@ -173,7 +173,7 @@ class ChannelMoments(NamedTuple):
 
 
 def channel_moments(
-    model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
+    model: Model, names: tuple[str, ...], images: Shaped[Array, "n ..."]
 ) -> dict[str, ChannelMoments]:
     """Means and covariances of the channels of some tensors."""
     sums: dict[str, np.ndarray] = {}
@@ -227,7 +227,7 @@ def by_gradients(subject: Subject, p: float) -> SetScores:
 
 
 def column_products(
-    model: Model, images: Float[Array, "n h w c"], *, names: tuple[str, ...]
+    model: Model, images: Shaped[Array, "n ..."], *, names: tuple[str, ...]
 ) -> dict[str, Float[Array, "n _"]]:
     """`sum_v v dL/dv` of each column of some kernels, for every image."""
     kernels = {name: model.params[name]["kernel"] for name in names}

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from dfq_jax.base.words import Channels
 from dfq_jax.errors import UsageError
@@ -29,14 +29,14 @@ class Subject:
 
     Attributes:
       model: with its batch norms in place.
-      images: normalised, for what looks at images; None where nothing does.
+      images: normalised, or rows of ids, for what looks at some; None where nothing does.
     """
 
     model: Model
-    images: Float[Array, "n h w c"] | None = None
+    images: Shaped[Array, "n ..."] | None = None
 
     @property
-    def seen(self) -> Float[Array, "n h w c"]:
+    def seen(self) -> Shaped[Array, "n ..."]:
         """The images.
 
         Raises:
@@ -49,7 +49,7 @@ class Subject:
             )
         return self.images
 
-    def showing(self, images: Float[Array, "n h w c"] | None) -> "Subject":
+    def showing(self, images: Shaped[Array, "n ..."] | None) -> "Subject":
         """The same network with images; what is known of it already is not found again."""
         other = Subject(self.model, images)
         of_model = ("coupled", "folded", "expected")

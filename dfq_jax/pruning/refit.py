@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dfq_jax.graph.graph import Model, Node
-from dfq_jax.graph.ops import WEIGHTED, BatchNorm, Conv2d, Linear
+from dfq_jax.graph.ops import WEIGHTED, BatchNorm
 from dfq_jax.graph.query import consumers
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots
@@ -22,7 +22,7 @@ from dfq_jax.numerics.regression import refitted, too_wide
 from dfq_jax.passes.select import Kept, standing
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.quantization.node_by_node import BATCH, apply_float
-from dfq_jax.quantization.second_moments import moments_of
+from dfq_jax.quantization.second_moments import WindowLayer, moments_of
 
 MOST_RATIO = 16.0
 """Largest factor of a re-estimated variance, and its reciprocal the smallest."""
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     """
 
     name: str
-    op: Conv2d | Linear
+    op: WindowLayer
     whole: Float[np.ndarray, "..."]
     start: Float[np.ndarray, "..."]
     left: Kept
@@ -97,7 +97,7 @@ def refit(
         losing = any(not stays[v].all() for each in axes.values() for v in each)
         if not (losing or everywhere) and all(x.rough is x.exact for x in args):
             return Both(exact, exact)
-        if mend is not None and isinstance(node.op, Conv2d | Linear):
+        if mend is not None and isinstance(node.op, WindowLayer):
             read, written = (stays[v] for v in axes["kernel"][-2:])
             start = np.asarray(slots["kernel"], np.float64)
             whole = np.asarray(original["kernel"], np.float64) * written

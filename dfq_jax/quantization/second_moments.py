@@ -11,14 +11,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from dfq_jax.errors import PlanError
-from dfq_jax.graph.ops import Conv2d, Linear
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear
 from dfq_jax.graph.phases import shifts
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 
 ExactAndRough = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
+WindowLayer = Conv2d | ConvTranspose2d | Conv3d | Linear
+"""Layers as sums over windows."""
 MOST_VALUES = 2**25
 """Numbers that unfolded windows may take at a time."""
 
@@ -57,14 +61,14 @@ class Grams(NamedTuple):
 
 
 def moments_of(
-    op: Conv2d | Linear,
+    op: WindowLayer,
     kernel: tuple[int, ...],
     read: Iterable[ExactAndRough],
     inputs: tuple[Affine, Grid] | None,
 ) -> tuple[Grams, Float[Array, ""]]:
     """Second moments over all images and positions, a few images at a time; and their number."""
     affine, grid = (None, None) if inputs is None else inputs
-    window = prod(kernel[:2]) if isinstance(op, Conv2d) else 1
+    window = prod(kernel[:-2]) * (prod(op.strides) if isinstance(op, ConvTranspose2d) else 1)
     total = None
     for rough, exact in read:
         size = images_at_a_time(rough, window)
@@ -87,7 +91,7 @@ def second_moments(
     rough: Float[Array, "n ..."],
     exact: Float[Array, "n ..."],
     affine: Affine | None,
-    op: Conv2d | Linear,
+    op: WindowLayer,
     kernel: tuple[int, ...],
     grid: Grid | None,
 ) -> tuple[Grams, Float[Array, ""]]:
@@ -101,15 +105,32 @@ def second_moments(
 
 
 def unfolded(
-    x: Float[Array, "n ..."], op: Conv2d | Linear, kernel: tuple[int, ...]
+    x: Float[Array, "n ..."], op: WindowLayer, kernel: tuple[int, ...]
 ) -> Float[Array, "rows g k"]:
     """What each output position reads, by group, in the order of the kernel's entries."""
     if isinstance(op, Linear):
         return x.reshape(-1, 1, x.shape[-1])
-    padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
-    entries = jnp.stack(list(shifts(padded, op, (kernel[0], kernel[1])).values()))
-    split = entries.reshape(entries.shape[0], -1, op.groups, kernel[2])
+    if isinstance(op, ConvTranspose2d):
+        entries = jnp.stack(list(painted(x, op, kernel[:-2])))
+    else:
+        padded = jnp.pad(x, ((0, 0), *op.padding, (0, 0)))
+        entries = jnp.stack(list(shifts(padded, op, kernel[:-2]).values()))
+    split = entries.reshape(entries.shape[0], -1, op.groups, kernel[-2])
     return jnp.moveaxis(split, 0, 2).reshape(split.shape[1], op.groups, -1)
+
+
+def painted(
+    x: Float[Array, "n h w c"], op: ConvTranspose2d, window: tuple[int, ...]
+) -> Iterator[Float[Array, "n oh ow c"]]:
+    """For each entry of a transposed kernel the pixels it is applied to, zero where there is none.
+
+    It is a convolution, its kernel turned round, of pixels with zeros between them.
+    """
+    reach = tuple(d * (k - 1) for d, k in zip(op.dilation, window, strict=True))
+    edges = zip(reach, op.padding, op.extra, op.strides, strict=True)
+    spaces = [(r - low, r - high + extra, s - 1) for r, (low, high), extra, s in edges]
+    apart = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *spaces, (0, 0, 0)))
+    yield from reversed(shifts(apart, Conv2d(dilation=op.dilation), window).values())
 
 
 def pieces(data: Float[np.ndarray, "..."], size: int) -> Iterator[Float[np.ndarray, "..."]]:

@@ -14,11 +14,13 @@ from dfq_jax.synthesis.sources.augment import flip
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import block_outputs, distillation, feature_gap, score_gap
-from dfq_jax.training.method import AtFactor, FixedImages, Training, rates_apart, to_zero
+from dfq_jax.training.method import AtFactor, FixedImages, FixedRows, Training, rates_apart, to_zero
 from dfq_jax.training.student import StudentKind
 
 IMAGES = 1024
 """As many as are made to learn from."""
+ROWS = 128
+"""Rows of ids or values, where a network reads such."""
 
 
 def best_training(
@@ -31,6 +33,7 @@ def best_training(
     features: float = 1.0,
     average: float | None = None,
     classes: bool = True,
+    rows: bool = False,
 ) -> Training:
     """LSQ from a post-training result, on images of ours mirrored at random.
 
@@ -44,6 +47,8 @@ def best_training(
       average: weight of the past in the average that the result is; None for the last step.
       classes: whether outputs are scores of classes; the squared gap of outputs where they are
         not.
+      rows: whether the network reads ids or plain values: it is shown rows as they are, those that
+        a language model wrote itself.
     """
     weights: AtFactor = to_zero(optax.adam, learning_rate, steps)
     own_units: AtFactor = to_zero(optax.adam, step_rate, steps, relative=True)
@@ -52,14 +57,14 @@ def best_training(
         steps=steps,
         batch=batch,
         student=StudentKind(learned_steps(scaled=False), learned_steps(scaled=False, images=True)),
-        images=FixedImages(flip(together=False)),
+        images=FixedRows() if rows else FixedImages(flip(together=False)),
         terms=best_losses(temperature, features, classes=classes),
         optimizer=rates_apart(weights, own_units, own_units),
         watch=block_outputs,
         average=average,
         start="post_training",
         recipe="best_unlabelled",
-        n=IMAGES,
+        n=ROWS if rows else IMAGES,
     )
 
 

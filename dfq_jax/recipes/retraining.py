@@ -9,10 +9,10 @@ random. Rate, weight and windows were chosen on 5,000 training images of CIFAR-1
 
 import optax
 
-from dfq_jax.recipes.best_training import IMAGES, best_losses
+from dfq_jax.recipes.best_training import IMAGES, ROWS, best_losses
 from dfq_jax.synthesis.sources.augment import compose, cutmix, flip, resized_crop
 from dfq_jax.training.losses import block_outputs
-from dfq_jax.training.method import FixedImages, Training, to_zero
+from dfq_jax.training.method import FixedImages, FixedRows, Training, to_zero
 from dfq_jax.training.student import StudentKind
 
 PASTED = FixedImages(compose(resized_crop(smallest=0.5), flip(together=False), cutmix(chance=0.5)))
@@ -27,6 +27,7 @@ def retraining(
     temperature: float = 2.0,
     features: float = 20.0,
     classes: bool = True,
+    rows: bool = False,
 ) -> Training:
     """The training behind `dfq compress --train`.
 
@@ -38,16 +39,17 @@ def retraining(
       features: weight of what blocks put out; 0 for the outputs alone.
       classes: whether outputs are scores of classes; the squared gap of outputs where they are
         not.
+      rows: whether the network reads ids or plain values: it is shown rows as they are.
     """
     return Training(
         name="retraining",
         steps=steps,
         batch=batch,
         student=StudentKind(live=True),
-        images=PASTED,
+        images=FixedRows() if rows else PASTED,
         terms=best_losses(temperature, features, classes=classes),
         optimizer=to_zero(optax.adam, learning_rate, steps),
         watch=block_outputs,
         recipe="best_unlabelled",
-        n=IMAGES,
+        n=ROWS if rows else IMAGES,
     )

@@ -8,7 +8,7 @@ from dfq_jax.base.elsewhere import check_method
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.tasks import Embedding, Task, said_task
+from dfq_jax.graph.tasks import Embedding, Task, predicts_tokens, said_task
 from dfq_jax.numerics.bit_planes import TOP
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.passes.before_quantization import Surgery
@@ -30,11 +30,13 @@ from dfq_jax.recipes.pipeline import Pipeline, pipeline_for
 from dfq_jax.recipes.qimera import qimera
 from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.retraining import retraining
+from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.recipes.sizes import is_small
 from dfq_jax.recipes.synq import synq
 from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.recipes.zaq import zaq
 from dfq_jax.recipes.zhu import zhu
+from dfq_jax.recipes.zsaq import zsaq
 from dfq_jax.report.trust import judges_classes
 from dfq_jax.training.method import Training
 
@@ -57,6 +59,13 @@ class TrainingOffer(NamedTuple):
     shown: Callable[[Model, Examples], Any] | None = None
 
 
+def by_network(model: Model, task: Task | None = None) -> Mapping[str, Any]:
+    """What our student is told of a network: `by_outputs`, and whether it reads rows."""
+    if not makes_rows(model):
+        return by_outputs(model, task)
+    return {"classes": predicts_tokens(model), "rows": True, "features": 0.0, "batch": 8}
+
+
 def by_outputs(model: Model, task: Task | None = None) -> Mapping[str, Any]:
     """Whether a network's outputs are scores of classes; an embedding's are none."""
     return {"classes": judges_classes(model, task)}
@@ -68,7 +77,7 @@ GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
 SIGNS, WHOLE = "w1a8", "w8a8"
 """Kernels of signs; of 8 bits, of which fewer can be read."""
 TRAININGS: Mapping[str, TrainingOffer] = {
-    "best": TrainingOffer(best_training, suited=by_outputs),
+    "best": TrainingOffer(best_training, suited=by_network),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "qimera": TrainingOffer(qimera, {**GENERATED, "mixed": 500, "length": 100, "by_class": True}),
     "dsg_qat": TrainingOffer(dsg_qat, {**GENERATED, "kind": GDFQ_BY_CLASS}),
@@ -87,6 +96,7 @@ TRAININGS: Mapping[str, TrainingOffer] = {
     "synq": TrainingOffer(synq, {**FIXED, "attention": 4000.0, "hardest": 0.5}),
     "quantface": TrainingOffer(quantface, scheme="w6a6"),
     "ait": TrainingOffer(ait, {**GENERATED, "learning_rate": 1e-4, "kind": GDFQ_BY_CLASS}),
+    "zsaq": TrainingOffer(zsaq, scheme="w2a8"),
 }
 
 
@@ -125,7 +135,7 @@ def training_for(
     offer = TRAININGS[method]
     given = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
     if model is not None:
-        large = {} if is_small(model.contract) else offer.large
+        large = {} if is_small(model.input) else offer.large
         given = {**large, **(offer.suited(model, task) if offer.suited else {}), **given}
     if offer.shown is not None:
         if model is None or images is None or not images.given:
@@ -155,7 +165,7 @@ def retraining_for(model: Model, steps: int, task: Task | str | None = None) -> 
     """
     check_positive("train", steps)
     said = said_task(task)
-    return judged_as(retraining(steps=steps, **by_outputs(model, said)), said)
+    return judged_as(retraining(steps=steps, **by_network(model, said)), said)
 
 
 def check_positive(name: str, value: int | None) -> None:

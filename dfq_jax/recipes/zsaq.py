@@ -9,9 +9,15 @@ stand for. With a generator `phi`, a map `A` of its features, and a student `the
     phi   <- phi + a grad D(theta),   theta <- theta - b grad D(theta + rho g / |g|),  g = grad D
 """
 
+import optax
+
+from dfq_jax.recipes.best_training import ROWS
+from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.level_rules import as_calibrated
-from dfq_jax.training.soft_tokens import SoftTokenTraining
+from dfq_jax.training.losses import distillation
+from dfq_jax.training.method import SoftRows, Training, milestones
 from dfq_jax.training.student import StudentKind
+from dfq_jax.training.wrappers import sharpness_aware
 
 
 def zsaq(
@@ -21,7 +27,7 @@ def zsaq(
     learning_rate: float = 2e-4,
     generator_rate: float = 1e-5,
     reach: float = 0.05,
-) -> SoftTokenTraining:
+) -> Training:
     """ZSAQ, one step of the generator for each of the student.
 
     Args:
@@ -32,5 +38,15 @@ def zsaq(
       generator_rate: of the generator's and its map's.
       reach: rho; 0 for a student that descends where it is.
     """
-    student = StudentKind(kernels=as_calibrated())
-    return SoftTokenTraining("zsaq", steps, batch, student, learning_rate, generator_rate, reach)
+    return Training(
+        name="zsaq",
+        steps=steps,
+        batch=batch,
+        student=StudentKind(kernels=as_calibrated()),
+        images=SoftRows(milestones(optax.adam, generator_rate, ())),
+        terms=(Term("D", 1.0, distillation(), True),),
+        optimizer=milestones(optax.adam, learning_rate, ()),
+        wrappers=(sharpness_aware(reach=reach),) if reach else (),
+        start="post_training",
+        n=ROWS,
+    )

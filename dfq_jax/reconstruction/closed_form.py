@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.channels import by_group
@@ -32,6 +31,7 @@ from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.second_moments import (
     ExactAndRough,
     Grams,
+    WindowLayer,
     moments_of,
 )
 
@@ -90,7 +90,7 @@ def solved(
     node = model.graph.nodes[0]
     site = Site(node.name)
     spec = plan.spec(site)
-    if spec is None or not isinstance(node.op, Conv2d | Linear):
+    if spec is None or not isinstance(node.op, WindowLayer):
         return model, qparams
     data = Site(node.name, 0)
     edge = plan.spec(data)

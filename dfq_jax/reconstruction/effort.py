@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.ops import Conv2d, Linear
 from dfq_jax.graph.query import macs, output_shapes
 from dfq_jax.optim.progress import Metrics, Progress, Watcher
+from dfq_jax.quantization.second_moments import WindowLayer
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.footprint import Method
 from dfq_jax.reconstruction.method import batch_of
@@ -138,6 +138,6 @@ def moments_in(unit: Unit, reference: Model, shapes: Mapping[str, Shape]) -> Ite
     rounded = {site.node for site, _ in unit.plan.entries if site.argument is None}
     for name, canonical in unit.names.items():
         op = reference.graph.by_name[name].op if canonical in rounded else None
-        if isinstance(op, Conv2d | Linear):
+        if isinstance(op, WindowLayer):
             *window, _ = reference.params[name]["kernel"].shape
             yield 2 * positions(shapes[name]) * groups_of(op) * math.prod(window) ** 2

@@ -33,6 +33,7 @@ from dfq_jax.report.outputs import (
     tally,
 )
 from dfq_jax.report.trust import Confidence, Estimate, told_as_data
+from dfq_jax.types import InputContract
 
 MOST_TOLD = 5
 """Tensors that a message names."""
@@ -104,6 +105,7 @@ class Report:
         class scores.
       given: whether the user brought the images; else they were made from the network.
       task: what the network is for.
+      rows: whether these are rows of ids or values rather than images.
     """
 
     layers: tuple[LayerReport, ...]
@@ -124,13 +126,17 @@ class Report:
     given: bool = False
     not_finite: tuple[str, ...] = ()
     task: Task | None = None
+    rows: bool = False
 
     @property
     def held_out(self) -> str:
         """What the numbers were measured on, in words that follow their count."""
-        if isinstance(self.task, LanguageModel):
-            return "of your rows, held out" if self.given else "held-out rows of text"
-        return "of your images, held out" if self.given else "held-out synthetic images"
+        text = isinstance(self.task, LanguageModel)
+        if self.given:
+            return f"of your {'rows' if text or self.rows else 'images'}, held out"
+        if text:
+            return "held-out rows of text"
+        return f"held-out {'random rows' if self.rows else 'synthetic images'}"
 
     @property
     def whose(self) -> str:
@@ -171,7 +177,7 @@ class Report:
             told = "; ".join(self.faults)
             return (
                 f"the integer network is no longer the float one: {told}, on {self.images} "
-                "held-out images"
+                f"held-out {'rows' if self.rows else 'images'}"
             )
         enough = self.classes > 1 or self.sqnr >= LEAST_SQNR
         if self.outputs or (self.agreement >= COLLAPSED and enough):
@@ -269,6 +275,7 @@ def analyze(
         in_float=float_kinds(reference.graph),
         outputs=outputs,
         task=aim,
+        rows=not isinstance(reference.inputs[0], InputContract),
     )
 
 

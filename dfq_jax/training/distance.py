@@ -3,23 +3,24 @@
 from functools import partial
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.tasks import predicts_tokens
 from dfq_jax.numerics.softmax import divergence
 from dfq_jax.quantization.narrowing import gap_of
 from dfq_jax.quantization.simulate import QuantizedModel, simulation_hook
 from dfq_jax.training.losses import directions_between
 
-JUDGED = 64
-"""Images that are judged together."""
+JUDGED, ROWS = 64, 8
+"""Images, and rows of tokens, that are judged together."""
 
 
 def distance(
     teacher: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     *,
     directions: bool = False,
 ) -> float:
@@ -28,10 +29,11 @@ def distance(
     Args:
       teacher: the float network.
       quantized: on its levels.
-      images: normalised; `JUDGED` at a time.
+      images: normalised, or rows of ids.
       directions: outputs count as directions, not as scores or values.
     """
-    rows = [images[i : i + JUDGED] for i in range(0, len(images), JUDGED)]
+    size = ROWS if predicts_tokens(teacher) else JUDGED
+    rows = [images[i : i + size] for i in range(0, len(images), size)]
     apart = lambda x: float(gap(teacher, quantized, x, directions)) * len(x)
     return sum(apart(x) for x in rows) / len(images)
 
@@ -40,7 +42,7 @@ def distance(
 def gap(
     teacher: Model,
     quantized: QuantizedModel,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     directions: bool = False,
 ) -> Float[Array, ""]:
     """`distance` on a batch."""
@@ -50,6 +52,6 @@ def gap(
     )[0]
     if directions:
         return directions_between(exact[0], rough[0])
-    if exact[0].ndim == 2 and exact[0].shape[1] > 1:
+    if predicts_tokens(teacher) or (exact[0].ndim == 2 and exact[0].shape[1] > 1):
         return divergence(exact[0], rough[0])
     return gap_of(rough, exact)

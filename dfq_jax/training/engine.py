@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from dfq_jax.base.parallel import HERE, Machine, at_home
 from dfq_jax.errors import DivergedError
@@ -38,10 +38,11 @@ from dfq_jax.training.images import (
     Taught,
     rows_at_steps,
 )
-from dfq_jax.training.method import GeneratedImages, Training
+from dfq_jax.training.method import GeneratedImages, SoftRows, Training
 from dfq_jax.training.objectives import step_of
 from dfq_jax.training.on_machine import check_machine, on_devices
 from dfq_jax.training.own_norms import begun_student
+from dfq_jax.training.soft_tokens import generator_at_first, table_of
 from dfq_jax.training.student import (
     StudentStart,
     finished,
@@ -64,7 +65,8 @@ class TrainingReport(NamedTuple):
       method: its name.
       steps: of the student.
       before: how far its outputs were from the teacher's on held-out images at the start: KL in
-        nats for a classifier, else squared error in units of their power, or of directions.
+        nats for a classifier or the next token, else squared error in units of their power, or of
+        directions.
       after: the same at the end.
       kept: whether that was better, and kept.
       changed: share of the kernels' codes that are not what they were at the start.
@@ -85,8 +87,8 @@ class TrainingReport(NamedTuple):
 def trained(
     quantized: QuantizedModel,
     teacher: Model,
-    images: Float[Array, "n h w c"],
-    held_out: Float[Array, "m h w c"],
+    images: Shaped[Array, "n ..."],
+    held_out: Shaped[Array, "m ..."],
     method: Training,
     key: Key[Array, ""],
     *,
@@ -100,7 +102,7 @@ def trained(
     Args:
       quantized: where the student begins.
       teacher: the float network, node for node the same.
-      images: normalised, as 8-bit pixels can tell them; a generator needs none.
+      images: normalised, as 8-bit pixels can tell them, or rows of ids; a generator needs none.
       held_out: others, that judge.
       method: who learns what from whom.
       key: the only source of randomness.
@@ -183,10 +185,12 @@ def taught_of(
     teacher: Model,
     unfolded: Model | None,
     start: StudentStart,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     key: Key[Array, ""],
 ) -> Taught:
     """What all players are given."""
+    if method.rows:
+        return Taught(teacher, None, {}, start, jnp.asarray(images))
     contract = teacher.contract
     if not isinstance(method.images, GeneratedImages):
         pixels = jnp.asarray(to_pixels(images, contract))
@@ -204,6 +208,8 @@ def taught_of(
 
 def remembered_at_first(method: Training, taught: Taught) -> dict[str, PyTree]:
     """What the generator's terms remember before the first step, if there is one."""
+    if isinstance(method.images, SoftRows):
+        return {GENERATOR: ()}
     if not isinstance(method.images, GeneratedImages):
         return {}
     classes = classes_of(taught.teacher)
@@ -212,6 +218,8 @@ def remembered_at_first(method: Training, taught: Taught) -> dict[str, PyTree]:
 
 def generators(method: Training, taught: Taught, key: Key[Array, ""]) -> dict[str, PyTree]:
     """The generator before its first step, if there is one."""
+    if isinstance(method.images, SoftRows):
+        return {GENERATOR: generator_at_first(taught.teacher, table_of(taught.teacher))}
     if not isinstance(method.images, GeneratedImages):
         return {}
     teacher, classes = taught.teacher, classes_of(taught.teacher)

@@ -1,12 +1,13 @@
 """What players are shown: rows of a fixed set, or what a generator makes at the moment."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt8
 
 from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.graph.evaluate import apply_tiled, evaluate
@@ -22,8 +23,15 @@ from dfq_jax.training.generator import GeneratorKind, generated_images
 from dfq_jax.training.gradient_levels import with_gradients_on
 from dfq_jax.training.level_rules import DONE, Share
 from dfq_jax.training.losses import Answers, Lesson
-from dfq_jax.training.method import FixedImages, GeneratedImages, Training
+from dfq_jax.training.method import (
+    FixedImages,
+    FixedRows,
+    GeneratedImages,
+    SoftRows,
+    Training,
+)
 from dfq_jax.training.on_machine import layers_on, over_devices
+from dfq_jax.training.soft_tokens import behind_table, soft_tokens, table_of
 from dfq_jax.training.student import (
     StudentStart,
     float_student,
@@ -60,7 +68,8 @@ class Taught(NamedTuple):
       unfolded: the same with its batch norms, where a generator matches their statistics.
       targets: these statistics.
       start: what of the student is not trained.
-      pixels: of a fixed set, on the device as bytes; empty where images are generated.
+      pixels: of a fixed set, on the device as bytes, or its rows of ids; empty where images are
+        generated.
       stays: {tensor: positions along its last axis that the student has}, where it has fewer.
       shared: what a generator's terms share, found once.
       labels: of the images of a fixed set; None for what the teacher says of them.
@@ -70,7 +79,7 @@ class Taught(NamedTuple):
     unfolded: Model | None
     targets: Targets
     start: StudentStart
-    pixels: UInt8[Array, "..."]
+    pixels: Shaped[Array, "..."]
     stays: Mapping[str, Int[Array, " _"]] = {}
     shared: Any = ()
     labels: Float[Array, "n classes"] | None = None
@@ -80,11 +89,11 @@ class ShownImages(NamedTuple):
     """A batch.
 
     Attributes:
-      images: normalised.
+      images: normalised; rows of ids, or what stands for them, as they are.
       labels: what they were made for; None where nobody said.
     """
 
-    images: Float[Array, "b h w c"]
+    images: Shaped[Array, "b ..."]
     labels: Float[Array, "b classes"] | None
 
 
@@ -100,8 +109,12 @@ def shown_images(
       generator: what it has learned so far; else None.
       key: for augmentation and codes.
     """
-    method, contract = course.method, taught.teacher.contract
+    method = course.method
     source = method.images
+    if isinstance(source, FixedRows | SoftRows):
+        shown = shown_rows(source, taught, taught.pixels[rows], generator)
+        return jax.lax.stop_gradient(over_devices(shown, course.machine))
+    contract = taught.teacher.contract
     match source:
         case FixedImages(augment):
             natural = to_natural(normalised(taught.pixels[rows], contract), contract)
@@ -117,6 +130,14 @@ def shown_images(
             images = source.augment(jax.random.fold_in(key, 1), images)
     shown = ShownImages(from_natural(images, contract), labels)
     return jax.lax.stop_gradient(over_devices(shown, course.machine))
+
+
+def shown_rows(
+    source: FixedRows | SoftRows, taught: Taught, rows: Shaped[Array, "b ..."], generator: Any
+) -> ShownImages:
+    """Rows as they are, or what a generator makes of them; nobody asks for their labels."""
+    made = soft_tokens(generator, taught.teacher, rows) if isinstance(source, SoftRows) else rows
+    return ShownImages(made, jnp.zeros((len(rows), 0)))
 
 
 def said(taught: Taught, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
@@ -191,6 +212,19 @@ def generator_loss(
     return loss, ({**parts, "alike": alike}, memory)
 
 
+def soft_row_loss(
+    course: Course, x: PyTree, context: Among, now: Now
+) -> tuple[Float[Array, ""], tuple[Mapping[str, Array], PyTree]]:
+    """`-D`: what makes soft tokens climbs what the student descends."""
+    fed: Any = context.context
+    taught: Taught = fed.context
+    rows = soft_tokens(x, taught.teacher, taught.pixels[fed.at(now.step)])
+    both = both_answers(course, taught, context.others[STUDENT], rows, StudentNow({}))
+    lesson = Lesson(rows, jnp.zeros((len(rows), 0)), both.teacher, both.student, now.key)
+    apart, _ = weighted(course.method.terms, lesson)
+    return -apart, ({"apart": apart}, ())
+
+
 class StudentNow(NamedTuple):
     """Where a student is.
 
@@ -220,7 +254,7 @@ class BothAnswers(NamedTuple):
 
 
 def both_answers(
-    course: Course, taught: Taught, x: PyTree, images: Float[Array, "b h w c"], now: StudentNow
+    course: Course, taught: Taught, x: PyTree, images: Shaped[Array, "b ..."], now: StudentNow
 ) -> BothAnswers:
     """What both networks make of a batch.
 
@@ -228,24 +262,31 @@ def both_answers(
       course: who learns, on which levels.
       taught: what all players are given.
       x: what the student trains.
-      images: normalised.
+      images: normalised, or rows of ids; of soft rows what stands for them.
       now: where the student is.
     """
     kind, plan = course.method.student, course.plan
+    soft = isinstance(course.method.images, SoftRows)
+    read = partial(behind_table, table=table_of(taught.teacher)) if soft else whole_network
     watched, followed = course.method.watch(taught.teacher.graph), tensors_of(now.ranges)
     apply = layers_on(course.machine)
-    (exact, *_), hints = evaluate(taught.teacher, images, taps=watched, apply=apply)
+    (exact, *_), hints = evaluate(read(taught.teacher), images, taps=watched, apply=apply)
     hook = student_hook(kind, plan, x, taught.start, now.ranges, now.taken)
     model = float_student(kind, x, taught.start, now.taken)
     taps = tuple(dict.fromkeys((*watched, *followed)))
     if (bits := course.method.gradient_bits) is not None and now.key is not None:
         apply = with_gradients_on(apply, bits, now.key)
-    (rough, *_), found = evaluate(model, images, taps=taps, hook=hook, apply=apply)
+    (rough, *_), found = evaluate(read(model), images, taps=taps, hook=hook, apply=apply)
     hints = {k: v[..., taught.stays[k]] if k in taught.stays else v for k, v in hints.items()}
     seen = {name: found[name] for name in watched}
     rounded = with_rounded_kernels(kind, plan, x, taught.start, model)
     teacher, student = Answers(exact, hints, taught.teacher), Answers(rough, seen, rounded)
     return BothAnswers(teacher, student, found)
+
+
+def whole_network(model: Model) -> Model:
+    """All of a network, which reads what it always does."""
+    return model
 
 
 def share_taken(method: Training, step: Int[Array, ""], times: int) -> Float[Array, ""]:

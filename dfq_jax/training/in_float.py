@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
@@ -41,8 +41,8 @@ NO_LEVELS = Plan((), (), Scheme(8, None), "zsq_all_low")
 def trained_in_float(
     model: Model,
     teacher: Model,
-    images: Float[Array, "n h w c"],
-    held_out: Float[Array, "m h w c"],
+    images: Shaped[Array, "n ..."],
+    held_out: Shaped[Array, "m ..."],
     method: Training,
     key: Key[Array, ""],
     *,
@@ -56,7 +56,7 @@ def trained_in_float(
     Args:
       model: where the student begins, with its batch norms in place.
       teacher: the network it learns from, with the same nodes, whose layers may be wider.
-      images: normalised, as 8-bit pixels can tell them.
+      images: normalised, as 8-bit pixels can tell them; or rows of ids.
       held_out: others, that judge.
       method: by which losses and steps it learns; its kind of student is of networks on levels, and
         is not looked at.
@@ -92,7 +92,7 @@ def trained_in_float(
     return norms_following(model, made, images) if kept else model, TrainingReport(*told)
 
 
-def norms_following(before: Model, after: Model, images: Float[Array, "n h w c"]) -> Model:
+def norms_following(before: Model, after: Model, images: Shaped[Array, "n ..."]) -> Model:
     """A network whose norms have the statistics that they now meet, and compute what they did.
 
         (x - m) / sqrt(v + e) g + b = (x - m') / sqrt(v' + e) g' + b'
@@ -132,7 +132,7 @@ def restated(slots: Slots, eps: float, was: HostMoments, now: HostMoments) -> Sl
 
 
 def moments_of_tensors(
-    model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
+    model: Model, names: tuple[str, ...], images: Shaped[Array, "n ..."]
 ) -> dict[str, HostMoments]:
     """{tensor: mean and variance of its channels over images and positions}."""
     sums = [means_of(model, names, batch) for batch in in_whole_batches(images)]
@@ -143,7 +143,7 @@ def moments_of_tensors(
 
 @partial(jax.jit, static_argnums=1)
 def means_of(
-    model: Model, names: tuple[str, ...], images: Float[Array, "n h w c"]
+    model: Model, names: tuple[str, ...], images: Shaped[Array, "n ..."]
 ) -> dict[str, tuple[Array, Array]]:
     """{tensor: means of each channel and of its square}."""
     _, taps = evaluate(model, images, taps=names)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from dfq_jax.graph.cuts import blocks
 from dfq_jax.graph.graph import Graph, Model
@@ -44,14 +44,14 @@ class Lesson(NamedTuple):
     """Everything a loss of training may look at.
 
     Attributes:
-      images: what both networks were shown, normalised.
+      images: what both networks were shown, normalised; rows of ids as they are.
       labels: one-hot or soft; what the teacher says, where images were made for none.
       teacher: what it makes of them.
       student: likewise.
       key: fresh randomness for this step.
     """
 
-    images: Float[Array, "b h w c"]
+    images: Shaped[Array, "b ..."]
     labels: Float[Array, "b classes"]
     teacher: Answers
     student: Answers

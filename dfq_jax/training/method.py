@@ -75,6 +75,26 @@ class GeneratedImages(NamedTuple):
     augment: Augment = unchanged
 
 
+class FixedRows(NamedTuple):
+    """Rows of ids of a fixed set, each shown once an epoch as it is: for networks of tokens."""
+
+
+class SoftRows(NamedTuple):
+    """Rows that a copy of the teacher makes of rows of ids, one step of it for each of the student.
+
+    It climbs what the student descends; see `training.soft_tokens`.
+
+    Attributes:
+      optimizer: of the copy and of its table.
+    """
+
+    optimizer: AtFactor
+
+
+ImageSource = FixedImages | GeneratedImages | FixedRows | SoftRows
+"""Where what players are shown comes from."""
+
+
 class Training(NamedTuple):
     """Everything a paper on training without data decides: equal to any that says the same.
 
@@ -111,7 +131,7 @@ class Training(NamedTuple):
     steps: int
     batch: int
     student: StudentKind
-    images: FixedImages | GeneratedImages
+    images: ImageSource
     terms: tuple[Term, ...]
     optimizer: AtFactor
     watch: Watch = nothing_watched
@@ -137,6 +157,11 @@ class Training(NamedTuple):
         """Its terms that need a classifier."""
         own = self.images.terms if isinstance(self.images, GeneratedImages) else ()
         return tuple(term.name for term in (*self.terms, *own) if term.classes)
+
+    @property
+    def rows(self) -> bool:
+        """Whether it shows rows of ids, not images."""
+        return isinstance(self.images, FixedRows | SoftRows)
 
     @property
     def rounds(self) -> int:

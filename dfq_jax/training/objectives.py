@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from dfq_jax.optim.chunk_data import Fed
 from dfq_jax.optim.steps import Among, Moving, Now, Player, Step, descent, in_turn
@@ -23,10 +23,11 @@ from dfq_jax.training.images import (
     said,
     share_taken,
     shown_images,
+    soft_row_loss,
 )
 from dfq_jax.training.inflation import Inflation, inflated
 from dfq_jax.training.losses import Lesson
-from dfq_jax.training.method import GeneratedImages, Projection
+from dfq_jax.training.method import GeneratedImages, Projection, SoftRows
 from dfq_jax.training.student import (
     kernel_codes,
     share_changed,
@@ -47,6 +48,9 @@ def step_of(course: Course, factor: float) -> Step:
     if method.project is not None:
         student = projected(method.project, student)
     source = method.images
+    if isinstance(source, SoftRows):
+        maker = descent(bound(soft_row_loss, course), bound(source.optimizer, factor))
+        return in_turn(Player(GENERATOR, maker), Player(STUDENT, student))
     if not isinstance(source, GeneratedImages):
         return in_turn(Player(STUDENT, student))
     generator = descent(bound(generator_loss, course), bound(source.optimizer, factor))
@@ -115,7 +119,7 @@ class ToldBeside(NamedTuple):
 
 
 def lesson_loss(
-    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
+    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Shaped[Array, "b ..."]
 ) -> LossParts:
     """The weighted terms of one lesson; of students of many widths those of all, added up."""
     loss, heard = one_lesson(course, taught, told, x, images)
@@ -134,7 +138,7 @@ def lesson_loss(
 
 
 def one_lesson(
-    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Float[Array, "b h w c"]
+    course: Course, taught: Taught, told: ToldBeside, x: PyTree, images: Shaped[Array, "b ..."]
 ) -> LossParts:
     """The weighted terms of one lesson of one student."""
     both = both_answers(course, taught, x, images, told.now)

@@ -16,7 +16,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.evaluate import chained, evaluate
 from dfq_jax.graph.graph import Model, Node
@@ -47,7 +47,7 @@ def begun_student(
     kind: StudentKind,
     quantized: QuantizedModel,
     unfolded: Model | None,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
 ) -> StudentStart:
     """What of a student is not trained, with norms of its own where its kind says so.
 

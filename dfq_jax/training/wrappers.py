@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from dfq_jax.values import Bound, bound
 
@@ -28,9 +28,9 @@ class Heard(NamedTuple):
 
 LossParts = tuple[Float[Array, ""], Heard]
 """A loss, and what there is to know of it."""
-Shown = Callable[[PyTree, Float[Array, "b h w c"]], LossParts]
+Shown = Callable[[PyTree, Shaped[Array, "b ..."]], LossParts]
 """The loss of variables on images."""
-Wrapper = Callable[[Shown, PyTree, Float[Array, "b h w c"]], LossParts]
+Wrapper = Callable[[Shown, PyTree, Shaped[Array, "b ..."]], LossParts]
 """(loss, variables, images) -> the loss that is descended, and what there is to know."""
 
 

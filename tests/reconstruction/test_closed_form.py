@@ -7,7 +7,9 @@ import pytest
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.lowering import convolve
-from dfq_jax.graph.ops import Conv2d, Linear
+from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear
+from dfq_jax.graph.semantics import apply_op
+from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.numerics.affine import Affine, Grid, fake_quantize
 from dfq_jax.numerics.ranges import Lp, weight_affine
 from dfq_jax.passes.fold import fold_batch_norm
@@ -33,17 +35,22 @@ OPERATORS = {
     "dilated": (Conv2d(dilation=(2, 1)), (2, 3, 6, 4)),
     "groups": (Conv2d(groups=2), (3, 3, 3, 4)),
     "depthwise": (Conv2d(groups=6), (3, 3, 1, 12)),
+    "transposed": (
+        ConvTranspose2d((2, 3), ((1, 0), (0, 2)), 2, (2, 1), (1, 0)),
+        (3, 2, 3, 4),
+    ),
+    "volume": (Conv3d((1, 2, 1), ((1, 0), (0, 1), (2, 0)), 2, (1, 1, 2)), (2, 3, 2, 3, 4)),
 }
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_windows_times_kernel_is_the_convolution(name):
     op, shape = OPERATORS[name]
-    x = jax.random.normal(KEY, (2, 7, 8, 6))
+    x = jax.random.normal(KEY, (2, 5, 7, 8, 6) if isinstance(op, Conv3d) else (2, 7, 8, 6))
     kernel = jax.random.normal(jax.random.key(1), shape)
-    wanted = convolve(x, kernel, op)
+    wanted = apply_op(op, {"kernel": kernel}, x)
     rows = unfolded(x, op, shape)
-    by_group = kernel.reshape(-1, op.groups, shape[3] // op.groups)
+    by_group = kernel.reshape(-1, op.groups, shape[-1] // op.groups)
     found = jnp.einsum("rgk,kgo->rgo", rows, by_group).reshape(wanted.shape)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
