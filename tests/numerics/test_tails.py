@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dfq_jax.numerics.tails import CODES, least_lossy_range, lost_beyond, share_above_zero
+from dfq_jax.numerics.tails import CODES, least_lossy_range, lost_beyond
 
 RNG = np.random.default_rng(0)
 WIDTHS = np.concatenate([RNG.uniform(0.5, 1.5, 60), [4.0, 6.0, 9.0, 12.0]])
@@ -25,7 +25,7 @@ def rectified(x, slope):
     return np.where(x > 0, x, slope * x)
 
 
-@pytest.mark.parametrize("slope", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize("slope", [1.0, 0.25])
 def test_it_errs_least_of_all_ranges_tried(slope):
     """Rounding samples of the distribution costs little less under any other share of the ends."""
     x = rectified(DRAWN, slope)
@@ -34,7 +34,7 @@ def test_it_errs_least_of_all_ranges_tried(slope):
     shares = np.linspace(0.3, 1, 8)
     best = min(cost(x, (whole[0] * a, whole[1] * b)) for a in shares for b in shares)
     assert cost(x, found) < 1.1 * best
-    assert cost(x, found) < (0.9 if slope else 1.0) * cost(x, whole)
+    assert cost(x, found) < 0.9 * cost(x, whole)
     assert whole[0] <= found[0] <= 0 < found[1] < whole[1]
 
 
@@ -58,6 +58,3 @@ def test_what_is_lost_beyond_an_end():
     ends = np.array([2.0, 8.0])
     wanted = [np.mean(np.maximum(DRAWN - end, 0) ** 2) for end in ends]
     np.testing.assert_allclose(lost_beyond(ends, MEANS, WIDTHS), wanted, rtol=0.05)
-    np.testing.assert_allclose(
-        share_above_zero(MEANS, WIDTHS), np.mean(DRAWN > 0, axis=0), atol=0.02
-    )
