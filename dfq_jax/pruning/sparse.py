@@ -118,11 +118,11 @@ def sparsified(
     *,
     untouched: tuple[str, ...] = (),
     restore: RestorationName = "ridge",
+    arrange: bool = False,
 ) -> Sparse:
     """The network with weights at zero, layer after layer, norms re-estimated.
 
-    Neighbours are input channels, which come into an order first in which more of the weights stay
-    (`arranged_channels`). Layers stay as they are whose inputs cannot be divided so (those
+    Neighbours are input channels. Layers stay as they are whose inputs cannot be divided so (those
     that read images), and layers in groups, which have few weights.
 
     Args:
@@ -131,6 +131,8 @@ def sparsified(
       untouched: patterns of layers that keep all their weights.
       restore: `none` makes the smallest weights zero in the order there is, and nothing makes up
         for them; with all others what is left does, as images say.
+      arrange: bring channels into an order first in which more of the weights stay
+        (`arranged_channels`). What is left then makes up for less: it gained nothing on ResNet-20.
 
     Returns:
       The network; zero lies on every grid of weights, so rounding to nearest keeps what it got.
@@ -144,7 +146,8 @@ def sparsified(
     if restore == "none":
         model = dropped(subject.model, pattern, left)
     else:
-        subject, order = arranged_channels(subject, pattern, left)
+        if arrange:
+            subject, order = arranged_channels(subject, pattern, left)
         mend = partial(thinned, pattern=pattern, left=left)
         model = refit(subject, kept, subject.model, mend, norms=True, everywhere=True)
     share = lambda name: float(np.mean(np.asarray(model.params[name]["kernel"]) == 0))

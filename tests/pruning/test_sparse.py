@@ -42,7 +42,7 @@ def dropped(model, names):
 @pytest.fixture(scope="module")
 def made(nets):
     subject = Subject(nets.wide(), nets.images(nets.wide(), 16))
-    return subject, sparsified(subject, "2:4")
+    return subject, sparsified(subject, "2:4", arrange=True)
 
 
 def test_two_of_four_stay_and_make_up_for_the_others(made, nets):
@@ -119,7 +119,7 @@ def test_channels_come_into_an_order_in_which_more_stays(made, nets):
 def test_of_too_many_inputs_the_largest_weights_stay(made, monkeypatch):
     subject, _ = made
     monkeypatch.setattr("dfq_jax.numerics.regression.MOST_INPUTS", 7)
-    found = sparsified(subject, "2:4", untouched=("conv3",))
+    found = sparsified(subject, "2:4", untouched=("conv3",), arrange=True)
     moved, _ = arranged_channels(subject, Pattern(2, 4), ("conv3",))
     wanted = dropped(moved.model, ("conv2",)).params["conv2"]["kernel"]
     assert np.array_equal(found.model.params["conv2"]["kernel"], wanted)
