@@ -46,6 +46,9 @@ ON_THE_WAY = (Concat, Pad, Relu, Clip)
 PRODUCTS = (*WEIGHTED, MatMul)
 """Operators that multiply and accumulate: what coverage counts."""
 
+PROBABLE = Activation("sigmoid")
+"""What makes probabilities of scores, on the way to an output."""
+
 FLOAT_CURVES: frozenset[Curve] = frozenset(
     {"gelu", "gelu_tanh", "mish", "softplus", "elu", "exp", "sqrt", "abs", "erf", "log", "round"}
 )
@@ -187,11 +190,12 @@ def ways_out(graph: Graph) -> frozenset[str]:
 
     No later layer asks for a grid there, and none could hold what an output joins: boxes in pixels
     beside scores below 1. That other layers may read the same values makes no difference: those
-    edges have grids of their own.
+    edges have grids of their own. Probabilities are made of scores as they are, too: where images
+    show nothing, a grid of scores would end at 0, and nothing be found with more than one half.
     """
     readers, found = consumers(graph), set()
     for node in reversed(graph.nodes):
-        moves = keeps_values(node.op) or isinstance(node.op, ON_THE_WAY)
+        moves = keeps_values(node.op) or isinstance(node.op, ON_THE_WAY) or node.op == PROBABLE
         leads = node.name in graph.outputs or any(n.name in found for n, _ in readers[node.name])
         if moves and leads:
             found.add(node.name)

@@ -116,9 +116,22 @@ def test_what_has_no_8_bit_form(op):
     ids=str,
 )
 def test_activations_with_an_8_bit_form(op):
-    graph = Graph((Node("w", Linear(), ("x",)), Node("n", op, ("w",))), ("x",), ("n",))
+    nodes = (Node("w", Linear(), ("x",)), Node("n", op, ("w",)), Node("last", Linear(), ("n",)))
+    graph = Graph(nodes, ("x",), ("last",))
     assert tensor_groups(graph)["w"] == [Site("n", 0)]
     assert float_operators(graph) == {}
+
+
+@pytest.mark.parametrize("behind", [(), (Reshape((8,)),)])
+def test_scores_of_probabilities_that_leave_have_no_grid(behind):
+    """Of images that show nothing it would end at 0, and no probability exceed one half."""
+    nodes = [Node("w", Linear(), ("x",)), Node("n", Activation("sigmoid"), ("w",))]
+    nodes += [Node("moved", op, ("n",)) for op in behind]
+    graph = Graph(tuple(nodes), ("x",), (nodes[-1].name,))
+    assert tensor_groups(graph).keys() == {"x"}
+    gate = Node("gated", Mul(), ("w", "n"))
+    inside = Graph((*nodes, gate), ("x",), ("gated",))
+    assert Site("n", 0) in tensor_groups(inside)["w"]
 
 
 @pytest.mark.parametrize("op", [Add(), Sub(), Mul()], ids=str)
@@ -170,7 +183,7 @@ HEADS = (
     Node("chance", Activation("sigmoid"), ("score",)),
     Node("join", Concat(1), ("box", "chance")),
 )
-READ = ["box.0", "score.0", "chance.0"]
+READ = ["box.0", "score.0"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +214,7 @@ def test_joins_of_joins_and_several_outputs():
         Node("flat", Flatten(), ("all",)),
         Node("cut", Slice(((0, None, 1), (0, 4, 1))), ("all",)),
     )
-    assert sites_of(nodes, "flat", "cut", "chance") == ["box.0", "score.0", "more.0", "chance.0"]
+    assert sites_of(nodes, "flat", "cut", "chance") == [*READ, "more.0"]
 
 
 def test_an_output_that_a_layer_reads_too_is_quantized_for_the_layer_alone():
@@ -223,9 +236,12 @@ def test_an_output_that_a_layer_reads_too_is_quantized_for_the_layer_alone():
 def test_joins_inside_a_network_are_quantized():
     """Parts of what is computed with before it leaves have grids; they are not rounded again."""
     nodes = (*HEADS, Node("scaled", Scale(2.0), ("join",)), Node("out", Flatten(), ("scaled",)))
-    assert sites_of(nodes, "out") == [*READ, "join.0", "join.1"]
+    assert sites_of(nodes, "out") == [*READ, "chance.0", "join.0", "join.1"]
     fed = (*HEADS, Node("turned", Reshape((3,)), ("join",)), Node("next", Linear(), ("turned",)))
-    assert sites_of(fed, "next") == [*READ, "join.0", "join.1", "turned.0", "next.0"]
+    assert sites_of(fed, "next") == [
+        *READ,
+        *("chance.0", "join.0", "join.1", "turned.0", "next.0"),
+    ]
 
 
 def contrast(*, kernel: bool = False) -> Graph:
