@@ -27,7 +27,7 @@ def shot(
     batch: int = 64,
     learning_rate: float = 1e-3,
     pseudo: float = 0.3,
-    batch_norms: bool = False,
+    batch_norms: bool = True,
 ) -> EpochTraining:
     """How a network learns in each epoch.
 
@@ -38,8 +38,8 @@ def shot(
       learning_rate: the first, a tenth of the paper's 1e-2, as it has for what makes features.
       pseudo: weight of the pseudo labels.
       batch_norms: norms take statistics of each batch, as in the paper, and those of all images at
-        the end; else they keep theirs (ours): estimated anew on other images they can lose more
-        than the weights make up for.
+        the end; else they keep theirs (ours): of few images, or batches of few, statistics can
+        lose more than the weights make up for.
     """
     return bound(shot_epoch, count, epochs, batch, learning_rate, pseudo, batch_norms)
 
