@@ -1,9 +1,10 @@
 """Knowledge that moves: to other images (SHOT), and to another network without data (DFKD).
 
 `shot` adapts akamaster's ResNet-20, which never saw a JPEG, to unlabelled JPEG training images; its
-norms keep their statistics with `shot_own_norms`. `dfkd` teaches a ResNet-20 of half the channels, begun at random, what the whole one says; `noise`
-is the same student after the same steps on noise. Accuracies are of networks in float, on the test
-images; `--choose` judges by 5,000 training images that nothing learns from.
+norms keep their statistics with `shot_own_norms`. `dfkd` teaches a ResNet-20 of half the channels,
+begun at random, what the whole one says; `noise` is the same student after the same steps on noise.
+Accuracies are of networks in float, on the test images; `--choose` judges by 5,000 training images
+that nothing learns from.
 """
 
 import argparse
