@@ -92,7 +92,7 @@ def udfc(
     known: FilterGram, gone: Places, left: Places, *, bias: float = 0.01, size: float = 1.0
 ) -> Coefficients:
     """UDFC's restoration of pruned channels, with weights of our own: the paper's formulas are not
-    known. What it restores of quantization is left to rounding.
+    known. What it restores of quantization is `put_back`.
 
     `c = argmin |w_j - sum c_k w_k|^2 + l1 (b_j - sum c_k b_k)^2 + l2 sum (c_k gamma_k)^2`: the
     residual, the mismatch of biases, and small coefficients, since ReLU is not linear; so
