@@ -83,10 +83,10 @@ def check_source(method: Training, model: Model) -> None:
     """
     images = len(model.inputs) == 1 and isinstance(model.inputs[0], InputContract)
     if images == method.rows:
-        shows, other = ("rows of ids", "best") if method.rows else ("images", "best or zsaq")
+        shows, other = ("rows of ids", '"best"') if method.rows else ("images", '"best" or "zsaq"')
         raise UsageError(
             f"{method.name} shows {shows}, and this network reads {in_words(model.inputs)}: take "
-            f"`--method {other}`."
+            f"method {other}."
         )
 
 

@@ -134,19 +134,20 @@ def test_mean_outputs_are_the_exact_ones(name):
     assert jnp.mean((got - wanted) ** 2) < 0.5 * jnp.mean((nearest - wanted) ** 2)
 
 
-def test_a_transposed_convolution_is_left_alone(nets):
+def test_transposed_convolutions_are_solved(nets):
+    """Units are no worse, and kernels of layers that paint learn as others do."""
     reference = fold_batch_norm(nets.unet())
     images = nets.images(reference, 8)
     plan = resolve(reference.graph, Scheme(3, 8))
     quantized = calibrate(reference, plan, images)
-    found, _ = reconstruct(quantized, reference, np.asarray(images), ClosedForm(), KEY)
-    ups = [n.name for n in reference.graph.nodes if type(n.op).__name__ == "ConvTranspose2d"]
-    assert ups
-    for name in ups:
-        old, new = (q.model.params[name]["kernel"] for q in (quantized, found))
-        np.testing.assert_array_equal(old, new)
-    assert isinstance(reference.graph, Graph)
-    assert isinstance(reference.graph.nodes[0], Node)
+    found, reports = reconstruct(quantized, reference, np.asarray(images), ClosedForm(), KEY)
+    ups = [n.name for n in reference.graph.nodes if isinstance(n.op, ConvTranspose2d)]
+    changed = [
+        not np.array_equal(*(q.model.params[name]["kernel"] for q in (quantized, found)))
+        for name in ups
+    ]
+    assert any(changed)
+    assert all(r.after <= r.before * (1 + 1e-5) for r in reports)
 
 
 def test_a_layer_with_one_output_is_solved_as_one_of_many():

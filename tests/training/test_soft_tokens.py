@@ -155,5 +155,5 @@ def test_what_cannot_learn_so_is_refused(scene, tiny_net):
         table_of(tiny_net)
     with pytest.raises(UsageError, match="zsaq shows rows of ids, and this network reads an image"):
         check_suits(METHOD, tiny_net)
-    with pytest.raises(UsageError, match=r"best shows images.*best or zsaq"):
+    with pytest.raises(UsageError, match=r'best shows images.*method "best" or "zsaq"'):
         check_suits(best_training(), model)
