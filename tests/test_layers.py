@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dfq_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "types", "values", "examples"},
+    {"errors", "normalisation", "types", "values", "examples"},
     {"base", "graph", "numerics"},
     {"optim", "data", "passes", "quantization"},
     {"allocation", "pruning", "reconstruction", "synthesis"},

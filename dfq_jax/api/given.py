@@ -20,7 +20,8 @@ from dfq_jax.data.sources import TFDS, open_source
 from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts.images import Bare, holds_shards, load_bare, load_images
-from dfq_jax.types import Input, InputContract, listed
+from dfq_jax.normalisation import listed
+from dfq_jax.types import Input, InputContract
 
 MOST_PICTURES = 256
 """Pictures of a larger collection that are looked at, evenly spaced."""

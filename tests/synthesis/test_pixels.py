@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from dfq_jax.synthesis.sources.pixels import (
     clip_to_pixels,
     from_natural,
@@ -18,7 +19,7 @@ from dfq_jax.synthesis.sources.pixels import (
     to_pixels,
     uniform,
 )
-from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD, InputContract
+from dfq_jax.types import InputContract
 
 KEY = jax.random.key(0)
 OTHER = InputContract(2, 3, (0.5, 0.4, 0.3), (0.5, 0.25, 1.0))

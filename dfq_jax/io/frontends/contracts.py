@@ -16,7 +16,8 @@ from dfq_jax.io.importing.free_sizes import loosened, same
 from dfq_jax.io.importing.layout import layout_of
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.catalog import with_size
-from dfq_jax.types import NHWC, Input, InputContract, listed, plain_contract
+from dfq_jax.normalisation import listed
+from dfq_jax.types import NHWC, Input, InputContract, plain_contract
 
 CONTRACT, INPUTS, SCHEME = "dfq.contract", "dfq.inputs", "dfq.scheme"
 """Under which keys our own files say what they read, one image or anything else, and that their

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.frontends.volume_inputs import with_range
-from dfq_jax.types import IMAGENET_MEAN, InputContract, Values, listed
+from dfq_jax.normalisation import IMAGENET_MEAN, listed
+from dfq_jax.types import InputContract, Values
 
 Numbers = Sequence[float]
 SMALL_IMAGES = 64

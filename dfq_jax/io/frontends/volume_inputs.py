@@ -8,7 +8,8 @@ from dfq_jax.io.frontends.contracts import ImportedNetwork, ToldInput
 from dfq_jax.io.frontends.program import Program
 from dfq_jax.io.importing.engine import OperatorTable
 from dfq_jax.io.importing.volumes import import_volumes
-from dfq_jax.types import Values, plain_contract, unusable
+from dfq_jax.normalisation import unusable
+from dfq_jax.types import Values, plain_contract
 
 USUAL = (-1.0, 1.0)
 """Smallest and largest value where nothing tells."""

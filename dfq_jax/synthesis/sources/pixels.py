@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
-from dfq_jax.types import InputContract, imagenet_like
+from dfq_jax.normalisation import imagenet_like
+from dfq_jax.types import InputContract
 
 Images = Float[Array, "b h w c"]
 

@@ -5,7 +5,7 @@ import pytest
 from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.io.zoo.catalog import architecture, names
 from dfq_jax.io.zoo.regnet import stage_widths
-from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD
+from dfq_jax.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 
 def trainable(name):

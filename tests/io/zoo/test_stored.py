@@ -12,7 +12,7 @@ from dfq_jax.io.zoo.known import names, network
 from dfq_jax.io.zoo.recognise import closest
 from dfq_jax.io.zoo.stored import FOLDER, SUFFIX, packed, read, unpacked
 from dfq_jax.io.zoo.stored_weights import modern_names
-from dfq_jax.types import IMAGENET_MEAN, IMAGENET_STD
+from dfq_jax.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 run = jax.jit(lambda model, x: evaluate(model, x)[0][0])
 
