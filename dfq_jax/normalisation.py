@@ -1,4 +1,4 @@
-"""How pixels become what networks read: `(pixel / 255 - mean) / std`, and which numbers cannot be."""
+"""How pixels become what networks read: `(pixel / 255 - mean) / std`, by which numbers."""
 
 import math
 from collections.abc import Iterable
