@@ -13,7 +13,7 @@ from dfq_jax.graph.query import output_shapes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.passes.select import masked, select
 from dfq_jax.pruning.choose import ALL_BUT_ONE, Floor, by_share, never_empty, share_from
-from dfq_jax.pruning.criteria import CRITERIA, channel_moments, columns
+from dfq_jax.pruning.criteria import CRITERIA, channel_moments, reading_columns
 from dfq_jax.pruning.groups import Subject, removables
 from dfq_jax.pruning.prune import Pruning, prune
 from dfq_jax.pruning.restore import RESTORATIONS, restored
@@ -321,7 +321,7 @@ def test_without_a_loss_nothing_changes(seen, chain):
 
 def test_layers_with_too_many_inputs_are_not_solved(seen, chain, nets, monkeypatch):
     """Their biases and norms still follow; their channels are judged by their own energy."""
-    names = tuple(sorted({node.inputs[0] for node, _, _ in columns(seen)}))
+    names = tuple(sorted({node.inputs[0] for node, _, _ in reading_columns(seen)}))
     whole = channel_moments(seen.folded, names, seen.images)
     monkeypatch.setattr("dfq_jax.numerics.regression.MOST_INPUTS", 7)
     wide = channel_moments(seen.folded, names, seen.images)
