@@ -111,11 +111,11 @@ def table(
 
     from dfq_jax.allocation.choices import space_of
     from dfq_jax.allocation.sensitivity import sensitivities
-    from dfq_jax.recipes.dfq_ranges import expectations
+    from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 
     start = time.perf_counter()
     space = space_of(reference.graph, layers, scheme=scheme, tensors=tensors)
-    given = {"expected": expectations(reference), "method": name, "key": jax.random.key(seed)}
+    given = {"expected": thrifty_ranges(reference), "method": name, "key": jax.random.key(seed)}
     losses = sensitivities(reference, space, images, **given)
     return space, losses, time.perf_counter() - start
 

@@ -23,6 +23,7 @@ from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.before_quantization import Surgery, operated, replaced_relu6
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.level import LEVEL, level_channels
+from dfq_jax.passes.thrifty_ranges import predicted_ranges
 from dfq_jax.passes.value_split import LARGE
 from dfq_jax.quantization.calibrate import Ranges, guard_biases
 from dfq_jax.quantization.narrowing import activation_gap
@@ -32,7 +33,6 @@ from dfq_jax.recipes.dfq_biases import mended
 from dfq_jax.recipes.dfq_ranges import (
     RangeEvidence,
     coarse_tensors,
-    expectations,
     nearest_network,
     observed,
     ranged,
@@ -133,7 +133,7 @@ def prepared(
         return whole, {}
     coarse = coarse_tensors(resolve(whole.graph, *how))
     levelled, ends = levelling(whole, level, only=coarse)
-    known = expectations(levelled, sigmas=SIGNED)
+    known = predicted_ranges(levelled, sigmas=SIGNED)
     signed = {t: known[t] for t in coarse if t in known and t not in ends and known[t][0] < 0}
     return levelled, {t: (jnp.zeros(()), end) for t, end in ends.items()} | signed
 

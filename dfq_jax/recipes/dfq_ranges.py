@@ -11,7 +11,6 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.levels import scales_of
 from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.passes.channel_split import runs, split_channels
-from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.calibrate import Ranges, calibrate
 from dfq_jax.quantization.narrowing import activation_gap, with_narrowed_ranges
@@ -82,9 +81,6 @@ def nearest_network(
     if images is None or not others:
         return first
     return min([first, *others], key=lambda one: activation_gap(one[0], reference, images))
-
-
-expectations = jax.jit(expected_ranges, static_argnames="sigmas")
 
 
 splitting = jax.jit(split_channels, static_argnames="ratio")

@@ -16,10 +16,11 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.tasks import Task
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.level import LEVEL
+from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
 from dfq_jax.recipes.dfq import DEFAULT_SURGERY, levelling, operate
-from dfq_jax.recipes.dfq_ranges import coarse_tensors, expectations
+from dfq_jax.recipes.dfq_ranges import coarse_tensors
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.judge import judge_of
 from dfq_jax.synthesis.terms.targets import distrusted_norms
@@ -80,7 +81,7 @@ def diagnose(
     """
     judge = judge_of(reference, task) if judge is None else judge
     watch.says("finding ranges of 8 bits")
-    made = candidates(reference, quantized, images, expected=expectations(reference), batch=FEW)
+    made = candidates(reference, quantized, images, expected=thrifty_ranges(reference), batch=FEW)
     watch.says("quantizing one layer at a time")
     plan, few = quantized.plan, images[:FEW]
     costs = costs_alone(made, plan, few, judge, so_far=so_far, batch=FEW)

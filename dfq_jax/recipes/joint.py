@@ -34,6 +34,7 @@ from dfq_jax.numerics.knapsack import (
 )
 from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.select import Kept
+from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.pruning.budget import (
     Ceiling,
     Ladder,
@@ -47,7 +48,6 @@ from dfq_jax.pruning.criteria import SetScores
 from dfq_jax.pruning.damage import channel_losses
 from dfq_jax.pruning.groups import Removable, Subject
 from dfq_jax.quantization.plan import Rule
-from dfq_jax.recipes.dfq_ranges import expectations
 from dfq_jax.recipes.mixed import offered
 from dfq_jax.recipes.pipeline import Pipeline
 
@@ -297,7 +297,7 @@ def losses_of(
         choices.subject.seen,
         method=how.sensitivity,
         key=key,
-        expected=expectations(choices.reference),
+        expected=thrifty_ranges(choices.reference),
         widen=how.observers is None,
         task=task,
     )

@@ -27,9 +27,9 @@ from dfq_jax.allocation.sensitivity import sensitivities
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.tasks import Task
 from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS
 from dfq_jax.quantization.plan import WIDE, Rule, stored_as
-from dfq_jax.recipes.dfq_ranges import expectations
 from dfq_jax.recipes.pipeline import Pipeline
 
 
@@ -94,7 +94,9 @@ def mixed(
     watch.says(
         f"predicting what bits cost {len(space.choices)} kernels and tensors ({sensitivity})"
     )
-    measure = partial(sensitivities, expected=expectations(reference), widen=how.observers is None)
+    measure = partial(
+        sensitivities, expected=thrifty_ranges(reference), widen=how.observers is None
+    )
     losses = measure(reference, space, images, method=sensitivity, key=key, task=task)
     edges = scheme.activation_bits or WIDE
     same = [scheme.weight_bits if c.weight else edges for c in space.choices]

@@ -9,7 +9,7 @@ from dfq_jax.errors import BudgetError
 from dfq_jax.numerics.ranges import MinMax
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.passes.ranges import expected_ranges
+from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.observers import DEFAULT_OBSERVERS, Observers
 from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
 from dfq_jax.recipes.mixed import mixed
@@ -109,7 +109,7 @@ def test_losses_are_those_of_the_grids_that_dfq_would_take(observers, model, net
         s.observer for p in mix.space.plans for site, s in p.entries if site.argument == 0
     }
     assert activations == {(observers or DEFAULT_OBSERVERS).activations}
-    how = {"expected": expected_ranges(model), "widen": observers is None, "key": key}
+    how = {"expected": thrifty_ranges(model), "widen": observers is None, "key": key}
     wanted = sensitivities(model, mix.space, images, **how)
     np.testing.assert_allclose(mix.losses, wanted, rtol=1e-4)
 
