@@ -1,13 +1,24 @@
 """A language model through `train` and `compress`, from the rows that it writes itself."""
 
+import jax
 import numpy as np
 import pytest
 from llamas import llama_file
 
 import dfq_jax as dfq
+from dfq_jax.api import compress as compressing
+from dfq_jax.api.request import Follow, resolved
+from dfq_jax.api.shrinking import Shrinking
 from dfq_jax.errors import UsageError
+from dfq_jax.examples import Examples
 from dfq_jax.graph.tasks import LanguageModel
 from dfq_jax.io.load import load
+from dfq_jax.pruning.budget import Ceiling, ladders_of
+from dfq_jax.pruning.choose import ALL_BUT_ONE
+from dfq_jax.pruning.criteria import CRITERIA
+from dfq_jax.pruning.damage import channel_losses
+from dfq_jax.pruning.groups import Subject, removables
+from dfq_jax.pruning.prune import Pruning
 
 SIZES = (8, 12, 1, 2, 1, 16, 8)
 
@@ -33,6 +44,28 @@ def test_channels_of_its_blocks_go(model):
     assert "held-out rows of text" in found.summary()
     rows = found.probes.array
     assert np.isfinite(dfq.simulate(found.quantized, rows)).all()
+
+
+def test_bits_and_channels_are_decided_on_rows(model, monkeypatch):
+    rows = Examples((model.input.example(jax.random.key(0), 8),), model.inputs)
+    reached = []
+
+    def joined(subject, *_):
+        reached.append(subject)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compressing, "joined", joined)
+    how = Shrinking(Pruning(0.5, "energy"), joint=Ceiling(0.5, "bytes", True))
+    with pytest.raises(KeyboardInterrupt):
+        compressing.decided(Subject(model), rows, how, resolved(model, {}), Follow())
+    (subject,) = reached
+    assert 0 < len(subject.seen) < 8
+    ladders = ladders_of(
+        removables(subject).groups, CRITERIA["energy"].score(subject), ALL_BUT_ONE, 2
+    )
+    losses = channel_losses(subject, ladders)
+    assert (losses[:, 0] > 0).all()
+    assert (losses[:, 1] == 0).all()
 
 
 def test_it_learns_from_what_it_writes(model):

@@ -201,7 +201,7 @@ def decided(
     if how.together is None:
         return None, asked
     seen, _ = split_probes(images)
-    found = joined(subject.showing(seen.images), seen, how.together, asked, follow.watch)
+    found = joined(subject.showing(seen.array), seen, how.together, asked, follow.watch)
     return found, with_bits(asked, found)
 
 

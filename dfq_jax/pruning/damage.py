@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Model
@@ -99,7 +99,7 @@ def explained(spread: Float[np.ndarray, "..."], gone: Places, left: Places) -> C
 
 
 @partial(jax.jit, static_argnames="parts")
-def part_values(model: Model, images: Float[Array, "n h w c"], parts: tuple[Part, ...]):
+def part_values(model: Model, images: Shaped[Array, "n ..."], parts: tuple[Part, ...]):
     """The outputs of a network by parts."""
     return parts_outputs(model, images, parts)
 
@@ -107,7 +107,7 @@ def part_values(model: Model, images: Float[Array, "n h w c"], parts: tuple[Part
 @partial(jax.jit, static_argnames=("parts", "task"))
 def moved(
     model: Model,
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n ..."],
     exact: PartValues,
     parts: tuple[Part, ...],
     task: Task | None,
