@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from dfq_jax.graph.channels import groups_of
 from dfq_jax.graph.graph import Graph, Node
-from dfq_jax.graph.ops import WEIGHTED, Add, BatchNorm, Concat, Conv2d, Linear
+from dfq_jax.graph.ops import WEIGHTED, Add, Concat, Conv2d, Linear
 from dfq_jax.numerics.substitution import put_back
 from dfq_jax.pruning.filters import SAME, within_groups
 
@@ -35,15 +35,12 @@ class Residuals(NamedTuple):
     missing: Float[np.ndarray, "c c"]
 
 
-def restored_in_order(
-    graph: Graph, kernels: LayerArrays, gains: LayerArrays, change: Damage
-) -> LayerArrays:
-    """LayerArrays that are changed, each after it makes up for what those before it lack.
+def restored_in_order(graph: Graph, kernels: LayerArrays, change: Damage) -> LayerArrays:
+    """Kernels that are changed, each after it makes up for what those before it lack.
 
     Args:
-      graph: of the network.
+      graph: of the network, its batch norms folded.
       kernels: of its layers.
-      gains: by what a norm multiplies what each layer makes, channel by channel.
       change: how a kernel is changed.
 
     Returns:
@@ -53,8 +50,7 @@ def restored_in_order(
     for node in graph.nodes:
         read = [known.get(name) for name in node.inputs]
         if not isinstance(node.op, WEIGHTED):
-            stray = isinstance(node.op, BatchNorm) and node.inputs[0] not in found
-            behind = None if stray else passed_on(node, read)
+            behind = passed_on(node, read)
             known |= {} if behind is None else {node.name: behind}
             continue
         kernel = np.asarray(kernels[node.name], np.float64)
@@ -63,7 +59,7 @@ def restored_in_order(
         found[node.name] = np.asarray(change(node.name, kernel), np.float64)
         if isinstance(node.op, Conv2d | Linear):
             lacks = kernel - found[node.name]
-            known[node.name] = of_filters(found[node.name], lacks, gains[node.name], node)
+            known[node.name] = of_filters(found[node.name], lacks, groups_of(node.op))
     return found
 
 
@@ -77,22 +73,16 @@ def made_up(kernel: Float[np.ndarray, "... c o"], read: Residuals) -> Float[np.n
 
 
 def of_filters(
-    now: Float[np.ndarray, "..."],
-    lacks: Float[np.ndarray, "..."],
-    gain: Float[np.ndarray, " c"],
-    node: Node,
+    now: Float[np.ndarray, "... c"], lacks: Float[np.ndarray, "... c"], groups: int
 ) -> Residuals:
     """The filters of a layer and what each lacks; of one in groups within these alone."""
-    rows, gone = (v.reshape(-1, v.shape[-1]).T * gain[:, None] for v in (now, lacks))
-    mask = within_groups(groups_of(node.op), len(gain), None) if groups_of(node.op) > 1 else 1.0
+    rows, gone = (v.reshape(-1, v.shape[-1]).T for v in (now, lacks))
+    mask = within_groups(groups, len(rows), None) if groups > 1 else 1.0
     return Residuals((rows @ rows.T) * mask, (gone @ rows.T) * mask)
 
 
 def passed_on(node: Node, read: list[Residuals | None]) -> Residuals | None:
-    """The filters behind what an operator without weights makes; None where they are not known.
-
-    A norm behind a layer is part of its gains.
-    """
+    """The filters behind what an operator without weights makes; None where they are not known."""
     there = [x for x in read if x is not None]
     if not there or len(there) < len(read):
         return None
@@ -101,8 +91,6 @@ def passed_on(node: Node, read: list[Residuals | None]) -> Residuals | None:
             return Residuals(*(a + b for a, b in zip(*there, strict=True)))
         case Concat(axis) if axis in (-1, 3):
             return Residuals(*(diagonal(parts) for parts in zip(*there, strict=True)))
-        case BatchNorm():
-            return there[0]
         case op if isinstance(op, SAME):
             return there[0]
         case _:

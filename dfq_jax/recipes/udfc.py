@@ -45,8 +45,7 @@ def udfc_rounding(made: Quantized) -> Quantized:
 
     names = [node.name for node in weighted_nodes(reference.graph)]
     kernels = {name: np.asarray(reference.params[name]["kernel"]) for name in names}
-    ones = {name: np.ones(kernel.shape[-1]) for name, kernel in kernels.items()}
-    found = restored_in_order(reference.graph, kernels, ones, rounded)
+    found = restored_in_order(reference.graph, kernels, rounded)
     on_grid = {name: jax.device_put(np.float32(v)) for name, v in found.items()}
     model = placed(reference, on_grid, correct=True)
     return made._replace(quantized=guard_biases(dataclasses.replace(quantized, model=model)))

@@ -38,8 +38,7 @@ def test_a_filter_that_others_say_is_put_back(nets):
     }
     kernels["a"][..., 7] = 0.7 * kernels["a"][..., 2] - 0.4 * kernels["a"][..., 5]
     lose = lambda name, k: k * (np.arange(8) < 7) if name == "a" else k
-    ones = {name: np.ones(k.shape[-1]) for name, k in kernels.items()}
-    found = restored_in_order(model.graph, kernels, ones, lose)
+    found = restored_in_order(model.graph, kernels, lose)
     image = np.random.default_rng(1).normal(size=kernels["a"].shape[:-1])
     out = lambda first, last: np.tensordot(image, first, 3) @ last
     exact = out(kernels["a"], kernels["fc"])
