@@ -125,6 +125,20 @@ def test_classes_whose_probabilities_are_cut_are_no_measure_of_noise():
     assert found.agreements == dict.fromkeys(WAYS, 1.0)
 
 
+def test_a_probability_of_one_in_place_of_zero_is_seen():
+    """Both are cut, at other ends: what is noisy elsewhere must not hide it."""
+    logits = np.tile([[-60.0, 60.0, 1.0, 0.0]], (4, 1))
+    shake = logits + np.array([0, 0, 6.0, -6.0]) * RNG.choice([-1, 1], (4, 1))
+    swapped = shake[:, [1, 0, 2, 3]]
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))
+    how = part(4, curve="sigmoid", kind="signs")
+    runs = [sigmoid(z) for z in (logits, shake, shake, swapped)]
+    found = output_check(how, [look(how, runs)], WAYS)
+    assert found.counted == 0
+    assert found.differences["integer"] == 0
+    assert found.differences["onnxruntime off"] > 3
+
+
 def test_a_decision_that_rounding_moved_far_is_none_that_counts():
     """One place of an image may be chaotic where the image as a whole is not."""
     plain = np.tile([20.0, 0.0], (4, 50, 1))

@@ -154,7 +154,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def readable(part: Part, a: Float[np.ndarray, "n ..."], b: np.ndarray) -> Bool[np.ndarray, "n ..."]:
-    """Where one of two legible outputs at least is none of the ends that probabilities are cut at.
+    """Where two legible outputs are not both cut at the same end of probabilities.
 
     Of a thousand classes nearly all are cut in both: their differences of 0 are no measurement.
     """
@@ -162,8 +162,8 @@ def readable(part: Part, a: Float[np.ndarray, "n ..."], b: np.ndarray) -> Bool[n
         return np.ones(a.shape, bool)
     low = math.log(LEAST_PROBABILITY)
     high = -low if part.curve == "sigmoid" else math.inf
-    inside = lambda y: ~((y <= low + ROUNDOFF) | (y >= high - ROUNDOFF))
-    return inside(a) | inside(b)
+    below, above = (y <= low + ROUNDOFF for y in (a, b)), (y >= high - ROUNDOFF for y in (a, b))
+    return ~(np.logical_and(*below) | np.logical_and(*above))
 
 
 def mean_square(
