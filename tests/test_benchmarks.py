@@ -18,7 +18,7 @@ MEASURING = (
     *("best_ablation", "dsg_ablation", "few_bits", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "pruning", "ptq", "reconstruction", "reconstruction_memory"),
     *("reconstruction_reference", "rounding_ablation", "smaller", "stages_ablation"),
-    *("synthesis_quality", "tasks", "training", "trust", "verify"),
+    *("synthesis_quality", "tasks", "training", "transfer", "trust", "verify"),
 )
 MAKING = (
     "coupled_channels",
