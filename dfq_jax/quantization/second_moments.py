@@ -68,8 +68,7 @@ def moments_of(
 ) -> tuple[Grams, Float[Array, ""]]:
     """Second moments over all images and positions, a few images at a time; and their number."""
     affine, grid = (None, None) if inputs is None else inputs
-    window = prod(kernel[:-2]) * (prod(op.strides) if isinstance(op, ConvTranspose2d) else 1)
-    total = None
+    window, total = unfolding(op, kernel), None
     for rough, exact in read:
         size = images_at_a_time(rough, window)
         for x, y in zip(pieces(rough, size), pieces(exact, size), strict=True):
@@ -79,6 +78,12 @@ def moments_of(
         raise PlanError("moments_of() needs at least one image.")
     sums, count = total
     return jax.tree.map(lambda v: v / count, sums), count
+
+
+def unfolding(op: WindowLayer, kernel: tuple[int, ...]) -> int:
+    """How many times as many numbers as a layer reads its unfolded windows have, at the most."""
+    between = prod(op.strides) if isinstance(op, ConvTranspose2d) else 1
+    return prod(kernel[:-2]) * between
 
 
 def images_at_a_time(data: Float[np.ndarray, "n ..."], window: int) -> int:

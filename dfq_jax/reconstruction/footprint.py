@@ -8,7 +8,7 @@ from dfq_jax.graph.cuts import stage_sizes
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.query import output_shapes, weighted_nodes
 from dfq_jax.quantization.plan import Plan
-from dfq_jax.quantization.second_moments import MOST_VALUES, WindowLayer
+from dfq_jax.quantization.second_moments import MOST_VALUES, WindowLayer, unfolding
 from dfq_jax.reconstruction.closed_form import ClosedForm
 from dfq_jax.reconstruction.method import Reconstruction, batch_of
 from dfq_jax.reconstruction.unit_at_work import BATCH
@@ -215,7 +215,7 @@ def most_unfolded(graph: Graph, values: Mapping[str, int], reference: Model) -> 
     """Values of an image's windows where they are most."""
     found = [0]
     for node in weighted_nodes(graph):
-        kernel = reference.params[node.name]["kernel"].shape
-        window = prod(kernel[:-2]) if isinstance(node.op, WindowLayer) else 1
-        found.append(window * values[node.inputs[0]])
+        if isinstance(node.op, WindowLayer):
+            kernel = reference.params[node.name]["kernel"].shape
+            found.append(unfolding(node.op, kernel) * values[node.inputs[0]])
     return max(found)
