@@ -90,8 +90,8 @@ def compress(
       least: channels that every layer keeps.
       round_to: channels kept are a multiple of it.
       untouched: patterns of layers that keep all.
-      sparsity: weights at zero, `2:4` (of 4 inputs beside each other 2 stay) or `80%` of each
-        layer, made up for on images; channels then stay unless `prune` or a budget says otherwise.
+      sparsity: weights at zero, `2:4` (2 of 4 inputs in a row stay) or `80%` of each layer, made
+        up for on images unless `restore` is `none`; channels stay unless `prune` or a budget asks.
       bits: `joint`: decided with channels within a `budget` of bytes, `50% bytes` of the scheme's.
       train: steps in which what is left learns from the whole network, in float and without data,
         before it is quantized; zeros stay zero.

@@ -145,7 +145,8 @@ class Shrinking(NamedTuple):
       training: how what is left learns from the whole network; None where it does not.
       deadline: what an image may take; then the share of channels is still to be found.
       joint: bytes within which channels and bits are decided together, if they are.
-      restore: what makes up for weights that become zero.
+      restore: `none`: nothing makes up for weights that become zero; with any other, what is left
+        does, as images say.
     """
 
     channels: Pruning | None
@@ -182,8 +183,9 @@ class Shrinking(NamedTuple):
         found = {} if self.channels is None else {"pruned": told_of(self.channels)}
         spared = "".join(f", not {pattern}" for pattern in self.untouched)
         if self.zeros is not None:
-            by = ", restored by none" if self.restore == "none" else ""
-            found["sparse"] = f"{self.zeros}{by}{spared}"
+            by = "none" if self.restore == "none" else "ridge"
+            said = "" if self.restore == "ridge" else f", restored by {by}"
+            found["sparse"] = f"{self.zeros}{said}{spared}"
         if self.deadline is not None and "pruned" in found:
             found["pruned"] += f", for {self.deadline}"
         if self.joint is not None and self.channels is not None:

@@ -39,13 +39,18 @@ class MachineFields(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where images are made, and what a step may take; what is computed is the same.
+    """Where images are made or a student learns, and what a step may take.
+
+    What is computed is the same. Training takes `devices` and `dtype` (`training/on_machine.py`),
+    the making of images all of it.
 
     Attributes:
       devices: of this process, to use at most: each makes batches of its own, and images are those
-        of one device.
-      together: the devices share every batch instead; statistics are those of the whole batch.
-      dtype: of weights and activations; statistics and images are float32 whatever it is.
+        of one device. Those of a training always share every batch.
+      together: the devices share every batch of images instead; statistics are those of the whole
+        batch.
+      dtype: of weights and activations; statistics and images are float32 whatever it is. Of a
+        training, what layers multiply.
       remat: compute activations again instead of keeping them, where that is possible.
       memory: bytes that a step may take on one device, or on a CPU in all: batches go through the
         network in as many parts as that asks for. None for as many as `parts` says.

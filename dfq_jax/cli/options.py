@@ -230,7 +230,8 @@ class CompressOptions(QuantizeOptions):
       budget: Instead: "50% MACs", 20MMACs, "40% params", 2MB, 3ms; or of bits: 4bits, 2GBOPs.
       prune: Share of the channels that may go, e.g. 30%.
       criterion: How channels are judged: reconstruction, or energy where no images restore.
-      restore: What makes up for them: layers fitted on images, or closed forms of weights.
+      restore: What makes up for them: layers fitted on images, or closed forms of weights; for
+        zeros the former, or none.
       among: Whose channels compete: a layer's, all, or those of layers of one structure.
       channels: Which may go: all but what sums carry from block to block, or those too.
       least: Channels that every layer keeps.
