@@ -79,7 +79,8 @@ def joined(
     choices, notes = to_choose(reference, subject, how, asked, scores)
     key = jax.random.key(asked.seed)
     more = {"task": asked.task, "key": key, "watch": watch}
-    return joint(choices, how.ceiling, asked.pipeline, **more)._replace(notes=notes)
+    found = joint(choices, how.ceiling, asked.pipeline, **more)
+    return found._replace(notes=(*notes, *found.notes))
 
 
 def to_choose(

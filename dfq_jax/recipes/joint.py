@@ -195,7 +195,7 @@ def joint(
 
     Raises:
       BudgetError: if the budget is out of reach; names the smallest within reach.
-      ResourceError: if no optimum is proven within a minute.
+      ResourceError: if no optimum within it is proven in a minute.
     """
     costs = costs_of(choices)
     uniform = at_scheme(choices, how)
@@ -205,12 +205,7 @@ def joint(
     watch.says("allocating channels and bits")
     described = lambda picks: described_by(choices, problem, picks)
     chosen = within(problem, limit)
-    front: list[JointPoint] = []
-    least, most = spending(problem)
-    for at in range(points):
-        found = described(within(problem, least + (most - least) * at // max(points - 1, 1)))
-        if not front or found.loss < front[-1].loss:
-            front.append(found)
+    front, notes = front_of(problem, points)
     kept = at_levels(choices.ladders, chosen[: len(choices.ladders)], len(choices.subject.coupled))
     point = described(chosen)
     return JointAllocation(
@@ -218,10 +213,31 @@ def joint(
         choices.space.rules_for(point.bits),
         point,
         described(uniform),
-        tuple(front),
+        tuple(map(described, front)),
         groups=tuple(names_of(choices)),
         space=choices.space,
+        notes=notes,
     )
+
+
+def front_of(problem: Knapsack, points: int) -> tuple[list[Picks], tuple[str, ...]]:
+    """The best choices for budgets evenly between the least and the most, and what is told.
+
+    A point that is not proven in time is left out: it is shown only.
+    """
+    least, most = spending(problem)
+    found, notes = list[Picks](), []
+    for limit in dict.fromkeys(
+        least + (most - least) * at // max(points - 1, 1) for at in range(points)
+    ):
+        try:
+            picks = within(problem, limit)
+        except ResourceError:
+            notes.append(f"the front has no point at {limit} bytes: none was proven in time")
+            continue
+        if not found or lost(problem, picks) < lost(problem, found[-1]):
+            found.append(picks)
+    return found, tuple(notes)
 
 
 def names_of(choices: Choices) -> list[tuple[str, int]]:
