@@ -166,7 +166,8 @@ def few_enough(
         for group in touched[MOST_GROUPS:]:
             found.remove(group)
             notes.append(
-                f"{group.name} keeps all channels: {name} reads those of {len(touched)} groups"
+                f"{group.name} keeps all channels: {name} reads and makes those of "
+                f"{len(touched)} groups"
             )
     return tuple(found), tuple(notes)
 

@@ -189,7 +189,9 @@ def on_gradient_grid(method: Training, bits: int) -> Training:
       UsageError: for bits that no grid has.
     """
     if not 2 <= bits <= 8:
-        raise UsageError(f"gradients have 2..8 bits, got {bits}; leave it out for float.")
+        raise UsageError(
+            f"gradients have 2..8 bits, got {bits}: take `gradient_bits=8`, or leave it out for float."
+        )
     return method._replace(gradient_bits=bits)
 
 
