@@ -190,7 +190,7 @@ def on_gradient_grid(method: Training, bits: int) -> Training:
     """
     if not 2 <= bits <= 8:
         raise UsageError(
-            f"gradients have 2..8 bits, got {bits}: take `gradient_bits=8`, or leave it out for float."
+            f"gradients have 2..8 bits, got {bits}: take `gradient_bits=8`, or none for float."
         )
     return method._replace(gradient_bits=bits)
 
