@@ -31,7 +31,7 @@ def model(tmp_path_factory):
 
 def test_channels_of_its_blocks_go(model):
     """Of the gated layers and of values; heads, whose queries turn by rotary angles, stay."""
-    found = dfq.compress(model, prune="30%", scheme="w8a8", n=16)
+    found = dfq.compress(model, prune="30%", scheme="w8a8", n=16, train=2)
     small = found.float_model.params
     width = {name: small[name]["kernel"].shape for name in small if "kernel" in small[name]}
     block = "layers.0.feed_forward"
@@ -42,6 +42,8 @@ def test_channels_of_its_blocks_go(model):
     assert found.report.task == LanguageModel()
     assert found.report.rows
     assert "held-out rows of text" in found.summary()
+    assert found.settings["trained"].startswith("2 steps of 8 rows")
+    assert any("on held-out rows outputs went" in note for note in found.report.notes)
     rows = found.probes.array
     assert np.isfinite(dfq.simulate(found.quantized, rows)).all()
 

@@ -149,8 +149,9 @@ def carried_out(
     if report is not None and not report.kept:
         told["trained"] += ", not kept"
     zeros = None if made.sparse is None else zeros_after(made.sparse, result)
-    notes = () if report is None else (*report.notes, told_of(report))
-    notes = notes if both is None else (*both.notes, *notes)
+    notes = () if both is None else both.notes
+    if report is not None and how.training is not None:
+        notes = (*notes, *report.notes, told_of(report, how.training.examples))
     told_in = dataclasses.replace(result.report, notes=(*result.report.notes, *notes))
     more: dict[str, Any] = {"pruned": made.pruned, "zeros": zeros, "joint": both}
     more |= {"settings": told, "report": told_in}
@@ -240,7 +241,8 @@ def taught_again(
         return made, None
     seen, held_out = split_probes(images)
     follow.begins("training")
-    follow.watch.says(f"training what is left: {method.steps} steps of {method.batch} images")
+    steps = f"{method.steps} steps of {method.batch} {method.examples}"
+    follow.watch.says(f"training what is left: {steps}")
     learned, report = trained_in_float(
         made.model,
         subject.model,
@@ -253,13 +255,13 @@ def taught_again(
         place=follow.place,
         watch=follow.watch,
     )
-    follow.watch.says(f"  {told_of(report)}")
+    follow.watch.says(f"  {told_of(report, method.examples)}")
     return made.with_weights(learned), report
 
 
-def told_of(report: TrainingReport) -> str:
-    """How training went, in a sentence."""
-    gap = f"on held-out images outputs went from {report.before:.4g} to {report.after:.4g} apart"
+def told_of(report: TrainingReport, what: str) -> str:
+    """How training went on images or rows, in a sentence."""
+    gap = f"on held-out {what} outputs went from {report.before:.4g} to {report.after:.4g} apart"
     if report.kept:
         return f"what is left was trained {report.steps} steps: {gap}"
     return f"what is left stays as it was before training, which made it worse ({gap})"

@@ -191,7 +191,8 @@ class Shrinking(NamedTuple):
         if self.joint is not None and self.channels is not None:
             found["pruned"] = told_of(self.channels._replace(share=self.joint)) + ", with bits"
         if self.training is not None:
-            found["trained"] = f"{self.training.steps} steps of {self.training.batch} images"
+            shown = f"{self.training.batch} {self.training.examples}"
+            found["trained"] = f"{self.training.steps} steps of {shown}"
         return found
 
 

@@ -245,8 +245,8 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     images = deliverable(images, model.input)
     seen, held_out = apart(images)
     check_images(method, len(seen))
-    what = "rows" if method.rows else "images"
-    follow.watch.says(f"training ({method.name}): {method.steps} steps of {method.batch} {what}")
+    steps = f"{method.steps} steps of {method.batch} {method.examples}"
+    follow.watch.says(f"training ({method.name}): {steps}")
     made, cut = (begun, ()) if begun else started(model, seen, asked, follow)
     follow.begins("training")
     learned_levels = begun is not None or method.start == "post_training"
@@ -256,7 +256,7 @@ def carried_out(job: TrainingJob, brought: Examples | None, begun: Quantized | N
     vertical = network if isinstance(network, VerticalNetwork) else None
     network = network.top if isinstance(network, VerticalNetwork) else network
     made = made._replace(quantized=network, used_images=True)
-    notes = (*otherwise, *report.notes, told_of(report, what))
+    notes = (*otherwise, *report.notes, told_of(report, method.examples))
     for note in notes:
         follow.watch.says(note)
     result = verdict(job, made, images, held_out, (*cut, *notes))

@@ -79,7 +79,7 @@ def dfq(
       bias: how biases are corrected, `none` if later; without moments always empirically.
       reestimate: have images correct means and variances of layers that had a batch norm.
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
-      sigmas: standard deviations that 8-bit ranges cover beyond what images show.
+      sigmas: standard deviations that 8-bit ranges cover at most, beyond what images show.
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
       noise: they are noise: without statistics ranges cover all they show, or all but outliers
         where outputs are nearer so, and biases stay.

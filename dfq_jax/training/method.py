@@ -164,6 +164,11 @@ class Training(NamedTuple):
         return isinstance(self.images, FixedRows | SoftRows)
 
     @property
+    def examples(self) -> str:
+        """What it shows, as messages call it."""
+        return "rows" if self.rows else "images"
+
+    @property
     def rounds(self) -> int:
         """Rounds of the whole run, those in which the student stands still included."""
         if not isinstance(self.images, GeneratedImages):

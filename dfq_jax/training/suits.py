@@ -29,10 +29,9 @@ def check_images(method: Training, count: int) -> None:
                 f"be some, and one lesson a round; got {count} and {method.images.lessons}."
             )
     elif count < method.batch:
-        what = "rows" if method.rows else "images"
         raise UsageError(
-            f"{method.name} takes {method.batch} {what} a step and there are {count} to learn "
-            f"from: give more, or `batch={max(count, 1)}`."
+            f"{method.name} takes {method.batch} {method.examples} a step and there are {count} to "
+            f"learn from: give more, or `batch={max(count, 1)}`."
         )
 
 
