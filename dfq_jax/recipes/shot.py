@@ -41,20 +41,7 @@ def shot(
         the end; else they keep theirs (ours): of few images, or batches of few, statistics can
         lose more than the weights make up for.
     """
-    return bound(shot_epoch, count, epochs, batch, learning_rate, pseudo, batch_norms)
-
-
-def shot_epoch(
-    count: int,
-    epochs: int,
-    batch: int,
-    rate: float,
-    pseudo: float,
-    batch_norms: bool,
-    number: int,
-) -> Training:
-    """What `shot` gives for an epoch; its rate is `lr (1 + 10 progress)^-0.75`."""
-    return Training(
+    method = Training(
         name="shot",
         steps=max(count // batch, 1),
         batch=batch,
@@ -64,5 +51,11 @@ def shot_epoch(
             Term("IM", 1.0, information_loss, True),
             Term("pseudo", pseudo, label_loss, True),
         ),
-        optimizer=nesterov(rate * (1 + 10 * number / epochs) ** -0.75, decay=1e-3),
+        optimizer=nesterov(learning_rate, decay=1e-3),
     )
+    return EpochTraining(method, bound(falling_pace, epochs))
+
+
+def falling_pace(epochs: int, number: int) -> float:
+    """`(1 + 10 progress)^-0.75` of the first rate, at the beginning of an epoch."""
+    return (1 + 10 * number / epochs) ** -0.75

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,17 @@ from dfq_jax.training.student import StudentStart, unfolded_student
 from dfq_jax.training.suits import check_classes, check_images
 from dfq_jax.values import Bound, bound
 
-EpochTraining = Callable[[int], Training]
-"""number of an epoch, from 0 -> how the network learns in it."""
+
+class EpochTraining(NamedTuple):
+    """How a network learns, epoch after epoch: by one program.
+
+    Attributes:
+      method: of each epoch.
+      pace: number of an epoch, from 0 -> share of each step that is taken in it.
+    """
+
+    method: Training
+    pace: Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +69,7 @@ def with_layer_held(name: str, x: PyTree, start: StudentStart) -> PyTree:
 def adapted(
     model: Model,
     images: Float[Array, "n h w c"],
-    epoch: EpochTraining,
+    how: EpochTraining,
     epochs: int,
     key: Key[Array, ""],
     *,
@@ -73,7 +83,7 @@ def adapted(
     Args:
       model: with its batch norms in place.
       images: normalised, unlabelled.
-      epoch: how it learns in an epoch, e.g. of `recipes.shot`.
+      how: it learns in each epoch, e.g. of `recipes.shot`.
       epochs: how many.
       key: the only source of randomness.
       place: keeps the state of the epochs here and resumes from it.
@@ -87,17 +97,18 @@ def adapted(
       DivergedError: if an epoch diverged at every rate.
     """
     began, held = time.perf_counter(), held_layer(classifier_of(model))
-    check_classes(epoch(0), model)
-    check_images(epoch(0), len(images))
+    check_classes(how.method, model)
+    check_images(how.method, len(images))
+    method = how.method._replace(project=held)
     first = pseudo_labels(model, images)
     now, labels, notes = model, first, ()
     for number in range(epochs):
-        method = epoch(number)._replace(project=held)
         labels = pseudo_labels(now, images) if number else first
         start = StudentStart(now, {})
         own = jax.random.fold_in(key, number)
         taught = taught_of(method, fold_batch_norm(model), None, start, images, own)
-        taught = taught._replace(labels=one_hot_of(model, labels))
+        pace = jnp.float32(how.pace(number))
+        taught = taught._replace(labels=one_hot_of(model, labels), pace=pace)
         inside = place / f"epoch_{number}"
         learned = learned_by(Course(method, NO_LEVELS), taught, own, inside, watch)
         now = dataclasses.replace(unfolded_student(learned.x, start), moments={})

@@ -242,7 +242,7 @@ def facts_of(course: Course, x: PyTree, taught: Taught, key: Key[Array, ""]) -> 
         "dtype": course.machine.dtype,
         "network": fingerprint((x[STUDENT], taught.start.qparams)),
         "teacher": fingerprint(taught.teacher.params),
-        "images": fingerprint((taught.pixels, taught.labels)),
+        "images": fingerprint((taught.pixels, taught.labels, taught.pace)),
         "key": fingerprint(key),
     }
 

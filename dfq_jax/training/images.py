@@ -73,6 +73,7 @@ class Taught(NamedTuple):
       stays: {tensor: positions along its last axis that the student has}, where it has fewer.
       shared: what a generator's terms share, found once.
       labels: of the images of a fixed set; None for what the teacher says of them.
+      pace: share of each of the student's steps that is taken; None for all of it.
     """
 
     teacher: Model
@@ -83,6 +84,7 @@ class Taught(NamedTuple):
     stays: Mapping[str, Int[Array, " _"]] = {}
     shared: Any = ()
     labels: Float[Array, "n classes"] | None = None
+    pace: Float[Array, ""] | None = None
 
 
 class ShownImages(NamedTuple):

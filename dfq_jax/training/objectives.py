@@ -45,6 +45,7 @@ def step_of(course: Course, factor: float) -> Step:
     student = descent(bound(student_loss, course), bound(method.optimizer, factor))
     if method.inflation is not None:
         student = inflated(Inflation(method.student, course.plan, method.inflation), student)
+    student = Step(student.begin, bound(paced_take, student))
     if method.project is not None:
         student = projected(method.project, student)
     source = method.images
@@ -58,6 +59,18 @@ def step_of(course: Course, factor: float) -> Step:
         Player(GENERATOR, generator, source.times),
         Player(STUDENT, student, source.lessons, source.warmup),
     )
+
+
+def paced_take(
+    step: Step, state: Moving, context: Among, now: Now
+) -> tuple[Moving, Float[Array, ""], Mapping[str, Any]]:
+    """One step of a student, or the share of it that is taken."""
+    after, loss, parts = step.take(state, context, now)
+    pace = context.context.context.pace
+    if pace is None:
+        return after, loss, parts
+    share = lambda old, new: old + pace * (new - old)
+    return after._replace(x=jax.tree.map(share, state.x, after.x)), loss, parts
 
 
 def projected(project: Projection, step: Step) -> Step:

@@ -11,6 +11,7 @@ from dfq_jax.errors import UnsupportedModelError, UsageError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import BatchNorm, Conv2d, GlobalAvgPool, Linear
+from dfq_jax.optim.fit import run_chunk
 from dfq_jax.recipes.dfkd import agreed_gap, dfkd, own_label_entropy
 from dfq_jax.recipes.hast import hast
 from dfq_jax.recipes.shot import shot
@@ -190,7 +191,10 @@ def test_a_network_adapts_and_its_classifier_stays(toy):
     images, labels = shifted()
     assert right(toy, images, labels) < 0.8
     how = shot(count=len(images), epochs=4, batch=32, learning_rate=0.05)
+    chunk: Any = run_chunk
+    programs = chunk._cache_size()
     made, report = adapted(toy, images, how, 4, KEY)
+    assert chunk._cache_size() == programs + 1  # for all epochs
     assert right(made, images, labels) > 0.95
     likely = [np.argmax(evaluate(m, images)[0][0], -1) for m in (toy, made)]
     assert report.moved == pytest.approx(np.mean(likely[0] != likely[1]))
@@ -199,7 +203,8 @@ def test_a_network_adapts_and_its_classifier_stays(toy):
         np.testing.assert_array_equal(made.params["fc"][slot], toy.params["fc"][slot])
     assert np.abs(np.asarray(made.params["features"]["bias"])).max() > 0.1
     assert shot(count=64) == shot(count=64)
-    assert shot(count=64)(3).steps == 1
+    assert shot(count=64).method.steps == 1
+    assert [shot(count=64).pace(n) for n in (0, 6)] == pytest.approx([1.0, 5**-0.75])
 
 
 def test_adaptation_needs_one_classifier(nets):
