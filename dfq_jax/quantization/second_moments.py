@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.ops import Conv2d, ConvTranspose2d, Linear
@@ -138,7 +138,7 @@ def painted(
     yield from reversed(shifts(apart, Conv2d(dilation=op.dilation), window).values())
 
 
-def pieces(data: Float[np.ndarray, "..."], size: int) -> Iterator[Float[np.ndarray, "..."]]:
+def pieces(data: Shaped[np.ndarray, "n ..."], size: int) -> Iterator[Shaped[np.ndarray, "_ ..."]]:
     """Consecutive batches of what passes through a network."""
     for start in range(0, len(data), size):
         yield data[start : start + size]

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from dfq_jax.graph.cuts import (
     Block,
@@ -29,7 +29,8 @@ from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.simulate import QParams, QuantizedModel
 from dfq_jax.quantization.sites import ABSORBED
 
-Host = Float[np.ndarray, "n ..."]
+Host = Shaped[np.ndarray, "n ..."]
+"""What passes from unit to unit, in memory of the host: values, or ids before the first."""
 
 
 class Unit(NamedTuple):
