@@ -138,7 +138,7 @@ def painted(
     yield from reversed(shifts(apart, Conv2d(dilation=op.dilation), window).values())
 
 
-def pieces(data: Shaped[np.ndarray, "n ..."], size: int) -> Iterator[Shaped[np.ndarray, "_ ..."]]:
+def pieces(data: Shaped[np.ndarray, "..."], size: int) -> Iterator[Shaped[np.ndarray, "..."]]:
     """Consecutive batches of what passes through a network."""
     for start in range(0, len(data), size):
         yield data[start : start + size]
