@@ -1,13 +1,14 @@
 """Types, shapes and axes of one name are checked in every call of the package."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, TypeCheckError
 from type_checks import checked
 
 from dfq_jax.numerics.histogram import BINS, Histogram, magnitudes
@@ -25,6 +26,16 @@ def product(
 
 
 @check
+def halves(a: Float[np.ndarray, " columns"]) -> Iterator[np.ndarray]:
+    yield from (a[: len(a) // 2], a[len(a) // 2 :])
+
+
+@check
+def halves_of_rows(a: Rows) -> list[np.ndarray]:
+    return [half for row in a.T for half in halves(row)]
+
+
+@check
 @dataclasses.dataclass(frozen=True)
 class Kept:
     x: Rows
@@ -37,6 +48,7 @@ def test_what_fits_passes_and_names_stay():
     assert product(X, Y).shape == (2,)
     assert product(X[:1], Y).shape == (1,)  # lengths are those of one call
     assert product.__name__ == "product"
+    assert len(halves_of_rows(X)) == 6  # also of what runs after its call
     assert Kept(X).x is X
 
 
@@ -48,11 +60,12 @@ def test_what_fits_passes_and_names_stay():
         lambda: product(X, Y[:2]),
         lambda: product(X, Y, wrong=True),
         lambda: Kept(Y),
+        lambda: halves(X),
     ],
-    ids=["type", "rank", "axis of one name", "result", "field"],
+    ids=["type", "rank", "axis of one name", "result", "field", "generator"],
 )
 def test_what_does_not_fit_is_refused(call):
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises((BeartypeCallHintViolation, TypeCheckError)):
         call()
 
 

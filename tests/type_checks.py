@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,9 @@ def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return thing
         if not thing.__annotations__:
             return thing
-        if any("{" in str(hint) for hint in thing.__annotations__.values()):
-            return by_jaxtyping(thing, typechecker=typechecker)  # a length that an argument says
+        says_length = any("{" in str(hint) for hint in thing.__annotations__.values())
+        if says_length or inspect.isgeneratorfunction(thing):  # which runs after the call
+            return by_jaxtyping(thing, typechecker=typechecker)
         typed: list[Any] = []
 
         @functools.wraps(thing)
