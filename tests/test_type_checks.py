@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 from beartype import beartype
-from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import Array, Float, TypeCheckError
+from jaxtyping import Array, Float
 from type_checks import checked
 
 from dfq_jax.numerics.histogram import BINS, Histogram, magnitudes
@@ -65,14 +64,14 @@ def test_what_fits_passes_and_names_stay():
     ids=["type", "rank", "axis of one name", "result", "field", "generator"],
 )
 def test_what_does_not_fit_is_refused(call):
-    with pytest.raises((BeartypeCallHintViolation, TypeCheckError)):
+    with pytest.raises(TypeError):
         call()
 
 
 def test_the_package_is_checked(request):
     if not request.config.getoption("--jaxtyping-packages"):
         pytest.skip("asked for without")
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises(TypeError):
         parse_scheme(8)  # pyright: ignore[reportArgumentType]
     counts, edge = np.ones(BINS, np.float32), np.float32(1)
     made, _ = magnitudes(Histogram(*map(jax.device_put, (counts, -edge, edge))), 8)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+from beartype.roar import BeartypeCallHintViolation
 
 by_jaxtyping: Any = jaxtyping.jaxtyped
 
@@ -38,7 +39,10 @@ def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             with by_jaxtyping("context"):
                 if not typed:
                     typed.append(typechecker(thing))
-                return typed[0](*args, **kwargs)
+                try:
+                    return typed[0](*args, **kwargs)
+                except BeartypeCallHintViolation as wrong:
+                    raise TypeError(str(wrong)) from None  # what reads files takes it for damage
 
         return within
 

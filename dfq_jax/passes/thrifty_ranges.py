@@ -54,6 +54,8 @@ def narrowed(
     if moments is None or moments.mean.ndim != 1 or not float(high) > float(low):
         return low, high
     mean, deviation = np.asarray(moments.mean), np.sqrt(np.asarray(moments.var))
+    if not np.all(np.isfinite((*mean, *deviation, float(low), float(high)))):
+        return low, high  # numbers that a failed model names
     below = slope_below(model, node)
     low, high = least_lossy_range(mean, deviation, (float(low), float(high)), below)
     return jnp.float32(low), jnp.float32(high)

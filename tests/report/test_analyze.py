@@ -227,7 +227,7 @@ def test_every_output_is_judged(nets):
     assert (report.passed, report.faults) == (True, ())
     data = report.to_dict()["outputs"]
     assert [set(o) for o in data] == [
-        {"name", "kind", "sqnr", "sqnr_returned", "agreement", "passed"}
+        {"name", "kind", "sqnr", "sqnr_returned", "agreement", "passed", "positive", "overlap"}
     ] * 2
 
 
