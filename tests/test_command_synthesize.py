@@ -45,7 +45,7 @@ def lock(folder, name, owner):
         ("i.npz --memory much", 2, "'much' is no amount of memory: give bytes with or without a"),
         ("i.npz --memory 1000", 5, "a batch of 2 images needs about"),
         ("i.npz --devices 9", 2, "asked for 9 devices, this process has 8 of platform cpu"),
-        ("i.npz --devices 0", 2, "asked for 0 devices, this process has 8"),
+        ("i.npz --devices 0", 2, "there must be one device at least, got 0"),
         ("i.npz --dtype float16", 2, "float16"),
         ("i.npz --process 0 --processes 2", 2, "several processes (--process, --processes) fill"),
         ("set --process 2 --processes 2", 2, "process 2 of 2: give 0..1"),

@@ -40,12 +40,16 @@ def test_a_mesh_of_this_process():
     assert automatic(explicit()) == data_mesh(4)
 
 
-@pytest.mark.parametrize("devices", [0, -1, 9])
-def test_devices_that_are_not_there(devices):
-    message = (
-        rf"asked for {devices} devices, this process has 8 of platform cpu\. .*num_cpu_devices"
-    )
-    with pytest.raises(UsageError, match=message):
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        (0, "one device at least, got 0"),
+        (-1, "one device at least, got -1"),
+        (9, r"asked for 9 devices, this process has 8 of platform cpu\. .*num_cpu_devices"),
+    ],
+)
+def test_devices_that_are_not_there(devices, told):
+    with pytest.raises(UsageError, match=told):
         data_mesh(devices)
 
 

@@ -104,10 +104,8 @@ def pareto(
 
     Returns:
       Optimal allocations by rising cost and falling loss: every one is a point of the exact front,
-      which may have more.
-
-    Raises:
-      ResourceError: if a point has no proven optimum within a minute.
+      which may have more. A budget for which none is proven within a minute is left out: a front
+      is looked at, and no run depends on it.
 
     Reference:
       Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.2.
@@ -118,7 +116,10 @@ def pareto(
     for limit in dict.fromkeys(
         least + (most - least) * i // max(points - 1, 1) for i in range(points)
     ):
-        found = within(model, space, problem, limit, unit)
+        try:
+            found = within(model, space, problem, limit, unit)
+        except ResourceError:
+            continue
         if not front or found.loss < front[-1].loss:
             front.append(found)
     return tuple(front)

@@ -85,7 +85,9 @@ def data_mesh(devices: int) -> Mesh:
       UsageError: if there are not so many.
     """
     here = jax.local_devices()
-    if not 1 <= devices <= len(here):
+    if devices < 1:
+        raise UsageError(f"there must be one device at least, got {devices}.")
+    if devices > len(here):
         raise UsageError(
             f"asked for {devices} devices, this process has {len(here)} of platform "
             f"{here[0].platform}. A CPU counts as several after "

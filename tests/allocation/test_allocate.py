@@ -9,6 +9,7 @@ from dfq_jax.allocation.allocate import allocate, pareto, priced
 from dfq_jax.allocation.choices import space_of
 from dfq_jax.allocation.costs import Budget, cost_of, parse_budget
 from dfq_jax.errors import BudgetError, ResourceError
+from dfq_jax.numerics.knapsack import best_choice
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.plan import Rule, parse_scheme, resolve
 
@@ -131,3 +132,20 @@ def test_no_proof_in_time_is_an_error(model, monkeypatch):
     space = space_of(model.graph, scheme=W4A4)
     with pytest.raises(ResourceError, match="3 kernels and tensors within 60 s"):
         allocate(model, space, losses_of(space), parse_budget("6bits"))
+
+
+def test_a_front_goes_without_a_point_that_is_not_proven(model, monkeypatch):
+    space, asked = space_of(model.graph, scheme=W4A4), []
+    losses = losses_of(space)
+    whole = pareto(model, space, losses, "bits", points=6)
+
+    def slow_once(problem, limit):
+        asked.append(limit)
+        if len(asked) == 2:
+            raise TimeoutError
+        return best_choice(problem, limit)
+
+    monkeypatch.setattr(module, "best_choice", slow_once)
+    left = pareto(model, space, losses, "bits", points=6)
+    assert len(asked) == 6
+    assert left == (whole[0], *whole[2:])
