@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 BUILD = ROOT / "build" / "bench"
+README = ROOT / "README.md"
 DASH = "\u2013"
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx", "onnxruntime", "torch")
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")

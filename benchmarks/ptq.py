@@ -46,7 +46,7 @@ def main() -> None:
             continue
         judge = ("--data", args.shared / NETWORKS[run.network].data, *limit)
         if run.network not in float_top1:
-            float_top1[run.network] = top1(run, judge, "float.onnx")
+            float_top1[run.network] = accuracy(run, judge, "float.onnx").get("top1")
         found |= measured(made, run, judge) | {"float_top1": float_top1[run.network]}
         common.log(", ".join(f"{c.heading} {c.text(found)}" for c in TABLES["ptq"][5:]))
     common.finish(args, TABLES, rows, reason)
@@ -55,8 +55,10 @@ def main() -> None:
 def measured(made: artifacts.Ran, run: Run, judge: tuple[object, ...]) -> Row:
     """What a finished `dfq quantize` says, and how its network does on real images."""
     report = made.data["report"]
+    found = accuracy(run, judge)
     return {
-        "top1": top1(run, judge),
+        "top1": found.get("top1"),
+        "judged": found.get("n"),
         "agreement": report["agreement"],
         "sqnr": report["output_sqnr_db"],
         "bytes_float": made.data["bytes_float"],
@@ -67,13 +69,13 @@ def measured(made: artifacts.Ran, run: Run, judge: tuple[object, ...]) -> Row:
     }
 
 
-def top1(run: Run, judge: tuple[object, ...], file: str = "") -> float | None:
-    """Top-1 in ONNX Runtime of a folder, or of one file in it; None if that fails."""
+def accuracy(run: Run, judge: tuple[object, ...], file: str = "") -> Row:
+    """What `dfq evaluate` says of a folder, or of one file in it; nothing if that fails."""
     found = artifacts.dfq("evaluate", run.folder / file, *judge)
     if found.failure:
         common.log(found.failure)
-        return None
-    return found.data["top1"]
+        return {}
+    return found.data
 
 
 if __name__ == "__main__":

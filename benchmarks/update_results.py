@@ -1,4 +1,4 @@
-"""Writes the numbers of build/bench/*.json into the marked tables of RESULTS.md and SCALING.md.
+"""Writes the numbers of build/bench/*.json into the marked tables of README and the pages of docs.
 
 A table lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; a table that no result file has
 rows for stays as it is.
@@ -14,7 +14,9 @@ from typing import Any
 import common
 from common import DASH, Column
 
-PAGES = (common.ROOT / "docs" / "RESULTS.md", common.ROOT / "docs" / "SCALING.md")
+PAGES = (*(common.ROOT / "docs" / name for name in ("RESULTS.md", "SCALING.md")), common.README)
+GLANCE = {"preset": "fast", "layers": "qdrop_8bit_ends", "seed": 0}
+"""Which rows of `ptq` the table of README shows, a column for each scheme."""
 MARKED = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -54,7 +56,24 @@ def rendered(facts: Mapping[str, Any]) -> dict[str, str]:
         rows = [row for row in facts["rows"] if row["table"] == name]
         if rows:
             made[name] = markdown([Column(*column) for column in columns], rows) + origin(facts)
-    return made
+    shown = [r for r in facts["rows"] if r["table"] == "ptq" and r.items() >= GLANCE.items()]
+    return made | ({"glance": glance(shown)} if shown else {})
+
+
+def glance(rows: list[dict[str, Any]]) -> str:
+    """README's table: a row for each network."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        network = found.setdefault(row["network"], dict(row))
+        network[row["scheme"]] = row["top1"]
+    schemes = sorted({row["scheme"] for row in rows}, reverse=True)
+    columns = [
+        Column("network", "network"),
+        Column("judged", "images judged", ",d"),
+        Column("float_top1", "FP32", ".2fx100"),
+        *(Column(scheme, scheme, ".2fx100") for scheme in schemes),
+    ]
+    return markdown(columns, list(found.values()))
 
 
 def markdown(columns: list[Column], rows: list[dict[str, Any]]) -> str:

@@ -166,6 +166,15 @@ def test_two_pages_share_the_tables(tmp_path):
     assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "no place is marked for two")
 
 
+def test_the_table_of_readme_has_a_column_for_each_scheme(scripts):
+    row = {"network": "n", "judged": 1000, "float_top1": 0.9}
+    rows = [{**row, "scheme": s, "top1": top1} for s, top1 in (("w4a4", 0.5), ("w8a8", 0.875))]
+    lines = scripts("update_results").glance(rows).splitlines()
+    assert lines[0] == "| network | images judged | FP32 | w8a8 | w4a4 |"
+    assert lines[2:] == ["| n | 1,000 | 90.00 | 87.50 | 50.00 |"]
+    assert (FOLDER.parent / "README.md").read_text().count("<!-- begin glance -->") == 1
+
+
 def test_scaling_page_has_a_place_for_every_table(scripts):
     page = (FOLDER.parent / "docs" / "SCALING.md").read_text()
     for name in scripts("scaling").TABLES:
