@@ -183,7 +183,7 @@ def test_scaling_page_has_a_place_for_every_table(scripts):
 
 def test_results_page_has_a_place_for_every_table():
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
-    tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan")
+    tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan", "transfer")
     zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers", "faults")
     images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
     images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
