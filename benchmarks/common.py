@@ -91,6 +91,12 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def logged(row: Row, columns: Sequence[Column]) -> Row:
+    """A row, after a line of it on stderr."""
+    log(", ".join(f"{c.heading} {c.text(row)}" for c in columns))
+    return row
+
+
 def machine() -> Row:
     """What the numbers depend on, without anything that identifies the machine."""
     cpu = read("/proc/cpuinfo")

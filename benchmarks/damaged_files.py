@@ -42,7 +42,7 @@ def main() -> None:
     for name in common.names(args.networks):
         network, _, scheme = name.partition(":")
         rows.append(row(network, scheme, args))
-        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["mutations"]))
+        common.logged(rows[-1], TABLES["mutations"])
     wrong = [r["network"] for r in rows if r["passed"] or not r["intact"].startswith("2")]
     common.finish(args, TABLES, rows, f"wrong: {', '.join(wrong)}" if wrong else None)
 

@@ -43,7 +43,7 @@ def main() -> None:
         subject = synthesis_quality.Subject("resnet20", args)
         for name, images in variants(args).items():
             rows.append(row(subject, name, images, args))
-            common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+            common.logged(rows[-1], COLUMNS)
     common.finish(args, {"dsg_ablation": COLUMNS}, rows, reason)
 
 

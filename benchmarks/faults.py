@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         rows = []
         for row in campaign(Path(parent).resolve(), counts, args.seed):
-            common.log(", ".join(f"{c.heading} {c.text(row)}" for c in TABLES["faults"]))
+            common.logged(row, TABLES["faults"])
             rows.append(row)
     bad = [f"{row['kind']}, {row['what']}" for row in rows if row["wrong"]]
     common.finish(args, TABLES, rows, f"wrong: {'; '.join(bad)}" if bad else None)

@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     for reader in args.readers:
         rows.append(row(reader, args.count, args.seed))
-        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["fuzz_readers"]))
+        common.logged(rows[-1], TABLES["fuzz_readers"])
         for failure in rows[-1]["failures"]:
             common.log(f"  file {failure['number']}: {failure['kind']}: {failure['text']}")
     common.finish(args, TABLES, rows)

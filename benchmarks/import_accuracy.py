@@ -89,7 +89,7 @@ def main() -> None:
             reasons.add(reason)
             continue
         rows.append(row(name, case, args))
-        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["import_accuracy"]))
+        common.logged(rows[-1], TABLES["import_accuracy"])
     if args.no_torch or common.versions()["torch"] == "absent":
         reasons.add("without the PyTorch reference")
     common.finish(args, TABLES, rows, "; ".join(sorted(reasons)) or None)

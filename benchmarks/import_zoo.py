@@ -89,7 +89,7 @@ def main() -> None:
         for name in names:
             made = kept(name, args)
             rows.append(made)
-            common.log(", ".join(f"{c.heading} {c.text(made)}" for c in TABLES["import_zoo"]))
+            common.logged(made, TABLES["import_zoo"])
             if made.get("note"):
                 failed.append(f"see the note of {name}")
     except KeyboardInterrupt:

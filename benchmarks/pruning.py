@@ -56,14 +56,9 @@ def main() -> None:
     args = parser.parse_args()
     needed = [DATA, *(NETWORKS[name].checkpoint for name in args.networks)]
     reason = common.absent(args.shared, *needed)
-    rows = [] if reason else [told(row) for name in args.networks for row in rows_of(name, args)]
+    made = (row for name in args.networks for row in rows_of(name, args))
+    rows = [] if reason else [common.logged(row, TABLES["pruning"]) for row in made]
     common.finish(args, TABLES, rows, reason)
-
-
-def told(row: Row) -> Row:
-    """A row, once it is logged."""
-    common.log(", ".join(f"{c.heading} {c.text(row)}" for c in TABLES["pruning"]))
-    return row
 
 
 def rows_of(name: str, args: argparse.Namespace) -> Iterator[Row]:

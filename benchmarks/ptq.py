@@ -48,7 +48,7 @@ def main() -> None:
         if run.network not in float_top1:
             float_top1[run.network] = accuracy(run, judge, "float.onnx").get("top1")
         found |= measured(made, run, judge) | {"float_top1": float_top1[run.network]}
-        common.log(", ".join(f"{c.heading} {c.text(found)}" for c in TABLES["ptq"][5:]))
+        common.logged(found, TABLES["ptq"][5:])
     common.finish(args, TABLES, rows, reason)
 
 

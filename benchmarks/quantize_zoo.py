@@ -65,7 +65,7 @@ def main() -> None:
     for name in common.names(args.networks):
         for preset in args.presets:
             rows.append(attempt(name, preset, args))
-            common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["quantize_zoo"]))
+            common.logged(rows[-1], TABLES["quantize_zoo"])
             if rows[-1].get("note"):
                 failed.append(f"{name} ({preset})")
     common.finish(args, TABLES, rows, f"see the notes of {', '.join(failed)}" if failed else None)

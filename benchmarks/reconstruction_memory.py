@@ -48,7 +48,7 @@ def main() -> None:
     for network in networks:
         for name in args.reconstructions:
             rows.append(alone(network, name, args))
-            common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+            common.logged(rows[-1], COLUMNS)
     common.finish(args, {"reconstruction_memory": COLUMNS}, rows, reason)
 
 

@@ -87,14 +87,9 @@ def main() -> None:
     args = parser.parse_args()
     about = [NETWORKS[name] for name in args.networks]
     reason = common.absent(args.shared, *(x.file for x in about), *(x.data for x in about))
-    rows = [] if reason else [told(row) for name in args.networks for row in rows_of(name, args)]
+    made = (row for name in args.networks for row in rows_of(name, args))
+    rows = [] if reason else [common.logged(row, TABLES["smaller"]) for row in made]
     common.finish(args, TABLES, rows, reason)
-
-
-def told(row: Row) -> Row:
-    """A row, once it is logged."""
-    common.log(", ".join(f"{c.heading} {c.text(row)}" for c in TABLES["smaller"]))
-    return row
 
 
 def rows_of(name: str, args: argparse.Namespace) -> Iterator[Row]:

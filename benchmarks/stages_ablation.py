@@ -114,7 +114,7 @@ def rows_of(network: str, args: argparse.Namespace) -> Iterator[Row]:
             seen = dfq_jax.synthesize(model, n=args.n, **given).images
         row = measured(model, seen, variant, shots[:JUDGES], args)
         row |= {"table": "stages_ablation", "network": network, "variant": name, "n": len(seen)}
-        common.log(", ".join(f"{c.heading} {c.text(row)}" for c in COLUMNS))
+        common.logged(row, COLUMNS)
         yield row
 
 

@@ -84,7 +84,7 @@ def measured(
     for network in networks:
         for found in rows_of(Subject(network, args)):
             rows.append(found)
-            common.log(", ".join(f"{c.heading} {c.text(found)}" for c in columns))
+            common.logged(found, columns)
     return rows, reason
 
 

@@ -67,7 +67,7 @@ def main() -> None:
     rows = []
     for name in args.networks:
         rows.append(row(name, args))
-        common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in COLUMNS))
+        common.logged(rows[-1], COLUMNS)
     common.finish(args, {"synthesis_speed": COLUMNS}, rows)
 
 

@@ -45,7 +45,7 @@ def main() -> None:
             continue
         for row in task.rows(asked):
             rows.append({"table": f"tasks_{name}", **row})
-            common.log(", ".join(f"{c.heading} {c.text(row)}" for c in TABLES[f"tasks_{name}"]))
+            common.logged(row, TABLES[f"tasks_{name}"])
     common.finish(args, TABLES, rows, "; ".join(dict.fromkeys(reasons)) or None)
 
 

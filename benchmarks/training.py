@@ -72,7 +72,7 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
         for method in args.methods:
             for seed in map(int, args.seeds):
                 rows.append(row_of(model, method, scheme, seed, float_top1, args))
-                common.log(", ".join(f"{c.heading} {c.text(rows[-1])}" for c in TABLES["training"]))
+                common.logged(rows[-1], TABLES["training"])
     return rows
 
 

@@ -68,7 +68,7 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
             row |= {"teacher": said, "top1": judged(made, args), "seconds": round(seconds, 1)}
             row |= {"judged": "training images" if args.choose else "test images", **about}
             rows.append(row)
-            common.log(", ".join(f"{c.heading} {c.text(row)}" for c in TABLES["transfer"]))
+            common.logged(row, TABLES["transfer"])
     return rows
 
 

@@ -92,7 +92,7 @@ def rows_of(name: str, args: Any) -> list[Row]:
         found = [estimate(reference, quantized, probes.images, a) for a in (None, before.top1)]
         made = row(name, scheme, preset, before.n, before.top1, before.top1 - after, *found)
         rows.append(made)
-        common.log(", ".join(f"{c.heading} {c.text(made)}" for c in TABLES["trust"]))
+        common.logged(made, TABLES["trust"])
     return rows
 
 

@@ -18,6 +18,7 @@ from dfq_jax.numerics.knapsack import (
     SharedCost,
     best_choice,
     lost,
+    proven_front,
     spending,
     spent,
 )
@@ -111,18 +112,8 @@ def pareto(
       Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.2.
     """
     problem = problem_of(model, space, losses, unit)
-    least, most = spending(problem)
-    front: list[Allocation] = []
-    for limit in dict.fromkeys(
-        least + (most - least) * i // max(points - 1, 1) for i in range(points)
-    ):
-        try:
-            found = within(model, space, problem, limit, unit)
-        except ResourceError:
-            continue
-        if not front or found.loss < front[-1].loss:
-            front.append(found)
-    return tuple(front)
+    front, _ = proven_front(problem, points)
+    return tuple(described(model, space, problem, picks, unit) for picks in front)
 
 
 def within(

@@ -114,6 +114,31 @@ def best_choice(problem: Knapsack, limit: int, *, seconds: float = SECONDS) -> P
     return cheaper if lost(problem, cheaper) <= bound else first
 
 
+def proven_front(problem: Knapsack, points: int) -> tuple[tuple[Picks, ...], tuple[int, ...]]:
+    """The best choices for limits evenly between the least and the most that can be spent.
+
+    Args:
+      problem: items, losses and costs.
+      points: how many limits.
+
+    Returns:
+      Choices by rising cost and falling loss, and the limits for which none was proven in time:
+      these are left out, since a front is looked at and nothing depends on it.
+    """
+    least, most = spending(problem)
+    limits = (least + (most - least) * at // max(points - 1, 1) for at in range(points))
+    found, missed = list[Picks](), list[int]()
+    for limit in dict.fromkeys(limits):
+        try:
+            picks = best_choice(problem, limit)
+        except TimeoutError:
+            missed.append(limit)
+            continue
+        if not found or lost(problem, picks) < lost(problem, found[-1]):
+            found.append(picks)
+    return tuple(found), tuple(missed)
+
+
 def loss_row(problem: Knapsack) -> Row:
     """The loss of each variable: first items by levels, then what is shared by
     levels of all."""

@@ -29,6 +29,7 @@ from dfq_jax.numerics.knapsack import (
     SharedCost,
     best_choice,
     lost,
+    proven_front,
     spending,
     spent,
 )
@@ -206,7 +207,7 @@ def joint(
     watch.says("allocating channels and bits")
     described = lambda picks: described_by(choices, problem, picks)
     chosen = within(problem, limit)
-    front, notes = front_of(problem, points)
+    front, missed = proven_front(problem, points)
     kept = at_levels(choices.ladders, chosen[: len(choices.ladders)], len(choices.subject.coupled))
     point = described(chosen)
     return JointAllocation(
@@ -217,28 +218,13 @@ def joint(
         tuple(map(described, front)),
         groups=tuple(names_of(choices)),
         space=choices.space,
-        notes=notes,
+        notes=tuple(map(unproven, missed)),
     )
 
 
-def front_of(problem: Knapsack, points: int) -> tuple[list[Picks], tuple[str, ...]]:
-    """The best choices for budgets evenly between the least and the most, and what is told.
-
-    A point that is not proven in time is left out: it is shown only.
-    """
-    least, most = spending(problem)
-    found, notes = list[Picks](), []
-    for limit in dict.fromkeys(
-        least + (most - least) * at // max(points - 1, 1) for at in range(points)
-    ):
-        try:
-            picks = within(problem, limit)
-        except ResourceError:
-            notes.append(f"the front has no point at {limit} bytes: none was proven in time")
-            continue
-        if not found or lost(problem, picks) < lost(problem, found[-1]):
-            found.append(picks)
-    return found, tuple(notes)
+def unproven(limit: int) -> str:
+    """What is told of a point that a front has not."""
+    return f"the front has no point at {limit} bytes: none was proven in time"
 
 
 def names_of(choices: Choices) -> list[tuple[str, int]]:

@@ -145,7 +145,7 @@ def test_a_front_goes_without_a_point_that_is_not_proven(model, monkeypatch):
             raise TimeoutError
         return best_choice(problem, limit)
 
-    monkeypatch.setattr(module, "best_choice", slow_once)
+    monkeypatch.setattr("dfq_jax.numerics.knapsack.best_choice", slow_once)
     left = pareto(model, space, losses, "bits", points=6)
     assert len(asked) == 6
     assert left == (whole[0], *whole[2:])

@@ -10,7 +10,7 @@ from dfq_jax.allocation.costs import cost_of
 from dfq_jax.errors import BudgetError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.ops import Add, GlobalAvgPool, Relu
-from dfq_jax.numerics.knapsack import Knapsack, best_choice, lost, spending, spent
+from dfq_jax.numerics.knapsack import Knapsack, best_choice, lost, proven_front, spending, spent
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import select
 from dfq_jax.pruning.budget import Ceiling, at_levels, ladders_of
@@ -26,9 +26,9 @@ from dfq_jax.recipes.joint import (
     choices_of,
     costs_of,
     few_enough,
-    front_of,
     joint,
     limit_in_bytes,
+    unproven,
     within,
 )
 from dfq_jax.recipes.pipeline import pipeline_for
@@ -132,19 +132,21 @@ def test_a_point_of_the_front_that_is_not_proven_is_left_out(monkeypatch):
     """What was chosen is kept."""
     loss, cost = np.array([[3.0, 1.0, 0.0]]), np.array([[1, 2, 3]])
     problem = Knapsack(loss, cost)
-    whole, notes = front_of(problem, 3)
+    whole, missed = proven_front(problem, 3)
     assert [p.tolist() for p in whole] == [[0], [1], [2]]
-    assert notes == ()
+    assert missed == ()
 
     def slow(problem, limit):
         if limit == 2:
             raise TimeoutError
         return best_choice(problem, limit)
 
-    monkeypatch.setattr("dfq_jax.recipes.joint.best_choice", slow)
-    found, notes = front_of(problem, 3)
+    monkeypatch.setattr("dfq_jax.numerics.knapsack.best_choice", slow)
+    found, missed = proven_front(problem, 3)
     assert [p.tolist() for p in found] == [[0], [2]]
-    assert notes == ("the front has no point at 2 bytes: none was proven in time",)
+    assert tuple(map(unproven, missed)) == (
+        "the front has no point at 2 bytes: none was proven in time",
+    )
 
 
 def test_bytes_out_of_reach_name_the_least(choices, seen):
