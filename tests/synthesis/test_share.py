@@ -236,9 +236,9 @@ import importlib.util, sys, time
 import jax
 import optax
 
-tests, folder, process, processes, port, pause = sys.argv[1:]
+tests, folder, process, processes, port, pause, unoptimized = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", unoptimized == "True")
 if port != "0":
     jax.distributed.initialize(
         f"127.0.0.1:{port}", int(processes), int(process), heartbeat_timeout_seconds=10
@@ -262,9 +262,10 @@ print("complete" if made.complete else "incomplete", flush=True)
 
 
 def start(folder, process, processes, port, pause=0.0):
-    """A process that makes its share of forty images."""
+    """A process that makes its share of forty images, compiling as this one does."""
     tests, package = Path(__file__).parents[1], Path(dfq_jax.__file__).parents[1]
-    arguments = (tests, folder, process, processes, port, pause)
+    unoptimized = jax.config.read("jax_disable_most_optimizations")
+    arguments = (tests, folder, process, processes, port, pause, unoptimized)
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, *map(str, arguments)],
         stdout=subprocess.PIPE,
