@@ -81,10 +81,15 @@ def row_of(
 ) -> Row:
     """One training, and how its network does on real images."""
     import dfq_jax
-    from dfq_jax.optim.progress import Watcher
+    from dfq_jax.optim.progress import Progress, Watcher
 
     at: list[tuple[float, int]] = []
-    told = lambda p: at.append((time.perf_counter(), p.step)) if p.what == "training" else None
+
+    def told(now: Progress) -> None:
+        if now.what == "training":
+            at.append((time.perf_counter(), now.step))
+            common.log(f"{method} {scheme} seed {seed}: step {now.step} of {now.steps}")
+
     began = time.perf_counter()
     where = None if args.state is None else args.state / f"{method}-{scheme}-{seed}"
     result = dfq_jax.train(

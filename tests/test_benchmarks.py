@@ -18,7 +18,8 @@ MEASURING = (
     *("best_ablation", "dsg_ablation", "few_bits", "import_accuracy", "latency", "lowering"),
     *("mixed_precision", "pruning", "ptq", "reconstruction", "reconstruction_memory"),
     *("reconstruction_reference", "rounding_ablation", "smaller", "stages_ablation"),
-    *("synthesis_quality", "tasks", "training", "transfer", "trust", "verify"),
+    *("synthesis_quality", "tasks", "training", "training_reference", "transfer"),
+    *("trust", "verify"),
 )
 MAKING = (
     "coupled_channels",
@@ -64,6 +65,7 @@ def test_every_script_is_listed():
     helpers |= {"store_networks", "task_modules", "task_networks", "task_runs"}
     helpers |= {"tasks_images", "tasks_detection", "tasks_faces", "tasks_language", "tasks_encoder"}
     helpers |= {"synthesis_loops", "image_measures", "reconstruction_loops", "reconstruction_torch"}
+    helpers |= {"training_torch"}
     helpers |= {"scaling_child", "scaling_model", "scaling_rows"}
     helpers |= {"fault_children", "fault_disks", "fault_inputs", "fault_pictures"}
     assert {p.stem for p in FOLDER.glob("*.py")} == {*SCRIPTS, *helpers}

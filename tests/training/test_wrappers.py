@@ -22,6 +22,24 @@ def test_perturbed_images_raise_the_loss():
     assert heard.parts["perturbed"] > heard.parts["own"]
 
 
+def test_perturbed_images_have_the_slope_of_both_losses_by_variables():
+    moved = IMAGES + 0.01 * jnp.sign(IMAGES)
+    both = lambda x: loss(x, IMAGES)[0] + loss(x, moved)[0]
+    found = jax.grad(lambda x: wrapped((perturbed_images(reach=0.01),), loss)(x, IMAGES)[0])(X)
+    np.testing.assert_allclose(found, jax.grad(both)(X), rtol=1e-6)
+
+
+def test_perturbed_images_ask_for_the_loss_twice():
+    asked = []
+
+    def heard_loss(x, images):
+        asked.append(images)
+        return loss(x, images)
+
+    jax.grad(lambda x: wrapped((perturbed_images(reach=0.01),), heard_loss)(x, IMAGES)[0])(X)
+    assert len(asked) == 2
+
+
 def test_the_slope_of_sharpness_aware_steps_is_that_of_the_sharpest_point():
     sharp = wrapped((sharpness_aware(reach=0.1),), loss)
     plain = lambda x: loss(x, IMAGES)[0]
