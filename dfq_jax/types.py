@@ -26,6 +26,22 @@ class Moments(NamedTuple):
     var: Float[Array, " chan"]
 
 
+class SourceNames(NamedTuple):
+    """What the file that a network was read from calls its ends; exported files call them so too.
+
+    Attributes:
+      input: its one input; empty where nothing says. Columns of tokens have names of their own.
+      outputs: in the order of the graph's outputs; empty where nothing says.
+    """
+
+    input: str = ""
+    outputs: tuple[str, ...] = ()
+
+
+UNNAMED = SourceNames()
+"""Of a network whose source says nothing, or has no file."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InputContract:
     """What a network expects of an image, and what every artifact repeats to its users.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.errors import GraphError, UnsupportedModelError
 from dfq_jax.graph.ops import Op
-from dfq_jax.types import Input, InputContract, Moments, in_words
+from dfq_jax.types import UNNAMED, Input, InputContract, Moments, SourceNames, in_words
 
 Params = Mapping[str, Mapping[str, Float[Array, "..."]]]
 """{node name: {slot: array}}: a plain dict pytree that crosses every `jit`."""
@@ -83,7 +83,7 @@ class Graph:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "moments"],
-    meta_fields=["graph", "inputs"],
+    meta_fields=["graph", "inputs", "names"],
 )
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -96,12 +96,14 @@ class Model:
         which reads tensors of that.
       moments: {node: Moments of that node's output}, filled when batch norm is folded and kept
         true by every pass that rescales channels.
+      names: what exported files call the input and the outputs, where its source says it.
     """
 
     graph: Graph
     params: Params
     inputs: tuple[Input, ...]
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+    names: SourceNames = UNNAMED
 
     def __post_init__(self) -> None:
         """Raises GraphError unless all inputs of the graph are stated, or none."""

@@ -6,6 +6,7 @@ and shape; whatever is measured of their tensors is up to NumPy.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -126,7 +127,7 @@ def on_grids(quantized: QuantizedModel) -> Model:
         if "bias" in slots and plan.multiplies(node):
             bias = snap_bias(np.asarray(slots["bias"]), qparams[data], qparams[kernel])
             slots["bias"] = jax.device_put(bias)
-    return Model(quantized.model.graph, params, quantized.model.inputs, quantized.model.moments)
+    return dataclasses.replace(quantized.model, params=params)
 
 
 def on_level(x: Tensor, levels: Levels, parameters: Parameters) -> Tensor:

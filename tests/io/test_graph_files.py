@@ -107,6 +107,11 @@ def test_pt2_onnx_and_live_modules_are_one_network(module, image, tmp_path):
         }
         assert sum(isinstance(n.op, BatchNorm) for n in model.graph.nodes) == 2
     assert len({str(m.graph) for m in models[:1] + models[2:]}) == 1
+    file = onnx.load(tmp_path / "net.onnx").graph
+    ends = torch.export.export(module, (one,)).graph_signature
+    assert models[0].names == models[2].names == models[3].names
+    assert models[0].names == (ends.user_inputs[0], tuple(ends.user_outputs))
+    assert models[1].names == (file.input[0].name, (file.output[0].name,))
 
 
 def test_normalisation_is_assumed_until_it_is_stated(module, image, tmp_path):

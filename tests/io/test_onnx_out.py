@@ -12,6 +12,7 @@ from dfq_jax.errors import ExportError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Add, Clip, Conv2d, Linear, MatMul, Relu, Reshape, Slice, Transpose
+from dfq_jax.io.artifacts.graph_json import names_from_json, names_to_json
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.io.onnx import export as onnx_out
 from dfq_jax.io.onnx.builder import pack_nibbles, printable, tensor
@@ -22,7 +23,7 @@ from dfq_jax.io.verification.verify import simulated
 from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.quantization.plan import Plan, Scheme, Site, Spec
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import InputContract
+from dfq_jax.types import UNNAMED, InputContract, SourceNames
 
 NETS = ("residual", "option_a", "vgg", "odd", "extreme")
 CASES = (
@@ -195,6 +196,36 @@ def test_metadata_states_the_contract_and_the_scheme(onnx_nets):
 def test_export_is_deterministic(onnx_nets):
     q = onnx_nets.quantized("residual")
     assert serialize(quantized_onnx(q)) == onnx_nets.integer_file("residual")
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (SourceNames("x", ("scores", "b\n")), ["x", "scores", "b\\n"]),
+        (SourceNames("", ("scores", "a")), ["images", "scores", "a"]),
+        (SourceNames("x", ("scores",)), ["x", "logits", "a"]),  # of a graph that returned less
+        (SourceNames("x", ("same", "same")), ["x", "logits", "a"]),
+        (SourceNames("x", ("x", "y")), ["x", "logits", "a"]),
+        (UNNAMED, ["images", "logits", "a"]),
+    ],
+)
+def test_ends_are_called_as_in_the_source(names, wanted):
+    nodes = Node("scores", Relu(), ("images",)), Node("a", Relu(6.0), ("scores",))
+    graph = Graph((*nodes, Node("last", Relu(), ("a",))), ("images",), ("last", "a"))
+    file = float_onnx(Model(graph, {}, (InputContract(4, 4),), names=names)).graph
+    assert [v.name for v in (*file.input, *file.output)] == wanted
+    assert names_from_json(names_to_json(names)) == names
+
+
+def test_what_is_returned_twice_is_returned_twice():
+    names = SourceNames("x", ("a", "b", "again", "a"))
+    graph = Graph((Node("last", Relu(), ("images",)),), ("images",), ("last",) * 4)
+    file = serialize(float_onnx(Model(graph, {}, (InputContract(4, 4),), names=names)))
+    session = open_session(file, optimize=False)
+    assert [o.name for o in session.get_outputs()] == ["a", "b", "again"]
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    for found in session.run(None, {"x": x}):
+        np.testing.assert_array_equal(found, np.maximum(x, 0))
 
 
 def test_hostile_names_are_escaped_and_kept_apart():

@@ -22,6 +22,8 @@ from dfq_jax.io.artifacts.graph_json import (
     graph_to_json,
     inputs_from_json,
     inputs_to_json,
+    names_from_json,
+    names_to_json,
     plan_from_json,
     plan_to_json,
 )
@@ -191,6 +193,7 @@ def structure(quantized: QuantizedModel) -> dict[str, Any]:
         "scheme": str(quantized.plan.scheme),
         "layers": quantized.plan.layers,
         **inputs_to_json(quantized.model.inputs),
+        "names": names_to_json(quantized.model.names),
         "graph": graph_to_json(quantized.model.graph),
         "plan": plan_to_json(quantized.plan),
     }
@@ -258,7 +261,8 @@ def load_artifact(folder: str | Path) -> Artifact:
     check_sites(graph, plan, folder / MANIFEST)
     data = (folder / TENSORS).read_bytes()
     params, qparams = unpack_network(data, graph, plan, folder / TENSORS)
-    model = Model(graph, params, inputs)
+    names = names_from_json(manifest.get("names", {}))
+    model = Model(graph, params, inputs, names=names)
     check_runs(model, folder)
     return Artifact(QuantizedModel(model, plan, qparams), manifest, folder)
 

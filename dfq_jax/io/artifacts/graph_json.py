@@ -16,7 +16,7 @@ from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.levels import Levels
 from dfq_jax.numerics.ranges import Observer
 from dfq_jax.quantization.plan import LAYER_PRESETS, STORES, Plan, Scheme, Site, Spec
-from dfq_jax.types import Input, InputContract, TokenColumns, Tokens, Values
+from dfq_jax.types import Input, InputContract, SourceNames, TokenColumns, Tokens, Values
 
 OPS = {kind.__name__: kind for kind in get_args(Op)}
 LEVELS = {kind.__name__: kind for kind in get_args(Levels)}
@@ -176,6 +176,27 @@ def input_from_json(data: Mapping[str, Any]) -> Input:
         told = ", ".join(KINDS)
         raise ValueError(f"{data['kind']!r} is no kind of input; known are image, {told}")
     return KINDS[data["kind"]](**{k: as_tuples(v) for k, v in data.items() if k != "kind"})
+
+
+def names_to_json(names: SourceNames) -> dict[str, Any]:
+    """What files call the ends of a network as `{"input", "outputs"}`."""
+    return as_lists(names._asdict())
+
+
+def names_from_json(data: Mapping[str, Any]) -> SourceNames:
+    """What `names_to_json` wrote; nothing said where a file is of before there were any.
+
+    Raises:
+      DataError: unless all are words.
+    """
+
+    def read() -> SourceNames:
+        names = SourceNames(data.get("input", ""), tuple(data.get("outputs", ())))
+        if wrong := [name for name in (names.input, *names.outputs) if not isinstance(name, str)]:
+            raise ValueError(f"{wrong[0]!r} is no name of an input or output")
+        return names
+
+    return checked("names", read)
 
 
 def tagged(tag: str, value: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from dfq_jax.io.importing.token_rows import reads_tokens
 from dfq_jax.io.importing.volumes import reads_volumes
 from dfq_jax.io.readers.pickle_policy import show
 from dfq_jax.io.zoo.bind import check_finite
+from dfq_jax.types import SourceNames
 
 UNTOLD = ToldInput()
 NOTHING_RECORDED = (
@@ -99,7 +100,7 @@ def load_graph(path: Path, told: ToldInput = UNTOLD, *, no_bn_fallback: bool = F
         notes = () if lost is None else (NOTHING_RECORDED,)
         lost = None if no_bn_fallback else lost
     model, more = with_lost_statistics(lost, partial(model_of, program, table, where, told))
-    digest = hashlib.sha256(data).hexdigest()
+    model, digest = named(model, program), hashlib.sha256(data).hexdigest()
     return GraphFile(model, (*program.notes, *notes, *more), digest, len(data))
 
 
@@ -123,7 +124,13 @@ def load_module(
     where = type(module).__name__
     program = without_choices(exported_program(module, example, where=where))
     model, notes = model_of(program, ATEN, where, told)
-    return model, (*program.notes, *notes)
+    return named(model, program), (*program.notes, *notes)
+
+
+def named(model: Model, program: Program) -> Model:
+    """The network with the names that its source has for what it reads and returns."""
+    names = SourceNames(program.inputs[0].name, program.outputs)
+    return dataclasses.replace(model, names=names)
 
 
 def model_of(

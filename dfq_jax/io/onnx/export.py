@@ -53,7 +53,8 @@ def float_onnx(model: Model, *, metadata: Mapping[str, str] | None = None) -> on
     Returns:
       A checked model: input `images` float32 [N, c, h, w], or [N, h, w, c] if the contract's
       layout says so, normalised, or `input_ids` int64 [N, length]; output `logits`, further ones
-      under their own names. Outputs of rank 4 have the layout of the input.
+      under their own names; all are called as the source of the network calls them, if it says.
+      Outputs of rank 4 have the layout of the input.
 
     Raises:
       ExportError: if ONNX cannot express the network.
@@ -144,7 +145,7 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
     """All nodes of the file, and what was settled before."""
     graph, edges = model.graph, () if quantized is None else quantized_edges(quantized)
     drafted = draft(model, edges)
-    fed = fed_names(model.input)
+    fed = fed_names(model)
     reserved, free = {*fed, *drafted.names}, bool(getattr(model.input, "symbol", ""))
     b = OnnxBuilder(fed[0], reserved, opset_of(quantized), any_length=free)
     add_image(b, model, drafted)
@@ -160,6 +161,9 @@ def written(model: Model, quantized: QuantizedModel | None) -> tuple[OnnxBuilder
         add_pairs(b, edges, drafted, node.name, node)
     for output, value in drafted.outputs.items():
         add_copy(b, drafted, output, value, model.input.layout)
+    for name, output in drafted.returned.items():
+        if name != (value := drafted.outputs[output]):
+            b.add("Identity", name, (value,), name)
     return b, drafted
 
 
@@ -248,7 +252,7 @@ def as_step(
 
 def add_image(b: OnnxBuilder, model: Model, drafted: Draft) -> None:
     """Turns images channels first where the file is fed channels last."""
-    source, read = model.graph.inputs[0], input_name(model.input)
+    source, read = model.graph.inputs[0], input_name(model)
     if (held := drafted.held[source]) != read:
         have, want = filed(len(drafted.shapes[source]), model.input.layout), FIRST
         perm = turned(tuple(range(len(drafted.shapes[source]))), have, want)
@@ -278,9 +282,9 @@ def assemble(
     Raises:
       ExportError: if the ONNX checker finds fault with it.
     """
-    info = lambda name, t: value_info(name, drafted.shapes[t], larger[t], model.input)
-    read = [info(name, model.graph.inputs[0]) for name in fed_names(model.input)]
-    outputs = [info(name, t) for t, name in drafted.outputs.items()]
+    info = lambda name, t: value_info(name, drafted.shapes[t], larger[t], model)
+    read = [info(name, model.graph.inputs[0]) for name in fed_names(model)]
+    outputs = [info(name, t) for name, t in drafted.returned.items()]
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(b.nodes, "dfq_jax", read, outputs, b.initializers),
         opset_imports=[onnx.helper.make_opsetid("", b.opset)],
@@ -296,7 +300,7 @@ def assemble(
     return proto
 
 
-def value_info(name: str, shape: Shape, larger: Shape, read: Input) -> onnx.ValueInfoProto:
+def value_info(name: str, shape: Shape, larger: Shape, model: Model) -> onnx.ValueInfoProto:
     """A tensor in the file's layout, with a free batch size if it has several rows.
 
     Ids are int64, all else float32.
@@ -305,10 +309,11 @@ def value_info(name: str, shape: Shape, larger: Shape, read: Input) -> onnx.Valu
       name: of the tensor.
       shape: of it, as stored.
       larger: for larger images; a size that differs gets a name.
-      read: what the network reads.
+      model: the network.
     """
+    read = model.input
     layout, batch, known = filed(len(shape), read.layout), "N", {}
-    ids = not isinstance(read, InputContract | Values) and name in fed_names(read)
+    ids = not isinstance(read, InputContract | Values) and name in fed_names(model)
     if isinstance(read, InputContract):
         batch, *names = read.names
         sizes = zip((read.height, read.width), LARGER, strict=True)
@@ -326,11 +331,11 @@ def value_info(name: str, shape: Shape, larger: Shape, read: Input) -> onnx.Valu
     return onnx.helper.make_tensor_value_info(name, kind, [1 if rows[0] == 1 else batch, *dims])
 
 
-def fed_names(read: Input) -> tuple[str, ...]:
+def fed_names(model: Model) -> tuple[str, ...]:
     """What files call their inputs."""
-    if isinstance(read, TokenColumns):
-        return tuple(map(printable, read.names))
-    return (input_name(read),)
+    if isinstance(model.input, TokenColumns):
+        return tuple(map(printable, model.input.names))
+    return (input_name(model),)
 
 
 def stated(read: Input) -> dict[str, str]:

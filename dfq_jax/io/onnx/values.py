@@ -18,7 +18,7 @@ from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import Input, InputContract, TokenColumns, Tokens, Values
+from dfq_jax.types import InputContract, TokenColumns, Tokens, Values
 
 OUTPUT = "logits"
 ROWS = 2
@@ -65,6 +65,7 @@ class Draft:
       shapes: {tensor: its shape as stored, with `ROWS` rows if it depends on the images}.
       layouts: the order of axes of every tensor in the file.
       outputs: {graph output: its value}.
+      returned: {value that the file returns: graph output}; one returned twice has two.
       held: {tensor: the value that holds it}; it may be another tensor's.
       pairs: {edge: the values of its pair}; edges of tensors in one value may share one.
       read: {argument of a node: the value it reads}.
@@ -73,6 +74,7 @@ class Draft:
     shapes: dict[str, Shape]
     layouts: Layouts
     outputs: dict[str, str]
+    returned: dict[str, str]
     held: dict[str, str]
     pairs: dict[Key, QdqPair]
     read: dict[Site, str]
@@ -81,7 +83,7 @@ class Draft:
     def names(self) -> set[str]:
         """Every value named so far."""
         pairs = [name for p in self.pairs.values() for name in (p.codes, p.dequantized)]
-        return {*self.outputs.values(), *self.held.values(), *pairs}
+        return {*self.returned, *self.held.values(), *pairs}
 
 
 def quantized_edges(quantized: QuantizedModel) -> tuple[QuantizedEdge, ...]:
@@ -117,9 +119,10 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
     """
     graph, shapes = model.graph, output_shapes(model, batch=ROWS)
     layouts, names, readers = find_layouts(graph, shapes), value_names(model), consumers(graph)
-    taken, shared = set(names.values()), {}
+    taken, shared = {*names.values(), *source_outputs(model)}, {}
     outputs = {name: names[name] for name in graph.outputs}
-    drafted = Draft(shapes, layouts, outputs, {}, {}, {})
+    returned = source_outputs(model) or {name: o for o, name in outputs.items()}
+    drafted = Draft(shapes, layouts, outputs, returned, {}, {}, {})
     nodes = {node.name: node for node in graph.nodes}
     wanted = lambda name: filed(len(shapes[name]), model.input.layout)
     for tensor, stem in names.items():
@@ -145,8 +148,11 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
     return drafted
 
 
-def input_name(read: Input) -> str:
-    """What files call their input; of several columns what the graph calls them together."""
+def input_name(model: Model) -> str:
+    """What files call the input, as the source does if it says; of columns what the graph does."""
+    read = model.input
+    if model.names.input and not isinstance(read, TokenColumns):
+        return printable(model.names.input)
     match read:
         case InputContract():
             return "images"
@@ -161,9 +167,10 @@ def input_name(read: Input) -> str:
 
 
 def value_names(model: Model) -> dict[str, str]:
-    """{tensor: a name for its value}: `images`, `logits`, and the graph's own names between.
+    """{tensor: a name for its value}: the source's, `images` and `logits` where it says none.
 
-    Characters that could disturb a terminal are escaped; names that meet are numbered.
+    Between them are the graph's own names. Characters that could disturb a terminal are escaped;
+    names that meet are numbered.
 
     Raises:
       ExportError: unless there is one input, and every output is the result of a node.
@@ -173,18 +180,31 @@ def value_names(model: Model) -> dict[str, str]:
         raise ExportError(f"ONNX export writes networks with one input, got {graph.inputs}.")
     if unchanged := set(graph.outputs) & set(graph.inputs):
         raise ExportError(f"network returns its own input {unchanged}; ONNX export cannot.")
-    read = input_name(model.input)
+    read, given = input_name(model), source_outputs(model)
+    ends = {o: name for name, o in reversed(given.items())} or {graph.outputs[0]: OUTPUT}
     columns = model.input.names if isinstance(model.input, TokenColumns) else ()
     columns = tuple(map(printable, columns))
-    names, taken = {graph.inputs[0]: read}, {read, OUTPUT, *columns}
+    names, taken = {graph.inputs[0]: read}, {read, *ends.values(), *given, *columns}
     for node in graph.nodes:
         if isinstance(node.op, Column):
             names[node.name] = columns[node.op.index]
-        elif node.name == graph.outputs[0]:
-            names[node.name] = OUTPUT
+        elif node.name in ends:
+            names[node.name] = ends[node.name]
         else:
             names[node.name] = free(printable(node.name), taken)
     return names
+
+
+def source_outputs(model: Model) -> dict[str, str]:
+    """{what the source calls an output: that of the graph}, in order; empty if nothing says.
+
+    A tensor that is returned twice has two names. Names that do not fit the graph count as none.
+    """
+    named = tuple(zip(map(printable, model.names.outputs), model.graph.outputs, strict=False))
+    found = dict(named)
+    complete = len(model.names.outputs) == len(model.graph.outputs)
+    fits = complete and set(found.items()) == set(named) and input_name(model) not in found
+    return found if fits else {}
 
 
 def free(wanted: str, taken: set[str]) -> str:

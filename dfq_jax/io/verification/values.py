@@ -18,7 +18,7 @@ def code_values(
     Raises:
       DataError: if the file quantizes or returns other tensors than the network.
     """
-    returned, outputs = [o.name for o in proto.graph.output], list(drafted.outputs.values())
+    returned, outputs = [o.name for o in proto.graph.output], list(drafted.returned)
     if returned != outputs:
         raise DataError(
             f"the ONNX file returns {returned}, the network {outputs}. Export the network again."
