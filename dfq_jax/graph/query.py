@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from dfq_jax.errors import GraphError
 from dfq_jax.graph.evaluate import applied
@@ -22,6 +23,7 @@ from dfq_jax.graph.ops import (
     MaxPool,
     Op,
     Pad,
+    Recurrent,
     Reshape,
     Resize,
     Slice,
@@ -133,7 +135,7 @@ def classes_of(model: Model) -> int:
 
 
 def macs(model: Model) -> dict[str, int]:
-    """{layer or product of two tensors: multiply-accumulates for one image}."""
+    """{layer or product of two tensors: multiply-accumulates for one image}, recurrent ones too."""
     shapes, found = output_shapes(model), {}
     for node in model.graph.nodes:
         read = [shapes[i] for i in node.inputs]
@@ -142,7 +144,17 @@ def macs(model: Model) -> dict[str, int]:
             found[node.name] = work(node, kernel, read[0], shapes[node.name])
         elif isinstance(node.op, MatMul):
             found[node.name] = work(node, read[1], read[0], shapes[node.name])
+        elif isinstance(node.op, Recurrent):
+            found[node.name] = read[0][1] * recurrent_weights(node.op, model.params[node.name])
     return found
+
+
+def recurrent_weights(op: Recurrent, slots: Mapping[str, Float[Array, "..."]]) -> int:
+    """How many weights each step of a recurrent layer multiplies with.
+
+    What an LSTM keeps to itself is computed with its outputs, and counts nothing of its own.
+    """
+    return 0 if op.remembers else slots["input"].size + slots["state"].size
 
 
 def work(node: Node, kernel: tuple[int, ...], read: tuple[int, ...], made: tuple[int, ...]) -> int:

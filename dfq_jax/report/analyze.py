@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ from jaxtyping import Array, Shaped
 from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.graph import Graph, Model, Node
-from dfq_jax.graph.ops import Activation, Op
 from dfq_jax.graph.query import macs
 from dfq_jax.graph.tasks import LanguageModel, Task, parts_of, task_of, task_to_json
 from dfq_jax.optim.progress import UnitReport
@@ -21,7 +19,8 @@ from dfq_jax.quantization.node_by_node import BATCH, Batch, in_batches, in_float
 from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.quantization.sites import float_operators, products
+from dfq_jax.quantization.sites import products
+from dfq_jax.report.float_kinds import FloatKind, float_kinds
 from dfq_jax.report.outputs import (
     COLLAPSED,
     LEAST_SQNR,
@@ -37,7 +36,6 @@ from dfq_jax.types import InputContract
 
 MOST_TOLD = 5
 """Tensors that a message names."""
-CURVE_NAMES = {"gelu": "GELU", "gelu_tanh": "GELU", "elu": "ELU"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +66,6 @@ class LayerReport:
     def integer(self) -> bool:
         """Whether the layer multiplies integers."""
         return None not in (self.weight_bits, self.input_bits) and not self.reason
-
-
-@dataclasses.dataclass(frozen=True)
-class FloatKind:
-    """Operators of one kind that compute in float for one reason; none multiplies."""
-
-    kind: str
-    count: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,19 +136,30 @@ class Report:
     @property
     def coverage(self) -> float:
         """Share of multiply-accumulates done in integers."""
-        return share(self.layers, "macs")
+        return sum(x.macs for x in self.layers if x.integer) / max(self.macs, 1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image, those that stay float among them."""
+        return sum(x.macs for x in (*self.layers, *self.in_float))
+
+    @property
+    def params(self) -> int:
+        """Weights, those that stay float among them."""
+        return sum(x.params for x in (*self.layers, *self.in_float))
 
     @property
     def weight_coverage(self) -> float:
         """Share of weights stored as integers."""
-        total = sum(layer.params for layer in self.layers)
-        return sum(x.params for x in self.layers if x.weight_bits is not None) / max(total, 1)
+        stored = sum(x.params for x in self.layers if x.weight_bits is not None)
+        return stored / max(self.params, 1)
 
     @property
     def average_bits(self) -> float:
         """Mean bits per weight; float ones count 32."""
-        total = sum(layer.params for layer in self.layers)
-        return sum(x.params * (x.weight_bits or 32) for x in self.layers) / max(total, 1)
+        bits = sum(x.params * (x.weight_bits or 32) for x in self.layers)
+        bits += sum(32 * kind.params for kind in self.in_float)
+        return bits / max(self.params, 1)
 
     @property
     def passed(self) -> bool:
@@ -220,12 +220,6 @@ class Report:
         }
 
 
-def share(layers: tuple[LayerReport, ...], what: str) -> float:
-    """Share of `what` that belongs to integer layers."""
-    total = sum(getattr(layer, what) for layer in layers)
-    return sum(getattr(layer, what) for layer in layers if layer.integer) / max(total, 1)
-
-
 def analyze(
     reference: Model,
     quantized: QuantizedModel,
@@ -272,7 +266,7 @@ def analyze(
         not_finite=strange_tensors(reference.graph, seen),
         classes=0 if first is None else first.classes,
         dense=first is not None and first.dense,
-        in_float=float_kinds(reference.graph),
+        in_float=float_kinds(reference),
         outputs=outputs,
         task=aim,
         rows=not isinstance(reference.inputs[0], InputContract),
@@ -295,20 +289,6 @@ def layer_reports(
         )
         for node in products(reference.graph)
     )
-
-
-def float_kinds(graph: Graph) -> tuple[FloatKind, ...]:
-    """What computes in float under every plan, counted by kind and reason."""
-    reasons = float_operators(graph)
-    kinds = [(kind_of(n.op), reasons[n.name]) for n in graph.nodes if n.name in reasons]
-    return tuple(FloatKind(kind, n, reason) for (kind, reason), n in Counter(kinds).items())
-
-
-def kind_of(op: Op) -> str:
-    """What people call an operator."""
-    if isinstance(op, Activation):
-        return CURVE_NAMES.get(op.curve, op.curve.capitalize())
-    return type(op).__name__
 
 
 def layer_report(

@@ -30,7 +30,7 @@ def duration_line(made: Mapping[str, Any]) -> str:
 
 def layer_rows(report: Report) -> list[list[str]]:
     """The per-layer table: name, bits, share of work, fidelity."""
-    total = max(sum(x.macs for x in report.layers), 1)
+    total = max(report.macs, 1)
     return [
         [
             x.name,
@@ -66,10 +66,19 @@ def coverage_line(report: Report) -> str:
 
 
 def float_line(report: Report) -> str:
-    """What computes in float without multiplying, by reason; empty if nothing does."""
+    """What computes in float under every plan, by reason; empty if nothing does."""
     by_reason: dict[str, list[str]] = {}
     for kind in report.in_float:
-        by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}")
+        shares = [
+            f"{100 * own / whole:.1f} % of {what}"
+            for own, whole, what in (
+                (kind.macs, report.macs, "MACs"),
+                (kind.params, report.params, "weights"),
+            )
+            if own
+        ]
+        told = f", {', '.join(shares)}" if shares else ""
+        by_reason.setdefault(kind.reason, []).append(f"{kind.count} {kind.kind}{told}")
     groups = [f"{', '.join(kinds)} ({reason})" for reason, kinds in by_reason.items()]
     return f"in float: {'; '.join(groups)}" if groups else ""
 

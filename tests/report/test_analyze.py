@@ -6,13 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfq_jax.graph.graph import Graph, Model, Node
+from dfq_jax.graph.ops import Linear, Recurrent
+from dfq_jax.graph.query import macs
+from dfq_jax.graph.token_ops import Embed
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.narrowing import gap_of
 from dfq_jax.quantization.plan import Plan, Rule, Scheme, parse_scheme, resolve
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.report.analyze import FloatKind, LayerReport, Report, analyze
+from dfq_jax.report.analyze import LayerReport, Report, analyze
+from dfq_jax.report.float_kinds import FloatKind, float_kinds
 from dfq_jax.report.trust import Estimate
+from dfq_jax.types import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +204,44 @@ def test_a_transformer(nets):
     )
     assert report.sqnr > 15
     assert report.passed
+
+
+def test_weights_that_stay_in_float_count():
+    """Of a GRU, an LSTM with what it keeps, and a table: 7 positions, 3 channels, 4 or 5 hidden."""
+    ones = lambda *shape: jnp.ones(shape, jnp.float32)
+    slots = lambda wide, n, gates: {
+        "input": ones(wide, gates * n),
+        "state": ones(n, gates * n),
+        "bias": ones(gates * n),
+        "state_bias": ones(gates * n),
+    }
+    nodes = (
+        Node("table", Embed(), ("ids",)),
+        Node("gru", Recurrent("gru"), ("table",)),
+        Node("lstm", Recurrent("lstm"), ("gru",)),
+        Node("kept", Recurrent("lstm", remembers=True), ("gru",)),
+        Node("fc", Linear(), ("lstm",)),
+    )
+    params = {
+        "table": {"table": ones(11, 3)},
+        "gru": slots(3, 4, 3),
+        "lstm": slots(4, 5, 4),
+        "kept": slots(4, 5, 4),
+        "fc": {"kernel": ones(5, 2)},
+    }
+    model = Model(Graph(nodes, ("ids",), ("fc", "kept")), params, (Tokens(7, 11),))
+    recurrent = 12 * (3 + 4) + 20 * (4 + 5)
+    assert macs(model) == {"gru": 7 * 84, "lstm": 7 * 180, "kept": 0, "fc": 7 * 10}
+    kinds = float_kinds(model)
+    assert kinds == (
+        FloatKind("Embed", 1, "reads ids", 0, 33),
+        FloatKind("Recurrent", 3, "recurrent", 7 * recurrent, recurrent),
+    )
+    layer = LayerReport("fc", "Linear", 8, 8, 7 * 10, 10, 40.0)
+    report = Report((layer,), 1.0, 4, 40.0, True, in_float=kinds)
+    assert report.coverage == pytest.approx(10 / (10 + recurrent))
+    assert report.weight_coverage == pytest.approx(10 / (10 + recurrent + 33))
+    assert report.average_bits == pytest.approx((80 + 32 * (recurrent + 33)) / (43 + recurrent))
 
 
 def test_batch_norms_that_stay(nets):

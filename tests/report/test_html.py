@@ -13,7 +13,8 @@ from dfq_jax.allocation.diagnosis import LayerCost
 from dfq_jax.examples import Examples
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
-from dfq_jax.report.analyze import FloatKind, LayerReport, Report
+from dfq_jax.report.analyze import LayerReport, Report
+from dfq_jax.report.float_kinds import FloatKind
 from dfq_jax.report.html import report_html
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.trust import Estimate

@@ -9,7 +9,7 @@ import pytest
 from dfq_jax.optim.progress import Progress, RunPhase, UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.report import console as module
-from dfq_jax.report.analyze import FloatKind, LayerReport, Report
+from dfq_jax.report.analyze import LayerReport, Report
 from dfq_jax.report.console import (
     Log,
     Results,
@@ -19,6 +19,7 @@ from dfq_jax.report.console import (
     printable,
     shortened,
 )
+from dfq_jax.report.float_kinds import FloatKind
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
@@ -278,6 +279,20 @@ def test_what_else_is_in_float():
     assert float_line(found) == (
         "in float: 12 LayerNorm, 25 GELU (no 8-bit form); 3 BatchNorm (not behind a convolution)"
     )
+
+
+def test_how_much_of_a_network_is_in_float():
+    """A layer of 100 products and 50 weights, and what stays float beside it."""
+    kinds = FloatKind("Embed", 1, "reads ids", 0, 150), FloatKind("Recurrent", 2, "steps", 300, 200)
+    found = dataclasses.replace(report("a"), in_float=kinds)
+    assert coverage_line(found).startswith(
+        "quantized 1/1 layers (25.0 % of MACs, 12.5 % of weights"
+    )
+    assert float_line(found) == (
+        "in float: 1 Embed, 37.5 % of weights (reads ids); 2 Recurrent, 75.0 % of MACs, 50.0 % of "
+        "weights (steps)"
+    )
+    assert layer_rows(found)[0][3] == "25.0 %"
 
 
 def test_what_shares_a_grid_at_its_cost():
