@@ -119,6 +119,39 @@ def test_arrays_are_understood_and_told(form):
     assert "mean 0.485,0.456,0.406, std 0.229,0.224,0.225" in told
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("low", "high"), [(-12.0, 2.0), (4.0, 90.0), (0.0, 1.0), (-3, 300)])
+def test_lines_are_read_as_files_have_them_and_values_stay(layout, low, high):
+    """7 steps of 5 values, which are no pixels whatever they are."""
+    contract = InputContract(1, 7, (0.5,) * 5, (0.5,) * 5, assumed=True, layout=layout)
+    lines = np.random.default_rng(0).uniform(low, high, (4, 7, 5)).astype(type(low))
+    wanted = lines[:, None].astype(np.float32)
+    for given in (lines, lines.transpose(0, 2, 1), lines[:, None]):
+        found, told = understood(given, contract)
+        np.testing.assert_array_equal(found, wanted)
+        assert told.endswith("as they are")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_square_lines_are_those_of_the_file(layout):
+    contract = InputContract(1, 5, (0.5,) * 5, (0.5,) * 5, layout=layout)
+    lines = np.random.default_rng(0).normal(size=(2, 5, 5))
+    wanted = lines if layout == "NHWC" else lines.transpose(0, 2, 1)
+    np.testing.assert_allclose(understood(lines, contract)[0][:, 0], wanted, rtol=1e-6)
+
+
+def test_vectors_and_spectra():
+    vector = InputContract(1, 1, (0.5,) * 9, (0.5,) * 9)
+    values = np.linspace(-4, 200, 27).reshape(3, 9)
+    np.testing.assert_allclose(understood(values, vector)[0][:, 0, 0], values, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"or as its file has them \(NCHW\)"):
+        understood(np.zeros((3, 8)), vector)
+    spectra = np.linspace(4.4, 11.3, 96).reshape(2, 8, 6)  # no pixels of 0..255
+    found, told = understood(spectra, GREY)
+    np.testing.assert_allclose(found[..., 0], spectra, rtol=1e-6)
+    assert "taken as normalised already" in told
+
+
 def test_grey_images_and_a_single_one():
     np.testing.assert_allclose(
         understood(pixels(3, 1)[..., 0], GREY)[0], (pixels(3, 1) / 255 - 0.5) / 0.25, atol=1e-6

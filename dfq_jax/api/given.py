@@ -21,7 +21,7 @@ from dfq_jax.errors import UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.io.artifacts.images import Bare, holds_shards, load_bare, load_images
 from dfq_jax.normalisation import listed
-from dfq_jax.types import Input, InputContract
+from dfq_jax.types import NCHW, NHWC, Input, InputContract
 
 MOST_PICTURES = 256
 """Pictures of a larger collection that are looked at, evenly spaced."""
@@ -29,6 +29,8 @@ NEARLY_BLACK = -0.1
 """Where black pixels lie below this, images without negative values are not normalised."""
 OUTSIDE = 1.05
 """How far beyond the value of a white pixel the values of normalised images go."""
+DARKEST = 32
+"""Below this a set of images holds no pixels of 0..255: it would be all but black."""
 TO_GIVE = (
     "give a folder or a zip of pictures, an array or an .npz with `images` (n, height, width, "
     "channels), or what `dfq synthesize` made"
@@ -160,7 +162,7 @@ def of_array(bare: Bare, contract: InputContract, on_note: Callable[[str], objec
     """
     images = in_library_order(bare, contract)
     read = understood(images, bare.name, contract)
-    on_note(f"{bare.name}: {len(images)} images, {read.told} {in_words(contract)}")
+    on_note(f"{bare.name}: {len(images)} images, {read.told}")
     return brought(read.images, contract, bare.name)
 
 
@@ -185,24 +187,43 @@ def in_library_order(bare: Bare, contract: InputContract) -> np.ndarray:
     height, width, channels = contract.shape
     if channels == 1 and found.shape[1:] == (height, width):
         found = found[..., None]
+    if height == 1:
+        found = of_lines(found, contract)
     if found.ndim == 3:
         found = found[None]
     if found.shape[1:] == (channels, height, width) != contract.shape:
         found = found.transpose(0, 2, 3, 1)
     if found.shape[1:] != contract.shape or len(found) == 0:
+        also = "" if height > 1 else f", or as its file has them ({contract.layout})"
         raise UsageError(
             f"{bare.name} has shape {bare.values.shape}; the network reads (n, {height}, {width}, "
-            f"{channels}): n images, height, width, channels. Pictures of any size can be given "
-            "as a folder."
+            f"{channels}): n images, height, width, channels{also}. Pictures of any size can be "
+            "given as a folder."
         )
     return found
+
+
+def of_lines(found: np.ndarray, contract: InputContract) -> np.ndarray:
+    """Lines (n, length, channels) and vectors (n, values), as files have them, as rows of pixels.
+
+    Lines with their channels first are turned; where both orders would do, the file's counts.
+    """
+    _, length, channels = contract.shape
+    orders = {NHWC: (length, channels), NCHW: (channels, length)}
+    last = found.shape[1:] == orders[NHWC]
+    if length == 1 and found.shape[1:] == (channels,):
+        return found[:, None, None]
+    if found.shape[1:] == orders[NCHW] and not (last and contract.layout == NHWC):
+        return found.transpose(0, 2, 1)[:, None]
+    return found[:, None] if last else found
 
 
 def understood(found: np.ndarray, name: str, contract: InputContract) -> ReadImages:
     """Images as normalised float32, from pixels of 0..255 or of [0, 1], or normalised already.
 
     Whole numbers are pixels. Of others the range decides: normalised images have values below zero
-    where black lies there, and none far beyond white.
+    where black lies there, and none far beyond white; a set of pixels is not all but black. What is
+    no picture is what its network reads, unless it is bytes.
 
     Raises:
       UsageError: for values that are no numbers, or beyond any pixel.
@@ -213,19 +234,27 @@ def understood(found: np.ndarray, name: str, contract: InputContract) -> ReadIma
     if not np.isfinite([low, high]).all():
         raise UsageError(f"{name} holds NaN or infinite values; images have none.")
     black, white = contract.value_range
-    whole = found.dtype.kind != "f"
-    if whole or (low >= 0 and high > OUTSIDE * max(white, 1)):
+    whole, words = found.dtype.kind != "f", f"with {in_words(contract)}"
+    if not contract.is_picture and found.dtype != np.uint8:
+        return ReadImages(
+            np.asarray(found, np.float32), f"values {low:.3g} to {high:.3g}, as they are"
+        )
+    if whole or (low >= 0 and high > max(OUTSIDE * max(white, 1), DARKEST)):
         if low < 0 or high > 255:
             raise UsageError(
                 f"{name} has values from {low:g} to {high:g}; pixels are 0..255, or in [0, 1], or "
                 f"normalised with {in_words(contract)}."
             )
-        return ReadImages(normalised(found, 255.0, contract), "of pixels 0..255, normalised with")
+        return ReadImages(
+            normalised(found, 255.0, contract), f"of pixels 0..255, normalised {words}"
+        )
     if low >= 0 and high <= 1 and black < NEARLY_BLACK:
-        return ReadImages(normalised(found, 1.0, contract), "of pixels in [0, 1], normalised with")
+        return ReadImages(
+            normalised(found, 1.0, contract), f"of pixels in [0, 1], normalised {words}"
+        )
     return ReadImages(
         np.asarray(found, np.float32),
-        f"values {low:.3g} to {high:.3g}, taken as normalised already with",
+        f"values {low:.3g} to {high:.3g}, taken as normalised already {words}",
     )
 
 

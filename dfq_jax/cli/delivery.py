@@ -43,7 +43,8 @@ def contract_line(contract: Input) -> str:
     """What a network reads, in words."""
     if not isinstance(contract, InputContract):
         return f"input {contract}"
-    assumed = " (assumed: the file does not say)" if contract.assumed else ""
+    beyond = "" if contract.is_picture else "; cut off beyond that, unless --images goes further"
+    assumed = f" (assumed: the file does not say{beyond})" if contract.assumed else ""
     where = f"; files read {contract.layout}" if contract.layout == NHWC else ""
     return (
         f"input {contract.height}x{contract.width} {contract.colours}, {contract.normalised}"
