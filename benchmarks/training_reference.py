@@ -198,7 +198,8 @@ class Turns:
             ours, torch = per_step(self.ended, began, steps), per_step(began, after, steps)
             told = {"step_ms": ours.wall, "core_ms": ours.cores}
             self.spent.append(told | {"torch_ms": torch.wall, "torch_core_ms": torch.cores})
-        common.log(f"step {now.step} of {now.steps}")
+        told = ", ".join(f"{k} {v:.0f}" for k, v in (self.spent or [{}])[-1].items())
+        common.log(f"step {now.step} of {now.steps} {told}")
         self.done, self.ended = now.step, after
 
     def medians(self) -> Row:

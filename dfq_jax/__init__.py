@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dfq_jax.api.result import Result
     from dfq_jax.api.synthesize import synthesize, synthesize_set
     from dfq_jax.api.train import train
+    from dfq_jax.api.transfer import adapt, distill
     from dfq_jax.base.parallel import Machine
     from dfq_jax.errors import DfqError
     from dfq_jax.examples import Examples
@@ -45,6 +46,7 @@ PLACES = {
     "api.result": ("Result",),
     "api.synthesize": ("synthesize", "synthesize_set"),
     "api.train": ("train",),
+    "api.transfer": ("adapt", "distill"),
     "base.parallel": ("Machine",),
     "errors": ("DfqError",),
     "examples": ("Examples",),
@@ -77,10 +79,12 @@ __all__ = [
     "Rule",
     "Training",
     "Watcher",
+    "adapt",
     "bench",
     "compose",
     "compress",
     "describe",
+    "distill",
     "edits",
     "evaluate",
     "export",

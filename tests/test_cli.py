@@ -18,7 +18,10 @@ from dfq_jax.cli import verbs as commands
 from dfq_jax.cli.options import HEADINGS, told_default
 from dfq_jax.recipes.presets import METHODS
 
-VERBS = ("inspect", "synthesize", "quantize", "train", "evaluate", "verify", "bench")
+VERBS = (
+    *("inspect", "synthesize", "quantize", "train", "adapt", "distill"),
+    *("evaluate", "verify", "bench"),
+)
 FLAGS = {
     "inspect": ("--arch", "--size", "--json"),
     "synthesize": (
@@ -39,6 +42,17 @@ FLAGS = {
         *("-n", "--steps", "--batch", "--seed", "--arch", "--force", "--config", "--json"),
         *get_args(TrainingName),
     ),
+    "adapt": (
+        "--output",
+        "-o",
+        "--images",
+        "--epochs",
+        "--batch",
+        "--scheme",
+        "--config",
+        "--json",
+    ),
+    "distill": ("--output", "-o", "--student", "--train", "--batch", "--scheme", "--json"),
     "evaluate": ("--data", "--limit", "--arch", "--size", "--json"),
     "verify": ("--json",),
     "bench": ("--runs", "--json"),
@@ -67,7 +81,7 @@ def test_help_of_a_verb_names_every_flag(dfq, verb):
     assert max(map(len, about)) <= 79, "a terminal of 80 columns breaks these lines again"
 
 
-@pytest.mark.parametrize("verb", ["synthesize", "quantize", "train", "compress"])
+@pytest.mark.parametrize("verb", ["synthesize", "quantize", "train", "compress", "distill"])
 def test_every_option_of_a_long_help_stands_under_a_heading(dfq, verb):
     found = plain(dfq(verb, "--help")).out
     headings = re.findall("─ (.+?) ─", found)
@@ -100,6 +114,8 @@ def test_version(dfq):
         ("quantize net.pth", "--output"),
         ("quantize net.pth -o out --preset slow", "slow"),
         ("quantize net.pth -o out --layers all", "all"),
+        ("distill net.pth -o out", "--student"),
+        ("adapt net.pth -o out", "--images"),
         ("evaluate net.pth", "--data"),
         ("verify", "OUT"),
         ("bench out --runs few", "few"),

@@ -53,7 +53,10 @@ class ReadImages(NamedTuple):
 
 
 def image_set(
-    given: GivenImages, read: Input, on_note: Callable[[str], object] = lambda _: None
+    given: GivenImages,
+    read: Input,
+    on_note: Callable[[str], object] = lambda _: None,
+    most: int = MOST_PICTURES,
 ) -> Examples:
     """Images in a network's normalised input space, whatever they were given as.
 
@@ -62,6 +65,7 @@ def image_set(
         folder of `dfq synthesize`, an `.npz` or `.npy`, a folder or zip of pictures, `tfds:NAME`.
       read: what the network reads.
       on_note: told how they were understood.
+      most: pictures of a larger collection that are looked at, evenly spaced.
 
     Returns:
       The images. Those that nothing here made say so (`Examples.given`).
@@ -80,9 +84,9 @@ def image_set(
         return of_array(Bare(np.asarray(given), "the array given"), contract, on_note)
     path = Path(given)
     if str(given).startswith(TFDS):
-        return of_pictures(open_source(str(given)), contract, on_note)
+        return of_pictures(open_source(str(given)), contract, on_note, most)
     if path.is_dir() and not holds_shards(path):
-        return of_pictures(open_folder(path, unsorted), contract, on_note)
+        return of_pictures(open_folder(path, unsorted), contract, on_note, most)
     if path.suffix.lower() in (".npz", ".npy") and path.is_file():
         bare = load_bare(path)
         return load_images(path) if bare is None else of_array(bare, contract, on_note)
@@ -91,7 +95,7 @@ def image_set(
     if path.is_file():
         if not zipfile.is_zipfile(path):
             raise UsageError(f"{path} holds no images; {TO_GIVE}.")
-        return of_pictures(open_zip(path, unsorted), contract, on_note)
+        return of_pictures(open_zip(path, unsorted), contract, on_note, most)
     return load_images(path)
 
 
@@ -136,14 +140,17 @@ def bare_rows(path: Path) -> Bare:
 
 
 def of_pictures(
-    source: LabelledImages, contract: InputContract, on_note: Callable[[str], object]
+    source: LabelledImages,
+    contract: InputContract,
+    on_note: Callable[[str], object],
+    most: int,
 ) -> Examples:
-    """Pictures of any size, as the network's contract reads them; at most `MOST_PICTURES`.
+    """Pictures of any size, as the network's contract reads them; at most so many.
 
     Raises:
       DataError: naming a picture that cannot be read.
     """
-    chosen = pick(len(source), MOST_PICTURES)
+    chosen = pick(len(source), most)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         read = list(pool.map(lambda i: load_example(source, i, contract)[0], chosen))
     count = f"{len(read)} pictures"

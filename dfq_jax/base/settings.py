@@ -1,9 +1,9 @@
 """Settings in TOML: what a file may say, brought to the form of the command line's flags.
 
-A file says `schema_version = 1` and has a table for each verb, `[synthesize]`, `[quantize]` and
-`[train]`, whose keys are the verb's flags without their dashes. `[quantize.reading]` and the like
-group them, `[[rules]]` are the rules of `[quantize]` one by one, `[model]` says what the settings
-were used for.
+A file says `schema_version = 1` and has a table for each verb, `[synthesize]`, `[quantize]`,
+`[train]` and so on, whose keys are the verb's flags without their dashes. `[quantize.reading]` and
+the like group them, `[[rules]]` are the rules of `[quantize]` one by one, `[model]` says what the
+settings were used for.
 """
 
 import tomllib
@@ -17,7 +17,7 @@ from dfq_jax.errors import UsageError, check_choice
 SCHEMA_VERSION = 1
 LARGEST = 1 << 20
 """Bytes of a file of options."""
-VERBS = ("synthesize", "quantize", "train", "compress")
+VERBS = ("synthesize", "quantize", "train", "compress", "adapt", "distill")
 MODEL, RULES, RULE = "model", "rules", "rule"
 GROUPS = {"reading": VERBS, "machine": ("synthesize",)}
 """{table in a verb's table: verbs that have it}; its keys are flags as well."""

@@ -25,7 +25,9 @@ from dfq_jax.base.reading import ReadOptions
 from dfq_jax.cli.config import from_file
 from dfq_jax.cli.options import (
     FLAT,
+    AdaptOptions,
     CompressOptions,
+    DistillOptions,
     DoctorOptions,
     Json,
     QuantizeOptions,
@@ -177,6 +179,46 @@ def compress(
         from dfq_jax.cli.compress import compress_to
 
     compress_to(model, options, terminal)
+
+
+@app.command
+def adapt(
+    model: str,
+    /,
+    *,
+    options: Annotated[AdaptOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
+    """Adapts a classifier to pictures that nobody labelled, then quantizes it.
+
+    For pictures of another kind than it was trained on, which are not needed. OUT/
+    is that of `dfq quantize`; float.onnx is the adapted network.
+    """
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.cli.transfer import adapt_to
+
+    adapt_to(model, options, terminal)
+
+
+@app.command
+def distill(
+    model: str,
+    /,
+    *,
+    options: Annotated[DistillOptions, FLAT],
+    json: Json = False,
+    begin: Begin = beginning,
+) -> None:
+    """Teaches another architecture what a classifier says, without data, then quantizes it.
+
+    OUT/ is that of `dfq quantize`; float.onnx is the student. Takes hours on a CPU;
+    interrupted runs resume: type the same command again.
+    """
+    with begin(f"reading {model}", json) as terminal:
+        from dfq_jax.cli.transfer import distill_to
+
+    distill_to(model, options, terminal)
 
 
 @app.command

@@ -256,6 +256,35 @@ class CompressOptions(QuantizeOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class AdaptOptions(QuantizeOptions):
+    """The options of `dfq adapt`: those of `dfq quantize`, and these.
+
+    Attributes:
+      images: Folder or zip of pictures without labels, of where the network will work.
+      epochs: How often each picture is shown.
+      batch: Images of a step.
+    """
+
+    epochs: OfResult[int] = 15
+    batch: OfResult[int] = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillOptions(QuantizeOptions):
+    """The options of `dfq distill`: those of `dfq quantize`, and these.
+
+    Attributes:
+      student: Architecture to teach from drawn weights, e.g. resnet18; or a network with its graph.
+      train: Steps of the student; 80,000 if you do not say.
+      batch: Images of a step; 256 if you do not say.
+    """
+
+    student: OfResult[str]
+    train: OfResult[int | None] = None
+    batch: OfResult[int | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DoctorOptions:
     """The options of `dfq doctor`, in the order of its help.
 
