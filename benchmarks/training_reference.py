@@ -6,8 +6,8 @@ written from the papers alone (`training_torch.py`). Times are medians over turn
 first, which compiles: by the clock, and on all cores together, which other work disturbs less
 (`OMP_WAIT_POLICY=passive` keeps PyTorch's threads from spinning while they wait). Accuracy is of
 the last step, on all test images: of ours the integer file in ONNX Runtime, of PyTorch's its
-simulation, where batch norms are not folded and biases are float. `hast_whole` is PyTorch's HAST
-where shortcuts and the last pooling read rounded tensors too.
+simulation, where batch norms are not folded and biases are float. Shortcuts and the last pooling
+read rounded tensors too, as in released code (`zsq_all_rectified`), or floats (`zsq_all_low`).
 """
 
 import argparse
@@ -23,10 +23,12 @@ from common import Column, Row
 from reconstruction_reference import network_of
 
 IMAGE_SIZE, RANGED = 32, 192
+RECTIFIED = "zsq_all_rectified"
 TABLES = {
     "training_reference": (
         Column("method", "method"),
         Column("scheme", "scheme"),
+        Column("layers", "layers preset"),
         Column("rounds", "rounds", ",d"),
         Column("warmup", "generator alone", ",d"),
         Column("batch", "batch"),
@@ -53,14 +55,12 @@ class Compared(NamedTuple):
       loop: name of the loop of `training_torch`.
       batch: images of a step as published.
       epochs: of the paper, and those after which the student's rate falls; none for quarters.
-      whole: PyTorch's shortcuts read rounded tensors.
     """
 
     ours: str
     loop: str
     batch: int
     epochs: tuple[int, ...] = (147, 16, 36, 56)
-    whole: bool = False
 
     def drops(self, steps: int, warmup: int) -> tuple[int, ...]:
         """Steps of the student after which its rate falls to a tenth."""
@@ -74,7 +74,6 @@ class Compared(NamedTuple):
 METHODS = {
     "plain": Compared("intraq_qat", "plain", 256),
     "hast": Compared("hast", "hast", 256),
-    "hast_whole": Compared("hast", "hast", 256, whole=True),
     "gdfq": Compared("gdfq", "gdfq", 200, epochs=()),
 }
 
@@ -84,6 +83,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--methods", type=common.choices(METHODS), default=("plain",))
     parser.add_argument("--scheme", default="w3a3", help="bits of all layers")
+    parser.add_argument("--layers", default="zsq_all_low", choices=("zsq_all_low", RECTIFIED))
     parser.add_argument("--steps", type=int, default=60, help="of the student")
     parser.add_argument("--warmup", type=int, default=20, help="rounds of the generator alone")
     parser.add_argument("--batch", type=int, help="images of a step, instead of the published")
@@ -119,6 +119,7 @@ def row_of(model: Any, name: str, seed: int, args: argparse.Namespace) -> Row:
     how = METHODS[name]
     generates = not how.epochs
     row: Row = {"table": "training_reference", "method": name, "scheme": args.scheme, "seed": seed}
+    row["layers"] = args.layers
     row |= {"batch": args.batch or how.batch, "warmup": args.warmup if generates else None}
     row["rounds"] = args.steps + (args.warmup if generates else 0)
     torch.manual_seed(seed)
@@ -146,7 +147,7 @@ def loop_of(model: Any, row: Row, args: argparse.Namespace) -> tuple[Any, Any, C
     network = network_of(args.shared / training.CHECKPOINT)
     bits = int(args.scheme[1]), int(args.scheme[3])
     teacher = training_torch.Student(network)
-    student = training_torch.Student(network, bits, whole=how.whole)
+    student = training_torch.Student(network, bits, whole=args.layers == RECTIFIED)
     student.calibrate(teacher, images[:RANGED])
     drops = how.drops(args.steps, warmup)
     setting = training_torch.Setting(row["batch"], row["rounds"], warmup, drops)
@@ -225,7 +226,7 @@ def trained_beside(model: Any, row: Row, args: argparse.Namespace, turns: Turns)
     told = {"steps": args.steps, "batch": row["batch"]}
     told |= {"warmup": row["warmup"]} if row["warmup"] is not None else {}
     method = getattr(methods, METHODS[row["method"]].ours)(**told)
-    names: Any = {"scheme": args.scheme, "layers": "zsq_all_low", "seed": row["seed"]}
+    names: Any = {"scheme": args.scheme, "layers": args.layers, "seed": row["seed"]}
     watch = Watcher(stage=common.log, progress=turns)
     return dfq_jax.train(model, str(args.images), method, watch=watch, **names)
 

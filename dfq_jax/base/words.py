@@ -8,6 +8,7 @@ LayerPreset = Literal[
     "brecq_8bit_ends_second",
     "qdrop_8bit_ends_shortcuts",
     "brecq_8bit_ends_second_shortcuts",
+    "zsq_all_rectified",
 ]
 Precision = Literal["float32", "bfloat16"]
 Preset = Literal["fast", "balanced", "best"]

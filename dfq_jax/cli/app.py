@@ -210,10 +210,11 @@ def distill(
     json: Json = False,
     begin: Begin = beginning,
 ) -> None:
-    """Teaches another architecture what a classifier says, without data, then quantizes it.
+    """Teaches another architecture what a classifier says, then quantizes it.
 
-    OUT/ is that of `dfq quantize`; float.onnx is the student. Takes hours on a CPU;
-    interrupted runs resume: type the same command again.
+    No data is needed: a generator makes what both are shown. OUT/ is that of `dfq
+    quantize`; float.onnx is the student. Takes hours on a CPU; interrupted runs
+    resume: type the same command again.
     """
     with begin(f"reading {model}", json) as terminal:
         from dfq_jax.cli.transfer import distill_to

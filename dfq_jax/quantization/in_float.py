@@ -5,7 +5,7 @@ from dfq_jax.graph.ops import WEIGHTED
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.levels import multiplied_as_integers
 from dfq_jax.quantization.plan import WIDE, Plan, Spec
-from dfq_jax.quantization.sites import Site, products
+from dfq_jax.quantization.sites import READING, Site, products
 
 
 def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:
@@ -19,8 +19,8 @@ def float_layers(graph: Graph, plan: Plan) -> dict[str, str]:
         edges = [table.get(Site(node.name, i)) for i in range(len(node.inputs))]
         if stored and None not in edges:
             reasons[node.name] = wider_than_integers(kernel)
-        elif plan.layers == "zsq_all_low" and plan.scheme.activation_bits and stored:
-            reasons[node.name] = "zsq_all_low: its input is not behind a ReLU"
+        elif plan.layers in READING and plan.scheme.activation_bits and stored:
+            reasons[node.name] = f"{plan.layers}: its input is not behind a ReLU"
         elif plan.scheme.activation_bits is None and stored:
             reasons[node.name] = "only weights are quantized: it computes in float"
         else:

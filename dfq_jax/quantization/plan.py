@@ -48,7 +48,7 @@ from dfq_jax.quantization.observers import (
     Observers,
     check_observers,
 )
-from dfq_jax.quantization.sites import Site, leading_to, operands, products, tensor_groups
+from dfq_jax.quantization.sites import READING, Site, leading_to, operands, products, tensor_groups
 
 LAYER_PRESETS: tuple[LayerPreset, ...] = get_args(LayerPreset)
 STORES: tuple[Store, ...] = get_args(Store)
@@ -238,9 +238,10 @@ def resolve(
       graph: the folded network.
       scheme: bits of weights and activations.
       layers: which layers stay at 8 bits. `zsq_all_low`: none, only tensors after a ReLU are
-        quantized; `qdrop_8bit_ends`: first and last kernels and the last layer's input at 8 bits;
-        `brecq_8bit_ends_second`: also the input of the second layer; `..._shortcuts`: also what
-        operators without kernels read of a tensor that layers read with fewer bits.
+        quantized, where layers read them; `zsq_all_rectified`: for whoever reads them, shortcuts
+        and pooling too (GDFQ's code); `qdrop_8bit_ends`: first and last kernels and the last
+        layer's input at 8 bits; `brecq_8bit_ends_second`: also the input of the second layer;
+        `..._shortcuts`: also what other operators read of a tensor that layers read with fewer.
       rules: exceptions by name.
       observers: how ranges of weights and of activations are found.
 
@@ -254,22 +255,21 @@ def resolve(
     check_observers(observers)
     check_choice("layer preset", layers, LAYER_PRESETS, PlanError)
     preset = layer_bits(graph, scheme, layers)
-    least = None if scheme.activation_bits is None else max(scheme.activation_bits, 8)
+    fewest = 2 if layers == "zsq_all_rectified" else 8
+    least = None if scheme.activation_bits is None else max(scheme.activation_bits, fewest)
     ruled = dict(preset)
     for rule in rules:
         apply_rule(ruled, preset, rule)
     bits = {name: ruled[name] for name in preset if name in ruled}
     if not bits:
         raise PlanError("no layer is left to quantize: the rules keep all of them in float.")
-    spec_of_kernel = lambda op, wanted: weight_spec(
-        op, wanted.weight, observers.weights, wanted.sharing
-    )
+    of_kernel = lambda op, want: weight_spec(op, want.weight, observers.weights, want.sharing)
     kernels = [
-        (Site(n.name), spec_of_kernel(n.op, bits[n.name]))
+        (Site(n.name), of_kernel(n.op, bits[n.name]))
         for n in graph.nodes
         if isinstance(n.op, WEIGHTED) and n.name in bits
     ]
-    groups = tensor_groups(graph, only_rectified=layers == "zsq_all_low")
+    groups = tensor_groups(graph, READING.get(layers, "all"))
     parted = with_shortcuts(graph, groups, preset) if "shortcuts" in layers else groups.items()
     edges, kept = [], []
     for tensor, sites in parted:
@@ -344,7 +344,7 @@ def layer_bits(graph: Graph, scheme: Scheme, layers: LayerPreset) -> dict[str, W
     fine = None if a is None else max(a, 8)
     bits = {n.name: Wanted(w, a, sharing) for n in products(graph)}
     nodes = weighted_nodes(graph)
-    if layers != "zsq_all_low" and nodes:
+    if layers not in READING and nodes:
         second = layers.startswith("brecq_8bit_ends_second")
         ends = (nodes[0].name, nodes[-1].name, *last_weighted(graph))
         alone = "tensor" if sharing == "tensor" else "channel"

@@ -4,7 +4,8 @@ The rules are those of `dfq_jax.quantization.plan`.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
 
 from dfq_jax.graph.graph import Graph, Node
 from dfq_jax.graph.ops import (
@@ -212,12 +213,19 @@ def leading_to(graph: Graph, layers: Collection[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[Site]]:
+EdgeReaders = Literal["all", "rectified", "layers"]
+"""Whose edges carry values on a grid; see `tensor_groups`."""
+READING: Mapping[str, EdgeReaders] = {"zsq_all_low": "layers", "zsq_all_rectified": "rectified"}
+"""{preset of layers that has no ends at 8 bits: whose edges it quantizes}."""
+
+
+def tensor_groups(graph: Graph, reading: EdgeReaders = "all") -> dict[str, list[Site]]:
     """{tensor: edges that carry its values on a grid}, in execution order.
 
     Args:
       graph: the folded network.
-      only_rectified: only tensors behind a ReLU, where convolutions and linear layers read them.
+      reading: whose edges; of `rectified` tensors those behind a ReLU alone, and of `layers` these
+        where convolutions and linear layers read them.
 
     Returns:
       The groups; each shares one grid.
@@ -231,7 +239,10 @@ def tensor_groups(graph: Graph, only_rectified: bool = False) -> dict[str, list[
         for index, source in enumerate(node.inputs):
             groups.setdefault(origin[source], []).append(Site(node.name, index))
     groups = {t: sites for t, sites in groups.items() if not rounded_twice(graph, t, sites)}
-    return behind_relu(graph, groups) if only_rectified else groups
+    rectified = {n.name for n in graph.nodes if isinstance(n.op, Relu)}
+    if reading == "rectified":
+        return {tensor: sites for tensor, sites in groups.items() if tensor in rectified}
+    return read_by_layers(graph, groups, rectified) if reading == "layers" else groups
 
 
 def rounded_twice(graph: Graph, tensor: str, sites: Iterable[Site]) -> bool:
@@ -244,9 +255,10 @@ def rounded_twice(graph: Graph, tensor: str, sites: Iterable[Site]) -> bool:
     return joined and not any(isinstance(nodes[s.node].op, (*PRODUCTS, Concat)) for s in sites)
 
 
-def behind_relu(graph: Graph, groups: dict[str, list[Site]]) -> dict[str, list[Site]]:
+def read_by_layers(
+    graph: Graph, groups: dict[str, list[Site]], rectified: Collection[str]
+) -> dict[str, list[Site]]:
     """The groups of rectified tensors, less the edges that no weighted layer reads."""
-    rectified = {n.name for n in graph.nodes if isinstance(n.op, Relu)}
     readers = {n.name for n in graph.nodes if isinstance(n.op, WEIGHTED)}
     return {
         tensor: kept

@@ -10,7 +10,7 @@ learns what the teacher says of them, and the labels.
 Ranges of activations follow the generator's images in its first four epochs alone, and then stay.
 The student is shown images of the generator as it is after its step, of codes of their own;
 released code has it learn from the batch that the generator learned from. Which tensors are of few
-bits is the plan's: `layers="zsq_all_low"` is as in the paper.
+bits is the plan's: `layers="zsq_all_rectified"` is as released.
 """
 
 import optax

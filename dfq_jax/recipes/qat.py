@@ -3,8 +3,8 @@
 Kernels end at their extremes at every step, ranges of activations are the extremes that images
 show, slopes pass through rounding and clipping alike, batch norms keep their statistics and learn
 scales and biases, and SGD has Nesterov's momentum and a weight decay of 1e-4. Which tensors are of
-few bits is the plan's: `layers="zsq_all_low"` is as in these papers, all layers and what follows a
-ReLU.
+few bits is the plan's: `layers="zsq_all_rectified"` is as in released code, which rounds what
+follows a ReLU for all that read it; with `zsq_all_low` shortcuts and pooling read it in float.
 """
 
 import optax

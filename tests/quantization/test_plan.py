@@ -72,6 +72,7 @@ PAPERS = {
     "qdrop_8bit_ends": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
     "brecq_8bit_ends_second": {"conv1": 8, "depthwise": 4, "project": 4, "conv2": 4, "fc": 8},
 }
+PAPERS["zsq_all_rectified"] = PAPERS["zsq_all_low"]
 KERNELS = PAPERS | {f"{name}_shortcuts": PAPERS[name] for name in LAYER_PRESETS[1:3]}
 EDGES = {
     "conv1.0": 8,
@@ -92,6 +93,10 @@ def test_presets_choose_bits(layers, graph):
     assert kernel_bits(plan) == KERNELS[layers]
     wanted = {
         "zsq_all_low": {"depthwise.0": 3, "project.0": 3, "conv2.0": 3},
+        "zsq_all_rectified": {
+            **{"depthwise.0": 3, "add.1": 3, "project.0": 3, "maxpool.0": 3, "conv2.0": 3},
+            "pool.0": 3,  # reads a rectified tensor, as the last pooling of a ResNet does
+        },
         "qdrop_8bit_ends": EDGES,
         "brecq_8bit_ends_second": EDGES | {"depthwise.0": 8, "add.1": 8},
         "qdrop_8bit_ends_shortcuts": EDGES | {"add.1": 8},
