@@ -64,6 +64,8 @@ class InputContract:
         scaled to [0, 1]: what synthesis takes images to be like, in units where they have mean 0
         and deviation 1. None for those of ImageNet, and of its grey values for other channels:
         a prior, not a statistic of the network. It changes nothing of what the network computes.
+      axes: of images in exported files, as the source reads them: 4, 3 of lines, which have no
+        height, or 2 of plain values.
     """
 
     height: int
@@ -76,6 +78,7 @@ class InputContract:
     layout: str = NCHW
     names: tuple[str, str, str] = ("N", "", "")
     natural: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    axes: int = 4
 
     def __post_init__(self) -> None:
         """Raises ValueError on sizes, means or deviations no image could satisfy."""
@@ -94,6 +97,9 @@ class InputContract:
             raise ValueError(wrong)
         if self.natural is not None:
             self.check_natural(*self.natural)
+        sizes = (self.height, self.width)[: 4 - self.axes]
+        if self.axes not in (2, 3, 4) or any(size != 1 for size in sizes):
+            raise ValueError(f"{self.axes} axes are none of {self}.")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation is bilinear or bicubic, got {self.interpolation!r}.")
         if self.layout not in (NCHW, NHWC):
@@ -165,9 +171,9 @@ class InputContract:
         return (pixels / jnp.float32(255) - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields, without the usual prior of photographs, as files keep them."""
-        told = dataclasses.asdict(self)
-        return {k: v for k, v in told.items() if k != "natural" or v is not None}
+        """Its fields as files keep them: without the usual prior of photographs and four axes."""
+        told, usual = dataclasses.asdict(self), {"natural": None, "axes": 4}
+        return {k: v for k, v in told.items() if k not in usual or v != usual[k]}
 
     def __str__(self) -> str:
         """What people call it."""

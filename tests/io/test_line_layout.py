@@ -86,7 +86,8 @@ def test_channels_last(tmp_path, start, channels):
     np.testing.assert_allclose(dfq.predict(loaded.model, x[:, None]), wanted, atol=1e-5)
     out = tmp_path / "out.onnx"
     dfq.export(loaded.model, out)
-    np.testing.assert_allclose(run(out, x[:, None]), wanted, atol=1e-5)
+    np.testing.assert_allclose(run(out, x), wanted, atol=1e-5)
+    assert load(out).model.contract == loaded.model.contract
 
 
 def test_sizes_tell_where_nothing_else_does(tmp_path):
@@ -104,6 +105,43 @@ def test_channels_first_as_convolutions_of_lines_read(tmp_path, channels):
     assert loaded.model.contract.layout == "NCHW"
     assert loaded.model.contract.shape == (1, LENGTH, channels)
     assert not any("channels last" in note for note in loaded.notes)
+    out, x = tmp_path / "out.onnx", normal(1, channels, LENGTH)
+    dfq.export(loaded.model, out)
+    np.testing.assert_allclose(run(out, x), run(tmp_path / "net.onnx", x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, LENGTH), (5,)])
+def test_integer_networks_read_what_their_sources_read(tmp_path, shape):
+    """Lines channels first, and plain values: by every way of running them."""
+    net, line = ImageNet(("N", *shape)), len(shape) == 2
+    y = net.add("Conv", "x", net.weight(normal(6, 3, 3))) if line else "x"
+    y = scores(net, y, 6) if line else net.add("Gemm", y, net.weight(normal(5, 4)))
+    path = saved(tmp_path, net.proto(y))
+    model = load(path, no_bn_fallback=True).model
+    made = dfq.quantize(model, np.clip(normal(16, *shape, seed=2), -1, 1))
+    found = made.verify()
+    assert found.passed, found.failures
+    made.save(tmp_path / "out", verification=found)
+    assert dfq.verify(tmp_path / "out").passed
+    x = np.clip(normal(2, *shape), -1, 1)
+    (wanted,), (rounded,) = (
+        onnxruntime.InferenceSession(file).run(None, {"x": x})
+        for file in (path, tmp_path / "out" / "model.onnx")
+    )
+    assert rounded.shape == wanted.shape
+    assert np.square(rounded - wanted).sum() < 0.01 * np.square(wanted).sum()
+    np.testing.assert_allclose(run(tmp_path / "out" / "float.onnx", x), wanted, atol=1e-4)
+
+
+def test_a_free_number_of_values_is_the_width_asked_for(tmp_path):
+    net = ImageNet((1, "samples"))
+    y = net.add("Unsqueeze", "x", net.weight(np.array([1])))
+    path = saved(
+        tmp_path, net.proto(scores(net, net.add("Conv", y, net.weight(normal(5, 1, 3))), 5))
+    )
+    with pytest.raises(UnsupportedModelError, match=r"free sizes.*`size=\(1, 224\)`"):
+        load(path)
+    assert load(path, size=(1, LENGTH)).model.contract.shape == (1, 1, LENGTH)
 
 
 def test_a_free_length_is_the_width_asked_for(tmp_path):

@@ -177,7 +177,7 @@ def networks(
     }
     content |= {FLOAT: serialize(float_onnx(float_model, metadata=facts))}
     read = float_model.input
-    pictures = isinstance(read, InputContract) and read.channels in CHANNELS
+    pictures = isinstance(read, InputContract) and read.channels in CHANNELS and read.axes == 4
     return content | ({RUN: run_py(name)} if pictures else {})
 
 

@@ -90,7 +90,8 @@ def imported(
     contract, said = of_shape(stated, found.shape, where)
     graph = of_any_size(program, table, layout, found) if is_free(program, layout) else None
     names, fixed = names_of(program, layout, found.shape, free=graph is not None)
-    contract = dataclasses.replace(contract, layout=layout, names=names)
+    axes = len(program.inputs[0].shape)
+    contract = dataclasses.replace(contract, layout=layout, names=names, axes=axes)
     found = found._replace(graph=graph or found.graph)
     return found, contract, (*notes, *more, *said, *fixed)
 
@@ -154,8 +155,7 @@ def settled_layout(
         lines = len(shape) == 3
         return found, (
             f"its {'lines' if lines else 'images'} have their channels last ({NHWC}), input "
-            f"{shape}; exported files read {'images of one row' if lines else 'them'} so too; say "
-            '`layout="nchw"` if that is wrong',
+            f'{shape}; exported files read them so too; say `layout="nchw"` if that is wrong',
         )
     return found, ()
 

@@ -19,7 +19,7 @@ from dfq_jax.errors import ImportParityError
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.readers.pickle_policy import show
-from dfq_jax.io.runtime.session import feed, open_session, read_onnx
+from dfq_jax.io.runtime.session import as_fed, feed, open_session, read_onnx
 from dfq_jax.types import NHWC, InputContract
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -121,7 +121,7 @@ def check_function(
     count = 2 if takes_batches(function, shape) else 1
     images = rng.normal(size=(count, *model.contract.shape)).astype(np.float32)
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
-    given = [jax.device_put(as_fed(x, shape, np.float32, layout)) for x in (images, nudged)]
+    given = [jax.device_put(as_fed(x, len(shape), np.float32, layout)) for x in (images, nudged)]
     with jax.default_matmul_precision("highest"):
         try:
             source = jax.jit(function, compiler_options=QUICK)
@@ -166,21 +166,10 @@ def run_file(path: Path, model: Model) -> tuple[Shaped[jax.Array, "n ..."], File
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, *model.contract.shape)).astype(np.float32)
     kind, layout = TYPES.get(source.type, np.float32), model.contract.layout
-    given = lambda x: {source.name: as_fed(x, source.shape, kind, layout)}
+    given = lambda x: {source.name: as_fed(x, len(source.shape), kind, layout)}
     nudged = images * (1 + np.float32(rounding) * rng.choice((-1, 1), size=images.shape))
     outputs, answers = (session.run(None, given(x)) for x in (images, nudged))
     return jax.device_put(images), FileRun(names, outputs, answers, rounding)
-
-
-def as_fed(
-    images: Float[np.ndarray, "n h w c"], stated: Sequence[Any], dtype: Any, layout: str
-) -> np.ndarray:
-    """NHWC images as a file reads them: lines and features have no height, or no size at all."""
-    n, _, w, c = images.shape
-    last = layout == NHWC and len(stated) > 2
-    turned = images if last else images.transpose(0, 3, 1, 2)
-    line = (w, c) if last else (c, *(w,) * (len(stated) - 2))
-    return np.ascontiguousarray(turned if len(stated) == 4 else turned.reshape(n, *line), dtype)
 
 
 def as_filed(output: np.ndarray, layout: str) -> np.ndarray:

@@ -148,7 +148,8 @@ def fed(program: Program, size: tuple[int, int] | None, layout: str) -> tuple[in
             "(batch, height, width, channels), (batch, channels, length), (batch, length, "
             "channels) or (batch, features)."
         )
-    space = slice(1, -1) if layout == NHWC else slice(2, None)
+    values = len(shape) == 2 and None in shape[1:]
+    space = slice(1, -1) if layout == NHWC and not values else slice(1 if values else 2, None)
     exported = shape[space]
     if size is not None and exported:
         wanted = list(size)[-len(exported) :]  # lines have no height

@@ -19,10 +19,10 @@ from dfq_jax.graph.ops import Constant
 from dfq_jax.io.artifacts.graph_json import inputs_to_json
 from dfq_jax.io.frontends.contracts import CONTRACT, INPUTS
 from dfq_jax.io.onnx.builder import OnnxBuilder, WrittenNode, printable, tensor
-from dfq_jax.io.onnx.layout import FIRST, Shape, as_filed, filed, in_layout, turned
+from dfq_jax.io.onnx.layout import Shape, as_filed, filed, in_layout, turned
 from dfq_jax.io.onnx.nodes import add_operator
 from dfq_jax.io.onnx.qdq import add_pairs, add_slots, without_idle_ceiling
-from dfq_jax.io.onnx.values import Draft, draft, input_name, quantized_edges
+from dfq_jax.io.onnx.values import Draft, draft, input_name, missing_axes, quantized_edges
 from dfq_jax.numerics.affine import Grid
 from dfq_jax.numerics.basis import LearnedLevels
 from dfq_jax.numerics.levels import Levels
@@ -251,11 +251,16 @@ def as_step(
 
 
 def add_image(b: OnnxBuilder, model: Model, drafted: Draft) -> None:
-    """Turns images channels first where the file is fed channels last."""
+    """Gives lines a height, and turns images channels first where the file has channels last."""
     source, read = model.graph.inputs[0], input_name(model)
-    if (held := drafted.held[source]) != read:
-        have, want = filed(len(drafted.shapes[source]), model.input.layout), FIRST
-        perm = turned(tuple(range(len(drafted.shapes[source]))), have, want)
+    held, rank = drafted.held[source], len(drafted.shapes[source])
+    have, want = filed(rank, model.input.layout), drafted.layouts.held[source]
+    if missing := missing_axes(model.input):
+        whole = held if have == want else b.fresh(f"{read}.image")
+        axes = b.integers(f"{read}.axes", missing)
+        read = b.add("Unsqueeze", whole, (read, axes), whole)
+    if have != want:
+        perm = turned(tuple(range(rank)), have, want)
         b.add("Transpose", held, (read,), held, perm=perm)
 
 
@@ -322,7 +327,9 @@ def value_info(name: str, shape: Shape, larger: Shape, model: Model) -> onnx.Val
         known = {(read.length, SHORTER): read.symbol}
     if ids:
         shape, larger = shape[:2], larger[:2]
-    rows, *sizes = zip(in_layout(shape, layout), in_layout(larger, layout), strict=True)
+    missing = missing_axes(read) if name == input_name(model) else ()
+    sides = zip(in_layout(shape, layout), in_layout(larger, layout), strict=True)
+    rows, *sizes = (side for axis, side in enumerate(sides) if axis not in missing)
     dims = [
         a if a == b else known.get((a, b - a)) or f"{name}_{axis}"
         for axis, (a, b) in enumerate(sizes, 1)

@@ -18,7 +18,7 @@ from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QuantizedModel
-from dfq_jax.types import InputContract, TokenColumns, Tokens, Values
+from dfq_jax.types import NHWC, Input, InputContract, TokenColumns, Tokens, Values
 
 OUTPUT = "logits"
 ROWS = 2
@@ -127,7 +127,7 @@ def draft(model: Model, edges: tuple[QuantizedEdge, ...]) -> Draft:
     wanted = lambda name: filed(len(shapes[name]), model.input.layout)
     for tensor, stem in names.items():
         node = nodes.get(tensor)
-        if node is None and layouts.held[tensor] != wanted(tensor):
+        if node is None and (missing_axes(model.input) or layouts.held[tensor] != wanted(tensor)):
             value = free(f"{stem}.first", taken)
         elif node is not None and is_still(node, layouts):
             value = drafted.read[Site(tensor, 0)]
@@ -164,6 +164,14 @@ def input_name(model: Model) -> str:
             return "values"
         case _:
             assert_never(read)
+
+
+def missing_axes(read: Input) -> tuple[int, ...]:
+    """The axes of size 1 that files have not: the height of lines, all places of plain values."""
+    if not isinstance(read, InputContract) or read.axes == 4:
+        return ()
+    first = 1 if read.layout == NHWC else 2
+    return tuple(range(first, first + 4 - read.axes))
 
 
 def value_names(model: Model) -> dict[str, str]:

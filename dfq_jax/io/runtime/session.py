@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 
 from dfq_jax.errors import DataError, UnsupportedModelError
 from dfq_jax.io.frontends.contracts import contract_in, input_in
-from dfq_jax.types import NCHW, Input, InputContract
+from dfq_jax.types import NCHW, NHWC, Input, InputContract
 
 NEEDED = ((21, (1, 18)), (19, (1, 15)), (17, (1, 12)), (0, (1, 10)))
 """(opset, first ONNX Runtime that runs it), newest first."""
@@ -153,9 +153,19 @@ def feed(session: Any, images: Shaped[Any, "n ..."], layout: str = NCHW) -> dict
     if found.dtype.kind in "iu":
         columns = [found] if len(inputs) == 1 else np.moveaxis(found, -1, 0)
         return {x.name: as_read(x, column) for x, column in zip(inputs, columns, strict=True)}
-    read = found.astype(np.float32, copy=False)
-    read = read.transpose(0, 3, 1, 2) if layout == NCHW else read
-    return {inputs[0].name: np.ascontiguousarray(read)}
+    axes = len(inputs[0].shape)
+    if found.ndim != 4 or (layout == NHWC and axes == 4):
+        return {inputs[0].name: np.ascontiguousarray(found, np.float32)}
+    return {inputs[0].name: as_fed(found, axes, np.float32, layout)}
+
+
+def as_fed(images: Float[np.ndarray, "n h w c"], axes: int, dtype: Any, layout: str) -> np.ndarray:
+    """NHWC images as a file reads them: lines and features have no height, or no size at all."""
+    n, _, w, c = images.shape
+    last = layout == NHWC and axes > 2
+    turned = images if last else images.transpose(0, 3, 1, 2)
+    line = (w, c) if last else (c, *(w,) * (axes - 2))
+    return np.ascontiguousarray(turned if axes == 4 else turned.reshape(n, *line), dtype)
 
 
 def as_read(source: Any, rows: np.ndarray) -> np.ndarray:

@@ -114,10 +114,17 @@ class ReferenceSession:
             if opset_of(proto) < FIRST_KNOWN:
                 proto = convert_version(proto, FIRST_KNOWN)
             self.evaluator = ReferenceEvaluator(proto)
+        self.inputs = [
+            SimpleNamespace(
+                name=x.name,
+                shape=[d.dim_value or d.dim_param for d in x.type.tensor_type.shape.dim],
+            )
+            for x in proto.graph.input
+        ]
 
     def get_inputs(self) -> list[SimpleNamespace]:
-        """The inputs' names."""
-        return [SimpleNamespace(name=name) for name in self.evaluator.input_names]
+        """The inputs' names and shapes."""
+        return self.inputs
 
     def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of these names."""
