@@ -125,6 +125,20 @@ def test_networks_for_small_images_are_asked_for_their_normalisation(tmp_path):
     assert "networks for images this small" in guessed.notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "wanted"),
+    [
+        ((8, 1, 3, 3), "with the size of its images for 224.*torch.zeros\\(1, 1, 224, 224\\)"),
+        ((1, 64, 1, 1), "with what it reads for `example`.*\\(example,\\)"),  # of features
+        ((768, 40), "with what it reads for `example`.*\\(example,\\)"),  # of an LSTM
+    ],
+)
+def test_unknown_weights_are_asked_for_their_graph(tmp_path, kernel, wanted):
+    path = saved(tmp_path / "net.safetensors", {"first.weight": np.ones(kernel, np.float32)})
+    with pytest.raises(UsageError, match=f"(?s){wanted}"):
+        load(path)
+
+
 def test_networks_are_told_by_their_tensors(tmp_path):
     path = saved(tmp_path / "net.safetensors", random_tensors("resnet18", classes=2))
     loaded = load(path, size=32)

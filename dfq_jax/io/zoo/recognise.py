@@ -13,6 +13,7 @@ from dfq_jax.io.zoo.catalog import Size
 from dfq_jax.io.zoo.known import Network, ends, names, network, stored_at_size
 from dfq_jax.io.zoo.last_layers import own_layers_of
 from dfq_jax.io.zoo.stored import Stored
+from dfq_jax.types import MOST_COLOURS
 
 Tensors = Mapping[str, np.ndarray]
 GOOD_MATCH = 0.9
@@ -167,13 +168,16 @@ def export_lines(tensors: Tensors) -> str:
     """How to save any network together with its graph.
 
     Args:
-      tensors: its weights; the first kernel tells how many channels an image has.
+      tensors: its weights; the first kernel tells how many channels an image has. Without a
+        convolution of images, or with more channels than those have, it reads something else.
     """
-    kernels = [tensor.shape for tensor in tensors.values() if tensor.ndim == 4]
-    zeros = f"(torch.zeros(1, {kernels[0][1] if kernels else 3}, 224, 224),)"
+    channels = next((tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4), 0)
+    pictures = 0 < channels <= MOST_COLOURS
+    read = "the size of its images for 224" if pictures else "what it reads for `example`"
+    zeros = f"(torch.zeros(1, {channels}, 224, 224),)" if pictures else "(example,)"
     return (
         "\nOf any other network save the graph too, where its code is at hand and `model` holds "
-        "these weights, with the size of its images for 224, and give dfq that file:\n"
+        f"these weights, with {read}, and give dfq that file:\n"
         f'  import torch; torch.export.save(torch.export.export(model.eval(), {zeros}), "net.pt2")'
         "\nor, before PyTorch 2.9,\n"
         f'  import torch; torch.onnx.export(model.eval(), {zeros}, "net.onnx", '

@@ -77,7 +77,7 @@ def test_layers_compute_what_pytorch_does_and_so_do_their_files(tmp_path, suffix
         wanted = [y.numpy() for y in net(x)]
     ours = evaluate(model, jax.numpy.asarray(x.numpy()))[0]
     file = open_session(serialize(float_onnx(model)), optimize=False)
-    filed = file.run(None, {"values": x.numpy()})
+    filed = file.run(None, {file.get_inputs()[0].name: x.numpy()})
     for mine, theirs, written in zip(ours, wanted, filed, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(written, theirs, rtol=1e-4, atol=1e-5)
