@@ -20,10 +20,13 @@ NCHW, NHWC = "NCHW", "NHWC"
 
 
 class Moments(NamedTuple):
-    """Mean and variance per channel of one tensor, as a batch norm layer recorded them."""
+    """Mean and variance per channel of one tensor, as a batch norm layer recorded them.
 
-    mean: Float[Array, " chan"]
-    var: Float[Array, " chan"]
+    Arrays of JAX; of NumPy where a network is looked at without compiling anything.
+    """
+
+    mean: Float[Any, " chan"]
+    var: Float[Any, " chan"]
 
 
 class SourceNames(NamedTuple):

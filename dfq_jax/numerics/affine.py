@@ -93,12 +93,17 @@ class Affine(NamedTuple):
     zero_point: Integer[NumpyOrJax, "..."]
 
 
+def namespace(*arrays: NumpyOrJax) -> Any:
+    """`numpy` where all arrays are NumPy's, so that nothing is compiled; else `jax.numpy`."""
+    return np if all(isinstance(x, np.ndarray | np.generic) for x in arrays) else jnp
+
+
 def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Rounds half to even; the gradient passes as if it were the identity."""
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
-def from_range(lo: Float[Array, "..."], hi: Float[Array, "..."], grid: Grid) -> Affine:
+def from_range(lo: Float[NumpyOrJax, "..."], hi: Float[NumpyOrJax, "..."], grid: Grid) -> Affine:
     """The affine parameters that cover [lo, hi].
 
     Args:
@@ -110,14 +115,14 @@ def from_range(lo: Float[Array, "..."], hi: Float[Array, "..."], grid: Grid) -> 
       Scales and zero points in the shape of `lo`. Empty and denormal ranges get `DEAD_SCALE`, so a
       scale is always finite and positive.
     """
-    lo, hi = jnp.minimum(lo, 0.0), jnp.maximum(hi, 0.0)
-    scale = (jnp.maximum(-lo, hi) if grid.symmetric else hi - lo) / grid.qmax
-    scale = jnp.where(scale > SMALLEST_SCALE, scale, DEAD_SCALE).astype(jnp.float32)
-    if grid.symmetric:
-        zero_point = jnp.zeros_like(scale)
-    else:
-        zero_point = jnp.clip(jnp.round(-lo / scale), grid.qmin, grid.qmax)
-    return Affine(scale, zero_point.astype(grid.dtype))
+    xp = namespace(lo, hi)
+    lo, hi = xp.minimum(lo, 0.0), xp.maximum(hi, 0.0)
+    scale = (xp.maximum(-lo, hi) if grid.symmetric else hi - lo) / grid.qmax
+    scale = xp.where(scale > SMALLEST_SCALE, scale, DEAD_SCALE).astype(xp.float32)
+    zero_point = xp.zeros_like(scale)
+    if not grid.symmetric:
+        zero_point = (-lo / scale).round().clip(grid.qmin, grid.qmax)
+    return Affine(scale, whole(zero_point, grid.dtype))
 
 
 def spread(affine: Affine, shape: tuple[int, ...], grid: Grid) -> Affine:

@@ -1,13 +1,25 @@
-"""Closed forms of clipped normal variables: what an activation does to Gaussian pre-activations."""
+"""Closed forms of clipped normal variables: what an activation does to Gaussian pre-activations.
+
+Moments in arrays of NumPy stay in NumPy; one program for each curve serves any number of channels.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from dfq_jax.numerics.affine import NumpyOrJax, namespace
 from dfq_jax.types import Moments
+
+WIDTH = 1024
+"""Channels that a program computes at a time where moments are NumPy's."""
+
+ElementFunction = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+"""A function of each element alone."""
 
 
 def clipped_normal(moments: Moments, ceiling: float | None) -> Moments:
@@ -24,6 +36,31 @@ def clipped_normal(moments: Moments, ceiling: float | None) -> Moments:
       Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
       section 4.2.1 and appendix C (the mean); the second moment by the same integration.
     """
+    if namespace(*moments) is np:
+        return by_width(partial(clipped_jax, ceiling=ceiling), moments)
+    return clipped_jax(moments, ceiling)
+
+
+def by_width(program: Callable[[Moments], Moments], moments: Moments) -> Moments:
+    """What a program of `WIDTH` channels makes of any number of them, in arrays of NumPy.
+
+    Args:
+      program: of each channel alone.
+      moments: of any shape.
+    """
+    shape, size = np.shape(moments.mean), np.size(moments.mean)
+    filled = np.zeros((2, max(1, -(-size // WIDTH)) * WIDTH), np.float32)
+    filled[:, :size] = [np.ravel(part) for part in moments]
+    parts = [
+        jax.device_get(program(Moments(*filled[:, first : first + WIDTH])))
+        for first in range(0, filled.shape[1], WIDTH)
+    ]
+    return Moments(*(np.concatenate(x)[:size].reshape(shape) for x in zip(*parts, strict=True)))
+
+
+@partial(jax.jit, static_argnames="ceiling")
+def clipped_jax(moments: Moments, ceiling: float | None) -> Moments:
+    """`clipped_normal` of arrays of JAX."""
     mean = moments.mean
     std = jnp.sqrt(jnp.maximum(moments.var, 1e-20))
     a = -mean / std
@@ -39,7 +76,7 @@ def clipped_normal(moments: Moments, ceiling: float | None) -> Moments:
     return Moments(first, jnp.maximum(second - first**2, 0.0))
 
 
-def leaky_normal(moments: Moments, slope: Float[Array, "..."] | float) -> Moments:
+def leaky_normal(moments: Moments, slope: Float[NumpyOrJax, "..."] | float) -> Moments:
     """Mean and variance of X where positive and `slope * X` elsewhere, for X normal.
 
     Args:
@@ -54,7 +91,7 @@ def leaky_normal(moments: Moments, slope: Float[Array, "..."] | float) -> Moment
     mean = slope * moments.mean + (1 - slope) * positive.mean
     square = slope**2 * (moments.var + moments.mean**2)
     square = square + (1 - slope**2) * (positive.var + positive.mean**2)
-    return Moments(mean, jnp.maximum(square - mean**2, 0.0))
+    return Moments(mean, (square - mean**2).clip(0.0))
 
 
 NODES = np.linspace(-8.0, 8.0, 257, dtype=np.float32)
@@ -62,18 +99,24 @@ NODES = np.linspace(-8.0, 8.0, 257, dtype=np.float32)
 faster than any power of the step, and stays good to 1e-3 for curves with a kink."""
 
 
-def curve_of_normal(
-    curve: Callable[[Float[Array, "..."]], Float[Array, "..."]], moments: Moments
-) -> Moments:
+def curve_of_normal(curve: ElementFunction, moments: Moments) -> Moments:
     """Mean and variance of `curve(X)` for X normal with `moments`, per channel.
 
     Args:
-      curve: a function of each element alone.
+      curve: a function of each element alone; equal ones (`values.bound`) share a program.
       moments: mean and variance of the normal variables.
 
     Returns:
       Moments of the result, by the trapezoidal rule on fixed points.
     """
+    if namespace(*moments) is np:
+        return by_width(partial(curved_jax, curve=curve), moments)
+    return curved_jax(moments, curve)
+
+
+@partial(jax.jit, static_argnames="curve")
+def curved_jax(moments: Moments, curve: ElementFunction) -> Moments:
+    """`curve_of_normal` of arrays of JAX."""
     std = jnp.sqrt(jnp.maximum(moments.var, 0.0))
     values = curve(moments.mean + std * NODES[:, None])
     density = np.exp(-(NODES**2) / 2)
@@ -84,7 +127,7 @@ def curve_of_normal(
 
 def normal_range(
     moments: Moments, sigmas: float, *, rectified: bool = False
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[NumpyOrJax, ""], Float[NumpyOrJax, ""]]:
     """Range of a tensor from its channel moments: `mean -/+ sigmas * std`, widest channel.
 
     Args:
@@ -98,6 +141,7 @@ def normal_range(
     Reference:
       Nagel et al. 2019, section 5 ("activation range ... beta +/- n gamma").
     """
-    std = jnp.sqrt(moments.var)
-    lo, hi = jnp.min(moments.mean - sigmas * std), jnp.max(moments.mean + sigmas * std)
-    return (jnp.zeros_like(lo) if rectified else lo), hi
+    xp = namespace(*moments)
+    std = xp.sqrt(moments.var)
+    lo, hi = (moments.mean - sigmas * std).min(), (moments.mean + sigmas * std).max()
+    return (xp.zeros_like(lo) if rectified else lo), hi

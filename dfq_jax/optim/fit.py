@@ -206,7 +206,7 @@ def report_one(
 ) -> None:
     """Tells of the last metrics of a chunk."""
     if on_chunk is not None:
-        on_chunk(int(state.step), {k: float(v[-1]) for k, v in metrics.items()})
+        on_chunk(int(state.step), {k: float(np.asarray(v)[-1]) for k, v in metrics.items()})
 
 
 def keep_apart(stores: Sequence[StateStore | None], state: FitState, force: bool) -> None:
@@ -283,8 +283,7 @@ def steps_of(state: FitState) -> int:
 
 def start_state(x: PyTree, memory: PyTree, step: Step) -> FitState:
     """The state before the first step; every array is its own, so that all can be consumed."""
-    never = jnp.full((), -1, jnp.int32)
-    zero, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32)
+    zero, never, infinite = map(jax.device_put, (np.int32(0), np.int32(-1), np.float32(np.inf)))
     strict = lambda v: jnp.array(v, v.dtype)  # not weakly typed: one trace serves all
     x, memory = jax.tree.map(strict, (x, memory))
     state = FitState(x, step.begin(x), memory, zero, infinite, infinite, zero, never)

@@ -1,12 +1,13 @@
-"""Propagates batch-norm moments through a folded network, and corrects biases with them."""
+"""Propagates batch-norm moments through a folded network, and corrects biases with them.
+
+A network with parameters of NumPy is looked at in NumPy: many shapes of layers need no program.
+"""
 
 from collections.abc import Mapping
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import (
@@ -41,11 +42,13 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.graph.semantics import Slots, Tensor, bent, pointwise
+from dfq_jax.graph.semantics import Slots, bent, pointwise
 from dfq_jax.graph.token_ops import Embed, Leading
 from dfq_jax.graph.volume_ops import Conv3d
+from dfq_jax.numerics.affine import NumpyOrJax, namespace
 from dfq_jax.numerics.gaussian import clipped_normal, curve_of_normal, leaky_normal
 from dfq_jax.types import Moments
+from dfq_jax.values import bound
 
 Shape = tuple[int, ...]
 
@@ -100,10 +103,10 @@ def propagated(op: Op, inputs: list[Moments], around: Around) -> Moments | None:
         case Constant() | Leading():
             value = around.slots["value"]
             axes = tuple(range(value.ndim - 1))
-            return Moments(jnp.mean(value, axes), jnp.var(value, axes))
+            return Moments(value.mean(axes), value.var(axes))
         case Embed():  # any row of its table may be looked up
             table = around.slots["table"]
-            return Moments(jnp.mean(table, 0), jnp.var(table, 0))
+            return Moments(table.mean(0), table.var(0))
         case Reshape() | Transpose() | Broadcast():
             return rearranged(op, inputs[0], around)
         case _ if any(m.mean.ndim != 1 for m in inputs):
@@ -132,9 +135,9 @@ def bent_moments(
         case Activation("exp" | "sqrt" | "log"):
             return None
         case Activation(curve):
-            return curve_of_normal(partial(bent, curve), x)
+            return curve_of_normal(bound(bent, curve), x)
         case Elu():
-            return curve_of_normal(partial(pointwise, op, slots), x)
+            return curve_of_normal(bound(pointwise, op, {}), x)
         case Scale(factor, offset):
             return Moments(factor * x.mean + offset, factor**2 * x.var)
 
@@ -180,10 +183,11 @@ def pooled_or_joined(op: Op, inputs: list[Moments], around: Around) -> Moments |
             return Moments(x.mean[first:stop:step], x.var[first:stop:step])
         case Concat(axis) if axis in (-1, last):
             means, variances = zip(*inputs, strict=True)
-            return Moments(jnp.concatenate(means), jnp.concatenate(variances))
+            xp = namespace(*means)
+            return Moments(xp.concatenate(means), xp.concatenate(variances))
         case Pad(widths, value, mode) if x is not None:
             if mode == "constant" and value == 0:
-                return Moments(jnp.pad(x.mean, widths[-1]), jnp.pad(x.var, widths[-1]))
+                return each(x, lambda v: namespace(v).pad(v, widths[-1]))
             return x if mode != "constant" and widths[-1] == (0, 0) else None
         case _:
             return None
@@ -205,9 +209,9 @@ def rearranged(op: Reshape | Transpose | Broadcast, x: Moments, around: Around) 
         case Transpose(order):
             first = len(order) - kept
             moved = tuple(axis - first for axis in order[first:])
-            return each(x, lambda v: jnp.transpose(v, moved)) if min(moved) >= 0 else None
+            return each(x, lambda v: v.transpose(moved)) if min(moved) >= 0 else None
         case Broadcast():
-            return each(x, lambda v: jnp.broadcast_to(v, around.made[-kept:]))
+            return each(x, lambda v: namespace(v).broadcast_to(v, around.made[-kept:]))
 
 
 def tails(shape: Shape) -> list[Shape]:
@@ -221,7 +225,7 @@ def each(moments: Moments, change) -> Moments:
 
 
 def correct_biases_analytically(
-    model: Model, quantized_kernels: Mapping[str, Float[Array, "..."]]
+    model: Model, quantized_kernels: Mapping[str, Float[NumpyOrJax, "..."]]
 ) -> Model:
     """Removes the mean output shift that rounding the kernels causes, without any image.
 
@@ -245,11 +249,13 @@ def correct_biases_analytically(
         slots = model.params[node.name]
         gap = quantized_kernels[node.name] - slots["kernel"]
         shift = mean_output(node, gap, known[node.inputs[0]].mean)
-        biases[node.name] = {"bias": slots.get("bias", jnp.zeros_like(shift)) - shift}
+        biases[node.name] = {"bias": slots["bias"] - shift if "bias" in slots else -shift}
     return with_params(model, biases)
 
 
-def mean_output(node: Node, kernel: Tensor, mean: Float[Array, " cin"]) -> Float[Array, " cout"]:
+def mean_output(
+    node: Node, kernel: Float[NumpyOrJax, "..."], mean: Float[NumpyOrJax, " cin"]
+) -> Float[NumpyOrJax, " cout"]:
     """Mean output of a weighted node without bias for inputs of constant `mean`."""
     match node.op:
         case Conv2d(groups=groups) | Conv3d(groups=groups):
@@ -261,10 +267,11 @@ def mean_output(node: Node, kernel: Tensor, mean: Float[Array, " cin"]) -> Float
 
 
 def expected_output(
-    kernel: Float[Array, "..."], mean: Float[Array, " cin"], groups: int = 1
-) -> Float[Array, " cout"]:
+    kernel: Float[NumpyOrJax, "..."], mean: Float[NumpyOrJax, " cin"], groups: int = 1
+) -> Float[NumpyOrJax, " cout"]:
     """Mean output of a layer for inputs of constant `mean`, borders ignored."""
     flat = kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
     cin, cout = flat.shape
     per_group = flat.reshape(cin, groups, cout // groups)
-    return jnp.einsum("kgo,gk->go", per_group, mean.reshape(groups, cin)).reshape(cout)
+    einsum = namespace(kernel, mean).einsum
+    return einsum("kgo,gk->go", per_group, mean.reshape(groups, cin)).reshape(cout)

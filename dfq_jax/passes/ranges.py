@@ -1,7 +1,15 @@
-"""Ranges of tensors that follow from batch-norm statistics, constants and the operators alone."""
+"""Ranges of tensors that follow from batch-norm statistics, constants and the operators alone.
 
+As of moments: of a network with parameters of NumPy they are found in NumPy.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
 from dfq_jax.graph.graph import Graph, Model
 from dfq_jax.graph.ops import (
@@ -29,19 +37,22 @@ from dfq_jax.graph.ops import (
 )
 from dfq_jax.graph.query import constants, keeps_values
 from dfq_jax.graph.semantics import Slots, pointwise
+from dfq_jax.numerics.affine import NumpyOrJax, namespace
 from dfq_jax.numerics.gaussian import normal_range
 from dfq_jax.passes.moments import expected_moments
 from dfq_jax.types import Moments
 
-Range = tuple[Float[Array, ""], Float[Array, ""]]
-Ends = tuple[Float[Array, "..."], Float[Array, "..."]]
+TensorRange = tuple[Float[NumpyOrJax, ""], Float[NumpyOrJax, ""]]
+Ends = tuple[Float[NumpyOrJax, "..."], Float[NumpyOrJax, "..."]]
 """A range, or one of each channel."""
 
 SAMPLES = 1025
 """Points at which a curve is looked at to bound it."""
 
 
-def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
+def expected_ranges(
+    model: Model, *, sigmas: float = 6.0, known: Mapping[str, Moments] | None = None
+) -> dict[str, TensorRange]:
     """{tensor: (lo, hi)} that batch-norm statistics predict, `mean -/+ sigmas * std` at the widest.
 
     A function of each element alone takes the range of its input through its curve, channel by
@@ -53,6 +64,7 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     Args:
       model: folded network with moments.
       sigmas: how many standard deviations to cover.
+      known: its `expected_moments`, where they have been found.
 
     Returns:
       Ranges of all tensors that something is known about.
@@ -60,10 +72,10 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     Reference:
       Nagel et al. 2019, section 5 (n = 6).
     """
-    graph, known = model.graph, expected_moments(model)
+    graph, known = model.graph, expected_moments(model) if known is None else known
     rectified, tame = nonnegative(graph), constants(graph) | gates(graph)
-    low, high = (jnp.asarray(end, jnp.float32) for end in model.input.value_range)
-    ranges: dict[str, Range] = dict.fromkeys(graph.inputs, (low, high))
+    low, high = map(np.float32, model.input.value_range)
+    ranges: dict[str, TensorRange] = dict.fromkeys(graph.inputs, (low, high))
     for node in graph.nodes:
         read = [ranges.get(i) for i in node.inputs]
         slots = model.params.get(node.name, {})
@@ -81,7 +93,7 @@ def expected_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
     return {name: found for name, found in ranges.items() if name not in graph.inputs}
 
 
-def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range | None:
+def bounds(op: Op, read: list[TensorRange | None], slots: Slots, tame: bool) -> TensorRange | None:
     """The range an operator imposes, or takes over from what it reads.
 
     Args:
@@ -90,17 +102,17 @@ def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range 
       slots: its parameters.
       tame: whether one of its inputs is a constant or a gate.
     """
-    zero, one = jnp.zeros(()), jnp.ones(())
+    zero, one = np.float32(0), np.float32(1)
     source = read[0] if read else None
     match op:
         case Constant():
-            return jnp.min(slots["value"]), jnp.max(slots["value"])
+            return slots["value"].min(), slots["value"].max()
         case Softmax() | Activation("sigmoid" | "hard_sigmoid"):
             return zero, one
         case Activation("tanh"):
             return -one, one
         case Relu(ceiling) if source is not None:
-            return jnp.clip(source[0], 0.0, ceiling), jnp.clip(source[1], 0.0, ceiling)
+            return source[0].clip(0.0, ceiling), source[1].clip(0.0, ceiling)
         case LeakyRelu() | PRelu() | Clip() | Elu() | Scale() | Activation() if source is not None:
             return curve_range(op, slots, source)
         case Concat():
@@ -111,41 +123,49 @@ def bounds(op: Op, read: list[Range | None], slots: Slots, tame: bool) -> Range 
             return source if keeps_values(op) else None
 
 
-def channel_ranges(moments: Moments, sigmas: float, whole: Range) -> Ends:
+def channel_ranges(moments: Moments, sigmas: float, whole: TensorRange) -> Ends:
     """The range of each channel, within that of the tensor.
 
     Slopes differ by channel: the steepest one seldom meets the widest channel.
     """
-    deviations = sigmas * jnp.sqrt(moments.var)
+    deviations = sigmas * namespace(*moments).sqrt(moments.var)
     ends = moments.mean - deviations, moments.mean + deviations
-    return jnp.clip(ends[0], *whole), jnp.clip(ends[1], *whole)
+    return ends[0].clip(*whole), ends[1].clip(*whole)
 
 
-def curve_range(op: Pointwise, slots: Slots, source: Ends) -> Range | None:
+def curve_range(op: Pointwise, slots: Slots, source: Ends) -> TensorRange | None:
     """Smallest and largest value of a curve over a range, or over one of each channel."""
     if isinstance(op, Activation) and op.curve in ("exp", "sqrt", "log"):
         return None
+    found = ends_of_curve(op, slots, source)
+    return jax.device_get(found) if namespace(*source) is np else found
+
+
+@partial(jax.jit, static_argnames="op")
+def ends_of_curve(op: Pointwise, slots: Slots, source: Ends) -> TensorRange:
+    """`curve_range` of arrays of JAX."""
     points = jnp.linspace(*source, SAMPLES).reshape(SAMPLES, -1)
     values = pointwise(op, slots, points)
     return jnp.min(values), jnp.max(values)
 
 
-def union(ranges: list[Range | None]) -> Range | None:
+def union(ranges: list[TensorRange | None]) -> TensorRange | None:
     """The range that covers all, None if one is unknown."""
     known = [r for r in ranges if r is not None]
     if len(known) < len(ranges):
         return None
     lows, highs = zip(*known, strict=True)
-    return jnp.min(jnp.stack(lows)), jnp.max(jnp.stack(highs))
+    xp = namespace(*lows, *highs)
+    return xp.stack(lows).min(), xp.stack(highs).max()
 
 
-def product_range(read: list[Range | None]) -> Range | None:
+def product_range(read: list[TensorRange | None]) -> TensorRange | None:
     """The range of a product of two tensors, None if one is unknown."""
     a, b = read
     if a is None or b is None:
         return None
-    ends = jnp.stack([x * y for x in a for y in b])
-    return jnp.min(ends), jnp.max(ends)
+    ends = namespace(*a, *b).stack([x * y for x in a for y in b])
+    return ends.min(), ends.max()
 
 
 def averages(op: Op) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -12,15 +11,13 @@ from dfq_jax.graph.ops import Concat, LeakyRelu, PRelu, Relu
 from dfq_jax.graph.query import keeps_values
 from dfq_jax.numerics.tails import least_lossy_range
 from dfq_jax.passes.moments import expected_moments
-from dfq_jax.passes.ranges import Range, expected_ranges
+from dfq_jax.passes.ranges import TensorRange, expected_ranges
 from dfq_jax.types import Moments
 
 Rectifier = Relu | LeakyRelu | PRelu
-predicted_ranges = jax.jit(expected_ranges, static_argnames="sigmas")
-predicted_moments = jax.jit(expected_moments)
 
 
-def thrifty_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
+def thrifty_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, TensorRange]:
     """{tensor: (lo, hi)}: of `expected_ranges` the part under which 8 bits lose least.
 
     Six deviations of the widest channel are two to four times as wide as a grid should be where
@@ -30,8 +27,9 @@ def thrifty_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
       model: folded network with moments.
       sigmas: how many standard deviations are covered at most.
     """
-    found: dict[str, Range] = dict(predicted_ranges(model, sigmas=sigmas))
-    known = predicted_moments(model)
+    model = jax.device_get(model)
+    known = expected_moments(model)
+    found: dict[str, TensorRange] = expected_ranges(model, sigmas=sigmas, known=known)
     for node in model.graph.nodes:
         if node.name in found:
             found[node.name] = narrowed(model, node, found, known)
@@ -39,26 +37,26 @@ def thrifty_ranges(model: Model, *, sigmas: float = 6.0) -> dict[str, Range]:
 
 
 def narrowed(
-    model: Model, node: Node, found: Mapping[str, Range], known: Mapping[str, Moments]
-) -> Range:
+    model: Model, node: Node, found: Mapping[str, TensorRange], known: Mapping[str, Moments]
+) -> TensorRange:
     """The range of a tensor: by its channels, or by the ranges of what it takes its values from."""
     low, high = found[node.name]
     if isinstance(node.op, Concat) or keeps_values(node.op):
         read = [found[name] for name in node.inputs if name in found]
         if len(read) < len(node.inputs):
             return low, high
-        lows, highs = (jnp.stack(ends) for ends in zip(*read, strict=True))
-        return jnp.maximum(low, jnp.min(lows)), jnp.minimum(high, jnp.max(highs))
+        lows, highs = zip(*read, strict=True)
+        return np.maximum(low, min(lows)), np.minimum(high, max(highs))
     rectifier = isinstance(node.op, Rectifier)
     moments = known.get(node.inputs[0] if rectifier else node.name)
     if moments is None or moments.mean.ndim != 1 or not float(high) > float(low):
         return low, high
-    mean, deviation = np.asarray(moments.mean), np.sqrt(np.asarray(moments.var))
+    mean, deviation = moments.mean, np.sqrt(moments.var)
     if not np.all(np.isfinite((*mean, *deviation, float(low), float(high)))):
         return low, high  # numbers that a failed model names
     below = slope_below(model, node)
     low, high = least_lossy_range(mean, deviation, (float(low), float(high)), below)
-    return jnp.float32(low), jnp.float32(high)
+    return np.float32(low), np.float32(high)
 
 
 def slope_below(model: Model, node: Node) -> float | Float[np.ndarray, " c"]:

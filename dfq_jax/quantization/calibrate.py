@@ -17,6 +17,7 @@ from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.numerics.affine import (
     Affine,
     Grid,
+    NumpyOrJax,
     Steps,
     covers,
     from_range,
@@ -41,7 +42,7 @@ from dfq_jax.quantization.columns import fit_side_by_side, in_columns
 from dfq_jax.quantization.plan import Plan, Site, Spec
 from dfq_jax.quantization.simulate import QParams, QuantizedModel
 
-Ranges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Ranges = Mapping[str, tuple[Float[NumpyOrJax, ""], Float[NumpyOrJax, ""]]]
 
 
 def calibrate(
@@ -177,10 +178,10 @@ def fit_edges(
         spec = table[sites[0]]
         if tensor in model.graph.inputs:
             lo, hi = model.input.value_range
-            affine = from_range(jnp.asarray(lo), jnp.asarray(hi), spec.grid)
+            affine = from_range(np.float32(lo), np.float32(hi), spec.grid)
         elif tensor in constants:
-            values = model.params[tensor]["value"]
-            affine = from_range(jnp.min(values), jnp.max(values), spec.grid)
+            values = np.asarray(model.params[tensor]["value"])
+            affine = from_range(values.min(), values.max(), spec.grid)
         elif settled is not None and tensor in settled:
             affine = from_range(*settled[tensor], spec.grid)
         elif tensor in expected and isinstance(spec.observer, Statistics):
@@ -196,14 +197,17 @@ def fit_edges(
             affine = fit_activation(histograms[tensor], spec)
             if widen and tensor in expected and spec.levels.bits == 8:
                 affine = widened(affine, expected[tensor], spec)
-        fitted |= dict.fromkeys(sites, affine)
+        fitted |= dict.fromkeys(sites, jax.device_put(affine))
     return fitted
 
 
-def widened(affine: Affine, expected: tuple[Tensor, Tensor], spec: Spec) -> Affine:
+def widened(
+    affine: Affine, expected: tuple[Float[NumpyOrJax, ""], Float[NumpyOrJax, ""]], spec: Spec
+) -> Affine:
     """The grid extended to cover an expected range as well."""
-    lo, hi = covers(affine, spec.grid)
-    return from_range(jnp.minimum(lo, expected[0]), jnp.maximum(hi, expected[1]), spec.grid)
+    lo, hi = covers(jax.device_get(affine), spec.grid)
+    low, high = jax.device_get(expected)
+    return from_range(np.minimum(lo, low), np.maximum(hi, high), spec.grid)
 
 
 @partial(jax.jit, static_argnames="spec")

@@ -19,8 +19,9 @@ from dfq_jax.numerics.affine import Affine, Grid, NumpyOrJax
 from dfq_jax.numerics.ranges import Lp, MinMax, Omse, weight_affine
 from dfq_jax.quantization.plan import Site, Spec
 
-FEWEST = 16
-"""Rows of the shortest columns; others have a power of two."""
+LENGTHS = (32, 128, 512, 2048)
+"""Rows of columns; longer ones have a power of two. Few lengths are few programs; filling up what
+is long would take more time than they spare."""
 NARROWEST = 64
 """Columns of the narrowest program."""
 LARGEST = 2**22
@@ -33,7 +34,7 @@ class ColumnKind(NamedTuple):
     """What columns must share to be fitted together.
 
     Attributes:
-      rows: their length, a power of two.
+      rows: their length, of `length_for`.
       spec: what their grids are.
     """
 
@@ -54,7 +55,7 @@ def fit_side_by_side(kernels: Kernels) -> dict[Site, Affine]:
     alike: dict[ColumnKind, list[Site]] = defaultdict(list)
     for site, (kernel, spec) in kernels.items():
         rows = kernel.size // kernel.shape[-1]
-        alike[ColumnKind(power_of_two(rows, FEWEST), spec)].append(site)
+        alike[ColumnKind(length_for(rows), spec)].append(site)
     found: dict[Site, Affine] = {}
     for shape, sites in alike.items():
         found |= fit_alike({site: np.asarray(kernels[site][0]) for site in sites}, shape)
@@ -92,6 +93,11 @@ def fit_columns(columns: Float[Array, "rows c"], shares: Float[Array, "1 c"], sp
       spec: levels and observer.
     """
     return weight_affine(columns, spec.grid, spec.observer, shares)
+
+
+def length_for(rows: int) -> int:
+    """The length of columns of at least so many rows."""
+    return next((n for n in LENGTHS if n >= rows), power_of_two(rows, LENGTHS[-1]))
 
 
 def power_of_two(n: int, least: int) -> int:

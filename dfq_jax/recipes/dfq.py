@@ -13,7 +13,7 @@ from functools import partial
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from dfq_jax.base.words import BiasCorrection
@@ -23,7 +23,7 @@ from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.passes.before_quantization import Surgery, operated, replaced_relu6
 from dfq_jax.passes.channel_split import unsplit
 from dfq_jax.passes.level import LEVEL, level_channels
-from dfq_jax.passes.thrifty_ranges import predicted_ranges
+from dfq_jax.passes.ranges import expected_ranges
 from dfq_jax.passes.value_split import LARGE
 from dfq_jax.quantization.calibrate import Ranges, guard_biases
 from dfq_jax.quantization.narrowing import activation_gap
@@ -133,9 +133,9 @@ def prepared(
         return whole, {}
     coarse = coarse_tensors(resolve(whole.graph, *how))
     levelled, ends = levelling(whole, level, only=coarse)
-    known = predicted_ranges(levelled, sigmas=SIGNED)
+    known = expected_ranges(jax.device_get(levelled), sigmas=SIGNED)
     signed = {t: known[t] for t in coarse if t in known and t not in ends and known[t][0] < 0}
-    return levelled, {t: (jnp.zeros(()), end) for t, end in ends.items()} | signed
+    return levelled, {t: (np.float32(0), end) for t, end in jax.device_get(ends).items()} | signed
 
 
 def at_one_width(

@@ -14,6 +14,7 @@ from dfq_jax.numerics.levels import on_levels
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.quantization.calibrate import guard_biases
+from dfq_jax.quantization.node_by_node import on_grids
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.reestimate import reestimate_norms
 from dfq_jax.quantization.side_by_side import correct_biases
@@ -74,22 +75,32 @@ def reestimated(
     return reestimate_norms(quantized, reference, images)
 
 
-@jax.jit
 def corrected_analytically(quantized: QuantizedModel) -> QuantizedModel:
-    """The network with biases corrected for the rounding of its kernels."""
-    model = correct_biases_analytically(quantized.model, rounded_kernels(quantized))
+    """The network with biases corrected for the rounding of its kernels; looked at in NumPy."""
+    host, rounded = jax.device_get(quantized.model), jax.device_get(on_grids(quantized))
+    kernels = {name: rounded.params[name]["kernel"] for name in layers_on_levels(quantized)}
+    corrected = correct_biases_analytically(host, kernels).params
+    biases = {
+        name: {"bias": jax.device_put(corrected[name]["bias"])}
+        for name in kernels
+        if "bias" in corrected[name]
+    }
+    model = with_params(quantized.model, biases)
     return QuantizedModel(model, quantized.plan, quantized.qparams)
+
+
+def layers_on_levels(quantized: QuantizedModel) -> tuple[str, ...]:
+    """The layers with a quantized kernel."""
+    layers = (node.name for node in weighted_nodes(quantized.model.graph))
+    return tuple(name for name in layers if quantized.plan.spec(Site(name)) is not None)
 
 
 def rounded_kernels(quantized: QuantizedModel) -> dict[str, Kernel]:
     """{layer: kernel on its levels}, for every layer with a quantized kernel."""
-    plan, rounded = quantized.plan, {}
-    for node in weighted_nodes(quantized.model.graph):
-        site = Site(node.name)
-        spec = plan.spec(site)
-        if spec is not None:
-            kernel = quantized.model.params[node.name]["kernel"]
-            rounded[node.name] = on_levels(kernel, spec.levels, quantized.qparams[site])
+    rounded, table = {}, quantized.plan.table
+    for name in layers_on_levels(quantized):
+        kernel, site = quantized.model.params[name]["kernel"], Site(name)
+        rounded[name] = on_levels(kernel, table[site].levels, quantized.qparams[site])
     return rounded
 
 

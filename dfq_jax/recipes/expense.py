@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dfq_jax.base.durations import spoken
 from dfq_jax.graph.graph import Model
@@ -70,7 +71,7 @@ def expected_seconds(model: Model, budget: ImageBudget, rate: float | None = Non
 
 def speed() -> float:
     """Multiply-accumulates a second of this machine, of matrices."""
-    matrix, product = jnp.ones((SIDE, SIDE), jnp.float32), jax.jit(jnp.matmul)
+    matrix, product = jax.device_put(np.ones((SIDE, SIDE), np.float32)), jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []
     for _ in range(3):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
@@ -211,7 +211,16 @@ def recorded(factory: Callable[Arguments, Recipe]) -> Callable[Arguments, Recipe
 
 def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
     """One-hot labels, uniform over classes: a `condition` for class-conditional recipes."""
-    return jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)
+    return drawn_labels(key, size, classes, every=1)
+
+
+@partial(jax.jit, static_argnames=("size", "classes"))
+def drawn_labels(
+    key: Key[Array, ""], size: int, classes: int, *, every: int
+) -> Float[Array, "b classes"]:
+    """One-hot labels, uniform over classes, of every so many images; zeros between them."""
+    labels = jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)
+    return jnp.where((jnp.arange(size) % every == 0)[:, None], labels, 0.0)
 
 
 def balanced_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
@@ -229,5 +238,4 @@ def grouped_labels(
 
 def half_labelled(key: Key[Array, ""], size: int, classes: int) -> Float[Array, "b classes"]:
     """One-hot labels of every other image of a batch; zeros, which no loss looks at, between."""
-    labels = random_labels(key, size, classes)
-    return labels.at[1::2].set(0.0)
+    return drawn_labels(key, size, classes, every=2)

@@ -98,6 +98,15 @@ def test_reduced_axes():
     assert Grid(8, axis=1).reduced_axes(3) == (0, 2)
 
 
+@pytest.mark.parametrize("grid", [Grid(8), Grid(3), Grid(8, symmetric=True)], ids=str)
+def test_ranges_of_numpy_stay_in_numpy_bit_by_bit(grid):
+    for lo, hi in np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32):
+        ours, theirs = from_range(lo, hi, grid), from_range(f32(lo), f32(hi), grid)
+        for a, b in zip(ours, theirs, strict=True):
+            assert isinstance(a, np.ndarray | np.generic)
+            assert (a.dtype, a) == (b.dtype, np.asarray(b))
+
+
 @every_grid
 @examples
 @given(below=ends, above=ends)

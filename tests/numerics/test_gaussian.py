@@ -54,6 +54,29 @@ def test_against_numerical_integration(ceiling):
         assert float(ours.var[index]) == pytest.approx(power(2) - first**2, abs=3e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("count", [0, 5, 2500])
+def test_moments_of_numpy_stay_in_numpy_by_few_programs(count):
+    rng = np.random.default_rng(count)
+    mean, var = rng.normal(size=count), rng.exponential(size=count)
+    given = Moments(mean.astype(np.float32), var.astype(np.float32))
+    slope = np.float32(0.1) * given.var
+    for curve in (
+        lambda m: clipped_normal(m, 6.0),
+        lambda m: curve_of_normal(jnp.tanh, m),
+        lambda m: leaky_normal(m, slope),
+    ):
+        ours, theirs = curve(given), curve(Moments(*map(jnp.asarray, given)))
+        for a, b in zip(ours, theirs, strict=True):
+            assert type(a) is np.ndarray
+            np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+    if count:
+        ours, theirs = (
+            normal_range(given, 6.0),
+            normal_range(Moments(*map(jnp.asarray, given)), 6.0),
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def integrated(curve, mean, std):
     """Mean and variance of a curve of a normal variable."""
     power = lambda k: sum(

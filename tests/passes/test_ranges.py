@@ -56,6 +56,16 @@ def test_expected_ranges_cover_what_happens(tiny_net, nets):
     assert float(narrow[1]) == pytest.approx(np.max(mean + std), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["excite", "convnext", "dense"])
+def test_parameters_of_numpy_give_the_ranges_of_jax(name, nets):
+    model = fold_batch_norm(getattr(nets, name)())
+    ours, theirs = expected_ranges(jax.device_get(model)), compiled(model)
+    assert list(ours) == [n.name for n in model.graph.nodes if n.name in theirs]
+    for tensor, found in ours.items():
+        assert all(isinstance(end, np.ndarray | np.generic) for end in found), tensor
+        np.testing.assert_allclose(found, theirs[tensor], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", MODERN)
 def test_modern_networks_stay_inside(name, nets):
     model = fold_batch_norm(getattr(nets, name)())

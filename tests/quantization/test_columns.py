@@ -43,7 +43,14 @@ def test_one_program_serves_kernels_of_a_length(kernels):
     program: Any = columns.fit_columns
     before = program._cache_size()
     fit_side_by_side({site: (k, spec) for site, k in kernels.items()})
-    assert program._cache_size() == before + 3  # of 16, 32 and 64 rows
+    assert program._cache_size() == before + 2  # of 32 and 128 rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "length"), [(1, 32), (32, 32), (33, 128), (513, 2048), (2049, 4096), (4097, 8192)]
+)
+def test_lengths_of_columns_are_few(rows, length):
+    assert columns.length_for(rows) == length
 
 
 def test_what_must_be_fitted_alone():

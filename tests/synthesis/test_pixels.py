@@ -127,3 +127,16 @@ def test_noise(init, mean, std, ends):
     assert float(x.max()) < ends[1]
     np.testing.assert_array_equal(x, init(KEY, (8, 32, 32, 3)))
     assert not jnp.array_equal(x, init(jax.random.key(1), (8, 32, 32, 3)))
+
+
+def test_pink_noise_is_that_of_its_formula_op_by_op():
+    """Bit by bit: programs of several operators must not fuse what would round otherwise."""
+    key, (b, h, w, c) = jax.random.key(5), (2, 29, 36, 3)
+    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None])
+    falloff = (1 / jnp.maximum(frequency, 1 / max(h, w))).astype(jnp.complex64)
+    drawn = jax.random.normal(key, (b, c + 1, h, w))
+    noise = jnp.fft.irfft2(jnp.fft.rfft2(drawn) * falloff, (h, w))
+    mixed = jnp.moveaxis(noise[:, :c] * 0.2 + noise[:, c:], 1, 3)
+    centred = mixed - jnp.mean(mixed, (1, 2), keepdims=True)
+    wanted = centred / (jnp.std(centred, (1, 2), keepdims=True) + 1e-6)
+    np.testing.assert_array_equal(pink(key, (b, h, w, c)), wanted)

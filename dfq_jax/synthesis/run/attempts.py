@@ -272,7 +272,7 @@ def sound(job: Job, made: Made, attempt: Callable[[int], Made]) -> Made:
 
 def first_fault(job: Job, images: Float[Array, "n h w c"]) -> str | None:
     """What is wrong with one of the batches that were optimised together, if anything is."""
-    batches = jnp.split(images, job.turns)
+    batches = [images] if job.turns == 1 else jnp.split(images, job.turns)
     return next(filter(None, (fault_of(v, job.model.contract) for v in batches)), None)
 
 

@@ -1,5 +1,7 @@
 """Images that need no network: pink noise and dead leaves."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -15,8 +17,13 @@ def noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
     """Pink noise and dead leaves in turn, in natural units: a Recipe's `init`."""
     smooth, sharp = jax.random.split(key)
     half = (-(-shape[0] // 2), *shape[1:])
-    both = jnp.stack([pink(smooth, half), dead_leaves(sharp, half)], axis=1)
-    return both.reshape(-1, *shape[1:])[: shape[0]]
+    return in_turn(pink(smooth, half), dead_leaves(sharp, half), shape[0])
+
+
+@partial(jax.jit, static_argnames="count")
+def in_turn(first: Images, second: Images, count: int) -> Images:
+    """So many images of two kinds, one of each after the other."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])[:count]
 
 
 def dead_leaves(key: Key[Array, ""], shape: tuple[int, ...], *, discs: int = DISCS) -> Images:
@@ -38,19 +45,47 @@ def dead_leaves(key: Key[Array, ""], shape: tuple[int, ...], *, discs: int = DIS
     """
     b, h, w, c = shape
     ground_key, place_key, size_key, colour_key = jax.random.split(key, 4)
-    centres = jax.random.uniform(place_key, (discs, 2, b)) * jnp.array([[h], [w]], jnp.float32)
     radii = disc_radii(size_key, (discs, b), max(h, w))
-    colours = jax.random.uniform(colour_key, (discs, b, c))
+    ground, centres, colours = drawn(ground_key, place_key, colour_key, shape, discs)
+    pixels = fallen(ground, centres, radii, colours)
+    mean, std = imagenet_moments(c)
+    return (pixels - mean) / std
+
+
+@partial(jax.jit, static_argnames=("shape", "discs"))
+def drawn(
+    ground_key: Key[Array, ""],
+    place_key: Key[Array, ""],
+    colour_key: Key[Array, ""],
+    shape: tuple[int, ...],
+    discs: int,
+) -> tuple[Images, Float[Array, "discs 2 b"], Float[Array, "discs b c"]]:
+    """The ground that discs fall on, their centres in pixels, and their colours."""
+    b, h, w, c = shape
+    ground = jnp.broadcast_to(jax.random.uniform(ground_key, (b, 1, 1, c)), shape)
+    centres = jax.random.uniform(place_key, (discs, 2, b)) * jnp.array([[h], [w]], jnp.float32)
+    return ground, centres, jax.random.uniform(colour_key, (discs, b, c))
+
+
+@jax.jit
+def fallen(
+    ground: Images,
+    centres: Float[Array, "discs 2 b"],
+    radii: Float[Array, "discs b"],
+    colours: Float[Array, "discs b c"],
+) -> Images:
+    """The picture once all discs lie on the ground.
+
+    A program of its own: fused with what places the discs it would round edges otherwise.
+    """
+    _, h, w, _ = ground.shape
 
     def fall(image: Images, disc):
         centre, radius, colour = disc
         covered = squared_distances(centre, h, w) < radius[:, None, None] ** 2
         return jnp.where(covered[..., None], colour[:, None, None], image), None
 
-    ground = jnp.broadcast_to(jax.random.uniform(ground_key, (b, 1, 1, c)), shape)
-    pixels, _ = jax.lax.scan(fall, ground, (centres, radii, colours))
-    mean, std = imagenet_moments(c)
-    return (pixels - mean) / std
+    return jax.lax.scan(fall, ground, (centres, radii, colours))[0]
 
 
 def squared_distances(

@@ -1,5 +1,6 @@
 """Images as free pixels: units, initial values."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,16 +77,52 @@ def pink(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
       Field 1987, "Relations between the statistics of natural images and the response properties
       of cortical cells" (the spectrum).
     """
-    b, h, w, c = shape
-    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None])
-    falloff = 1 / jnp.maximum(frequency, 1 / max(h, w))
-    spectrum = jnp.fft.rfft2(jax.random.normal(key, (b, c + 1, h, w))) * falloff.astype(
-        jnp.complex64
-    )
-    noise = jnp.fft.irfft2(spectrum, (h, w)).astype(jnp.float32)
-    mixed = jnp.moveaxis(noise[:, :c] * 0.2 + noise[:, c:], 1, 3)
+    _, h, w, _ = shape
+    own, common = with_falling_spectrum(key, cycles(h), cycles(w)[: w // 2 + 1], shape)
+    mixed = channels_last(own, common)
     centred = mixed - jnp.mean(mixed, (1, 2), keepdims=True)
-    return centred / (jnp.std(centred, (1, 2), keepdims=True) + 1e-6)
+    return in_deviations(centred, jnp.std(centred, (1, 2), keepdims=True))
+
+
+def cycles(side: int) -> Float[np.ndarray, " side"]:
+    """Frequencies of a discrete Fourier transform without their signs, in cycles a pixel."""
+    numbers = np.arange(side)
+    return np.minimum(numbers, side - numbers).astype(np.float32) * (np.float32(1) / side)
+
+
+@partial(jax.jit, static_argnames="shape")
+def with_falling_spectrum(
+    key: Key[Array, ""],
+    rows: Float[Any, " h"],
+    columns: Float[Any, " half"],
+    shape: tuple[int, ...],
+) -> tuple[Float[Array, "b c h w"], Float[Array, "b 1 h w"]]:
+    """Noise whose amplitudes fall as 1/f: a little of each channel's own, and what all share.
+
+    Args:
+      key: randomness.
+      rows: vertical frequencies. Arguments, since constants are folded by other arithmetic.
+      columns: horizontal ones, those of a transform of real numbers.
+      shape: of the images, channels last.
+    """
+    b, h, w, c = shape
+    falloff = 1 / jnp.maximum(jnp.hypot(rows[:, None], columns[None]), 1 / max(h, w))
+    drawn = jax.random.normal(key, (b, c + 1, h, w))
+    spectrum = jnp.fft.rfft2(drawn) * falloff.astype(jnp.complex64)
+    noise = jnp.fft.irfft2(spectrum, (h, w)).astype(jnp.float32)
+    return noise[:, :c] * 0.2, noise[:, c:]
+
+
+@jax.jit
+def channels_last(own: Float[Array, "b c h w"], common: Float[Array, "b 1 h w"]) -> Images:
+    """Images of what channels have for themselves and of what they share."""
+    return jnp.moveaxis(own + common, 1, 3)
+
+
+@jax.jit
+def in_deviations(centred: Images, deviation: Float[Array, "b 1 1 c"]) -> Images:
+    """Images of deviation 1; black ones stay black."""
+    return centred / (deviation + 1e-6)
 
 
 def clip_to_pixels(natural: Images, contract: InputContract) -> Images:

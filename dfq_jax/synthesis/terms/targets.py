@@ -89,7 +89,7 @@ def recorded_statistics(model: Model) -> tuple[dict[str, Target], tuple[Unusable
         if usable.any():
             safe = np.where(usable, var, 1.0).astype(np.float32)
             centre = np.where(usable, mean, 0.0).astype(np.float32)
-            targets[node.name] = Target(*map(jnp.asarray, (centre, safe, usable)))
+            targets[node.name] = Target(*map(jax.device_put, (centre, safe, usable)))
     return targets, tuple(excluded)
 
 
