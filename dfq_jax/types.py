@@ -20,10 +20,7 @@ NCHW, NHWC = "NCHW", "NHWC"
 
 
 class Moments(NamedTuple):
-    """Mean and variance per channel of one tensor, as a batch norm layer recorded them.
-
-    Arrays of JAX; of NumPy where a network is looked at without compiling anything.
-    """
+    """Mean and variance per channel of one tensor, as a batch norm recorded them; JAX or NumPy."""
 
     mean: Float[Any, " chan"]
     var: Float[Any, " chan"]

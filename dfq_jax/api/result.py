@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dfq_jax.api.delivered import probe_array, probes_in_bytes
 from dfq_jax.base.finite import finite_data
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.io.artifacts.artifact import save_artifact
+from dfq_jax.io.artifacts.artifact import Enclosed, Origin, save_artifact
 from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical
 from dfq_jax.io.onnx.export import float_onnx, quantized_onnx, serialize
 from dfq_jax.io.runtime.latency import Latency, bench
@@ -24,7 +25,7 @@ from dfq_jax.recipes.joint import JointAllocation
 from dfq_jax.recipes.mixed import Mixed
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.histograms import codes_of_layers, histograms_png
-from dfq_jax.report.html import report_html
+from dfq_jax.report.html import Making, report_html
 from dfq_jax.report.plots import front_png
 from dfq_jax.report.shapes import lost_lines
 from dfq_jax.report.summary import in_short, summary, worst_layers
@@ -188,21 +189,18 @@ class Result:
         if self.vertical is not None:
             files[VERTICAL] = pack_vertical(self.vertical)
         found = None if verification is None else verification.to_dict()
-        told = (self.report, self.images, self.settings, found)
-        shown = {"pictures": pictures, "pruned": self.pruned, "zeros": self.zeros}
-        shown["together"] = self.joint is not None
-        page = lambda sizes: report_html(*told, about=about(source or {}, sizes), **shown)
+        making = Making(pictures, self.pruned, self.zeros, self.joint is not None)
+        told = partial(report_html, self.report, self.images, self.settings, found, making=making)
+        report = finite_data(report) | later(found, unverified, latency)
+        preset, seed = str(self.settings["preset"]), int(self.settings["seed"])
+        origin = Origin(self.images.provenance, report, preset, seed, source or {})
+        page = lambda sizes: told(about=about(origin.source, sizes))
         return save_artifact(
             folder,
             self.quantized,
             float_model=self.float_model,
-            images_provenance=self.images.provenance,
-            report=finite_data(report) | later(found, unverified, latency),
-            preset=str(self.settings["preset"]),
-            seed=int(self.settings["seed"]),
-            source=source,
-            files=files,
-            pages={"report.html": page},
+            origin=origin,
+            enclosed=Enclosed(files, {"report.html": page}),
             force=force,
             failed=failed or not self.report.passed or fails(verification),
         )

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment
 
@@ -122,6 +122,25 @@ help.</p>
 """
 
 
+class Making(NamedTuple):
+    """What a page shows of what became of a network before it was judged.
+
+    Attributes:
+      pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
+      pruned: how the network got smaller before, if it did.
+      zeros: which weights were made zero before, if some were.
+      together: whether a front is one of bits and channels.
+    """
+
+    pictures: Mapping[str, bytes] = MappingProxyType({})
+    pruned: Pruned | None = None
+    zeros: Zeros | None = None
+    together: bool = False
+
+
+AS_IT_CAME = Making()
+
+
 def report_html(
     report: Report,
     images: Examples,
@@ -129,10 +148,7 @@ def report_html(
     verification: Mapping[str, Any] | None = None,
     *,
     about: Mapping[str, object] = MappingProxyType({}),
-    pictures: Mapping[str, bytes] = MappingProxyType({}),
-    pruned: Pruned | None = None,
-    zeros: Zeros | None = None,
-    together: bool = False,
+    making: Making = AS_IT_CAME,
 ) -> bytes:
     """The report as a page; every name that comes from the network is escaped.
 
@@ -142,10 +158,7 @@ def report_html(
       settings: the resolved configuration.
       verification: what the comparison with ONNX Runtime found, as plain data.
       about: what it is a report of: the file and its hash, the date, bytes; shown first.
-      pictures: PNGs by name: `front` of allocations of bits, `histograms` of codes.
-      pruned: how the network got smaller before, if it did.
-      zeros: which weights were made zero before, if some were.
-      together: whether a front is one of bits and channels.
+      making: what became of the network on the way.
 
     Returns:
       UTF-8 HTML with everything inside.
@@ -154,21 +167,21 @@ def report_html(
     shown = lambda value: one_line(value) if isinstance(value, str) else value
     page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
     costs = costs_png(report.costs) if report.costs else b""
-    drawn = {"grid": shown_images(images), "costs": costs, **pictures}
+    drawn = {"grid": shown_images(images), "costs": costs, **making.pictures}
     told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
     return page.render(
         report=report,
-        together=together,
+        together=making.together,
         facts=facts,
         title=about.get("model", ""),
         judged=f"{report.whose}{report.images}",
         positive=positive_ones(report.outputs),
         expected="; ".join(told).capitalize(),
         layers=worst_layers(report),
-        pruned=pruned,
-        smaller="" if pruned is None else pruned_line(pruned),
-        zeros=zeros,
-        sparse="" if zeros is None else zeros_line(zeros),
+        pruned=making.pruned,
+        smaller="" if making.pruned is None else pruned_line(making.pruned),
+        zeros=making.zeros,
+        sparse="" if making.zeros is None else zeros_line(making.zeros),
         order="Those that cost most" if report.costs else "The least faithful outputs",
         **{name: base64.b64encode(data).decode() for name, data in drawn.items()},
     ).encode()

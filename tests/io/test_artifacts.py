@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import shutil
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import pytest
 from dfq_jax.base.files import owned
 from dfq_jax.errors import DataError, ExportError, ResourceError, UsageError
 from dfq_jax.io.artifacts.artifact import (
+    Enclosed,
+    Origin,
     check_output_folder,
     load_artifact,
     save_artifact,
@@ -27,6 +30,7 @@ CASES = (
     ("odd", "w5a6", "qdrop_8bit_ends"),
     ("extreme", "w2a2", "qdrop_8bit_ends"),
 )
+ORIGIN = Origin({"method": "noise", "seed": 0}, {"agreement": 0.99}, "fast", 7)
 OURS = {"manifest.json", "model.onnx", "float.onnx", "model.safetensors", "run.py"}
 
 
@@ -34,15 +38,10 @@ OURS = {"manifest.json", "model.onnx", "float.onnx", "model.safetensors", "run.p
 def save(onnx_nets):
     """Saves a small artifact with the given exceptions."""
 
-    def with_defaults(folder, net="extreme", scheme="w2a2", **how):
-        given = {
-            "float_model": onnx_nets.NETS[net](),
-            "images_provenance": {"method": "noise", "seed": 0},
-            "report": {"agreement": 0.99},
-            "preset": "fast",
-            "seed": 7,
-        } | how
-        return save_artifact(folder, onnx_nets.quantized(net, scheme), **given)
+    def with_defaults(folder, files=MappingProxyType({}), origin=ORIGIN, **how):
+        q, model = onnx_nets.quantized("extreme", "w2a2"), onnx_nets.NETS["extreme"]()
+        enclosed = Enclosed(files)
+        return save_artifact(folder, q, float_model=model, origin=origin, enclosed=enclosed, **how)
 
     return with_defaults
 
@@ -58,8 +57,6 @@ def test_loading_gives_the_same_network_bit_by_bit(onnx_nets, tmp_path, net, sch
         tmp_path / "out",
         q,
         float_model=onnx_nets.NETS[net](),
-        images_provenance={},
-        report={},
     )
     found = load_artifact(tmp_path / "out")
     assert found.manifest == written
@@ -75,15 +72,15 @@ def test_loading_gives_the_same_network_bit_by_bit(onnx_nets, tmp_path, net, sch
         tmp_path / "again",
         found.quantized,
         float_model=onnx_nets.NETS[net](),
-        images_provenance={},
-        report={},
     )
     assert again["files"] == written["files"]
 
 
 def test_the_manifest_tells_everything(save, tmp_path):
     out = tmp_path / "päth with spaces" / "out"
-    manifest = save(out, files={"report.html": b"<html>"}, source={"name": "a.pth"})
+    manifest = save(
+        out, files={"report.html": b"<html>"}, origin=ORIGIN._replace(source={"name": "a.pth"})
+    )
     assert {p.name for p in out.iterdir()} == OURS | {"report.html"}
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert manifest["schema_version"] == 1
@@ -118,7 +115,7 @@ def test_a_failed_network_has_a_name_that_says_so(save, tmp_path):
 def test_an_artifact_is_replaced_and_files_of_others_stay(save, tmp_path):
     save(tmp_path, files={"report.html": b"old"})
     (tmp_path / "notes.txt").write_text("mine")
-    save(tmp_path, seed=8)
+    save(tmp_path, origin=ORIGIN._replace(seed=8))
     assert {p.name for p in tmp_path.iterdir()} == OURS | {"notes.txt"}
     assert load_artifact(tmp_path).manifest["seed"] == 8
 
@@ -179,7 +176,7 @@ def test_a_failing_disk_leaves_the_old_artifact_intact(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(kind):
-        save(tmp_path, seed=8)
+        save(tmp_path, origin=ORIGIN._replace(seed=8))
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
     assert load_artifact(tmp_path).manifest["seed"] == 7
@@ -294,7 +291,7 @@ def test_manifests_cannot_point_elsewhere_or_come_from_the_future(save, tmp_path
 
 def test_only_plain_data_and_plain_names_are_saved(save, tmp_path):
     with pytest.raises(ExportError, match="plain, finite JSON"):
-        save(tmp_path, report={"agreement": float("nan")})
+        save(tmp_path, origin=Origin(report={"agreement": float("nan")}))
     with pytest.raises(UsageError, match="plain names"):
         save(tmp_path, files={"../x": b""})
     with pytest.raises(UsageError, match="may not be called"):

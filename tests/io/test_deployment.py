@@ -61,7 +61,7 @@ def test_the_script_of_a_folder_prints_the_top_classes(layout, onnx_nets, tmp_pa
     of = lambda model: dataclasses.replace(model, inputs=(contract,))
     q = dataclasses.replace(q, model=of(q.model))
     model = of(onnx_nets.NETS["residual"]())
-    save_artifact(tmp_path / "out", q, float_model=model, images_provenance={}, report={})
+    save_artifact(tmp_path / "out", q, float_model=model)
     path = picture(tmp_path, (40, 30))
     told = subprocess.run(
         [sys.executable, tmp_path / "out" / RUN, path], capture_output=True, text=True, check=True
@@ -81,7 +81,7 @@ def test_networks_that_read_no_pictures_have_no_script(onnx_nets, tmp_path):
     params = {"conv": {"kernel": jnp.ones((1, 1, 4, 2))}}
     nodes = (Node("conv", Conv2d(), ("x",)), Node("pool", GlobalAvgPool(), ("conv",)))
     model = Model(Graph(nodes, ("x",), ("pool",)), params, (four,))
-    save_artifact(tmp_path / "out", q, float_model=model, images_provenance={}, report={})
+    save_artifact(tmp_path / "out", q, float_model=model)
     assert not (tmp_path / "out" / RUN).exists()
 
 

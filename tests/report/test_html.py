@@ -15,7 +15,7 @@ from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.report.analyze import LayerReport, Report
 from dfq_jax.report.float_kinds import FloatKind
-from dfq_jax.report.html import report_html
+from dfq_jax.report.html import Making, report_html
 from dfq_jax.report.outputs import OutputReport
 from dfq_jax.report.trust import Estimate
 from dfq_jax.types import InputContract
@@ -63,7 +63,7 @@ def test_the_page_says_what_it_is_of(report):
     """The file first, whatever its name; pictures only where there are some."""
     about = {"model": NASTY, "SHA-256 of the model": "ab" * 32, "bytes of model.onnx": "1,234"}
     png = b"\x89PNG picture"
-    page = page_of(report, about=about, pictures={"front": png, "histograms": png})
+    page = page_of(report, about=about, making=Making({"front": png, "histograms": png}))
     assert "<script" not in page
     assert "<h1>Quantization report: &lt;script&gt;" in page
     first, second = (page.index(text) for text in ("ab" * 32, "<td>input</td>"))

@@ -14,7 +14,7 @@ from dfq_jax.api.result import PROBE
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.io.artifacts.artifact import load_artifact, save_artifact
+from dfq_jax.io.artifacts.artifact import Enclosed, load_artifact, save_artifact
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes
 from dfq_jax.io.artifacts.vertical_file import VERTICAL, pack_vertical, unpack_vertical, widths_in
 from dfq_jax.numerics.affine import Grid
@@ -167,9 +167,7 @@ def folder(school, made_result, tmp_path_factory):
     probes = Examples((images[:4],), folded.inputs, {"method": "given"}, "given")
     out = tmp_path_factory.mktemp("vertical") / "out"
     files = {VERTICAL: pack_vertical(network), PROBE: probes_in_bytes(probes, None)}
-    save_artifact(
-        out, network.top, float_model=folded, images_provenance={}, report={}, files=files
-    )
+    save_artifact(out, network.top, float_model=folded, enclosed=Enclosed(files))
     return out
 
 

@@ -7,7 +7,8 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,7 +51,16 @@ from dfq_jax.types import InputContract
 
 PACKAGES = ("dfq-jax", "jax", "numpy", "onnx")
 
-__all__ = ["Artifact", "check_output_folder", "load_artifact", "save_artifact"]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+__all__ = [
+    "Artifact",
+    "Enclosed",
+    "Origin",
+    "check_output_folder",
+    "load_artifact",
+    "save_artifact",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +108,46 @@ Page = Callable[[Mapping[str, int]], bytes]
 """{file: bytes} -> what a page says of them."""
 
 
+class Origin(NamedTuple):
+    """What a manifest tells of how a network was made, as plain data.
+
+    Attributes:
+      images: where the calibration images came from.
+      report: how far the network can be trusted.
+      preset: name of the settings used.
+      seed: of everything random.
+      source: of the weights: file name and SHA-256.
+    """
+
+    images: Mapping[str, Any] = NOTHING
+    report: Mapping[str, Any] = NOTHING
+    preset: str | None = None
+    seed: int | None = None
+    source: Mapping[str, Any] = NOTHING
+
+
+class Enclosed(NamedTuple):
+    """Files that lie in an output folder beside the network, by name.
+
+    Attributes:
+      files: as they are.
+      pages: files that say how large the others are, e.g. the report as HTML.
+    """
+
+    files: Mapping[str, bytes] = NOTHING
+    pages: Mapping[str, Page] = NOTHING
+
+
+UNKNOWN, NONE_ENCLOSED = Origin(), Enclosed()
+
+
 def save_artifact(
     folder: str | Path,
     quantized: QuantizedModel,
     *,
     float_model: Model,
-    images_provenance: Mapping[str, Any],
-    report: Mapping[str, Any],
-    preset: str | None = None,
-    seed: int | None = None,
-    source: Mapping[str, Any] | None = None,
-    files: Mapping[str, bytes] | None = None,
-    pages: Mapping[str, Page] | None = None,
+    origin: Origin = UNKNOWN,
+    enclosed: Enclosed = NONE_ENCLOSED,
     force: bool = False,
     failed: bool = False,
 ) -> dict[str, Any]:
@@ -119,13 +157,8 @@ def save_artifact(
       folder: absent, empty, or holding an artifact, which is replaced.
       quantized: the network.
       float_model: what it came from, for comparison.
-      images_provenance: where the calibration images came from, plain data.
-      report: how far it can be trusted, plain data.
-      preset: name of the settings used.
-      seed: of everything random.
-      source: of the weights: file name and SHA-256, plain data.
-      files: further files by name.
-      pages: files that say how large the others are, e.g. the report as HTML.
+      origin: how it was made.
+      enclosed: further files.
       force: also write into a folder that holds other files; they stay.
       failed: save the network under a name that says it is no success.
 
@@ -137,22 +170,22 @@ def save_artifact(
       ResourceError: if the disk is full; what was there before is intact.
       ExportError: if ONNX cannot express the network.
     """
-    folder, extra = Path(folder), dict(files or {})
-    check_output_folder(folder, force, names=(*extra, *(pages or {})))
+    folder, (files, pages) = Path(folder), enclosed
+    check_output_folder(folder, force, names=(*files, *pages))
     facts = metadata_of(float_model)
-    content = {**networks(quantized, float_model, facts, failed=failed), **extra}
-    content |= written(pages or {}, content)
+    content = {**networks(quantized, float_model, facts, failed=failed), **files}
+    content |= written(pages, content)
     manifest = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "status": "failed" if failed else "ok",
-        "preset": preset,
-        "seed": seed,
-        "source": dict(source or {}),
+        "preset": origin.preset,
+        "seed": origin.seed,
+        "source": dict(origin.source),
         "weights_sha256": facts["dfq.weights_sha256"],
         "versions": versions(),
-        "images": dict(images_provenance),
-        "report": dict(report),
+        "images": dict(origin.images),
+        "report": dict(origin.report),
         **structure(quantized),
         "files": {name: described(data) for name, data in content.items()},
     }
