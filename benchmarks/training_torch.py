@@ -143,10 +143,11 @@ class Student(nn.Module):
         self.tops = [share * old + (1 - share) * new for old, new in pairs]
 
 
-def divergence(exact: Tensor, rough: Tensor, reduction: Literal["batchmean", "mean"]) -> Tensor:
-    """`T^2 KL`, over images or over all entries."""
+def divergence(exact: Tensor, rough: Tensor, over: Literal["images", "entries"]) -> Tensor:
+    """`T^2 KL`, averaged over images, or over the entries of all."""
     said, asked = F.log_softmax(rough / TEMPERATURE, 1), F.softmax(exact / TEMPERATURE, 1)
-    return TEMPERATURE**2 * F.kl_div(said, asked, reduction=reduction)
+    shared = exact.shape[1] if over == "entries" else 1
+    return TEMPERATURE**2 * F.kl_div(said, asked, reduction="batchmean") / shared
 
 
 def attention(exact: list[Tensor], rough: list[Tensor]) -> Tensor:
@@ -209,7 +210,7 @@ def plain(teacher: Student, student: Student, images: Tensor, setting: Setting) 
         with torch.no_grad():
             exact = teacher(x).logits
         rough = student(x).logits
-        loss = F.cross_entropy(rough, exact.argmax(1)) + 20 * divergence(exact, rough, "batchmean")
+        loss = F.cross_entropy(rough, exact.argmax(1)) + 20 * divergence(exact, rough, "images")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -226,7 +227,7 @@ def hast(teacher: Student, student: Student, images: Tensor, setting: Setting) -
 
     def loss_of(exact: Answers, rough: Answers) -> Tensor:
         apart = attention(exact.branches, rough.branches)
-        return 20 * divergence(exact.logits, rough.logits, "batchmean") + 1000 * apart
+        return 20 * divergence(exact.logits, rough.logits, "images") + 1000 * apart
 
     def take() -> None:
         x = windows(draw()).requires_grad_()
@@ -294,7 +295,7 @@ def gdfq(teacher: Student, student: Student, images: Tensor, setting: Setting) -
                 student.follow(student(x).extremes, first=done == 0)
         else:
             rough = student(x).logits
-            taught = F.cross_entropy(rough, labels) + divergence(exact, rough, "mean")
+            taught = F.cross_entropy(rough, labels) + divergence(exact, rough, "entries")
             learns.zero_grad()
             taught.backward()
             learns.step()
