@@ -188,7 +188,7 @@ def integer_slots(
     if "bias" in slots and "kernel" in found and plan.multiplies(node):
         scales = scales_of(qparams[data]), scales_of(qparams[kernel])
         codes = np.asarray(to_bias_codes(quantized.model.params[node.name]["bias"], *scales))
-        scale = np.asarray(bias_scale(*scales))
+        scale = bias_scale(*map(np.asarray, scales))
         found["bias"] = Integers(codes, scale, np.zeros(scale.shape, np.int32))
     return found
 
