@@ -21,7 +21,9 @@ def noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
 
 
 @partial(jax.jit, static_argnames="count")
-def in_turn(first: Images, second: Images, count: int) -> Images:
+def in_turn(
+    first: Float[Array, "half h w c"], second: Float[Array, "half h w c"], count: int
+) -> Images:
     """So many images of two kinds, one of each after the other."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])[:count]
 
