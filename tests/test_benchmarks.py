@@ -16,7 +16,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MEASURING = (
     *("best_ablation", "dsg_ablation", "few_bits", "import_accuracy", "latency", "lowering"),
-    *("mixed_precision", "pruning", "ptq", "reconstruction", "reconstruction_memory"),
+    *("folded", "mixed_precision", "pruning", "ptq", "reconstruction", "reconstruction_memory"),
     *("reconstruction_reference", "rounding_ablation", "smaller", "stages_ablation"),
     *("synthesis_quality", "tasks", "training", "training_reference", "transfer"),
     *("trust", "verify"),

@@ -15,6 +15,7 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor
+from dfq_jax.numerics.affine import NumpyOrJax
 from dfq_jax.numerics.levels import scales_of, with_scales
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.simulate import QParams, QuantizedModel, simulation_hook
@@ -132,10 +133,10 @@ def changed_layer(
 
 
 def mean_gap(
-    gap: Float[Array, "n ... chan"], significance: float | Float[Array, ""]
-) -> Float[Array, " chan"]:
+    gap: Float[NumpyOrJax, "n ... chan"], significance: float | Float[Array, ""]
+) -> Float[NumpyOrJax, " chan"]:
     """Mean over all but channels, shrunk as far as its standard error over images demands."""
-    by_image = jnp.mean(gap, axis=tuple(range(1, gap.ndim - 1)))
-    mean = jnp.mean(by_image, axis=0)
-    noise = significance**2 * jnp.var(by_image, axis=0) / max(by_image.shape[0] - 1, 1)
-    return mean * jnp.maximum(1.0 - noise / jnp.maximum(mean**2, 1e-30), 0.0)
+    by_image = gap.mean(axis=tuple(range(1, gap.ndim - 1)))
+    mean = by_image.mean(axis=0)
+    noise = significance**2 * by_image.var(axis=0) / max(by_image.shape[0] - 1, 1)
+    return mean * (1.0 - noise / (mean**2).clip(1e-30)).clip(0.0)

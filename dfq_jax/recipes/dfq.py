@@ -33,11 +33,10 @@ from dfq_jax.recipes.dfq_biases import mended
 from dfq_jax.recipes.dfq_ranges import (
     RangeEvidence,
     coarse_tensors,
-    nearest_network,
-    observed,
     ranged,
     splitting,
 )
+from dfq_jax.recipes.dfq_trials import nearest_network, observed
 from dfq_jax.recipes.quantized import Quantized
 from dfq_jax.synthesis.terms.targets import distrusted_norms
 
@@ -81,8 +80,8 @@ def dfq(
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover at most, beyond what images show.
       statistics_suffice: no images where statistics predict all ranges, of 8 bits each.
-      noise: they are noise: without statistics ranges cover all they show, or all but outliers
-        where outputs are nearer so, and biases stay.
+      noise: they are noise: without statistics outputs like it choose how ranges are found, and
+        biases are corrected for rounded kernels by what layers read of it.
       observers: how ranges are found, taken as found; None: BRECQ's search, with what is above.
       watch: told what is being done.
 
@@ -104,8 +103,8 @@ def dfq(
     begin = lambda plan: ranged(whole, reference, plan, seen, surgery.split, widen=not observers)
     tried = observed(plan, observers, peaks is not None, blind)
     begun, used = nearest_network(map(begin, tried), reference, images)
-    bias = "none" if blind else bias
-    quantized = mended(begun, images if used else None, bias, watch, reestimate=reestimate)
+    looked_at = images if used else None
+    quantized = mended(begun, looked_at, bias, watch, reestimate=reestimate, blind=blind)
     notes = replaced_relu6(model, whole), unsplit(whole) if surgery.split else {}
     return Quantized(guard_biases(quantized), begun.model, used, *notes)
 

@@ -14,6 +14,7 @@ from dfq_jax.numerics.levels import on_levels
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.quantization.calibrate import guard_biases
+from dfq_jax.quantization.kernel_shifts import correct_kernel_shifts
 from dfq_jax.quantization.node_by_node import on_grids
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.reestimate import reestimate_norms
@@ -31,12 +32,20 @@ def mended(
     watch: Watcher,
     *,
     reestimate: bool,
+    blind: bool,
 ) -> QuantizedModel:
-    """The network with biases corrected, and norms re-estimated if asked for."""
+    """The network with biases corrected, and norms re-estimated if asked for.
+
+    Blind are networks without statistics whose images are noise.
+    """
     quantized = begun
     if bias != "none":
         watch.says("correcting biases")
-        quantized = corrected(begun, begun.model, images, bias)
+        if blind and images is not None and bias != "empirical":
+            quantized = correct_kernel_shifts(begun, images)
+            bias = "empirical" if bias == "both" else "none"
+        if bias != "none":
+            quantized = corrected(quantized, begun.model, images, bias)
     return reestimated(quantized, begun.model, images) if reestimate else quantized
 
 

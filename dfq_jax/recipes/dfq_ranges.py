@@ -1,6 +1,5 @@
 """Ranges of DFQ: from statistics, from images, or from both, whichever is nearer."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -9,17 +8,12 @@ from jaxtyping import Array, Shaped
 
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.levels import scales_of
-from dfq_jax.numerics.ranges import MinMax, Percentile
 from dfq_jax.passes.channel_split import runs, split_channels
 from dfq_jax.passes.thrifty_ranges import thrifty_ranges
 from dfq_jax.quantization.calibrate import Ranges, calibrate
-from dfq_jax.quantization.narrowing import activation_gap, with_narrowed_ranges
-from dfq_jax.quantization.observers import Observers
-from dfq_jax.quantization.plan import Plan, Site, observing
+from dfq_jax.quantization.narrowing import with_narrowed_ranges
+from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.simulate import QuantizedModel
-
-BLIND = (MinMax(), Percentile())
-"""How 8-bit ranges are found where images are noise and nothing else tells: as outputs like it."""
 
 
 class RangeEvidence(NamedTuple):
@@ -60,27 +54,6 @@ def ranged(
     if images is not None and widen and seen.sigmas is not None:
         quantized = with_narrowed_ranges(quantized, expected, images)
     return on_grids(quantized, whole, split), images is not None
-
-
-def observed(plan: Plan, observers: Observers | None, peaks: bool, blind: bool) -> list[Plan]:
-    """The plan with what its 8-bit ranges are found by; several where outputs are to choose."""
-    if peaks:
-        return [observing(plan, MinMax())]
-    if blind and observers is None:
-        return [observing(plan, each) for each in BLIND]
-    return [plan]
-
-
-def nearest_network(
-    tried: Iterable[tuple[QuantizedModel, bool]],
-    reference: Model,
-    images: Shaped[Array, "n ..."] | None,
-) -> tuple[QuantizedModel, bool]:
-    """Of networks on several grids the one whose outputs are nearest to the float network's."""
-    first, *others = tried
-    if images is None or not others:
-        return first
-    return min([first, *others], key=lambda one: activation_gap(one[0], reference, images))
 
 
 splitting = jax.jit(split_channels, static_argnames="ratio")

@@ -2,9 +2,10 @@
 
 VGG, ConvNeXt, vision transformers and networks of super-resolution have no batch norm to say what
 they were trained on. Ranges from pink noise, and from discs of it that cover one another, are far
-better than none: both have the spectrum of photographs, discs their surfaces and edges too. They
-are no evidence of what the network sees, so no bias is corrected by them, and reports say how
-little they prove.
+better than none: both have the spectrum of photographs, discs their surfaces and edges too. What
+layers read of them on average is near enough to correct biases for rounded kernels by
+(`quantization/kernel_shifts.py`). They are no evidence of what the network sees: rounding is not
+learned from them, and reports say how little they prove.
 """
 
 from dfq_jax.synthesis.recipe import Offer, Recipe, Source
