@@ -70,7 +70,7 @@ def test_noise_mends_few_bits_of_a_network_without_statistics(tiny_net, nets):
     folded = fold_batch_norm(tiny_net)
     blind = dataclasses.replace(folded, moments={})
     images = synthesize_images(blind, noise(), 32, KEY).images
-    fresh = np.asarray(nets.images(blind, 64))
+    fresh = nets.images(blind, 64)
     scheme = parse_scheme("w3a8")
 
     def error(bias):
