@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dfq_jax.errors import GraphError, UnsupportedModelError
 from dfq_jax.graph.ops import Op
 from dfq_jax.types import UNNAMED, Input, InputContract, Moments, SourceNames, in_words
 
-Params = Mapping[str, Mapping[str, Float[Array, "..."]]]
-"""{node name: {slot: array}}: a plain dict pytree that crosses every `jit`."""
+Params = Mapping[str, Mapping[str, Float[Any, "..."]]]
+"""{node name: {slot: array of JAX or NumPy}}: a plain dict pytree that crosses every `jit`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What every operator computes, in float, on NHWC arrays."""
 
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ from dfq_jax.graph.volume_ops import Conv3d
 from dfq_jax.graph.windows import pooled, resized
 
 Tensor = Shaped[Array, "..."]
-Slots = Mapping[str, Tensor]
+Slots = Mapping[str, Shaped[Any, "..."]]
+"""Parameters of a node, arrays of JAX or NumPy."""
 
 
 def apply_op(op: Op, p: Slots, *xs: Tensor) -> Tensor:  # noqa: C901 - one case per family

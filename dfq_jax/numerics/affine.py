@@ -146,7 +146,7 @@ def over_groups(per_group: NumpyOrJax, inputs: int, group: int) -> NumpyOrJax:
     return per_group.repeat(group, axis=-2)[..., :inputs, :]
 
 
-def covers(affine: Affine, grid: Grid) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def covers(affine: Affine, grid: Grid) -> tuple[Float[NumpyOrJax, "..."], Float[NumpyOrJax, "..."]]:
     """The smallest and largest representable values, in the units of the tensor."""
     zero_point = affine.zero_point.astype(jnp.float32)
     return (grid.qmin - zero_point) * affine.scale, (grid.qmax - zero_point) * affine.scale

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, ParamSpec
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Integer, Key, PyTree
 
 from dfq_jax.examples import Evidence
 from dfq_jax.graph.evaluate import Hook
@@ -216,7 +216,7 @@ def random_labels(key: Key[Array, ""], size: int, classes: int) -> Float[Array, 
 
 @partial(jax.jit, static_argnames=("size", "classes"))
 def drawn_labels(
-    key: Key[Array, ""], size: int, classes: int, *, every: int
+    key: Key[Array, ""], size: int, classes: int, *, every: int | Integer[Array, ""]
 ) -> Float[Array, "b classes"]:
     """One-hot labels, uniform over classes, of every so many images; zeros between them."""
     labels = jax.nn.one_hot(jax.random.randint(key, (size,), 0, classes), classes)

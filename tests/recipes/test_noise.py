@@ -127,5 +127,5 @@ def test_of_several_grids_the_best_for_outputs_is_taken(turn, tiny_net):
     found, used = nearest_network(grids[::turn], made[0].reference, images)
     assert used
     assert found is made[0].quantized
-    rather = nearest_network(grids[::turn], made[0].reference, images, (1e9, 1)[::turn])
+    rather = nearest_network(grids[::turn], made[0].reference, images, (1e9, 1.0)[::turn])
     assert rather[0] is made[1].quantized

@@ -18,7 +18,11 @@ QUICK = ("resnet20_cifar", "shufflenet_v2_x0_5", "mobilenet_v3_small")
 SMALL = (*QUICK, *(n for n in names() if "cifar" in n))
 WHOLE = ("vgg11_bn", "vgg16_bn", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")
 """Networks that read the images they were published with only."""
-PIXELS = {"inception_v3": 96} | dict.fromkeys(SMALL, 32) | dict.fromkeys(WHOLE)
+PIXELS = (
+    {"inception_v3": 96, "mobilefacenet": (112, 96)}
+    | dict.fromkeys(SMALL, 32)
+    | dict.fromkeys(WHOLE)
+)
 
 
 def random_weights(net, seed=0):
