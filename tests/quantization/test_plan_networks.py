@@ -117,7 +117,9 @@ def test_the_plan_of_shuffled_channels(nets):
 
 def test_products_have_the_bits_of_activations(nets):
     graph = nets.vit().graph
-    for layers in (name for name in LAYER_PRESETS if not name.startswith("zsq")):
+    for layers in LAYER_PRESETS:
+        if layers.startswith("zsq"):
+            continue
         bits = edge_bits(resolve(graph, Scheme(2, 5), layers))
         scores = (bits["attention1.scores.0"], bits["attention1.scores.1"])
         assert (*scores, bits["attention1.values.0"]) == (5, 5, 5)
