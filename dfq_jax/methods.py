@@ -5,6 +5,7 @@ kernels are rounded: `parts.reconstruct`, or `methods=` of a `Pipeline`. Trainin
 `dfq.train(model, method=methods.gdfq())`. The others treat a whole network.
 """
 
+from dfq_jax.quantization.kernel_shifts import correct_kernel_shifts
 from dfq_jax.quantization.reestimate import reestimate_norms
 from dfq_jax.quantization.side_by_side import correct_biases
 from dfq_jax.recipes.aac import aac
@@ -87,6 +88,7 @@ __all__ = [
     "clusterq",
     "clusterq_qat",
     "correct_biases",
+    "correct_kernel_shifts",
     "daq",
     "deepinversion",
     "deepinversion_cifar",

@@ -10,11 +10,13 @@ import pytest
 import dfq_jax
 from dfq_jax.api import transfer
 from dfq_jax.api.given import MOST_PICTURES
-from dfq_jax.errors import UnsupportedModelError, UsageError
+from dfq_jax.errors import BudgetError, PlanError, UnsupportedModelError, UsageError
 from dfq_jax.graph.graph import Model
+from dfq_jax.graph.ops import GlobalAvgPool, Relu
 from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.io.load import load
 from dfq_jax.io.zoo.untrained import untrained
+from dfq_jax.quantization.plan import Rule
 from dfq_jax.training.engine import TrainingReport
 from dfq_jax.types import InputContract
 
@@ -79,10 +81,13 @@ def test_what_cannot_adapt_is_refused(nets, pictures, told, message):
         dfq_jax.adapt(nets.stem(), pictures, **told)
 
 
-def test_the_command_needs_pictures(dfq, made):
+def test_the_command_needs_pictures_and_steps(dfq, made):
     found = dfq("adapt", made / "net.safetensors", "--arch", "small", "-o", made / "adapted")
     assert found.code == 2
     assert "give a folder or a zip of them with --images" in found.err
+    found = dfq("adapt", made / "no.onnx", "-o", made / "x", "--images", made, "--epochs", 0)
+    assert found.code == 2
+    assert "epochs must be at least 1, got 0" in found.err  # before the model is looked for
 
 
 @pytest.fixture
@@ -138,6 +143,43 @@ def test_students_that_do_not_fit_are_refused_before_any_work(nets, tiny_net, he
     with pytest.raises(UsageError, match="train must be at least 1"):
         dfq_jax.distill(tiny_net, nets.tiny(), train=0)
     assert not heard
+
+
+@pytest.fixture(scope="module")
+def short(nets):
+    """Of the inputs and classes of `tiny`, with fewer layers, whose names differ."""
+    b = nets.Builder(InputContract(8, 8), 1)
+    x = b.op("relu1", Relu(), b.bn("bn1", b.conv("first", "images", 3, stride=2)))
+    x = b.op("relu2", Relu(), b.bn("bn2", b.conv("second", x, 3, kernel=1)))
+    return b.done(b.linear("fc", b.op("pool", GlobalAvgPool(), x), 5))
+
+
+def test_rules_are_of_the_network_that_is_quantized(tiny_net, short, pictures, heard):
+    of = lambda name: {"rules": (Rule(name, weight_bits=8),)}
+    with pytest.raises(PlanError, match="'depthwise' matches no layer"):
+        dfq_jax.distill(tiny_net, short, **of("depthwise"))
+    with pytest.raises(PlanError, match="'first' matches no layer"):
+        dfq_jax.adapt(tiny_net, pictures, **of("first"))
+    assert not heard
+
+
+def test_a_budget_is_of_the_network_that_is_quantized(tiny_net, short, pictures, monkeypatch):
+    asked_for: list[Any] = []
+
+    def seen_for(model, given, making, asked, follow):
+        asked_for.append((model, asked.pipeline.budget))
+        raise InterruptedError
+
+    monkeypatch.setattr(transfer, "seen_for", seen_for)
+    between = "0.3KB"  # the student can be so small, its teacher cannot
+    with pytest.raises(BudgetError, match="out of reach"):
+        dfq_jax.adapt(tiny_net, pictures, budget=between)
+    with pytest.raises(BudgetError, match="out of reach"):
+        dfq_jax.distill(tiny_net, short, budget="0.01KB")
+    assert not asked_for
+    with pytest.raises(InterruptedError):
+        dfq_jax.distill(tiny_net, short, budget=between)
+    assert asked_for == [(tiny_net, None)]
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar", "squeezenet1_1", "densenet121"])

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import MOST_PICTURES, GivenImages, image_set
-from dfq_jax.api.quantize import making_for, quantized_on, seen_for
+from dfq_jax.api.quantize import making_for, quantized_on, require_reach, seen_for
 from dfq_jax.api.request import (
     Asked,
     Follow,
@@ -31,6 +31,8 @@ from dfq_jax.io.load import load
 from dfq_jax.io.zoo.known import names
 from dfq_jax.io.zoo.untrained import untrained
 from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.plan import resolve
 from dfq_jax.recipes.dfkd import dfkd
 from dfq_jax.recipes.foresight import training_foreseen
 from dfq_jax.recipes.shot import shot
@@ -76,6 +78,7 @@ def adapt(
     Raises:
       UsageError: for a bad argument; images that were made from a network; fewer than a batch; a
         network that is no classifier of images.
+      PlanError, BudgetError: for bits that the network cannot have.
       UnsupportedModelError: for a network with several last layers.
       DivergedError: if an epoch diverged at every rate.
     """
@@ -85,6 +88,7 @@ def adapt(
     check_suits(how.method, model)
     check_synthesis(model, settings, given=True)
     asked, follow = resolved(model, settings), following(watch, state_folder)
+    check_bits(model, asked)
     most = max(MOST_PICTURES, HELD // (4 * int(np.prod(model.contract.shape))))
     brought = image_set(images, model.input, follow.watch.says, most)
     check_real(brought)
@@ -100,6 +104,22 @@ def adapt(
     told = {"adapted": f"{epochs} epochs of {len(learned)} images, {batch} a step"}
     result = quantized_on(made, looked_at._replace(fitted=True), asked, follow)
     return with_origin(result, model, told, (*report.notes, told_of_adaptation(report)), follow)
+
+
+def check_bits(model: Model, asked: Asked) -> None:
+    """Refuses bits that a network cannot have, before it learns.
+
+    Rules of a network that value-aware surgery takes apart wait for that: they may name the parts.
+
+    Raises:
+      PlanError: for a rule that matches no layer.
+      BudgetError: for a budget out of reach.
+    """
+    how = asked.pipeline
+    if how.budget is not None:
+        require_reach(model, how.budget, how)
+    elif not how.surgery.value_aware:
+        resolve(fold_batch_norm(model).graph, how.scheme, how.layers, how.rules)
 
 
 def check_real(images: Examples) -> None:
@@ -196,6 +216,7 @@ def distill(
     Raises:
       UsageError: for a bad argument; a student of other inputs or another number of classes; a
         teacher that is no classifier of images.
+      PlanError, BudgetError: for bits that the student cannot have.
       UnsupportedModelError: for an unknown architecture, and a teacher without statistics.
       DivergedError: if training diverged at every rate.
     """
@@ -203,16 +224,22 @@ def distill(
     check_suits(method, model)
     check_synthesis(model, settings, given=images is not None)
     asked, follow = resolved(model, settings), following(watch, state_folder)
-    key = training_key(asked.seed)
-    pupil = pupil_of(student, model, key)
+    pupil = pupil_of(student, model, training_key(asked.seed))
     check_alike(pupil.model, model, method)
-    looked_at, follow = seen_for(model, images, making_for(model, asked), asked, follow)
+    check_bits(pupil.model, resolved(pupil.model, settings))
+    making, of_images = making_for(model, asked), without_budget(asked)
+    looked_at, follow = seen_for(model, images, making, of_images, follow)
     made, report = taught(pupil, model, looked_at.images, method, asked, follow)
     begun = "drawn weights" if pupil.random else "its weights"
     shown = f"{method.steps} steps of {method.batch} images, from {begun}"
     told = {"distilled": f"{pupil.name}, {shown}{'' if report.kept else ', not kept'}"}
     result = quantized_on(made, looked_at, resolved(made, settings), follow, original=model)
     return with_origin(result, model, told, (*report.notes, told_of_distillation(report)), follow)
+
+
+def without_budget(asked: Asked) -> Asked:
+    """The same for a teacher that makes images: a budget is the student's."""
+    return dataclasses.replace(asked, pipeline=dataclasses.replace(asked.pipeline, budget=None))
 
 
 def distillation_for(train: int | None, batch: int | None) -> Training:

@@ -10,6 +10,7 @@ from dfq_jax.cli.claims import check_apart
 from dfq_jax.cli.options import AdaptOptions, DistillOptions
 from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.errors import UsageError
+from dfq_jax.recipes.trainings import check_positive
 from dfq_jax.report.console import Terminal
 
 
@@ -17,7 +18,7 @@ def adapt_to(model: str, options: AdaptOptions, terminal: Terminal) -> None:
     """`dfq adapt`.
 
     Raises:
-      UsageError: without pictures, before a model is read.
+      UsageError: without pictures, or for numbers below 1, before a model is read.
     """
     if options.images is None:
         raise UsageError(
@@ -25,6 +26,8 @@ def adapt_to(model: str, options: AdaptOptions, terminal: Terminal) -> None:
             "`images=`, without labels, of where the network will work."
         )
     told = {"epochs": options.epochs, "batch": options.batch}
+    for name, value in told.items():
+        check_positive(name, value)
     work = partial(adapt, **told, **settings_of(options))
     make_to(MakingVerb("adapt", options, work, options.scheme), model, terminal)
 

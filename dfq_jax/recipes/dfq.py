@@ -75,7 +75,7 @@ def dfq(
       rules: exceptions by name.
       surgery: what becomes of the float network first.
       level: deviations by which channels on coarse grids get one width (`passes/level.py`).
-      bias: how biases are corrected, `none` if later; without moments always empirically.
+      bias: how biases are corrected, `none` if later; without moments by what images show.
       reestimate: have images correct means and variances of layers that had a batch norm.
       peaks: images that ranges are taken from instead, e.g. those of `recipes/aac.py`.
       sigmas: standard deviations that 8-bit ranges cover at most, beyond what images show.
