@@ -67,6 +67,8 @@ def loaded(proto: onnx.ModelProto, tmp_path) -> Model:
 def agree(proto: onnx.ModelProto, tmp_path, tolerance: float = 1e-5, x: Any = None) -> Model:
     """Asserts that the imported network, and the file written from it, compute what the file does.
 
+    The latter reads as many axes as the file.
+
     Args:
       proto: the file.
       tmp_path: for files.
@@ -81,7 +83,7 @@ def agree(proto: onnx.ModelProto, tmp_path, tolerance: float = 1e-5, x: Any = No
     ours = np.asarray(evaluate(model, jax.device_put(images.transpose(0, 2, 3, 1)))[0][0])
     for found in (
         ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours,
-        run(float_onnx(model), images),
+        run(float_onnx(model), x),
     ):
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
