@@ -155,11 +155,11 @@ def short(nets):
 
 
 def test_rules_are_of_the_network_that_is_quantized(tiny_net, short, pictures, heard):
-    of = lambda name: {"rules": (Rule(name, weight_bits=8),)}
+    of = lambda name: (Rule(name, weight_bits=8),)
     with pytest.raises(PlanError, match="'depthwise' matches no layer"):
-        dfq_jax.distill(tiny_net, short, **of("depthwise"))
+        dfq_jax.distill(tiny_net, short, rules=of("depthwise"))
     with pytest.raises(PlanError, match="'first' matches no layer"):
-        dfq_jax.adapt(tiny_net, pictures, **of("first"))
+        dfq_jax.adapt(tiny_net, pictures, rules=of("first"))
     assert not heard
 
 
