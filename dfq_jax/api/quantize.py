@@ -167,7 +167,7 @@ def seen_for(
     """The images of a run, brought or made now, and those who follow it, told how long it takes."""
     brought = None if given is None else image_set(given, model.input, follow.watch.says)
     if asked.pipeline.budget is not None and brought is None:
-        require_reach(model, asked.pipeline.budget, asked.pipeline)
+        require_bit_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = images if asked.pipeline.raw else deliverable(images, model.input)
@@ -304,7 +304,7 @@ def require_memory(needed: int, images: int) -> None:
         )
 
 
-def require_reach(model: Model, budget: Budget, how: Pipeline) -> None:
+def require_bit_reach(model: Model, budget: Budget, how: Pipeline) -> None:
     """Refuses a budget out of reach before images are made; biases that come later do not count.
 
     Raises:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import MOST_PICTURES, GivenImages, image_set
-from dfq_jax.api.quantize import making_for, quantized_on, require_reach, seen_for
+from dfq_jax.api.quantize import making_for, quantized_on, require_bit_reach, seen_for
 from dfq_jax.api.request import (
     Asked,
     Follow,
@@ -117,7 +117,7 @@ def check_bits(model: Model, asked: Asked) -> None:
     """
     how = asked.pipeline
     if how.budget is not None:
-        require_reach(model, how.budget, how)
+        require_bit_reach(model, how.budget, how)
     elif not how.surgery.value_aware:
         resolve(fold_batch_norm(model).graph, how.scheme, how.layers, how.rules)
 
