@@ -230,9 +230,14 @@ def activation_affine(hist: Histogram, grid: Grid, observer: Observer) -> Affine
             return from_range(*entropy_range(hist, grid.bits), grid)
 
 
+def averages(observer: Observer) -> bool:
+    """Whether a range is averaged over batches or images; all others are between extremes."""
+    return isinstance(observer, EmaMinMax | ImageMinMax)
+
+
 def unseen(observer: Observer) -> Range:
     """The range of no batch, for `merged_ranges` to begin from."""
-    if isinstance(observer, EmaMinMax | ImageMinMax):
+    if averages(observer):
         return jnp.float32(0.0), jnp.float32(0.0)
     return jnp.float32(jnp.inf), jnp.float32(-jnp.inf)
 

@@ -1,5 +1,6 @@
 """Chooses scales and zero points: kernels from themselves, activations from images or moments."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,8 +31,10 @@ from dfq_jax.numerics.basis import fit_basis as fit_basis
 from dfq_jax.numerics.histogram import Histogram, empty, extend
 from dfq_jax.numerics.levels import Parameters, affine_of, scales_of, with_scales
 from dfq_jax.numerics.ranges import (
+    MinMax,
     Statistics,
     activation_affine,
+    averages,
     extremes,
     merged_ranges,
     unseen,
@@ -88,7 +91,7 @@ def histograms_of(
     """{tensor: histogram of its values over all images}."""
     if images.shape[0] == 0:
         raise PlanError("calibrate() needs at least one image.")
-    batch = min(batch, images.shape[0])
+    batch, plan = min(batch, images.shape[0]), looking(plan)
     ranges, count = unseen_ranges(plan), images.shape[0]
     for index, x in enumerate(batches(images, batch)):
         known = index * batch
@@ -98,6 +101,18 @@ def histograms_of(
     for x in batches(images, batch):
         histograms = observe_histograms(model, plan, x, ranges, histograms)
     return histograms
+
+
+def looking(plan: Plan) -> Plan:
+    """The plan by what its observers do while images pass: all but averages keep extremes.
+
+    Plans that differ only in what they make of a histogram share programs so.
+    """
+    entries = tuple(
+        (site, spec if averages(spec.observer) else dataclasses.replace(spec, observer=MinMax()))
+        for site, spec in plan.entries
+    )
+    return dataclasses.replace(plan, entries=entries)
 
 
 def batches(images: Shaped[Array, "n ..."], size: int):

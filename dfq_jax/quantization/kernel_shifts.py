@@ -57,17 +57,22 @@ def shifts_by_image(
     quantized: QuantizedModel, images: Shaped[Array, "n ..."]
 ) -> dict[str, Float[np.ndarray, "n chan"]]:
     """{layer: mean shift of its output over positions by its rounded kernel, for each image}."""
-    model, rounded, table = quantized.model, on_grids(quantized).params, quantized.plan.table
-    layers = {node.name: node for node in weighted_nodes(model.graph) if Site(node.name) in table}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+    model, rounded = quantized.model, on_grids(quantized).params
+    found: dict[str, list[np.ndarray]] = {name: [] for name in layers_on_levels(quantized)}
     for batch in in_batches(images):
         for name, args, exact in walked(model, batch.images, apply=apply_float):
-            if name in layers:
+            if name in found:
                 slots = {**model.params[name], "kernel": rounded[name]["kernel"]}
-                shifted = apply_float(layers[name], slots, args)
+                shifted = apply_float(model.graph[name], slots, args)
                 means = [by_channel(batch.counting(values)) for values in (shifted, exact)]
                 found[name].append(means[0] - means[1])
     return {name: np.concatenate(each).astype(np.float32) for name, each in found.items()}
+
+
+def layers_on_levels(quantized: QuantizedModel) -> tuple[str, ...]:
+    """The layers with a quantized kernel."""
+    layers = (node.name for node in weighted_nodes(quantized.model.graph))
+    return tuple(name for name in layers if quantized.plan.spec(Site(name)) is not None)
 
 
 def by_channel(values: Float[np.ndarray, "n ... chan"]) -> Float[np.ndarray, "n chan"]:

@@ -8,13 +8,12 @@ from jaxtyping import Array, Float, Shaped
 from dfq_jax.base.words import BiasCorrection
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.levels import on_levels
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.passes.moments import correct_biases_analytically
 from dfq_jax.quantization.calibrate import guard_biases
-from dfq_jax.quantization.kernel_shifts import correct_kernel_shifts
+from dfq_jax.quantization.kernel_shifts import correct_kernel_shifts, layers_on_levels
 from dfq_jax.quantization.node_by_node import on_grids
 from dfq_jax.quantization.plan import Site
 from dfq_jax.quantization.reestimate import reestimate_norms
@@ -96,12 +95,6 @@ def corrected_analytically(quantized: QuantizedModel) -> QuantizedModel:
     }
     model = with_params(quantized.model, biases)
     return QuantizedModel(model, quantized.plan, quantized.qparams)
-
-
-def layers_on_levels(quantized: QuantizedModel) -> tuple[str, ...]:
-    """The layers with a quantized kernel."""
-    layers = (node.name for node in weighted_nodes(quantized.model.graph))
-    return tuple(name for name in layers if quantized.plan.spec(Site(name)) is not None)
 
 
 def rounded_kernels(quantized: QuantizedModel) -> dict[str, Kernel]:
