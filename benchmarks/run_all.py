@@ -13,13 +13,15 @@ from pathlib import Path
 import common
 
 SCRIPTS = (
-    *("lowering", "import_accuracy", "ptq", "verify", "latency", "few_bits"),
+    *("lowering", "import_accuracy", "ptq", "verify", "latency", "few_bits", "first_run"),
+    *("folded", "tasks", "pruning", "smaller"),
     *("import_zoo", "coupled_channels", "quantize_zoo", "damaged_files", "fuzz_readers", "faults"),
     *("synthesis_speed", "synthesis_quality"),
     *("best_ablation", "dsg_ablation", "reconstruction", "rounding_ablation"),
     *("reconstruction_reference", "reconstruction_speed", "reconstruction_memory"),
     "stages_ablation",
     *("mixed_precision", "trust", "scaling"),
+    *("training", "training_reference", "transfer"),
 )
 RUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCRIPTS} | {
     "synthesis_quality": (

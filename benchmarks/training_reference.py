@@ -24,6 +24,8 @@ from reconstruction_reference import network_of
 
 IMAGE_SIZE, RANGED = 32, 192
 RECTIFIED = "zsq_all_rectified"
+MADE, MADE_IN = 1024, 100
+"""Images that both learn from, where none are given, and the steps that make them."""
 TABLES = {
     "training_reference": (
         Column("method", "method"),
@@ -87,14 +89,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of the student")
     parser.add_argument("--warmup", type=int, default=20, help="rounds of the generator alone")
     parser.add_argument("--batch", type=int, help="images of a step, instead of the published")
-    parser.add_argument("--images", type=Path, help="file of `dfq synthesize`; needed")
+    parser.add_argument("--images", type=Path, help="of `dfq synthesize`, instead of making them")
     parser.add_argument("--seeds", type=common.names, default=("0",), metavar="0,1")
     parser.add_argument("--no-accuracy", action="store_true", help="times alone")
     parser.set_defaults(choose=False, limit=None)
     args = parser.parse_args()
     reason = common.absent(args.shared, training.CHECKPOINT, training.TEST)
-    if reason is None and args.images is None:
-        reason = "needs --images FILE, made by `dfq synthesize`"
     rows = [] if reason else rows_of(args)
     common.finish(args, TABLES, rows, reason)
 
@@ -104,6 +104,8 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
     import dfq_jax
 
     model = dfq_jax.load(args.shared / training.CHECKPOINT, arch=training.ARCH)
+    how: Any = {"n": MADE, "steps": MADE_IN, "seed": 0}
+    args.images = args.images or dfq_jax.synthesize(model, "best_unlabelled", **how)
     rows: list[Row] = []
     for name in args.methods:
         for seed in map(int, args.seeds):
@@ -228,7 +230,7 @@ def trained_beside(model: Any, row: Row, args: argparse.Namespace, turns: Turns)
     method = getattr(methods, METHODS[row["method"]].ours)(**told)
     names: Any = {"scheme": args.scheme, "layers": args.layers, "seed": row["seed"]}
     watch = Watcher(stage=common.log, progress=turns)
-    return dfq_jax.train(model, str(args.images), method, watch=watch, **names)
+    return dfq_jax.train(model, args.images, method, watch=watch, **names)
 
 
 def accuracy(student: Any, model: Any, args: argparse.Namespace) -> float:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -183,20 +184,23 @@ def test_scaling_page_has_a_place_for_every_table(scripts):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
 
-def test_results_page_has_a_place_for_every_table():
+def test_make_bench_runs_every_script(scripts):
+    assert {script for script, *_ in scripts("run_all").RUNS.values()} == {*MEASURING, *MAKING}
+
+
+def test_every_place_of_the_results_page_is_filled_by_a_script(scripts):
     page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
-    tables = ("import_accuracy", "ptq", "verify", "latency", "lowering", "scan", "transfer")
-    zoo = ("import_zoo", "import_pt2", "import_time", "quantize_zoo", "fuzz_readers", "faults")
-    images = ("synthesis_speed", "synthesis_quality", "synthesis_quality_large")
-    images += ("synthesis_quality_long", "best_ablation", "dsg_ablation")
-    images += ("synthesis_quality_large_256", "synthesis_quality_large_long")
-    rounding = ("reconstruction", "reconstruction_large", "reconstruction_shortcuts")
-    rounding += ("reconstruction_genie", "reconstruction_reference", "reconstruction_speed")
-    rounding += ("reconstruction_memory", "rounding_ablation", "stages_ablation")
-    rounding += ("mixed_precision", "mixed_precision_all")
-    tasks = ("tasks_images", "tasks_detection", "tasks_faces", "tasks_language", "tasks_encoder")
-    for name in (*tables, *zoo, *images, *rounding, *tasks):
-        assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
+    places = re.findall(r"<!-- begin (\w+) -->", page)
+    assert places == re.findall(r"<!-- end (\w+) -->", page)
+    assert len(places) == len(set(places))
+    runs = scripts("run_all").RUNS.values()
+    assert set(places) <= set().union(*(tables_of(scripts(name), line) for name, *line in runs))
+
+
+def tables_of(script: Any, line: list[str]) -> set[str]:
+    """What a script calls its rows: its own name, names of its own, or what arguments say."""
+    said = [line[line.index("--table") + 1]] if "--table" in line else []
+    return {script.__name__, *getattr(script, "TABLES", ()), *said}
 
 
 @pytest.mark.slow
