@@ -16,6 +16,8 @@ from fault_children import FAILED, HUNG, KILLED, OK, REFUSED, Ended, Limits
 Files = Mapping[str, bytes]
 SYNTHESIZE = ("--method", "zeroq", "-n", "4", "--batch", "2", "--steps", "4")
 QUANTIZE = ("--preset", "balanced", "--scheme", "w4a4")
+OURS = (".lock", ".partial-", ".tmp-")
+"""What names of files have in them that only live while a process does."""
 VOLATILE = ("seconds", "date", "report.html")
 
 
@@ -175,7 +177,7 @@ def moments(most: int, count: int, random: Any) -> list[int]:
 def rest(place: Place) -> str:
     """What a finished run left lying about beside its result."""
     names = [p.relative_to(place.folder).as_posix() for p in place.folder.rglob("*")]
-    stale = [n for n in names if ".lock" in n or ".partial-" in n or n.endswith(".run")]
+    stale = [n for n in names if n.endswith(".run") or any(part in n for part in OURS)]
     return f"left behind: {stale}" if stale else ""
 
 

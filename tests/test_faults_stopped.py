@@ -146,7 +146,7 @@ def ends(child, whole):
     code, _, err = child.end()
     assert code == 0, err
     assert pixels(child.output) == whole
-    names = {p.name for p in child.folder.iterdir() if not p.name.startswith(".tmp-")}
+    names = {p.name for p in child.folder.iterdir()}
     assert names == {"images.npz", "images.npz.toml"}
 
 

@@ -78,12 +78,42 @@ def test_sha256_of_reads_in_pieces(tmp_path):
     assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()
 
 
-def test_a_temporary_file_of_a_given_name(tmp_path):
-    """Which takes the place of what a kill left of an earlier one."""
-    (tmp_path / ".tmp-7").write_bytes(b"left over and longer")
-    write_atomically(tmp_path / "out.bin", b"new", temporary=".tmp-7")
-    assert (tmp_path / "out.bin").read_bytes() == b"new"
+def test_what_a_kill_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    """Of this file alone, and not what another process still writes."""
+    script = (
+        "import os, sys\nfrom dfq_jax.base.files import write_atomically\n"
+        "write_atomically(sys.argv[1], lambda file: os._exit(9))"
+    )
+    for name in ("out.bin", "other.bin"):
+        ran = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)])
+        assert ran.returncode == 9
+    assert len(os.listdir(tmp_path)) == 2
+
+    def another_writes(file):
+        file.write(b"late")
+        write_atomically(tmp_path / "out.bin", b"new")
+        assert (tmp_path / "out.bin").read_bytes() == b"new"
+        assert len(os.listdir(tmp_path)) == 3  # out.bin, this one and other.bin's
+
+    write_atomically(tmp_path / "out.bin", another_writes)
+    assert (tmp_path / "out.bin").read_bytes() == b"late"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_temporary_file_that_somebody_removed_is_made_again(tmp_path, monkeypatch):
+    hold, taken = dfq_jax.base.files.hold, []
+
+    def robbed(file, **how):
+        held = hold(file, **how)
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        return held
+
+    monkeypatch.setattr(dfq_jax.base.files, "hold", robbed)
+    write_atomically(tmp_path / "out.bin", b"new")
     assert os.listdir(tmp_path) == ["out.bin"]
+    assert len(taken) == 1
 
 
 CHILD = """

@@ -28,6 +28,8 @@ NOT_AN_NPZ = (
 HOLDS_OBJECTS = "it holds Python objects, which are never read"
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 CHUNK = 1 << 20
+TEMPORARY = ".tmp-"
+"""How names of files begin that are on their way to others."""
 PATIENCE = 1.0
 """Seconds in which a living process has long written a lock file it has created."""
 
@@ -37,45 +39,59 @@ def npz_fault(error: Exception) -> str:
     return HOLDS_OBJECTS if "pickle" in str(error) else str(error)
 
 
-def write_atomically(
-    path: str | Path,
-    content: bytes | Callable[[BinaryIO], object],
-    *,
-    temporary: str | None = None,
-) -> None:
+def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Puts a whole file in place, or leaves what was there before.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and only then
-    take the name `path`.
+    take the name `path`. What a killed process left of an earlier try is removed.
 
     Args:
       path: where the file shall be; its folder must exist.
       content: the bytes, or a function that writes them to the open file it is given.
-      temporary: name of the temporary file, for a caller that removes what a kill leaves of it,
-        and knows that nobody else uses it; by default a name of its own.
 
     Raises:
       ResourceError: if the disk is full.
       UsageError: if the folder is read-only or missing, or the name is impossible.
     """
     path = Path(path)
-    mode = "xb" if temporary is None else "wb"
-    beside = path.with_name(temporary or f".tmp-{secrets.token_hex(8)}")
+    prefix = f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
     with disk_errors(path):
-        try:
-            with open(beside, mode) as file:
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+        remove_left(path.parent, prefix)
+        with held_beside(path, prefix) as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name != "posix":
+                file.close()  # Windows renames no open file
+            os.replace(file.name, path)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def held_beside(path: Path, prefix: str) -> Iterator[BinaryIO]:
+    """Creates a temporary file that this process holds; it is gone again where work on it fails."""
+    while True:
+        with open(path.with_name(f"{prefix}{secrets.token_hex(8)}"), "xb") as file:
+            if hold(file, wait=True) and not os.path.exists(file.name):
+                continue  # somebody took it for a left one before it was held
+            try:
+                yield file
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
+            return
+
+
+def remove_left(folder: Path, prefix: str = TEMPORARY) -> None:
+    """Removes temporary files that no living process holds, where the system can tell."""
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            if hold(file):
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -207,12 +223,13 @@ def lock_text(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def hold(file: BinaryIO, *, shared: bool = False) -> bool:
+def hold(file: BinaryIO, *, shared: bool = False, wait: bool = False) -> bool:
     """Takes the system's lock on an open file; False if somebody has it, or there are none."""
     try:
         import fcntl
 
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
     except (ImportError, OSError):
         return False
     return True

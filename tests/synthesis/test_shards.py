@@ -11,6 +11,7 @@ import grain
 import numpy as np
 import pytest
 
+from dfq_jax.base.files import write_atomically
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.synthesis.run.shards import (
     MANIFEST,
@@ -35,16 +36,16 @@ def a_set(folder, **changes):
 
 def write_all(shards, process=0):
     for index in range(shards.count):
-        write_shard(shards, index, IMAGES[4 * index : 4 * index + 4], process)
+        write_shard(shards, index, IMAGES[4 * index : 4 * index + 4])
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A finished set."""
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    assert not begin_set(shards, tmp_path / "state", 0, 1)
+    assert not begin_set(shards, tmp_path / "state")
     write_all(shards)
-    assert finish_set(shards, 0)
+    assert finish_set(shards)
     return shards.folder
 
 
@@ -89,32 +90,32 @@ def test_equal_sets_have_equal_bytes_whenever_they_were_made(folder, tmp_path, m
     monkeypatch.setattr(time, "time", lambda: 2e9)
     monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(2e9))
     later = a_set(tmp_path / "later", provenance=dict(reversed(FACTS.items())))
-    begin_set(later, tmp_path / "later state", 1, 2)
+    begin_set(later, tmp_path / "later state")
     write_all(later, process=1)
-    assert finish_set(later, 1)
+    assert finish_set(later)
     assert contents(later.folder) == contents(folder)
-    assert finish_set(later, 0)  # by another process that notices too
+    assert finish_set(later)  # by another process that notices too
     assert contents(later.folder) == contents(folder)
 
 
 def test_the_manifest_comes_last(tmp_path):
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    begin_set(shards, tmp_path / "state", 0, 1)
+    begin_set(shards, tmp_path / "state")
     for index in (2, 0):
-        write_shard(shards, index, IMAGES[4 * index : 4 * index + 4], 0)
-        assert not finish_set(shards, 0)
+        write_shard(shards, index, IMAGES[4 * index : 4 * index + 4])
+        assert not finish_set(shards)
         assert not (shards.folder / MANIFEST).exists()
     with pytest.raises(
         DataError, match=r"set has no manifest\.json: .* run the same command again"
     ):
         ImageShards(shards.folder)
-    write_shard(shards, 1, IMAGES[4:8], 0)
-    assert finish_set(shards, 0)
+    write_shard(shards, 1, IMAGES[4:8])
+    assert finish_set(shards)
 
 
 def test_a_full_disk_leaves_neither_half_a_shard_nor_half_a_manifest(tmp_path, monkeypatch):
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    begin_set(shards, tmp_path / "state", 0, 1)
+    begin_set(shards, tmp_path / "state")
     write_all(shards)
 
     def full(*_):
@@ -123,11 +124,11 @@ def test_a_full_disk_leaves_neither_half_a_shard_nor_half_a_manifest(tmp_path, m
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(Exception, match="free some space"):
-            write_shard(shards, 0, IMAGES[4:8], 0)
+            write_shard(shards, 0, IMAGES[4:8])
         with pytest.raises(Exception, match="free some space"):
-            finish_set(shards, 0)
+            finish_set(shards)
     assert len(os.listdir(shards.folder)) == 3
-    assert finish_set(shards, 0)
+    assert finish_set(shards)
     np.testing.assert_array_equal(load_shards(shards.folder).images, IMAGES[:11])
 
 
@@ -226,14 +227,14 @@ def test_a_shard_that_is_missing_or_cut_is_named_at_once(folder):
 )
 def test_a_set_is_not_finished_with_shards_of_something_else(tmp_path, arrays, found):
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    begin_set(shards, tmp_path / "state", 0, 1)
+    begin_set(shards, tmp_path / "state")
     write_all(shards)
     np.savez(shards.path(1), **arrays)
     with pytest.raises(DataError, match=rf"shard-00001-of-00003\.npz .*{found}"):
-        finish_set(shards, 0)
+        finish_set(shards)
     np.savez_compressed(shards.path(1), images=IMAGES[:4])
     with pytest.raises(DataError, match=r"shard-00001-of-00003\.npz"):
-        finish_set(shards, 0)
+        finish_set(shards)
 
 
 def edited(folder, change):
@@ -273,31 +274,33 @@ def test_a_manifest_that_is_no_json(folder):
 
 def test_other_sets_in_the_folder_are_refused(folder, tmp_path):
     state = tmp_path / "new state"
-    assert begin_set(a_set(folder, provenance=FACTS), tmp_path / "state", 0, 1)  # the same
+    assert begin_set(a_set(folder, provenance=FACTS), tmp_path / "state")  # the same
     with pytest.raises(UsageError, match=r"different run:\n  seed: saved 5, now 6"):
-        begin_set(a_set(folder, provenance=FACTS | {"seed": 6}), state, 0, 1)
+        begin_set(a_set(folder, provenance=FACTS | {"seed": 6}), state)
     with pytest.raises(UsageError, match=r"different run:\n  n: saved 11, now 7"):
-        begin_set(a_set(folder, provenance=FACTS, n=7), state, 0, 1)
+        begin_set(a_set(folder, provenance=FACTS, n=7), state)
     (folder / MANIFEST).unlink()
     message = r"holds 3 shards of an unknown run, e\.g\. shard-00000-of-00003\.npz; choose an empty"
     with pytest.raises(UsageError, match=message):
-        begin_set(a_set(folder, provenance=FACTS), state, 0, 1)
+        begin_set(a_set(folder, provenance=FACTS), state)
     assert not state.exists()
     with pytest.raises(UsageError, match=r"state holds .* different run:\n  n: saved 11, now 7"):
-        begin_set(a_set(folder, provenance=FACTS, n=7), tmp_path / "state", 0, 1)
-    assert not begin_set(a_set(folder, provenance=FACTS), tmp_path / "state", 0, 1)  # its own
+        begin_set(a_set(folder, provenance=FACTS, n=7), tmp_path / "state")
+    assert not begin_set(a_set(folder, provenance=FACTS), tmp_path / "state")  # its own
 
 
-def test_what_a_kill_left_is_removed_by_whom_it_belongs_to(tmp_path):
+def test_what_a_kill_left_is_removed_and_what_somebody_writes_is_not(tmp_path):
     shards = a_set(tmp_path / "set", provenance=FACTS)
-    begin_set(shards, tmp_path / "state", 0, 3)
-    names = [f".tmp-process-{i}" for i in (0, 1, 2, 7, "x")]
-    for name in names:
-        (shards.folder / name).write_bytes(b"half")
-    begin_set(shards, tmp_path / "state", 1, 3)
-    assert sorted(os.listdir(shards.folder)) == [names[0], names[2], names[4]]
-    begin_set(shards, tmp_path / "state", 0, 1)
-    assert os.listdir(shards.folder) == [names[4]]
+    begin_set(shards, tmp_path / "state")
+    (shards.folder / ".tmp-1-2").write_bytes(b"half")
+
+    def another_begins(file):
+        file.write(b"half")
+        begin_set(shards, tmp_path / "state")
+        assert not (shards.folder / ".tmp-1-2").exists()
+
+    write_atomically(shards.path(0), another_begins)
+    assert os.listdir(shards.folder) == [shards.path(0).name]
 
 
 def test_shards_are_stored_so_that_they_can_be_mapped(folder):

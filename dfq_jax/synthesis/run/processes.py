@@ -91,13 +91,13 @@ def synthesize_shards(
         spread = spread_of(work, machine, processes)
         made = described(recipe, "recipe")
         shards = ShardSet(folder, n, work.size, model.contract, provenance, made)
-        complete, told = begin_set(shards, state, process, processes), ()
+        complete, told = begin_set(shards, state), ()
         if recipe.terms and not complete:
             run = ready(model, key, work, spread, forward_on(machine), watch)
             told = make_share(run, shards, state, watch, chunk, (process, processes))
         elif not complete:
             make_noise(model, recipe, key, shards, process, processes)
-        complete = complete or finish_set(shards, process)
+        complete = complete or finish_set(shards)
     notes = work.notes + spread.notes + idle(work, processes) + told
     return ProcessShare(complete, work.excluded, notes)
 
@@ -184,6 +184,6 @@ def on_shards(shards: ShardSet, turns: int, process: int, beside: Shelf | None =
     def put(index: int, made: Made) -> None:
         other.put(index, made)
         for row, part in enumerate(parts(index)):
-            write_shard(shards, part, made.images[row * shards.size :], process)
+            write_shard(shards, part, made.images[row * shards.size :])
 
     return Shelf(get, put)

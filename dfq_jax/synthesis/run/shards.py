@@ -19,7 +19,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from dfq_jax.base.files import NOT_AN_NPZ, read_regular, sha256_of, write_atomically
+from dfq_jax.base.files import (
+    NOT_AN_NPZ,
+    read_regular,
+    remove_left,
+    sha256_of,
+    write_atomically,
+)
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.examples import Examples, evidence_in
 from dfq_jax.optim.state import StateStore, refuse_other_run
@@ -33,7 +39,6 @@ VERSION = 1
 Pixels = Float32[np.ndarray, "n h w c"]
 
 
-TEMPORARY = ".tmp-process-"
 REMEDY = (
     "It was damaged or replaced: delete it, then run the command that made the set again; it makes "
     "what is missing."
@@ -79,14 +84,14 @@ class ShardSet:
         return min(self.size, self.n - index * self.size)
 
 
-def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> bool:
+def begin_set(shards: ShardSet, state: Path) -> bool:
     """Creates the folders of a set and its state, or checks that what they hold belongs to it.
+
+    What killed processes left of files on their way is removed.
 
     Args:
       shards: the set.
       state: folder of a `StateStore`, which every process creates before its first shard.
-      process: which process this is; what a kill left of its temporary file is removed.
-      processes: how many there are.
 
     Returns:
       Whether the set is finished.
@@ -108,25 +113,21 @@ def begin_set(shards: ShardSet, state: Path, process: int, processes: int) -> bo
                 f"{strange[0].name}; choose an empty folder."
             )
     StateStore(state, shards.facts)
-    for left in shards.folder.glob(f"{TEMPORARY}*"):
-        owner = left.name.removeprefix(TEMPORARY)
-        if owner.isdecimal() and (int(owner) == process or int(owner) >= processes):
-            left.unlink(missing_ok=True)
+    remove_left(shards.folder)
     return finished and all(shards.path(index).exists() for index in range(shards.count))
 
 
-def write_shard(shards: ShardSet, index: int, images: Float[Any, "n h w c"], process: int) -> None:
+def write_shard(shards: ShardSet, index: int, images: Float[Any, "n h w c"]) -> None:
     """Puts a shard in place, whole; equal images give equal bytes.
 
     Args:
       shards: the set.
       index: of the shard.
       images: normalised; those beyond its rows are left out.
-      process: which process this is.
     """
     pixels = np.asarray(images, np.float32)[: shards.rows(index)]
     write = lambda file: np.savez(file, allow_pickle=False, images=pixels)
-    write_atomically(shards.path(index), write, temporary=f"{TEMPORARY}{process}")
+    write_atomically(shards.path(index), write)
 
 
 def is_whole(shards: ShardSet, index: int) -> bool:
@@ -140,7 +141,7 @@ def is_whole(shards: ShardSet, index: int) -> bool:
         return False
 
 
-def finish_set(shards: ShardSet, process: int) -> bool:
+def finish_set(shards: ShardSet) -> bool:
     """Writes the manifest if all shards are there.
 
     Whichever processes notice that the set is complete write the same bytes.
@@ -160,7 +161,7 @@ def finish_set(shards: ShardSet, process: int) -> bool:
     ]
     text = json.dumps({**description(shards), "shards": entries}, indent=1, sort_keys=True)
     manifest = shards.folder / MANIFEST
-    write_atomically(manifest, f"{text}\n".encode(), temporary=f"{TEMPORARY}{process}")
+    write_atomically(manifest, f"{text}\n".encode())
     return True
 
 
