@@ -160,7 +160,7 @@ def halves(images: Any) -> tuple[Any, Any]:
     """Images to learn from and images that judge, as `dfq.train` takes them apart."""
     import numpy as np
 
-    from dfq_jax.api.train import apart
+    from dfq_jax.api.training_job import apart
 
     seen, held_out = apart(images)
     return np.array(seen.images), np.array(held_out.images)

@@ -105,7 +105,9 @@ def by_distillation(
     if method == "noise":
         way = way._replace(images=parts.FixedImages())
     student = parts.initialised(half, key)
-    made, _ = parts.distilled(student, teacher, pixels[:768], pixels[768:], way, key)
+    made, _ = parts.distilled(
+        student, teacher, way, parts.TrainingSetup(pixels[:768], pixels[768:], key)
+    )
     return made, {"images": 768 if method == "noise" else None, "steps": args.steps}
 
 

@@ -87,7 +87,7 @@ from dfq_jax.training.binary import (
     within_delta,
 )
 from dfq_jax.training.binary_start import on_binary_activations, with_hard_tanh
-from dfq_jax.training.engine import TrainingReport, trained
+from dfq_jax.training.engine import TrainingReport, TrainingSetup, trained
 from dfq_jax.training.gates import PrunedByScales, pruned_by_scales
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.in_float import trained_in_float
@@ -184,6 +184,7 @@ __all__ = [
     "Term",
     "Tracking",
     "TrainingReport",
+    "TrainingSetup",
     "UnitReport",
     "VerticalNetwork",
     "adam_to_zero",

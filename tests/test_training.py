@@ -138,11 +138,11 @@ def test_a_start_keeps_its_scales_and_that_is_told(network, made, low, monkeypat
     """Papers find extremes and ranges anew, which would undo what a start has learned."""
     told, asked = [], []
 
-    def untrained(quantized, teacher, images, held_out, method, key, **place):
+    def untrained(quantized, teacher, method, setup, **other):
         asked.append(method)
         return quantized, TrainingReport(method.name, 1, 0.0, 0.0, True, 0.0, 0.0)
 
-    monkeypatch.setattr("dfq_jax.api.train.trained", untrained)
+    monkeypatch.setattr("dfq_jax.api.training_job.trained", untrained)
     method = gdfq(steps=1, batch=4, kind=GDFQ_GENERATOR._replace(channels=(4,)))
     watch = Watcher(stage=told.append)
     result = dfq_jax.train(
@@ -155,7 +155,7 @@ def test_a_start_keeps_its_scales_and_that_is_told(network, made, low, monkeypat
 
 
 def test_what_cannot_be_trained_is_refused_before_images_are_made(nets, monkeypatch):
-    monkeypatch.delattr("dfq_jax.api.train.made_images")
+    monkeypatch.delattr("dfq_jax.api.training_job.made_images")
     with pytest.raises(UsageError, match="needs a classifier for KL"):
         dfq_jax.train(nets.unet(), method="hast")
 

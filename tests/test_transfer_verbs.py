@@ -95,8 +95,8 @@ def heard(monkeypatch):
     """What `distill` has taught; the student stays as it began."""
     told: list[Any] = []
 
-    def taught(student, teacher, images, held_out, method, key, **kept):
-        told.append((student, teacher, images, held_out, method))
+    def taught(student, teacher, method, setup):
+        told.append((student, teacher, setup.images, setup.held_out, method))
         return student, TrainingReport(method.name, method.steps, 2.0, 1.0, True, 0.0, 0.0)
 
     monkeypatch.setattr(transfer, "distilled", taught)

@@ -47,7 +47,7 @@ from dfq_jax.recipes.presets import ImageBudget, image_budget, makes_noise
 from dfq_jax.recipes.rows import makes_rows
 from dfq_jax.recipes.trainings import retraining_for
 from dfq_jax.report.shapes import pruned_line
-from dfq_jax.training.engine import TrainingReport
+from dfq_jax.training.engine import TrainingReport, TrainingSetup
 from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
 from dfq_jax.training.suits import check_images
@@ -243,18 +243,10 @@ def taught_again(
     follow.begins("training")
     steps = f"{method.steps} steps of {method.batch} {method.examples}"
     follow.watch.says(f"training what is left: {steps}")
-    learned, report = trained_in_float(
-        made.model,
-        subject.model,
-        seen.array,
-        held_out.array,
-        method,
-        training_key(seed),
-        stays=made.stays(subject),
-        masks=made.masks,
-        place=follow.place,
-        watch=follow.watch,
-    )
+    kept = {"place": follow.place, "watch": follow.watch}
+    setup = TrainingSetup(seen.array, held_out.array, training_key(seed), **kept)
+    shapes = {"stays": made.stays(subject), "masks": made.masks}
+    learned, report = trained_in_float(made.model, subject.model, method, setup, **shapes)
     follow.watch.says(f"  {told_of(report, method.examples)}")
     return made.with_weights(learned), report
 

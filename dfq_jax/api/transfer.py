@@ -38,7 +38,7 @@ from dfq_jax.recipes.foresight import training_foreseen
 from dfq_jax.recipes.shot import shot
 from dfq_jax.recipes.trainings import check_positive
 from dfq_jax.training.adaptation import AdaptationReport, adapted
-from dfq_jax.training.engine import TrainingReport
+from dfq_jax.training.engine import TrainingReport, TrainingSetup
 from dfq_jax.training.method import Training
 from dfq_jax.training.suits import check_images, check_suits
 from dfq_jax.training.transfer import check_alike, distilled, initialised
@@ -286,9 +286,9 @@ def taught(
     follow.begins("training")
     steps = f"{method.steps} steps of {method.batch} images"
     follow.watch.says(f"teaching {pupil.name} without data: {steps}")
-    key, kept = training_key(asked.seed), {"place": follow.place, "watch": follow.watch}
-    shown = seen.images, held_out.images
-    return distilled(pupil.model, teacher, *shown, method, key, **kept)
+    kept = {"place": follow.place, "watch": follow.watch}
+    setup = TrainingSetup(seen.images, held_out.images, training_key(asked.seed), **kept)
+    return distilled(pupil.model, teacher, method, setup)
 
 
 def told_of_distillation(report: TrainingReport) -> str:

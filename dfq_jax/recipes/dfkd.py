@@ -10,7 +10,8 @@ batch; statistics are matched by squares, averaged over channels and layers, not
     generator:  0.4 CE(t, argmax t) + 10 BN - 1.1 KL(t, s) where argmax s = argmax t
     student:    T^2 KL(t, s),  T = 20
 
-    student, report = distilled(initialised(net, key), teacher, images, held_out, dfkd(), key)
+    setup = TrainingSetup(images, held_out, key)
+    student, report = distilled(initialised(net, key), teacher, dfkd(), setup)
 """
 
 import jax

@@ -14,7 +14,8 @@ they are Python's:
 
     signed = with_hard_tanh(model)
     student = on_binary_activations(dfq(signed, images, Scheme(1, 2), layers).quantized, images)
-    trained(student, teacher, images, held_out, ir_net(activations=True), key, unfolded=signed)
+    setup = TrainingSetup(images, held_out, key)
+    trained(student, teacher, ir_net(activations=True), setup, unfolded=signed)
 """
 
 from dfq_jax.recipes.qat import CROPPED

@@ -7,7 +7,8 @@ begins at `recipes.lq_nets`; bases of kernels are solved anew at every step
 follow with a moving average. There is no file for such networks, so there is no `dfq train` for it:
 
     student = lq_nets(made, images).quantized
-    trained(student, made.reference, images, held_out, lq_nets_qat(steps=1000), key)
+    setup = TrainingSetup(images, held_out, key)
+    trained(student, made.reference, lq_nets_qat(steps=1000), setup)
 """
 
 from dfq_jax.recipes.qat import CROPPED

@@ -14,7 +14,7 @@ from dfq_jax.optim.progress import SILENT, Watcher
 from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.training.batch_norms import with_recorded_norms
-from dfq_jax.training.engine import learned_by, taught_of
+from dfq_jax.training.engine import TrainingSetup, learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.in_float import NO_LEVELS
 from dfq_jax.training.method import Training
@@ -106,11 +106,11 @@ def adapted(
         labels = pseudo_labels(now, images) if number else first
         start = StudentStart(now, {})
         own = jax.random.fold_in(key, number)
+        setup = TrainingSetup(images, images[:0], own, place=place / f"epoch_{number}", watch=watch)
         taught = taught_of(method, fold_batch_norm(model), None, start, images, own)
         pace = jnp.float32(how.pace(number))
         taught = taught._replace(labels=one_hot_of(model, labels), pace=pace)
-        inside = place / f"epoch_{number}"
-        learned = learned_by(Course(method, NO_LEVELS), taught, own, inside, watch)
+        learned = learned_by(Course(method, NO_LEVELS), taught, setup)
         now = dataclasses.replace(unfolded_student(learned.x, start), moments={})
         if method.student.batch_norms:
             now = with_recorded_norms(now, images)

@@ -84,33 +84,48 @@ class TrainingReport(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class TrainingSetup(NamedTuple):
+    """What a student is shown, and where it learns.
+
+    Attributes:
+      images: normalised, as 8-bit pixels can tell them, or rows of ids; a generator needs none.
+      held_out: others, that judge; none where nothing is judged.
+      key: the only source of randomness.
+      machine: its devices share every batch; its precision is that of what layers multiply.
+      place: keeps the state here and resumes from it.
+      watch: told how far it is.
+    """
+
+    images: Shaped[Array, "n ..."]
+    held_out: Shaped[Array, "m ..."]
+    key: Key[Array, ""]
+    machine: Machine = HERE
+    place: Place = NOWHERE
+    watch: Watcher = SILENT
+
+    @property
+    def terms_key(self) -> Key[Array, ""]:
+        """The key of what a generator's terms draw once."""
+        return jax.random.fold_in(self.key, 2)
+
+
 def trained(
     quantized: QuantizedModel,
     teacher: Model,
-    images: Shaped[Array, "n ..."],
-    held_out: Shaped[Array, "m ..."],
     method: Training,
-    key: Key[Array, ""],
+    setup: TrainingSetup,
     *,
     unfolded: Model | None = None,
-    machine: Machine = HERE,
-    place: Place = NOWHERE,
-    watch: Watcher = SILENT,
 ) -> tuple[QuantizedModel, TrainingReport]:
     """Trains a network on its levels, without labels and without data.
 
     Args:
       quantized: where the student begins.
       teacher: the float network, node for node the same.
-      images: normalised, as 8-bit pixels can tell them, or rows of ids; a generator needs none.
-      held_out: others, that judge.
       method: who learns what from whom.
-      key: the only source of randomness.
+      setup: what it is shown, and where it learns.
       unfolded: the float network with its batch norms: for generators, which match their
         statistics, and students whose norms are live.
-      machine: its devices share every batch; its precision is that of what layers multiply.
-      place: keeps the state here and resumes from it.
-      watch: told how far it is.
 
     Returns:
       The trained network, or the one it began as where that is nearer to the teacher; and how it
@@ -122,22 +137,58 @@ def trained(
       UnsupportedModelError: if a generator finds no statistics to match.
       DivergedError: if every attempt diverged; the last state before that is kept in `place`.
     """
-    check_images(method, len(images))
-    check_classes(method, teacher)
-    check_machine(machine, method.batch)
     began = time.perf_counter()
-    start = begun_student(method.student, quantized, unfolded, images)
-    taught = taught_of(method, teacher, unfolded, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(Course(method, quantized.plan, machine), taught, key, place, watch)
+    check_setup(method, teacher, setup)
+    start = begun_student(method.student, quantized, unfolded, setup.images)
+    taught = taught_of(method, teacher, unfolded, start, setup.images, setup.terms_key)
+    learned = learned_by(Course(method, quantized.plan, setup.machine), taught, setup)
     made = finished(method.student, quantized.plan, learned.x, start, learned.ranges)
-    apart = partial(distance, teacher, images=held_out, directions=method.directions)
-    before, after = (apart(each) for each in (quantized, made))
-    kept = math.isfinite(after) and after <= before
+    apart = partial(distance, teacher, images=setup.held_out, directions=method.directions)
     codes = partial(codes_found, method.student, quantized.plan, start=start)
     changed = float(share_changed(codes(learned.first), codes(learned.x)))
-    seconds = time.perf_counter() - began
-    told = (method.name, method.steps, before, after, kept, changed, seconds, learned.notes)
-    return made if kept else quantized, TrainingReport(*told)
+    report = report_of(method, began, (apart(quantized), apart(made)), learned.notes, changed)
+    return made if report.kept else quantized, report
+
+
+def check_setup(method: Training, teacher: Model, setup: TrainingSetup) -> None:
+    """Refuses what a method cannot learn from.
+
+    Raises:
+      UsageError: if there are fewer images than a step takes, devices that cannot share a batch,
+        or no classes where a term needs them.
+    """
+    check_images(method, len(setup.images))
+    check_classes(method, teacher)
+    check_machine(setup.machine, method.batch)
+
+
+def report_of(
+    method: Training,
+    began: float,
+    gaps: tuple[float, float],
+    notes: tuple[str, ...],
+    changed: float = 0.0,
+) -> TrainingReport:
+    """How a training went; what ended nearer to the teacher is kept.
+
+    Args:
+      method: of training.
+      began: when, by `time.perf_counter`.
+      gaps: how far outputs are from the teacher's before and after, as `TrainingReport` has them.
+      notes: what went wrong on the way.
+      changed: share of the codes that are others.
+    """
+    before, after = gaps
+    return TrainingReport(
+        method=method.name,
+        steps=method.steps,
+        before=before,
+        after=after,
+        kept=math.isfinite(after) and after <= before,
+        changed=changed,
+        seconds=time.perf_counter() - began,
+        notes=notes,
+    )
 
 
 class RunOutcome(NamedTuple):
@@ -158,20 +209,18 @@ class RunOutcome(NamedTuple):
     players: Mapping[str, PyTree]
 
 
-def learned_by(
-    course: Course, taught: Taught, key: Key[Array, ""], place: Place, watch: Watcher
-) -> RunOutcome:
+def learned_by(course: Course, taught: Taught, setup: TrainingSetup) -> RunOutcome:
     """Takes all steps, at lower rates where they diverge.
 
     Raises:
       DivergedError: if every attempt diverged; the last state before that is kept in `place`.
     """
-    method, plan = course.method, course.plan
+    method, plan, key = course.method, course.plan, setup.key
     x = {STUDENT: trained_at_first(method.student, plan, taught.start)}
     x |= generators(method, taught, jax.random.fold_in(key, 0))
-    inside = (place / "training").knowing(facts_of(course, x, taught, key))
+    inside = (setup.place / "training").knowing(facts_of(course, x, taught, key))
     with inside.owned():
-        attempt = partial(attempted, TrainingRun(course, x, taught, key, inside, watch))
+        attempt = partial(attempted, TrainingRun(course, x, taught, setup._replace(place=inside)))
         result, failed = at_lower_rates(attempt)
         if result.status == "diverged":
             raise DivergedError(given_up(method, failed, inside, result))
@@ -254,23 +303,20 @@ class TrainingRun(NamedTuple):
       course: what is taught.
       x: what all players train, before the first step.
       taught: what they are given.
-      key: the only source of randomness.
-      place: keeps the state.
-      watch: told how far it is.
+      setup: who is told, and where the state is kept.
     """
 
     course: Course
     x: Mapping[str, PyTree]
     taught: Taught
-    key: Key[Array, ""]
-    place: Place
-    watch: Watcher
+    setup: TrainingSetup
 
 
 def attempted(run: TrainingRun, number: int) -> FitResult:
     """One attempt, at so much of the learning rate."""
-    course, x, taught, key, place, watch = run
+    course, x, taught, setup = run
     method, plan, machine = course
+    key, watch = setup.key, setup.watch
     if number:
         watch.says(f"training diverged; again at 1/{2**number} of the learning rate")
     heard: dict[str, PyTree] = {"ranges": tracked_at_first(method.student, plan, taught.start)}
@@ -286,7 +332,7 @@ def attempted(run: TrainingRun, number: int) -> FitResult:
         memory={STUDENT: heard, **remembered_at_first(method, taught)},
         chunk=CHUNK,
         on_chunk=partial(report, method, watch),
-        store=(place / f"attempt_{number}").store(),
+        store=(setup.place / f"attempt_{number}").store(),
         feed=partial(fed, method, len(taught.pixels), seed_of(key)),
     )
 

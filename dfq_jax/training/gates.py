@@ -15,7 +15,6 @@ import math
 import time
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -31,7 +30,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import select
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import learned_by, taught_of
+from dfq_jax.training.engine import TrainingSetup, learned_by, taught_of
 from dfq_jax.training.images import Course
 from dfq_jax.training.in_float import NO_LEVELS, norms_following
 from dfq_jax.training.method import Training
@@ -131,8 +130,9 @@ def pruned_by_scales(
     penalty = scale_penalty(scales, widths_of_maps(coupled, model))
     method = method._replace(student=StudentKind(live=True), penalties=(penalty,))
     start = StudentStart(model, {}, gates=gates)
-    taught = taught_of(method, whole, model, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(Course(method, NO_LEVELS), taught, key, place, watch)
+    setup = TrainingSetup(images, images[:0], key, place=place, watch=watch)
+    taught = taught_of(method, whole, model, start, images, setup.terms_key)
+    learned = learned_by(Course(method, NO_LEVELS), taught, setup)
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
     made = norms_following(model, made, images) if len(images) else made
     found = np.ones(len(coupled))

@@ -6,7 +6,6 @@ which reads them (ranges, equalization, synthesis) sees the network that there i
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -14,25 +13,29 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots
-from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.pruning.refit import HostMoments, in_whole_batches, moved_as
 from dfq_jax.quantization.plan import Plan, Scheme
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import TrainingReport, learned_by, taught_of
+from dfq_jax.training.engine import (
+    TrainingReport,
+    TrainingSetup,
+    check_setup,
+    learned_by,
+    report_of,
+    taught_of,
+)
 from dfq_jax.training.images import Course
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
-from dfq_jax.training.suits import check_classes, check_images
 
 NO_LEVELS = Plan((), (), Scheme(8, None), "zsq_all_low")
 """Everything stays in float."""
@@ -41,30 +44,22 @@ NO_LEVELS = Plan((), (), Scheme(8, None), "zsq_all_low")
 def trained_in_float(
     model: Model,
     teacher: Model,
-    images: Shaped[Array, "n ..."],
-    held_out: Shaped[Array, "m ..."],
     method: Training,
-    key: Key[Array, ""],
+    setup: TrainingSetup,
     *,
     stays: Mapping[str, Int[np.ndarray, " _"]] | None = None,
     masks: Mapping[str, Bool[np.ndarray, "..."]] | None = None,
-    place: Place = NOWHERE,
-    watch: Watcher = SILENT,
 ) -> tuple[Model, TrainingReport]:
     """Trains a network without data to do what another does.
 
     Args:
       model: where the student begins, with its batch norms in place.
       teacher: the network it learns from, with the same nodes, whose layers may be wider.
-      images: normalised, as 8-bit pixels can tell them; or rows of ids.
-      held_out: others, that judge.
       method: by which losses and steps it learns; its kind of student is of networks on levels, and
         is not looked at.
-      key: the only source of randomness.
+      setup: as of `trained`; there are images or rows.
       stays: {tensor: positions along the teacher's last axis that the student has}, where fewer.
       masks: {layer: which of its weights may differ from zero}, where some may not.
-      place: keeps the state here and resumes from it.
-      watch: told how far it is.
 
     Returns:
       The trained network, or the one it began as where that is nearer to the teacher; and how it
@@ -76,20 +71,16 @@ def trained_in_float(
     """
     began, method = time.perf_counter(), method._replace(student=StudentKind(live=True))
     whole = fold_batch_norm(teacher)
-    check_images(method, len(images))
-    check_classes(method, whole)
+    check_setup(method, whole, setup)
     start = StudentStart(model, {}, jax.tree.map(jnp.asarray, dict(masks or {})))
-    taught = taught_of(method, whole, None, start, images, key)
+    taught = taught_of(method, whole, None, start, setup.images, setup.key)
     taught = taught._replace(stays=jax.tree.map(jnp.asarray, dict(stays or {})))
-    learned = learned_by(Course(method, NO_LEVELS), taught, key, place, watch)
+    learned = learned_by(Course(method, NO_LEVELS, setup.machine), taught, setup)
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
-    judged = partial(distance, whole, images=held_out, directions=method.directions)
+    judged = partial(distance, whole, images=setup.held_out, directions=method.directions)
     apart = lambda m: judged(QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}))
-    before, after = apart(model), apart(made)
-    kept = math.isfinite(after) and after <= before
-    seconds = time.perf_counter() - began
-    told = (method.name, method.steps, before, after, kept, 0.0, seconds, learned.notes)
-    return norms_following(model, made, images) if kept else model, TrainingReport(*told)
+    report = report_of(method, began, (apart(model), apart(made)), learned.notes)
+    return norms_following(model, made, setup.images) if report.kept else model, report
 
 
 def norms_following(before: Model, after: Model, images: Shaped[Array, "n ..."]) -> Model:

@@ -20,20 +20,24 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.ops import BatchNorm
 from dfq_jax.graph.query import classes_of, weighted_nodes
 from dfq_jax.graph.rewrite import with_params
-from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.optim.state import NOWHERE, Place
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.synthesis.sources.pixels import from_natural
 from dfq_jax.training.batch_norms import with_recorded_norms
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import TrainingReport, learned_by, taught_of
+from dfq_jax.training.engine import (
+    TrainingReport,
+    TrainingSetup,
+    check_setup,
+    learned_by,
+    report_of,
+    taught_of,
+)
 from dfq_jax.training.generator import generated_images
 from dfq_jax.training.images import GENERATOR, Course, Taught
 from dfq_jax.training.in_float import NO_LEVELS
 from dfq_jax.training.method import GeneratedImages, Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
-from dfq_jax.training.suits import check_classes, check_images
 
 RECORDED = 256
 """Images that norms are of at the end."""
@@ -65,13 +69,8 @@ def initialised(model: Model, key: Key[Array, ""]) -> Model:
 def distilled(
     student: Model,
     teacher: Model,
-    images: Float[Array, "n h w c"],
-    held_out: Float[Array, "m h w c"],
     method: Training,
-    key: Key[Array, ""],
-    *,
-    place: Place = NOWHERE,
-    watch: Watcher = SILENT,
+    setup: TrainingSetup,
 ) -> tuple[Model, TrainingReport]:
     """Trains a network of any architecture to say what another says, without data.
 
@@ -79,12 +78,8 @@ def distilled(
       student: where it begins, e.g. `initialised`, with its batch norms in place; it reads and puts
         out what the teacher does.
       teacher: with its batch norms in place.
-      images: normalised; a generator needs none.
-      held_out: others, that judge.
       method: e.g. `recipes.dfkd`; any whose losses compare outputs alone.
-      key: the only source of randomness.
-      place: keeps the state here and resumes from it.
-      watch: told how far it is.
+      setup: as of `trained`.
 
     Returns:
       The network, its norms with statistics of the last images, or the one it began as where that
@@ -97,22 +92,17 @@ def distilled(
     """
     began, whole = time.perf_counter(), fold_batch_norm(teacher)
     check_alike(student, teacher, method)
-    check_images(method, len(images))
-    check_classes(method, whole)
+    check_setup(method, whole, setup)
     method = method._replace(student=StudentKind(live=True, batch_norms=True))
     start = StudentStart(student, {})
-    taught = taught_of(method, whole, teacher, start, images, jax.random.fold_in(key, 2))
-    learned = learned_by(Course(method, NO_LEVELS), taught, key, place, watch)
+    taught = taught_of(method, whole, teacher, start, setup.images, setup.terms_key)
+    learned = learned_by(Course(method, NO_LEVELS, setup.machine), taught, setup)
     made = dataclasses.replace(unfolded_student(learned.x, start), moments={})
-    shown = last_images(method, taught, learned.players, images, jax.random.fold_in(key, 3))
-    made = with_recorded_norms(made, shown)
-    judged = partial(distance, whole, images=held_out, directions=method.directions)
+    made = with_recorded_norms(made, last_images(method, taught, learned.players, setup))
+    judged = partial(distance, whole, images=setup.held_out, directions=method.directions)
     apart = lambda m: judged(QuantizedModel(fold_batch_norm(m), NO_LEVELS, {}))
-    before, after = apart(student), apart(made)
-    seconds = time.perf_counter() - began
-    kept = math.isfinite(after) and after <= before
-    told = (method.name, method.steps, before, after, kept, 0.0, seconds, learned.notes)
-    return made if kept else student, TrainingReport(*told)
+    report = report_of(method, began, (apart(student), apart(made)), learned.notes)
+    return made if report.kept else student, report
 
 
 def check_alike(student: Model, teacher: Model, method: Training) -> None:
@@ -141,13 +131,12 @@ def last_images(
     method: Training,
     taught: Taught,
     players: Mapping[str, Any],
-    images: Float[Array, "n h w c"],
-    key: Key[Array, ""],
+    setup: TrainingSetup,
 ) -> Float[Array, "n h w c"]:
     """Images like those that a student has seen last, for statistics of its norms."""
     source = method.images
     if not isinstance(source, GeneratedImages):
-        return images[:RECORDED]
-    classes = classes_of(taught.teacher)
+        return setup.images[:RECORDED]
+    classes, key = classes_of(taught.teacher), jax.random.fold_in(setup.key, 3)
     natural, _ = generated_images(source.kind, players[GENERATOR], key, RECORDED, classes)
     return from_natural(natural, taught.teacher.contract)

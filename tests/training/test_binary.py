@@ -36,7 +36,7 @@ from dfq_jax.training.binary import (
     within_delta,
 )
 from dfq_jax.training.binary_start import on_binary_activations, with_hard_tanh
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import TrainingSetup, trained
 from dfq_jax.training.images import share_taken
 from dfq_jax.training.level_rules import DONE
 from dfq_jax.training.losses import (
@@ -264,9 +264,8 @@ def test_they_learn(school, make):
         made = make(steps=60, batch=12, learning_rate=1e-3, activations=both)
         method, told = made._replace(images=FixedImages()), []
         watch = Watcher(progress=lambda p, told=told: told.append(p.parts["loss"]))
-        made, report = trained(
-            start, folded, images, judges, method, KEY, unfolded=unfolded, watch=watch
-        )
+        setup = TrainingSetup(images, judges, KEY, watch=watch)
+        made, report = trained(start, folded, method, setup, unfolded=unfolded)
         assert told[-1] < told[0]
         assert report.changed > 0
         assert made.plan == start.plan
@@ -279,6 +278,8 @@ def test_zhu_plays(school):
     source: Any = made.images
     kind = source.kind._replace(channels=(4, 4))
     method = made._replace(images=source._replace(kind=kind, lessons=2))
-    _, report = trained(quantized, folded, images, judges, method, KEY, unfolded=model)
+    _, report = trained(
+        quantized, folded, method, TrainingSetup(images, judges, KEY), unfolded=model
+    )
     assert report.steps == 4
     assert np.isfinite(report.after)

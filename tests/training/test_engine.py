@@ -24,7 +24,7 @@ from dfq_jax.recipes.ait import ait
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.recipes.synq import synq
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import LAST_GOOD, collapsed, taught_of, trained
+from dfq_jax.training.engine import LAST_GOOD, TrainingSetup, collapsed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
 from dfq_jax.training.images import Course, normalised, rows_at_steps
 from dfq_jax.training.level_rules import learned_steps
@@ -62,6 +62,12 @@ def lesson(steps=30, optimizer=None, **how):
     return Training("lesson", steps, 8, kind, FixedImages(), (KL,), rates, epoch=4, **how)
 
 
+def attended(school, method, **other):
+    """What comes of a training whose setup differs in this."""
+    student, teacher, setup = school
+    return trained(student, teacher, method, setup._replace(**other))
+
+
 @pytest.fixture(scope="module")
 def school(nets):
     """A teacher, a student of 2 bits, images to learn from and others that judge."""
@@ -69,14 +75,14 @@ def school(nets):
     folded = fold_batch_norm(model)
     images = nets.images(folded, 40)
     student = calibrate(folded, resolve(folded.graph, Scheme(2, 4), "zsq_all_low"), images[:8])
-    return student, folded, images[:24], images[24:]
+    return student, folded, TrainingSetup(images[:24], images[24:], KEY)
 
 
 def test_a_student_learns(school):
     begun = school[0]
     heard = []
     watch = Watcher(progress=lambda p: heard.append((p.step, p.what, dict(p.parts))))
-    found, report = trained(*school, method=lesson(), key=KEY, watch=watch)
+    found, report = attended(school, lesson(), watch=watch)
     assert report.kept
     assert report.after < 0.9 * report.before
     assert 0 < report.changed < 1
@@ -93,13 +99,11 @@ def test_a_run_that_was_killed_ends_the_same(school, tmp_path):
 
     method = lesson(40, average=0.9)
     with pytest.raises(KeyboardInterrupt):
-        trained(
-            *school, method=method, key=KEY, place=Place(tmp_path), watch=Watcher(progress=stop)
-        )
+        attended(school, method, place=Place(tmp_path), watch=Watcher(progress=stop))
     steps = []
     watch = Watcher(progress=lambda p: steps.append(p.step))
-    again, report = trained(*school, method=method, key=KEY, place=Place(tmp_path), watch=watch)
-    whole, wanted = trained(*school, method=method, key=KEY)
+    again, report = attended(school, method, place=Place(tmp_path), watch=watch)
+    whole, wanted = attended(school, method)
     assert steps == [40]
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -108,12 +112,12 @@ def test_a_run_that_was_killed_ends_the_same(school, tmp_path):
     moved = sum(np.sum(a != b) for a, b in zip(*codes, strict=True))
     assert report.changed == pytest.approx(moved / sum(a.size for a in codes[0]))
     with pytest.raises(UsageError, match="different run"):
-        trained(*school, method=method._replace(batch=4), key=KEY, place=Place(tmp_path))
+        attended(school, method._replace(batch=4), place=Place(tmp_path))
 
 
 def test_a_result_that_is_worse_is_left(school):
     ruin = lesson(4, nesterov(30.0))
-    found, report = trained(*school, method=ruin, key=KEY)
+    found, report = attended(school, ruin)
     assert not report.kept
     assert found is school[0]
 
@@ -122,7 +126,7 @@ def test_a_result_that_is_worse_is_left(school):
 def test_what_diverges_is_made_again_at_half_the_rate(school):
     said = []
     method = lesson(4, bound(failing, False))
-    _, report = trained(*school, method=method, key=KEY, watch=Watcher(stage=said.append))
+    _, report = attended(school, method, watch=Watcher(stage=said.append))
     assert said == ["training diverged; again at 1/2 of the learning rate"]
     assert report.notes == (
         "training diverged at step 0 and was made again at 1/2 of the learning rate",
@@ -133,7 +137,7 @@ def test_what_always_diverges_is_given_up(school, tmp_path, monkeypatch):
     monkeypatch.setattr("dfq_jax.optim.attempts.RESTARTS", 0)  # each is a program of its own
     method = lesson(4, bound(failing, True))
     with pytest.raises(DivergedError, match="1/8 of its learning rate") as caught:
-        trained(*school, method=method, key=KEY, place=Place(tmp_path))
+        attended(school, method, place=Place(tmp_path))
     assert caught.value.exit_code == 4
     path = tmp_path / "training" / LAST_GOOD
     assert str(path) in str(caught.value)
@@ -143,7 +147,7 @@ def test_what_always_diverges_is_given_up(school, tmp_path, monkeypatch):
 
 def test_a_batch_larger_than_the_images(school):
     with pytest.raises(UsageError, match=r"takes 8 images a step and there are 5.*`batch=5`"):
-        trained(school[0], school[1], school[2][:5], school[3], lesson(), KEY)
+        attended(school, lesson(), images=school[2].images[:5])
 
 
 def test_terms_of_classes_need_a_classifier(nets):
@@ -151,7 +155,7 @@ def test_terms_of_classes_need_a_classifier(nets):
     images = nets.images(model, 8)
     student = calibrate(model, resolve(model.graph, Scheme(8, 8)), images)
     with pytest.raises(UsageError, match="lesson needs a classifier for KL"):
-        trained(student, model, images, images, lesson(), KEY)
+        trained(student, model, lesson(), TrainingSetup(images, images, KEY))
 
 
 def test_every_image_is_shown_once_an_epoch():
@@ -190,10 +194,10 @@ def test_a_generator_and_a_student_alternate(nets, make, heard):
     folded = fold_batch_norm(model)
     images = nets.images(folded, 8)
     student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
-    given = (student, folded, images, images, generator_of(make=make), KEY)
     shown = []
     watch = Watcher(progress=lambda p: shown.append(dict(p.parts)))
-    _, report = trained(*given, unfolded=model, watch=watch)
+    setup = TrainingSetup(images, images, KEY, watch=watch)
+    _, report = trained(student, folded, generator_of(make=make), setup, unfolded=model)
     assert report.steps == 3
     own = {"generator/CE", "generator/BNS", "generator/alike"}
     assert {name for name in shown[-1] if "loss" not in name} == own | heard
@@ -239,12 +243,12 @@ def mean_square(told):
 
 
 def test_labels_are_of_images_before_they_are_moved(school):
-    student, teacher, images, _ = school
+    student, teacher, setup = school
     terms = (Term("class", 1.0, mean_square, True),)
     method = lesson()._replace(terms=terms, wrappers=(all_black,), batch=24)
     start = student_start(method.student, student, None)
     x = trained_at_first(method.student, student.plan, start)
-    taught = taught_of(method, teacher, None, start, images, KEY)
+    taught = taught_of(method, teacher, None, start, setup.images, KEY)
     memory = {"ranges": {}, "codes": kernel_codes(method.student, student.plan, x, start)}
     fed = Fed(taught, jnp.int32(0), jnp.arange(24)[None])
     now = Now(KEY, jnp.int32(0), memory)

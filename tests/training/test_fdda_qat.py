@@ -20,7 +20,7 @@ from dfq_jax.recipes.trainings import training_for
 from dfq_jax.synthesis.sources.augment import unchanged
 from dfq_jax.synthesis.sources.pixels import from_natural, to_pixels
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import fed, taught_of, trained
+from dfq_jax.training.engine import TrainingSetup, fed, taught_of, trained
 from dfq_jax.training.generator import begun_generator, generated_images
 from dfq_jax.training.images import Course, generator_loss, normalised, shown_images
 from dfq_jax.training.method import Training
@@ -129,6 +129,8 @@ def test_students_see_real_images_with_what_the_teacher_says_of_them(method, sch
 def test_it_plays(method, school, model, real, nets):
     student, teacher, _ = school
     judges = nets.images(model, 8)
-    _, report = trained(student, teacher, real.images, judges, method, KEY, unfolded=model)
+    _, report = trained(
+        student, teacher, method, TrainingSetup(real.images, judges, KEY), unfolded=model
+    )
     assert report.steps == 3
     assert np.isfinite(report.after)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfq_jax.api.request import resolved
-from dfq_jax.api.train import making_for
+from dfq_jax.api.training_job import making_for
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
@@ -28,7 +28,7 @@ from dfq_jax.training.adaptability import (
     even_gap,
     kept_between,
 )
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import TrainingSetup, trained
 from dfq_jax.training.losses import Answers, Lesson
 from dfq_jax.training.method import generating
 
@@ -153,6 +153,6 @@ def test_they_play(name, nets):
     student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
     how: dict[str, Any] = {"noise_images": 8} if name == "dsg_qat" else {}
     method = FACTORIES[name](steps=3, batch=4, warmup=2, **how)
-    _, report = trained(student, folded, images, images, method, KEY, unfolded=model)
+    _, report = trained(student, folded, method, TrainingSetup(images, images, KEY), unfolded=model)
     assert report.steps == 3
     assert np.isfinite(report.after)

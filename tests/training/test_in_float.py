@@ -14,6 +14,7 @@ from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.select import select, standing
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.synthesis.terms.base import Term
+from dfq_jax.training.engine import TrainingSetup
 from dfq_jax.training.in_float import norms_following, trained_in_float
 from dfq_jax.training.losses import block_outputs, distillation, feature_gap
 from dfq_jax.training.method import FixedImages, Training, to_zero
@@ -43,13 +44,14 @@ def school(nets):
         if axes and not left[axes[-1]].all()
     }
     images = nets.images(whole, 40)
-    return select(whole, subject.coupled, kept), whole, images[:28], images[28:], stays
+    setup = TrainingSetup(images[:28], images[28:], KEY)
+    return select(whole, subject.coupled, kept), whole, setup, stays
 
 
 def test_it_learns_of_a_wider_teacher_and_keeps_its_shapes(school):
-    small, whole, images, held_out, stays = school
+    small, whole, setup, stays = school
     assert stays
-    found, report = trained_in_float(small, whole, images, held_out, lesson(), KEY, stays=stays)
+    found, report = trained_in_float(small, whole, lesson(), setup, stays=stays)
     assert report.kept
     assert report.after < 0.8 * report.before
     assert found.graph == small.graph
@@ -58,14 +60,12 @@ def test_it_learns_of_a_wider_teacher_and_keeps_its_shapes(school):
 
 
 def test_zeros_stay_zero(school):
-    small, whole, images, held_out, stays = school
+    small, whole, setup, stays = school
     kernel = np.array(small.params["conv2"]["kernel"])
     kernel[..., ::2, :] = 0
     holed = with_params(small, {"conv2": {"kernel": jnp.asarray(kernel)}})
     masks = {"conv2": kernel != 0}
-    made, report = trained_in_float(
-        holed, whole, images, held_out, lesson(4), KEY, stays=stays, masks=masks
-    )
+    made, report = trained_in_float(holed, whole, lesson(4), setup, stays=stays, masks=masks)
     assert report.kept
     found = np.asarray(made.params["conv2"]["kernel"])
     assert not found[~masks["conv2"]].any()
@@ -73,17 +73,17 @@ def test_zeros_stay_zero(school):
 
 
 def test_what_is_worse_is_left(school):
-    small, whole, images, held_out, stays = school
+    small, whole, setup, stays = school
     ruin = lesson(4, 30.0)
-    found, report = trained_in_float(small, whole, images, held_out, ruin, KEY, stays=stays)
+    found, report = trained_in_float(small, whole, ruin, setup, stays=stays)
     assert found is small
     assert not report.kept
 
 
 def test_fewer_images_than_a_step_takes(school):
-    small, whole, images, held_out, stays = school
+    small, whole, setup, stays = school
     with pytest.raises(UsageError, match="takes 64 images a step and there are 28"):
-        trained_in_float(small, whole, images, held_out, lesson(batch=64), KEY, stays=stays)
+        trained_in_float(small, whole, lesson(batch=64), setup, stays=stays)
 
 
 def test_norms_follow_and_the_function_stays(nets):

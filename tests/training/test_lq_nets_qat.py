@@ -11,7 +11,7 @@ from dfq_jax.quantization.plan import Scheme, Site
 from dfq_jax.recipes.dfq import dfq
 from dfq_jax.recipes.lq_nets import lq_nets
 from dfq_jax.recipes.lq_nets_qat import lq_nets_qat
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import TrainingSetup, trained
 from dfq_jax.training.level_rules import solved_anew, within_levels
 
 KEY = jax.random.key(5)
@@ -68,7 +68,9 @@ def test_a_student_on_learned_levels_learns(nets):
     made = dfq(model, images, Scheme(2, 2), layers="zsq_all_low")
     student = lq_nets(made, images).quantized
     method = lq_nets_qat(steps=6, batch=8, learning_rate=1e-2)
-    found, report = trained(student, made.reference, images[:8], images[8:], method, KEY)
+    found, report = trained(
+        student, made.reference, method, TrainingSetup(images[:8], images[8:], KEY)
+    )
     assert report.steps == 6
     assert np.isfinite(report.after)
     assert isinstance(found.plan.table[Site("conv1")].levels, LearnedLevels)

@@ -10,14 +10,12 @@ from dfq_jax.base.parallel import HERE, Machine
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Node
 from dfq_jax.graph.ops import Linear, Relu
-from dfq_jax.optim.progress import SILENT
-from dfq_jax.optim.state import NOWHERE
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.recipes.gdfq import gdfq
 from dfq_jax.synthesis.terms.base import Term
-from dfq_jax.training.engine import generators, learned_by, taught_of, trained
+from dfq_jax.training.engine import TrainingSetup, generators, learned_by, taught_of, trained
 from dfq_jax.training.images import GENERATOR, Course
 from dfq_jax.training.level_rules import learned_steps
 from dfq_jax.training.losses import distillation
@@ -57,7 +55,13 @@ def school(nets):
     folded = fold_batch_norm(nets.stem())
     images = nets.images(folded, 24)
     plan = resolve(folded.graph, Scheme(4, 4), "zsq_all_low")
-    return calibrate(folded, plan, images[:8]), folded, images[:16], images[16:]
+    setup = TrainingSetup(images[:16], images[16:], KEY)
+    return calibrate(folded, plan, images[:8]), folded, setup
+
+
+def trained_on(machine, school):
+    student, teacher, setup = school
+    return trained(student, teacher, LESSON, setup._replace(machine=machine))
 
 
 def kernels(network):
@@ -76,11 +80,11 @@ def furthest(a, b, begun):
 @pytest.fixture(scope="module")
 def alone(school):
     """What is learned on one device, in float32."""
-    return trained(*school, method=LESSON, key=KEY)
+    return trained(school[0], school[1], LESSON, school[2])
 
 
 def test_devices_share_a_batch_as_one_takes_it(school, alone):
-    together, report = trained(*school, method=LESSON, key=KEY, machine=Machine(devices=4))
+    together, report = trained_on(Machine(devices=4), school)
     apart, went = furthest(alone[0], together, school[0])
     assert went > 0
     assert apart < 1e-4
@@ -90,7 +94,7 @@ def test_devices_share_a_batch_as_one_takes_it(school, alone):
 
 
 def test_bfloat16_layers_learn_nearly_the_same(school, alone):
-    rough, report = trained(*school, method=LESSON, key=KEY, machine=Machine(dtype="bfloat16"))
+    rough, report = trained_on(Machine(dtype="bfloat16"), school)
     apart, _ = furthest(alone[0], rough, school[0])
     assert 1e-5 < apart < 0.2
     assert report.after == pytest.approx(alone[1].after, rel=0.05)
@@ -100,7 +104,7 @@ def test_bfloat16_layers_learn_nearly_the_same(school, alone):
 @pytest.mark.slow
 def test_gradients_of_8_bits_teach_nearly_the_same(school, alone):
     method = on_gradient_grid(LESSON, 8)
-    found, report = trained(*school, method=method, key=KEY)
+    found, report = trained(school[0], school[1], method, school[2])
     apart, _ = furthest(alone[0], found, school[0])
     assert 1e-4 < apart < 0.3
     assert report.after == pytest.approx(alone[1].after, rel=0.05)
@@ -114,9 +118,8 @@ def test_a_generator_over_devices_is_that_of_one(nets):
     images = nets.images(folded, 8)
     start = begun_student(METHOD.student, calibrate(folded, plan, images), model, images)
     taught = taught_of(METHOD, folded, model, start, images, KEY)
-    learned = lambda machine: (
-        learned_by(Course(METHOD, plan, machine), taught, KEY, NOWHERE, SILENT).players
-    )
+    setup = TrainingSetup(images, images, KEY)
+    learned = lambda machine: learned_by(Course(METHOD, plan, machine), taught, setup).players
     one, four = learned(HERE), learned(Machine(devices=4))
     begun = generators(METHOD, taught, jax.random.fold_in(KEY, 0))[GENERATOR]
     squared = lambda x, y: sum(

@@ -27,7 +27,7 @@ from dfq_jax.recipes.zaq import zaq
 from dfq_jax.synthesis.terms.base import Observed
 from dfq_jax.training.activation_maps import activation_map, activation_map_loss, feature_map
 from dfq_jax.training.adversary import imbalance, opposed, own_entropy, quiet
-from dfq_jax.training.engine import rows_of_classes, trained
+from dfq_jax.training.engine import TrainingSetup, rows_of_classes, trained
 from dfq_jax.training.frequencies import low_pass
 from dfq_jax.training.images import generator_refusal
 from dfq_jax.training.losses import Answers, Lesson, distillation
@@ -198,7 +198,9 @@ def test_adversaries_play(nets, make, told):
     method = make(**SHORT[make])
     heard = []
     watch = Watcher(progress=lambda p: heard.append(dict(p.parts)))
-    _, report = trained(student, folded, images, images, method, KEY, unfolded=model, watch=watch)
+    _, report = trained(
+        student, folded, method, TrainingSetup(images, images, KEY, watch=watch), unfolded=model
+    )
     assert report.steps == SHORT[make]["steps"]
     assert {f"generator/{told}", told, "changed"} <= set(heard[-1])
 

@@ -16,7 +16,7 @@ from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.trainings import retraining_for, scheme_for, training_for
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import TrainingSetup, trained
 from dfq_jax.training.student import Tracking
 
 KEY = jax.random.key(4)
@@ -67,7 +67,9 @@ def test_a_student_turns_to_the_float_network(nets):
     images = nets.images(folded, 8)
     student = calibrate(folded, resolve(folded.graph, Scheme(4, 4), "zsq_all_low"), images)
     method = quantface(steps=40, batch=8, learning_rate=6.4)
-    made, report = trained(student, folded, images, images, method, KEY, unfolded=model)
+    made, report = trained(
+        student, folded, method, TrainingSetup(images, images, KEY), unfolded=model
+    )
     assert report.kept
     assert report.after < 0.7 * report.before
     unit = lambda v: np.asarray(v) / np.linalg.norm(v, axis=-1, keepdims=True)

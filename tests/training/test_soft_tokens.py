@@ -20,7 +20,7 @@ from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.best_training import best_training
 from dfq_jax.recipes.zsaq import zsaq
 from dfq_jax.training.distance import distance
-from dfq_jax.training.engine import trained
+from dfq_jax.training.engine import TrainingSetup, trained
 from dfq_jax.training.images import GENERATOR, STUDENT, Course, StudentNow, Taught, both_answers
 from dfq_jax.training.objectives import step_of
 from dfq_jax.training.soft_tokens import (
@@ -133,7 +133,7 @@ def test_a_language_model_learns_without_text(name, scene):
     """By soft tokens, and by rows that it wrote; the distance is that of NumPy."""
     path, model, made = scene
     rows = jnp.asarray(ROWS)
-    found, report = trained(made, model, rows[:8], rows[8:], METHODS[name], KEY)
+    found, report = trained(made, model, METHODS[name], TrainingSetup(rows[:8], rows[8:], KEY))
     assert report.method == name
     assert report.kept
     assert report.after < 0.9 * report.before
@@ -150,7 +150,7 @@ def test_what_cannot_learn_so_is_refused(scene, tiny_net):
     _, model, made = scene
     few = jnp.asarray(ROWS[:2])
     with pytest.raises(UsageError, match="takes 4 rows a step and there are 2"):
-        trained(made, model, few, few, METHOD, KEY)
+        trained(made, model, METHOD, TrainingSetup(few, few, KEY))
     with pytest.raises(UnsupportedModelError, match="soft tokens are for networks"):
         table_of(tiny_net)
     with pytest.raises(UsageError, match="zsaq shows rows of ids, and this network reads an image"):

@@ -18,6 +18,7 @@ from dfq_jax.recipes.shot import shot
 from dfq_jax.synthesis.terms.base import Observed, Term
 from dfq_jax.training.adaptation import adapted
 from dfq_jax.training.batch_norms import by_batch, with_recorded_norms
+from dfq_jax.training.engine import TrainingSetup
 from dfq_jax.training.losses import Answers, Lesson, distillation
 from dfq_jax.training.method import FixedImages, Training, cosine_sgd
 from dfq_jax.training.pseudo_labels import information_loss, pseudo_labels
@@ -73,7 +74,7 @@ def test_another_architecture_learns(nets, teacher):
     how = (StudentKind(), FixedImages(), (kl,), cosine_sgd(0.05, 60))
     method = Training("words", 60, 24, *how)
     student = initialised(small(nets), KEY)
-    made, report = distilled(student, teacher, images[:24], images[24:], method, KEY)
+    made, report = distilled(student, teacher, method, TrainingSetup(images[:24], images[24:], KEY))
     assert made.graph == student.graph
     assert report.after < 0.5 * report.before
 
@@ -86,20 +87,20 @@ def test_dfkd_plays(nets, teacher):
     method = made._replace(images=source._replace(kind=kind))
     judges = nets.images(teacher, 8)
     student = initialised(small(nets), KEY)
-    _, report = distilled(student, teacher, judges[:0], judges, method, KEY)
+    _, report = distilled(student, teacher, method, TrainingSetup(judges[:0], judges, KEY))
     assert report.steps == 6
     assert np.isfinite(report.after)
 
 
 def test_students_that_do_not_fit_are_refused(nets, teacher):
     images = nets.images(teacher, 8)
-    told = (images, images, dfkd(), KEY)
+    setup = TrainingSetup(images, images, KEY)
     with pytest.raises(UsageError, match=r"puts out \(4,\), its teacher"):
-        distilled(small(nets, classes=4), teacher, *told)
+        distilled(small(nets, classes=4), teacher, dfkd(), setup)
     with pytest.raises(UsageError, match=r"reads \(8, 8, 3\)"):
-        distilled(small(nets, size=8), teacher, *told)
+        distilled(small(nets, size=8), teacher, dfkd(), setup)
     with pytest.raises(UsageError, match="compares relu1"):
-        distilled(small(nets), teacher, images, images, hast(batch=4), KEY)
+        distilled(small(nets), teacher, hast(batch=4), setup)
 
 
 def test_terms_of_dfkd():

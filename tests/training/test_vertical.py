@@ -34,6 +34,7 @@ from dfq_jax.quantization.sites import Site
 from dfq_jax.quantization.vertical import as_cut, cut_codes, narrowed, nested_layers, whole_codes
 from dfq_jax.recipes.trainings import check_kernels
 from dfq_jax.recipes.vertical_layered import vertical_layered
+from dfq_jax.training.engine import TrainingSetup
 from dfq_jax.training.student import student_start, trained_at_first
 from dfq_jax.training.vertical import trained_vertically
 from dfq_jax.training.widths import at_width, vertical_network
@@ -175,7 +176,7 @@ def folder(school, made_result, tmp_path_factory):
 def made_result(school):
     start, folded, images, _ = school
     method = vertical_layered(steps=40, batch=16, widths=(4, 2), learning_rate=1e-3)
-    return trained_vertically(start, folded, images, images, method, KEY)
+    return trained_vertically(start, folded, method, TrainingSetup(images, images, KEY))
 
 
 def test_all_widths_learn_at_once(made_result):
