@@ -11,6 +11,7 @@ from dfq_jax.errors import DivergedError, ResourceError, UnsupportedModelError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.affine import Grid
+from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.narrowing import output_gap
 from dfq_jax.recipes.diagnose import blamed, loses_much
 from dfq_jax.recipes.noise import NOISE_CHOSEN
@@ -56,7 +57,8 @@ def expected(
     if judges.images is None:
         return None
     known = "low" if judges.images.guessed else "usual"
-    return estimate(model, made.quantized, judges.images.images, accuracy, confidence=known)
+    shown, whole = judges.images.images, fold_batch_norm(model)  # nodes as the quantized one has
+    return estimate(whole, made.quantized, shown, accuracy, confidence=known)
 
 
 class Plain(NamedTuple):

@@ -1,14 +1,21 @@
-"""Folds batch norm into the layer before it."""
+"""Folds batch norm into the layer before it.
+
+Where nothing is traced this is NumPy's work: every shape would be half a dozen programs.
+"""
 
 import dataclasses
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float
 
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, BatchNorm
 from dfq_jax.graph.query import batch_norms, consumers, only_consumer
 from dfq_jax.graph.rewrite import bypass, drop_params, with_params
+from dfq_jax.graph.semantics import Slots
+from dfq_jax.numerics.affine import NumpyOrJax, namespace
 from dfq_jax.types import Moments
 
 
@@ -56,18 +63,31 @@ def fold_batch_norm(model: Model, *, distrusted: frozenset[str] = frozenset()) -
 
 def normed_moments(model: Model, norm: Node, eps: float) -> Moments:
     """Mean and variance of the output of a batch norm, as its statistics have it."""
-    slots = model.params[norm.name]
+    slots = where_they_are(model.params[norm.name])
+    xp = namespace(*slots.values())
     mean, var = slots["mean"], slots["var"]
-    scale = slots.get("scale", jnp.ones_like(mean))
-    share = jnp.where(jnp.isfinite(var), var / (var + eps), 0.0)  # an infinite one: no output
-    return Moments(slots.get("bias", jnp.zeros_like(mean)), scale**2 * share)
+    scale = slots.get("scale", xp.ones_like(mean))
+    with np.errstate(invalid="ignore"):
+        share = xp.where(xp.isfinite(var), var / (var + eps), 0.0)  # an infinite one: no output
+    found = Moments(slots.get("bias", xp.zeros_like(mean)), scale**2 * share)
+    return found if xp is not np else jax.device_put(found)
 
 
-def folded(model: Model, layer: Node, norm: Node, eps: float) -> dict[str, Float[Array, "..."]]:
+def folded(
+    model: Model, layer: Node, norm: Node, eps: float
+) -> dict[str, Float[NumpyOrJax, "..."]]:
     """New slots of `layer` with `norm` folded in."""
-    slots, bn = model.params[layer.name], model.params[norm.name]
-    scale = bn.get("scale", jnp.ones_like(bn["mean"]))
-    beta = bn.get("bias", jnp.zeros_like(bn["mean"]))
-    gain = scale / jnp.sqrt(bn["var"] + eps)
-    bias = slots.get("bias", jnp.zeros_like(bn["mean"]))
-    return {"kernel": slots["kernel"] * gain, "bias": (bias - bn["mean"]) * gain + beta}
+    slots, bn = (where_they_are(model.params[name]) for name in (layer.name, norm.name))
+    xp = namespace(*slots.values(), *bn.values())
+    scale = bn.get("scale", xp.ones_like(bn["mean"]))
+    beta = bn.get("bias", xp.zeros_like(bn["mean"]))
+    gain = scale / xp.sqrt(bn["var"] + eps)
+    bias = slots.get("bias", xp.zeros_like(bn["mean"]))
+    found = {"kernel": slots["kernel"] * gain, "bias": (bias - bn["mean"]) * gain + beta}
+    return found if xp is not np else jax.device_put(found)
+
+
+def where_they_are(slots: Slots) -> Slots:
+    """Parameters as arrays of NumPy, or as they are while a program is traced."""
+    traced = any(isinstance(v, Tracer) for v in slots.values())
+    return slots if traced else jax.device_get(slots)

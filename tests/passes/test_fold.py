@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,18 @@ def test_a_whole_network_keeps_its_function(tiny_net, nets):
     assert folded.contract == tiny_net.contract
     same_function(nets, tiny_net, folded)
     assert "bias" not in tiny_net.params["conv1"]  # the original is untouched
+
+
+def test_arrays_are_folded_without_a_program_and_as_in_one(tiny_net, caplog):
+    with jax.log_compiles():
+        found = fold_batch_norm(tiny_net)
+    assert not [r for r in caplog.records if "compilation" in r.getMessage()]
+    for got, wanted in zip(
+        jax.tree.leaves(found), jax.tree.leaves(jax.jit(fold_batch_norm)(tiny_net)), strict=True
+    ):
+        assert isinstance(got, jax.Array)
+        assert got.dtype == wanted.dtype
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("bias", [True, False])
