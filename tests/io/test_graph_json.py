@@ -208,3 +208,28 @@ def test_damaged_plans_and_contracts_are_data_errors():
         plan_from_json({**data, "layers": "all"})
     with pytest.raises(DataError, match="positive size"):
         contract_from_json({"height": 0, "width": 3})
+
+
+def test_a_dictionary_where_a_name_or_a_number_belongs_is_a_data_error():
+    """Also where nothing looks at it while it is read: what is looked up later must not change."""
+    plan = Plan(((Site("a"), Spec(Grid(4))),), (("x", (Site("a"),)),), Scheme(4, 8), "zsq_all_low")
+    data, other = plan_to_json(plan), {"as_none": True}
+    site = data["sites"][0]
+    for wrong in (
+        {"sites": [{**site, "node": other}]},
+        {"groups": [{"tensor": other, "sites": [["a", "kernel"]]}]},
+        {"groups": [{"tensor": "x", "sites": [[other, "kernel"]]}]},
+        {"sites": [{**site, "fields": {"order": other}, "observer": "Lp"}]},
+        {"scheme": other},
+    ):
+        with pytest.raises(DataError, match="cannot read the plan"):
+            plan_from_json({**data, **wrong})
+    graph = graph_to_json(Graph((Node("relu", Relu(), ("x",)),), ("x",), ("relu",)))
+    node = graph["nodes"][0]
+    for wrong in ({"name": other}, {"inputs": [other]}, {"fields": {"ceiling": other}}):
+        with pytest.raises(DataError, match="cannot read the graph"):
+            graph_from_json({**graph, "nodes": [{**node, **wrong}]})
+    with pytest.raises(DataError, match="cannot read the input contract"):
+        contract_from_json({"height": 3, "width": 3, "mean": [other] * 3})
+    with pytest.raises(DataError, match="cannot read the inputs"):
+        inputs_from_json({"inputs": [{"kind": "tokens", "length": 3, "symbol": other}]})

@@ -39,7 +39,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
 
     def read() -> Graph:
         nodes = (Node(n["name"], untagged("op", n, OPS), tuple(n["inputs"])) for n in data["nodes"])
-        return Graph(tuple(nodes), tuple(data["inputs"]), tuple(data["outputs"]))
+        return unchanging(Graph(tuple(nodes), tuple(data["inputs"]), tuple(data["outputs"])))
 
     return checked("graph", read)
 
@@ -92,7 +92,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
             for g in data["groups"]
         )
         known = tuple(entries), tuple(groups), Scheme(**data["scheme"]), data["layers"]
-        return Plan(*known, store)
+        return unchanging(Plan(*known, store))
 
     return checked("plan", read)
 
@@ -115,8 +115,10 @@ def known_site(node: str, slot: str) -> Site:
     """The site that a file calls so.
 
     Raises:
-      ValueError: if its slot is none.
+      ValueError: if its slot is none, or the node no name.
     """
+    if not isinstance(node, str):
+        raise ValueError(f"{node!r} is no name of a node")
     if not re.fullmatch(r"kernel|input\d{1,6}", slot):
         raise ValueError(f"{slot!r} of {node!r} is no slot that is quantized")
     return Site(node, None if slot == "kernel" else int(slot.removeprefix("input")))
@@ -136,7 +138,7 @@ def contract_from_json(data: Mapping[str, Any]) -> InputContract:
 
     def read() -> InputContract:
         names = [f.name for f in dataclasses.fields(InputContract)]
-        return InputContract(**{n: as_tuples(data[n]) for n in names if n in data})
+        return unchanging(InputContract(**{n: as_tuples(data[n]) for n in names if n in data}))
 
     return checked("input contract", read)
 
@@ -162,7 +164,8 @@ def inputs_from_json(data: Mapping[str, Any]) -> tuple[Input, ...]:
     """
     if "inputs" not in data:
         return (contract_from_json(checked("input contract", lambda: data["contract"])),)
-    return tuple(checked("inputs", lambda: [*map(input_from_json, data["inputs"])]))
+    read = lambda: [unchanging(input_from_json(each)) for each in data["inputs"]]
+    return tuple(checked("inputs", read))
 
 
 def input_from_json(data: Mapping[str, Any]) -> Input:
@@ -210,6 +213,16 @@ def untagged(tag: str, data: Mapping[str, Any], kinds: Mapping[str, Callable[...
     if data[tag] not in kinds:
         raise ValueError(f"{data[tag]!r} is no {tag}; known are {', '.join(kinds)}")
     return kinds[data[tag]](**{k: as_tuples(v) for k, v in data["fields"].items()})
+
+
+def unchanging(value: T) -> T:
+    """The value, if all that it is made of is: a dictionary where a name belongs is none.
+
+    Raises:
+      TypeError: if something in it can be changed.
+    """
+    hash(value)
+    return value
 
 
 def as_lists(value: Any) -> Any:
