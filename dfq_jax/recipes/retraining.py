@@ -9,14 +9,10 @@ random. Rate, weight and windows were chosen on 5,000 training images of CIFAR-1
 
 import optax
 
-from dfq_jax.recipes.best_training import IMAGES, ROWS, best_losses
-from dfq_jax.synthesis.sources.augment import compose, cutmix, flip, resized_crop
+from dfq_jax.recipes.best_training import IMAGES, PASTED, ROWS, best_losses
 from dfq_jax.training.losses import block_outputs
-from dfq_jax.training.method import FixedImages, FixedRows, Training, to_zero
+from dfq_jax.training.method import FixedRows, Training, to_zero
 from dfq_jax.training.student import StudentKind
-
-PASTED = FixedImages(compose(resized_crop(smallest=0.5), flip(together=False), cutmix(chance=0.5)))
-"""Half of an image at least, mirrored every other time, every other with a window of another."""
 
 
 def retraining(

@@ -16,7 +16,7 @@ from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes.aac_abn import aac_abn
 from dfq_jax.recipes.adadfq import adadfq
 from dfq_jax.recipes.ait import ait
-from dfq_jax.recipes.best_training import best_training
+from dfq_jax.recipes.best_training import IMAGES, best_training
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.dir_net import dir_net
@@ -60,10 +60,16 @@ class TrainingOffer(NamedTuple):
 
 
 def by_network(model: Model, task: Task | None = None) -> Mapping[str, Any]:
-    """What our student is told of a network: `by_outputs`, and whether it reads rows."""
+    """What students of ours are told of a network: `by_outputs`, and whether it reads rows."""
     if not makes_rows(model):
         return by_outputs(model, task)
     return {"classes": predicts_tokens(model), "rows": True, "features": 0.0, "batch": 8}
+
+
+def our_student(model: Model, task: Task | None = None) -> Mapping[str, Any]:
+    """`by_network`, with lower rates where it reads rows, of which there are few."""
+    rates = {"learning_rate": 2e-4, "step_rate": 1e-4} if makes_rows(model) else {}
+    return {**by_network(model, task), **rates}
 
 
 def by_outputs(model: Model, task: Task | None = None) -> Mapping[str, Any]:
@@ -77,7 +83,7 @@ GENERATED = {**FIXED, "steps": 70_000, "warmup": 10_000}
 SIGNS, WHOLE = "w1a8", "w8a8"
 """Kernels of signs; of 8 bits, of which fewer can be read."""
 TRAININGS: Mapping[str, TrainingOffer] = {
-    "best": TrainingOffer(best_training, suited=by_network),
+    "best": TrainingOffer(best_training, {"n": IMAGES}, suited=our_student),
     "gdfq": TrainingOffer(gdfq, {**GENERATED, "kind": GDFQ_BY_CLASS}),
     "qimera": TrainingOffer(qimera, {**GENERATED, "mixed": 500, "length": 100, "by_class": True}),
     "dsg_qat": TrainingOffer(dsg_qat, {**GENERATED, "kind": GDFQ_BY_CLASS}),
