@@ -12,6 +12,8 @@ from typing import get_args
 import pytest
 from plain_text import ESCAPE, plain
 
+from dfq_jax.api import compress as compressing
+from dfq_jax.api import quantize as quantizing
 from dfq_jax.base.words import TaskName, TrainingName
 from dfq_jax.cli import app as cli
 from dfq_jax.cli import verbs as commands
@@ -58,6 +60,8 @@ FLAGS = {
     "bench": ("--runs", "--json"),
 }
 
+
+FIVE = "5 things are wrong:\n- scheme 'w9a8' is not"
 
 # help and usage
 
@@ -116,6 +120,7 @@ def test_version(dfq):
         ("quantize net.pth -o out --layers all", "all"),
         ("distill net.pth -o out", "--student"),
         ("adapt net.pth -o out", "--images"),
+        ("adapt net.pth -o out --images . --method genie", "Unknown option: --method"),
         ("evaluate net.pth", "--data"),
         ("verify", "OUT"),
         ("bench out --runs few", "few"),
@@ -138,6 +143,11 @@ def test_wrong_usage_exits_2(dfq, line, message):
         ("quantize NET -o NET", 2, "MODEL and output are both"),
         ("quantize NET -o OUT --images DIR/none.npz", 2, "no image set at"),
         ("quantize NET -o OUT --seed -1", 2, "a seed must be 0..4294967295, got -1."),
+        ("quantize NET -o OUT --rule nowhere=8", 2, "nowhere"),
+        ("quantize NONE -o OUT --scheme w9a8 --rule fc -n 0 --seed -1 --images DIR/none", 2, FIVE),
+        ("train NONE -o OUT --scheme w9a8 --rule fc -n 0 --seed -1 --images DIR/none", 2, FIVE),
+        ("compress NONE -o OUT --prune 200% --scheme w9a8", 2, "2 things are wrong:\n- "),
+        ("adapt NONE -o OUT --epochs 0", 2, "2 things are wrong:\n- adapting is to pictures"),
         ("synthesize NET -o DIR/i.npz --seed 4294967296", 2, "got 4294967296."),
         ("synthesize NET -o DIR/i.png", 2, "give a .npz file in an existing folder"),
         ("synthesize NET -o DIR/none/i.npz", 2, "give a .npz file in an existing folder"),
@@ -164,6 +174,15 @@ def test_senseless_requests_are_refused_before_any_work(dfq, made, tmp_path, lin
     assert (found.code, found.out) == (code, "")
     assert message in found.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rules_are_looked_at_before_images_are_made(dfq, made, monkeypatch, tmp_path):
+    for module in (quantizing, compressing):
+        monkeypatch.setattr(module, "seen_for", lambda *_: pytest.fail("images were made"))
+    net = (made / "net.safetensors", "--arch", "small", "-o", tmp_path / "out")
+    for verb in (("quantize", *net), ("compress", *net, "--prune", "20%")):
+        found = plain(dfq(*verb, "--rule", "nowhere=8"))
+        assert (found.code, "nowhere" in found.err) == (2, True)
 
 
 # models that cannot be read

@@ -8,7 +8,7 @@ from dfq_jax.api.deadline import in_time
 from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import GivenImages
 from dfq_jax.api.joining import joined, require_joint_reach, with_bits
-from dfq_jax.api.quantize import making_for, quantized_on, seen_for
+from dfq_jax.api.quantize import check_bits, making_for, quantized_on, seen_for
 from dfq_jax.api.request import (
     Asked,
     Follow,
@@ -128,6 +128,7 @@ def carried_out(
     check_synthesis(model, settings, given=images is not None)
     asked = resolved(model, settings)
     require_zeros_kept(how, asked)
+    check_bits(model, asked)
     if how.together is not None:
         require_joint_reach(subject, how.together, asked)
     how, said = timed(subject, how, asked, follow.watch), asked

@@ -38,9 +38,10 @@ from dfq_jax.base.words import Preset
 from dfq_jax.errors import ResourceError
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.tasks import name_of
+from dfq_jax.graph.tasks import name_of, noun_of
 from dfq_jax.optim.progress import SILENT, UnitReport, Watcher
 from dfq_jax.passes.fold import fold_batch_norm
+from dfq_jax.quantization.plan import resolve
 from dfq_jax.quantization.rules import written
 from dfq_jax.quantization.shared_grids import shared_grids
 from dfq_jax.recipes.dfq_biases import with_biases_corrected
@@ -142,6 +143,7 @@ def quantize(
 
 def carried_out(model: Model, given: GivenImages | None, asked: Asked, follow: Follow) -> Result:
     """The network as asked for."""
+    check_bits(model, asked)
     looked_at, follow = seen_for(model, given, making_for(model, asked), asked, follow)
     return quantized_on(model, looked_at, asked, follow)
 
@@ -166,8 +168,6 @@ def seen_for(
 ) -> tuple[LookedAt, Follow]:
     """The images of a run, brought or made now, and those who follow it, told how long it takes."""
     brought = None if given is None else image_set(given, model.input, follow.watch.says)
-    if asked.pipeline.budget is not None and brought is None:
-        require_bit_reach(model, asked.pipeline.budget, asked.pipeline)
     follow = with_foresight(follow, model, making, brought, asked)
     images = made_images(model, making, asked, follow) if brought is None else brought
     images = images if asked.pipeline.raw else deliverable(images, model.input)
@@ -207,7 +207,7 @@ def quantized_on(
         if kept is not None:
             made, units, (note, loss) = plain, (), kept
             asked = asked.without_learning()
-    what = "rows" if makes_rows(model) else "images"
+    what = f"{noun_of(model.inputs[0])}s"
     follow.watch.says(f"judging on {len(probes)} {'of these' if raw else 'held-out'} {what}")
     right = None if original is None else fold_batch_norm(original)
     found = analyze(made.reference, made.quantized, probes.array, task=asked.task, original=right)
@@ -304,6 +304,23 @@ def require_memory(needed: int, images: int) -> None:
         )
 
 
+def check_bits(model: Model, asked: Asked) -> None:
+    """Refuses bits that a network cannot have, before anything is made or learned.
+
+    Rules of a network that value-aware surgery takes apart wait for that: they may name the parts.
+
+    Raises:
+      PlanError: for a rule that matches no layer.
+      BudgetError: for a budget out of reach.
+    """
+    how = asked.pipeline
+    if how.budget is not None:
+        require_bit_reach(model, how.budget, how)
+    if not how.surgery.value_aware:
+        folded = jax.eval_shape(fold_batch_norm, model).graph
+        resolve(folded, how.scheme, how.layers, how.rules)
+
+
 def require_bit_reach(model: Model, budget: Budget, how: Pipeline) -> None:
     """Refuses a budget out of reach before images are made; biases that come later do not count.
 
@@ -351,7 +368,7 @@ def made_images(model: Model, budget: ImageBudget, asked: Asked, follow: Follow)
     follow.begins("making images")
     chosen = asked.method or budget.method
     shown = name_of_method(chosen if budget.steps else budget.method)
-    what = "rows" if makes_rows(model) else "images"
+    what = f"{noun_of(model.inputs[0])}s"
     follow.watch.says(f"synthesizing {budget.n} {what} ({shown})")
     if budget.steps and (asked.method or asked.n or asked.steps):
         how = manner(model, chosen, budget, asked.preset or OWN)

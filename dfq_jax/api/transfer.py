@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dfq_jax.api.delivered import calibrating, split_probes
 from dfq_jax.api.given import MOST_PICTURES, GivenImages, image_set
-from dfq_jax.api.quantize import making_for, quantized_on, require_bit_reach, seen_for
+from dfq_jax.api.quantize import check_bits, making_for, quantized_on, seen_for
 from dfq_jax.api.request import (
     Asked,
     Follow,
@@ -31,8 +31,6 @@ from dfq_jax.io.load import load
 from dfq_jax.io.zoo.known import names
 from dfq_jax.io.zoo.untrained import untrained
 from dfq_jax.optim.progress import SILENT, Watcher
-from dfq_jax.passes.fold import fold_batch_norm
-from dfq_jax.quantization.plan import resolve
 from dfq_jax.recipes.dfkd import dfkd
 from dfq_jax.recipes.foresight import training_foreseen
 from dfq_jax.recipes.shot import shot
@@ -104,22 +102,6 @@ def adapt(
     told = {"adapted": f"{epochs} epochs of {len(learned)} images, {batch} a step"}
     result = quantized_on(made, looked_at._replace(fitted=True), asked, follow)
     return with_origin(result, model, told, (*report.notes, told_of_adaptation(report)), follow)
-
-
-def check_bits(model: Model, asked: Asked) -> None:
-    """Refuses bits that a network cannot have, before it learns.
-
-    Rules of a network that value-aware surgery takes apart wait for that: they may name the parts.
-
-    Raises:
-      PlanError: for a rule that matches no layer.
-      BudgetError: for a budget out of reach.
-    """
-    how = asked.pipeline
-    if how.budget is not None:
-        require_bit_reach(model, how.budget, how)
-    elif not how.surgery.value_aware:
-        resolve(fold_batch_norm(model).graph, how.scheme, how.layers, how.rules)
 
 
 def check_real(images: Examples) -> None:

@@ -133,4 +133,6 @@ def qualified(report: Report, images: Examples, note: str = "") -> Report:
     notes = (*images.provenance.get("notes", ()), *report.notes, *([note] if note else []))
     if not images.guessed:
         return dataclasses.replace(report, notes=notes)
-    return dataclasses.replace(report, confidence="low", notes=notes or (NOISE_CHOSEN,))
+    outputs = tuple(dataclasses.replace(output, noise=True) for output in report.outputs)
+    told = notes or (NOISE_CHOSEN,)
+    return dataclasses.replace(report, confidence="low", notes=told, outputs=outputs)

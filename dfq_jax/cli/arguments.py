@@ -1,25 +1,18 @@
 """From options of the command line to arguments of the Python API."""
 
 from dfq_jax.api.request import Settings
-from dfq_jax.cli.options import QuantizeOptions
-from dfq_jax.quantization.plan import parse_scheme
+from dfq_jax.cli.options import IntegerOptions, QuantizeOptions
 from dfq_jax.quantization.rules import parse_rule
-from dfq_jax.report.trust import check_accuracy
 from dfq_jax.synthesis.run.memory import bytes_from
 
 
-def settings_of(options: QuantizeOptions) -> Settings:
-    """What `quantize` is told, checked before a model is read."""
-    parse_scheme(options.scheme)
-    check_accuracy(options.accuracy)
-    return {
+def settings_of(options: IntegerOptions) -> Settings:
+    """What `quantize` is told."""
+    how: Settings = {
         "scheme": options.scheme,
         "preset": options.preset,
         "layers": options.layers,
         "rules": tuple(parse_rule(text) for text in options.rule),
-        "method": options.method,
-        "n": options.n,
-        "steps": options.steps,
         "reconstruction": options.reconstruction,
         "reconstruction_steps": options.reconstruction_steps,
         "observer": options.observer,
@@ -40,3 +33,6 @@ def settings_of(options: QuantizeOptions) -> Settings:
         "seed": options.seed,
         "memory": None if options.memory is None else bytes_from(options.memory),
     }
+    if not isinstance(options, QuantizeOptions):
+        return how
+    return {**how, "method": options.method, "n": options.n, "steps": options.steps}

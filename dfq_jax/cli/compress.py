@@ -9,6 +9,7 @@ from dfq_jax.api.result import ORIGINAL, Result
 from dfq_jax.api.shrinking import demanded, refuse_float
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
+from dfq_jax.cli.refusals import check_places, checks_of, refuse_together
 from dfq_jax.cli.verbs import MakingVerb, make_to
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
@@ -19,8 +20,12 @@ from dfq_jax.report.console import Terminal
 
 def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> None:
     """`dfq compress`."""
-    refuse_float(options.scheme)
-    demanded(options.prune, options.budget, options.sparsity, options.bits)
+    refuse_together(
+        *checks_of(options),
+        partial(refuse_float, options.scheme),
+        partial(demanded, options.prune, options.budget, options.sparsity, options.bits),
+        *check_places(model, options),
+    )
     work = partial(
         compress,
         prune=options.prune,

@@ -11,6 +11,7 @@ from dfq_jax.cli.claims import remove_state, state_folder
 from dfq_jax.cli.config import CONFIG
 from dfq_jax.cli.sizes import size_line, speed_lines, timed
 from dfq_jax.errors import DataError, DfqError, QualityError
+from dfq_jax.graph.tasks import Noun, noun_of
 from dfq_jax.io.runtime.latency import Latency
 from dfq_jax.io.verification.verify import Verification
 from dfq_jax.recipes.joint import JointAllocation, JointPoint
@@ -112,7 +113,7 @@ def deliver(result: Result, verified: Verified, to: Delivery, terminal: Terminal
     )
     remove_state(state_folder(output))
     if result.images.given:
-        tell_of_images(output, terminal)
+        tell_of_images(output, noun_of(result.input), terminal)
     show_result(result, verified, manifest, source["architecture"], output, terminal)
     if not result.report.passed:
         raise QualityError(
@@ -126,10 +127,11 @@ def deliver(result: Result, verified: Verified, to: Delivery, terminal: Terminal
         )
 
 
-def tell_of_images(output: Path, terminal: Terminal) -> None:
-    """Says which files keep images that were given."""
-    kept = f"{PROBE} and report.html keep some of your images, to verify and to look at"
-    terminal.note(f"{output}: {kept}; leave these files out where images are private")
+def tell_of_images(output: Path, noun: Noun, terminal: Terminal) -> None:
+    """Says which files keep examples that were given."""
+    files = f"{PROBE} and report.html keep" if noun == "image" else f"{PROBE} keeps"
+    kept = f"{files} some of your {noun}s, to verify and to look at"
+    terminal.note(f"{output}: {kept}; leave them out where {noun}s are private")
 
 
 def remedy_line(report: Report, output: Path) -> str:
@@ -258,7 +260,7 @@ def apart(steps: int) -> str:
 
 def verification_lines(found: Verification) -> list[str]:
     """The comparison with what runs the file, and each rule that it breaks."""
-    whose = f"against {found.runner} {found.runtime} on {found.images} images"
+    whose = f"against {found.runner} {found.runtime} on {found.images} {found.noun}s"
     if not found.passed:
         return [f"NOT VERIFIED {whose}", *(f"  {told}" for told in found.failures)]
     every = sum(output.decisions for output in found.outputs)

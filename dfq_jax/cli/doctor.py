@@ -19,7 +19,7 @@ from dfq_jax.cli.options import DoctorOptions
 from dfq_jax.cli.verbs import read_model
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.tasks import Task
+from dfq_jax.graph.tasks import Task, noun_of
 from dfq_jax.io.artifacts.artifact import Artifact, load_artifact
 from dfq_jax.io.load import CARRIED, ReadOptions, load
 from dfq_jax.io.onnx.export import quantized_onnx, serialize
@@ -236,7 +236,8 @@ def show(
     if (more := len(found.costs) - top) > 0:
         terminal.say(f"{more} more cost less (--top {len(found.costs)} shows all)")
     terminal.say("")
-    terminal.say(f"What would help, simulated on {found.images} images (s: to find out):")
+    on = f"{found.images} {noun_of(of.float_model.inputs[0])}s"
+    terminal.say(f"What would help, simulated on {on} (s: to find out):")
     terminal.say("")
     for line in columns(REMEDY_HEADER, remedy_rows(found, of.bytes)):
         terminal.say(line)

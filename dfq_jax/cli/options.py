@@ -101,8 +101,8 @@ class SynthesizeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizeOptions:
-    """The options of `dfq quantize`, in the order of its help.
+class IntegerOptions:
+    """How a network is made integer, on whatever images; in the order of the help.
 
     Attributes:
       output: Folder of the result.
@@ -110,9 +110,6 @@ class QuantizeOptions:
       preset: Rounding to nearest, in closed form, or learned from there where images are small.
       layers: What stays at 8 bits when the rest has fewer.
       rule: Bits of layers by name: 'layer3.*=8', 'fc=w8a4', 'x=float'; may be repeated.
-      method: How images are made; without batch norm: gzsq, psaq_vit, sardfq (attention), noise.
-      n: How many images are made; the --method, or else the preset, says if you do not.
-      steps: Optimisation steps of a batch of them, likewise.
       images: Folder or zip of pictures, .npz with images, or what `dfq synthesize` made.
       reconstruction: How weights are rounded; the preset says if you do not.
       reconstruction_steps: Steps of a block.
@@ -143,9 +140,6 @@ class QuantizeOptions:
     preset: OfResult[Preset] = "fast"
     layers: OfResult[LayerPreset] = "qdrop_8bit_ends"
     rule: Rules = ()
-    method: OfImages[MethodName | None] = None
-    n: Count = None
-    steps: OfImages[int | None] = None
     images: OfImages[Path | None] = None
     reconstruction: OfRounding[ReconstructionName | None] = None
     reconstruction_steps: OfRounding[int | None] = None
@@ -169,6 +163,21 @@ class QuantizeOptions:
     store: OfResult[Store] = DEFAULT_STORE
     force: OfResult[bool] = False
     config: OfRun[Path | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeOptions(IntegerOptions):
+    """The options of `dfq quantize`: how images are made, and all of `IntegerOptions`.
+
+    Attributes:
+      method: How images are made; without batch norm: gzsq, psaq_vit, sardfq (attention), noise.
+      n: How many images are made; the --method, or else the preset, says if you do not.
+      steps: Optimisation steps of a batch of them, likewise.
+    """
+
+    method: OfImages[MethodName | None] = None
+    n: Count = None
+    steps: OfImages[int | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,8 +265,8 @@ class CompressOptions(QuantizeOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptOptions(QuantizeOptions):
-    """The options of `dfq adapt`: those of `dfq quantize`, and these.
+class AdaptOptions(IntegerOptions):
+    """The options of `dfq adapt`: those of `dfq quantize` but for making images, and these.
 
     Attributes:
       images: Folder or zip of pictures without labels, of where the network will work.

@@ -13,7 +13,7 @@ from dfq_jax.api.result import Result
 from dfq_jax.base.finite import finite_data
 from dfq_jax.base.words import DEFAULT_STORE
 from dfq_jax.cli.arguments import settings_of
-from dfq_jax.cli.claims import check_apart, claimed, state_folder
+from dfq_jax.cli.claims import claimed, state_folder
 from dfq_jax.cli.config import CONFIG, other_model, settings_toml
 from dfq_jax.cli.delivery import (
     Delivery,
@@ -23,11 +23,13 @@ from dfq_jax.cli.delivery import (
     emit,
     verification_lines,
 )
-from dfq_jax.cli.options import QuantizeOptions, TrainOptions
+from dfq_jax.cli.options import IntegerOptions, QuantizeOptions, TrainOptions
+from dfq_jax.cli.refusals import check_places, checks_of, refuse_together
 from dfq_jax.cli.sizes import foretell
 from dfq_jax.errors import QualityError, UsageError
 from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import batch_norms, describe, macs, parameter_count
+from dfq_jax.graph.tasks import A_NOUN, noun_of
 from dfq_jax.io.artifacts.artifact import check_output_folder, load_artifact
 from dfq_jax.io.artifacts.graph_json import inputs_to_json
 from dfq_jax.io.load import Loaded, ReadOptions, load_with
@@ -72,7 +74,8 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
         remarks.append(NO_STATISTICS)
     total, work = len(batch_norms(network.graph)), sum(macs(network).values())
     terminal.say(describe(network))
-    terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates an image")
+    each = A_NOUN[noun_of(network.inputs[0])]
+    terminal.say(f"{parameter_count(network):,} values, {work:,} multiply-accumulates {each}")
     terminal.say(f"{usable} of {total} batch norms usable for synthesis")
     for remark in remarks:
         terminal.say(f"  {one_line(remark)}")
@@ -96,6 +99,7 @@ def inspect_model(model: str, reading: ReadOptions, terminal: Terminal) -> None:
 
 def quantize_to(model: str, options: QuantizeOptions, terminal: Terminal) -> None:
     """`dfq quantize`."""
+    refuse_together(*checks_of(options), *check_places(model, options))
     work = partial(quantize, **settings_of(options))
     make_to(MakingVerb("quantize", options, work, options.scheme), model, terminal)
 
@@ -108,14 +112,12 @@ class MakingVerb(NamedTuple):
       options: of the verb.
       work: given the network, images, who watches and where state lies, makes the result.
       scheme: bits, of which is told what they do to bytes and speed; None where a start has them.
-      start: a folder that is begun from.
     """
 
     name: str
-    options: QuantizeOptions | TrainOptions
+    options: IntegerOptions | TrainOptions
     work: Callable[..., Result]
     scheme: str | None
-    start: Path | None = None
 
 
 def make_to(verb: MakingVerb, model: str, terminal: Terminal) -> None:
@@ -127,7 +129,6 @@ def make_to(verb: MakingVerb, model: str, terminal: Terminal) -> None:
       terminal: where it is told.
     """
     options, output = verb.options, verb.options.output
-    check_apart(MODEL=model, images=options.images, start=verb.start, output=output)
     with claimed(output):
         check_output_folder(output, options.force, names=(CONFIG,))
         state = state_folder(output)
@@ -241,7 +242,7 @@ def bench_folder(folder: Path, runs: int, terminal: Terminal) -> None:
     """`dfq bench`."""
     found = api.bench(folder, runs=runs)
     scheme = load_artifact(folder).manifest["scheme"]
-    header = ("network", "ms an image")
+    header = ("network", f"ms {A_NOUN[found.noun]}")
     rows = [["float32", f"{found.float_ms:.2f}"], [scheme, f"{found.int_ms:.2f}"]]
     terminal.table(
         f"ONNX Runtime {found.runtime}, {found.threads} threads, {', '.join(found.features)}",

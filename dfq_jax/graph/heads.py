@@ -8,9 +8,11 @@ not depend on the order of axes in which an output leaves the network.
 * Where a sigmoid made it, a vector (k values an image) has k classes; anything larger has one
   decision for each value, whether its probability exceeds one half.
 * A part without either is plain values if some other part of the network has a softmax or sigmoid,
-  or if it shares its output with other parts. Else nothing tells scores from values, and it counts
-  as scores along its last axis (channels of an image), or as one score whose sign decides. One
-  value that cannot be negative, such as a depth, decides nothing.
+  or if it shares its output with other parts. So is what the graph shows to be a state or a
+  direction: behind a tanh, a recurrent layer or a layer norm, or divided by its own length. And so
+  is a single number at each place: a regression, as far as anything tells.
+* What is left are several numbers at each place, of which nothing tells scores from values. They
+  count as scores along their last axis (channels of an image).
 
 What is looked at is the tensor before the softmax or sigmoid: behind it small errors of a sure
 network vanish and everything looks exact.
@@ -28,15 +30,22 @@ from jaxtyping import Int, Shaped
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import (
     Activation,
+    Add,
     AvgPool,
     Broadcast,
     Clip,
     Concat,
+    Div,
     Flatten,
+    GlobalAvgPool,
+    LayerNorm,
+    Maximum,
     MaxPool,
+    Mul,
     Op,
     Power,
-    Relu,
+    Recurrent,
+    Reduce,
     Reshape,
     Resize,
     Scale,
@@ -47,6 +56,7 @@ from dfq_jax.graph.ops import (
 from dfq_jax.graph.pixel_ops import DepthToSpace
 from dfq_jax.graph.query import constants, output_shapes
 from dfq_jax.graph.semantics import apply_op
+from dfq_jax.graph.token_ops import RmsNorm
 
 Kind = Literal["classes", "signs", "values"]
 """One decision among the classes along an axis, one for each value, or none."""
@@ -198,32 +208,69 @@ def parts_of(
         name = output if len(leaves) == 1 else f"{output}: {place}"
         if cut(leaf, shape, where.shape):
             leaf = Leaf(leaf.made, None, None, leaf.made)
-        kind, axis, certain = kind_of(leaf, where.shape, len(leaves) == 1 and not told)
-        if kind == "signs" and leaf.curve is None and never_negative(nodes, leaf.tensor):
-            kind, certain = "values", True
+        alone = len(leaves) == 1 and not told and not is_state(nodes, leaf.tensor)
+        kind, axis, certain = kind_of(leaf, where.shape, alone)
         made = (leaf.tensor, leaf.curve, kind, axis, certain)
         found.append(Part(output, name, *made, where, ids[where]))
     return found
 
 
-def never_negative(nodes: Mapping[str, Node], tensor: str) -> bool:
-    """Whether an operator says by itself that no value of a tensor is below 0."""
+def is_state(nodes: Mapping[str, Node], tensor: str) -> bool:
+    """Whether the last operators of a tensor show a state or a direction rather than scores.
+
+    Nobody ends scores in a tanh or a norm: they would be as large for all that is read.
+    """
     node = nodes.get(tensor)
     if node is None:
         return False
     match node.op:
-        case Relu() | Activation("sigmoid" | "hard_sigmoid" | "softplus" | "exp" | "abs" | "sqrt"):
+        case Recurrent() | LayerNorm() | RmsNorm() | Activation("tanh" | "erf"):
             return True
-        case Clip(low, _):
-            return low is not None and low >= 0
-        case Power(exponent):
-            return exponent % 2 == 0
-        case Scale(factor, offset) if factor >= 0 and offset >= 0:
-            return never_negative(nodes, node.inputs[0])
-        case MaxPool() | AvgPool() | Resize(method="nearest" | "bilinear"):
-            return never_negative(nodes, node.inputs[0])
+        case Div() | Mul():
+            return is_direction(nodes, tensor)
+        case Scale() | MaxPool() | AvgPool() | GlobalAvgPool() | Resize() | Reduce("mean" | "max"):
+            return is_state(nodes, node.inputs[0])
         case _:
             return False
+
+
+def is_direction(nodes: Mapping[str, Node], tensor: str) -> bool:
+    """Whether a tensor is divided by its own Euclidean length, or by one."""
+    node = nodes.get(tensor)
+    match None if node is None else node.op:
+        case Div() if node is not None:
+            return is_length(nodes, node.inputs[1], 0.5)
+        case Mul() if node is not None:
+            return any(is_length(nodes, name, -0.5) for name in node.inputs)
+        case _:
+            return False
+
+
+def is_length(nodes: Mapping[str, Node], tensor: str, power: float) -> bool:
+    """Whether a tensor is a sum of squares to this power, kept from zero or not."""
+    node = nodes.get(tensor)
+    if node is None:
+        return False
+    back = lambda before: any(is_length(nodes, name, before) for name in node.inputs)
+    match node.op:
+        case Reduce("l2"):
+            return power == 0.5
+        case Reduce("sum"):
+            squares = nodes.get(node.inputs[0])
+            return power == 1 and squares is not None and is_square(squares)
+        case Reshape() | Broadcast() | Clip() | Scale() | Add() | Maximum():
+            return back(power)
+        case Power(exponent) if exponent:
+            return back(power / exponent)
+        case Activation("sqrt"):
+            return back(2 * power)
+        case _:
+            return False
+
+
+def is_square(node: Node) -> bool:
+    """Whether a node multiplies values by themselves."""
+    return node.op == Power(2.0) or (isinstance(node.op, Mul) and len(set(node.inputs)) == 1)
 
 
 def cut(leaf: Leaf, shape: tuple[int, ...], left: tuple[int, ...]) -> bool:
@@ -258,8 +305,7 @@ def kind_of(leaf: Leaf, shape: tuple[int, ...], alone: bool) -> tuple[Kind, int 
         case "sigmoid":
             last = len(shape) - 1
             return ("classes", last, True) if vector and several else ("signs", None, True)
-        case _ if alone:
-            last = len(shape) - 1
-            return ("classes", last, vector) if several else ("signs", None, vector)
+        case _ if alone and several:
+            return "classes", len(shape) - 1, vector
         case _:
             return "values", None, False

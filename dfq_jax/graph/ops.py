@@ -355,10 +355,11 @@ class Resize:
     takes the pixel below with `asymmetric`, else the closest one (halves upward). `bicubic` weighs
     four pixels by Keys' kernel with `cubic` as its parameter; with `smooth` the kernel of
     `bilinear` is as wide as the image shrinks. Both take the pixel at the border for those beyond,
-    or with `inside` leave them out and weigh the others more.
+    or with `inside` leave them out and weigh the others more. Without a size it is `scale` times
+    that of the image, rounded down, whatever that is; `scale` is whole or a power of 2 then.
     """
 
-    size: Pair
+    size: Pair | None
     scale: tuple[float, float]
     method: Literal["nearest", "bilinear", "bicubic"] = "nearest"
     coordinates: Literal["half_pixel", "asymmetric", "align_corners"] = "asymmetric"

@@ -6,14 +6,14 @@ no graph tells can be said, such as that a vector is an embedding and no row of 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from dfq_jax.errors import DataError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.heads import Part, heads_of
+from dfq_jax.graph.heads import Part, heads_of, is_direction
 from dfq_jax.graph.ops import Activation, Add, Clip, Sub
 from dfq_jax.graph.query import output_shapes
-from dfq_jax.types import InputContract, Tokens
+from dfq_jax.types import Input, InputContract, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,12 @@ Task = (
 )
 """What a network is for."""
 
+Noun = Literal["image", "row"]
+"""What people call one example for an input."""
+
+A_NOUN: Mapping[Noun, str] = {"image": "an image", "row": "a row"}
+"""{noun: with its article}."""
+
 TASKS: Mapping[str, type[Task]] = {
     "classifier": Classifier,
     "dense": DenseClassifier,
@@ -132,13 +138,17 @@ def task_of(model: Model) -> Task:
     """What a network is for, as far as its graph and its inputs tell.
 
     One output that is an image like the one that is read is an image (`restored`); scores of every
-    token of a text are a language model's. Of the rest the parts of the outputs decide.
+    token of a text are a language model's; one vector divided by its length is an embedding. Of the
+    rest the parts of the outputs decide.
     """
     parts = [part for head in heads_of(model) for part in head.parts]
     if (image := restored(model)) is not None:
         return image
     if predicts_tokens(model):
         return LanguageModel()
+    nodes = model.graph.by_name
+    if len(parts) == 1 and parts[0].where.ndim == 1 and is_direction(nodes, parts[0].tensor):
+        return Embedding()
     decide = [part.kind != "values" for part in parts]
     if not any(decide):
         return PlainValues()
@@ -148,6 +158,11 @@ def task_of(model: Model) -> Task:
         part.kind == "classes" and part.axis is not None and several(part) for part in parts
     )
     return DenseClassifier() if dense else Classifier()
+
+
+def noun_of(read: Input) -> Noun:
+    """What people call one example for an input: lines, spectra, ids and numbers are rows."""
+    return "image" if isinstance(read, InputContract) and read.is_picture else "row"
 
 
 def several(part: Part) -> bool:

@@ -15,6 +15,7 @@ from dfq_jax.graph.ops import (
     AvgPool,
     GlobalAvgPool,
     MaxPool,
+    Pair,
     Pool,
     Resize,
 )
@@ -102,9 +103,10 @@ def even_windows(size: int, out: int) -> Float[np.ndarray, "out size"]:
 
 
 def resized(op: Resize, x: Images) -> Smaller:
-    """`x` resampled to `op.size`."""
+    """`x` resampled to the size of `resized_to`."""
+    target = resized_to(op, (x.shape[1], x.shape[2]))
     for axis in (1, 2):
-        size, out, scale = x.shape[axis], op.size[axis - 1], op.scale[axis - 1]
+        size, out, scale = x.shape[axis], target[axis - 1], op.scale[axis - 1]
         if op.method == "nearest":
             x = jnp.take(x, nearest_pixels(op, size, out, scale), axis=axis)
             continue
@@ -118,6 +120,13 @@ def resized(op: Resize, x: Images) -> Smaller:
         above = jnp.take(x, np.minimum(low + 1, size - 1), axis=axis)
         x = below * (1 - share) + above * share
     return x
+
+
+def resized_to(op: Resize, image: Pair) -> Pair:
+    """Height and width of what a resampling makes of an image of this height and width."""
+    if op.size is not None:
+        return op.size
+    return int(image[0] * op.scale[0]), int(image[1] * op.scale[1])
 
 
 def nearest_pixels(op: Resize, size: int, out: int, scale: float) -> Int[np.ndarray, " out"]:

@@ -12,7 +12,7 @@ from dfq_jax.allocation.diagnosis import LayerCost, worst_first
 from dfq_jax.base.finite import finite_or_none
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.query import macs
-from dfq_jax.graph.tasks import LanguageModel, Task, parts_of, task_of, task_to_json
+from dfq_jax.graph.tasks import LanguageModel, Task, noun_of, parts_of, task_of, task_to_json
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.quantization.in_float import float_layers
 from dfq_jax.quantization.node_by_node import BATCH, Batch, in_batches, in_float, simulating
@@ -20,6 +20,7 @@ from dfq_jax.quantization.plan import Plan, Site
 from dfq_jax.quantization.shared_grids import SharedGrid
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import products
+from dfq_jax.report.decibels import in_decibels
 from dfq_jax.report.float_kinds import FloatKind, float_kinds
 from dfq_jax.report.outputs import (
     COLLAPSED,
@@ -32,7 +33,6 @@ from dfq_jax.report.outputs import (
     tally,
 )
 from dfq_jax.report.trust import Confidence, Estimate, told_as_data
-from dfq_jax.types import InputContract
 
 MOST_TOLD = 5
 """Tensors that a message names."""
@@ -96,7 +96,7 @@ class Report:
         class scores.
       given: whether the user brought the images; else they were made from the network.
       task: what the network is for.
-      rows: whether these are rows of ids or values rather than images.
+      rows: whether these are rows rather than images, as `graph.tasks.noun_of` says.
     """
 
     layers: tuple[LayerReport, ...]
@@ -127,7 +127,7 @@ class Report:
             return f"of your {'rows' if text or self.rows else 'images'}, held out"
         if text:
             return "held-out rows of text"
-        return f"held-out {'random rows' if self.rows else 'synthetic images'}"
+        return f"held-out synthetic {'rows' if self.rows else 'images'}"
 
     @property
     def whose(self) -> str:
@@ -186,7 +186,7 @@ class Report:
             return ""
         return (
             f"the integer network agrees with the float one on only {100 * self.agreement:.1f} % "
-            f"of {self.images} {self.held_out}, at {self.sqnr:.1f} dB"
+            f"of {self.images} {self.held_out}, at {in_decibels(self.sqnr)}"
         )
 
     @property
@@ -271,7 +271,7 @@ def analyze(
         in_float=float_kinds(reference),
         outputs=outputs,
         task=aim,
-        rows=not isinstance(reference.inputs[0], InputContract),
+        rows=noun_of(reference.inputs[0]) == "row",
     )
 
 

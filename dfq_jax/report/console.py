@@ -31,6 +31,8 @@ SILENT = 10.0
 """Seconds without a line after which a pipe is told that the work goes on."""
 LEAST_NAME = 12
 """Letters that a name keeps however narrow a terminal is."""
+PIPED = 160
+"""Letters of a line of a table where nobody knows how wide it may be."""
 
 
 class Results(Console):
@@ -137,10 +139,10 @@ class Terminal:
         if self.quiet:
             return
         rows = [[one_line(cell) for cell in row] for row in rows]
+        rows = within(self.out.width if self.out.is_terminal else PIPED, header, rows)
         if self.out.is_terminal:
             from rich.table import Table
 
-            rows = within(self.out.width, header, rows)
             table = Table(title=title, title_justify="left", box=None, header_style="bold")
             for index, name in enumerate(header):
                 table.add_column(name, justify="left" if index == 0 else "right")
@@ -267,7 +269,27 @@ def within(width: int, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Rows with their first column shortened to fit; cells have a space on both sides."""
     others = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
     room = max(width - sum(others) - 2 * len(header), LEAST_NAME)
-    return [[shortened(row[0], room), *row[1:]] for row in rows]
+    names = told_apart([row[0] for row in rows], room)
+    return [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+
+
+def told_apart(names: Sequence[str], most: int) -> list[str]:
+    """Names shortened to so many letters; those that would come out alike get a number.
+
+    Converters call a layer after all that they fused, and such names differ in their middle.
+    """
+    short = [shortened(name, most) for name in names]
+    alike: dict[str, list[str]] = {}
+    for name, cut in zip(names, short, strict=True):
+        if name not in alike.setdefault(cut, []):
+            alike[cut].append(name)
+
+    def numbered(name: str, cut: str) -> str:
+        place = alike[cut].index(name) + 1
+        end = f"#{place}"
+        return cut if len(alike[cut]) == 1 else shortened(name, most - len(end)) + end
+
+    return [numbered(name, cut) for name, cut in zip(names, short, strict=True)]
 
 
 def column_lines(rows: Sequence[Sequence[str]]) -> list[str]:

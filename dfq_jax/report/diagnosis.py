@@ -10,6 +10,7 @@ from dfq_jax.allocation.candidates import Judged
 from dfq_jax.allocation.diagnosis import Diagnosis, LayerCost, Outcome, worst_first
 from dfq_jax.base.finite import finite_or_none
 from dfq_jax.report.console import one_line
+from dfq_jax.report.decibels import decibel_cell
 
 WIDTH = 80
 INDENT = "  "
@@ -32,8 +33,8 @@ def cost_rows(costs: Sequence[LayerCost], top: int) -> list[list[str]]:
         [
             one_line(x.name),
             f"{x.weight_bits or '-'}/{x.input_bits or '-'}",
-            f"{x.alone_db:.1f}",
-            "-" if x.so_far_db is None else f"{x.so_far_db:.1f}",
+            decibel_cell(x.alone_db),
+            "-" if x.so_far_db is None else decibel_cell(x.so_far_db),
             share(x),
         ]
         for x in worst_first(costs)[:top]
@@ -49,7 +50,7 @@ def remedy_rows(found: Diagnosis, stored: int) -> list[list[str]]:
     """
     row = lambda name, judged, size, seconds: [
         name,
-        f"{judged.sqnr_db:.1f}",
+        decibel_cell(judged.sqnr_db),
         f"{100 * judged.agreement:.1f} %",
         f"{size / 1e6:.2f} MB",
         seconds,

@@ -12,11 +12,12 @@ from dfq_jax.pruning.prune import Pruned
 from dfq_jax.pruning.sparse import Zeros
 from dfq_jax.report.analyze import Report
 from dfq_jax.report.console import one_line
+from dfq_jax.report.decibels import decibel_cell, in_decibels
 from dfq_jax.report.grid import grid_png
-from dfq_jax.report.outputs import positive_ones
 from dfq_jax.report.plots import costs_png
 from dfq_jax.report.shapes import pruned_line, zeros_line
 from dfq_jax.report.summary import worst_layers
+from dfq_jax.report.terminal import compared
 from dfq_jax.report.trust import trust_words
 from dfq_jax.types import Input, InputContract
 
@@ -40,19 +41,17 @@ img{max-width:100%;height:auto;border:1px solid #ccc}.wide{overflow-x:auto}
 <p class="{{ 'ok' if report.passed else 'bad' }}">
 {% if report.failure %}FAILED: {{ report.failure }}.{% endif %}
 {% if report.passed and report.estimate %}{{ expected }}.
-{% elif report.passed %}The integer network agrees with the float network on
-{{ '%.1f' % (100 * report.agreement) }} % of {{ judged }} {{ report.held_out }}{{ positive }}.
-{% endif %}</p>
+{% elif report.passed %}{{ compared }}.{% endif %}</p>
 {% if report.confidence == 'low' %}<p class="bad">Low confidence in these numbers.</p>{% endif %}
 {% for note in report.notes %}<p>Note: {{ note }}.</p>{% endfor %}
 <table class="facts">
 {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table>
-<p>The expected loss is an estimate from noise on images made from the network and a model of the
-margins of real ones; nine of ten losses that 1,000 labelled images show lie in its interval. A
-network fails that is expected to lose more than half of its accuracy.
-Agreement and SQNR are measured on {{ 'the images given, of which labels are not known'
-if report.given else 'images made from the network itself' }}. They tell a broken
+<p>{% if report.estimate %}The expected loss is an estimate from noise on images made from the
+network and a model of the margins of real ones; nine of ten losses that 1,000 labelled images show
+lie in its interval. A network fails that is expected to lose more than half of its accuracy.
+{% endif %}Agreement and SQNR are measured on {{ 'the ' ~ rows ~ ' given, of which labels are not
+known' if report.given else rows ~ ' made for the network' }}. They tell a broken
 result from a sound one; they are not an accuracy on real data.</p>
 {% if report.outputs %}<h2>Outputs</h2>
 <p>Each part of every output against the float network's, before a final softmax or sigmoid and as
@@ -60,7 +59,7 @@ it is returned.</p>
 <div class="wide"><table><tr><th>output</th><th>judged as</th><th>SQNR dB</th><th>returned</th>
 <th>agreement</th><th></th></tr>
 {% for x in report.outputs %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
-<td>{{ '%.1f' % x.sqnr }}</td><td>{{ '%.1f' % x.shown }}</td>
+<td>{{ x.sqnr|decibels }}</td><td>{{ x.shown|decibels }}</td>
 <td>{{ '' if x.agreement is none else '%.1f %%' % (100 * x.agreement) }}</td>
 <td class="{{ 'bad' if x.fault else 'ok' }}">{{ x.fault or 'sound' }}</td></tr>{% endfor %}
 </table></div>{% endif %}
@@ -74,7 +73,7 @@ it is returned.</p>
 {% for place, x in layers %}<tr><td>{{ x.name }}</td><td>{{ x.kind }}</td>
 <td>{{ x.weight_bits or 'float' }}</td><td>{{ x.input_bits or 'float' }}</td>
 <td>{{ '{:,}'.format(x.macs) }}</td><td>{{ '{:,}'.format(x.params) }}</td>
-<td>{{ '%.1f' % x.sqnr }}</td><td>{{ x.reason }}</td><td>{{ place }}</td></tr>{% endfor %}
+<td>{{ x.sqnr|decibels }}</td><td>{{ x.reason }}</td><td>{{ place }}</td></tr>{% endfor %}
 </table></div>
 {% if pruned %}<h2>Channels</h2>
 <p>{{ smaller|capitalize }}. Losses are those against the network as it was.</p>
@@ -105,7 +104,7 @@ help.</p>
 <div class="wide"><table><tr><th>tensor</th><th>on the grid of</th>
 <th>SQNR dB</th><th>on its own</th></tr>
 {% for x in report.shared_grids %}<tr><td>{{ x.part }}</td><td>{{ x.tensor }}</td>
-<td>{{ '%.1f' % x.shared_db }}</td><td>{{ '%.1f' % x.own_db }}</td></tr>{% endfor %}
+<td>{{ x.shared_db|decibels }}</td><td>{{ x.own_db|decibels }}</td></tr>{% endfor %}
 </table></div>{% endif %}
 {% if report.units %}<h2>Learned rounding</h2>
 <p>The error of each piece of the network, rounded as it came and with what was learned.</p>
@@ -115,9 +114,9 @@ help.</p>
 <td>{{ '%.4g' % x.before }}</td><td>{{ '%.4g' % x.after }}</td>
 <td>{{ '' if x.kept else 'left as it was' }}</td><td>{{ '%.1f' % x.seconds }}</td></tr>{% endfor %}
 </table></div>{% endif %}
-{% set shown = 'Images given' if report.given else 'Synthesized images' %}
+{% if grid %}{% set shown = 'Images given' if report.given else 'Synthesized images' %}
 <h2>{{ shown }}</h2>
-<img alt="{{ shown|lower }}" src="data:image/png;base64,{{ grid }}">
+<img alt="{{ shown|lower }}" src="data:image/png;base64,{{ grid }}">{% endif %}
 </html>
 """
 
@@ -165,17 +164,20 @@ def report_html(
     """
     facts = [*about.items(), *facts_of(report, images.input, settings, verification)]
     shown = lambda value: one_line(value) if isinstance(value, str) else value
-    page = Environment(autoescape=True, finalize=shown).from_string(TEMPLATE)
+    made = Environment(autoescape=True, finalize=shown)
+    made.filters["decibels"] = decibel_cell
+    page = made.from_string(TEMPLATE)
     costs = costs_png(report.costs) if report.costs else b""
     drawn = {"grid": shown_images(images), "costs": costs, **making.pictures}
     told = [] if report.estimate is None else [x.strip() for x in trust_words(report.estimate)]
+    told_as_compared = compared(report)
     return page.render(
         report=report,
         together=making.together,
         facts=facts,
         title=about.get("model", ""),
-        judged=f"{report.whose}{report.images}",
-        positive=positive_ones(report.outputs),
+        compared=f"{told_as_compared[:1].upper()}{told_as_compared[1:]}",
+        rows="rows" if report.rows else "images",
         expected="; ".join(told).capitalize(),
         layers=worst_layers(report),
         pruned=making.pruned,
@@ -217,7 +219,7 @@ def facts_of(
         *facts_of_input(read),
         ("integer share of multiply-accumulates", f"{100 * report.coverage:.1f} %"),
         ("average bits a weight", f"{report.average_bits:.2f}"),
-        ("SQNR of the output", f"{report.sqnr:.1f} dB"),
+        ("SQNR of the output", in_decibels(report.sqnr)),
         *settings.items(),
     ]
     if report.estimate is not None:
@@ -225,14 +227,9 @@ def facts_of(
         facts.append(("agreement with the float network", agreed))
     facts += [(f"{kind.count} {kind.kind}", f"in float: {kind.reason}") for kind in report.in_float]
     if verification is not None:
-        facts += [
-            (
-                f"largest difference to {verification['runner']}",
-                f"{verification['most_steps']} step{'s' * (verification['most_steps'] != 1)}",
-            ),
-            (
-                f"same top class as {verification['runner']}",
-                f"{100 * verification['agreement']:.1f} %",
-            ),
-        ]
+        steps = f"{verification['most_steps']} step{'s' * (verification['most_steps'] != 1)}"
+        facts.append((f"largest difference to {verification['runner']}", steps))
+    if verification is not None and report.classes:
+        same = f"{100 * verification['agreement']:.1f} %"
+        facts.append((f"same decisions as {verification['runner']}", same))
     return facts

@@ -13,7 +13,7 @@ from dfq_jax.report.grid import MADE_BY
 AXIS: dict[BudgetUnit, str] = {
     "bits": "average bits of a weight",
     "bytes": "bytes of weights in the file",
-    "bops": "bit operations an image",
+    "bops": "bit operations an example",
 }
 LEAST = 1e-9
 """Losses below this are drawn as this."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfq_jax.report.analyze import LayerReport, Report
-from dfq_jax.report.console import column_lines, one_line, shortened
+from dfq_jax.report.console import column_lines, one_line, told_apart
 from dfq_jax.report.terminal import (
     LAYER_HEADER,
     coverage_line,
@@ -53,7 +53,8 @@ def summary(report: Report, settings: Mapping[str, Any]) -> str:
     """
     rows = layer_rows(report)
     worst = [rows[place - 1] for place, _ in worst_layers(report)[:MOST_LAYERS]]
-    table = [[shortened(one_line(row[0]), MOST_LETTERS), *row[1:]] for row in worst]
+    names = told_apart([one_line(row[0]) for row in worst], MOST_LETTERS)
+    table = [[name, *row[1:]] for name, row in zip(names, worst, strict=True)]
     more = len(rows) - len(worst)
     lines = [
         ", ".join(f"{name} {value}" for name, value in settings.items()),

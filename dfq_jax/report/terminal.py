@@ -1,24 +1,33 @@
 """The words and rows of results, as a person reads them."""
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dfq_jax.allocation.diagnosis import worst_first
 from dfq_jax.optim.progress import UnitReport
 from dfq_jax.report.analyze import Report
-from dfq_jax.report.console import one_line
-from dfq_jax.report.outputs import OutputReport, leading, overlapping, positive_ones
+from dfq_jax.report.console import one_line, shortened
+from dfq_jax.report.decibels import decibel_cell, in_decibels, share_of_error
+from dfq_jax.report.outputs import LEAST_SQNR, OutputReport, leading, overlapping, positive_ones
 from dfq_jax.report.trust import trust_words
 
-MEASURED = {
-    "psnr_db": "PSNR {:.1f} dB",
-    "cosine": "cosine {:.4f}",
-    "divergence_nats": "divergence {:.4f} nats a token",
+MEASURED: Mapping[str, Callable[[float], str]] = {
+    "psnr_db": lambda value: f"PSNR {in_decibels(value)}",
+    "cosine": "cosine {:.4f}".format,
+    "divergence_nats": "divergence {:.4f} nats a token".format,
 }
 """{measure of `quantization.outputs`: how it is told}."""
+MOST_LETTERS = 64
+"""Of a name inside of a sentence."""
 LOST = 6.0
 """From how many dB on it is told that an output is worse behind its softmax or sigmoid."""
+
+
+def named(name: str) -> str:
+    """A name inside of a sentence: on one line, and not too long to be read over."""
+    return shortened(one_line(name), MOST_LETTERS)
 
 
 def duration_line(made: Mapping[str, Any]) -> str:
@@ -38,7 +47,7 @@ def layer_rows(report: Report) -> list[list[str]]:
             f"{x.weight_bits or 'float'}/{x.input_bits or 'float'}",
             f"{100 * x.macs / total:.1f} %",
             f"{x.params:,}",
-            f"{x.sqnr:.1f}",
+            decibel_cell(x.sqnr),
         ]
         for x in report.layers
     ]
@@ -56,7 +65,7 @@ def coverage_line(report: Report) -> str:
         f"{report.average_bits:.2f} bits a weight on average)"
     )
     left = [
-        one_line(x.name) + (f" ({x.reason})" if x.reason else "")
+        named(x.name) + (f" ({x.reason})" if x.reason else "")
         for x in report.layers
         if not x.integer
     ]
@@ -89,8 +98,8 @@ def blame_line(report: Report) -> str:
         return ""
     worst, *_ = worst_first(report.costs)
     return (
-        f"{one_line(worst.name)} costs most: quantized alone, it leaves the output "
-        f"{round(worst.alone_db, 1) or 0.0} dB. "
+        f"{named(worst.name)} costs most: quantized alone, it leaves the output "
+        f"an SQNR of {in_decibels(round(worst.alone_db, 1) or 0.0)}. "
     )
 
 
@@ -101,8 +110,8 @@ def shared_line(report: Report) -> str:
     worst, *others = report.shared_grids
     more = f"; {len(others)} more in the report" if others else ""
     return (
-        f"unequal parts on one grid: {one_line(worst.part)} keeps {worst.shared_db:.0f} dB on "
-        f"that of {one_line(worst.tensor)}, {worst.own_db:.0f} dB on its own{more}"
+        f"unequal parts on one grid: {named(worst.part)} keeps {worst.shared_db:.0f} dB on "
+        f"that of {named(worst.tensor)}, {worst.own_db:.0f} dB on its own{more}"
     )
 
 
@@ -132,16 +141,8 @@ def units_line(method: str, units: Sequence[UnitReport]) -> str:
 
 def trust_lines(report: Report) -> list[str]:
     """How far to trust the result: expected loss, agreement, and what limits what they say."""
-    what = "the sign of the output" if report.classes == 1 else "the float network"
-    agreement = (
-        f"agreement with {what} {100 * report.agreement:.1f} % of {report.whose}{report.images} "
-    )
     lines = [] if report.estimate is None else trust_words(report.estimate)
-    lines += [
-        f"{agreement if report.classes else f'on {report.images} '}"
-        f"{report.held_out}{positive_ones(report.outputs)}, output SQNR {report.sqnr:.1f} dB"
-        f"{own_measure(report)} (not an accuracy)"
-    ]
+    lines.append(f"{compared(report)} (not an accuracy)")
     if len(report.outputs) > 1:
         lines += [output_line(output) for output in report.outputs]
     if report.confidence == "low":
@@ -149,10 +150,27 @@ def trust_lines(report: Report) -> list[str]:
     return lines + [f"note: {note}" for note in report.notes]
 
 
+def compared(report: Report) -> str:
+    """What was compared with the float network, on what, and how alike it is."""
+    sqnr = f"SQNR {in_decibels(report.sqnr)}"
+    if not report.classes:
+        off = f", an error of {100 * share_of_error(report.sqnr):.2g} %"
+        told = off if LEAST_SQNR <= report.sqnr < math.inf else ""
+        return (
+            f"values of outputs on {report.images} {report.held_out}: {sqnr}{told}"
+            f"{own_measure(report)}"
+        )
+    what = "the sign of the output" if report.classes == 1 else "the float network"
+    return (
+        f"agreement with {what} {100 * report.agreement:.1f} % of {report.whose}{report.images} "
+        f"{report.held_out}{positive_ones(report.outputs)}, output {sqnr}{own_measure(report)}"
+    )
+
+
 def own_measure(report: Report) -> str:
     """The task's own measure of the part that suffers most, after a comma; empty without one."""
     of = leading([output for output in report.outputs if output.measure])
-    return "" if of is None else f", {MEASURED[of.measure].format(of.fidelity)}"
+    return "" if of is None or of.fidelity is None else f", {MEASURED[of.measure](of.fidelity)}"
 
 
 def output_line(output: OutputReport) -> str:
@@ -163,5 +181,5 @@ def output_line(output: OutputReport) -> str:
     ruined = " RUINED" if output.fault else ""
     behind = "softmax" if output.kind == "classes" else "sigmoid"
     smaller = output.shown < output.sqnr - LOST
-    lost = f" ({output.shown:.1f} dB behind its {behind})" if smaller else ""
-    return f"  output {one_line(output.name)}: SQNR {output.sqnr:.1f} dB{lost}{same}{ruined}"
+    lost = f" ({in_decibels(output.shown)} behind its {behind})" if smaller else ""
+    return f"  output {named(output.name)}: SQNR {in_decibels(output.sqnr)}{lost}{same}{ruined}"

@@ -16,8 +16,7 @@ from jaxtyping import Array, Shaped
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Model
-from dfq_jax.graph.query import output_shapes
-from dfq_jax.graph.tasks import Classifier, Task
+from dfq_jax.graph.tasks import Classifier, Noun, Task, noun_of, parts_of
 from dfq_jax.numerics.decisions import Scores, expected_loss, noise_of
 from dfq_jax.quantization.node_by_node import BATCH, in_float, outputs_of, simulating
 from dfq_jax.quantization.simulate import QuantizedModel
@@ -49,6 +48,7 @@ class Estimate:
       accuracy: range of the float network's top-1 that was assumed.
       probes: how many images were looked at.
       confidence: `low` where the probes are noise, which says little about the network.
+      noun: what people call one of what it reads.
     """
 
     loss: float
@@ -58,6 +58,7 @@ class Estimate:
     accuracy: tuple[float, float]
     probes: int
     confidence: Confidence = "usual"
+    noun: Noun = "image"
 
     @property
     def collapsed(self) -> bool:
@@ -71,16 +72,22 @@ class Estimate:
         if not self.collapsed:
             return ""
         return (
-            f"it is expected to lose {points(self)} of top-1 on real images, more than half of its "
-            f"accuracy ({100 * middle(self.accuracy):.0f} %)"
+            f"it is expected to lose {points(self)} of top-1 on real {self.noun}s, more than half "
+            f"of its accuracy ({100 * middle(self.accuracy):.0f} %)"
         )
 
 
 def points(found: Estimate) -> str:
-    """The expected loss in words: `0.6 points (-0.1 to 1.4 on 1,000 images)`."""
+    """The expected loss in words: `0.6 points (-0.1 to 1.4 on 1,000 images)`.
+
+    Where probes are noise only its range is told, in whole points: `0 to 3 points`. What real
+    images lost lay anywhere in there (docs/RESULTS.md, networks without statistics).
+    """
+    if found.confidence == "low":
+        return f"{max(0, math.floor(100 * found.low))} to {math.ceil(100 * found.high)} points"
     return (
         f"{100 * found.loss:.1f} points "
-        f"({100 * found.low:.1f} to {100 * found.high:.1f} on {IMAGES:,} images)"
+        f"({100 * found.low:.1f} to {100 * found.high:.1f} on {IMAGES:,} {found.noun}s)"
     )
 
 
@@ -100,11 +107,11 @@ def trust_words(found: Estimate) -> list[str]:
     """An estimate as lines of at most 80 columns."""
     low, high = found.accuracy
     lines = [
-        f"expected loss of top-1 on real images {points(found)}",
+        f"expected loss of top-1 on real {found.noun}s {points(found)}",
         f"  estimated from {found.probes} probes made from the network; not a measurement",
     ]
     if found.confidence == "low":
-        lines.append("  the probes are noise, which says little about it: low confidence")
+        lines.append("  the probes are noise, which tells no more about it: low confidence")
     if low == high:
         return lines
     spared = f"  its accuracy may be {100 * low:.0f} to {100 * high:.0f} %: "
@@ -126,6 +133,8 @@ def check_accuracy(accuracy: float | None) -> None:
 def judges_classes(model: Model, task: Task | None = None) -> bool:
     """Whether a network gives an image one vector of scores, two or more: a classifier of images.
 
+    A vector that its graph shows to be a state or a direction is none (`graph/heads.py`).
+
     Args:
       model: the network.
       task: what it is for; None for what its graph says.
@@ -133,9 +142,12 @@ def judges_classes(model: Model, task: Task | None = None) -> bool:
     image = len(model.inputs) == 1 and isinstance(model.inputs[0], InputContract)
     if not image or not isinstance(task, Classifier | None):
         return False
-    shapes = output_shapes(model)
-    scores = [shapes[name] for name in model.graph.outputs]
-    return len(scores) == 1 and len(scores[0]) == 2 and scores[0][1] > 1
+    parts = parts_of(model, task)
+    return (
+        len(model.graph.outputs) == len(parts) == 1
+        and parts[0].kind == "classes"
+        and parts[0].where.ndim == 1
+    )
 
 
 def estimate(
@@ -164,7 +176,8 @@ def estimate(
     first = lambda run, of: outputs_of(run, of.graph.outputs[:1], probes, batch)[0]
     exact = first(in_float(reference), reference)
     rough = first(simulating(quantized), quantized.model)
-    return estimated(exact, rough, accuracy, confidence=confidence)
+    found = estimated(exact, rough, accuracy, confidence=confidence)
+    return dataclasses.replace(found, noun=noun_of(reference.input))
 
 
 def estimated(

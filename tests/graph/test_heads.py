@@ -11,18 +11,25 @@ from dfq_jax.graph.heads import heads_of
 from dfq_jax.graph.ops import (
     Activation,
     Broadcast,
+    Clip,
     Concat,
     Constant,
     Conv2d,
+    Div,
     Flatten,
     GlobalAvgPool,
+    LayerNorm,
     Linear,
+    Mul,
+    Power,
+    Reduce,
     Reshape,
     Scale,
     Slice,
     Softmax,
     Transpose,
 )
+from dfq_jax.graph.tasks import Embedding, task_of
 from dfq_jax.types import InputContract
 
 ALL = (0, None, 1)
@@ -93,10 +100,66 @@ def test_pixels_and_one_score(nets):
     model = n.model(pixels, mask)
     assert [told(p) for p in parts(model)] == [
         ("pixels", None, "classes", 2, (4, 4, 6)),
-        ("mask", None, "signs", None, (4, 4, 1)),
+        ("mask", None, "values", None, (4, 4, 1)),
     ]
     assert [p.certain for p in parts(model)] == [False, False]
     check_positions(nets, model)
+
+
+def test_one_number_is_a_regression(nets):
+    n = Net()
+    model = n.model(n.linear("fc", n.op("pool", GlobalAvgPool(), "images"), 3, 1))
+    assert [told(p) for p in parts(model)] == [("fc", None, "values", None, (1,))]
+    check_positions(nets, model)
+
+
+def lengths(n, x, how):
+    """Euclidean lengths of vectors of 5, as exporters spell them."""
+    if how == "l2":
+        return n.op("length", Reduce("l2", (1,), True), x)
+    squares = n.op("squares", Mul(), x, x) if how == "mul" else n.op("squares", Power(2.0), x)
+    sums = n.op("sums", Reduce("sum", (1,), True), squares)
+    root = Power(-0.5) if how == "rsqrt" else Activation("sqrt")
+    return n.op("length", root, n.op("eps", Clip(1e-12, None), sums))
+
+
+@pytest.mark.parametrize("how", ["l2", "mul", "pow", "rsqrt"])
+def test_vectors_divided_by_their_length_are_directions(nets, how):
+    n = Net()
+    x = n.linear("fc", n.op("pool", GlobalAvgPool(), "images"), 3, 5)
+    length = n.op("wide", Broadcast((5,)), lengths(n, x, how))
+    model = n.model(n.op("unit", Mul() if how == "rsqrt" else Div(), x, length))
+    (part,) = parts(model)
+    assert told(part)[2:4] == ("values", None)
+    assert task_of(model) == Embedding()
+    out = nets.forward(model, np.random.default_rng(0).normal(size=(3, 4, 4, 3)))["unit"]
+    np.testing.assert_allclose(np.linalg.norm(out, axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "slots"),
+    [
+        (Activation("tanh"), {}),
+        (LayerNorm(), {"scale": np.ones(5), "bias": np.zeros(5)}),
+        (Div(), None),
+    ],
+    ids=["tanh", "layer norm", "another vector"],
+)
+def test_states_are_no_scores_and_quotients_may_be(op, slots):
+    n = Net()
+    x = n.linear("fc", n.op("pool", GlobalAvgPool(), "images"), 3, 5)
+    if slots is None:
+        y = n.op("y", op, x, n.linear("other", "pool", 3, 5))
+    else:
+        y = n.op("y", op, x, **slots)
+    kind = told(parts(n.model(y))[0])[2]
+    assert kind == ("classes" if slots is None else "values")
+
+
+def test_a_pooled_state_is_still_one():
+    n = Net()
+    x = n.op("mean", GlobalAvgPool(), n.op("bounded", Activation("tanh"), "images"))
+    assert told(parts(n.model(x))[0])[2] == "values"
 
 
 def test_what_a_softmax_reads_tells_scores_from_values(nets):

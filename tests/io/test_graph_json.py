@@ -136,6 +136,7 @@ def test_every_operator_is_known():
     assert defined == OPS
     for made in (
         ops.Resize((4, 6), (2.0, 1.5), "bilinear", "align_corners"),
+        ops.Resize(None, (2.0, 0.5)),
         ops.Pad(((0, 0), (1, 2)), -1.0, "reflect"),
         ops.Reduce("l2", (1, 2), keepdims=True),
         ops.Clip(None, 2.5),

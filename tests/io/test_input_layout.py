@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,8 +11,10 @@ from image_nets import FIRST, LAST, ImageNet, classifier
 
 import dfq_jax as dfq
 from dfq_jax.errors import UnsupportedModelError, UsageError
+from dfq_jax.graph.evaluate import evaluate
 from dfq_jax.io.load import ReadOptions, load, load_with
 from dfq_jax.io.runtime.latency import bench
+from dfq_jax.io.verification.ways import simulated
 from dfq_jax.quantization.plan import parse_scheme
 from dfq_jax.recipes.dfq import dfq as dfq_recipe
 
@@ -209,6 +212,49 @@ def test_what_reads_lines_of_any_length_returns_them(tmp_path):
     file = exported(tmp_path, model)
     assert shape_of(file)[3] == "w"
     for width in (40, 64, 33):
+        x = images(1, 3, 8, width)
+        np.testing.assert_allclose(run(file, x)[0], run(path, x)[0], atol=1e-5)
+
+
+def decoder(shape):
+    """Half the size and back: what segmentation networks and detectors of text do."""
+    net = ImageNet(shape)
+    small = net.conv("x", 3, 8)
+    scales = net.weight(np.array([1, 1, 2, 2], np.float32))
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+    large = net.add("Resize", small, "", scales, nearest_mode="floor", **how)
+    return net.proto(net.conv(large, 8, 2, strides=[1, 1]))
+
+
+def test_what_resizes_by_whole_numbers_reads_any_size(tmp_path):
+    path = saved(tmp_path, decoder(("n", 3, "h", "w")))
+    model = dfq.load(path, size=(12, 10), mean=(0.5,), std=(0.5,))
+    file = exported(tmp_path, model)
+    assert shape_of(file) == ["n", 3, "h", "w"]
+    made = dfq_recipe(model, None, parse_scheme("w8a8")).quantized
+    dfq.export(made, tmp_path / "q.onnx")
+    assert shape_of(tmp_path / "q.onnx") == ["n", 3, "h", "w"]
+    for height, width in ((12, 10), (20, 34)):
+        x = images(1, 3, height, width)
+        wanted, found = run(path, x)[0], run(tmp_path / "q.onnx", x)[0]
+        np.testing.assert_allclose(run(file, x)[0], wanted, atol=1e-5)
+        ours = np.asarray(evaluate(model, jnp.asarray(x.transpose(0, 2, 3, 1)))[0][0])
+        np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), wanted, atol=1e-5)
+        said = np.asarray(simulated(made, x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(found, said, atol=1e-4)
+
+
+def test_a_side_stays_free_where_the_other_cannot(tmp_path):
+    """Readers of lines of text join all rows of a place into its channels."""
+    net = ImageNet(("n", 3, "h", "w"))
+    y = net.add("Reshape", net.conv("x", 3, 6), net.weight(np.array([1, 24, 1, -1])))
+    scores = net.add("Conv", y, net.weight(images(5, 24, 1, 1)))
+    path = saved(tmp_path, net.proto(scores))
+    loaded = load(path, size=(8, 40))
+    assert any("exported files read a height of 8 only" in note for note in loaded.notes)
+    file = exported(tmp_path, loaded.model)
+    assert shape_of(file)[2:] == [8, "w"]
+    for width in (40, 64, 34):
         x = images(1, 3, 8, width)
         np.testing.assert_allclose(run(file, x)[0], run(path, x)[0], atol=1e-5)
 

@@ -263,15 +263,25 @@ def test_every_output_is_judged(nets):
     assert [x.name for x in report.layers] == ["stem", "conv", "classes", "number"]
     assert [(o.name, o.kind, o.classes) for o in report.outputs] == [
         ("classes", "classes", 5),
-        ("number", "signs", 1),
+        ("number", "values", 0),
     ]
-    worst = min(report.outputs, key=lambda o: (o.agreement, o.sqnr))
-    assert (report.agreement, report.sqnr) == (worst.agreement, worst.sqnr)
-    assert report.to_dict()["task"] == {"name": "classifier"}
+    deciding = report.outputs[0]
+    assert (report.agreement, report.sqnr) == (deciding.agreement, deciding.sqnr)
+    assert report.to_dict()["task"] == {"name": "detector"}
     assert (report.passed, report.faults) == (True, ())
     data = report.to_dict()["outputs"]
     assert [set(o) for o in data] == [
-        {"name", "kind", "sqnr", "sqnr_returned", "agreement", "passed", "positive", "overlap"}
+        {
+            "name",
+            "kind",
+            "sqnr",
+            "sqnr_returned",
+            "agreement",
+            "passed",
+            "positive",
+            "overlap",
+            "chance",
+        }
     ] * 2
 
 

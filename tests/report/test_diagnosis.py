@@ -57,7 +57,7 @@ def test_the_worst_layers_come_first_with_their_share_of_the_error():
         [f"{LONG}\\n", "-/4", "20.0", "-", "9.1 %"],
     ]
     none = LayerCost("a", "Conv2d", 8, 8, math.inf)
-    assert cost_rows([none], 5) == [["a", "8/8", "inf", "-", "-"]]
+    assert cost_rows([none], 5) == [["a", "8/8", "exact", "-", "-"]]
 
 
 def test_tables_keep_to_80_columns_and_names_stay_whole():

@@ -7,7 +7,7 @@ import pytest
 
 from dfq_jax.graph.graph import Graph, Model, Node
 from dfq_jax.graph.ops import Activation
-from dfq_jax.graph.tasks import PlainValues
+from dfq_jax.graph.tasks import Classifier, PlainValues
 from dfq_jax.report.judge import judge_of
 from dfq_jax.types import Values
 
@@ -16,7 +16,7 @@ def judged(exact, rough, curve=None, task=None):
     """The verdict on a network that returns what it reads, behind a curve."""
     inputs = tuple(Values(x.shape[1:]) for x in exact)
     names = tuple(f"x{i}" for i in range(len(exact)))
-    nodes = tuple(Node(f"y{i}", Activation(curve or "tanh"), (x,)) for i, x in enumerate(names))
+    nodes = tuple(Node(f"y{i}", Activation(curve or "gelu"), (x,)) for i, x in enumerate(names))
     graph = Graph(nodes, names, tuple(n.name for n in nodes))
     return judge_of(Model(graph, {}, inputs), task)(exact, rough)
 
@@ -41,7 +41,9 @@ def test_agreement_by_class_by_position_and_by_sign():
     other[0, 0, 0, 2] = 5
     assert judged((pixels,), (other,)).agreement == 0.75
     number = np.array([[1.0], [-2.0]], np.float32)
-    assert judged((number,), (-number,)).agreement == 0.0
+    assert judged((number,), (-number,), task=Classifier()).agreement == 0.0
+    assert judged((number,), (-number,)).agreement == 1.0  # a regression decides nothing
+    assert judged((a,), (a[:, ::-1],), "tanh").agreement == 1.0  # nor does a state
 
 
 def test_the_part_that_agrees_least_decides_wherever_it_stands():

@@ -8,7 +8,13 @@ import pytest
 from dfq_jax.graph.heads import Kind, Part
 from dfq_jax.graph.tasks import Classifier, Detector, Embedding, ImageToImage, LanguageModel, Task
 from dfq_jax.report import outputs
-from dfq_jax.report.outputs import OutputReport, decibels, leading, positive_ones
+from dfq_jax.report.outputs import (
+    OutputReport,
+    by_chance,
+    decibels,
+    leading,
+    positive_ones,
+)
 
 RNG = np.random.default_rng(0)
 tally = partial(outputs.tally, task=Classifier())
@@ -122,6 +128,37 @@ def test_scores_of_nothing_are_judged_before_the_sigmoid():
 def entry(**how):
     made = OutputReport("depth", "values", 20.0, 20.0, None, 0, True, False)
     return dataclasses.replace(made, **how)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_chance_is_that_of_independent_decisions(classes):
+    """Beside all pairs of decisions, counted one by one."""
+    shares = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    exact, rough = (RNG.choice(classes, (30,), p=shares) for _ in range(2))
+    pairs = sum(int(a == b) for a in exact for b in rough) / len(rough)
+    assert by_chance(exact, rough) == pytest.approx(pairs)
+    assert by_chance(exact[:0], rough[:0]) == 0
+    assert by_chance(exact > 0, rough > 0) == pytest.approx(
+        sum(int((a > 0) == (b > 0)) for a in exact for b in rough) / len(rough)
+    )
+
+
+def test_on_noise_decisions_have_to_be_related():
+    """Cohen's kappa: no better than chance is ruined, however often that is."""
+    seen = entry(kind="classes", classes=80, agreement=0.43, chance=0.1, certain=True)
+    assert "has the float class in only 43.0 %" in seen.fault
+    on_noise = dataclasses.replace(seen, noise=True)
+    assert on_noise.kappa == pytest.approx(0.33 / 0.9)
+    assert on_noise.fault == ""
+    nearly_all = dataclasses.replace(on_noise, kind="signs", agreement=0.974, chance=0.972)
+    assert nearly_all.fault == (
+        "output 'depth' has the float sign in only 97.4 %, and 97.2 % would be by chance"
+    )
+    empty = dataclasses.replace(on_noise, kind="signs", agreement=1.0, chance=1.0)
+    assert (empty.kappa, empty.fault) == (1.0, "")
+    values = entry(sqnr=0.6, noise=True)
+    assert (values.kappa, values.fault) == (1.0, "")
+    assert "SQNR of only -0.4 dB" in dataclasses.replace(values, sqnr=-0.4).fault
 
 
 def test_when_an_output_is_ruined():

@@ -18,6 +18,7 @@ from dfq_jax.report.console import (
     one_line,
     printable,
     shortened,
+    told_apart,
 )
 from dfq_jax.report.float_kinds import FloatKind
 from dfq_jax.report.outputs import OutputReport
@@ -230,6 +231,21 @@ def test_long_names_are_cut_in_the_middle(monkeypatch):
     assert shortened("0123456789", 6) == "01…789"
 
 
+def test_names_that_differ_in_the_middle_stay_apart():
+    names = [f"model/block/{kind}/BiasAdd" for kind in ("conv", "depthwise", "conv")]
+    assert told_apart(names, 40) == names
+    assert told_apart(names, 14) == ["model…iasAdd#1", "model…iasAdd#2", "model…iasAdd#1"]
+    assert told_apart(["short", *names], 14)[0] == "short"
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_a_screen(capsys):
+    """Converters name a layer after all that they fused; hundreds of letters are no column."""
+    Terminal().table("", ("layer", "bits"), [["a" * 300 + "z", "8"], ["fc", "4"]])
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert max(map(len, (head, first, second))) <= 160
+    assert (first[:3], first.split()[0][-1], second.split()) == ("aaa", "z", ["fc", "4"])
+
+
 def test_rows_of_layers():
     rows = layer_rows(
         Report(
@@ -242,7 +258,7 @@ def test_rows_of_layers():
     )
     assert rows == [
         ["conv1", "Conv2d", "8/4", "75.0 %", "1,234", "31.3"],
-        ["fc", "Linear", "float/float", "25.0 %", "5", "inf"],
+        ["fc", "Linear", "float/float", "25.0 %", "5", "exact"],
     ]
     assert len(LAYER_HEADER) == len(rows[0])
     assert layer_rows(Report((), 1.0, 1, 1.0, True)) == []
@@ -325,7 +341,15 @@ def test_how_far_to_trust():
     single = dataclasses.replace(good, classes=1)
     assert trust_lines(single)[0].startswith("agreement with the sign of the output 100.0 %")
     none = dataclasses.replace(good, classes=0)
-    assert trust_lines(none)[0].startswith("on 4 held-out synthetic images, output SQNR 30.0 dB")
+    assert trust_lines(none)[0] == (
+        "values of outputs on 4 held-out synthetic images: SQNR 30.0 dB, an error of 3.2 % "
+        "(not an accuracy)"
+    )
+    rows = dataclasses.replace(none, rows=True, sqnr=math.inf)
+    assert trust_lines(rows)[0] == (
+        "values of outputs on 4 held-out synthetic rows: SQNR infinite (no difference) "
+        "(not an accuracy)"
+    )
     low = dataclasses.replace(good, confidence="low", notes=("noise", "no labels"))
     assert trust_lines(low)[1:] == [
         "LOW CONFIDENCE in these numbers",

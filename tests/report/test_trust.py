@@ -1,5 +1,6 @@
 """The estimate that a report tells, its interval, its words and its gate."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.evaluate import evaluate
+from dfq_jax.graph.graph import Node
+from dfq_jax.graph.ops import Activation
+from dfq_jax.graph.tasks import Classifier
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import parse_scheme, resolve
@@ -17,6 +21,7 @@ from dfq_jax.report.trust import (
     estimate,
     estimated,
     judges_classes,
+    points,
     told_as_data,
     trust_words,
 )
@@ -121,6 +126,21 @@ def test_where_little_is_known_it_fails_only_for_certain():
     assert an_estimate(loss=0.7, low=0.41, confidence="low").collapsed
 
 
+def test_what_noise_tells_is_a_range_in_whole_points():
+    """Files of networks without statistics: 32 points were told to a tenth, 10.5 were true."""
+    wide = an_estimate(loss=0.321, low=0.068, high=0.6612, confidence="low")
+    assert points(wide) == "6 to 67 points"
+    assert trust_words(wide)[0] == "expected loss of top-1 on real images 6 to 67 points"
+    assert points(an_estimate(confidence="low")) == "0 to 2 points"
+    lost = dataclasses.replace(wide, low=0.45)
+    assert lost.failure.startswith("it is expected to lose 45 to 67 points of top-1 on real images")
+
+
+def test_lines_are_called_rows():
+    told = trust_words(an_estimate(noun="row"))[0]
+    assert told == "expected loss of top-1 on real rows 0.6 points (-0.1 to 1.4 on 1,000 rows)"
+
+
 def test_its_words_fit_a_terminal():
     lines = trust_words(an_estimate())
     assert lines[0] == (
@@ -132,7 +152,7 @@ def test_its_words_fit_a_terminal():
     assert "`accuracy=0.72`" in lines[2]
     assert len(trust_words(an_estimate(accuracy=(0.72, 0.72)))) == 2
     told = trust_words(an_estimate(accuracy=(0.72, 0.72), confidence="low"))
-    assert told[2].strip() == "the probes are noise, which says little about it: low confidence"
+    assert told[2].strip() == "the probes are noise, which tells no more about it: low confidence"
     widest = an_estimate(loss=0.888, low=0.777, high=0.888)
     assert all(len(line) <= 80 for found in (lines, told, trust_words(widest)) for line in found)
 
@@ -184,3 +204,15 @@ def test_fewer_bits_are_expected_to_cost_more(reference, nets):
 def test_only_one_vector_of_scores_is_judged(nets):
     assert judges_classes(nets.tiny())
     assert not judges_classes(nets.unet())
+
+
+def test_a_state_behind_a_tanh_is_no_vector_of_scores(nets):
+    scores = nets.tiny()
+    (last,) = scores.graph.outputs
+    state = Node("state", Activation("tanh"), (last,))
+    graph = dataclasses.replace(
+        scores.graph, nodes=(*scores.graph.nodes, state), outputs=("state",)
+    )
+    model = dataclasses.replace(scores, graph=graph)
+    assert not judges_classes(model)
+    assert judges_classes(model, Classifier())

@@ -33,6 +33,8 @@ OTHERS = ((64, 96), (33, 47))
 """Pixels added to find out whether a network takes images of any size; the first keep it even."""
 
 Sides = tuple[int, int]
+Free = tuple[bool, bool]
+"""Whether height and width can be any."""
 
 
 class ToldInput(NamedTuple):
@@ -88,11 +90,13 @@ def imported(
         ignored = f"{where} carries a {CONTRACT} for {stated.channels} channels, which is not read"
         stated, notes = None, (*notes, ignored)
     contract, said = of_shape(stated, found.shape, where)
-    graph = of_any_size(program, table, layout, found) if is_free(program, layout) else None
-    names, fixed = names_of(program, layout, found.shape, free=graph is not None)
+    graph, free = found.graph, (False, False)
+    if is_free(program, layout):
+        graph, free = of_any_size(program, table, layout, found)
+    names, fixed = names_of(program, layout, found.shape, free)
     axes = len(program.inputs[0].shape)
     contract = dataclasses.replace(contract, layout=layout, names=names, axes=axes)
-    found = found._replace(graph=graph or found.graph)
+    found = found._replace(graph=graph)
     return found, contract, (*notes, *more, *said, *fixed)
 
 
@@ -192,7 +196,7 @@ def is_free(program: Program, layout: str) -> bool:
 
 
 def names_of(
-    program: Program, layout: str, shape: tuple[int, int, int], *, free: bool
+    program: Program, layout: str, shape: tuple[int, int, int], free: Free
 ) -> tuple[tuple[str, str, str], tuple[str, ...]]:
     """Names of batch, height and width in exported files, and a note where a size has to be fixed.
 
@@ -200,37 +204,60 @@ def names_of(
       program: as its source has it.
       layout: of its images.
       shape: (height, width, channels) of one.
-      free: whether sizes that are free in the source can be free in the file.
+      free: whether height and width can be free in the file.
     """
     image = program.inputs[0]
     names = image.names or ("",) * len(image.shape)
     batch = names[0] or "N"
     if not is_free(program, layout):
         return (batch, "", ""), ()
-    if not free:
-        note = f"exported files read {shape[0]}x{shape[1]} only: at other sizes the network's "
-        return (batch, "", ""), (f"{note}operators are others",)
-    sizes = zip(image.shape[pixel_axes(layout)], names[pixel_axes(layout)], strict=True)
+    sizes = zip(image.shape[pixel_axes(layout)], names[pixel_axes(layout)], free, strict=True)
     height, width = (
-        (name or usual) if size is None else ""
-        for (size, name), usual in zip(sizes, ("height", "width"), strict=True)
+        (name or usual) if size is None and stays else ""
+        for (size, name, stays), usual in zip(sizes, ("height", "width"), strict=True)
     )
-    return (batch, height, width), ()
+    missing = tuple(
+        size is None and not stays
+        for size, stays in zip(image.shape[pixel_axes(layout)], free, strict=True)
+    )
+    if not any(missing):
+        return (batch, height, width), ()
+    read = f"{shape[0]}x{shape[1]}"
+    if not all(missing):
+        read = f"a height of {shape[0]}" if missing[0] else f"a width of {shape[1]}"
+    note = f"exported files read {read} only: at other sizes the network's operators are others"
+    return (batch, height, width), (note,)
 
 
 def of_any_size(
     program: Program, table: OperatorTable, layout: str, found: Imported
+) -> tuple[Graph, Free]:
+    """The graph that serves images of other sizes as well, and which of its sides are free.
+
+    Of sides that are free in the source both are tried, then the width, then the height.
+    """
+    height, width = (side is None for side in program.inputs[0].shape[pixel_axes(layout)])
+    for free in ((True, True), (False, True), (True, False)):
+        if free[0] <= height and free[1] <= width and any(free):
+            graph = of_other_sizes(program, table, layout, found, free)
+            if graph is not None:
+                return graph, free
+    return found.graph, (False, False)
+
+
+def of_other_sizes(
+    program: Program, table: OperatorTable, layout: str, found: Imported, free: Free
 ) -> Graph | None:
-    """The graph that serves images of other sizes as well, None if there is none.
+    """The graph that serves images whose free sides differ, None if there is none.
 
     The network is imported for other sizes, and has to come out the same. Only a reshape may keep
-    one axis open.
+    one axis open, and a resize its size.
     """
-    fixed, graph = program.inputs[0].shape[pixel_axes(layout)], found.graph
+    graph = found.graph
     for index, more in enumerate(OTHERS):
         height, width = (
-            size if size is not None else have + extra
-            for size, have, extra in zip(fixed, found.shape, more, strict=False)
+            have + extra * stays
+            for have, extra, stays in zip(found.shape, more, free, strict=False)
         )
         try:
             other = import_program(program, table, size=(height, width), layout=layout)

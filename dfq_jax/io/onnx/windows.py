@@ -15,7 +15,7 @@ from dfq_jax.graph.ops import (
     Pool,
     Resize,
 )
-from dfq_jax.graph.windows import even_windows, interpolation, nearest_pixels
+from dfq_jax.graph.windows import even_windows, interpolation, nearest_pixels, resized_to
 from dfq_jax.io.onnx.builder import Link, OnnxBuilder, WrittenNode
 from dfq_jax.io.onnx.layout import FIRST
 
@@ -92,17 +92,18 @@ def add_mixed(b: OnnxBuilder, rows: np.ndarray, columns: np.ndarray, step: Writt
 def add_resized(b: OnnxBuilder, op: Resize, step: WrittenNode) -> None:
     """Adds a resampling: a `Resize` where ONNX's means the same, else the map written out."""
     sizes, name = step.shapes[0][1:3], step.name
+    target = resized_to(op, (sizes[0], sizes[1]))
     form = resize_form(op, (sizes[0], sizes[1]))
     if form is None and op.method == "nearest":
         links = []
-        for axis, size, out, scale in zip((2, 3), sizes, op.size, op.scale, strict=True):
+        for axis, size, out, scale in zip((2, 3), sizes, target, op.scale, strict=True):
             index = b.integers(f"{name}.pixels", nearest_pixels(op, size, out, scale).tolist())
             links.append(Link("Gather", (index,), {"axis": axis}))
         b.chain(name, step.args[0], links, step.output)
         return
     if form is None:
         rows, columns = (
-            interpolation(op, *along) for along in zip(sizes, op.size, op.scale, strict=True)
+            interpolation(op, *along) for along in zip(sizes, target, op.scale, strict=True)
         )
         add_mixed(b, rows, columns, step)
         return
@@ -112,8 +113,8 @@ def add_resized(b: OnnxBuilder, op: Resize, step: WrittenNode) -> None:
         inputs = (*step.args, "", scales)
     else:
         channels = b.integers(f"{name}.channels", (step.result[3],))
-        target = (b.batch(), channels, b.integers(f"{name}.size", op.size))
-        inputs = (*step.args, "", "", b.part("Concat", f"{name}.sizes", target, axis=0))
+        whole = (b.batch(), channels, b.integers(f"{name}.size", target))
+        inputs = (*step.args, "", "", b.part("Concat", f"{name}.sizes", whole, axis=0))
     b.add("Resize", name, inputs, step.output, **how)
 
 
@@ -137,12 +138,13 @@ def resize_form(op: Resize, image: Pair) -> str | None:
     """`scales` or `sizes`, whichever ONNX computes the same from; None if from neither."""
     if op.smooth:
         return None  # opset 18 has it, older ones do not
-    if image == op.size or (op.coordinates == "align_corners" and op.method == "nearest"):
+    target = resized_to(op, image)
+    if image == target or (op.coordinates == "align_corners" and op.method == "nearest"):
         return None  # runtimes copy an image of the right size; corners meet with other rounding
     found = [floor_of(size, scale) for size, scale in zip(image, op.scale, strict=True)]
-    if found == list(op.size):
+    if found == list(target):
         return "scales"
-    ratios = [np.float32(o) / np.float32(i) for i, o in zip(image, op.size, strict=True)]
+    ratios = [np.float32(o) / np.float32(i) for i, o in zip(image, target, strict=True)]
     near = ratios == [np.float32(s) for s in op.scale]
     return "sizes" if near or op.coordinates == "align_corners" else None
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dfq_jax.errors import UnsupportedModelError, UsageError
+from dfq_jax.graph.tasks import A_NOUN, Noun, noun_of
 from dfq_jax.io.onnx.builder import FOUR_BITS
 from dfq_jax.io.runtime.session import (
     File,
@@ -42,6 +43,7 @@ class Latency:
       runtime: version of ONNX Runtime.
       features: what this processor has for 8-bit products.
       warnings: what the user should know, in sentences.
+      noun: what one example is called.
     """
 
     float_ms: float
@@ -52,6 +54,7 @@ class Latency:
     runtime: str
     features: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    noun: Noun = "image"
 
     @property
     def speedup(self) -> float:
@@ -63,7 +66,7 @@ class Latency:
         faster = self.int_ms <= self.float_ms
         times = self.speedup if faster else 1 / self.speedup
         return (
-            f"{self.int_ms:.2f} ms an image against {self.float_ms:.2f} ms in float, "
+            f"{self.int_ms:.2f} ms {A_NOUN[self.noun]} against {self.float_ms:.2f} ms in float, "
             f"{times:.2f}x as {'fast' if faster else 'SLOW'}"
         )
 
@@ -106,9 +109,9 @@ def bench(
             f"{runs} and {warmup}."
         )
     sessions = [open_session(f, optimize=True, threads=threads) for f in (float_onnx, int_onnx)]
+    reads = [input_of(file) for file in (float_onnx, int_onnx)]
     feeds = [
-        random_feed(session, batch, input_of(file))
-        for session, file in zip(sessions, (float_onnx, int_onnx), strict=True)
+        random_feed(session, batch, read) for session, read in zip(sessions, reads, strict=True)
     ]
     times = timed_in_turn(sessions, feeds, runs=runs, warmup=warmup, seconds=seconds)
     float_ms, int_ms = map(statistics.median, times)
@@ -117,7 +120,8 @@ def bench(
     four_bits = any(t.data_type in FOUR_BITS for t in stored)
     notes = warnings(float_ms, int_ms, features, four_bits)
     version = onnxruntime().__version__
-    return Latency(float_ms, int_ms, batch, threads, len(times[1]), version, features, notes)
+    noun = "image" if reads[0] is None else noun_of(reads[0])
+    return Latency(float_ms, int_ms, batch, threads, len(times[1]), version, features, notes, noun)
 
 
 def median_ms(file: File, *, runs: int = 30, warmup: int = 3, seconds: float = 2.0) -> float:

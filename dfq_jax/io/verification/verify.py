@@ -28,7 +28,7 @@ from jaxtyping import Shaped
 
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.graph.heads import Part
-from dfq_jax.graph.tasks import Task, parts_of
+from dfq_jax.graph.tasks import Noun, Task, noun_of, parts_of
 from dfq_jax.io.onnx.export import serialize
 from dfq_jax.io.onnx.values import Draft, QuantizedEdge, draft, quantized_edges
 from dfq_jax.io.runtime.session import File, feed, read_onnx
@@ -70,6 +70,7 @@ class Verification:
         missing or too old.
       outputs: one entry per part of each output.
       failures: why the file does not pass, a sentence for each rule it breaks; empty if it passes.
+      noun: what one of the images is called.
     """
 
     layers: tuple[LayerCheck, ...]
@@ -80,6 +81,7 @@ class Verification:
     runner: str = RUNTIME
     outputs: tuple[OutputCheck, ...] = ()
     failures: tuple[str, ...] = ()
+    noun: Noun = "image"
 
     @property
     def most_steps(self) -> int:
@@ -277,7 +279,8 @@ def summed_up(
     left = () if ways.integer else (f"The integer function was left out: {ways.limit}",)
     warnings = (*ways.runners.warnings, *moved_by_saturation(outputs), *left)
     about = (ways.runners.version, warnings, ways.runners.name)
-    return Verification(layers, ends, images, *about, outputs, failures)
+    noun = noun_of(ways.quantized.model.input)
+    return Verification(layers, ends, images, *about, outputs, failures, noun)
 
 
 def compared(ways: Ways, parts: Sequence[Part], batch: Batch) -> Told:
