@@ -353,10 +353,9 @@ class Resize:
     Output pixel i reads the input at `(i + 0.5) / scale - 0.5` (`half_pixel`), `i / scale`
     (`asymmetric`) or so that the corners meet (`align_corners`), clamped to the image. `nearest`
     takes the pixel below with `asymmetric`, else the closest one (halves upward). `bicubic` weighs
-    four pixels by Keys' kernel with `cubic` as its parameter; with `smooth` the kernel of
-    `bilinear` is as wide as the image shrinks. Both take the pixel at the border for those beyond,
-    or with `inside` leave them out and weigh the others more. Without a size it is `scale` times
-    that of the image, rounded down, whatever that is; `scale` is whole or a power of 2 then.
+    four pixels by Keys' kernel with parameter `cubic`; with `smooth` the kernel of `bilinear` is as
+    wide as the image shrinks. Both take the pixel at the border for those beyond, or with `inside`
+    leave them out and weigh the others more. Size None: `scale` times that read, rounded down.
     """
 
     size: Pair | None
