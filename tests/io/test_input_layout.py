@@ -240,7 +240,8 @@ def test_what_resizes_by_whole_numbers_reads_any_size(tmp_path):
         np.testing.assert_allclose(run(file, x)[0], wanted, atol=1e-5)
         ours = np.asarray(evaluate(model, jnp.asarray(x.transpose(0, 2, 3, 1)))[0][0])
         np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), wanted, atol=1e-5)
-        said = np.asarray(simulated(made, x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+        said = np.asarray(simulated(made, jnp.asarray(x.transpose(0, 2, 3, 1))))
+        said = said.transpose(0, 3, 1, 2)
         np.testing.assert_allclose(found, said, atol=1e-4)
 
 
