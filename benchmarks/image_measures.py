@@ -13,9 +13,10 @@ import numpy as np
 from dfq_jax.graph.graph import Model
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import calibrate, guard_biases
-from dfq_jax.quantization.plan import observing, parse_scheme, resolve
+from dfq_jax.quantization.plan import parse_scheme, resolve
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.recipes.dfq_biases import corrected
+from dfq_jax.recipes.dfq_trials import observing
 from dfq_jax.synthesis.terms.classes import penultimate
 from dfq_jax.synthesis.terms.match import batch_moments, recorded_std
 from dfq_jax.synthesis.terms.targets import Targets, observe

@@ -68,6 +68,8 @@ CASES: Mapping[str, dict[str, Any]] = {
     "third of the bytes: channels": {"budget": "33% bytes"},
     "third of the bytes: joint": {"budget": "33% bytes", "bits": "joint"},
     "2:4": {"sparsity": "2:4"},
+    "2:4 in float": {"sparsity": "2:4", "scheme": "float"},
+    "80% zeros in float": {"sparsity": "80%", "scheme": "float"},
     "80% zeros w6a8": {"sparsity": "80%", "scheme": "w6a8"},
     "30% channels": {"prune": "30%"},
     "70% MACs": {"budget": "70% MACs"},

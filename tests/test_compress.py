@@ -16,6 +16,7 @@ from dfq_jax.errors import DivergedError, UsageError
 from dfq_jax.graph.coupling import coupled_channels
 from dfq_jax.io.artifacts.artifact import load_artifact
 from dfq_jax.io.artifacts.quantized_tensors import stored_codes
+from dfq_jax.io.onnx.export import quantized_onnx, serialize
 from dfq_jax.numerics.affine import Affine
 from dfq_jax.optim.progress import Watcher
 from dfq_jax.pruning.groups import Subject
@@ -123,7 +124,8 @@ def test_restoration_has_enough_images_made(tiny_net, monkeypatch):
         ({"prune": "0%"}, "no share of channels"),
         ({"train": 0}, "train must be at least 1, got 0"),
         ({"train": 5, "n": 40}, "takes 64 images a step and there are 30"),
-        ({"scheme": "float"}, r"float\.onnx beside it .* `small = edits\.prune"),
+        ({"scheme": "float", "reconstruction": "squant"}, "and reconstruction says how to"),
+        ({"scheme": "float", "budget": "50% bytes", "bits": "joint"}, "and bits says how to"),
     ],
 )
 def test_bad_words_are_refused_before_images_are_made(how, told, tiny_net, monkeypatch):
@@ -194,16 +196,22 @@ def test_fewer_channels_and_zeros_together(tiny_net, images):
     assert counts["depthwise"] == 0
 
 
-def test_the_smaller_network_alone_is_exported_from_python(tiny_net, images, nets, tmp_path):
-    """What `--scheme float` is answered with."""
-    subject = dfq.edits.Subject(tiny_net, images.images)
-    small = dfq.edits.prune(subject, dfq.edits.Pruning(0.3, channels="all")).model
-    dfq.export(small, tmp_path / "small.onnx")
+def test_what_is_left_may_stay_in_float(tiny_net, images, nets):
+    """The file computes the pruned network; the original judges it."""
+    how = {"channels": "all", "prune": "30%", "untouched": ("conv2",), "scheme": "float"}
+    small = dfq.compress(tiny_net, images, **how)
+    assert small.settings["scheme"] == "float"
+    assert small.quantized.plan.entries == ()
     seen = nets.images(tiny_net, 4, seed=3)
-    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    session = onnxruntime.InferenceSession(serialize(quantized_onnx(small.quantized)))
     (name,) = (x.name for x in session.get_inputs())
-    found: Any = session.run(None, {name: np.moveaxis(np.asarray(seen), -1, 1)})[0]
-    assert np.allclose(found, np.asarray(dfq.predict(small, seen)), atol=1e-4)
+    run: Any = session.run(None, {name: np.moveaxis(np.asarray(seen), -1, 1)})[0]
+    assert np.allclose(run, np.asarray(dfq.predict(small.float_model, seen)), atol=1e-4)
+    exact, less = (
+        np.asarray(dfq.predict(m, small.probes.images)) for m in (tiny_net, small.float_model)
+    )
+    far = np.mean((less - exact) ** 2) / np.mean(exact**2)
+    assert np.isclose(small.report.sqnr, -10 * np.log10(far), atol=0.1)
 
 
 def test_the_command(dfq, made, tmp_path):
@@ -230,6 +238,18 @@ def test_the_command_makes_zeros(dfq, made, tmp_path):
     assert "pruning" not in found.data["report"]
     config = (tmp_path / "out" / "config.toml").read_text()
     assert 'sparsity = "80%"' in config
+
+
+def test_the_command_leaves_what_is_left_in_float(dfq, made, tmp_path):
+    line = (made / "net.safetensors", "--arch", "small", "--images", made / "images.npz")
+    out, zeros = tmp_path / "out", ("--sparsity", "2:4", "--scheme", "float")
+    found = dfq("compress", *line, "-o", out, "--prune", "40%", *zeros, "--json")
+    assert found.code == 0
+    assert found.data["scheme"] == "float"
+    assert found.data["report"]["pruning"]["macs"]["after"] > 0
+    assert found.data["report"]["sparsity"]["after"] == found.data["report"]["sparsity"]["before"]
+    assert found.data["speedup"] is None
+    assert dfq("verify", out).code == 0
 
 
 def interrupted(*_):
@@ -299,9 +319,6 @@ def test_a_command_that_means_nothing(dfq, made, tmp_path):
     assert found.code == 2
     assert "say 30%" in found.err
     assert not (tmp_path / "out").exists()
-    single = dfq(*line, "--scheme", "float")
-    assert single.code == 2
-    assert "dfq_jax.export(small" in single.err
     missing = dfq(*line, "--untouched", "layer9*")
     assert missing.code == 2
     assert "matches no layer" in missing.err

@@ -26,6 +26,7 @@ from dfq_jax.api.shrinking import (
     demanded,
     price_of,
     shrunk,
+    stays_float,
 )
 from dfq_jax.base.words import BitsByName, Channels, CriterionName, RestorationName, Rivals
 from dfq_jax.errors import UsageError
@@ -33,6 +34,7 @@ from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.io.artifacts.artifact import weights_sha256
 from dfq_jax.optim.progress import SILENT, Watcher
+from dfq_jax.passes.before_quantization import Surgery
 from dfq_jax.passes.select import Kept
 from dfq_jax.pruning.choose import Floor
 from dfq_jax.pruning.groups import Subject
@@ -40,6 +42,7 @@ from dfq_jax.pruning.prune import Pruning
 from dfq_jax.pruning.restore import RESTORATIONS
 from dfq_jax.pruning.sparse import Sparse, Zeros, zeros_of
 from dfq_jax.quantization.node_by_node import on_grids
+from dfq_jax.quantization.plan import FLOAT
 from dfq_jax.quantization.rules import written
 from dfq_jax.recipes.foresight import pruning_foreseen, training_foreseen
 from dfq_jax.recipes.joint import JointAllocation
@@ -52,6 +55,17 @@ from dfq_jax.training.in_float import trained_in_float
 from dfq_jax.training.method import Training
 from dfq_jax.training.suits import check_images
 
+OF_CODES = (
+    "budget",
+    "rules",
+    "reconstruction",
+    "observer",
+    "weight_observer",
+    "split",
+    "value_aware",
+    "reestimate",
+)
+"""Settings that say how something is quantized."""
 IMAGES = 128
 """Images from which layers are fitted anew; those of `fast` would say too little."""
 
@@ -97,8 +111,8 @@ def compress(
         before it is quantized; zeros stay zero.
       watch: told what is being done.
       state_folder: keeps state here and resumes from it.
-      **settings: of `quantize`; a `budget` may be what the smaller network takes, instead of a
-        share: `50% MACs`, `20MMACs`, `40% params`, `2MB`, `3ms`.
+      **settings: of `quantize`; scheme `float` quantizes nothing; a `budget` may be what the
+        smaller network takes: `50% MACs`, `20MMACs`, `40% params`, `2MB`, `3ms`.
 
     Returns:
       What `quantize` does, with how it got smaller; losses are those against `model`.
@@ -126,9 +140,8 @@ def carried_out(
     check_shrinking(subject, how)
     _ = model.input  # what reads several inputs is refused before anything is made
     check_synthesis(model, settings, given=images is not None)
-    asked = resolved(model, settings)
+    asked = requested(model, settings, joint=how.joint is not None)
     require_zeros_kept(how, asked)
-    check_bits(model, asked)
     if how.together is not None:
         require_joint_reach(subject, how.together, asked)
     how, said = timed(subject, how, asked, follow.watch), asked
@@ -158,6 +171,28 @@ def carried_out(
     more |= {"settings": told, "report": told_in}
     more["original"] = weights_sha256(model)
     return dataclasses.replace(result, **more)
+
+
+def requested(model: Model, settings: Settings, *, joint: bool) -> Asked:
+    """What was asked for; with scheme `float` that nothing is quantized.
+
+    Raises:
+      UsageError: for a setting that says how to quantize what stays in float.
+      PlanError: as of `check_bits`.
+    """
+    if not stays_float(settings.get("scheme", "w8a8")):
+        asked = resolved(model, settings)
+        check_bits(model, asked)
+        return asked
+    said = [name for name in OF_CODES if settings.get(name)] + ["bits"] * joint
+    if said:
+        raise UsageError(
+            f"scheme float quantizes nothing, and {said[0]} says how to: leave it out, or give a "
+            "scheme such as w8a8."
+        )
+    asked = resolved(model, {**settings, "scheme": "w8"}).without_learning()
+    how = dataclasses.replace(asked.pipeline, scheme=FLOAT, surgery=Surgery(reach=None))
+    return dataclasses.replace(asked, pipeline=how)
 
 
 def timed(subject: Subject, how: Shrinking, asked: Asked, watch: Watcher) -> Shrinking:

@@ -26,8 +26,9 @@ from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.prune import Pruning, what_may_go
 from dfq_jax.quantization.calibrate import fit_edges, fit_kernels
 from dfq_jax.quantization.observers import Observers
-from dfq_jax.quantization.plan import resolve
+from dfq_jax.quantization.plan import FLOAT, resolve
 from dfq_jax.quantization.simulate import QuantizedModel
+from dfq_jax.training.in_float import NO_LEVELS
 
 HALVINGS = 5
 """Times that the share of work is narrowed down by half."""
@@ -98,6 +99,8 @@ def stand_in(subject: Subject, asked: Asked) -> QuantizedModel:
       UsageError: for kernels with scales for groups of inputs.
     """
     pipeline = asked.pipeline
+    if pipeline.scheme == FLOAT:
+        return QuantizedModel(subject.folded, NO_LEVELS, {})
     if pipeline.scheme.sharing not in ("channel", "tensor"):
         raise UsageError(
             f"scheme {pipeline.scheme} computes in float and has scales for groups of inputs: a "

@@ -12,13 +12,16 @@ from dfq_jax.base.words import Store
 from dfq_jax.examples import Examples
 from dfq_jax.graph.graph import Model
 from dfq_jax.optim.progress import Watcher
+from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.passes.smooth import smooth
-from dfq_jax.quantization.plan import Rule, stored_as
+from dfq_jax.quantization.plan import FLOAT, Rule, stored_as
+from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sums import LongSum, overflowing, smaller, told
 from dfq_jax.recipes.dfq import at_one_width, dfq
 from dfq_jax.recipes.mixed import Mixed, mixed
 from dfq_jax.recipes.pipeline import Pipeline
 from dfq_jax.recipes.quantized import Quantized
+from dfq_jax.training.in_float import NO_LEVELS
 
 
 def calibrated(
@@ -30,6 +33,9 @@ def calibrated(
     """
     follow.begins("calibrating")
     how, rules = asked.pipeline, asked.pipeline.rules
+    if how.scheme == FLOAT:
+        whole = fold_batch_norm(model)
+        return Quantized(QuantizedModel(whole, NO_LEVELS, {}), whole, False), None, ()
     if how.smooth is not None:
         model = smooth(model, seen.array, how.smooth)
     make = partial(made_on_grids, model, seen, how, watch=follow.watch)

@@ -12,12 +12,12 @@ from dfq_jax.errors import BudgetError, UsageError, check_choice
 from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.sparsity import Pattern
 from dfq_jax.passes.select import Kept, standing
-from dfq_jax.pruning.budget import Ceiling, Deadline, Price, parse_structure
+from dfq_jax.pruning.budget import IN_FLOAT, Ceiling, Deadline, Price, parse_structure
 from dfq_jax.pruning.choose import share_from
 from dfq_jax.pruning.groups import Subject, left_alone
 from dfq_jax.pruning.prune import Pruned, Pruning, check_pruning, prune, what_may_go
 from dfq_jax.pruning.sparse import Sparse, parse_pattern, sparsified
-from dfq_jax.quantization.plan import parse_scheme
+from dfq_jax.quantization.plan import FLOAT, parse_scheme
 from dfq_jax.training.method import Training
 
 INTEGER_CHANNEL, FLOAT_CHANNEL = 17, 9
@@ -108,28 +108,21 @@ def of_bits(budget: str) -> bool:
     return budget.strip().lower().endswith(("bit", "bits", "bops"))
 
 
-def refuse_float(scheme: str) -> None:
-    """Refuses to leave the smaller network in float: the result is an integer network.
-
-    Raises:
-      UsageError: saying how to get it.
-    """
-    if scheme.strip().lower() == "float":
-        raise UsageError(
-            "scheme 'float' quantizes nothing, and what compress gives is an integer network: "
-            "float.onnx beside it is the smaller network in float. For that alone, in Python: "
-            "`small = edits.prune(edits.Subject(model, images), edits.Pruning(0.3)).model`, then "
-            '`dfq_jax.export(small, "small.onnx")`.'
-        )
+def stays_float(scheme: str) -> bool:
+    """Whether what is left stays in float."""
+    return scheme.strip().lower() == str(FLOAT)
 
 
 def price_of(scheme: str) -> Price:
     """Bytes of what a layer stores under a scheme: codes; scale, zero point and bias a channel.
 
+    In float an element has 4 bytes, and a channel its bias.
+
     Raises:
-      UsageError: for `float`, which is none.
+      PlanError: if it is none.
     """
-    refuse_float(scheme)
+    if stays_float(scheme):
+        return IN_FLOAT
     found = parse_scheme(scheme)
     integer = found.activation_bits is not None and found.activation_bits <= 8
     return Price(found.weight_bits, INTEGER_CHANNEL if integer else FLOAT_CHANNEL)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dfq_jax.api.compress import compress
 from dfq_jax.api.result import ORIGINAL, Result
-from dfq_jax.api.shrinking import demanded, refuse_float
+from dfq_jax.api.shrinking import demanded, stays_float
 from dfq_jax.cli.arguments import settings_of
 from dfq_jax.cli.options import CompressOptions
 from dfq_jax.cli.refusals import check_places, checks_of, refuse_together
@@ -22,7 +22,6 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
     """`dfq compress`."""
     refuse_together(
         *checks_of(options),
-        partial(refuse_float, options.scheme),
         partial(demanded, options.prune, options.budget, options.sparsity, options.bits),
         *check_places(model, options),
     )
@@ -47,7 +46,8 @@ def compress_to(model: str, options: CompressOptions, terminal: Terminal) -> Non
             check_original(network, options.output)
         return work(network, *given, **how)
 
-    make_to(MakingVerb("compress", options, make, options.scheme), model, terminal)
+    scheme = None if stays_float(options.scheme) else options.scheme
+    make_to(MakingVerb("compress", options, make, scheme), model, terminal)
 
 
 def check_original(model: Model, folder: Path) -> None:

@@ -66,8 +66,13 @@ class Verified(NamedTuple):
 
 
 def checked_and_timed(result: Result, terminal: Terminal) -> Verified:
-    """Compares and times a result; whatever goes wrong there, it is kept."""
-    return Verified(checked(result, terminal), timed(result.time, terminal))
+    """Compares and times a result; whatever goes wrong there, it is kept.
+
+    One that stays in float has nothing to be compared with in time.
+    """
+    found = checked(result, terminal)
+    floats = not result.quantized.plan.entries
+    return Verified(found, None if floats else timed(result.time, terminal))
 
 
 class Delivery(NamedTuple):

@@ -236,6 +236,7 @@ class CompressOptions(QuantizeOptions):
     """The options of `dfq compress`: those of `dfq quantize`, and these.
 
     Attributes:
+      scheme: As for quantize; or float: nothing is quantized.
       budget: Instead: "50% MACs", 20MMACs, "40% params", 2MB, 3ms; or of bits: 4bits, 2GBOPs.
       prune: Share of the channels that may go, e.g. 30%.
       criterion: How channels are judged: reconstruction, or energy where no images restore.

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from dfq_jax.allocation.costs import parse_budget
 from dfq_jax.api.given import TO_GIVE
+from dfq_jax.api.shrinking import stays_float
 from dfq_jax.api.synthesize import check_seed
 from dfq_jax.cli.claims import check_apart
-from dfq_jax.cli.options import IntegerOptions, QuantizeOptions, TrainOptions
+from dfq_jax.cli.options import CompressOptions, IntegerOptions, QuantizeOptions, TrainOptions
 from dfq_jax.data.sources import TFDS
 from dfq_jax.errors import DfqError, UsageError
 from dfq_jax.quantization.plan import parse_scheme
@@ -44,7 +45,8 @@ def refuse_together(*checks: Check) -> None:
 
 def checks_of(options: IntegerOptions | TrainOptions) -> Iterator[Check]:
     """What can be said of options by themselves, before a model is read."""
-    if options.scheme is not None:
+    floats = isinstance(options, CompressOptions) and stays_float(options.scheme)
+    if options.scheme is not None and not floats:
         yield partial(parse_scheme, options.scheme)
     for rule in options.rule:
         yield partial(parse_rule, rule)

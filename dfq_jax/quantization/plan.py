@@ -55,6 +55,7 @@ STORES: tuple[Store, ...] = get_args(Store)
 Sharing = Literal["channel", "tensor"] | int
 """Which weights share a scale: an output channel's, all, or groups of so many of its inputs."""
 WIDE = 16
+FLOAT_BITS = 32
 """Bits of activations on a fine grid, which no integer kernel multiplies."""
 
 
@@ -85,7 +86,7 @@ class Scheme:
     """Bits of weights and activations, as written `w4a8`, `w4g64` or `w8ta8`.
 
     Attributes:
-      weight_bits: of kernels.
+      weight_bits: of kernels; 32 in `FLOAT`.
       activation_bits: of edges; None where only weights are quantized.
       sharing: which weights share a scale; kernels that a preset keeps at 8 bits have one for each
         output channel where others are in groups.
@@ -96,7 +97,9 @@ class Scheme:
     sharing: Sharing = "channel"
 
     def __str__(self) -> str:
-        """As `parse_scheme` reads it."""
+        """As `parse_scheme` reads it; `float` if nothing is quantized."""
+        if self.weight_bits == FLOAT_BITS:
+            return "float"
         return f"w{self.weight_bits}{shared(self.sharing)}{of_edges(self.activation_bits)}"
 
     @property
@@ -168,6 +171,8 @@ class Plan:
         return all(spec is not None and multiplied_as_integers(spec.levels) for spec in specs)
 
 
+FLOAT = Scheme(FLOAT_BITS, None)
+"""Of a network that stays in float; `resolve` makes no plan of it."""
 SCHEME = r"w(?P<w>[1-8])(?P<share>t|g[1-9]\d{0,4})?(?:a(?P<a>[2-8]|16))?"
 
 
@@ -293,16 +298,6 @@ def with_shortcuts(
         read = [s for s in sites if s.node in serving]
         others = [s for s in sites if s.node not in serving]
         yield from ((tensor, part) for part in (read, others) if part)
-
-
-def observing(plan: Plan, observer: Observer) -> Plan:
-    """The plan with another way to find the ranges of its 8-bit edges."""
-    edge = lambda site, spec: site.argument is not None and spec.levels.bits == 8
-    entries = tuple(
-        (site, dataclasses.replace(spec, observer=observer) if edge(site, spec) else spec)
-        for site, spec in plan.entries
-    )
-    return dataclasses.replace(plan, entries=entries)
 
 
 def on_other_levels(plan: Plan, levels: Mapping[Site, Levels]) -> Plan:

@@ -1,5 +1,6 @@
 """Ranges of DFQ where nothing tells how to find them: tried, and chosen by outputs."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from jaxtyping import Array, Shaped
@@ -8,7 +9,7 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.numerics.ranges import MinMax, Observer, Percentile
 from dfq_jax.quantization.narrowing import activation_gap
 from dfq_jax.quantization.observers import DEFAULT_OBSERVER, Observers
-from dfq_jax.quantization.plan import Plan, observing
+from dfq_jax.quantization.plan import Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 
 BLIND: dict[Observer, float] = {DEFAULT_OBSERVER: 1.0, MinMax(): 1.0, Percentile(): 1.25}
@@ -48,3 +49,13 @@ def nearest_network(
         for (quantized, _), times in zip([first, *others], counted, strict=False)
     ]
     return [first, *others][gaps.index(min(gaps))]
+
+
+def observing(plan: Plan, observer: Observer) -> Plan:
+    """The plan with another way to find the ranges of its 8-bit edges."""
+    edge = lambda site, spec: site.argument is not None and spec.levels.bits == 8
+    entries = tuple(
+        (site, dataclasses.replace(spec, observer=observer) if edge(site, spec) else spec)
+        for site, spec in plan.entries
+    )
+    return dataclasses.replace(plan, entries=entries)

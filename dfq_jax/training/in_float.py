@@ -22,7 +22,7 @@ from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.pruning.refit import HostMoments, in_whole_batches, moved_as
-from dfq_jax.quantization.plan import Plan, Scheme
+from dfq_jax.quantization.plan import FLOAT, Plan
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.training.distance import distance
 from dfq_jax.training.engine import (
@@ -37,7 +37,7 @@ from dfq_jax.training.images import Course
 from dfq_jax.training.method import Training
 from dfq_jax.training.student import StudentKind, StudentStart, unfolded_student
 
-NO_LEVELS = Plan((), (), Scheme(8, None), "zsq_all_low")
+NO_LEVELS = Plan((), (), FLOAT, "zsq_all_low")
 """Everything stays in float."""
 
 

@@ -18,11 +18,11 @@ from dfq_jax.quantization.plan import (
     Rule,
     Scheme,
     Site,
-    observing,
     parse_scheme,
     resolve,
     weight_spec,
 )
+from dfq_jax.recipes.dfq_trials import observing
 
 
 @pytest.fixture(scope="module")
