@@ -2,7 +2,7 @@
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 MOST_INPUTS = 8192
 """Widest layer whose inputs are related to each other: its matrix takes half a GiB."""
@@ -43,3 +43,26 @@ def refitted(
     pull = max(damping * power, 1e-12)
     system = gram + pull * np.eye(len(gram))
     return scipy.linalg.solve(system, cross @ whole + pull * start, assume_a="pos")
+
+
+def refitted_where(
+    stays: Bool[np.ndarray, "k o"],
+    gram: Float[np.ndarray, "k k"],
+    target: Float[np.ndarray, "k o"],
+) -> Float[np.ndarray, "k o"]:
+    """Weights of which only some may differ from zero, in least squares.
+
+    Args:
+      stays: which may.
+      gram: second moments of the inputs, positive definite.
+      target: of the inputs with what each output should be.
+
+    Returns:
+      `argmin_v v^T gram v - 2 v^T target` over the weights that stay, output by output.
+    """
+    found = np.zeros(target.shape)
+    for output, there in enumerate(stays.T):
+        rows = np.flatnonzero(there)
+        system, wanted = gram[np.ix_(rows, rows)], target[rows, output]
+        found[rows, output] = scipy.linalg.solve(system, wanted, assume_a="pos")
+    return found

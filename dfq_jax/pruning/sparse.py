@@ -17,8 +17,8 @@ from dfq_jax.graph.graph import Model
 from dfq_jax.graph.query import weighted_nodes
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.channels import by_group
-from dfq_jax.numerics.regression import too_wide
-from dfq_jax.numerics.sparsity import Pattern, arranged, sparse, surviving
+from dfq_jax.numerics.regression import refitted, refitted_where, too_wide
+from dfq_jax.numerics.sparsity import DAMPING, Pattern, arranged, sparse, surviving
 from dfq_jax.passes.reorder import exchangeable, places, reordered
 from dfq_jax.pruning.criteria import ChannelMoments, channel_moments, reading_columns
 from dfq_jax.pruning.groups import Subject, left_alone
@@ -227,6 +227,9 @@ def thinned(
 ) -> Float[np.ndarray, "..."]:
     """The kernel of a layer with weights at zero, if it is not among those left alone.
 
+    What is approached is what the whole kernel made of all it read, though the layer reads what is
+    left of that. Once it is settled which weights stay, they are fitted together.
+
     Of a layer with too many inputs to relate the largest stay, and nothing makes up for the rest.
     """
     inputs = layer.whole.shape[-2]
@@ -235,7 +238,10 @@ def thinned(
     whole = by_group(layer.whole, 1)[0]
     if too_wide(len(whole)):
         return (whole * surviving(np.abs(whole), pattern)).reshape(layer.whole.shape)
-    gram, _, samples = moments_read(layer)
-    noise = len(gram[0]) / samples * np.trace(gram[0]) / len(gram[0])
-    found = sparse(whole, gram[0] + noise * np.eye(len(gram[0])), pattern)
-    return found.reshape(layer.whole.shape)
+    grams, crosses, samples = moments_read(layer)
+    gram, cross = grams[0], crosses[0]
+    pull = DAMPING + len(gram) / samples
+    wanted = refitted(gram, cross, whole, whole, pull)
+    steady = gram + pull * np.trace(gram) / len(gram) * np.eye(len(gram))
+    found = sparse(wanted, steady, pattern)
+    return refitted_where(found != 0, steady, steady @ wanted).reshape(layer.whole.shape)

@@ -8,6 +8,7 @@ import pytest
 import dfq_jax as dfq
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.rewrite import with_params
+from dfq_jax.numerics.regression import refitted_where
 from dfq_jax.numerics.sparsity import Pattern, arranged, surviving
 from dfq_jax.pruning.groups import Subject
 from dfq_jax.pruning.sparse import arranged_channels, parse_pattern, sparsified
@@ -134,3 +135,15 @@ def test_zeros_stay_zeros_on_the_grid(made):
         codes = np.asarray(integer.params[name]["kernel"])
         was = np.asarray(found.model.params[name]["kernel"]) == 0
         assert (codes[was] == 0).all()
+
+
+def test_weights_that_stay_are_fitted_together():
+    """`refitted_where` against `numpy.linalg.lstsq` on the inputs that stay of each output."""
+    rng = np.random.default_rng(2)
+    x, y, stays = rng.normal(size=(40, 8)), rng.normal(size=(40, 3)), rng.uniform(size=(8, 3)) < 0.5
+    found = refitted_where(stays, x.T @ x, x.T @ y)
+    assert (found[~stays] == 0).all()
+    for output in range(3):
+        there = stays[:, output]
+        wanted = np.linalg.lstsq(x[:, there], y[:, output], rcond=None)[0]
+        assert np.allclose(found[there, output], wanted)
