@@ -9,7 +9,7 @@ random. Rate, weight and windows were chosen on 5,000 training images of CIFAR-1
 
 import optax
 
-from dfq_jax.recipes.best_training import IMAGES, PASTED, ROWS, best_losses
+from dfq_jax.recipes.best_training import PASTED, ROWS, SMALL_IMAGES, best_losses
 from dfq_jax.training.losses import block_outputs
 from dfq_jax.training.method import FixedRows, Training, to_zero
 from dfq_jax.training.student import StudentKind
@@ -19,9 +19,10 @@ def retraining(
     *,
     steps: int = 2000,
     batch: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     temperature: float = 2.0,
     features: float = 20.0,
+    n: int = SMALL_IMAGES,
     classes: bool = True,
     rows: bool = False,
 ) -> Training:
@@ -33,6 +34,7 @@ def retraining(
       learning_rate: of all parameters; it falls to 0 along a cosine.
       temperature: of the KL.
       features: weight of what blocks put out; 0 for the outputs alone.
+      n: images that are made to learn from.
       classes: whether outputs are scores of classes; the squared gap of outputs where they are
         not.
       rows: whether the network reads ids or plain values: it is shown rows as they are.
@@ -47,5 +49,5 @@ def retraining(
         optimizer=to_zero(optax.adam, learning_rate, steps),
         watch=block_outputs,
         recipe="best_unlabelled",
-        n=ROWS if rows else IMAGES,
+        n=ROWS if rows else n,
     )

@@ -16,7 +16,7 @@ from dfq_jax.quantization.observers import Observers
 from dfq_jax.recipes.aac_abn import aac_abn
 from dfq_jax.recipes.adadfq import adadfq
 from dfq_jax.recipes.ait import ait
-from dfq_jax.recipes.best_training import IMAGES, best_training
+from dfq_jax.recipes.best_training import IMAGES, SMALL_IMAGES, best_training
 from dfq_jax.recipes.choi import choi
 from dfq_jax.recipes.clusterq_qat import clusterq_qat
 from dfq_jax.recipes.dir_net import dir_net
@@ -170,8 +170,8 @@ def retraining_for(model: Model, steps: int, task: Task | str | None = None) -> 
       UsageError: for steps below 1, and an unknown task.
     """
     check_positive("train", steps)
-    said = said_task(task)
-    return judged_as(retraining(steps=steps, **by_network(model, said)), said)
+    said, n = said_task(task), SMALL_IMAGES if is_small(model.input) else IMAGES
+    return judged_as(retraining(steps=steps, n=n, **by_network(model, said)), said)
 
 
 def check_positive(name: str, value: int | None) -> None:
