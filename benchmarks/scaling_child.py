@@ -265,7 +265,7 @@ def shard_seconds(model: Any, batch: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         shards = ShardSet(Path(folder), batch, batch, model.contract, {})
         images = np.zeros((batch, *model.contract.shape), np.float32)
-        return fastest(lambda: write_shard(shards, 0, images, 0))
+        return fastest(lambda: write_shard(shards, 0, images))
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
