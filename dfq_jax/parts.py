@@ -121,7 +121,8 @@ from dfq_jax.training.method import (
     rates_apart,
     to_zero,
 )
-from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.student import StudentKind
+from dfq_jax.training.tracking import Tracking
 from dfq_jax.training.transfer import distilled, initialised
 from dfq_jax.training.vertical import trained_vertically
 from dfq_jax.training.wrappers import perturbed_images, sharpness_aware

@@ -93,7 +93,7 @@ def test_programs_are_kept_where_the_user_says(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("DFQ_CACHE", str(tmp_path / "a" / "cache"))
     keep_programs()
     assert settings == dict(
-        zip(SETTINGS, (str(tmp_path / "a" / "cache" / "xla"), 0.5), strict=True)
+        zip(SETTINGS, (str(tmp_path / "a" / "cache" / "xla"), 0.05), strict=True)
     )
     assert (tmp_path / "a" / "cache" / "xla").is_dir()
 

@@ -18,10 +18,9 @@ from cyclopts import Parameter
 
 from dfq_jax.base.words import Precision
 
-WORTH_KEEPING = 0.5
-"""Seconds of compilation from which on a program is kept for the next run."""
-
-
+WORTH_KEEPING = 0.05
+"""Seconds of compilation from which on a program is kept for the next run: reading one takes
+hundredths."""
 SEEN = "looked-at"
 """A file beside kept programs, as old as the last look for halves."""
 ZLIB, ZSTD = 0x78, b"\x28\xb5\x2f\xfd"

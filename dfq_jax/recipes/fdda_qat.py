@@ -28,7 +28,8 @@ from dfq_jax.synthesis.terms.one_class import centres_for, one_class, usable_cla
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.losses import distillation, label_loss
 from dfq_jax.training.method import GeneratedImages, Training, cosine_sgd, milestones
-from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.student import StudentKind
+from dfq_jax.training.tracking import Tracking
 from dfq_jax.values import bound
 
 SHOWN = 32

@@ -20,7 +20,8 @@ from dfq_jax.synthesis.terms.match import batch_var_gap, matched, squared_mean
 from dfq_jax.training.generator import GeneratorKind, labelled_noise, plain_noise
 from dfq_jax.training.losses import distillation, label_loss
 from dfq_jax.training.method import GeneratedImages, Training, milestones, nesterov
-from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.student import StudentKind
+from dfq_jax.training.tracking import Tracking
 
 EPOCH = 200
 TRACKED = 4 * EPOCH

@@ -17,7 +17,8 @@ from dfq_jax.synthesis.sources.augment import flip
 from dfq_jax.synthesis.terms.base import Term
 from dfq_jax.training.losses import embedding_loss
 from dfq_jax.training.method import AtFactor, FixedImages, Training, nesterov
-from dfq_jax.training.student import StudentKind, Tracking
+from dfq_jax.training.student import StudentKind
+from dfq_jax.training.tracking import Tracking
 from dfq_jax.values import bound
 
 RANGED = 300

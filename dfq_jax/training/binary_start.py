@@ -21,7 +21,7 @@ from dfq_jax.numerics.signs import Alpha, Signs
 from dfq_jax.quantization.plan import on_other_levels
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
-from dfq_jax.training.student import BYTE
+from dfq_jax.training.tracking import BYTE
 
 HARD_TANH = Clip(-1.0, 1.0)
 

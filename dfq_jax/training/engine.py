@@ -48,10 +48,10 @@ from dfq_jax.training.student import (
     finished,
     kernel_codes,
     share_changed,
-    tracked_at_first,
     trained_at_first,
 )
 from dfq_jax.training.suits import check_classes, check_images, check_shape
+from dfq_jax.training.tracking import tracked_at_first
 from dfq_jax.values import described, fingerprint
 
 CHUNK = 20
@@ -319,7 +319,9 @@ def attempted(run: TrainingRun, number: int) -> FitResult:
     key, watch = setup.key, setup.watch
     if number:
         watch.says(f"training diverged; again at 1/{2**number} of the learning rate")
-    heard: dict[str, PyTree] = {"ranges": tracked_at_first(method.student, plan, taught.start)}
+    start, tracking = taught.start, method.student.tracking
+    ranges = tracked_at_first(tracking, plan, start.qparams, start.model.graph.inputs)
+    heard: dict[str, PyTree] = {"ranges": ranges}
     heard["codes"] = codes_found(method.student, plan, x[STUDENT], taught.start)
     if method.average is not None:
         heard["average"] = x[STUDENT]

@@ -36,9 +36,9 @@ from dfq_jax.training.student import (
     StudentStart,
     float_student,
     student_hook,
-    tensors_of,
     with_rounded_kernels,
 )
+from dfq_jax.training.tracking import tensors_of
 from dfq_jax.types import InputContract
 
 STUDENT, GENERATOR = "student", "generator"

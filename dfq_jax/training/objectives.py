@@ -31,9 +31,8 @@ from dfq_jax.training.method import GeneratedImages, Projection, SoftRows
 from dfq_jax.training.student import (
     kernel_codes,
     share_changed,
-    tensors_of,
-    tracked,
 )
+from dfq_jax.training.tracking import tensors_of, tracked
 from dfq_jax.training.widths import at_width, stacked_widths
 from dfq_jax.training.wrappers import Heard, LossParts, wrapped
 from dfq_jax.values import bound
@@ -104,7 +103,7 @@ def student_loss(
     told = ToldBeside(labels, at, own_key)
     lesson = partial(lesson_loss, course, taught, told)
     loss, heard = wrapped(method.wrappers, lesson)(x, shown.images)
-    ranges = tracked(method.student, ranges, heard.extremes, now.step)
+    ranges = tracked(method.student.tracking, ranges, heard.extremes, now.step)
     codes = kernel_codes(method.student, plan, x, taught.start)
     fresh = now.step % method.epoch == 0
     counted = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), codes, now.memory["codes"])

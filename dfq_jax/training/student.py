@@ -19,8 +19,7 @@ from dfq_jax.graph.graph import Model, Node
 from dfq_jax.graph.ops import WEIGHTED, BatchNorm
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.graph.semantics import Slots, Tensor
-from dfq_jax.numerics.affine import covers, from_range
-from dfq_jax.numerics.levels import Parameters, affine_of, codes_of
+from dfq_jax.numerics.levels import Parameters, codes_of
 from dfq_jax.numerics.signs import Alpha
 from dfq_jax.passes.fold import fold_batch_norm
 from dfq_jax.quantization.calibrate import guard_biases
@@ -29,10 +28,16 @@ from dfq_jax.quantization.simulate import QParams, QuantizedModel, snap_bias
 from dfq_jax.quantization.sites import Site
 from dfq_jax.training.batch_norms import by_batch
 from dfq_jax.training.level_rules import DONE, LevelRule, Share, as_calibrated, min_max
+from dfq_jax.training.tracking import (
+    BYTE,
+    TrackedRanges,
+    Tracking,
+    grouped,
+    ranged_parameters,
+    spec_of,
+)
 from dfq_jax.training.widths import widths_at_first
 
-BYTE = 8
-"""Grids of so many bits do not learn from images that are not real."""
 TRAINED: Mapping[type, tuple[str, ...]] = {
     **dict.fromkeys(WEIGHTED, ("kernel", "bias")),
     BatchNorm: ("scale", "bias"),
@@ -41,27 +46,6 @@ TRAINED: Mapping[type, tuple[str, ...]] = {
 KernelView = Callable[[Tensor, Tensor, Share], Tensor]
 """(kernel, as it was at the start, share of the steps that are taken) -> what of it meets its
 levels."""
-TrackedRanges = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
-"""{tensor: its extremes, averaged over steps}."""
-
-
-class Tracking(NamedTuple):
-    """Ranges of activations that follow the images of the first steps, and then stay.
-
-        r <- momentum r + (1 - momentum) extremes of the batch
-        r <- extremes of r and of the batch, where momentum is None
-
-    GDFQ's released code divides by `1 - momentum^t` in place, which makes ranges thousands of times
-    too wide for a while; this does not.
-
-    Attributes:
-      steps: in which they follow.
-      momentum: weight of the past, at the first step there is none; None for ranges that widen to
-        all that was seen.
-    """
-
-    steps: int
-    momentum: float | None = 0.9
 
 
 class StudentKind(NamedTuple):
@@ -153,16 +137,6 @@ def on_learned_levels(kind: StudentKind) -> tuple[StudentKind, tuple[str, ...]]:
     told["kernels keep its scales"] = kept.kernels != kind.kernels
     told["ranges stay"] = kind.tracking is not None
     return kept, tuple(words for words, changed in told.items() if changed)
-
-
-def grouped(plan: Plan) -> dict[str, tuple[Site, ...]]:
-    """{name of a tensor on one grid: the sites that read it so}; apart for each grid of it."""
-    return {f"{number}:{tensor}": sites for number, (tensor, sites) in enumerate(plan.groups)}
-
-
-def spec_of(plan: Plan, sites: tuple[Site, ...]) -> Spec:
-    """How sites of one grid are quantized."""
-    return plan.table[sites[0]]
 
 
 def float_student(kind: StudentKind, x: PyTree, start: StudentStart, taken: Share = DONE) -> Model:
@@ -263,61 +237,6 @@ def rounded_bias(bias: Tensor, data: Parameters, kernel: Parameters) -> Tensor:
 def rule_of(kind: StudentKind, spec: Spec) -> LevelRule:
     """How an activation meets its levels: bytes stay as calibrated."""
     return kind.edges if spec.levels.bits < BYTE else as_calibrated()
-
-
-def ranged_parameters(
-    spec: Spec, name: str, given: Parameters, ranges: TrackedRanges
-) -> Parameters:
-    """The parameters of an activation: of its tracked range, if there is one."""
-    return from_range(*ranges[name], spec.grid) if name in ranges else given
-
-
-def tracked_at_first(kind: StudentKind, plan: Plan, start: StudentStart) -> TrackedRanges:
-    """Ranges before the first step, of the tensors that are tracked: no input of the network is."""
-    if kind.tracking is None:
-        return {}
-    low = {
-        f"{number}:{tensor}": (start.qparams[sites[0]], spec_of(plan, sites).grid)
-        for number, (tensor, sites) in enumerate(plan.groups)
-        if tensor not in start.model.graph.inputs and spec_of(plan, sites).levels.bits < BYTE
-    }
-    return {name: covers(affine_of(given), grid) for name, (given, grid) in low.items()}
-
-
-def tensors_of(ranges: TrackedRanges) -> tuple[str, ...]:
-    """The tensors of a graph whose ranges are tracked."""
-    return tuple(dict.fromkeys(name.split(":", 1)[1] for name in ranges))
-
-
-def tracked(
-    kind: StudentKind, ranges: TrackedRanges, extremes: TrackedRanges, step: Array
-) -> TrackedRanges:
-    """Ranges a step later.
-
-    Args:
-      kind: of student.
-      ranges: so far.
-      extremes: {tensor of the graph: its extremes in this batch, before it is rounded}.
-      step: steps taken so far.
-    """
-    if kind.tracking is None:
-        return ranges
-    steps, momentum = kind.tracking
-    new = {name: extremes[name.split(":", 1)[1]] for name in ranges}
-    if momentum is None:
-        wider = {name: widened(ranges[name], new[name]) for name in ranges}
-        new = jax.tree.map(lambda wide, v: jnp.where(step == 0, v, wide), wider, new)
-    past = jnp.where(step == 0, 0.0, momentum or 0.0)
-
-    def follow(before: Array, new: Array) -> Array:
-        return jnp.where(step < steps, past * before + (1 - past) * new, before)
-
-    return jax.tree.map(follow, dict(ranges), new)
-
-
-def widened(before: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The range that holds two."""
-    return jnp.minimum(before[0], new[0]), jnp.maximum(before[1], new[1])
 
 
 def finished(

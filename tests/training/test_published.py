@@ -31,8 +31,8 @@ from dfq_jax.training.engine import TrainingSetup, rows_of_classes, trained
 from dfq_jax.training.frequencies import low_pass
 from dfq_jax.training.images import generator_refusal
 from dfq_jax.training.losses import Answers, Lesson, distillation
-from dfq_jax.training.student import Tracking
 from dfq_jax.training.superposed import standardised, superposed_classes
+from dfq_jax.training.tracking import Tracking
 from dfq_jax.types import InputContract
 
 KEY = jax.random.key(2)

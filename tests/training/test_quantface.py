@@ -17,7 +17,7 @@ from dfq_jax.quantization.simulate import simulate
 from dfq_jax.recipes.quantface import quantface
 from dfq_jax.recipes.trainings import retraining_for, scheme_for, training_for
 from dfq_jax.training.engine import TrainingSetup, trained
-from dfq_jax.training.student import Tracking
+from dfq_jax.training.tracking import Tracking
 
 KEY = jax.random.key(4)
 

@@ -16,7 +16,6 @@ from dfq_jax.quantization.simulate import simulate
 from dfq_jax.training.level_rules import as_calibrated, clipped, learned_steps, min_max
 from dfq_jax.training.student import (
     StudentKind,
-    Tracking,
     finished,
     float_student,
     kernel_codes,
@@ -24,11 +23,10 @@ from dfq_jax.training.student import (
     share_changed,
     student_hook,
     student_start,
-    tracked,
-    tracked_at_first,
     trained_at_first,
     with_rounded_kernels,
 )
+from dfq_jax.training.tracking import Tracking
 
 KINDS = {
     "LSQ": StudentKind(learned_steps(), learned_steps(images=True)),
@@ -94,36 +92,6 @@ def test_bytes_do_not_learn(start):
     table = quantized.plan.table
     low = {t for t, sites in quantized.plan.groups if table[sites[0]].levels.bits < 8}
     assert {name.split(":", 1)[1] for name in x["edges"]} == low
-
-
-def test_ranges_follow_the_first_images(start):
-    model, quantized, _ = start
-    kind = StudentKind(tracking=Tracking(2, 0.9))
-    ranges = tracked_at_first(kind, quantized.plan, student_start(kind, quantized, model))
-    assert ranges
-    name = next(iter(ranges))
-    seen = lambda top: {n.split(":", 1)[1]: (jnp.zeros(()), jnp.float32(top)) for n in ranges}
-    first = tracked(kind, ranges, seen(2.0), jnp.int32(0))
-    second = tracked(kind, first, seen(3.0), jnp.int32(1))
-    third = tracked(kind, second, seen(9.0), jnp.int32(2))
-    tops = [float(r[name][1]) for r in (first, second, third)]
-    np.testing.assert_allclose(tops, [2.0, 2.1, 2.1], rtol=1e-6)
-
-
-def test_ranges_widen_to_all_that_the_first_images_show(start):
-    """QuantFace's: smallest and largest of the first steps, whatever calibration found."""
-    model, quantized, _ = start
-    kind = StudentKind(tracking=Tracking(3, None))
-    ranges = tracked_at_first(kind, quantized.plan, student_start(kind, quantized, model))
-    shown = [(-1.0, 2.0), (-3.0, 1.0), (0.0, 2.5), (-9.0, 9.0)]
-    seen = lambda low, top: {
-        n.split(":", 1)[1]: (jnp.float32(low), jnp.float32(top)) for n in ranges
-    }
-    found = []
-    for step, ends in enumerate(shown):
-        ranges = tracked(kind, ranges, seen(*ends), jnp.int32(step))
-        found.append(tuple(float(end) for end in next(iter(ranges.values()))))
-    assert found == [(-1.0, 2.0), (-3.0, 2.0), (-3.0, 2.5), (-3.0, 2.5)]
 
 
 def test_changed_codes_are_counted(start):
