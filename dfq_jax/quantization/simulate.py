@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from functools import partial
 
 import jax
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Integer, Shaped
 
 from dfq_jax.errors import PlanError
 from dfq_jax.graph.evaluate import Hook, Slots, Tensor, chained, evaluate
 from dfq_jax.graph.graph import Model, Node
 from dfq_jax.numerics.affine import Affine, NumpyOrJax, bias_scale, dequantize, quantize_bias
 from dfq_jax.numerics.levels import (
+    Levels,
     Parameters,
     QuantizedArray,
     affine_of,
+    codes_of,
     on_levels,
     quantized,
     scales_of,
@@ -67,11 +70,31 @@ class QuantizedModel:
         Raises:
           PlanError: if it stays in float.
         """
-        site = Site(layer)
-        spec = self.plan.spec(site)
+        levels, parameters = self.kernel_levels(layer)
+        return quantized(self.model.params[layer]["kernel"], levels, parameters)
+
+    def codes(self, layer: str) -> Integer[np.ndarray, "..."]:
+        """The codes of a layer's kernel, by NumPy as files have them: ties must fall alike.
+
+        Nothing is compiled for its shape.
+
+        Raises:
+          PlanError: if it stays in float.
+        """
+        levels, parameters = self.kernel_levels(layer)
+        host = jax.device_get((self.model.params[layer]["kernel"], parameters))
+        return np.asarray(codes_of(host[0], levels, host[1]))
+
+    def kernel_levels(self, layer: str) -> tuple[Levels, Parameters]:
+        """What the kernel of a layer may hold, and its scales.
+
+        Raises:
+          PlanError: if it stays in float.
+        """
+        spec = self.plan.spec(Site(layer))
         if spec is None:
             raise PlanError(f"the kernel of {layer!r} is not quantized; it is in `model.params`.")
-        return quantized(self.model.params[layer]["kernel"], spec.levels, self.qparams[site])
+        return spec.levels, self.qparams[Site(layer)]
 
 
 def simulation_hook(plan: Plan, qparams: QParams) -> Hook:

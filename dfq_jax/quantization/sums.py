@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dfq_jax.graph.graph import Node
@@ -74,7 +75,8 @@ def largest_sum(quantized: QuantizedModel, node: Node) -> int:
     table, qparams, slots = quantized.plan.table, quantized.qparams, quantized.model.params
     data, kernel = operands(node)
     low, high = ends(qparams[data], table[data].levels)
-    weights = np.asarray(centred(quantized.kernel(node.name).codes, qparams[kernel]), np.int64)
+    codes, levels = quantized.codes(node.name), jax.device_get(qparams[kernel])
+    weights = np.asarray(centred(codes, levels), np.int64)
     rows = weights.reshape(-1, weights.shape[-1])
     positive, negative = np.maximum(rows, 0).sum(0), np.minimum(rows, 0).sum(0)
     top, bottom = positive * high + negative * low, positive * low + negative * high

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float
 
 from dfq_jax.errors import UsageError
 from dfq_jax.graph.graph import Graph
 from dfq_jax.graph.rewrite import with_params
 from dfq_jax.numerics.affine import Affine, Grid
 from dfq_jax.numerics.bit_planes import TOP, doubled_and_one, without_lowest_bits
-from dfq_jax.numerics.levels import affine_of, codes_of
+from dfq_jax.numerics.levels import affine_of
 from dfq_jax.quantization.plan import Plan, Scheme, on_other_levels, resolve
 from dfq_jax.quantization.simulate import QuantizedModel
 from dfq_jax.quantization.sites import Site
@@ -97,7 +97,7 @@ def narrowed(network: VerticalNetwork, bits: int) -> QuantizedModel:
     for layer, step in own.steps.items():
         site = Site(layer)
         kernel = top.model.params[layer]["kernel"]
-        odd = doubled_and_one(whole_codes(top, site), bits)
+        odd = doubled_and_one(top.codes(site.node), bits)
         shape = (1,) * (kernel.ndim - 1) + (-1,)
         half = jnp.reshape(step, shape) / 2
         params[layer] = {"kernel": jax.device_put(odd.astype(np.float32)) * half}
@@ -108,13 +108,6 @@ def narrowed(network: VerticalNetwork, bits: int) -> QuantizedModel:
     plan = on_other_levels(top.plan, levels)
     plan = dataclasses.replace(plan, scheme=dataclasses.replace(plan.scheme, weight_bits=bits))
     return QuantizedModel(with_params(top.model, params), plan, qparams)
-
-
-def whole_codes(quantized: QuantizedModel, site: Site) -> Int8[np.ndarray, "..."]:
-    """The 8-bit codes of a kernel, in NumPy as files have them: ties must fall alike."""
-    levels, parameters = quantized.plan.table[site].levels, quantized.qparams[site]
-    kernel = np.asarray(quantized.model.params[site.node]["kernel"])
-    return np.asarray(codes_of(kernel, levels, jax.device_get(parameters)))
 
 
 def as_cut(quantized: QuantizedModel, widths: tuple[int, ...]) -> VerticalNetwork:
@@ -154,4 +147,4 @@ def channel_units(quantized: QuantizedModel, layer: str) -> Float[Array, " c"]:
 
 def cut_codes(quantized: QuantizedModel, layer: str, bits: int) -> np.ndarray:
     """Codes of a width: those of 8 bits without their lowest bits."""
-    return without_lowest_bits(whole_codes(quantized, Site(layer)), bits)
+    return without_lowest_bits(quantized.codes(layer), bits)

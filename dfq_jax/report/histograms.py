@@ -39,7 +39,7 @@ def codes_of_layers(quantized: QuantizedModel, layers: Sequence[str]) -> list[Co
     known = [layer for layer in layers if sites[layer] in table]
     found = []
     for layer in known[:MOST]:
-        codes = np.asarray(quantized.kernel(layer).codes)
+        codes = quantized.codes(layer)
         lowest = int(codes.min())
         counts = np.bincount(codes.astype(np.int64).ravel() - lowest)
         found.append(Codes(layer, table[sites[layer]].levels.bits, lowest, counts))

@@ -31,7 +31,7 @@ from dfq_jax.quantization.calibrate import calibrate
 from dfq_jax.quantization.plan import Scheme, resolve
 from dfq_jax.quantization.simulate import simulate
 from dfq_jax.quantization.sites import Site
-from dfq_jax.quantization.vertical import as_cut, cut_codes, narrowed, nested_layers, whole_codes
+from dfq_jax.quantization.vertical import as_cut, cut_codes, narrowed, nested_layers
 from dfq_jax.recipes.trainings import check_kernels
 from dfq_jax.recipes.vertical_layered import vertical_layered
 from dfq_jax.training.engine import TrainingSetup
@@ -135,7 +135,7 @@ def test_ties_fall_as_they_do_in_files(school):
     model = with_params(start.model, {"conv2": {"kernel": jnp.asarray(halves)}})
     between = dataclasses.replace(start, model=model)
     stored = stored_codes(between)["conv2"]["kernel"]
-    np.testing.assert_array_equal(whole_codes(between, site), stored)
+    np.testing.assert_array_equal(between.codes(site.node), stored)
 
 
 def test_a_student_of_a_width_is_the_network_of_that_width(school):

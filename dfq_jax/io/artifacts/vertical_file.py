@@ -14,8 +14,7 @@ import safetensors.numpy
 from dfq_jax.errors import DataError, UsageError
 from dfq_jax.io.artifacts.artifact import Artifact
 from dfq_jax.numerics.bit_planes import TOP, cut_from_planes, planes_from
-from dfq_jax.quantization.sites import Site
-from dfq_jax.quantization.vertical import VerticalNetwork, WidthParameters, cut_codes, whole_codes
+from dfq_jax.quantization.vertical import VerticalNetwork, WidthParameters, cut_codes
 
 VERTICAL = "vertical.safetensors"
 
@@ -25,7 +24,7 @@ def pack_vertical(network: VerticalNetwork) -> bytes:
     tensors: dict[str, np.ndarray] = {}
     layers = next(iter(network.widths.values())).steps
     for layer in layers:
-        codes = whole_codes(network.top, Site(layer))
+        codes = network.top.codes(layer)
         tensors[f"{layer}.shape"] = np.array(codes.shape, np.int64)
         tensors |= {f"{layer}.plane{k}": plane for k, plane in enumerate(planes_from(codes))}
     for bits, own in network.widths.items():
