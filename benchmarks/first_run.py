@@ -118,8 +118,9 @@ def watched(command: list[str], told: Path) -> None:
 
     Terminal.stage = stage
     jax.monitoring.register_event_duration_secs_listener(watch.event)
+    sys.argv = ["dfq", *command]
     try:
-        main(command)
+        main()  # as a program of its own: callers in Python keep nothing
     finally:
         facts = {"programs": watch.programs, "stages": watch.stages, "read": watch.read}
         told.write_text(json.dumps({**facts, "seconds": time.process_time()}))
