@@ -211,21 +211,26 @@ def test_sums_order_mixed_networks_as_they_turn_out(space, tables, method, moved
     assert np.asarray(spearmanr(predicted, true))[0] > 0.8
 
 
-def scored_pixels(nets):
+def scored_pixels(nets, seed=0):
     """A network that scores every pixel."""
-    builder = nets.Builder(InputContract(4, 4))
+    builder = nets.Builder(InputContract(4, 4), seed)
     x = builder.op("relu", Relu(), builder.conv("first", "images", 4, bias=True))
     x = builder.conv("middle", x, 4, kernel=1, bias=True)
     return builder.done(builder.conv("scores", x, 3, kernel=1, bias=True))
 
 
-@pytest.mark.parametrize("make", [scored_pixels, lambda nets: nets.two_heads()])
+@pytest.mark.parametrize("make", [scored_pixels, lambda nets, seed: nets.two_heads(seed)])
 def test_several_outputs_and_scores_for_each_pixel(make, nets):
-    model = fold_batch_norm(make(nets))
-    space = space_of(model.graph, scheme=W4A4, bits=(3, 8))
-    x, key = nets.images(model, 2), jax.random.key(0)
-    kl, fisher = (sensitivities(model, space, x, method=m, key=key) for m in ("kl", "fisher"))
-    assert (np.abs(np.log(fisher[:, 1] / kl[:, 1])) < 1.5).all()
+    """A layer's one rounding is a draw of what the Fisher diagonal expects: right on average."""
+    ratios = []
+    for seed in range(6):
+        model = fold_batch_norm(make(nets, seed))
+        space = space_of(model.graph, scheme=W4A4, bits=(3, 8))
+        x, key = nets.images(model, 16), jax.random.key(0)
+        kl, fisher = (sensitivities(model, space, x, method=m, key=key) for m in ("kl", "fisher"))
+        ratios.append(np.log(fisher[:, 1] / kl[:, 1]))
+    assert np.abs(ratios).max() < 2.0
+    assert abs(np.mean(ratios)) < 0.5
 
 
 def test_refusals(model, space, images):

@@ -162,7 +162,7 @@ def test_the_top_class_of_every_pixel_counts(onnx_nets):
         with_bias(q, "classes", bias.at[0].add(6.0)), onnx_nets.integer_file("unet", "w5a6"), x
     )
     assert 0.01 < found.agreement < 0.99
-    assert found.undecided > 0
+    assert found.undecided == 0  # no two scores of a pixel are near, and the depth decides nothing
     assert any("decides as the simulator in only" in told for told in found.failures)
 
 
