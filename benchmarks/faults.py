@@ -53,7 +53,7 @@ TABLES = {
 def main() -> None:
     """Runs the campaign."""
     parser = common.parser(__doc__)
-    parser.add_argument("--long", action="store_true", help="the counts of RESULTS")
+    parser.add_argument("--long", action="store_true", help="the counts of NETWORKS.md")
     for name, count in SHORT.items():
         text = f"how many (default: {count}, --long: {LONG[name]})"
         parser.add_argument(f"--{name}", type=int, help=text)

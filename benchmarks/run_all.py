@@ -1,4 +1,4 @@
-"""Runs every benchmark, keeps its JSON in build/bench/, updates docs/RESULTS.md and SCALING.md.
+"""Runs every benchmark, keeps its JSON in build/bench/, updates the tables of docs/ and README.
 
 `ptq` comes first: `verify` and `latency` reuse what it quantized. A script that fails does not stop
 the others.

@@ -14,7 +14,8 @@ from typing import Any
 import common
 from common import DASH, Column
 
-PAGES = (*(common.ROOT / "docs" / name for name in ("RESULTS.md", "SCALING.md")), common.README)
+WRITTEN = ("RESULTS.md", "NETWORKS.md", "SCALING.md")
+PAGES = (*(common.ROOT / "docs" / name for name in WRITTEN), common.README)
 GLANCE = {"preset": "fast", "layers": "qdrop_8bit_ends", "seed": 0}
 """Which rows of `ptq` the table of README shows, a column for each scheme."""
 MARKED = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)

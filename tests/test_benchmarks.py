@@ -188,8 +188,9 @@ def test_make_bench_runs_every_script(scripts):
     assert {script for script, *_ in scripts("run_all").RUNS.values()} == {*MEASURING, *MAKING}
 
 
-def test_every_place_of_the_results_page_is_filled_by_a_script(scripts):
-    page = (FOLDER.parent / "docs" / "RESULTS.md").read_text()
+@pytest.mark.parametrize("name", ["RESULTS.md", "NETWORKS.md"])
+def test_every_place_of_a_page_is_filled_by_a_script(scripts, name):
+    page = (FOLDER.parent / "docs" / name).read_text()
     places = re.findall(r"<!-- begin (\w+) -->", page)
     assert places == re.findall(r"<!-- end (\w+) -->", page)
     assert len(places) == len(set(places))
