@@ -250,6 +250,7 @@ def test_the_command_leaves_what_is_left_in_float(dfq, made, tmp_path):
     assert found.data["report"]["sparsity"]["after"] == found.data["report"]["sparsity"]["before"]
     assert found.data["speedup"] is None
     assert dfq("verify", out).code == 0
+    assert "nothing in this folder is in integers" in dfq("bench", out, "--runs", 1).out
 
 
 def interrupted(*_):

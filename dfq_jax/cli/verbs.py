@@ -10,6 +10,7 @@ from dfq_jax.api import functions as api
 from dfq_jax.api.language import evaluate_text
 from dfq_jax.api.quantize import quantize
 from dfq_jax.api.result import Result
+from dfq_jax.api.shrinking import stays_float
 from dfq_jax.base.finite import finite_data
 from dfq_jax.base.words import DEFAULT_STORE
 from dfq_jax.cli.arguments import settings_of
@@ -249,7 +250,10 @@ def bench_folder(folder: Path, runs: int, terminal: Terminal) -> None:
         header,
         rows,
     )
-    terminal.say(f"the integer network is {found.speedup:.2f}x as fast")
+    if stays_float(scheme):
+        terminal.say("both are the float network: nothing in this folder is in integers")
+    else:
+        terminal.say(f"the integer network is {found.speedup:.2f}x as fast")
     for warning in found.warnings:
         terminal.note(warning)
     emit(terminal, found.to_dict())
