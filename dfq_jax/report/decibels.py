@@ -13,20 +13,27 @@ def in_decibels(ratio: float) -> str:
       ratio: in dB; infinite without noise, no number or minus infinity where something is not
         finite.
     """
-    if math.isnan(ratio) or ratio == -math.inf:
-        return "not finite"
-    if ratio == math.inf:
-        return "infinite (no difference)"
-    return "undefined (0 in float)" if ratio < SILENT else f"{ratio:.1f} dB"
+    return unusual(ratio, "infinite (no difference)", "undefined (0 in float)") or f"{ratio:.1f} dB"
 
 
 def decibel_cell(ratio: float) -> str:
     """The same in a cell of a table whose head says dB."""
+    return unusual(ratio, "exact", "0 in float") or f"{ratio:.1f}"
+
+
+def unusual(ratio: float, exact: str, silent: str) -> str:
+    """What stands for a ratio that is no plain number; nothing for one that is.
+
+    Args:
+      ratio: in dB.
+      exact: words for no noise.
+      silent: words for no signal.
+    """
     if math.isnan(ratio) or ratio == -math.inf:
         return "not finite"
     if ratio == math.inf:
-        return "exact"
-    return "0 in float" if ratio < SILENT else f"{ratio:.1f}"
+        return exact
+    return silent if ratio < SILENT else ""
 
 
 def share_of_error(ratio: float) -> float:
